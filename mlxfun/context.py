@@ -1,0 +1,25 @@
+"""What a long operation may ask of the outside: report progress, emit events, notice a cancel.
+
+The engine never prints. Library callers pass nothing and get the silent default; the worker
+passes a context tied to its job.
+"""
+
+from __future__ import annotations
+
+from mlxfun.events import Event
+
+
+class Context:
+    """Silent, never cancelled. The worker's subclass overrides all three methods."""
+
+    def progress(self, label: str, done: int, total: int | None = None, unit: str = "") -> None:
+        """Report that `done` of `total` units (unknown when None) of `label` are finished."""
+
+    def emit(self, event: Event) -> None:
+        """Hand an immutable event to whoever listens."""
+
+    def check(self) -> None:
+        """Raise `Cancelled` if the job was cancelled. Call between layers, batches and tokens."""
+
+
+SILENT = Context()

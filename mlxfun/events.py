@@ -1,0 +1,121 @@
+"""Events: the only things, with reports, that leave the worker thread. Frozen, no MLX arrays.
+
+Legend for shapes in the whole project: L MoE layers (in model order), E experts per layer as
+numbered in the checkpoint, T tokens, K top-k, D hidden size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from mlxfun.reports import Report
+
+    Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Base class of everything a job can emit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress(Event):
+    """How far the running job is. `seconds` since this label began."""
+
+    job: int
+    label: str
+    done: int
+    total: int | None
+    unit: str
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Units per second so far, 0.0 while nothing is known."""
+        return self.done / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def eta(self) -> float | None:
+        """Seconds left at the present rate, None when unknown."""
+        if self.total is None or self.done <= 0 or self.seconds <= 0:
+            return None
+        return (self.total - self.done) * self.seconds / self.done
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingFrame(Event):
+    """Live statistics while calibrating or chatting, already on the host.
+
+    freq: int64 [L, E], times each expert was selected so far.
+    reap_sum: float64 [L, E], sum of weight x output norm so far.
+    """
+
+    job: int
+    freq: Array
+    reap_sum: Array
+    samples: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Token(Event):
+    """One generated token.
+
+    side: "base" or "candidate". experts: int32 [L, K], the experts that served the forward which
+    *consumed* this token (-1 where unused); weights: float32 [L, K]. Both are None for a token
+    that no forward consumed (the last one).
+    """
+
+    job: int
+    side: str
+    index: int
+    token_id: int
+    text: str
+    experts: Array | None = None
+    weights: Array | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Notice(Event):
+    """A sentence worth showing although nothing failed. level: "info" or "warning"."""
+
+    level: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobQueued(Event):
+    """A job was accepted. line: the command as typed."""
+
+    job: int
+    line: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobStarted(Event):
+    """The worker took up the job."""
+
+    job: int
+    line: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobEnded(Event):
+    """The job is over: exactly one of `report` and `error` is set.
+
+    state: the model's committed state after it ("" without a model). usage: the error is one of
+    usage (exit code 2 in headless runs). cancelled: the error is a cancel.
+    """
+
+    job: int
+    line: str
+    report: Report | None
+    error: str | None
+    seconds: float
+    state: str
+    cancelled: bool = False
+    usage: bool = False

@@ -1,0 +1,105 @@
+"""Options of the techniques: frozen, documented, free of MLX so that any front end can build them.
+
+Expert sets are `{decoder layer: (expert, ...)}`; experts keep the number they had in the
+checkpoint for as long as the session lives, whatever was pruned before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ExpertSets = dict[int, tuple[int, ...]]
+
+METRICS = ("freq", "weighted_freq", "reap", "ean", "reap_sum", "reap_sq")
+STRATEGIES = ("bottom", "strided")
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetOptions:
+    """Where text comes from. source: a path, a directory, or "demo:NAME"."""
+
+    source: str
+    text_key: str = "content"
+    max_samples: int | None = None
+    max_tokens: int = 512
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CollectOptions:
+    """Calibration. batch_tokens bounds a padded batch (rows x longest row)."""
+
+    data: DatasetOptions
+    batch_tokens: int = 2048
+    max_batch: int = 4
+    add: bool = False  # add to the statistics in hand instead of starting anew
+
+
+@dataclass(frozen=True, slots=True)
+class PruneOptions:
+    """Which experts go. n_prune counts experts per layer (indices with model_wide)."""
+
+    n_prune: int | None = None
+    metric: str = "reap_sum"
+    strategy: str = "bottom"
+    model_wide: bool = False
+    ignore_experts: tuple[int, ...] = ()
+    min_experts_per_layer: int | None = None
+    expert_list: Path | None = None
+    safety_map: Path | None = None
+    safety_mode: str = "protect"  # "protect" or "target"
+    domain_map: Path | None = None
+    domain_mode: str = "protect"
+    allow_stale: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SteerOptions:
+    """Experts to force into or out of the top-k. Empty sets change nothing."""
+
+    activate: ExpertSets = field(default_factory=dict)
+    deactivate: ExpertSets = field(default_factory=dict)
+    clear: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateOptions:
+    """What to measure. datasets empty: the held-out split of the calibration set."""
+
+    datasets: tuple[DatasetOptions, ...] = ()
+    kl: bool = True
+    samples: int = 0
+    sample_tokens: int = 48
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateOptions:
+    """Decoding. side: "live", "base" or "candidate"."""
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    side: str = "live"
+    system: str | None = None
+    thinking: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SaveOptions:
+    """Where and how to write. quantize: bits, or None to keep what was loaded."""
+
+    path: Path
+    force: bool = False
+    quantize: int | None = None
+    group_size: int = 64
+    max_shard_bytes: int = 5 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyOptions:
+    """Guardrails of apply; with any set, a missing preview is made first."""
+
+    max_kl: float | None = None
+    max_perplexity_ratio: float | None = None
