@@ -1,0 +1,311 @@
+"""The Textual application: it owns the state and the engine, and is the only one to know both.
+
+Events come from the worker through a `Feed`, are folded into the state, and the state is shown.
+Intents come from the widgets and become command lines for the engine or changes of the state.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+from rich.console import RenderableType
+from rich.text import Text
+from textual import on
+from textual.app import App
+from textual.binding import Binding
+
+from mlxfun.events import Event, JobEnded
+from mlxfun.reports import Report
+from tui import deeds, guide, themes
+from tui.feed import Feed
+from tui.keymap import BY_ID, Key
+from tui.lines import LineHistory
+from tui.messages import CursorPut, KeyUsed, LineEntered, PanelPicked, Said, Wake
+from tui.palette import Commands, Item
+from tui.ports import Engine
+from tui.screen import MainScreen
+from tui.state import AppState, Entry, quoted_chat, reduce
+from tui.widgets.help import HelpScreen, help_page
+
+FRAMES_PER_SECOND = 12
+DOUBLE_ESCAPE = 1.5
+LONG_JOB = 10.0
+
+
+def plain_report(report: Report) -> RenderableType:
+    """A report as its one sentence, never read as markup."""
+    return Text(report.summary())
+
+
+class ShellApp(App[int]):
+    """engine: runs the commands. startup_lines: queued after the first paint. renderer: makes a
+    report readable. lines: earlier command lines. clock: seconds, monotonic."""
+
+    TITLE = "mlxfun"
+    COMMANDS: ClassVar = {Commands}
+    BINDINGS: ClassVar = [Binding("ctrl+c", "interrupt", "cancel", show=False)]
+    ENABLE_COMMAND_PALETTE = True
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        startup_lines: Sequence[str] = (),
+        renderer: Callable[[Report], RenderableType] = plain_report,
+        lines: LineHistory | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__()
+        self.engine = engine
+        self.state = AppState()
+        self._startup_lines = tuple(startup_lines)
+        self._renderer = renderer
+        self._lines = lines or LineHistory(None)
+        self._clock = clock
+        self._feed = Feed(self._wake)
+        self._escaped = float("-inf")
+
+    # Life -------------------------------------------------------------------------------------
+    def on_mount(self) -> None:
+        for theme in themes.THEMES:
+            self.register_theme(theme)
+        self.theme = themes.DARK.name
+        self.main = MainScreen(self.engine.complete, self._lines.load(), self._renderer)
+        self.state = replace(self.state, rows=tuple(self.engine.rows()), view=self.engine.view())
+        self.engine.subscribe(self._feed.push)
+        self.push_screen(self.main, callback=None)
+        self.call_after_refresh(self._started)
+
+    def _started(self) -> None:
+        self._show()
+        # Only now that something is on screen: loading imports MLX, which takes a while.
+        for line in self._startup_lines:
+            self.engine.run(line)
+        self.set_interval(1 / FRAMES_PER_SECOND, self.pump)
+
+    def _wake(self) -> None:
+        # Runs on the worker's thread: posting is all it may do, and it is thread-safe.
+        self.post_message(Wake())
+
+    @on(Wake)
+    def _woken(self) -> None:
+        self.pump()
+
+    def pump(self) -> None:
+        """Fold what the worker sent into the state and show it."""
+        events = self._feed.drain()
+        if not events and self.state.job is None:
+            return
+        for event in events:
+            self._take(event)
+        self._show()
+
+    def _take(self, event: Event) -> None:
+        if isinstance(event, JobEnded):
+            view, rows = self.engine.view(), tuple(self.engine.rows())
+            self.state = replace(self.state, view=view, rows=rows)
+            self.state = deeds.put(self.state, *self.state.cursor)
+        self.state = reduce(self.state, event, self._clock())
+        if isinstance(event, JobEnded) and event.seconds >= LONG_JOB and not event.cancelled:
+            self._announce(event)
+
+    def _announce(self, event: JobEnded) -> None:
+        """Whoever turned away while a long job ran is called back."""
+        self.bell()
+        text = event.report.summary() if event.report else (event.error or "failed")
+        self.notify(
+            text,
+            title=event.line,
+            severity="information" if event.report else "error",
+            markup=False,
+        )
+
+    def _show(self) -> None:
+        if self.main.is_mounted:
+            self.main.show(self.state, self._clock())
+
+    def _change(self, state: AppState) -> None:
+        self.state = state
+        self._show()
+
+    def _say(self, level: str, text: str) -> None:
+        """A word on the echo line, not worth keeping."""
+        self._change(replace(self.state, echo=Entry(level, "", text)))
+
+    # Intents ----------------------------------------------------------------------------------
+    @on(LineEntered)
+    def _line_entered(self, message: LineEntered) -> None:
+        if message.line in ("quit", "exit", "q"):
+            self.leave()
+            return
+        self._lines.add(message.line)
+        self.engine.run(message.line)
+
+    @on(Said)
+    def _said(self, message: Said) -> None:
+        self.engine.run(quoted_chat(message.text))
+
+    @on(CursorPut)
+    def _cursor_put(self, message: CursorPut) -> None:
+        self._change(deeds.put(self.state, message.position, message.expert))
+
+    @on(PanelPicked)
+    def _panel_picked(self, message: PanelPicked) -> None:
+        self._change(deeds.pick_panel(self.state, message.panel))
+        if message.move:
+            self.main.focus_panel(message.panel)
+
+    @on(KeyUsed)
+    def _key_used(self, message: KeyUsed) -> None:
+        if message.key == "interrupt":
+            self.action_interrupt()
+        elif message.key in BY_ID:
+            self._use(BY_ID[message.key])
+
+    def choose(self, item: Item) -> None:
+        """An entry of the palette: run it, or offer its command line for finishing."""
+        if item.key is not None:
+            self._use(BY_ID[item.key])
+        elif item.reason:
+            self._say("warning", f"{item.command}: {item.reason}")
+        else:
+            self.main.command.fill(f"{item.command} ")
+
+    # Keys -------------------------------------------------------------------------------------
+    def _use(self, key: Key) -> None:
+        reason = guide.why_not(self.state, key)
+        if reason:
+            self._say("warning", f"{key.label}: {reason}")
+            return
+        if key.kind == "do":
+            self._do(key)
+            return
+        line = guide.command_line(self.state, key, self.main.selected_node)
+        if key.kind == "run":
+            self.engine.run(line)
+        else:
+            self.main.command.fill(line)
+
+    def _do(self, key: Key) -> None:
+        """A thing of the screen itself, by the name in the keymap."""
+        state = self.state
+        if key.id in _MOVES:
+            self._change(deeds.move(state, *_MOVES[key.id]))
+        elif key.id in _TOGGLES:
+            self._change(deeds.toggle(state, _TOGGLES[key.id]))
+            if key.id == "table":
+                self.main.focus_panel("experts")
+        elif key.id.startswith("panel_") and key.id != "panel_command":
+            self._go(key.id.removeprefix("panel_"))
+        else:
+            {
+                "chat": lambda: self._go("chat"),
+                "command": self._focus_command,
+                "panel_command": self._focus_command,
+                "zoom": lambda: self._change(deeds.zoom(state)),
+                "metric": self._next_metric,
+                "theme": self._next_theme,
+                "help": self._help,
+                "palette": self.action_command_palette,
+                "escape": self._escape,
+                "quit": self.leave,
+            }[key.id]()
+
+    def _go(self, panel: str) -> None:
+        self._change(deeds.pick_panel(self.state, panel))
+        self.main.focus_panel(panel)
+
+    def _focus_command(self) -> None:
+        self.main.command.input.focus()
+
+    def _next_metric(self) -> None:
+        from tui.heat.model import heat_model
+
+        model = heat_model(self.state)
+        if model is not None:
+            self._change(deeds.next_metric(self.state, model.metrics, model.metric))
+
+    def _next_theme(self) -> None:
+        self.theme = themes.after(self.theme)
+
+    def _help(self) -> None:
+        name = self.main.focused_panel
+        panel = self.main.panel_named(name)
+        title = panel.title if panel else "command line"
+        about = panel.about if panel else self.main.command.about
+        typed = self.main.command.input.value.split()
+        if panel is None and typed and self.state.row(typed[0]):
+            about = self.engine.help(typed[0])
+        self.push_screen(HelpScreen(help_page(title, about, name, self.state)))
+
+    def _escape(self) -> None:
+        """Once: stop the answer, leave the field, leave the zoom. Twice: cancel the job."""
+        now, job = self._clock(), self.state.job
+        panel = self.main.focused_panel
+        twice = now - self._escaped < DOUBLE_ESCAPE
+        self._escaped = now
+        talking = job is not None and job.line.split(None, 1)[0] == "chat" and panel == "chat"
+        if job is not None and (twice or talking):
+            self.action_interrupt()
+            return
+        if panel == "command" or self.main.in_field:
+            self.main.leave_field()
+        elif self.state.zoomed and job is None:
+            self._change(deeds.zoom(self.state))
+        if job is not None:
+            self._say("info", f"escape again cancels: {job.line}")
+
+    def action_interrupt(self) -> None:
+        """Cancel the running job; the model stays as it was before it."""
+        if self.state.job is None and not self.state.queued:
+            self._say("info", "nothing is running; ctrl+q leaves")
+            return
+        self.engine.cancel()
+        self._say("info", "cancelling ...")
+
+    async def action_quit(self) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """Leave at once; `run` closes the engine when the terminal is itself again."""
+        self.engine.cancel()
+        self.exit(0)
+
+
+_MOVES = {
+    "up": (-1, 0),
+    "down": (1, 0),
+    "left": (0, -1),
+    "right": (0, 1),
+    "row_start": (0, -9999),
+    "row_end": (0, 9999),
+    "page_up": (-8, 0),
+    "page_down": (8, 0),
+}
+_TOGGLES = {"scale": "log", "span": "per_layer", "fit": "fit", "table": "table"}
+
+
+def run(
+    engine: Engine,
+    *,
+    startup_lines: Sequence[str] = (),
+    renderer: Callable[[Report], RenderableType] = plain_report,
+    lines_file: Path | None = None,
+) -> int:
+    """Show the shell until the person leaves; returns the exit code.
+
+    startup_lines: command lines to run after the first paint. lines_file: where command lines are
+    remembered between sessions; the user's state directory when None.
+    """
+    lines = LineHistory(lines_file or LineHistory.default_path())
+    app = ShellApp(engine, startup_lines=startup_lines, renderer=renderer, lines=lines)
+    try:
+        code = app.run()
+    finally:
+        # The terminal is restored by now; a job deep in a forward pass must not hold it up.
+        engine.close(timeout=2.0)
+    return app.return_code or code or 0
