@@ -10,6 +10,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 
@@ -63,6 +64,14 @@ class FakeRow:
     undoable: bool
     enabled: bool
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class QuitReport(Report):
+    kind: ClassVar[str] = "quit"
+
+    def summary(self) -> str:
+        return "bye"
 
 
 # name, group, help, usage, when: "" always, else what must exist
@@ -149,11 +158,11 @@ class FakeEngine:
         words = line.split(" ")
         start = len(line) - len(words[-1])
         if len(words) == 1:
-            options = [(f"{name} ", help_) for name, _, help_, _, _ in COMMANDS]
+            options = [(name, help_) for name, _, help_, _, _ in COMMANDS]
         elif words[-2] == "--dataset":
-            options = [("demo:mixed ", "a bit of everything"), ("demo:eval ", "held out")]
+            options = [("demo:mixed", "a bit of everything"), ("demo:eval", "held out")]
         else:
-            options = [("--dataset ", "what to read"), ("--n-prune ", "experts a layer")]
+            options = [("--dataset", "what to read"), ("--n-prune", "experts a layer")]
         return [FakeCompletion(t, start, h) for t, h in options if t.startswith(words[-1])]
 
     def help(self, name: str | None) -> str:
@@ -253,7 +262,7 @@ class FakeEngine:
             if words[0] not in {name for name, *_ in COMMANDS}:
                 raise_later = ValueError(f"unknown command {words[0]!r}; did you mean 'collect'?")
             else:
-                yield TextReport(f"{words[0]} done")
+                yield QuitReport() if words[0] == "quit" else TextReport(f"{words[0]} done")
                 return
             raise raise_later
         row = next(r for r in self.rows() if r.name == words[0])

@@ -6,6 +6,7 @@ Intents come from the widgets and become command lines for the engine or changes
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -32,6 +33,7 @@ from tui.state import AppState, Entry, quoted_chat, reduce
 from tui.widgets.help import HelpScreen, help_page
 
 FRAMES_PER_SECOND = 12
+REMOTE_FRAMES_PER_SECOND = 4
 DOUBLE_ESCAPE = 1.5
 LONG_JOB = 10.0
 
@@ -43,12 +45,24 @@ def plain_report(report: Report) -> RenderableType:
 
 class ShellApp(App[int]):
     """engine: runs the commands. startup_lines: queued after the first paint. renderer: makes a
-    report readable. lines: earlier command lines. clock: seconds, monotonic."""
+    report readable. lines: earlier command lines. clock: seconds, monotonic. frames_per_second: how
+    often heat and tokens are drawn at most."""
 
     TITLE = "mlxfun"
     COMMANDS: ClassVar = {Commands}
     BINDINGS: ClassVar = [Binding("ctrl+c", "interrupt", "cancel", show=False)]
-    ENABLE_COMMAND_PALETTE = True
+    CSS = """
+    * {
+        scrollbar-color: $foreground 25%;
+        scrollbar-color-hover: $foreground 40%;
+        scrollbar-color-active: $accent;
+        scrollbar-background: $background;
+        scrollbar-background-hover: $background;
+        scrollbar-background-active: $background;
+        scrollbar-corner-color: $background;
+    }
+    CommandPalette > Vertical { max-width: 100; }
+    """
 
     def __init__(
         self,
@@ -58,23 +72,25 @@ class ShellApp(App[int]):
         renderer: Callable[[Report], RenderableType] = plain_report,
         lines: LineHistory | None = None,
         clock: Callable[[], float] = time.monotonic,
+        frames_per_second: float = FRAMES_PER_SECOND,
     ) -> None:
         super().__init__()
         self.engine = engine
         self.state = AppState()
         self._startup_lines = tuple(startup_lines)
-        self._renderer = renderer
         self._lines = lines or LineHistory(None)
         self._clock = clock
+        self._frame_seconds = 1 / frames_per_second
         self._feed = Feed(self._wake)
+        self.main = MainScreen(engine.complete, self._lines.load(), renderer)
         self._escaped = float("-inf")
+        self._typed = 0
 
     # Life -------------------------------------------------------------------------------------
     def on_mount(self) -> None:
         for theme in themes.THEMES:
             self.register_theme(theme)
         self.theme = themes.DARK.name
-        self.main = MainScreen(self.engine.complete, self._lines.load(), self._renderer)
         self.state = replace(self.state, rows=tuple(self.engine.rows()), view=self.engine.view())
         self.engine.subscribe(self._feed.push)
         self.push_screen(self.main, callback=None)
@@ -85,7 +101,11 @@ class ShellApp(App[int]):
         # Only now that something is on screen: loading imports MLX, which takes a while.
         for line in self._startup_lines:
             self.engine.run(line)
-        self.set_interval(1 / FRAMES_PER_SECOND, self.pump)
+        self.set_interval(self._frame_seconds, self.pump)
+
+    def on_resize(self) -> None:
+        # After the screen has laid itself out for the new size.
+        self.call_after_refresh(self._show)
 
     def _wake(self) -> None:
         # Runs on the worker's thread: posting is all it may do, and it is thread-safe.
@@ -110,8 +130,25 @@ class ShellApp(App[int]):
             self.state = replace(self.state, view=view, rows=rows)
             self.state = deeds.put(self.state, *self.state.cursor)
         self.state = reduce(self.state, event, self._clock())
-        if isinstance(event, JobEnded) and event.seconds >= LONG_JOB and not event.cancelled:
+        if isinstance(event, JobEnded):
+            self._over(event)
+
+    def _over(self, event: JobEnded) -> None:
+        """A job has ended: show where its outcome is, call back whoever turned away."""
+        panel = deeds.news(event)
+        if panel is not None and not self._first_load(event):
+            self.state = deeds.reveal(self.state, panel)
+        if event.report is not None and event.report.kind == "quit":
+            self.leave()
+        if event.usage and event.job == self._typed and not self.main.command.input.value:
+            # A slip of the fingers is corrected, not typed again.
+            self.main.command.fill(event.line)
+        if event.seconds >= LONG_JOB and not event.cancelled:
             self._announce(event)
+
+    def _first_load(self, event: JobEnded) -> bool:
+        """Whether this is the model that the shell was started with: no news, but the scene."""
+        return event.line in self._startup_lines and event.line.startswith("load ")
 
     def _announce(self, event: JobEnded) -> None:
         """Whoever turned away while a long job ran is called back."""
@@ -125,7 +162,8 @@ class ShellApp(App[int]):
         )
 
     def _show(self) -> None:
-        if self.main.is_mounted:
+        # The timer may tick once more while the screen is being taken down.
+        if self.is_running and self.main.is_mounted:
             self.main.show(self.state, self._clock())
 
     def _change(self, state: AppState) -> None:
@@ -139,11 +177,8 @@ class ShellApp(App[int]):
     # Intents ----------------------------------------------------------------------------------
     @on(LineEntered)
     def _line_entered(self, message: LineEntered) -> None:
-        if message.line in ("quit", "exit", "q"):
-            self.leave()
-            return
         self._lines.add(message.line)
-        self.engine.run(message.line)
+        self._typed = self.engine.run(message.line)
 
     @on(Said)
     def _said(self, message: Said) -> None:
@@ -202,10 +237,10 @@ class ShellApp(App[int]):
         elif key.id.startswith("panel_") and key.id != "panel_command":
             self._go(key.id.removeprefix("panel_"))
         else:
-            {
+            rest: dict[str, Callable[[], object]] = {
                 "chat": lambda: self._go("chat"),
-                "command": self._focus_command,
-                "panel_command": self._focus_command,
+                "command": self.main.command.open,
+                "panel_command": self.main.command.input.focus,
                 "zoom": lambda: self._change(deeds.zoom(state)),
                 "metric": self._next_metric,
                 "theme": self._next_theme,
@@ -213,14 +248,12 @@ class ShellApp(App[int]):
                 "palette": self.action_command_palette,
                 "escape": self._escape,
                 "quit": self.leave,
-            }[key.id]()
+            }
+            rest[key.id]()
 
     def _go(self, panel: str) -> None:
         self._change(deeds.pick_panel(self.state, panel))
         self.main.focus_panel(panel)
-
-    def _focus_command(self) -> None:
-        self.main.command.input.focus()
 
     def _next_metric(self) -> None:
         from tui.heat.model import heat_model
@@ -302,7 +335,15 @@ def run(
     remembered between sessions; the user's state directory when None.
     """
     lines = LineHistory(lines_file or LineHistory.default_path())
-    app = ShellApp(engine, startup_lines=startup_lines, renderer=renderer, lines=lines)
+    # Every frame of a heatmap is kilobytes: a remote terminal gets fewer.
+    remote = "SSH_CONNECTION" in os.environ
+    app = ShellApp(
+        engine,
+        startup_lines=startup_lines,
+        renderer=renderer,
+        lines=lines,
+        frames_per_second=REMOTE_FRAMES_PER_SECOND if remote else FRAMES_PER_SECOND,
+    )
     try:
         code = app.run()
     finally:

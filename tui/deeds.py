@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from mlxfun.events import JobEnded
+from mlxfun.reports import EvaluateReport
 from tui.layout import PANELS
 from tui.state import AppState
 
@@ -56,7 +58,33 @@ def pick_panel(state: AppState, panel: str) -> AppState:
     if panel not in PANELS:
         return state
     beside = state.beside if panel == "experts" else panel
-    return replace(state, panel=panel, beside=beside)
+    return replace(state, panel=panel, beside=beside, front=panel)
+
+
+def reveal(state: AppState, panel: str) -> AppState:
+    """`panel` has news: where not all panels fit, it comes to the front. The focus stays."""
+    beside = state.beside if panel == "experts" else panel
+    return replace(state, beside=beside, front=panel)
+
+
+def news(event: JobEnded) -> str | None:
+    """The panel in which to look at the outcome of a job, None when every panel may stay."""
+    if event.report is None:
+        return None
+    if isinstance(event.report, EvaluateReport) and event.report.subject == "staged":
+        return "plan"
+    return _NEWS.get(event.report.kind, "log")
+
+
+# Kinds of report that have a panel of their own, or are seen at once wherever one looks.
+_NEWS: dict[str, str | None] = {
+    "plan": "plan",
+    "chat": "chat",
+    "history": "history",
+    "collect": "experts",
+    "steer": None,
+    "step": None,
+}
 
 
 def zoom(state: AppState) -> AppState:

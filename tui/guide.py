@@ -60,6 +60,9 @@ def why_not(state: AppState, key: Key) -> str:
     """Why `key` does nothing now, in words; "" when it does something."""
     if key.scope == "experts" and key.id != "why" and state.view.model is None:
         return "no model yet"
+    measured = state.view.heat is not None and bool(state.view.heat.metrics)
+    if key.id in ("prune", "why") and state.view.model is not None and not measured:
+        return "nothing is measured yet: press c to calibrate"
     name = command_of(key)
     if name is None:
         return ""
@@ -101,8 +104,8 @@ def next_step(state: AppState) -> str:
     words = {
         "collect": "Press c to calibrate: watch which experts work.",
         "prune": "Press p to stage a prune; nothing is lost until you apply, and undo takes it back.",
-        "preview": "A plan is staged: v measures it, i talks to it, x swaps base and candidate.",
-        "apply": "Measured. Press a to apply, d to discard, x to compare base and candidate.",
+        "preview": "A plan is staged: v measures it, i talks to it, f swaps base and candidate.",
+        "apply": "Measured. Press a to apply, d to discard, f to compare base and candidate.",
         "save": "Applied. u undoes, s saves the model, i chats with it.",
     }
     return words.get(next_key(state), "")
@@ -114,10 +117,16 @@ def hints(state: AppState, panel: str, room: int) -> list[tuple[Key, bool, bool]
     What applies now comes first, in the order of the main job; greyed ones fill what is left.
     """
     leading = next_key(state)
-    ranked = sorted((key for key in keys_for(panel) if key.bar), key=lambda key: key.bar)
-    ranked.sort(key=lambda key: (key.id != leading, bool(why_not(state, key)), key.bar))
-    always = [key for key in ranked if key.id in ("help", "command")]
-    rest = [key for key in ranked if key not in always]
+    shown = [key for key in keys_for(panel) if key.bar]
+    order = {name: place for place, name in enumerate(_main_keys(state))}
+    shown.sort(key=lambda key: (
+        key.id != leading,
+        bool(why_not(state, key)),
+        # The first few of the main job, then the panel's own keys, then the rest.
+        order.get(key.id, 4.5 if key.scope == panel else 20 + key.bar),
+    ))  # fmt: skip
+    always = [key for key in shown if key.id in ("help", "command")]
+    rest = [key for key in shown if key not in always]
     out: list[tuple[Key, bool, bool]] = []
     room -= sum(width(key) for key in always)
     for key in rest:
@@ -125,6 +134,18 @@ def hints(state: AppState, panel: str, room: int) -> list[tuple[Key, bool, bool]
             room -= width(key)
             out.append((key, not why_not(state, key), key.id == leading))
     return out + [(key, True, False) for key in always]
+
+
+def _main_keys(state: AppState) -> tuple[str, ...]:
+    """The keys of the main job, those that matter now first."""
+    view = state.view
+    if state.job is not None:
+        return ("escape", "chat", "flip", "apply", "discard")
+    if view.plan is not None:
+        return ("preview", "apply", "discard", "flip", "chat", "undo", "prune", "collect", "save")
+    if view.heat is None or not view.heat.metrics:
+        return ("collect", "chat", "evaluate", "save")
+    return ("prune", "undo", "redo", "chat", "save", "collect", "evaluate")
 
 
 def width(key: Key) -> int:

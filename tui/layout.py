@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tui.state import AppState
 
 PANELS = ("experts", "chat", "plan", "history", "log")
 
@@ -22,16 +26,15 @@ class Arrangement:
     tabs: tuple[str, ...]
 
 
-def arrange(width: int, height: int, panel: str, beside: str, zoomed: bool) -> Arrangement:
+def arrange(width: int, height: int, state: AppState) -> Arrangement:
     """The arrangement for `width` x `height` cells.
 
-    panel: the focused panel. beside: the last panel focused that is not the heatmap, which shares
-    the screen with it. zoomed: the focused panel wants the screen to itself.
+    Of `state` it reads panel, beside, front and zoomed.
     """
-    if zoomed:
-        return Arrangement("single", (panel,), PANELS)
+    if state.zoomed:
+        return Arrangement("single", (state.panel,), PANELS)
     if width >= WIDE_COLUMNS and height >= WIDE_ROWS:
         return Arrangement("wide", PANELS, ())
     if height >= SPLIT_ROWS:
-        return Arrangement("split", ("experts", beside), PANELS[1:])
-    return Arrangement("single", (panel,), PANELS)
+        return Arrangement("split", ("experts", state.beside), PANELS[1:])
+    return Arrangement("single", (state.front,), PANELS)

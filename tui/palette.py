@@ -35,7 +35,13 @@ def items(state: AppState) -> list[Item]:
             continue
         name = guide.command_of(key) or ""
         out.append(
-            Item(f"{key.label} ({key.shown})", key.help, guide.why_not(state, key), key.id, name)
+            Item(
+                f"{name or key.label} ({key.shown})",
+                key.help,
+                guide.why_not(state, key),
+                key.id,
+                name,
+            )
         )
     keyed = {item.command for item in out}
     for row in sorted(state.rows, key=lambda row: row.name):

@@ -48,6 +48,8 @@ class MainScreen(Screen[None]):
     MainScreen { background: $background; }
     #body { height: 1fr; layout: horizontal; }
     #left { width: 3fr; height: 1fr; }
+    .-wide #experts { height: 3fr; }
+    .-wide #chat { height: 2fr; }
     #right { width: 2fr; height: 1fr; }
     .-split #body, .-single #body { layout: vertical; }
     .-split #left, .-single #left { width: 1fr; }
@@ -103,7 +105,7 @@ class MainScreen(Screen[None]):
 
     def _arrange(self) -> None:
         state, size = self._state, self.app.size
-        plan = arrange(size.width, size.height, state.panel, state.beside, state.zoomed)
+        plan = arrange(size.width, size.height, state)
         if plan != self._arrangement:
             self._arrangement = plan
             for mode in MODES:
@@ -115,9 +117,15 @@ class MainScreen(Screen[None]):
             self.query_one("#right").display = right
             self.query_one("#left").display = left or bool(plan.tabs)
             self.set_class(not left, "-strip-only")
+            self._rescue_focus(plan)
         strip = self.query_one(TabStrip)
         strip.display = bool(plan.tabs)
         strip.show(plan.tabs, plan.visible, self._marked())
+
+    def _rescue_focus(self, plan: Arrangement) -> None:
+        """A focus whose panel has left the screen goes to one that is on it."""
+        if self.focused is not None and self.focused_panel not in (*plan.visible, "command"):
+            self.focus_panel(plan.visible[-1])
 
     def _marked(self) -> frozenset[str]:
         marked = set()

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from tui.ports import Row
 
 LOG_LIMIT = 200
+# Options of chat that take no value: what follows them is an option again, or the text.
+CHAT_FLAGS = ("--new", "--base", "--candidate", "--thinking", "--no-thinking")
 TURN_LIMIT = 200
 
 
@@ -85,8 +87,8 @@ class AppState:
     frame: the running calibration's newest heat. traffic: float64 [L, E], times each expert served
     the newest answer. lit: int32 [L, K], the experts of the newest token while one is generated.
     cursor: (position of the MoE layer, expert). echo: the newest thing worth saying. lines: the
-    command lines that succeeded. panel: the focused one; beside: the last focused that is not the
-    heatmap; zoomed: the focused one has the screen to itself.
+    command lines that succeeded. panel: the focused one; beside: the last focused or
+    revealed that is not the heatmap; front: the last of all, for screens with room for one; zoomed: the focused one has the screen to itself.
     """
 
     view: SessionView = field(default_factory=SessionView)
@@ -104,6 +106,7 @@ class AppState:
     cursor: tuple[int, int] = (0, 0)
     panel: str = "experts"
     beside: str = "chat"
+    front: str = "experts"
     zoomed: bool = False
 
     def last_line(self, name: str) -> str | None:
@@ -133,9 +136,16 @@ def quoted_chat(text: str) -> str:
 def prompt_of(line: str) -> str | None:
     """What a chat command line says to the model; None for any other command or no text."""
     words = split(line)
-    if len(words) < 2 or words[0] != "chat" or words[-1].startswith("--"):
+    if not words or words[0] != "chat":
         return None
-    return words[-1]
+    place = 1
+    while place < len(words) and words[place].startswith("-"):
+        if words[place] == "--":
+            place += 1
+            break
+        alone = words[place] in CHAT_FLAGS or "=" in words[place]
+        place += 1 if alone else 2
+    return " ".join(words[place:]) or None
 
 
 def reduce(state: AppState, event: Event, now: float) -> AppState:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.text import Text
 
-from mlxfun.reports import HistoryNode, HistoryReport
+from mlxfun.reports import HistoryNode, HistoryReport, readable_bytes
 
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 
@@ -42,8 +42,6 @@ def count(value: float, unit: str) -> str:
     >>> count(3 * 1024 * 1024, "B"), count(12, "samples"), count(4.25, "batches")
     ('3.0 MiB', '12 samples', '4.2 batches')
     """
-    from mlxfun.reports import readable_bytes
-
     if unit in ("B", "bytes"):
         return readable_bytes(value)
     number = f"{value:,.0f}" if value == int(value) or value >= 100 else f"{value:.1f}"
@@ -59,6 +57,23 @@ def shortened(text: str, width: int) -> str:
     line = Text(" ".join(text.split()))
     line.truncate(max(1, width), overflow="ellipsis")
     return line.plain
+
+
+def ranges(numbers: list[int]) -> str:
+    """Sorted numbers with runs shortened.
+
+    >>> ranges([0, 1, 2, 5, 7, 8])
+    '0-2, 5, 7, 8'
+    """
+    parts: list[str] = []
+    start = 0
+    for i in range(1, len(numbers) + 1):
+        if i < len(numbers) and numbers[i] == numbers[i - 1] + 1:
+            continue
+        run = numbers[start:i]
+        parts.extend([f"{run[0]}-{run[-1]}"] if len(run) > 2 else [str(n) for n in run])
+        start = i
+    return ", ".join(parts)
 
 
 def tree(history: HistoryReport) -> list[tuple[str, HistoryNode]]:

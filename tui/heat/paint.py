@@ -108,6 +108,9 @@ def half_colour(inks: Inks, code: int) -> RGB:
     """The one colour that half a character cell has to say everything with."""
     kind, level = divmod(code, LEVELS)
     plain = {UP: inks.green, DOWN: inks.magenta}
+    if kind == CONDEMNED:
+        # No room for hatching: the colour alone must tell it from a cold cell.
+        return blend(inks.doomed, 0.5 + 0.5 * level / (LEVELS - 1))
     return plain.get(kind) or ramp_colour(inks, kind, level)
 
 
@@ -163,7 +166,8 @@ class Blocks(dict[int, Segment]):
         if kind == CONDEMNED:
             fore, text = inks.red, ("╱" * width)
         elif self.marked and kind in _SIGNS:
-            fore, text = _sign_colour(inks, kind, back), _SIGNS[kind].center(width)
+            fore, back = _sign_colours(inks, kind, back)
+            text = _SIGNS[kind].center(width)
         segment = self[code] = Segment(text, _style(fore, back, bold=kind in RAMPED))
         return segment
 
@@ -171,12 +175,16 @@ class Blocks(dict[int, Segment]):
 _SIGNS = {UP: "▲", DOWN: "▼", PROTECTED: "◆", UNSEEN: "·", PRUNED: "×"}
 
 
-def _sign_colour(inks: Inks, kind: int, back: RGB) -> RGB:
-    ink = {UP: inks.green, DOWN: inks.magenta, PROTECTED: inks.gold}.get(kind, inks.faint)
-    # On the hottest cells a bright sign would drown.
-    if abs(luma(ink) - luma(back)) < 50:
-        return (0, 0, 0) if luma(back) > 127 else (255, 255, 255)
-    return ink
+def _sign_colours(inks: Inks, kind: int, back: RGB) -> tuple[RGB, RGB]:
+    """Sign and background. A steered cell gives this line up to its own colour."""
+    if kind in (UP, DOWN):
+        own = inks.green if kind == UP else inks.magenta
+        return ((0, 0, 0) if luma(own) > 127 else (255, 255, 255)), own
+    ink = inks.gold if kind == PROTECTED else inks.faint
+    # On cells of the same lightness a sign would drown.
+    if kind == PROTECTED and abs(luma(ink) - luma(back)) < 60:
+        ink = (0, 0, 0) if luma(back) > 127 else (255, 255, 255)
+    return ink, back
 
 
 def legend(inks: Inks, steps: int = 8) -> list[Segment]:

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tui.heat.model import ANSWER, Array, HeatModel
+from tui.text import ranges
 
 TITLES = {
     "freq": "times chosen",
@@ -83,50 +84,40 @@ def spread(values: Array) -> float:
 
 
 def table(model: HeatModel, each: int = 3) -> Table:
-    """The map as a table, one line a layer: who works least and most, who goes."""
+    """The map as a table, one line a layer: who goes, who works least and most.
+
+    even: how evenly the layer's work is shared, see `spread`.
+    """
     out = Table(box=None, padding=(0, 1), header_style="bold", show_edge=False)
-    for title, justify in (("layer", "right"), ("alive", "right"), ("never seen", "right"),
-                           ("even", "right"), (f"least {model.metric}", "left"),
-                           (f"most {model.metric}", "left"), ("goes", "left")):  # fmt: skip
-        out.add_column(title, justify="right" if justify == "right" else "left")
+    for title in ("layer", "alive", "unseen", "even"):
+        out.add_column(title, justify="right", no_wrap=True)
+    for title in ("goes", f"least {model.metric}", f"most {model.metric}", "steered"):
+        out.add_column(title, no_wrap=True)
     for position, layer in enumerate(model.layers):
         alive = np.flatnonzero(model.heat.alive[position])
-        out.add_row(str(layer), str(alive.size), *_row(model, position, alive, each))
+        goes = Text(ranges(np.flatnonzero(model.heat.condemned[position]).tolist()) or "-")
+        unseen, even, least, most = _measured(model, position, alive, each)
+        steered = Text(_steered(model, position) or "-")
+        out.add_row(str(layer), str(alive.size), unseen, even, goes, least, most, steered)
     return out
 
 
-def _row(model: HeatModel, position: int, alive: Array, each: int) -> tuple[Text, ...]:
-    gone = np.flatnonzero(model.heat.condemned[position]).tolist()
-    goes = Text(ranges(gone) or "-")
+def _measured(model: HeatModel, position: int, alive: Array, each: int) -> tuple[Text, ...]:
+    """Unseen, evenness, least and most of one layer."""
     if model.values is None:
-        return Text("-"), Text("-"), Text("-"), Text("-"), goes
+        return Text("-"), Text("-"), Text("-"), Text("-")
     values = model.values[position]
     seen = values if model.freq is None else model.freq[position]
     order = alive[np.argsort(values[alive], kind="stable")]
-    least = ", ".join(f"{e} ({figure(float(values[e]))})" for e in order[:each])
-    most = ", ".join(f"{e} ({figure(float(values[e]))})" for e in order[::-1][:each])
-    never = int((seen[alive] == 0).sum())
-    return (
-        Text(str(never)),
-        Text(f"{spread(values[alive]):.0%}"),
-        Text(least),
-        Text(most),
-        goes,
+    least, most = (
+        Text(", ".join(f"{e} ({figure(float(values[e]))})" for e in some))
+        for some in (order[:each], order[::-1][:each])
     )
+    never = int((seen[alive] == 0).sum())
+    return Text(str(never)), Text(f"{spread(values[alive]):.0%}"), least, most
 
 
-def ranges(numbers: list[int]) -> str:
-    """Sorted numbers with runs shortened.
-
-    >>> ranges([0, 1, 2, 5, 7, 8])
-    '0-2, 5, 7, 8'
-    """
-    parts: list[str] = []
-    start = 0
-    for i in range(1, len(numbers) + 1):
-        if i < len(numbers) and numbers[i] == numbers[i - 1] + 1:
-            continue
-        run = numbers[start:i]
-        parts.extend([f"{run[0]}-{run[-1]}"] if len(run) > 2 else [str(n) for n in run])
-        start = i
-    return ", ".join(parts)
+def _steered(model: HeatModel, position: int) -> str:
+    heat = model.heat
+    up = [f"+{e}" for e in np.flatnonzero(heat.activated[position])]
+    return " ".join(up + [f"-{e}" for e in np.flatnonzero(heat.deactivated[position])])

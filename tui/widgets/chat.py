@@ -21,7 +21,7 @@ class ChatPanel(Panel):
     title = "chat"
     about = (
         "What you type here goes to the live model: the candidate while a plan is staged, the "
-        "base after x. The coloured bar at the left of an answer tells which one spoke. Steering "
+        "base after f. The coloured bar at the left of an answer tells which one spoke. Steering "
         "and flipping take effect with the next token.\n\n"
         "Escape stops the answer. While tokens come, their experts light up in the heatmap."
     )

@@ -12,6 +12,7 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Vertical
 from textual.suggester import Suggester
+from textual.widget import Widget
 from textual.widgets import Input, Static
 
 from tui.messages import LineEntered
@@ -70,7 +71,9 @@ class CommandInput(FieldInput):
             self.app.bell()
             return
         option = options[which % len(options)]
-        self.fill(typed[: option.start] + option.text)
+        # Words are finished; directories and values in the middle are not.
+        space = "" if option.text.endswith(("/", ":", "=", " ")) else " "
+        self.fill(typed[: option.start] + option.text + space)
         self._round = (typed, self.value, which)
 
     def action_recall(self, step: int) -> None:
@@ -114,7 +117,8 @@ class CommandLine(Vertical):
 
     about = (
         "Type any command. Tab completes and goes round, the arrow right takes what is shown dim, "
-        "up and down walk through earlier lines, Enter runs, Escape leaves. `help` lists the "
+        "up and down walk through earlier lines, Enter runs, Escape leaves. Opened with : it takes one "
+        "line and gives the focus back; opened with 6 it stays. `help` lists the "
         "commands, `help prune` explains one."
     )
 
@@ -124,6 +128,7 @@ class CommandLine(Vertical):
         self._past = past
         self._echo: Entry | None = None
         self._hint = ""
+        self._back: Widget | None = None
 
     def compose(self) -> ComposeResult:
         yield Static(id="echo", markup=False)
@@ -142,6 +147,12 @@ class CommandLine(Vertical):
     def fill(self, line: str) -> None:
         """Offer `line` for finishing and sending."""
         self.input.fill(line)
+        self.open()
+
+    def open(self) -> None:
+        """Take the focus for one line; Enter gives it back to whoever has it now."""
+        if not self.input.has_focus:
+            self._back = self.screen.focused
         self.input.focus()
 
     def _draw(self) -> None:
@@ -172,11 +183,15 @@ class CommandLine(Vertical):
             self.input.remember(line)
             self.input.value = ""
             self.post_message(LineEntered(line))
+        if self._back is not None:
+            self.screen.set_focus(self._back if self._back.display else None)
+            self._back = None
 
     def on_descendant_focus(self, _: events.DescendantFocus) -> None:
         self._draw()
 
     def on_descendant_blur(self, _: events.DescendantBlur) -> None:
+        self._back = None
         self._draw()
 
 

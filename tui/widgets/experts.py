@@ -7,7 +7,8 @@ from typing import ClassVar
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import BindingType
-from textual.containers import VerticalScroll
+from textual.containers import Horizontal, ScrollableContainer
+from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import Static
 
@@ -15,10 +16,11 @@ from tui import guide
 from tui.keymap import bindings
 from tui.state import AppState
 from tui.widgets.heatmap import Heatmap
+from tui.widgets.legend import Legend
 from tui.widgets.panel import Panel
 
 
-class TableTwin(VerticalScroll, can_focus=True):
+class TableTwin(ScrollableContainer, can_focus=True):
     """The heatmap as a table of words, for those who cannot or will not see colours."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -41,11 +43,16 @@ class ExpertsPanel(Panel):
         "it in words, and y turns the map into a table."
     )
 
+    SCOPED_CSS = False
+
     DEFAULT_CSS = """
     ExpertsPanel #empty { height: 1fr; content-align: center middle; text-align: center;
                           color: $foreground 70%; }
-    ExpertsPanel #words { height: 1; color: $foreground 85%; }
-    ExpertsPanel TableTwin { height: 1fr; background: $background; scrollbar-size-vertical: 1; }
+    ExpertsPanel #foot { height: 1; }
+    ExpertsPanel #words { height: 1; width: 1fr; color: $foreground 85%; }
+    ExpertsPanel #caption { height: 1; color: $foreground 60%; display: none; }
+    .-single #caption { display: block; }
+    ExpertsPanel TableTwin { height: 1fr; overflow: auto auto; scrollbar-size-horizontal: 1; background: $background; scrollbar-size-vertical: 1; }
     ExpertsPanel TableTwin Static { width: auto; }
     """
 
@@ -54,7 +61,10 @@ class ExpertsPanel(Panel):
         yield Heatmap()
         with TableTwin():
             yield Static(id="twin")
-        yield Static(id="words")
+        with Horizontal(id="foot"):
+            yield Static(id="words")
+            yield Legend()
+        yield Static(id="caption")
 
     def entrance(self) -> Widget:
         twin = self.query_one(TableTwin)
@@ -70,7 +80,8 @@ class ExpertsPanel(Panel):
         if blank:
             self.query_one("#empty", Static).update(Text(guide.next_step(state)))
             self.query_one("#words", Static).update("")
-            self.border_subtitle = ""
+            self.border_title = "1 experts"
+            self.query_one(Legend).display = False
             return
         # The numeric modules load here, after the first paint.
         from tui.heat.model import heat_model
@@ -83,10 +94,13 @@ class ExpertsPanel(Panel):
             self.query_one("#twin", Static).update(table(model))
         else:
             heatmap.show(model, state.cursor, fit=state.heat.fit)
+        self.query_one(Legend).display = bool(model.metric) and self.size.width >= 76
         said = guide.next_step(state) if not model.metric else ""
         words = said or explain(model, state.cursor)
         self.query_one("#words", Static).update(Text(words, no_wrap=True, overflow="ellipsis"))
-        self.border_subtitle = Text(self._caption(state, model.metric, model.samples)).markup
+        caption = self._caption(state, model.metric, model.samples)
+        self.border_title = Content(f"1 experts · {caption}")
+        self.query_one("#caption", Static).update(Text(caption, no_wrap=True, overflow="ellipsis"))
 
     @staticmethod
     def _caption(state: AppState, metric: str, samples: int) -> str:

@@ -14,7 +14,7 @@ class FieldInput(Input):
     in a shell."""
 
     DEFAULT_CSS = """
-    FieldInput, FieldInput:focus { border: none; height: 1; padding: 0; background: $background;
+    FieldInput, FieldInput:focus { border: none; height: 1; padding: 0; background: $surface;
                                    background-tint: $foreground 0%; }
     """
 
@@ -29,7 +29,7 @@ class Field(Horizontal):
     """A sign and an input. Override `make` for another kind of input."""
 
     DEFAULT_CSS = """
-    Field { height: 1; }
+    Field { height: 1; background: $surface; }
     Field > .sign { width: 2; color: $foreground 60%; }
     Field:focus-within > .sign { color: $accent; text-style: bold; }
     """

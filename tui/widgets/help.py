@@ -14,7 +14,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from tui import guide
-from tui.keymap import keys_for
+from tui.keymap import Key, keys_for
 from tui.state import AppState
 
 
@@ -23,17 +23,24 @@ def help_page(title: str, about: str, panel: str, state: AppState) -> Group:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(justify="right", style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for key in keys_for(panel):
+    for key in in_order(panel):
         reason = guide.why_not(state, key)
         text = Text(key.help, style="dim" if reason else "")
         if reason:
             text.append(f" (not now: {reason})", "dim italic")
         names = [key.glyph] if key.glyph else key.keys.split(",")
         table.add_row(" ".join(names), text)
-    step = Text(guide.next_step(state), style="bold")
-    return Group(
-        Text(title, style="bold underline"), Text(), Text(about), Text(), step, Text(), table
-    )
+    step = guide.next_step(state)
+    parts = [Text(title, style="bold underline"), Text(), Text(about), Text()]
+    if step:
+        parts += [Text(f"Next: {step}", style="bold"), Text()]
+    return Group(*parts, table)
+
+
+def in_order(panel: str) -> list[Key]:
+    """The keys of a panel as its page lists them: what matters first, moving about last."""
+    keys = keys_for(panel)
+    return sorted(keys, key=lambda key: (key.bar == 0, key.scope != panel))
 
 
 class HelpScreen(ModalScreen[None]):

@@ -46,6 +46,7 @@ class NodeList(OptionList, inherit_bindings=False):
 
     DEFAULT_CSS = """
     NodeList, NodeList:focus { border: none; padding: 0; height: 1fr; background: $background;
+                               background-tint: $foreground 0%;
                                scrollbar-size-vertical: 1; }
     """
 

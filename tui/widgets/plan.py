@@ -14,28 +14,11 @@ from textual.widgets import Static
 from mlxfun.reports import EvaluateReport, PlanReport, SessionView, readable_bytes
 from tui import guide
 from tui.state import AppState
-from tui.text import bar
+from tui.text import bar, ranges
 from tui.widgets.panel import Panel
 
 GOOD, WARN, BAD = Style(color="green"), Style(color="yellow"), Style(color="red")
 DIM, BOLD = Style(dim=True), Style(bold=True)
-
-
-def ranges(numbers: tuple[int, ...]) -> str:
-    """Sorted numbers with runs shortened.
-
-    >>> ranges((0, 1, 2, 5, 7, 8))
-    '0-2,5,7,8'
-    """
-    parts: list[str] = []
-    run: list[int] = []
-    for number in (*numbers, None):
-        if run and (number is None or number != run[-1] + 1):
-            parts += [f"{run[0]}-{run[-1]}"] if len(run) > 2 else [str(n) for n in run]
-            run = []
-        if number is not None:
-            run.append(number)
-    return ",".join(parts)
 
 
 def headline(plan: PlanReport, live: str) -> Text:
@@ -52,7 +35,7 @@ def headline(plan: PlanReport, live: str) -> Text:
     text.append(f"(-{share:.0%})\n", GOOD)
     text.append("live now: ", DIM)
     text.append(live, BOLD)
-    text.append("  (x swaps)", DIM)
+    text.append("  (f swaps)", DIM)
     return text
 
 
@@ -91,7 +74,7 @@ def losses(plan: PlanReport) -> Table:
         else:
             style = GOOD if lost <= 0.1 else WARN if lost <= 0.3 else BAD
             cell = Text.assemble((bar(lost, 6), style), f" {lost:5.1%}")
-        out.add_row(str(layer), cell, ranges(experts))
+        out.add_row(str(layer), cell, ranges(list(experts)))
     return out
 
 
@@ -100,8 +83,7 @@ def plan_body(view: SessionView) -> RenderableType:
     assert view.plan is not None
     parts: list[RenderableType] = [headline(view.plan, view.live)]
     parts += [Text(f"! {warning}", WARN) for warning in view.plan.warnings]
-    parts += [Text(), verdict(view.scores), Text(), losses(view.plan), Text()]
-    parts.append(Text("a apply   d discard   v measure   x swap", DIM))
+    parts += [Text(), verdict(view.scores), Text(), losses(view.plan)]
     return Group(*parts)
 
 
@@ -124,7 +106,7 @@ class PlanPanel(Panel):
         "A staged plan is live but not committed: the chat talks to the candidate, the committed "
         "weights are untouched. 'work lost' is the share of the layer's summed metric that goes "
         "with the condemned experts: small is good.\n\n"
-        "v measures perplexity and KL against the checkpoint, x swaps base and candidate, "
+        "v measures perplexity and KL against the checkpoint, f swaps base and candidate, "
         "a applies, d discards. Applying can be undone bit for bit."
     )
 

@@ -49,11 +49,11 @@ def parts(state: AppState, now: float) -> list[Part]:
     """The pieces of the line, left to right."""
     view, out = state.view, list[Part]()
     if view.model is not None:
-        live = Style(bold=True, color="yellow") if view.live == "candidate" else Style()
+        live = Style(bold=True, reverse=view.live == "candidate")
         out.append(Part(3, Text(view.model.model_type, Style(bold=True))))
         out.append(Part(1, Text.assemble("state ", view.state[:8] or "?")))
         if view.plan is not None:
-            out.append(Part(1, Text.assemble("live ", (view.live, live))))
+            out.append(Part(1, Text.assemble("live ", (f" {view.live} ", live))))
     if state.job is not None:
         out.append(Part(0, job_text(state.job, now)))
     if state.queued:

@@ -39,7 +39,7 @@ def turn_lines(turn: Turn, width: int, console: Console) -> list[list[Segment]]:
     """One turn as lines of segments, at most `width` columns wide."""
     inner = max(8, width - INDENT)
     prompt = Text(harmless(turn.prompt), style=Style(bold=True))
-    lines = _indented("› ", Style(color="#5fb3d9", bold=True), _wrapped(prompt, inner, console))
+    lines = _indented("› ", Style(color="cyan", bold=True), _wrapped(prompt, inner, console))
     if turn.text or turn.done:
         lines += _answer(turn, inner, console)
     elif not turn.note:
@@ -58,7 +58,7 @@ def _answer(turn: Turn, inner: int, console: Console) -> list[list[Segment]]:
     else:
         rendered = _wrapped(Text(text), inner, console)
     candidate = turn.side == "candidate"
-    bar = Style(color="#ffb454" if candidate else "#7f8fb5")
+    bar = Style(color="yellow" if candidate else "blue")
     return [[Segment("▎ ", bar), *line] for line in rendered]
 
 
