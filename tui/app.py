@@ -17,7 +17,6 @@ from rich.console import RenderableType
 from rich.text import Text
 from textual import on
 from textual.app import App
-from textual.binding import Binding
 
 from mlxfun.events import Event, JobEnded
 from mlxfun.reports import Report
@@ -50,7 +49,6 @@ class ShellApp(App[int]):
 
     TITLE = "mlxfun"
     COMMANDS: ClassVar = {Commands}
-    BINDINGS: ClassVar = [Binding("ctrl+c", "interrupt", "cancel", show=False)]
     CSS = """
     * {
         scrollbar-color: $foreground 25%;
@@ -196,10 +194,7 @@ class ShellApp(App[int]):
 
     @on(KeyUsed)
     def _key_used(self, message: KeyUsed) -> None:
-        if message.key == "interrupt":
-            self.action_interrupt()
-        elif message.key in BY_ID:
-            self._use(BY_ID[message.key])
+        self._use(BY_ID[message.key])
 
     def choose(self, item: Item) -> None:
         """An entry of the palette: run it, or offer its command line for finishing."""
@@ -217,7 +212,7 @@ class ShellApp(App[int]):
             self._say("warning", f"{key.label}: {reason}")
             return
         if key.kind == "do":
-            self._do(key)
+            self._do(key.target)
             return
         line = guide.command_line(self.state, key, self.main.selected_node)
         if key.kind == "run":
@@ -225,31 +220,34 @@ class ShellApp(App[int]):
         else:
             self.main.command.fill(line)
 
-    def _do(self, key: Key) -> None:
-        """A thing of the screen itself, by the name in the keymap."""
-        state = self.state
-        if key.id in _MOVES:
-            self._change(deeds.move(state, *_MOVES[key.id]))
-        elif key.id in _TOGGLES:
-            self._change(deeds.toggle(state, _TOGGLES[key.id]))
-            if key.id == "table":
-                self.main.focus_panel("experts")
-        elif key.id.startswith("panel_") and key.id != "panel_command":
-            self._go(key.id.removeprefix("panel_"))
-        else:
-            rest: dict[str, Callable[[], object]] = {
-                "chat": lambda: self._go("chat"),
-                "command": self.main.command.open,
-                "panel_command": self.main.command.input.focus,
-                "zoom": lambda: self._change(deeds.zoom(state)),
-                "metric": self._next_metric,
-                "theme": self._next_theme,
-                "help": self._help,
-                "palette": self.action_command_palette,
-                "escape": self._escape,
-                "quit": self.leave,
-            }
-            rest[key.id]()
+    def _do(self, target: str) -> None:
+        """A deed of the screen itself: a verb and its arguments, as in the keymap."""
+        verb, *arguments = target.split()
+        verbs: dict[str, Callable[..., object]] = {
+            "move": self._move,
+            "toggle": self._toggle,
+            "panel": self._go,
+            "open_command": self.main.command.open,
+            "stay_in_command": self.main.command.input.focus,
+            "zoom": lambda: self._change(deeds.zoom(self.state)),
+            "next_metric": self._next_metric,
+            "next_theme": self._next_theme,
+            "help": self._help,
+            "palette": self.action_command_palette,
+            "escape": self._escape,
+            "interrupt": self.interrupt,
+            "leave": self.leave,
+        }
+        verbs[verb](*arguments)
+
+    def _move(self, down: str, right: str) -> None:
+        self._change(deeds.move(self.state, int(down), int(right)))
+
+    def _toggle(self, option: str) -> None:
+        self._change(deeds.toggle(self.state, option))
+        if option == "table":
+            # The map and its twin take turns: the focus goes along.
+            self.main.focus_panel("experts")
 
     def _go(self, panel: str) -> None:
         self._change(deeds.pick_panel(self.state, panel))
@@ -283,7 +281,7 @@ class ShellApp(App[int]):
         self._escaped = now
         talking = job is not None and job.line.split(None, 1)[0] == "chat" and panel == "chat"
         if job is not None and (twice or talking):
-            self.action_interrupt()
+            self.interrupt()
             return
         if panel == "command" or self.main.in_field:
             self.main.leave_field()
@@ -292,7 +290,7 @@ class ShellApp(App[int]):
         if job is not None:
             self._say("info", f"escape again cancels: {job.line}")
 
-    def action_interrupt(self) -> None:
+    def interrupt(self) -> None:
         """Cancel the running job; the model stays as it was before it."""
         if self.state.job is None and not self.state.queued:
             self._say("info", "nothing is running; ctrl+q leaves")
@@ -307,19 +305,6 @@ class ShellApp(App[int]):
         """Leave at once; `run` closes the engine when the terminal is itself again."""
         self.engine.cancel()
         self.exit(0)
-
-
-_MOVES = {
-    "up": (-1, 0),
-    "down": (1, 0),
-    "left": (0, -1),
-    "right": (0, 1),
-    "row_start": (0, -9999),
-    "row_end": (0, 9999),
-    "page_up": (-8, 0),
-    "page_down": (8, 0),
-}
-_TOGGLES = {"scale": "log", "span": "per_layer", "fit": "fit", "table": "table"}
 
 
 def run(

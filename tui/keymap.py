@@ -2,7 +2,8 @@
 
 scope: where a key works: "app" anywhere but in a text field, "experts" or "history" in that panel.
 kind: "run" queues the command line `target`; "fill" puts it on the command line to be finished;
-"do" is a thing of the screen itself. `{...}` in a target is filled in from the state.
+"do" is a deed of the screen itself: a verb with its arguments. `{...}` in a target is filled in
+from the state.
 """
 
 from __future__ import annotations
@@ -45,21 +46,21 @@ KEYS: tuple[Key, ...] = (
     Key("discard", "d", "discard", "run", "discard", "drop the staged plan", bar=5),
     Key("flip", "f,x", "flip A/B", "run", "flip",
         "swap which model is live: base or candidate", bar=6),
-    Key("chat", "i", "chat", "do", "focus_chat", "talk to the live model", bar=7),
+    Key("chat", "i", "chat", "do", "panel chat", "talk to the live model", bar=7),
     Key("undo", "u", "undo", "run", "undo", "take the last step back, bit for bit", bar=8),
     Key("redo", "r,ctrl+r", "redo", "run", "redo", "repeat the step taken back", bar=9),
     Key("save", "s", "save", "fill", "{save}", "write the model to a directory", bar=10),
     Key("evaluate", "e", "evaluate", "run", "evaluate", "measure the committed model"),
     Key("info", "n", "info", "run", "info", "describe the resident model"),
     # Moving about.
-    Key("command", "colon,slash", "command", "do", "focus_command", "type any command", bar=11,
+    Key("command", "colon,slash", "command", "do", "open_command", "type any command", bar=11,
         glyph=":"),
-    Key("panel_experts", "1", "experts", "do", "panel('experts')", "go to the experts"),
-    Key("panel_chat", "2", "chat", "do", "panel('chat')", "go to the chat"),
-    Key("panel_plan", "3", "plan", "do", "panel('plan')", "go to the staged plan"),
-    Key("panel_history", "4", "history", "do", "panel('history')", "go to the tree of states"),
-    Key("panel_log", "5", "log", "do", "panel('log')", "go to the reports"),
-    Key("panel_command", "6", "command", "do", "focus_command", "go to the command line"),
+    Key("panel_experts", "1", "experts", "do", "panel experts", "go to the experts"),
+    Key("panel_chat", "2", "chat", "do", "panel chat", "go to the chat"),
+    Key("panel_plan", "3", "plan", "do", "panel plan", "go to the staged plan"),
+    Key("panel_history", "4", "history", "do", "panel history", "go to the tree of states"),
+    Key("panel_log", "5", "log", "do", "panel log", "go to the reports"),
+    Key("panel_command", "6", "command", "do", "stay_in_command", "go to the command line"),
     Key("zoom", "z", "zoom", "do", "zoom", "give the focused panel the whole screen, or back",
         bar=13),
     Key("theme", "t", "theme", "do", "next_theme", "next theme: dark, light, high contrast"),
@@ -73,22 +74,22 @@ KEYS: tuple[Key, ...] = (
     Key("steer_off", "0", "let be", "run", "{steer_off}", "stop steering this expert",
         "experts", bar=23),
     Key("metric", "m", "metric", "do", "next_metric", "show the next metric", "experts", bar=24),
-    Key("scale", "o", "lin/log", "do", "toggle_scale", "linear or logarithmic colours",
+    Key("scale", "o", "lin/log", "do", "toggle log", "linear or logarithmic colours",
         "experts", bar=25),
-    Key("span", "b", "layer/model", "do", "toggle_span",
+    Key("span", "b", "layer/model", "do", "toggle per_layer",
         "compare within each layer or over the whole model", "experts", bar=26),
-    Key("fit", "g", "fit/pan", "do", "toggle_fit",
+    Key("fit", "g", "fit/pan", "do", "toggle fit",
         "squeeze all experts into the width, or one column each and pan", "experts", bar=27),
-    Key("table", "y", "table", "do", "toggle_table", "the picture as a table of words",
+    Key("table", "y", "table", "do", "toggle table", "the picture as a table of words",
         "experts", bar=28),
-    Key("up", "up,k", "up", "do", "move(-1, 0)", "layer above", "experts"),
-    Key("down", "down,j", "down", "do", "move(1, 0)", "layer below", "experts"),
-    Key("left", "left,h", "left", "do", "move(0, -1)", "expert to the left", "experts"),
-    Key("right", "right,l", "right", "do", "move(0, 1)", "expert to the right", "experts"),
-    Key("row_start", "home", "first", "do", "move(0, -9999)", "first expert", "experts"),
-    Key("row_end", "end", "last", "do", "move(0, 9999)", "last expert", "experts"),
-    Key("page_up", "pageup", "page up", "do", "move(-8, 0)", "eight layers up", "experts"),
-    Key("page_down", "pagedown", "page down", "do", "move(8, 0)", "eight layers down",
+    Key("up", "up,k", "up", "do", "move -1 0", "layer above", "experts"),
+    Key("down", "down,j", "down", "do", "move 1 0", "layer below", "experts"),
+    Key("left", "left,h", "left", "do", "move 0 -1", "expert to the left", "experts"),
+    Key("right", "right,l", "right", "do", "move 0 1", "expert to the right", "experts"),
+    Key("row_start", "home", "first", "do", "move 0 -9999", "first expert", "experts"),
+    Key("row_end", "end", "last", "do", "move 0 9999", "last expert", "experts"),
+    Key("page_up", "pageup", "page up", "do", "move -8 0", "eight layers up", "experts"),
+    Key("page_down", "pagedown", "page down", "do", "move 8 0", "eight layers down",
         "experts"),
     Key("goto", "enter", "go there", "run", "goto {node}",
         "make the selected state the model's", "history", bar=20),
@@ -100,6 +101,8 @@ KEYS: tuple[Key, ...] = (
     Key("escape", "escape", "stop", "do", "escape",
         "leave a field; stop the answer; twice: cancel the running job", "always", bar=15,
         glyph="esc"),
+    Key("interrupt", "ctrl+c", "cancel", "do", "interrupt",
+        "cancel the running job; in a text field with a selection, copy it", "always"),
     Key("quit", "ctrl+q", "quit", "do", "leave", "leave the shell", "always", bar=16,
         glyph="^q"),
 )  # fmt: skip
@@ -117,7 +120,7 @@ def bindings(scope: str) -> Iterator[Binding]:
                 key.label,
                 id=key.id,
                 tooltip=key.help,
-                priority=scope == "always" and key.id != "escape",
+                priority=scope == "always" and key.id not in ("escape", "interrupt"),
             )
 
 

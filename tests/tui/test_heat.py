@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -71,7 +72,10 @@ def test_every_state_of_an_expert_has_its_own_kind() -> None:
         protected=[(1, 0)],
         pruned=[(1, 2)],
     )
-    assert kinds(model_of(heat)) == [[CONDEMNED, UP, DOWN, UNSEEN], [PROTECTED, UNSEEN, PRUNED, HEAT]]
+    assert kinds(model_of(heat)) == [
+        [CONDEMNED, UP, DOWN, UNSEEN],
+        [PROTECTED, UNSEEN, PRUNED, HEAT],
+    ]
 
 
 def test_seen_or_not_is_told_by_the_counts_and_not_by_the_metric() -> None:
@@ -197,7 +201,7 @@ def test_only_rows_that_differ_are_named() -> None:
 @pytest.mark.parametrize(("inks", "sign"), [(DARK, 1), (LIGHT, -1)])
 def test_lightness_alone_carries_the_heat(inks: Inks, sign: int) -> None:
     lights = [sign * luma(ramp_colour(inks, HEAT, level)) for level in range(LEVELS)]
-    assert all(a < b for a, b in zip(lights, lights[1:], strict=False))
+    assert all(a < b for a, b in pairwise(lights))
     assert lights[-1] - lights[0] > 150
 
 
