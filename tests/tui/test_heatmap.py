@@ -139,7 +139,7 @@ def test_panning_shows_one_column_an_expert_and_follows_the_cursor() -> None:
         await shell.press("end", *["down"] * 39)
         assert heatmap.scroll_offset.x == heatmap.max_scroll_x > 0
         assert heatmap.scroll_offset.y == heatmap.max_scroll_y > 0
-        assert [line for line in lines(shell) if line][-1].startswith("39▸")
+        assert [line for line in lines(shell) if line][-1].startswith(" 39▸")
 
     drive(test, size=(80, 24), engine=FakeEngine(40, 256))
 
