@@ -68,9 +68,8 @@ def _norms(record: Record) -> mx.array:
     return record.norms
 
 
-def routing_sums(taps: Taps, mask: mx.array) -> mx.array:
-    """Drain the taps into float32 [L, S, E], lazy. mask: [N], 1.0 for tokens that count."""
-    records = taps.drain()
+def routing_sums(taps: Taps, records: list[list[Record]], mask: mx.array) -> mx.array:
+    """Sums of one forward, float32 [L, S, E], lazy. mask: [N], 1.0 for tokens that count."""
     return mx.stack([layer_sums(tap, r, mask) for tap, r in zip(taps.layers, records, strict=True)])
 
 
@@ -109,7 +108,7 @@ def collect(
 
 def _run(model: Any, taps: Taps, batch: Batch) -> Array:
     model(mx.array(batch.tokens))
-    sums = routing_sums(taps, mx.array(batch.mask.reshape(-1).astype(np.float32)))
+    sums = routing_sums(taps, taps.drain(), mx.array(batch.mask.reshape(-1).astype(np.float32)))
     mx.eval(sums)
     return np.array(sums)
 

@@ -108,7 +108,7 @@ class RoutingStats:
         """Write an `.npz` that other tools of the family read (extra keys are ignored there)."""
         rows, experts = self.shape
         freq = self.sums["freq"]
-        arrays = {name: self.sums[name] for name in SUMS}
+        arrays: dict[str, Any] = {name: self.sums[name] for name in SUMS}
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.partial")
         with temporary.open("wb") as file:

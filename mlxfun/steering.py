@@ -23,12 +23,15 @@ from math import log
 
 import mlx.core as mx
 import numpy as np
+from numpy.typing import NDArray
 
 from mlxfun.anatomy import MoELayer
 from mlxfun.deltas import Resident
 from mlxfun.errors import PlanError
 from mlxfun.options import ExpertSets
 from mlxfun.taps import LayerTap, LogitsRule
+
+Mask = NDArray[np.bool_]
 
 MARGIN = 0.01
 """SteerMoE's distance from the row's extreme."""
@@ -167,7 +170,7 @@ def install(steering: Steering, resident: Resident) -> None:
             tap.logits_rule = logits_rule(up, down, margin)
 
 
-def _mask(tap: LayerTap, experts: tuple[int, ...]) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def _mask(tap: LayerTap, experts: tuple[int, ...]) -> Mask:
     """bool [R] over the router's rows as sliced; rows beyond the experts are never steered."""
     rows = tap.layer.router_rows - tap.layer.num_experts + len(tap.live)
     mask = np.zeros(rows, dtype=np.bool_)
@@ -175,7 +178,7 @@ def _mask(tap: LayerTap, experts: tuple[int, ...]) -> np.ndarray[tuple[int], np.
     return mask
 
 
-def logits_rule(up: object, down: object, margin: float) -> LogitsRule:
+def logits_rule(up: Mask, down: Mask, margin: float) -> LogitsRule:
     """SteerMoE's rule as a function of logits [..., R]; dtype kept."""
     raised, lowered = mx.array(up), mx.array(down)
     mx.eval(raised, lowered)
@@ -194,7 +197,7 @@ def logits_rule(up: object, down: object, margin: float) -> LogitsRule:
     return rule
 
 
-def steered_bias(layer: MoELayer, bias: mx.array, up: object, down: object) -> mx.array:
+def steered_bias(layer: MoELayer, bias: mx.array, up: Mask, down: Mask) -> mx.array:
     """The selection bias [R], float32, that selects `up` and never `down`.
 
     Float32 even for a 16-bit bias: it enters the selection only, and shifting a bfloat16 bias
