@@ -5,31 +5,30 @@ Only the standard library and Click are imported at the top, so that --help is i
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
-import signal
 import sys
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from commands import interrupts
+from mlxfun import __version__
+
 if TYPE_CHECKING:
     from commands.engine import Engine
 
+NAME = "mlxfun-shell"
 CLOSE_SECONDS = 5.0
 BROKEN_PIPE = 128 + 13  # what a shell reports for a program that SIGPIPE ended
 
 # Found at run time: `commands` lies below `tui` and must not import it, yet the program that starts
 # the screen is the one that parses the command line.
 SCREEN = ("tui.app", "run")
-
-
-class Interrupted(KeyboardInterrupt):
-    """SIGTERM, treated like Ctrl-C; holds the signal number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +78,8 @@ class Start:
 @click.option("--seed", type=int, metavar="N", help="Seed of everything drawn (default: 0).")
 @click.option("--undo-budget", metavar="SIZE", help="What the undo history may hold, e.g. 2GiB.")
 @click.option("--keep-going", is_flag=True, help="Headless: go on after a command that fails.")
-@click.version_option(package_name="mlxfun", prog_name="mlxfun-shell")
-def shell(plain: bool, headless: bool, **options: Any) -> None:
+@click.version_option(__version__, prog_name=NAME)
+def shell(plain: bool, headless: bool, **options: Any) -> Start:
     """Watch, prune, steer and save Mixture-of-Experts models.
 
     MODEL is a directory or a Hub id. Without --plain or --headless the full screen opens; type
@@ -91,7 +90,7 @@ def shell(plain: bool, headless: bool, **options: Any) -> None:
     front_end = "plain" if plain else "headless" if headless else "screen"
     start = Start(front_end=front_end, **options)
     _check(start)
-    sys.exit(run(start))
+    return start
 
 
 def _check(start: Start) -> None:
@@ -100,6 +99,8 @@ def _check(start: Start) -> None:
         raise click.UsageError(f"--demo and the model {start.model} exclude each other")
     if start.as_json and start.front_end != "headless":
         raise click.UsageError("--json needs --headless")
+    if start.keep_going and start.front_end != "headless":
+        raise click.UsageError("--keep-going needs --headless")
     if start.front_end == "headless" and not start.lines:
         raise click.UsageError("--headless has nothing to do: give -c COMMAND or --replay FILE")
     if start.front_end == "screen" and not (sys.stdin.isatty() and sys.stdout.isatty()):
@@ -110,53 +111,124 @@ def _check(start: Start) -> None:
 
 
 def run(start: Start) -> int:
-    """Start engine and front end; returns the exit code."""
+    """Start engine and front end; returns the exit code. Raises click.UsageError."""
+    from commands.headless import USAGE, check
+
+    wrong = check(start.lines)
+    if wrong is not None and wrong.error is not None:
+        if not start.as_json:
+            raise click.UsageError(wrong.error)
+        from commands.render import report_json
+
+        click.echo(json.dumps(report_json(wrong)))
+        click.echo(f"{NAME}: {wrong.error}", err=True)
+        return USAGE
+    engine = _engine(start)
+    try:
+        code = _guarded(start, engine)
+    finally:
+        engine.close(CLOSE_SECONDS)
+    if engine.alive:
+        # A thread deep inside MLX cannot be stopped, and tearing the interpreter down under it
+        # crashes: leave without that.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _engine(start: Start) -> Engine:
     from commands.engine import Engine
     from commands.types import Size
     from mlxfun.errors import UsageError
 
-    budget = Size.parse(start.undo_budget) if start.undo_budget else None
+    try:
+        budget = Size.parse(start.undo_budget) if start.undo_budget is not None else None
+    except ValueError as problem:
+        raise click.UsageError(f"--undo-budget: {problem}") from None
+    seed = _seed(start)
     engine = Engine(
-        seed=start.seed or 0,
+        seed=seed,
         undo_budget=budget,
         output_root=start.output_root,
         keep_going=start.keep_going,
     )
+    if start.record is not None:
+        try:
+            moved = engine.record(start.record)
+        except UsageError as problem:
+            engine.close(CLOSE_SECONDS)
+            raise click.UsageError(f"--record: {problem}") from None
+        if moved is not None:
+            click.echo(f"the older recording {start.record} is now {moved}", err=True)
+    return engine
+
+
+def _seed(start: Start) -> int:
+    """The seed asked for, or that of the session to replay: its states depend on it."""
+    if start.replay is None:
+        return start.seed or 0
+    from commands.script import read_script
+
+    recorded = read_script(start.replay).seed
+    if start.seed is not None and recorded not in (None, start.seed):
+        raise click.UsageError(
+            f"--seed {start.seed} contradicts the seed {recorded} of {start.replay}: leave it out"
+        )
+    return recorded or start.seed or 0
+
+
+def _guarded(start: Start, engine: Engine) -> int:
+    """The front end's exit code, an interrupt's, or a broken pipe's."""
     try:
-        if start.record is not None:
-            engine.record(start.record)
         return _front_end(start, engine)
-    except UsageError as problem:
-        raise click.UsageError(str(problem)) from None
-    finally:
-        engine.close(CLOSE_SECONDS)
+    except KeyboardInterrupt as problem:
+        return _interrupted(problem)
+    except BrokenPipeError:
+        # Whoever read our output has left; nothing more may be written, not even by the
+        # interpreter's last flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
 
 
 def _front_end(start: Start, engine: Engine) -> int:
-    if start.front_end == "headless":
-        from commands.headless import Headless
+    if start.front_end == "screen":
+        module, function = SCREEN
+        return int(getattr(import_module(module), function)(engine, startup_lines=start.lines))
+    from commands.follower import Follower
 
-        return Headless(engine, as_json=start.as_json, keep_going=start.keep_going).run(start.lines)
-    module, function = SCREEN
-    return int(getattr(import_module(module), function)(engine, startup_lines=start.lines))
+    if start.front_end == "plain":
+        from commands.plain import Plain, history_path
+
+        return Plain(engine, Follower(engine, stream=True)).run(start.lines, history_path())
+    from commands.headless import run_lines
+
+    follower = Follower(engine, as_json=start.as_json)
+    return run_lines(engine, follower, start.lines, start.keep_going)
+
+
+def _interrupted(problem: KeyboardInterrupt) -> int:
+    click.echo("interrupted: the model and all files are as they were", err=True)
+    return interrupts.exit_code(problem)
 
 
 def main() -> None:
     """Entry point of `mlxfun-shell`."""
-    signal.signal(signal.SIGTERM, _terminated)
     try:
-        shell.main(standalone_mode=True)
+        interrupts.listen()
+        # Not standalone: Click would turn Ctrl-C into exit code 1, and print its usage lines
+        # around what shall be one sentence.
+        start = shell.main(prog_name=NAME, standalone_mode=False)
+        code = run(start) if isinstance(start, Start) else int(start or 0)
+    except click.ClickException as problem:
+        click.echo(f"{NAME}: {problem.format_message()}", err=True)
+        code = problem.exit_code
+    except click.Abort as problem:
+        cause = problem.__cause__
+        code = _interrupted(cause if isinstance(cause, KeyboardInterrupt) else KeyboardInterrupt())
     except KeyboardInterrupt as problem:
-        number = problem.args[0] if isinstance(problem, Interrupted) else signal.SIGINT
-        click.echo("interrupted: the model and all files are as they were", err=True)
-        sys.exit(128 + number)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(BROKEN_PIPE)
-
-
-def _terminated(number: int, _frame: FrameType | None) -> None:
-    raise Interrupted(number)
+        code = _interrupted(problem)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 import click
 
 from commands.types import Source
+from mlxfun.demo import DATASETS
 from mlxfun.options import DatasetOptions
 from mlxfun.reports import Report, SessionView
 
@@ -34,16 +35,7 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 GROUPS = ("model", "observe", "edit", "measure", "chat", "history", "shell")
 
-DEMO_SETS = {
-    "demo:mixed": "all domains: for calibration",
-    "demo:solidity": "smart contracts",
-    "demo:medical": "medical questions and answers",
-    "demo:python": "Python modules",
-    "demo:harmful": "requests a safety-tuned model refuses",
-    "demo:harmless": "everyday requests",
-    "demo:eval": "all domains, apart from mixed: for evaluation",
-}
-DATASET = Source("dataset", DEMO_SETS, (".jsonl",))
+DATASET = Source("dataset", {f"demo:{k}": v for k, v in DATASETS.items()}, (".jsonl",))
 
 
 def always(_view: SessionView) -> str | None:

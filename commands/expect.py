@@ -55,12 +55,12 @@ def parse_expectation(text: str) -> Expectation:
     match = _COMPARISON.match(text)
     if match is None:
         raise UsageError(
-            f"expect: {text!r} is not an expectation: write PATH OPERATOR VALUE (operators "
+            f"{text!r} is not an expectation: write PATH OPERATOR VALUE (operators "
             f"{' '.join(OPERATORS)}), ok, or error TEXT"
         )
     expectation = Expectation(text, match["operator"], match["path"], match["value"])
     if expectation.operator not in ("==", "!=") and not _is_number(literal(expectation.value)):
-        raise UsageError(f"expect: {match['operator']} compares numbers, not {match['value']!r}")
+        raise UsageError(f"{match['operator']} compares numbers, not {match['value']!r}")
     return expectation
 
 

@@ -77,7 +77,8 @@ def parse(line: str) -> Parsed:
     if not tokens:
         raise UsageError("an empty line is no command: type help for a list")
     found, rest = resolve(tokens)
-    if not found.tail and any(t in ("--help", "-h") for t in rest):
+    asking = rest[:1] if found.tail else rest  # in free text "--help" may be meant as it stands
+    if any(t in ("--help", "-h") for t in asking):
         return Parsed(COMMANDS["help"], {"name": tuple(found.name.split())})
     if found.tail:
         rest = _guard_text(found, rest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,8 +51,7 @@ def run_script(bench: Workbench, path: Path, keep_going: bool, ctx: Context) -> 
     path = bench.readable(path)
     if bench.journal.path is not None and path.resolve() == bench.journal.path.resolve():
         raise UsageError(f"{path} is being recorded to: it cannot be replayed at the same time")
-    script = read_script(path)
-    names = _command_names(bench, script)
+    script, names = checked_script(path, bench.wiring.command_of)
     before = bench.files
     root = before.root or Path(tempfile.mkdtemp(prefix="mlxfun-replay-"))
     bench.files = Files(root, path.resolve().parent)
@@ -64,17 +64,21 @@ def run_script(bench: Workbench, path: Path, keep_going: bool, ctx: Context) -> 
                 root.rmdir()
 
 
-def _command_names(bench: Workbench, script: Script) -> list[str]:
-    """The command of each entry. Raises UsageError with file and line before anything runs."""
+def checked_script(path: Path, command_of: Callable[[str], str]) -> tuple[Script, list[str]]:
+    """The script at `path` and the command of each of its entries.
+
+    Raises UsageError with file and line, before anything has run.
+    """
+    script = read_script(path)
     names = []
     for entry in script.entries:
         try:
-            names.append(bench.wiring.command_of(entry.line))
+            names.append(command_of(entry.line))
         except UsageError as problem:
             raise UsageError(f"{script.where(entry)}: {problem}") from None
         if names[-1] == "replay":
             raise UsageError(f"{script.where(entry)}: a replay cannot start another one")
-    return names
+    return script, names
 
 
 class _Run:

@@ -63,10 +63,14 @@ class RecordReport(Report):
         return f"{text} (the older recording is now {self.moved})" if self.moved else text
 
 
-class _Value(click.ParamType[str]):
-    """The value of `set`: completes as the named option would."""
+class _Value(click.ParamType[Any]):
+    """The value of `set`: converts and completes as the named option would."""
 
     name = "value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        kind = SETTING_TYPES.get((ctx.params.get("name") or "") if ctx is not None else "")
+        return kind.convert(value, param, ctx) if kind else value
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
@@ -95,15 +99,12 @@ def set_option(call: Call) -> Report:
 
     seed, dataset, metric, temperature, top-p, max-tokens (of chat).
     """
-    name, text = call["name"], call["value"]
+    name, value = call["name"], call["value"]
     if name is not None:
-        if text is None:
+        if value is None:
             raise UsageError(f"set: give the value too: set {name} VALUE")
-        try:
-            value = SETTING_TYPES[name].convert(text, None, None)
-        except click.BadParameter as problem:
-            raise UsageError(f"set {name}: {problem.message}") from None
-        call.bench.settings = replace(call.bench.settings, **{name.replace("-", "_"): value})
+        changed = {name.replace("-", "_"): value}
+        call.bench.settings = replace(call.bench.settings, **changed)
     return settings_report(call.bench.settings)
 
 
@@ -148,15 +149,26 @@ def replay(call: Call) -> Report:
     )
 
 
+def _parse_expectation(
+    ctx: click.Context, _param: click.Parameter, words: tuple[str, ...]
+) -> expectations.Expectation | None:
+    """At parsing time, so that a malformed one is refused before its script runs."""
+    if ctx.resilient_parsing:
+        return None
+    try:
+        return expectations.parse_expectation(" ".join(words))
+    except UsageError as problem:
+        raise click.UsageError(str(problem)) from None
+
+
 @command("expect", group="shell", when=always)
-@click.argument("expectation", nargs=-1, required=True)
+@click.argument("expectation", nargs=-1, required=True, callback=_parse_expectation)
 def expect(call: Call) -> Report:
     """Check the last report: expect perplexity.all <= 14.2, expect ok, expect error TEXT.
 
     The path leads into the report's data (as --json shows it), or is state for the model's state.
     Operators: <= >= == != < >.
     """
-    expectation = expectations.parse_expectation(" ".join(call["expectation"]))
     data = None
     if call.bench.last is not None:
         data = {
@@ -164,7 +176,7 @@ def expect(call: Call) -> Report:
             "kind": call.bench.last.kind,
             "state": call.bench.view().state,
         }
-    return TextReport(expectations.check(expectation, data, call.bench.last_error))
+    return TextReport(expectations.check(call["expectation"], data, call.bench.last_error))
 
 
 @command("help", group="shell", key="f1", when=always, instant=True, recorded=False)

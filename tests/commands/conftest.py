@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -66,6 +67,14 @@ class Bench:
         ended = [self.run(line) for line in lines]
         assert [e.error for e in ended] == [None] * len(lines)
         return ended
+
+
+@pytest.fixture(autouse=True)
+def temporary_directories_go_away(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Replays make temporary directories and leave what was saved in them."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
 
 
 @pytest.fixture

@@ -204,3 +204,19 @@ def test_outputs_stay_below_the_output_root(make_bench: MakeBench, tmp_path: Pat
         assert ended.error is not None
         assert ended.error.startswith(f"{path} lies outside the output root")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["root"]
+
+
+def test_set_refuses_what_the_option_would_refuse(bench: Bench) -> None:
+    for line, message in (
+        ("set temperature hot", "set: invalid value for '[VALUE]': 'hot' is not a valid float"),
+        ("set max-tokens 0", "set: invalid value for '[VALUE]': 0 is not in the range x>=1"),
+        ("set seed", "set: give the value too: set seed VALUE"),
+        ("set colour red", "set: invalid value for '[NAME]': 'colour' is not one of 'seed'"),
+    ):
+        ended = bench.run(line)
+        assert ended.usage
+        assert ended.error is not None
+        assert ended.error.startswith(message)
+    (ended,) = bench.do("set")
+    assert ended.report is not None
+    assert ended.report.data()["settings"]["max-tokens"] == 256
