@@ -10,7 +10,7 @@ from mlxfun.events import Event
 
 
 class Context:
-    """Silent, never cancelled. The worker's subclass overrides all three methods."""
+    """Silent, never cancelled. The worker's subclass overrides every method."""
 
     def progress(self, label: str, done: int, total: int | None = None, unit: str = "") -> None:
         """Report that `done` of `total` units (unknown when None) of `label` are finished."""
@@ -20,6 +20,9 @@ class Context:
 
     def check(self) -> None:
         """Raise `Cancelled` if the job was cancelled. Call between layers, batches and tokens."""
+
+    def interlude(self) -> None:
+        """Between tokens: let waiting jobs that may run in the middle (steering) take their turn."""
 
 
 SILENT = Context()

@@ -1,0 +1,236 @@
+"""The `mlxfun-shell` program: options, and which front end gets the engine.
+
+Only the standard library and Click are imported at the top, so that --help is instant.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from commands import interrupts
+from mlxfun import __version__
+
+if TYPE_CHECKING:
+    from commands.engine import Engine
+
+NAME = "mlxfun-shell"
+CLOSE_SECONDS = 5.0
+BROKEN_PIPE = 128 + 13  # what a shell reports for a program that SIGPIPE ended
+
+# Found at run time: `commands` lies below `tui` and must not import it, yet the program that starts
+# the screen is the one that parses the command line.
+SCREEN = ("tui.app", "run")
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What the command line asks for."""
+
+    model: str | None
+    demo: bool
+    front_end: str
+    commands: tuple[str, ...]
+    replay: Path | None
+    record: Path | None
+    output_root: Path | None
+    as_json: bool
+    seed: int | None
+    undo_budget: str | None
+    keep_going: bool
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """Every command line to run, in order."""
+        found = []
+        if self.demo or self.model is not None:
+            found.append(shlex.join(["load", "demo" if self.demo else str(self.model)]))
+        if self.replay is not None:
+            found.append(shlex.join(["replay", str(self.replay)]))
+        return (*found, *self.commands)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("model", required=False)
+@click.option("--demo", is_flag=True, help="Load the model that comes with mlxfun.")
+@click.option("--plain", is_flag=True, help="Line by line, for SSH and screen readers.")
+@click.option("--headless", is_flag=True, help="No questions asked: run -c or --replay, and end.")
+@click.option(
+    "-c", "commands", multiple=True, metavar="COMMAND", help="Run this first. Repeatable, in order."
+)
+@click.option("--replay", type=click.Path(path_type=Path), help="Run a recorded session.")
+@click.option("--record", type=click.Path(path_type=Path), help="Record the session to this file.")
+@click.option(
+    "--output-root",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Save below DIR only. For a replay, the default is a temporary directory.",
+)
+@click.option("--json", "as_json", is_flag=True, help="With --headless: one JSON object a command.")
+@click.option("--seed", type=int, metavar="N", help="Seed of everything drawn (default: 0).")
+@click.option("--undo-budget", metavar="SIZE", help="What the undo history may hold, e.g. 2GiB.")
+@click.option("--keep-going", is_flag=True, help="Headless: go on after a command that fails.")
+@click.version_option(__version__, prog_name=NAME)
+def shell(plain: bool, headless: bool, **options: Any) -> Start:
+    """Watch, prune, steer and save Mixture-of-Experts models.
+
+    MODEL is a directory or a Hub id. Without --plain or --headless the full screen opens; type
+    help there, or press F1.
+    """
+    if plain and headless:
+        raise click.UsageError("--plain and --headless exclude each other")
+    front_end = "plain" if plain else "headless" if headless else "screen"
+    start = Start(front_end=front_end, **options)
+    _check(start)
+    return start
+
+
+def _check(start: Start) -> None:
+    """Raise click.UsageError for options that do not go together."""
+    if start.demo and start.model is not None:
+        raise click.UsageError(f"--demo and the model {start.model} exclude each other")
+    if start.as_json and start.front_end != "headless":
+        raise click.UsageError("--json needs --headless")
+    if start.keep_going and start.front_end != "headless":
+        raise click.UsageError("--keep-going needs --headless")
+    if start.front_end == "headless" and not start.lines:
+        raise click.UsageError("--headless has nothing to do: give -c COMMAND or --replay FILE")
+    if start.front_end == "screen" and not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise click.UsageError(
+            "no terminal to draw on: add --headless to run -c or --replay in a script, or --plain "
+            "to read commands line by line"
+        )
+
+
+def run(start: Start) -> int:
+    """Start engine and front end; returns the exit code. Raises click.UsageError."""
+    from commands.headless import USAGE, check
+
+    wrong = check(start.lines)
+    if wrong is not None and wrong.error is not None:
+        if not start.as_json:
+            raise click.UsageError(wrong.error)
+        from commands.render import report_json
+
+        click.echo(json.dumps(report_json(wrong)))
+        click.echo(f"{NAME}: {wrong.error}", err=True)
+        return USAGE
+    engine = _engine(start)
+    try:
+        code = _guarded(start, engine)
+    finally:
+        engine.close(CLOSE_SECONDS)
+    if engine.alive:
+        # A thread deep inside MLX cannot be stopped, and tearing the interpreter down under it
+        # crashes: leave without that.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _engine(start: Start) -> Engine:
+    from commands.engine import Engine
+    from commands.types import Size
+    from mlxfun.errors import UsageError
+
+    try:
+        budget = Size.parse(start.undo_budget) if start.undo_budget is not None else None
+    except ValueError as problem:
+        raise click.UsageError(f"--undo-budget: {problem}") from None
+    seed = _seed(start)
+    engine = Engine(
+        seed=seed,
+        undo_budget=budget,
+        output_root=start.output_root,
+        keep_going=start.keep_going,
+    )
+    if start.record is not None:
+        try:
+            moved = engine.record(start.record)
+        except UsageError as problem:
+            engine.close(CLOSE_SECONDS)
+            raise click.UsageError(f"--record: {problem}") from None
+        if moved is not None:
+            click.echo(f"the older recording {start.record} is now {moved}", err=True)
+    return engine
+
+
+def _seed(start: Start) -> int:
+    """The seed asked for, or that of the session to replay: its states depend on it."""
+    if start.replay is None:
+        return start.seed or 0
+    from commands.script import read_script
+
+    recorded = read_script(start.replay).seed
+    if start.seed is not None and recorded not in (None, start.seed):
+        raise click.UsageError(
+            f"--seed {start.seed} contradicts the seed {recorded} of {start.replay}: leave it out"
+        )
+    return recorded or start.seed or 0
+
+
+def _guarded(start: Start, engine: Engine) -> int:
+    """The front end's exit code, an interrupt's, or a broken pipe's."""
+    try:
+        return _front_end(start, engine)
+    except KeyboardInterrupt as problem:
+        return _interrupted(problem)
+    except BrokenPipeError:
+        # Whoever read our output has left; nothing more may be written, not even by the
+        # interpreter's last flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+
+
+def _front_end(start: Start, engine: Engine) -> int:
+    if start.front_end == "screen":
+        module, function = SCREEN
+        return int(getattr(import_module(module), function)(engine, startup_lines=start.lines))
+    from commands.follower import Follower
+
+    if start.front_end == "plain":
+        from commands.plain import Plain, history_path
+
+        return Plain(engine, Follower(engine, stream=True)).run(start.lines, history_path())
+    from commands.headless import run_lines
+
+    follower = Follower(engine, as_json=start.as_json)
+    return run_lines(engine, follower, start.lines, start.keep_going)
+
+
+def _interrupted(problem: KeyboardInterrupt) -> int:
+    interrupts.ignore()
+    click.echo("interrupted: the model and all files are as they were", err=True)
+    return interrupts.exit_code(problem)
+
+
+def main() -> None:
+    """Entry point of `mlxfun-shell`."""
+    try:
+        interrupts.listen()
+        # Not standalone: Click would turn Ctrl-C into exit code 1, and print its usage lines
+        # around what shall be one sentence.
+        start = shell.main(prog_name=NAME, standalone_mode=False)
+        code = run(start) if isinstance(start, Start) else int(start or 0)
+    except click.ClickException as problem:
+        click.echo(f"{NAME}: {problem.format_message()}", err=True)
+        code = problem.exit_code
+    except click.Abort as problem:
+        cause = problem.__cause__
+        code = _interrupted(cause if isinstance(cause, KeyboardInterrupt) else KeyboardInterrupt())
+    except KeyboardInterrupt as problem:
+        code = _interrupted(problem)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

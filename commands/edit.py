@@ -1,0 +1,123 @@
+"""Commands that change the model: stage, look at both sides, commit or drop."""
+
+from __future__ import annotations
+
+import click
+
+from commands.declare import Call, command, positive, pruned, staged
+from commands.types import ExpertPairs, Experts, FilePath
+from mlxfun.errors import UsageError
+from mlxfun.options import METRICS, STRATEGIES, ApplyOptions, PruneOptions, SteerOptions
+from mlxfun.reports import Report
+
+MODES = click.Choice(["protect", "target"])
+LIST = FilePath((".json", ".csv"))
+MAP = FilePath((".json",))
+
+
+@command("prune", group="edit", undoable=True, key="p")
+@click.option(
+    "--n-prune",
+    type=positive,
+    metavar="N",
+    help="Experts to drop per layer; with --model-wide, expert numbers to drop everywhere.",
+)
+@click.option(
+    "--metric",
+    type=click.Choice(METRICS),
+    help="What makes an expert worth keeping (default: reap_sum).",
+)
+@click.option(
+    "--strategy",
+    type=click.Choice(STRATEGIES),
+    default="bottom",
+    help="bottom: the lowest go. strided: even strides through high and low.",
+)
+@click.option("--model-wide", is_flag=True, help="Drop the same expert numbers in every layer.")
+@click.option(
+    "--ignore-experts", type=Experts(), metavar="LIST", help='Never drop these: "0,1,250..255".'
+)
+@click.option(
+    "--min-experts-per-layer", type=positive, metavar="N", help="Keep at least N in each layer."
+)
+@click.option("--expert-list", type=LIST, help="JSON or CSV that says which experts stay.")
+@click.option("--safety-map", type=MAP, help="safety_report.json of a safety scan.")
+@click.option(
+    "--safety-mode", type=MODES, default="protect", help="Keep its experts, or drop them."
+)
+@click.option("--domain-map", type=MAP, help="domain_report.json of a domain scan.")
+@click.option(
+    "--domain-mode", type=MODES, default="protect", help="Keep its experts, or drop them."
+)
+@click.option(
+    "--allow-stale", is_flag=True, help="Use statistics taken on another state of the weights."
+)
+def prune(call: Call) -> Report:
+    """Stage a prune: choose the experts that go, without touching the model yet.
+
+    The candidate becomes live, so chat talks to it; preview measures it, flip goes back and forth,
+    apply commits it, discard drops it. Needs collected statistics or --expert-list.
+    """
+    values = dict(call.params)
+    values["metric"] = values["metric"] or call.bench.settings.metric
+    values["ignore_experts"] = values["ignore_experts"] or ()
+    for name in ("expert_list", "safety_map", "domain_map"):
+        if values[name] is not None:
+            values[name] = call.bench.readable(values[name])
+    return call.session.prune(PruneOptions(**values), call.ctx)
+
+
+@command("steer", group="edit")
+@click.option(
+    "--activate", type=ExpertPairs(), metavar="L:E,...", help="Force these into the top-k."
+)
+@click.option(
+    "--deactivate", type=ExpertPairs(), metavar="L:E,...", help="Keep these out of the top-k."
+)
+@click.option("--clear", is_flag=True, help="Drop the steering in force first.")
+def steer(call: Call) -> Report:
+    """Steer the router from the next token on, for instance steer --activate 3:7,5:0..2."""
+    options = SteerOptions(call["activate"] or {}, call["deactivate"] or {}, clear=call["clear"])
+    if options == SteerOptions():
+        raise UsageError("steer: give --activate L:E, --deactivate L:E, or --clear to stop")
+    return call.session.steer(options)
+
+
+@command("apply", group="edit", undoable=True, key="a", when=staged)
+@click.option(
+    "--max-kl", type=click.FloatRange(min=0), metavar="X", help="Refuse above this mean KL."
+)
+@click.option(
+    "--max-perplexity-ratio",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="Y",
+    help="Refuse above this perplexity, as a multiple of the checkpoint's.",
+)
+def apply(call: Call) -> Report:
+    """Commit the staged plan as a new step of the history.
+
+    With a limit, a preview is made if there is none, and apply refuses when it exceeds the limit.
+    """
+    return call.session.apply(ApplyOptions(**call.params), call.ctx)
+
+
+@command("discard", group="edit", danger=True, key="d", when=staged)
+def discard(call: Call) -> Report:
+    """Drop the staged plan."""
+    return call.session.discard()
+
+
+@command("flip", group="edit", key="f", when=staged)
+@click.argument("side", required=False, type=click.Choice(["base", "candidate"]))
+def flip(call: Call) -> Report:
+    """Make the other side live while a plan is staged, or the side named."""
+    return call.session.flip(call["side"])
+
+
+@command("compact", group="edit", undoable=True, when=pruned)
+def compact(call: Call) -> Report:
+    """Slice pruned experts out of memory for real."""
+    return call.session.compact(call.ctx)
+
+
+COMMANDS = (prune, steer, apply, discard, flip, compact)

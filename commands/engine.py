@@ -1,0 +1,208 @@
+"""The one engine that every front end drives: lines in, events out.
+
+The screen, the line-by-line shell and the headless runner are listeners of it. Every typed line,
+key and palette entry goes through `Engine.run`, so a recorded session is complete by construction.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from commands import completion, registry
+from commands.completion import Completion
+from commands.declare import Call, Command
+from commands.registry import Parsed, Row
+from commands.replay import mark_of
+from commands.script import Journal
+from commands.workbench import Files, Settings, Wiring, Workbench
+from mlxfun.context import SILENT, Context
+from mlxfun.errors import MlxfunError
+from mlxfun.events import Event, JobEnded
+from mlxfun.reports import ChatReport, CollectReport, Report, SessionView
+from mlxfun.worker import Worker
+
+if TYPE_CHECKING:
+    from commands.ports import OpenSession, SessionPort
+
+__all__ = ["Completion", "Engine", "Row"]
+
+log = logging.getLogger(__name__)
+
+Listener = Callable[[Event], None]
+
+
+def open_real_session(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    undo_budget: int | None = None,
+    seed: int = 0,
+    ctx: Context = SILENT,
+) -> SessionPort:
+    """`Session.open`. Imports MLX, so only the worker calls it, after the first paint."""
+    ctx.progress("importing MLX", 0)
+    from mlxfun.session import Session
+
+    ctx.check()
+    return Session.open(source, revision=revision, undo_budget=undo_budget, seed=seed, ctx=ctx)
+
+
+class Engine:
+    """One shell. No method blocks but `close`, none raises for a bad line.
+
+    seed: default of every command that draws. undo_budget: bytes the history may hold.
+    output_root: commands write below it only. keep_going: replays go on after a failed command.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int = 0,
+        undo_budget: int | None = None,
+        output_root: Path | None = None,
+        keep_going: bool = False,
+        open_session: OpenSession = open_real_session,
+    ) -> None:
+        self._listeners: tuple[Listener, ...] = ()
+        self._view = SessionView()
+        self._bench = Workbench(
+            Wiring(open_session, self._nested, registry.command_of, registry.help_text),
+            journal=Journal(seed),
+            settings=Settings(seed=seed),
+            files=Files(output_root),
+            undo_budget=undo_budget,
+        )
+        self._bench.keep_going = keep_going
+        self._worker = Worker(self._emit, after=self._refresh, finish=self._bench.close)
+        self._alive = True
+
+    @property
+    def busy(self) -> str | None:
+        """The line that is running."""
+        return self._worker.busy
+
+    @property
+    def queue(self) -> tuple[str, ...]:
+        """The lines that wait."""
+        return self._worker.queue
+
+    @property
+    def alive(self) -> bool:
+        """Whether the worker still runs: True after `close` only when it did not stop in time."""
+        return self._alive
+
+    def subscribe(self, listener: Listener) -> None:
+        """Hand every event to `listener`, which must be quick.
+
+        It is called on the worker's thread, and for `JobQueued`, lines that do not parse, help and
+        quit on the thread that called `run`.
+        """
+        self._listeners = (*self._listeners, listener)
+
+    def record(self, path: Path) -> Path | None:
+        """Record to `path` from the start; call it before the first `run`. See `Journal.attach`."""
+        return self._bench.journal.attach(path)
+
+    def run(self, line: str) -> int:
+        """Queue a command line and return its job number; what comes of it arrives as events."""
+        line = line.strip()
+        try:
+            parsed = registry.parse(line)
+            if parsed.command.instant:
+                report = parsed.command.handler(Call(self._bench, parsed.params, SILENT))
+                return self._worker.answer(line, report, self._view.state)
+        except MlxfunError as problem:
+            return self._worker.answer(line, problem, self._view.state)
+        return self._worker.submit(line, lambda ctx: self._perform(parsed, line, ctx))
+
+    def cancel(self) -> None:
+        """Cancel the running job; a second call drops the queued ones too."""
+        self._worker.cancel()
+
+    def complete(self, line: str) -> list[Completion]:
+        """How `line` may go on. Instant: asks neither the worker nor the model."""
+        return completion.complete(line, self._view)
+
+    def help(self, name: str | None) -> str:
+        """A command's page, the overview for None, or the reason why there is none."""
+        try:
+            return registry.help_text(name)
+        except MlxfunError as problem:
+            return str(problem)
+
+    def view(self) -> SessionView:
+        """The session after the last job; safe from any thread."""
+        return self._view
+
+    def rows(self) -> tuple[Row, ...]:
+        """Every command, and whether it applies now."""
+        return registry.rows(self._view)
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Cancel everything, close the session, and wait at most `timeout` seconds for that."""
+        self._alive = not self._worker.close(timeout)
+        if not self._alive:
+            self._bench.journal.detach()
+
+    def _perform(self, parsed: Parsed, line: str, ctx: Context) -> Report:
+        """Run a parsed line on the worker thread: journal, session, outcome for `expect`."""
+        command, bench = parsed.command, self._bench
+        written = command.recorded and bench.journal.wants(loads=command.name == "load")
+        if written:
+            bench.journal.begin(line)
+        bench.name(line)
+        try:
+            report = command.handler(Call(bench, parsed.params, ctx))
+        except BaseException as problem:
+            if written:
+                bench.journal.failed(str(problem))
+            self._remember(command, None, str(problem))
+            raise
+        self._remember(command, report, None)
+        self._write_down(command, report, written)
+        return report
+
+    def _remember(self, command: Command, report: Report | None, error: str | None) -> None:
+        """Keep the outcome that `expect` looks at: not that of the expectations themselves."""
+        if command.name not in ("expect", "replay", "record", "set"):
+            self._bench.last, self._bench.last_error = report, error
+
+    def _write_down(self, command: Command, report: Report, written: bool) -> None:
+        bench = self._bench
+        if written:
+            bench.journal.done(mark_of(bench) if bench.loaded else None, _note(report))
+        elif command.name == "load" and bench.loaded is not None:
+            bench.journal.loaded(bench.loaded)
+
+    def _nested(self, line: str, parent: Context) -> JobEnded:
+        """A line of a replay, on the worker thread, inside the replay's own job."""
+        parsed = registry.parse(line)
+        return self._worker.nested(line, lambda ctx: self._perform(parsed, line, ctx), parent)
+
+    def _refresh(self) -> str:
+        """Before each `JobEnded`: who reads `view` on that event sees what the job did."""
+        self._view = self._bench.view()
+        return self._view.state
+
+    def _emit(self, event: Event) -> None:
+        for listener in self._listeners:
+            try:
+                listener(event)
+            except Exception:
+                # Thread boundary: a broken listener must not fail the job, or starve the others.
+                log.exception("a listener failed on %s", type(event).__name__)
+
+
+def _note(report: Report) -> str:
+    """What a reader of the session file should know: a cancelled command cannot be repeated."""
+    if isinstance(report, CollectReport) and report.cancelled:
+        return (
+            f"cancelled after {report.samples} of {report.samples_planned} samples: a replay "
+            "collects them all, so that later states may differ"
+        )
+    if isinstance(report, ChatReport) and report.finish_reason == "cancelled":
+        return "cancelled before the answer was complete"
+    return ""

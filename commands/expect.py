@@ -1,0 +1,146 @@
+"""`expect`: assertions on the last report, so that a session file is also a test.
+
+expect perplexity.all <= 14.2
+expect state == 1a2b3c4d
+expect ok
+expect error "nothing to undo"
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from mlxfun.errors import MlxfunError, UsageError
+
+OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+
+_COMPARISON = re.compile(r"(?P<path>[^\s<>=!]+)\s*(?P<operator><=|>=|==|!=|<|>)\s*(?P<value>.+)\Z")
+_MISSING = object()
+
+
+class ExpectationFailed(MlxfunError):
+    """What was found is not what was expected; the message holds both."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """A parsed `expect` line. operator: "ok", "error" or one of `OPERATORS`."""
+
+    text: str
+    operator: str
+    path: str = ""
+    value: str = ""
+
+
+def parse_expectation(text: str) -> Expectation:
+    """Raises UsageError for anything that could not be checked."""
+    text = text.strip()
+    if text == "ok":
+        return Expectation(text, "ok")
+    word, _, rest = text.partition(" ")
+    if word == "error":
+        return Expectation(text, "error", value=unquoted(rest.strip()))
+    match = _COMPARISON.match(text)
+    if match is None:
+        raise UsageError(
+            f"{text!r} is not an expectation: write PATH OPERATOR VALUE (operators "
+            f"{' '.join(OPERATORS)}), ok, or error TEXT"
+        )
+    expectation = Expectation(text, match["operator"], match["path"], match["value"])
+    if expectation.operator not in ("==", "!=") and not _is_number(literal(expectation.value)):
+        raise UsageError(f"{match['operator']} compares numbers, not {match['value']!r}")
+    return expectation
+
+
+def literal(text: str) -> Any:
+    """A number, true, false or null as JSON has them; any other text is itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return unquoted(text)
+
+
+def unquoted(text: str) -> str:
+    """`text` without the quotes around it, if there are any."""
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
+
+
+def find(data: Any, path: str) -> Any:
+    """The value at a dotted path; keys may hold dots themselves. Raises KeyError.
+
+    >>> find({"perplexity": {"a.jsonl": 7.0}, "nodes": [{"id": 3}]}, "perplexity.a.jsonl")
+    7.0
+    """
+    found = _find(data, path.split("."))
+    if found is _MISSING:
+        raise KeyError(path)
+    return found
+
+
+def _find(data: Any, parts: list[str]) -> Any:
+    if not parts:
+        return data
+    if isinstance(data, list):
+        index = int(parts[0]) if parts[0].isdecimal() else len(data)
+        return _find(data[index], parts[1:]) if index < len(data) else _MISSING
+    if isinstance(data, dict):
+        for count in range(len(parts), 0, -1):
+            key = ".".join(parts[:count])
+            if key in data:
+                found = _find(data[key], parts[count:])
+                if found is not _MISSING:
+                    return found
+    return _MISSING
+
+
+def check(expectation: Expectation, data: dict[str, Any] | None, error: str | None) -> str:
+    """What was found, as a sentence. Raises ExpectationFailed.
+
+    data: of the last report, None when the last command failed with `error` or none has run.
+    """
+    if expectation.operator == "error":
+        return _check_error(expectation, error)
+    if data is None:
+        problem = f"the last command failed: {error}" if error else "no command has run yet"
+        raise ExpectationFailed(f"expect {expectation.text}: {problem}")
+    if expectation.operator == "ok":
+        return "ok"
+    try:
+        found = find(data, expectation.path)
+    except KeyError:
+        keys = ", ".join(sorted(map(str, data)))
+        raise ExpectationFailed(
+            f"expect {expectation.text}: the last report has no {expectation.path!r}, it has {keys}"
+        ) from None
+    ordered = expectation.operator not in ("==", "!=")
+    if ordered and not _is_number(found):
+        raise ExpectationFailed(f"expect {expectation.text}: found {found!r}, not a number")
+    # A state such as 12345678 or 1e10 is text, whatever it looks like.
+    wanted = unquoted(expectation.value) if isinstance(found, str) else literal(expectation.value)
+    if not OPERATORS[expectation.operator](found, wanted):
+        raise ExpectationFailed(f"expect {expectation.text}: found {json.dumps(found)}")
+    return f"{expectation.path} is {json.dumps(found)}"
+
+
+def _check_error(expectation: Expectation, error: str | None) -> str:
+    if error is None:
+        raise ExpectationFailed(f"expect {expectation.text}: the last command did not fail")
+    if expectation.value not in error:
+        raise ExpectationFailed(f"expect {expectation.text}: the error was {error!r}")
+    return f"it failed: {error}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,76 @@
+"""Commands about the model as a whole: load, look, test, save."""
+
+from __future__ import annotations
+
+import click
+
+from commands.declare import Call, always, command
+from commands.types import FilePath, Source
+from mlxfun.options import SaveOptions
+from mlxfun.reports import Report
+
+MODEL = Source("model", {"demo": "the small Qwen3-MoE model that comes with mlxfun"})
+
+
+@command("load", group="model", danger=True, when=always)
+@click.argument("model", type=MODEL)
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of a Hub model.")
+@click.option(
+    "--drop", is_flag=True, help="Free the resident model first, for when both do not fit."
+)
+def load(call: Call) -> Report:
+    """Make a model resident: a directory, a Hub id, or demo.
+
+    Statistics, staged plan, steering and history of the model that was resident go with it. If the
+    new one cannot be loaded, the old one stays, unless --drop was given.
+    """
+    return call.bench.load(call["model"], call["revision"], call["drop"], call.ctx)
+
+
+@command("info", group="model")
+@click.option("--verify", is_flag=True, help="Read every byte of the checkpoint for its digest.")
+def info(call: Call) -> Report:
+    """Describe the resident model: architecture, experts, size, dtype, memory."""
+    return call.session.info(call["verify"], call.ctx)
+
+
+@command("layers", group="model")
+def layers(call: Call) -> Report:
+    """List the MoE layers: router, experts, top-k, groups, shared experts."""
+    return call.session.layers()
+
+
+@command("save", group="model", danger=True, key="s")
+@click.argument("path", type=FilePath())
+@click.option("--force", is_flag=True, help="Replace an existing directory.")
+@click.option(
+    "--quantize",
+    type=click.IntRange(2, 8),
+    metavar="BITS",
+    help="Quantise to 2, 3, 4, 6 or 8 bits.",
+)
+@click.option(
+    "--group-size", type=click.Choice(["32", "64", "128"]), help="With --quantize (default: 64)."
+)
+def save(call: Call) -> Report:
+    """Write the model as a directory that stock mlx_lm.load opens, and check that it does.
+
+    What is saved is the applied state: a staged plan is not part of it, apply it first. The
+    directory appears whole or not at all; an existing one is only replaced with --force.
+    """
+    options = SaveOptions(
+        path=call.bench.writable(call["path"]),
+        force=call["force"],
+        quantize=call["quantize"],
+        group_size=int(call["group_size"] or 64),
+    )
+    return call.session.save(options, call.ctx)
+
+
+@command("smoke-test", group="model")
+def smoke_test(call: Call) -> Report:
+    """Check that the live model still works: finite logits, sane text, routing in range."""
+    return call.session.smoke_test(call.ctx)
+
+
+COMMANDS = (load, info, layers, save, smoke_test)

@@ -1,0 +1,85 @@
+"""Commands that watch experts work: calibration, statistics, reasons."""
+
+from __future__ import annotations
+
+import click
+
+from commands.declare import (
+    DATASET,
+    Call,
+    command,
+    data_options,
+    dataset_options,
+    positive,
+    with_stats,
+)
+from commands.types import FilePath, OneExpert
+from mlxfun.options import CollectOptions
+from mlxfun.reports import Report
+
+NPZ = FilePath((".npz",))
+
+
+@command("collect", group="observe", key="c")
+@click.option(
+    "--dataset",
+    type=DATASET,
+    help="JSONL file, directory of texts, or demo:NAME (default: the last one, see set).",
+)
+@data_options
+@click.option("--batch-tokens", type=positive, metavar="N", help="Tokens in a batch, with padding.")
+@click.option("--max-batch", type=positive, metavar="N", help="Lines in a batch.")
+@click.option("--add", is_flag=True, help="Add to the statistics in hand, not start anew.")
+def collect(call: Call) -> Report:
+    """Run text through the model and count what each expert does.
+
+    Cancelling keeps what was collected so far and says how much that is.
+    """
+    source = call.bench.dataset(call["dataset"])
+    batch = {k: call[k] for k in ("batch_tokens", "max_batch") if call[k] is not None}
+    data = dataset_options(source, call.params, call.bench.settings.seed)
+    return call.session.collect(CollectOptions(data, add=call["add"], **batch), call.ctx)
+
+
+@command("stats show", group="observe", when=with_stats)
+def show(call: Call) -> Report:
+    """Show the statistics in hand: samples, coverage, the least and most used experts."""
+    return call.session.stats("show")
+
+
+@command("stats save", group="observe", when=with_stats)
+@click.argument("path", type=NPZ)
+def save(call: Call) -> Report:
+    """Write the statistics to an .npz file that the ancestor's tools read too."""
+    return call.session.save_stats(call.bench.writable(call["path"]))
+
+
+@command("stats load", group="observe")
+@click.argument("path", type=NPZ)
+def load(call: Call) -> Report:
+    """Take statistics from an .npz file instead of collecting them."""
+    return call.session.load_stats(call.bench.readable(call["path"]))
+
+
+@command("stats count", group="observe")
+@click.argument("switch", type=click.Choice(["on", "off"]), metavar="on|off")
+def count(call: Call) -> Report:
+    """Count chat traffic into the statistics too, or stop doing so."""
+    return call.session.set_counting(call["switch"] == "on")
+
+
+@command("stats reset", group="observe", danger=True, when=with_stats)
+def reset(call: Call) -> Report:
+    """Forget the statistics in hand."""
+    return call.session.reset_stats()
+
+
+@command("why", group="observe", key="w")
+@click.argument("cell", type=OneExpert(), metavar="L:E")
+def why(call: Call) -> Report:
+    """Give the numbers that condemned or spared an expert, for instance why 3:7."""
+    layer, expert = call["cell"]
+    return call.session.why(layer, expert)
+
+
+COMMANDS = (collect, show, save, load, count, reset, why)

@@ -1,0 +1,200 @@
+"""The list of all commands, and what is derived from it: parsing, help, rows for front ends."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+import click
+
+from commands import chat, edit, history, measure, model, observe, shell
+from commands.declare import GROUPS, Command, Params
+from mlxfun.errors import UsageError
+from mlxfun.reports import SessionView
+
+COMMANDS: dict[str, Command] = {
+    c.name: c
+    for module in (model, observe, edit, measure, chat, history, shell)
+    for c in module.COMMANDS
+}
+
+# A family typed without its second word means this member.
+FAMILIES = {"stats": "stats show"}
+
+HELP_WIDTH = 78
+_OPTION = re.compile(r"--?[A-Za-z][A-Za-z-]*(=.*)?\Z", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A command as a palette or a key table shows it. reason: why it is not enabled now."""
+
+    name: str
+    group: str
+    help: str
+    usage: str
+    key: str | None
+    danger: bool
+    undoable: bool
+    enabled: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """A valid command line: nothing of it is checked again, but nothing has run yet."""
+
+    command: Command
+    params: Params
+
+
+def rows(view: SessionView) -> tuple[Row, ...]:
+    """Every command, as it stands with `view`."""
+    found = []
+    for c in COMMANDS.values():
+        reason = c.when(view)
+        found.append(
+            Row(
+                c.name,
+                c.group,
+                c.short,
+                c.usage,
+                c.key,
+                c.danger,
+                c.undoable,
+                reason is None,
+                reason or "",
+            )
+        )
+    return tuple(found)
+
+
+def parse(line: str) -> Parsed:
+    """The command and parameters of a typed line. Raises UsageError with a remedy."""
+    tokens = split(line)
+    if not tokens:
+        raise UsageError("an empty line is no command: type help for a list")
+    found, rest = resolve(tokens)
+    asking = rest[:1] if found.tail else rest  # in free text "--help" may be meant as it stands
+    if any(t in ("--help", "-h") for t in asking):
+        return Parsed(COMMANDS["help"], {"name": tuple(found.name.split())})
+    if found.tail:
+        rest = _guard_text(found, rest)
+    try:
+        with found.click.make_context(found.name, rest) as context:
+            return Parsed(found, context.params)
+    except click.UsageError as problem:
+        raise UsageError(_sentence(found, problem)) from None
+
+
+def command_of(line: str) -> str:
+    """The name of the command that `line` means. Raises UsageError if it is no valid line."""
+    return parse(line).command.name
+
+
+def split(line: str) -> list[str]:
+    """Words of a line, quotes as in a POSIX shell, except in free text that has a lone one."""
+    try:
+        return shlex.split(line)
+    except ValueError as problem:
+        words = line.split()
+        found = COMMANDS.get(words[0])
+        if found is not None and found.tail:
+            return words
+        what = "a quote is not closed" if "quotation" in str(problem) else "a lone \\ at the end"
+        raise UsageError(f"{words[0]}: {what} in {line!r}") from None
+
+
+def resolve(tokens: list[str]) -> tuple[Command, list[str]]:
+    """The command a line begins with, and the words after it. Raises UsageError."""
+    first = tokens[0]
+    two = " ".join(tokens[:2])
+    if two in COMMANDS:
+        return COMMANDS[two], tokens[2:]
+    if first in COMMANDS:
+        return COMMANDS[first], tokens[1:]
+    if first in FAMILIES:
+        if len(tokens) == 1 or tokens[1].startswith("-"):
+            return COMMANDS[FAMILIES[first]], tokens[1:]
+        members = [name.partition(" ")[2] for name in COMMANDS if name.startswith(first + " ")]
+        raise UsageError(
+            f"{first}: unknown action {tokens[1]!r}{nearest(tokens[1], members)}; "
+            f"choose one of {', '.join(members)}"
+        )
+    known = [*COMMANDS, *FAMILIES]
+    raise UsageError(f"unknown command {first!r}{nearest(first, known)}; type help for a list")
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """`": did you mean ...?"`, or nothing when no known word is close."""
+    close = get_close_matches(word, known, n=1)
+    return f": did you mean {close[0]}?" if close else ""
+
+
+def _guard_text(found: Command, rest: list[str]) -> list[str]:
+    """Put -- before the first word of free text, so that "-5 + 3" is not taken for an option."""
+    values = {
+        name: option
+        for option in found.click.params
+        if isinstance(option, click.Option)
+        for name in (*option.opts, *option.secondary_opts)
+    }
+    position = 0
+    while position < len(rest) and _OPTION.match(rest[position]):
+        name, equals, _ = rest[position].partition("=")
+        option = values.get(name)
+        takes_value = option is not None and not (option.is_flag or option.count)
+        position += 2 if takes_value and not equals else 1
+    if rest[position : position + 1] == ["--"]:
+        return rest
+    return [*rest[:position], "--", *rest[position:]]
+
+
+def _sentence(found: Command, problem: click.UsageError) -> str:
+    """A Click error as one sentence of ours."""
+    text = problem.format_message().rstrip(".")
+    if isinstance(problem, click.NoSuchOption):
+        names = [
+            name
+            for p in found.click.params
+            if isinstance(p, click.Option)
+            for name in (*p.opts, *p.secondary_opts)
+        ]
+        hint = nearest(problem.option_name, names)
+        return f"{found.name}: no such option {problem.option_name}" + (
+            hint or f"; see help {found.name}"
+        )
+    text = text[0].lower() + text[1:]
+    if isinstance(problem, click.MissingParameter) or "unexpected extra" in text:
+        text += f"; usage: {found.usage}"
+    return f"{found.name}: {text}"
+
+
+def help_text(name: str | None) -> str:
+    """The overview, or the page of one command. Raises UsageError for an unknown name."""
+    if not name:
+        return _overview()
+    family = [c for c in COMMANDS.values() if c.name.startswith(name + " ")]
+    if name not in COMMANDS and family:
+        return "\n\n".join(help_text(c.name) for c in family)
+    found, rest = resolve(name.split())
+    if rest:
+        raise UsageError(f"help: {name!r} is no command; type help for a list")
+    context = click.Context(found.click, info_name=found.name, terminal_width=HELP_WIDTH)
+    facts = [f"key {found.key}"] if found.key else []
+    facts += ["undo takes it back"] if found.undoable else []
+    facts += ["cannot be undone"] if found.danger else []
+    page = found.click.get_help(context)
+    return page + (f"\n\n{'; '.join(facts).capitalize()}." if facts else "")
+
+
+def _overview() -> str:
+    width = max(len(name) for name in COMMANDS)
+    parts = []
+    for group in GROUPS:
+        members = [c for c in COMMANDS.values() if c.group == group]
+        parts.append("\n".join([group, *(f"  {c.name:<{width}}  {c.short}" for c in members)]))
+    parts.append("help COMMAND explains one; Tab completes commands, options and values.")
+    return "\n\n".join(parts)

@@ -1,0 +1,273 @@
+"""Reports for a person (Rich) and for a program (JSON).
+
+Text that comes from files, models and users is shown as it is: markup in it is not obeyed, and
+control characters, which could drive the terminal, are made visible.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from functools import singledispatch
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from mlxfun.events import JobEnded
+from mlxfun.reports import (
+    ChatReport,
+    EvaluateReport,
+    HistoryReport,
+    InfoReport,
+    LayersReport,
+    PlanReport,
+    Report,
+    SaveReport,
+    SmokeReport,
+    StatsReport,
+    SteerReport,
+    WhyReport,
+    readable_bytes,
+)
+
+SHOWN_PRUNED = 12  # experts of one layer listed by number before "and n more"
+
+
+def safe(text: str) -> str:
+    """`text` without the power to drive a terminal: control characters become pictures of them.
+
+    >>> safe("a\\x1b[31mb")
+    'a␛[31mb'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c in "\n\t" or c.isprintable() else _picture(c) for c in text)
+
+
+def _picture(char: str) -> str:
+    code = ord(char)
+    if code < 0x20:
+        return chr(0x2400 + code)
+    if code == 0x7F:
+        return "␡"
+    # Unprintable but harmless (narrow spaces, joiners in emoji) stay; C1 controls, surrogates and
+    # the characters that turn the direction of the whole line do not.
+    dangerous = 0x80 <= code < 0xA0 or 0xD800 <= code < 0xE000 or code in _DIRECTION
+    return "\ufffd" if dangerous else char
+
+
+_DIRECTION = frozenset((*range(0x202A, 0x202F), *range(0x2066, 0x206A)))
+
+
+def report_json(ended: JobEnded) -> dict[str, Any]:
+    """One line of `--headless --json`: command, ok, state, seconds, report, data (and error)."""
+    report = ended.report
+    found: dict[str, Any] = {
+        "command": ended.line,
+        "ok": ended.error is None,
+        "state": ended.state,
+        "seconds": round(ended.seconds, 6),
+        "report": report.summary() if report is not None else None,
+        "data": {"kind": report.kind, **_finite(report.data())} if report is not None else {},
+    }
+    if ended.error is not None:
+        found["error"] = ended.error
+    return found
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return value
+
+
+def text(content: str, style: str = "") -> Text:
+    """Text as it is, whatever looks like markup in it."""
+    return Text(safe(content), style)
+
+
+def _table(*columns: str, numbers: Sequence[str] = ()) -> Table:
+    # No box: lines are read out by screen readers, and cost width.
+    table = Table(box=None, pad_edge=False, header_style="bold", show_header=bool(columns))
+    for column in columns:
+        table.add_column(column, justify="right" if column in numbers else "left")
+    return table
+
+
+def _pairs(rows: Iterable[tuple[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="dim")
+    table.add_column()
+    for name, value in rows:
+        if value is not None:
+            table.add_row(text(name), text(str(value)))
+    return table
+
+
+def _with_notes(head: RenderableType, notes: Iterable[str]) -> RenderableType:
+    lines = [text(f"note: {note}", "yellow") for note in notes]
+    return Group(head, *lines) if lines else head
+
+
+def experts_text(experts: Sequence[int], most: int = SHOWN_PRUNED) -> str:
+    """Expert numbers, the end left out when there are many.
+
+    >>> experts_text((1, 2, 5), most=2)
+    '1 2 and 1 more'
+    """
+    shown = " ".join(str(e) for e in experts[:most])
+    return shown + (f" and {len(experts) - most} more" if len(experts) > most else "")
+
+
+@singledispatch
+def render(report: Report) -> RenderableType:
+    """A report for a person. Falls back to its one sentence."""
+    return text(report.summary())
+
+
+@render.register
+def _info(report: InfoReport) -> RenderableType:
+    kept = f"{report.experts_kept} of {report.experts}"
+    experts = kept if report.experts_kept != report.experts else str(report.experts)
+    limit = f" of {readable_bytes(report.memory_limit)}" if report.memory_limit else ""
+    rows: list[tuple[str, Any]] = [
+        ("model", report.model_id),
+        ("source", report.source),
+        ("type", report.model_type),
+        ("layers", f"{report.decoder_layers}, {report.moe_layers} of them MoE"),
+        ("experts", f"{experts} per layer, top-{report.top_k}, {report.router} router"),
+        ("groups", report.groups if report.groups > 1 else None),
+        ("shared experts", report.shared_experts or None),
+        ("parameters", f"{report.parameters:,}"),
+        ("size", f"{readable_bytes(report.bytes)} ({report.dtype})"),
+        ("quantisation", report.quantization),
+        ("checkpoint", readable_bytes(report.checkpoint_bytes)),
+        ("device", report.device),
+        ("memory in use", f"{readable_bytes(report.memory_active)}{limit}"),
+        ("digest", report.digest),
+    ]
+    return _with_notes(_pairs(rows), report.notes)
+
+
+@render.register
+def _layers(report: LayersReport) -> RenderableType:
+    numbers = ("layer", "experts", "kept", "top-k", "groups", "shared")
+    table = _table(
+        *("layer", "router", "score", "experts", "kept", "top-k", "groups", "shared", "bias"),
+        "path",
+        numbers=numbers,
+    )
+    for row in report.rows:
+        cells = (row.layer, row.router, row.score, row.experts, row.kept, row.top_k)
+        more = (row.groups, row.shared_experts, "yes" if row.selection_bias else "no", row.path)
+        table.add_row(*(text(str(c)) for c in (*cells, *more)))
+    return Group(text(report.summary()), table)
+
+
+@render.register
+def _stats(report: StatsReport) -> RenderableType:
+    table = _table("least", "reap_sum", "most", "reap_sum")
+    for low, high in zip(report.least, report.most, strict=False):
+        table.add_row(*(text(cell) for row in (low, high) for cell in _scored(row)))
+    return Group(text(report.summary()), table) if report.least else text(report.summary())
+
+
+def _scored(row: tuple[int, int, float]) -> tuple[str, str]:
+    layer, expert, score = row
+    return f"{layer}:{expert}", f"{score:.4g}"
+
+
+@render.register
+def _plan(report: PlanReport) -> RenderableType:
+    lost = report.mass_lost or {}
+    columns = ("layer", "go", *(("mass lost",) if lost else ()), "experts that go")
+    table = _table(*columns, numbers=("layer", "go", "mass lost"))
+    for layer, experts in report.pruned.items():
+        mass = (f"{lost[layer]:.1%}" if layer in lost else "",) if lost else ()
+        table.add_row(str(layer), str(len(experts)), *mass, experts_text(experts))
+    return _with_notes(Group(text(report.summary()), table), report.warnings)
+
+
+@render.register
+def _steer(report: SteerReport) -> RenderableType:
+    rows: list[tuple[str, Any]] = []
+    for name, sets in (("activated", report.activated), ("deactivated", report.deactivated)):
+        rows += [(f"{name}, layer {k}", experts_text(v)) for k, v in sets.items()]
+    return _with_notes(Group(text(report.summary()), _pairs(rows)), report.notices)
+
+
+@render.register
+def _evaluate(report: EvaluateReport) -> RenderableType:
+    names = ("perplexity", "95 % interval", "checkpoint", "ratio", "tokens")
+    table = _table("data set", *names, numbers=names)
+    for name, value in report.perplexity.items():
+        low, high = report.interval.get(name, (math.nan, math.nan))
+        base = report.baseline.get(name)
+        tokens = report.tokens if name == "all" else report.tokens_per_set.get(name)
+        table.add_row(
+            text(name),
+            f"{value:.3f}",
+            f"{low:.3f} to {high:.3f}",
+            f"{base:.3f}" if base is not None else "",
+            f"{value / base:.3f}" if base else "",
+            f"{tokens:,}" if tokens is not None else "",
+        )
+    parts: list[RenderableType] = [text(report.summary()), table]
+    for sample in report.samples:
+        parts += [text(f"> {sample.prompt}", "dim"), text(sample.text)]
+    notes = (*report.notes, *(("measured while steering",) if report.steered else ()))
+    return _with_notes(Group(*parts), notes)
+
+
+@render.register
+def _chat(report: ChatReport) -> RenderableType:
+    return Group(text(report.text), text(report.summary(), "dim"))
+
+
+@render.register
+def _history(report: HistoryReport) -> RenderableType:
+    table = _table("", "node", "parent", "state", "held", "command", "scores", numbers=("node",))
+    for node in report.nodes:
+        scores = ", ".join(f"{k} {v:.4g}" for k, v in node.scores.items())
+        table.add_row(
+            "*" if node.id == report.current else "",
+            str(node.id),
+            "" if node.parent is None else str(node.parent),
+            text(node.state),
+            readable_bytes(node.bytes),
+            text(node.command),
+            text(scores),
+        )
+    return Group(text(report.summary()), table)
+
+
+@render.register
+def _save(report: SaveReport) -> RenderableType:
+    rows: list[tuple[str, Any]] = [
+        ("saved", report.path),
+        ("size", f"{readable_bytes(report.bytes)} in {len(report.files)} files"),
+        ("experts", f"{report.experts} per layer"),
+        ("quantisation", report.quantization),
+        *((f"check {name}", outcome) for name, outcome in report.gate.items()),
+    ]
+    return _pairs(rows)
+
+
+@render.register
+def _smoke(report: SmokeReport) -> RenderableType:
+    return Group(text(report.summary()), _pairs(report.checks.items()), text(report.text))
+
+
+@render.register
+def _why(report: WhyReport) -> RenderableType:
+    table = _table("metric", "score", f"rank of {report.of}", numbers=("score",))
+    for name, score in report.scores.items():
+        table.add_row(text(name), f"{score:.6g}", str(report.ranks.get(name, "")))
+    return Group(text(report.summary()), table)

@@ -1,0 +1,276 @@
+"""Session files: reading a replay, and writing the journal of a running session.
+
+    #!mlxfun-session 1
+    #: mlxfun 0.1.0
+    #: model demo
+    #: checkpoint 0c4d...
+    #: seed 1
+    collect --dataset demo:mixed --max-samples 32
+    #= state 0c4d...
+    prune --n-prune 4
+    #= state 0c4d... staged 9e1a...
+    expect perplexity.all <= 14.2
+
+One command a line. `#:` lines are the header, `#=` holds the state after the command above it, any
+other `#` line is a comment. A command that holds line breaks is written as a JSON string.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import IO
+
+from commands.workbench import Loaded
+from mlxfun import __version__
+from mlxfun.errors import UsageError
+
+MAGIC = "#!mlxfun-session"
+FORMAT = 1
+KEYS = ("mlxfun", "mlx", "mlx-lm", "model", "revision", "checkpoint", "seed")
+
+_MARK = re.compile(r"#=\s*state\s+(\S+)(?:\s+staged\s+(\S+))?\s*\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """The state after a command. staged: the state that apply would give, None with no plan."""
+
+    state: str
+    staged: str | None = None
+
+    def __str__(self) -> str:
+        return f"state {self.state}" + (f" staged {self.staged}" if self.staged else "")
+
+
+@dataclass(slots=True)
+class Entry:
+    """A command of a script. number: its line in the file, from 1."""
+
+    number: int
+    line: str
+    mark: Mark | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A session file in memory. header: the `#:` lines, without their `#:`."""
+
+    path: Path
+    header: dict[str, str] = field(default_factory=dict)
+    entries: tuple[Entry, ...] = ()
+
+    def where(self, entry: Entry) -> str:
+        """`file:line` of an entry."""
+        return f"{self.path}:{entry.number}"
+
+    @property
+    def seed(self) -> int | None:
+        """The seed of the header."""
+        return int(self.header["seed"]) if "seed" in self.header else None
+
+
+def encode(line: str) -> str:
+    """A command line as one line of a session file."""
+    plain = line.isprintable() and not line.startswith(("#", '"')) and line == line.strip()
+    return line if plain else json.dumps(line)
+
+
+def decode(text: str) -> str:
+    """The reverse of `encode`. Raises ValueError for a broken JSON string."""
+    if not text.startswith('"'):
+        return text
+    line = json.loads(text)
+    if not isinstance(line, str):
+        raise ValueError("not a JSON string")
+    return line
+
+
+def read_script(path: Path) -> Script:
+    """Parse a session file. Raises UsageError with file and line."""
+    try:
+        text = path.read_text("utf-8")
+    except OSError as problem:
+        reason = problem.strerror or str(problem)
+        raise UsageError(f"cannot read the replay file {path}: {reason}") from None
+    except UnicodeDecodeError as problem:
+        line = problem.object[: problem.start].count(b"\n") + 1
+        raise UsageError(f"{path}:{line}: not UTF-8 text, so not a replay file") from None
+    header: dict[str, str] = {}
+    entries: list[Entry] = []
+    # Not splitlines(): it also breaks at characters that text inside a command may hold.
+    for number, raw in enumerate(text.split("\n"), 1):
+        try:
+            _read_line(raw.strip(), number, header, entries)
+        except ValueError as problem:
+            raise UsageError(f"{path}:{number}: {problem}") from None
+    if not entries:
+        raise UsageError(f"{path} holds no command: a replay file has one command a line")
+    return Script(path, header, tuple(entries))
+
+
+def _read_line(text: str, number: int, header: dict[str, str], entries: list[Entry]) -> None:
+    if text.startswith(MAGIC):
+        version = text.removeprefix(MAGIC).strip()
+        if version != str(FORMAT):
+            raise ValueError(f"session format {version!r} is unknown, this is format {FORMAT}")
+    elif text.startswith("#:"):
+        key, _, value = text[2:].strip().partition(" ")
+        _check_header(key, value)
+        header[key] = value.strip()
+    elif text.startswith("#="):
+        match = _MARK.match(text)
+        if match is None:
+            raise ValueError(
+                f"{text!r} is not of the form '#= state ID' or '#= state ID staged ID'"
+            )
+        if not entries or entries[-1].mark is not None:
+            raise ValueError(f"{text!r} follows no command")
+        entries[-1].mark = Mark(match[1], match[2])
+    elif text and not text.startswith("#"):
+        entries.append(Entry(number, decode(text)))
+
+
+def _check_header(key: str, value: str) -> None:
+    if key not in KEYS or not value.strip():
+        raise ValueError(f"header line {key!r} is not one of {', '.join(KEYS)} with a value")
+    if key == "seed":
+        try:
+            int(value)
+        except ValueError:
+            raise ValueError(f"the seed {value.strip()!r} is not a whole number") from None
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+class Journal:
+    """Everything done so far, as a session file; kept in memory and, once attached, on disk.
+
+    Each line is flushed as soon as it is known, so that a crash loses nothing: the line that was
+    running is there, without its `#=`.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.versions = {
+            "mlxfun": __version__,
+            "mlx": _version("mlx"),
+            "mlx-lm": _version("mlx-lm"),
+        }
+        self._text = [f"{MAGIC} {FORMAT}\n"]
+        self._text += [f"#: {name} {version}\n" for name, version in self.versions.items()]
+        self._text.append(f"#: seed {seed}\n")
+        self._body = False
+        self._model = False
+        self._open = False  # whether the last piece is a command that is still running
+        self._file: IO[bytes] | None = None
+        self.path: Path | None = None
+
+    def attach(self, path: Path) -> Path | None:
+        """Write to `path` from now on, all that was done before included.
+
+        An older recording of that name is moved aside, to the path returned; any other file there
+        is left alone: UsageError.
+        """
+        moved = _make_room(path)
+        try:
+            stream = path.open("xb")
+        except OSError as problem:
+            reason = problem.strerror or str(problem)
+            raise UsageError(f"cannot record to {path}: {reason}") from None
+        self.detach()
+        self._file, self.path = stream, path
+        self._file.write("".join(self._text).encode())
+        self._flush()
+        return moved
+
+    def detach(self) -> Path | None:
+        """Stop writing to disk; returns the path that was written."""
+        path, self.path = self.path, None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        return path
+
+    def wants(self, loads: bool) -> bool:
+        """Whether a command is written as a line: a first load becomes the header instead."""
+        return not loads or self._body or self._model
+
+    def loaded(self, model: Loaded) -> None:
+        """Write the model into the header."""
+        self._model = True
+        self._write(f"#: model {model.source}\n")
+        if model.revision:
+            self._write(f"#: revision {model.revision}\n")
+        self._write(f"#: checkpoint {model.checkpoint}\n")
+
+    def begin(self, line: str) -> None:
+        """A command starts."""
+        self._body = self._open = True
+        self._write(encode(line) + "\n")
+
+    def done(self, mark: Mark | None, note: str = "") -> None:
+        """The command that began has ended well, at `mark` (None without a model)."""
+        self._open = False
+        if mark is not None:
+            self._write(f"#= {mark}\n")
+        if note:
+            self._write(f"# {_one_line(note)}\n")
+
+    def failed(self, error: str) -> None:
+        """The command that began has failed: it becomes a comment, for it changed nothing."""
+        if not self._open:
+            return
+        self._open = False
+        line = self._text.pop()
+        if self._file is not None:
+            self._file.seek(self._file.seek(0, os.SEEK_END) - len(line.encode()))
+            self._file.truncate()
+        self._write(f"# failed: {line}")
+        self._write(f"#         {_one_line(error)}\n")
+
+    def _write(self, text: str) -> None:
+        self._text.append(text)
+        if self._file is not None:
+            self._file.write(text.encode())
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._file is not None:
+            self._file.flush()
+
+
+def _one_line(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def _make_room(path: Path) -> Path | None:
+    """Move an older recording aside. Raises UsageError for anything else that is there."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return None  # opening it says what is wrong, if anything
+    if not stat.S_ISREG(mode) or not _is_recording(path):
+        raise UsageError(f"{path} exists and is not a session recording: choose another name")
+    number = 1
+    while (aside := path.with_name(f"{path.name}.{number}")).exists():
+        number += 1
+    path.rename(aside)
+    return aside
+
+
+def _is_recording(path: Path) -> bool:
+    try:
+        with path.open("rb") as stream:
+            return stream.read(len(MAGIC)) == MAGIC.encode()
+    except OSError:
+        return False

@@ -1,0 +1,219 @@
+"""Kinds of argument: how a word on the command line becomes a value, and how it completes.
+
+Completion gets the present `SessionView` as the Click context's `obj`.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from mlxfun.options import ExpertSets
+from mlxfun.reports import SessionView
+
+MAX_EXPERTS = 1 << 16  # no router is that wide; "0..999999999" is a typo, not a request for memory
+MAX_COMPLETIONS = 200
+
+_RANGE = re.compile(r"(\d+)(?:\.\.(\d+))?\Z")
+_PAIR = re.compile(r"[Ll]?(\d+):[Ee]?(\d+(?:\.\.\d+)?)\Z")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\Z", re.IGNORECASE)
+
+Items = list[CompletionItem[Any]]
+
+
+def expert_range(text: str) -> range:
+    """`"7"` or `"3..9"` (both ends included) as a range; ValueError with a sentence otherwise."""
+    match = _RANGE.match(text)
+    if match is None:
+        raise ValueError(f"{text!r} is not an expert number or a range such as 0..3")
+    first = int(match[1])
+    last = int(match[2]) if match[2] else first
+    if last < first:
+        raise ValueError(f"the range {text!r} runs backwards: write {last}..{first}")
+    if last >= MAX_EXPERTS:
+        raise ValueError(f"{text!r} names an expert beyond {MAX_EXPERTS - 1}")
+    return range(first, last + 1)
+
+
+def parse_experts(text: str) -> tuple[int, ...]:
+    """Expert numbers, ascending and without repeats.
+
+    >>> parse_experts("5,0,1,250..252")
+    (0, 1, 5, 250, 251, 252)
+    """
+    experts = {e for part in text.split(",") if part.strip() for e in expert_range(part.strip())}
+    return tuple(sorted(experts))
+
+
+def parse_expert_pairs(text: str) -> ExpertSets:
+    """Experts by decoder layer.
+
+    >>> parse_expert_pairs("3:7,3:9,5:0..2")
+    {3: (7, 9), 5: (0, 1, 2)}
+    """
+    sets: dict[int, set[int]] = {}
+    for part in (p.strip() for p in text.split(",")):
+        if not part:
+            continue
+        match = _PAIR.match(part)
+        if match is None:
+            raise ValueError(f"{part!r} is not LAYER:EXPERT, for instance 3:7 or 5:0..2")
+        sets.setdefault(int(match[1]), set()).update(expert_range(match[2]))
+    return {layer: tuple(sorted(sets[layer])) for layer in sorted(sets)}
+
+
+class _Parsed(click.ParamType[Any]):
+    """A type whose conversion is one function that raises ValueError with a sentence."""
+
+    @staticmethod
+    def parse(text: str) -> Any:
+        raise NotImplementedError
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return self.parse(value)
+        except ValueError as problem:
+            self.fail(str(problem), param, ctx)
+
+
+class Experts(_Parsed):
+    """`"0,1,250..255"` -> (0, 1, 250, ...)."""
+
+    name = "experts"
+    parse = staticmethod(parse_experts)
+
+
+class ExpertPairs(_Parsed):
+    """`"3:7,5:0..2"` -> {3: (7,), 5: (0, 1, 2)}."""
+
+    name = "L:E,..."
+    parse = staticmethod(parse_expert_pairs)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+        before, comma, last = incomplete.rpartition(",")
+        return [CompletionItem(before + comma + item) for item in _cells(ctx.obj, last)]
+
+
+class OneExpert(_Parsed):
+    """`"3:7"` or `"L3:E7"` -> (3, 7)."""
+
+    name = "L:E"
+
+    @staticmethod
+    def parse(text: str) -> tuple[int, int]:
+        sets = parse_expert_pairs(text)
+        cells = [(layer, e) for layer, experts in sets.items() for e in experts]
+        if len(cells) != 1:
+            raise ValueError(f"{text!r} names {len(cells)} experts: give one, for instance 3:7")
+        return cells[0]
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+        return [CompletionItem(item) for item in _cells(ctx.obj, incomplete)]
+
+
+def _cells(view: SessionView | None, incomplete: str) -> list[str]:
+    """Layers first, as "3:", then the living experts of the layer typed."""
+    if view is None or view.heat is None:
+        return []
+    heat = view.heat
+    layer, colon, expert = incomplete.partition(":")
+    if not colon:
+        return [f"{n}:" for n in heat.layers if str(n).startswith(layer)]
+    if not layer.isdigit() or int(layer) not in heat.layers:
+        return []
+    alive = heat.alive[heat.layers.index(int(layer))]
+    return [f"{layer}:{e}" for e in range(heat.experts) if alive[e] and str(e).startswith(expert)][
+        :MAX_COMPLETIONS
+    ]
+
+
+class Size(_Parsed):
+    """`"2GiB"`, `"500 MB"`, `"1.5g"`, `"4096"` -> bytes. Without the i, powers of 1000."""
+
+    name = "size"
+
+    @staticmethod
+    def parse(text: str) -> int:
+        match = _SIZE.match(text.strip())
+        if match is None:
+            raise ValueError(f"{text!r} is not a size, for instance 500MB, 2GiB or 4096")
+        power = " kmgt".index(match[2].lower() or " ")
+        return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+
+
+class FilePath(click.ParamType[Path]):
+    """A path. Whether it exists is for the command to judge: it knows what it is for."""
+
+    name = "path"
+
+    def __init__(self, extensions: tuple[str, ...] = ()) -> None:
+        self.extensions = extensions
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        if not str(value).strip():
+            self.fail("the path is empty", param, ctx)
+        if "\0" in str(value):
+            self.fail(f"the path {value!r} holds a zero byte", param, ctx)
+        return Path(value).expanduser()
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+        return [CompletionItem(name) for name in files(incomplete, self.extensions)]
+
+
+class Source(click.ParamType[str]):
+    """A path, or a name that `known` lists (a bundled data set, the demo model)."""
+
+    def __init__(self, name: str, known: dict[str, str], extensions: tuple[str, ...] = ()) -> None:
+        self.name = name
+        self.known = known
+        self.extensions = extensions
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not str(value).strip():
+            self.fail(f"the {self.name} is empty", param, ctx)
+        return str(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+        named = [CompletionItem(k, help=v) for k, v in self.known.items()]
+        return [i for i in named if i.value.startswith(incomplete)] + [
+            CompletionItem(name) for name in files(incomplete, self.extensions)
+        ]
+
+
+def files(incomplete: str, extensions: tuple[str, ...] = ()) -> list[str]:
+    """Paths that start with `incomplete`, directories with a slash; hidden ones only if asked."""
+    head, slash, start = incomplete.rpartition("/")
+    try:
+        entries = sorted(Path(head + slash or ".").expanduser().iterdir())
+    except (OSError, RuntimeError, ValueError):  # no such directory, no such user, a zero byte
+        return []
+    found = []
+    for entry in entries:
+        if not entry.name.startswith(start) or (entry.name.startswith(".") and not start):
+            continue
+        if entry.is_dir():
+            found.append(f"{head}{slash}{entry.name}/")
+        elif not extensions or entry.suffix in extensions:
+            found.append(f"{head}{slash}{entry.name}")
+    return found[:MAX_COMPLETIONS]
+
+
+class Node(click.types.IntParamType):
+    """A node of the history tree."""
+
+    name = "node"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+        view: SessionView | None = ctx.obj
+        nodes = view.history.nodes if view is not None and view.history is not None else ()
+        return [
+            CompletionItem(str(n.id), help=n.command)
+            for n in nodes
+            if str(n.id).startswith(incomplete)
+        ]

@@ -1,0 +1,184 @@
+"""What command handlers work with: the session, the shell's settings, and where files go.
+
+It lives on the worker thread, like the session in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlxfun.context import Context
+from mlxfun.errors import StateError, UsageError
+from mlxfun.reports import Report, SessionView
+
+if TYPE_CHECKING:
+    from commands.ports import OpenSession, SessionPort
+    from commands.script import Journal
+    from mlxfun.events import JobEnded
+
+
+@dataclass(frozen=True, slots=True)
+class Wiring:
+    """What the engine lends the handlers.
+
+    nested: runs a command line inside the running job (replays). command_of: the name of the
+    command a line means, UsageError if it is none. help_text: a help page, or the overview.
+    """
+
+    open_session: OpenSession
+    nested: Callable[[str, Context], JobEnded]
+    command_of: Callable[[str], str]
+    help_text: Callable[[str | None], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Defaults that `set` changes; an option on the command line goes before them."""
+
+    seed: int = 0
+    dataset: str | None = None
+    metric: str = "reap_sum"
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_tokens: int = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The resident model as a replay names it. checkpoint: the state right after loading."""
+
+    source: str
+    revision: str | None
+    checkpoint: str
+
+
+@dataclass(slots=True)
+class Files:
+    """Where a command may read and write.
+
+    root: writes stay below it (None: anywhere). script: the directory of the replay file, which
+    relative paths that do not exist here are looked up in.
+    """
+
+    root: Path | None = None
+    script: Path | None = None
+
+    def writable(self, path: Path) -> Path:
+        """Where a command that writes `path` shall write. Raises UsageError outside the root."""
+        if self.root is None:
+            return path
+        root = self.root.resolve()
+        target = (root / path).resolve()
+        if target == root or not target.is_relative_to(root):
+            raise UsageError(
+                f"{path} lies outside the output root {root}: use a path below it, or choose "
+                "another with --output-root"
+            )
+        return target
+
+    def readable(self, path: Path) -> Path:
+        """Where to read `path`: what this run wrote first, then here, then beside the script."""
+        path = path.expanduser()
+        if path.is_absolute():
+            return path
+        if self.root is not None and (self.root / path).exists():
+            return self.root / path
+        if self.script is not None and not path.exists() and (self.script / path).exists():
+            return self.script / path
+        return path
+
+
+class Workbench:
+    """The state of one shell.
+
+    last, last_error: outcome of the last command, which `expect` looks at; exactly one is set once
+    a command has run.
+    """
+
+    def __init__(
+        self,
+        wiring: Wiring,
+        *,
+        journal: Journal,
+        settings: Settings,
+        files: Files,
+        undo_budget: int | None,
+    ) -> None:
+        self.wiring = wiring
+        self._session: SessionPort | None = None
+        self.journal = journal
+        self.settings = settings
+        self.files = files
+        self.undo_budget = undo_budget
+        self.keep_going = False
+        self.loaded: Loaded | None = None
+        self.last: Report | None = None
+        self.last_error: str | None = None
+
+    @property
+    def session(self) -> SessionPort:
+        """The resident model. Raises StateError when there is none."""
+        if self._session is None:
+            raise StateError("no model is loaded: type load PATH, or load demo")
+        return self._session
+
+    def view(self) -> SessionView:
+        """The session at this moment; the empty view without a model."""
+        return self._session.view() if self._session is not None else SessionView()
+
+    def name(self, line: str) -> None:
+        """Tell the session which line is about to run: its history shows it."""
+        if self._session is not None:
+            self._session.command = line
+
+    def load(self, source: str, revision: str | None, drop: bool, ctx: Context) -> Report:
+        """Open a session for `source`; the old one goes when the new one stands."""
+        if drop:
+            self.close()
+        found = source if source == "demo" else self._local(source)
+        opened = self.wiring.open_session(
+            found,
+            revision=revision,
+            undo_budget=self.undo_budget,
+            seed=self.settings.seed,
+            ctx=ctx,
+        )
+        self.close()
+        self._session = opened
+        self.loaded = Loaded(source, revision, opened.state)
+        return opened.info()
+
+    def _local(self, source: str) -> str | Path:
+        """A path if there is one (or it was meant as one), otherwise a Hub id as typed."""
+        path = self.files.readable(Path(source))
+        return path if path.exists() or source.startswith((".", "/", "~")) else source
+
+    def close(self) -> None:
+        """Let the session go."""
+        session, self._session, self.loaded = self._session, None, None
+        if session is not None:
+            session.close()
+
+    def dataset(self, source: str | None) -> str:
+        """The data set to use, remembered for the next command that names none."""
+        chosen = source or self.settings.dataset
+        if chosen is None:
+            raise UsageError("which data set? Give --dataset PATH, or --dataset demo:mixed")
+        if source is not None:
+            self.settings = replace(self.settings, dataset=source)
+        return self.readable_source(chosen)
+
+    def readable_source(self, source: str) -> str:
+        """`source` with a path resolved as `Files.readable` does."""
+        return source if source.startswith("demo:") else str(self.readable(Path(source)))
+
+    def readable(self, path: Path) -> Path:
+        """See `Files.readable`."""
+        return self.files.readable(path)
+
+    def writable(self, path: Path) -> Path:
+        """See `Files.writable`."""
+        return self.files.writable(path)

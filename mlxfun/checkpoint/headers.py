@@ -1,0 +1,172 @@
+"""Reading and checking safetensors headers, without reading any weights.
+
+A file is an 8-byte little-endian header length N, N bytes of JSON, then the data, with
+`data_offsets` counted from the end of the header. A download cut short or a Git LFS pointer is
+recognised here, before minutes go into loading.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlxfun.errors import ModelError
+
+# Bits per element. A type that is not listed is left to MLX to judge.
+DTYPE_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4,
+    "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32,
+    "U64": 64, "I64": 64, "F64": 64, "C64": 64,
+}  # fmt: skip
+
+MAX_HEADER_BYTES = 100_000_000
+INDEX = "model.safetensors.index.json"
+_REMEDY = "download or copy the file again"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One entry of a header. start, end: absolute byte range in the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk."""
+        return self.end - self.start
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A checked header. raw: its JSON bytes as stored; data_start: offset of the first tensor."""
+
+    path: Path
+    raw: bytes
+    data_start: int
+    file_bytes: int
+    tensors: dict[str, TensorInfo]
+    metadata: dict[str, str]
+
+
+def read_header(path: Path) -> Header:
+    """Read and validate the header of one safetensors file.
+
+    Raises ModelError naming the file, what is wrong and the remedy.
+    """
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            prefix = file.read(8)
+            length = int.from_bytes(prefix, "little")
+            if len(prefix) < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+                raise ModelError(_not_safetensors(path, prefix, size, length))
+            raw = file.read(length)
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        entries = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is corrupt: its header is not JSON; {_REMEDY}") from error
+    if not isinstance(entries, dict):
+        raise ModelError(f"{path} is corrupt: its header is not a JSON object; {_REMEDY}")
+    metadata = entries.pop("__metadata__", None)
+    data_start = 8 + length
+    tensors = {name: _entry(path, name, value, data_start) for name, value in entries.items()}
+    needed = max((info.end for info in tensors.values()), default=data_start)
+    if needed > size:
+        raise ModelError(
+            f"{path} is truncated: its header needs {needed:,} bytes and the file has {size:,}; "
+            f"{_REMEDY}"
+        )
+    return Header(
+        path, raw, data_start, size, tensors, metadata if isinstance(metadata, dict) else {}
+    )
+
+
+def _not_safetensors(path: Path, prefix: bytes, size: int, length: int) -> str:
+    if prefix == b"version ":
+        return f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` in its directory"
+    if size < 8:
+        return f"{path} is truncated: {size} bytes cannot hold a safetensors header; {_REMEDY}"
+    return (
+        f"{path} is truncated or not a safetensors file: it announces a header of {length:,} "
+        f"bytes and has {size:,} bytes in all; {_REMEDY}"
+    )
+
+
+def _entry(path: Path, name: str, value: Any, data_start: int) -> TensorInfo:
+    try:
+        dtype, shape = str(value["dtype"]), tuple(int(n) for n in value["shape"])
+        begin, end = (int(n) for n in value["data_offsets"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{path} is corrupt: the header entry of {name!r} is malformed; {_REMEDY}"
+        ) from error
+    bits = DTYPE_BITS.get(dtype)
+    expected = None if bits is None else math.prod(shape) * bits // 8
+    if min(begin, *shape, 0) < 0 or end < begin or expected not in (None, end - begin):
+        raise ModelError(
+            f"{path} is corrupt: {name!r} is {dtype} {list(shape)} but occupies bytes "
+            f"{begin} to {end}; {_REMEDY}"
+        )
+    return TensorInfo(dtype, shape, data_start + begin, data_start + end)
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The files stock mlx-lm reads (`model*.safetensors`, whatever an index says), by name."""
+    return sorted(directory.glob("model*.safetensors"))
+
+
+def read_headers(directory: Path) -> list[Header]:
+    """The checked headers of all weight files, after checking the index against them.
+
+    Raises ModelError when there are no weights, a shard named by the index is missing, or a file
+    is corrupt.
+    """
+    files = weight_files(directory)
+    missing = sorted(indexed_files(directory) - {file.name for file in files})
+    if missing:
+        raise ModelError(
+            f"{directory / INDEX} names {len(missing)} missing shard(s): {', '.join(missing[:5])}"
+            f"{', ...' if len(missing) > 5 else ''}; finish the download"
+        )
+    if not files:
+        raise ModelError(_no_weights(directory))
+    return [read_header(file) for file in files]
+
+
+def indexed_files(directory: Path) -> set[str]:
+    """File names in the index, empty without one. Raises ModelError when it is unreadable."""
+    index = directory / INDEX
+    if not index.exists():
+        return set()
+    try:
+        files = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{index} is not a safetensors index; {_REMEDY}") from error
+    return {str(name) for name in files}
+
+
+def _no_weights(directory: Path) -> str:
+    others = sorted(
+        file.name
+        for pattern in ("*.safetensors", "*.bin", "*.gguf", "*.pth", "*.npz")
+        for file in directory.glob(pattern)
+    )
+    found = f"it has {', '.join(others[:3])}" if others else "it has no weights at all"
+    return (
+        f"{directory} has no model*.safetensors files ({found}); "
+        "convert the model with `mlx_lm.convert`"
+    )

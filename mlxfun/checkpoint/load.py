@@ -1,0 +1,268 @@
+"""Loading one model through stock mlx-lm, checked before and fully evaluated after.
+
+The order matters: what is wrong with a directory is said before gigabytes are read, the memory
+estimate comes before the first tensor, and nothing lazy survives, so later work on the weights
+never touches the files again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_unflatten
+from mlx_lm.models.switch_layers import SwitchLinear
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+from mlx_lm.utils import _get_classes, load_model, load_tokenizer
+
+from mlxfun.checkpoint.dropped import dropped_notes
+from mlxfun.checkpoint.headers import (
+    Header,
+    indexed_files,
+    read_headers,
+)
+from mlxfun.checkpoint.identity import checkpoint_id
+from mlxfun.checkpoint.sources import read_config, resolve
+from mlxfun.context import SILENT, Context
+from mlxfun.errors import BudgetError, ModelError
+from mlxfun.reports import readable_bytes
+
+HALF = (mx.bfloat16, mx.float16)
+# quant_method values whose weights stay packed; others are unpacked to 16 bits while loading.
+_PACKED_METHODS = {"mxfp4", "mxfp8", "awq", "gptq", "compressed-tensors", "modelopt", "bitnet"}
+# What stock code raises on weights or settings that do not fit the architecture.
+_LOAD_ERRORS = (
+    ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError, OSError, ImportError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A resident model and where it came from.
+
+    config: config.json as written, plus the `quantization` entry that stock loading derives for
+    checkpoints packed by other tools (the resident tensors need it to load again).
+    stored_dtypes: {parameter path: dtype before any cast}. estimate: resident bytes as foreseen.
+    notes: sentences for the user (parts left behind, the cast, an unreachable Hub).
+    """
+
+    model: nn.Module
+    tokenizer: TokenizerWrapper
+    config: dict[str, Any]
+    path: Path
+    model_id: str
+    checkpoint_id: str
+    stored_dtypes: dict[str, mx.Dtype]
+    notes: tuple[str, ...]
+    estimate: int
+
+
+def load(source: str | Path, revision: str | None = None, ctx: Context = SILENT) -> Loaded:
+    """Load `source` (directory, Hub id or "demo") and evaluate every array of it.
+
+    On MLX's CPU backend 16-bit weights are cast to float32 one by one, because its `gather_mm`
+    knows no other type; each parameter's own dtype stays on record.
+
+    Raises ModelError (missing, broken, unsupported), BudgetError (does not fit) and Cancelled.
+    """
+    found = resolve(source, revision, ctx)
+    config = read_config(found.path)
+    _require_supported(config, found.path)
+    headers = read_headers(found.path)
+    identity = checkpoint_id(found.path)
+    estimate = estimate_bytes(headers, config)
+    _require_memory(found.model_id, estimate)
+    ctx.check()
+    model, full_config = _load_lazy(found.path)
+    stored = {path: array.dtype for path, array in _parameters(model)}
+    cast = _needs_float32(model)
+    _evaluate(model, cast, ctx)
+    tokenizer = _load_tokenizer(found.path, full_config)
+    sizes = {path: array.size for path, array in _parameters(model)}
+    notes = [*found.notes, *_stale_shards(found.path)]
+    notes += dropped_notes(headers, sizes, _decoder_layers(sizes))
+    if cast and any(dtype in HALF for dtype in stored.values()):
+        notes.append(
+            "16-bit weights are held as float32, the only type that MLX's CPU backend routes "
+            "through experts; saving restores each one's own type"
+        )
+    return Loaded(
+        model=model,
+        tokenizer=tokenizer,
+        config=_own_config(config, full_config),
+        path=found.path,
+        model_id=found.model_id,
+        checkpoint_id=identity,
+        stored_dtypes=stored,
+        notes=tuple(notes),
+        estimate=estimate,
+    )
+
+
+def on_cpu() -> bool:
+    """Whether MLX computes on its CPU backend."""
+    return mx.default_device() == mx.Device(mx.cpu)
+
+
+def memory_limit() -> int | None:
+    """Bytes a model may occupy: the device's recommended working set, or the machine's memory."""
+    if not on_cpu():
+        info = mx.device_info()
+        for key in ("max_recommended_working_set_size", "total_memory", "memory_size"):
+            if isinstance(value := info.get(key), int) and value > 0:
+                return value
+        return None
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None
+
+
+def estimate_bytes(headers: list[Header], config: dict[str, Any]) -> int:
+    """Resident bytes of a checkpoint, judged from its headers alone.
+
+    8-bit floats that stock loading unpacks count double, 16-bit weights double when they will be
+    cast for the CPU backend.
+    """
+    settings = config.get("quantization_config") or {}
+    method = settings.get("quant_method") if isinstance(settings, dict) else None
+    packed = "quantization" in config or method in _PACKED_METHODS
+    total = 0
+    for header in headers:
+        for info in header.tensors.values():
+            count = info.nbytes
+            if not packed and info.dtype.startswith("F8_E"):
+                count *= 2
+            if not packed and on_cpu() and info.dtype in ("BF16", "F16", "F8_E4M3", "F8_E5M2"):
+                count *= 2
+            total += count
+    return total
+
+
+def _require_supported(config: dict[str, Any], path: Path) -> None:
+    try:
+        _get_classes(config)
+    except ValueError as error:
+        raise ModelError(
+            f"{path}: mlx-lm has no architecture for model_type {config['model_type']!r}; "
+            "a newer mlx-lm may"
+        ) from error
+
+
+def _require_memory(model_id: str, estimate: int) -> None:
+    limit = memory_limit()
+    if limit is not None and estimate > limit:
+        where = "this machine has" if on_cpu() else "the device recommends at most"
+        raise BudgetError(
+            f"{model_id} needs about {readable_bytes(estimate)} of memory and {where} "
+            f"{readable_bytes(limit)}; choose a smaller or a quantised version"
+        )
+
+
+def _load_lazy(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    try:
+        return load_model(path, lazy=True, strict=True)
+    except _LOAD_ERRORS as error:
+        raise ModelError(
+            f"{path} does not load with mlx-lm: {_short(error)}; weights and config.json do not "
+            "fit each other, or the architecture needs a newer mlx-lm"
+        ) from error
+
+
+def _load_tokenizer(path: Path, config: dict[str, Any]) -> TokenizerWrapper:
+    try:
+        tokenizer: TokenizerWrapper = load_tokenizer(path, eos_token_ids=config.get("eos_token_id"))
+    except _LOAD_ERRORS as error:
+        raise ModelError(f"the tokenizer of {path} does not load: {_short(error)}") from error
+    # Long texts are cut to --max-tokens after tokenizing; transformers would print a warning
+    # about them into whatever screen is up.
+    warned = getattr(tokenizer, "deprecation_warnings", None)
+    if isinstance(warned, dict):
+        warned["sequence-length-is-longer-than-the-specified-maximum"] = True
+    return tokenizer
+
+
+def _short(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:240]}{'...' if len(text) > 240 else ''}"
+
+
+def _parameters(model: nn.Module) -> list[tuple[str, mx.array]]:
+    return _flatten(model.parameters())
+
+
+def _flatten(tree: Any) -> list[tuple[str, Any]]:
+    flat = tree_flatten(tree)
+    assert isinstance(flat, list)  # a list unless a destination is passed
+    return flat
+
+
+def _needs_float32(model: nn.Module) -> bool:
+    """Whether this model's experts cannot run in 16 bits here; packed ones can."""
+    if not on_cpu():
+        return False
+    modules = [module for _, module in model.named_modules()]
+    if any(isinstance(m, SwitchLinear) and m.weight.dtype in HALF for m in modules):
+        return True
+    return not any("scales" in module for module in modules)
+
+
+def _evaluate(model: nn.Module, cast: bool, ctx: Context) -> None:
+    """Evaluate parameter by parameter, so that a cast never holds two copies of the model."""
+    names = [(path, array.nbytes) for path, array in _parameters(model)]
+    total = sum(count for _, count in names)
+    arrays = dict(_parameters(model))
+    done = 0
+    for path, count in names:
+        ctx.check()
+        array = arrays.pop(path)
+        if cast and array.dtype in HALF:
+            array = array.astype(mx.float32)
+            model.update(tree_unflatten([(path, array)]))
+        try:
+            mx.eval(array)
+        except (RuntimeError, ValueError) as error:
+            raise ModelError(f"{path} cannot be read: {_short(error)}") from error
+        done += count
+        ctx.progress("load", done, total, "B")
+    mx.eval(list(_private_arrays(model)))
+
+
+def _private_arrays(model: nn.Module) -> Iterator[mx.array]:
+    """Arrays that parameters() hides (RoPE frequencies and other underscore attributes).
+
+    MLX streams belong to threads: an array left lazy here would fail when another thread, or a
+    later snapshot, first needs it.
+    """
+    for _, module in model.named_modules():
+        hidden = [value for key, value in module.items() if key.startswith("_")]
+        for _, value in _flatten([hidden, list(vars(module).values())]):
+            if isinstance(value, mx.array):
+                yield value
+
+
+def _decoder_layers(paths: dict[str, int]) -> int:
+    """One more than the highest layer number among the parameter paths."""
+    numbers = [int(piece) for path in paths for piece in path.split(".")[:5] if piece.isdigit()]
+    return max(numbers, default=-1) + 1
+
+
+def _stale_shards(path: Path) -> list[str]:
+    named = indexed_files(path)
+    extra = sorted({f.name for f in path.glob("model*.safetensors")} - named) if named else []
+    if not extra:
+        return []
+    return [f"{', '.join(extra)} not in the index of {path}, but stock loading reads it too"]
+
+
+def _own_config(raw: dict[str, Any], full: dict[str, Any]) -> dict[str, Any]:
+    config = dict(raw)
+    if "quantization" in full and "quantization" not in raw:
+        config["quantization"] = full["quantization"]
+        config["quantization_config"] = full["quantization"]
+    return config

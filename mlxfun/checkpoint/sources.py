@@ -1,0 +1,88 @@
+"""From what the user typed to a directory that is worth loading, or a sentence why it is not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlxfun import demo
+from mlxfun.context import Context
+from mlxfun.errors import ModelError
+
+DEMO = "demo"
+_ADAPTER_FILES = ("adapter_config.json", "adapters.safetensors", "adapter_model.safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A resolved model. model_id: Hub id, "demo" or directory name; notes: remarks on the way."""
+
+    path: Path
+    model_id: str
+    notes: tuple[str, ...] = ()
+
+
+def resolve(source: str | Path, revision: str | None, ctx: Context) -> Source:
+    """The local directory behind `source`: a directory, "demo", or a Hub id (fetched if need be).
+
+    A directory wins over a Hub id of the same spelling.
+
+    Raises ModelError for whatever is none of these, and as `hub.fetch` does.
+    """
+    text = str(source)
+    path = Path(text).expanduser()
+    if path.is_dir():
+        if revision is not None:
+            raise ModelError(f"--revision {revision} needs a Hub id, and {text} is a directory")
+        return Source(path, path.resolve().name)
+    if path.exists():
+        raise ModelError(f"{text} is a file; name the directory that holds config.json")
+    if text == DEMO:
+        return Source(demo.model_path(), DEMO)
+    # The Hub's client costs half a second to import, so only a plausible id pays for it.
+    if isinstance(source, str) and text.count("/") == 1:
+        from mlxfun.checkpoint import hub
+
+        if hub.is_hub_id(text):
+            fetched, notes = hub.fetch(text, revision, ctx)
+            return Source(fetched, text, notes)
+    raise ModelError(
+        f"no such model directory: {text}; name a directory, a Hub id OWNER/NAME, or 'demo'"
+    )
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """config.json of a model directory, exactly as written.
+
+    Raises ModelError for a directory that is not a model, is a LoRA adapter, or needs its own code.
+    """
+    file = path / "config.json"
+    if not file.exists():
+        adapter = next((name for name in _ADAPTER_FILES if (path / name).exists()), None)
+        if adapter is not None:
+            raise ModelError(
+                f"{path} is a LoRA adapter ({adapter}), not a model; merge it into its base "
+                "model with `mlx_lm.fuse` and load the result"
+            )
+        raise ModelError(f"{path} is not a model directory: it has no config.json")
+    try:
+        config = json.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise ModelError(f"cannot read {file}: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        raise ModelError(
+            f"{file}:{error.lineno}:{error.colno} is not valid JSON ({error.msg}); "
+            "restore the file from the model's source"
+        ) from error
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise ModelError(f"{file} is not a JSON text; restore it from its source") from error
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise ModelError(f"{file} names no model_type, so it does not describe a language model")
+    if config.get("model_file") is not None:
+        raise ModelError(
+            f"{path} wants to run its own code ({config['model_file']}), which mlxfun never does; "
+            "use a model whose architecture mlx-lm knows"
+        )
+    return config

@@ -1,0 +1,184 @@
+"""Deltas: the new arrays, attributes and expert lists that an edit swaps into a resident model.
+
+`swap` exchanges a delta with what the model holds and returns the inverse, so staging, A/B, apply,
+undo and redo are one operation. MLX arrays are immutable and reference-counted: for a virtual
+prune this moves kilobytes of router rows and an index map, whatever the model's size.
+
+Arrays that can be made again are not held: `FromCheckpoint` reads rows back from disk,
+`FromResident` slices what the model holds. Only tensors that an edit made are kept, and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlxfun.context import SILENT, Context
+from mlxfun.state import Ledger, Rows
+from mlxfun.surgery import ParameterTree, take_rows
+from mlxfun.taps import Taps
+
+
+@dataclass(frozen=True, slots=True)
+class FromCheckpoint:
+    """Rows of the checkpoint's tensor at the same path; None is the whole tensor."""
+
+    rows: tuple[int, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class FromResident:
+    """Rows of the tensor that the model holds at the same path."""
+
+    rows: tuple[int, ...]
+
+
+Source = mx.array | FromCheckpoint | FromResident
+Reader = Callable[[str], mx.array]
+"""Reads a whole parameter back from the checkpoint, as it was loaded."""
+
+OpenCheckpoint = Callable[[], Reader]
+"""Checks that the checkpoint is still the one that was loaded and opens it, for one swap."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerDelta:
+    """What changes in one MoE layer.
+
+    arrays: parameter path -> new array or where it comes from. rows: path -> identity of its rows,
+    None for as in the checkpoint. counts: (module path, attribute) -> expert count. live/resident:
+    the experts that route, and those in the stack, in checkpoint numbers. modules: list path ->
+    submodules (dbrx). made: the paths whose array an edit made.
+    """
+
+    position: int
+    live: tuple[int, ...]
+    resident: tuple[int, ...]
+    arrays: Mapping[str, Source] = field(default_factory=dict)
+    rows: Mapping[str, Rows | None] = field(default_factory=dict)
+    counts: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    modules: Mapping[str, list[nn.Module]] = field(default_factory=dict)
+    made: frozenset[str] = frozenset()
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the arrays that an edit made and this delta holds."""
+        return sum(
+            a.nbytes for p, a in self.arrays.items() if isinstance(a, mx.array) and p in self.made
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """Changes of one edit. release: let go of replaced arrays that can be read back."""
+
+    layers: tuple[LayerDelta, ...]
+    release: bool = False
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of edit-made arrays held."""
+        return sum(layer.bytes for layer in self.layers)
+
+
+class Resident:
+    """A tapped model with the ledger of its rows: what deltas are swapped into."""
+
+    def __init__(self, model: nn.Module, taps: Taps, checkpoint: OpenCheckpoint) -> None:
+        self.tree = ParameterTree(model)
+        self.taps = taps
+        self.ledger: Ledger = {}
+        self.stack: list[tuple[int, ...]] = [tap.live for tap in taps.layers]
+        self._checkpoint = checkpoint
+        self._reader: Reader | None = None
+
+    def swap(self, delta: Delta, ctx: Context = SILENT) -> Delta:
+        """Exchange `delta` with what the model holds; the returned inverse undoes it bit for bit.
+
+        Layer by layer, so that a compact needs one layer's extra memory. A cancel or failure
+        between layers swaps back what was done and leaves the model as it was.
+        """
+        done: list[LayerDelta] = []
+        try:
+            for number, layer in enumerate(delta.layers):
+                ctx.check()
+                done.append(self._swap_layer(layer, delta.release))
+                if delta.release:
+                    ctx.progress("layers", number + 1, len(delta.layers), "layers")
+        except BaseException:
+            for inverse in reversed(done):
+                self._swap_layer(inverse, delta.release)
+            raise
+        finally:
+            self._reader = None
+        return Delta(tuple(done), delta.release)
+
+    def _swap_layer(self, delta: LayerDelta, release: bool) -> LayerDelta:
+        tap = self.taps.layers[delta.position]
+        old_arrays = {path: self.tree.get(path) for path in delta.arrays}
+        old_rows = {path: self.ledger.get(path) for path in delta.rows}
+        # Everything is resolved and evaluated before the first write.
+        new = {
+            path: self._resolve(path, source, old_arrays[path])
+            for path, source in delta.arrays.items()
+        }
+        mx.eval(list(new.values()))
+        inverse = LayerDelta(
+            position=delta.position,
+            live=tap.live,
+            resident=self.stack[delta.position],
+            arrays={
+                path: self._inverse_source(path, source, old_arrays[path], delta, release)
+                for path, source in delta.arrays.items()
+            },
+            rows=old_rows,
+            counts={key: self.tree.get_attribute(*key) for key in delta.counts},
+            modules={path: self.tree.get_list(path) for path in delta.modules},
+            made=frozenset(p for p in delta.arrays if self.ledger.get(p) is not None),
+        )
+        self._write(delta, new)
+        return inverse
+
+    def _write(self, delta: LayerDelta, new: dict[str, mx.array]) -> None:
+        for path, array in new.items():
+            self.tree.put(path, array)
+        for list_path, modules in delta.modules.items():
+            self.tree.put_list(list_path, modules)
+        for (module, name), value in delta.counts.items():
+            self.tree.put_attribute(module, name, value)
+        for path, rows in delta.rows.items():
+            if rows is None:
+                self.ledger.pop(path, None)
+            else:
+                self.ledger[path] = rows
+        self.stack[delta.position] = delta.resident
+        self.taps.layers[delta.position].set_experts(delta.live, delta.resident)
+
+    def _resolve(self, path: str, source: Source, old: mx.array) -> mx.array:
+        if isinstance(source, FromResident):
+            return take_rows(old, source.rows)
+        if isinstance(source, FromCheckpoint):
+            # Opened once a swap: opening is lazy, but lists every tensor of the checkpoint.
+            self._reader = self._reader or self._checkpoint()
+            whole = self._reader(path)
+            return whole if source.rows is None else take_rows(whole, source.rows)
+        return source
+
+    def _inverse_source(
+        self, path: str, source: Source, old: mx.array, delta: LayerDelta, release: bool
+    ) -> Source:
+        if not release:
+            return old
+        if isinstance(source, FromCheckpoint):
+            # Undoing a release: what is replaced is part of what comes back.
+            back = delta.resident
+            return FromResident(tuple(back.index(e) for e in self.stack[delta.position]))
+        held = self.stack[delta.position]
+        rows = self.ledger.get(path)
+        if rows is not None and not rows.from_checkpoint():
+            return old  # an edit made it: it exists nowhere else
+        whole = held == tuple(range(self.taps.layers[delta.position].layer.num_experts))
+        return FromCheckpoint(None if whole else held)

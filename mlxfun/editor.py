@@ -1,0 +1,247 @@
+"""The editable model: a committed state, at most one staged candidate, and the history.
+
+Every change goes through `Resident.swap`. While a plan is staged the candidate is live by default;
+`flip` chooses the side, `live` borrows a side for a measurement and always gives it back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from time import perf_counter
+
+import mlx.core as mx
+
+from mlxfun import steering as steer
+from mlxfun.context import SILENT, Context
+from mlxfun.deltas import Delta, Resident
+from mlxfun.edits.prune import compact_delta
+from mlxfun.errors import StateError
+from mlxfun.history import History, Node
+from mlxfun.plans import PrunePlan
+from mlxfun.reports import EvaluateReport, PlanReport, StepReport
+from mlxfun.state import state_id
+from mlxfun.steering import Steering
+
+Live = tuple[tuple[int, ...], ...]
+"""The live experts of each MoE layer, [L][kept]."""
+
+
+@dataclass(slots=True)
+class Staged:
+    """A candidate. edge: the delta to the side that is not live now. base: experts before it."""
+
+    plan: PrunePlan
+    command: str
+    edge: Delta
+    state: str
+    base: Live
+    report: PlanReport
+    live: bool = True
+    preview: EvaluateReport | None = None
+
+
+class Editor:
+    """Stage, flip, apply, undo: where the model stands and how it gets elsewhere."""
+
+    def __init__(
+        self, resident: Resident, checkpoint_id: str, command: str, budget: int | None
+    ) -> None:
+        self.resident = resident
+        self.steering = Steering()
+        self.staged: Staged | None = None
+        self._checkpoint_id = checkpoint_id
+        self.history = History(self._live_state(), command, budget)
+
+    # -- where the model stands ---------------------------------------------------------------
+
+    def _live_state(self) -> str:
+        return state_id(self._checkpoint_id, self.resident.ledger)
+
+    @property
+    def state(self) -> str:
+        """The committed state."""
+        return self.history.current.state
+
+    @property
+    def live_state(self) -> str:
+        """The state of the side that would run now."""
+        staged = self.staged
+        return staged.state if staged is not None and staged.live else self.state
+
+    @property
+    def side(self) -> str:
+        """ "candidate" or "base"."""
+        return "candidate" if self.staged is not None and self.staged.live else "base"
+
+    @property
+    def committed(self) -> Live:
+        """The live experts of the committed state."""
+        if self.staged is not None and self.staged.live:
+            return self.staged.base
+        return tuple(tap.live for tap in self.resident.taps.layers)
+
+    def key(self) -> tuple[str, str]:
+        """What a KV cache is valid for: weights and steering in force."""
+        return self.live_state, self.steering.key
+
+    # -- moving -------------------------------------------------------------------------------
+
+    def swap(self, delta: Delta, ctx: Context = SILENT) -> Delta:
+        """Swap and put the steering in force on what is live then."""
+        inverse = self.resident.swap(delta, ctx)
+        steer.install(self.steering, self.resident)
+        return inverse
+
+    def set_steering(self, steering: Steering) -> None:
+        """Replace the steering; the next forward follows it."""
+        self.steering = steering
+        steer.install(steering, self.resident)
+
+    def require_staged(self, action: str) -> Staged:
+        """The staged plan. Raises StateError without one."""
+        if self.staged is None:
+            raise StateError(f"nothing is staged to {action}; stage a plan first, e.g. with prune")
+        return self.staged
+
+    def require_unstaged(self, action: str) -> None:
+        """Raise StateError while a plan is staged."""
+        if self.staged is not None:
+            raise StateError(
+                f"a plan is staged ({self.staged.command}); apply or discard it before {action}"
+            )
+
+    def stage(self, plan: PrunePlan, delta: Delta, command: str, report: PlanReport) -> Staged:
+        """Swap a candidate in. The committed side must be live and nothing staged."""
+        base = self.committed
+        edge = self.swap(delta)
+        state = self._live_state()
+        self.staged = Staged(plan, command, edge, state, base, replace(report, state_after=state))
+        return self.staged
+
+    def flip(self, side: str | None = None) -> StepReport:
+        """Make the other side (or the named one) live: references are swapped, nothing copied."""
+        staged = self.require_staged("flip")
+        began = perf_counter()
+        if side is None or side != self.side:
+            staged.edge = self.swap(staged.edge)
+            staged.live = not staged.live
+        return self._step("flip", f"{self.side} is live", self.state, began)
+
+    def discard(self) -> StepReport:
+        """Drop the staged plan; the committed side is live."""
+        staged = self.require_staged("discard")
+        began = perf_counter()
+        if staged.live:
+            self.swap(staged.edge)
+        self.staged = None
+        return self._step("discard", staged.command, self.state, began)
+
+    def apply(self, scores: dict[str, float]) -> StepReport:
+        """Commit the staged plan as a history node."""
+        staged = self.require_staged("apply")
+        before, began = self.state, perf_counter()
+        if not staged.live:
+            self.flip("candidate")
+        node = self.history.add(staged.command, staged.state, staged.edge, staged.command)
+        node.scores.update(scores)
+        self.staged = None
+        return self._step("apply", node.command, before, began)
+
+    def undo(self) -> StepReport:
+        """Back to the parent state, bit for bit."""
+        self.require_unstaged("undo")
+        undone, before, began = self.history.current.command, self.state, perf_counter()
+        self.history.undo(self.swap)
+        return self._step("undo", undone, before, began)
+
+    def redo(self) -> StepReport:
+        """Forward to the state last visited from here."""
+        self.require_unstaged("redo")
+        before, began = self.state, perf_counter()
+        node = self.history.redo(self.swap)
+        return self._step("redo", node.command, before, began)
+
+    def goto(self, node: int, ctx: Context = SILENT) -> StepReport:
+        """To any state of the tree."""
+        self.require_unstaged("goto")
+        before, began = self.state, perf_counter()
+        arrived = self.history.goto(node, lambda delta: self.swap(delta, ctx))
+        return self._step("goto", arrived.command, before, began)
+
+    def compact(self, command: str, ctx: Context = SILENT) -> StepReport:
+        """Slice the expert stacks to what is live; undo reads the rest back from the checkpoint."""
+        self.require_unstaged("compact")
+        before, began = self.state, perf_counter()
+        delta = compact_delta(self.resident)
+        if not delta.layers:
+            raise StateError("nothing to compact: no pruned experts are held in memory")
+        held = _bytes(self.resident)
+        inverse = self.swap(delta, ctx)
+        self.history.add(command, self._live_state(), inverse, command)
+        mx.clear_cache()
+        step = self._step("compact", command, before, began)
+        return replace(step, bytes_freed=held - _bytes(self.resident))
+
+    def _step(self, action: str, command: str, before: str, began: float) -> StepReport:
+        return StepReport(
+            action=action,
+            node=self.history.current.id,
+            command=command,
+            state_before=before,
+            state_after=self.state,
+            live=self.side,
+            bytes_held=self.history.bytes_held,
+            milliseconds=(perf_counter() - began) * 1000,
+        )
+
+    # -- borrowing a side ---------------------------------------------------------------------
+
+    @contextmanager
+    def live(self, side: str) -> Iterator[None]:
+        """Make "checkpoint", "current" or "staged" live inside the block.
+
+        The checkpoint is run without steering: it is what the others are compared with.
+        """
+        staged = self.staged
+        want = side == "staged"
+        if want and staged is None:
+            raise StateError("nothing is staged")
+        flipped = staged is not None and staged.live != want
+        if flipped:
+            self.flip()
+        try:
+            if side == "checkpoint":
+                with self._at_root():
+                    yield
+            else:
+                yield
+        finally:
+            if flipped:
+                self.flip()
+
+    @contextmanager
+    def _at_root(self) -> Iterator[None]:
+        back: list[Delta] = []
+        node: Node | None = self.history.current
+        steering, self.steering = self.steering, Steering()
+        try:
+            while node is not None and node.edge is not None and node.parent is not None:
+                back.append(self.resident.swap(node.edge))
+                node = node.parent
+            steer.install(self.steering, self.resident)
+            yield
+        finally:
+            for delta in reversed(back):
+                self.resident.swap(delta)
+            self.set_steering(steering)
+
+
+def _bytes(resident: Resident) -> int:
+    """Bytes of the expert stacks in memory."""
+    return sum(
+        resident.tree.get(p.path).nbytes
+        for tap in resident.taps.layers
+        for p in tap.layer.expert_parameters()
+    )

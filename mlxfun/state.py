@@ -1,0 +1,47 @@
+"""Identity of weights: two ways to the same weights agree, undo restores it, replay reproduces it.
+
+A state is a Merkle hash over (parameter path, expert row). A row that the checkpoint holds is its
+row number and is never read; a row that an edit made is the hash of its bytes, taken once. A
+parameter that is as loaded does not appear at all, so an unedited model's state depends on the
+checkpoint's identity alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+
+STATE_DIGITS = 12
+
+RowId = int | str  # a row of the checkpoint, or the hash of an edited row
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Which row each row of a parameter is. digest: of the identities, computed once."""
+
+    ids: tuple[RowId, ...]
+    digest: bytes
+
+    @classmethod
+    def of(cls, ids: Sequence[RowId]) -> Rows:
+        """Rows with these identities, in this order."""
+        return cls(tuple(ids), blake2b(repr(tuple(ids)).encode(), digest_size=16).digest())
+
+    def from_checkpoint(self) -> bool:
+        """Every row can be read back from the checkpoint."""
+        return all(isinstance(row, int) for row in self.ids)
+
+
+Ledger = dict[str, Rows]
+"""Parameter path -> rows, for the parameters that differ from the checkpoint."""
+
+
+def state_id(checkpoint_id: str, ledger: Mapping[str, Rows]) -> str:
+    """The short identity of the weights that `ledger` describes over a checkpoint."""
+    tree = blake2b(checkpoint_id.encode(), digest_size=16)
+    for path in sorted(ledger):
+        tree.update(path.encode())
+        tree.update(ledger[path].digest)
+    return tree.hexdigest()[:STATE_DIGITS]

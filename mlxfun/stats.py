@@ -1,0 +1,173 @@
+"""Routing statistics per layer and expert: accumulators, metrics, `.npz` files.
+
+Every array is float64 [L, E] in checkpoint numbering. With g the weight as the model applies it
+and f the expert's output, summed over the tokens routed to an expert:
+
+    freq               number of tokens
+    weighted_freq_sum  sum of g
+    ean_sum            sum of ||f||_2
+    reap_sum           sum of g * ||f||_2          (REAP, arXiv 2510.13999, is its mean)
+    reap_sq_sum        sum of (g * ||f||_2)^2
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mlxfun.errors import DatasetError, PlanError, UsageError
+from mlxfun.options import METRICS
+
+if TYPE_CHECKING:
+    from mlxfun.events import Array
+
+SUMS = ("freq", "weighted_freq_sum", "ean_sum", "reap_sum", "reap_sq_sum")
+"""Order of the accumulators in an update [L, S, E]."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingStats:
+    """Accumulated statistics and what they were made on.
+
+    sums: accumulator name -> float64 [L, E]. layer_indices: decoder layer of each row. model and
+    state: checkpoint id and state of the weights ("" when a file does not say). steered: some of
+    the tokens were routed under steering.
+    """
+
+    sums: Mapping[str, Array]
+    layer_indices: tuple[int, ...]
+    samples: int = 0
+    tokens: int = 0
+    model: str = ""
+    model_name: str = ""
+    state: str = ""
+    steered: bool = False
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def empty(cls, layer_indices: tuple[int, ...], experts: int, **identity: Any) -> RoutingStats:
+        """Zeros for L = len(layer_indices) layers of `experts` experts."""
+        shape = (len(layer_indices), experts)
+        return cls({name: np.zeros(shape) for name in SUMS}, layer_indices, **identity)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(L, E)."""
+        rows, columns = self.sums["freq"].shape
+        return int(rows), int(columns)
+
+    def plus(self, update: Array, samples: int, tokens: int, steered: bool = False) -> RoutingStats:
+        """With one batch's sums, float [L, S, E] in the order of SUMS, added in float64."""
+        wide = update.astype(np.float64)
+        sums = {name: self.sums[name] + wide[:, i] for i, name in enumerate(SUMS)}
+        return replace(
+            self,
+            sums=sums,
+            samples=self.samples + samples,
+            tokens=self.tokens + tokens,
+            steered=self.steered or steered,
+        )
+
+    def score(self, metric: str) -> Array:
+        """Scores [L, E], higher is more important; an expert that was never routed scores 0.
+
+        freq, weighted_freq, ean, reap_sum and reap_sq are sums; reap is the mean over an expert's
+        own tokens.
+        """
+        if metric not in METRICS:
+            raise UsageError(f"unknown metric {metric!r}; choose one of {', '.join(METRICS)}")
+        if metric == "reap":
+            freq = self.sums["freq"]
+            return np.divide(self.sums["reap_sum"], freq, out=np.zeros_like(freq), where=freq > 0)
+        name = metric if metric in SUMS else f"{metric}_sum"
+        score: Array = self.sums[name]
+        return score
+
+    def coverage(self, alive: Array) -> float:
+        """Share of the live (layer, expert) pairs that were routed to at least once."""
+        return float((self.sums["freq"] > 0)[alive].mean()) if alive.any() else 0.0
+
+    def unseen(self, alive: Array) -> tuple[tuple[int, int], ...]:
+        """(decoder layer, expert) of the live experts never routed to."""
+        rows, experts = np.nonzero((self.sums["freq"] == 0) & alive)
+        return tuple((self.layer_indices[r], int(e)) for r, e in zip(rows, experts, strict=True))
+
+    def suggested_samples(self, alive: Array) -> int | None:
+        """Samples after which the rarest live experts would be expected about three times.
+
+        An unseen expert's rate is at most about 3 / tokens (the 95 % rule of three), so three
+        times as many samples is the honest next step; None when everything was seen.
+        """
+        return 3 * max(self.samples, 1) if self.unseen(alive) else None
+
+    def save(self, path: Path) -> None:
+        """Write an `.npz` that other tools of the family read (extra keys are ignored there)."""
+        rows, experts = self.shape
+        freq = self.sums["freq"]
+        arrays: dict[str, Any] = {name: self.sums[name] for name in SUMS}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.partial")
+        with temporary.open("wb") as file:
+            np.savez_compressed(
+                file,
+                **arrays,
+                reap_count=freq,
+                num_layers=np.int64(rows),
+                num_experts=np.int64(experts),
+                layer_indices=np.array(self.layer_indices, dtype=np.int64),
+                samples=np.int64(self.samples),
+                tokens=np.int64(self.tokens),
+                model=np.str_(self.model),
+                model_name=np.str_(self.model_name),
+                state=np.str_(self.state),
+                steered=np.bool_(self.steered),
+            )
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: Path, layer_indices: tuple[int, ...], experts: int) -> RoutingStats:
+        """Read an `.npz`, with or without the extra keys.
+
+        Raises DatasetError for a file that is missing or not statistics, PlanError for another
+        shape than the model's.
+        """
+        data = _read_npz(path)
+        shape = (len(layer_indices), experts)
+        found = data["freq"].shape
+        if found != shape:
+            raise PlanError(
+                f"{path} holds statistics of {' x '.join(map(str, found))} (layers x experts) but "
+                f"the model has {shape[0]} x {shape[1]}; collect on this model, or load the model "
+                "they were made on"
+            )
+        zeros = np.zeros(shape)
+        return cls(
+            sums={name: data.get(name, zeros).astype(np.float64) for name in SUMS},
+            layer_indices=layer_indices,
+            samples=int(data.get("samples", 0)),
+            tokens=int(data.get("tokens", 0)),
+            model=str(data.get("model", "")),
+            model_name=str(data.get("model_name", "")),
+            state=str(data.get("state", "")),
+            steered=bool(data.get("steered", False)),
+        )
+
+
+def _read_npz(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise DatasetError(f"{path} does not exist; give a file written by `stats save`")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            data = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, KeyError) as error:
+        raise DatasetError(f"{path} is not an .npz of routing statistics: {error}") from error
+    missing = [name for name in ("freq", "reap_sum") if name not in data]
+    if missing:
+        raise DatasetError(f"{path} lacks {', '.join(missing)}; it is not routing statistics")
+    if any(data[name].ndim != 2 for name in SUMS if name in data):
+        raise DatasetError(f"{path}: statistics must be [layers, experts]")
+    return data

@@ -1,0 +1,210 @@
+"""Steer routing while the model runs: force experts into or out of the top-k.
+
+Two rules, chosen by the router:
+
+* *logits* (softmax routers, and sigmoid routers without a selection bias), SteerMoE's rule
+  (arXiv 2509.09660): an activated expert's logit becomes the row's maximum plus a margin, a
+  deactivated one's the row's minimum minus a margin, then the model routes normally. Softmax is
+  invariant to a shift of the row, so the rule is the same on log-softmax scores and on logits.
+* *bias* (routers with a selection bias): the bias is replaced for selection only, so the weights
+  stay the model's own. Grouped routers fill losing groups with 0.0, and a deactivated expert must
+  lose even to that: live biases are shifted up by a constant, which changes no choice between live
+  experts, until every live score is above the fill.
+
+An empty configuration installs nothing, so it changes nothing, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from math import log
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from mlxfun.anatomy import MoELayer
+from mlxfun.deltas import Resident
+from mlxfun.errors import PlanError
+from mlxfun.options import ExpertSets
+from mlxfun.taps import LayerTap, LogitsRule
+
+Mask = NDArray[np.bool_]
+
+MARGIN = 0.01
+"""SteerMoE's distance from the row's extreme."""
+
+GROUP_MARGIN = log(2) + MARGIN
+"""A group's score is the sum of its top two; e^(max + ln 2) exceeds any two probabilities."""
+
+FORCED = 1e4
+"""Selection bias of an activated expert (deactivated: its negative); scores are of order one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Steering:
+    """What is steered. Both sets: {decoder layer: experts in checkpoint numbers}."""
+
+    activate: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    deactivate: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def empty(self) -> bool:
+        """Nothing is steered."""
+        return not any(self.activate.values()) and not any(self.deactivate.values())
+
+    @property
+    def key(self) -> str:
+        """Identity for caches; "" when nothing is steered."""
+        if self.empty:
+            return ""
+        text = repr((sorted(self.activate.items()), sorted(self.deactivate.items())))
+        return blake2b(text.encode(), digest_size=6).hexdigest()
+
+    def with_more(self, activate: ExpertSets, deactivate: ExpertSets) -> Steering:
+        """This steering with more experts; a newer wish replaces an older opposite one."""
+        up = {layer: set(experts) for layer, experts in self.activate.items()}
+        down = {layer: set(experts) for layer, experts in self.deactivate.items()}
+        for wish, same, other in ((activate, up, down), (deactivate, down, up)):
+            for layer, experts in wish.items():
+                same.setdefault(layer, set()).update(experts)
+                other.setdefault(layer, set()).difference_update(experts)
+        return Steering(_frozen(up), _frozen(down))
+
+
+def _frozen(sets: dict[int, set[int]]) -> dict[int, tuple[int, ...]]:
+    return {layer: tuple(sorted(experts)) for layer, experts in sorted(sets.items()) if experts}
+
+
+def check(steering: Steering, resident: Resident) -> tuple[Steering, tuple[str, ...]]:
+    """Validate against the live experts; cap activations at top-k, with a notice.
+
+    Raises PlanError for an unknown layer or expert, a contradiction, or more deactivations than
+    the router can do without.
+    """
+    taps = {tap.layer.index: tap for tap in resident.taps.layers}
+    notices: list[str] = []
+    activate: dict[int, tuple[int, ...]] = {}
+    for layer in sorted(set(steering.activate) | set(steering.deactivate)):
+        if layer not in taps:
+            known = resident.taps.anatomy.indices
+            raise PlanError(
+                f"decoder layer {layer} is not an MoE layer; they are {known[0]}..{known[-1]}"
+            )
+        tap = taps[layer]
+        up, down = steering.activate.get(layer, ()), steering.deactivate.get(layer, ())
+        _check_experts(tap, up, down)
+        if len(up) > tap.layer.top_k:
+            notices.append(
+                f"layer {layer}: {len(up)} experts activated but each token uses "
+                f"{tap.layer.top_k}; taking {list(up[: tap.layer.top_k])}"
+            )
+            up = up[: tap.layer.top_k]
+        notices += _check_groups(tap, up, down)
+        if up:
+            activate[layer] = up
+    return Steering(activate, dict(steering.deactivate)), tuple(notices)
+
+
+def _check_experts(tap: LayerTap, up: tuple[int, ...], down: tuple[int, ...]) -> None:
+    layer = tap.layer
+    for expert in (*up, *down):
+        if not 0 <= expert < layer.num_experts:
+            raise PlanError(
+                f"layer {layer.index} has no expert {expert}; they are 0..{layer.num_experts - 1}"
+            )
+        if expert not in tap.live:
+            raise PlanError(f"layer {layer.index}: expert {expert} was pruned; undo that first")
+    both = sorted(set(up) & set(down))
+    if both:
+        raise PlanError(f"layer {layer.index}: experts {both} are both activated and deactivated")
+    left = len(tap.live) - len(down)
+    if left < layer.top_k:
+        raise PlanError(
+            f"layer {layer.index}: deactivating {len(down)} of {len(tap.live)} experts leaves "
+            f"{left}, fewer than the {layer.top_k} each token uses; deactivate at most "
+            f"{len(tap.live) - layer.top_k}"
+        )
+
+
+def _check_groups(tap: LayerTap, up: tuple[int, ...], down: tuple[int, ...]) -> list[str]:
+    layer = tap.layer
+    if not layer.grouped:
+        return []
+    size = len(tap.live) // layer.n_group
+    group = {expert: place // size for place, expert in enumerate(tap.live)}
+    wanted = {group[expert] for expert in up}
+    if len(wanted) > layer.topk_group:
+        raise PlanError(
+            f"layer {layer.index}: the activated experts lie in {len(wanted)} groups but a token "
+            f"uses {layer.topk_group}; choose experts of at most {layer.topk_group} groups"
+        )
+    left = [size - sum(group[e] == g for e in down) for g in range(layer.n_group)]
+    if sum(sorted(left)[: layer.topk_group]) < layer.top_k:
+        raise PlanError(
+            f"layer {layer.index}: after the deactivations the groups hold {left} experts, and "
+            f"{layer.topk_group} of them may not hold the {layer.top_k} each token uses; "
+            "deactivate fewer in one group"
+        )
+    if up and layer.bias_name is None and layer.facts.score == "sigmoid":
+        return [f"layer {layer.index}: its groups may still exclude an activated expert"]
+    return []
+
+
+def install(steering: Steering, resident: Resident) -> None:
+    """Put `steering` into force for the next forward; experts that are not live are skipped."""
+    for tap in resident.taps.layers:
+        up = _mask(tap, steering.activate.get(tap.layer.index, ()))
+        down = _mask(tap, steering.deactivate.get(tap.layer.index, ()))
+        tap.logits_rule = tap.bias = None
+        if not (up.any() or down.any()):
+            continue
+        if tap.layer.bias_name is not None:
+            own = resident.tree.get(f"{tap.layer.bias_owner}.{tap.layer.bias_name}")
+            tap.bias = steered_bias(tap.layer, own, up, down)
+            mx.eval(tap.bias)
+        else:
+            margin = GROUP_MARGIN if tap.layer.grouped else MARGIN
+            tap.logits_rule = logits_rule(up, down, margin)
+
+
+def _mask(tap: LayerTap, experts: tuple[int, ...]) -> Mask:
+    """bool [R] over the router's rows as sliced; rows beyond the experts are never steered."""
+    rows = tap.layer.router_rows - tap.layer.num_experts + len(tap.live)
+    mask = np.zeros(rows, dtype=np.bool_)
+    mask[[tap.live.index(e) for e in experts if e in tap.live]] = True
+    return mask
+
+
+def logits_rule(up: Mask, down: Mask, margin: float) -> LogitsRule:
+    """SteerMoE's rule as a function of logits [..., R]; dtype kept."""
+    raised, lowered = mx.array(up), mx.array(down)
+    mx.eval(raised, lowered)
+
+    def rule(logits: mx.array) -> mx.array:
+        wide = logits.astype(mx.float32)
+        top = mx.max(wide, axis=-1, keepdims=True)
+        low = mx.min(wide, axis=-1, keepdims=True)
+        # In bfloat16 the next number above 10 is 0.06 away: 0.01 alone would round to a tie.
+        step = mx.finfo(logits.dtype).eps
+        above = mx.maximum(margin, 2 * step * mx.abs(top))
+        below = mx.maximum(margin, 2 * step * mx.abs(low))
+        wide = mx.where(raised, top + above, wide)
+        return mx.where(lowered, low - below, wide).astype(logits.dtype)
+
+    return rule
+
+
+def steered_bias(layer: MoELayer, bias: mx.array, up: Mask, down: Mask) -> mx.array:
+    """The selection bias [R], float32, that selects `up` and never `down`.
+
+    Float32 even for a 16-bit bias: it enters the selection only, and shifting a bfloat16 bias
+    would round away the differences between live experts.
+    """
+    wide = bias.astype(mx.float32)
+    if layer.grouped and layer.facts.group_fill == 0.0:
+        wide = wide + (1.0 + mx.maximum(0.0, -mx.min(wide)))
+    wide = mx.where(mx.array(up), FORCED, wide)
+    return mx.where(mx.array(down), -FORCED, wide)

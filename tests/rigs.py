@@ -1,0 +1,63 @@
+"""Shared by the engine's tests: a resident tiny model with taps and a reader of its base weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import tiny_models
+from mlx.utils import tree_flatten
+
+from mlxfun.anatomy import Anatomy, discover
+from mlxfun.deltas import Resident
+from mlxfun.edits.prune import prune_delta, validate
+from mlxfun.export import ExportView
+from mlxfun.plans import PrunePlan
+from mlxfun.taps import Taps
+
+
+@dataclass
+class Rig:
+    model: nn.Module
+    config: dict[str, Any]
+    anatomy: Anatomy
+    taps: Taps
+    resident: Resident
+
+    def logits(self, tokens: list[list[int]]) -> mx.array:
+        out = self.model(mx.array(tokens))
+        mx.eval(out)
+        return out
+
+    def prune(self, keep: dict[int, tuple[int, ...]]) -> Any:
+        plan = PrunePlan(keep)
+        validate(plan, self.resident)
+        return self.resident.swap(prune_delta(plan, self.resident))
+
+    def saved_and_reloaded(self) -> nn.Module:
+        """A fresh model of the exported config that strictly loads the exported tensors."""
+        view = ExportView(self.model, self.resident, self.anatomy, {})
+        fresh = tiny_models.empty(view.config(self.config))
+        fresh.load_weights([(n, view.tensor(n)) for n in view.names], strict=True)
+        mx.eval(fresh.parameters())
+        return fresh
+
+
+def make_rig(model: nn.Module, config: dict[str, Any]) -> Rig:
+    anatomy = discover(model, config)
+    base = dict(tree_flatten(model.parameters()))
+    taps = Taps(model, anatomy)
+    resident = Resident(model, taps, lambda: base.__getitem__)
+    taps.attach()
+    return Rig(model, config, anatomy, taps, resident)
+
+
+def keep_fewer(anatomy: Anatomy, live: int | None = None) -> dict[int, tuple[int, ...]]:
+    """Keep 6 of 8 experts, another pair gone in each layer, groups respected."""
+    out = {}
+    for layer in anatomy.layers:
+        drop = {(layer.position + 1) % 4, 4 + (layer.position + 2) % 4}
+        out[layer.index] = tuple(e for e in range(layer.num_experts) if e not in drop)
+    return out
