@@ -80,18 +80,20 @@ class ShellApp(App[int]):
         self._clock = clock
         self._frame_seconds = 1 / frames_per_second
         self._feed = Feed(self._wake)
+        for theme in themes.THEMES:
+            self.register_theme(theme)
+        self.theme = themes.DARK.name
         self.main = MainScreen(engine.complete, self._lines.load(), renderer)
         self._escaped = float("-inf")
         self._typed = 0
 
     # Life -------------------------------------------------------------------------------------
+    def get_default_screen(self) -> MainScreen:
+        return self.main
+
     def on_mount(self) -> None:
-        for theme in themes.THEMES:
-            self.register_theme(theme)
-        self.theme = themes.DARK.name
         self.state = replace(self.state, rows=tuple(self.engine.rows()), view=self.engine.view())
         self.engine.subscribe(self._feed.push)
-        self.push_screen(self.main, callback=None)
         self.call_after_refresh(self._started)
 
     def _started(self) -> None:

@@ -44,7 +44,7 @@ def job_text(job: Job, now: float) -> Text:
         text.append(count(progress.done, progress.unit), "not bold")
     if progress.rate > 0:
         text.append(f" {count(round(progress.rate, 1), progress.unit)}/s", "not bold")
-    if progress.eta is not None:
+    if progress.eta:
         text.append(f" ETA {duration(progress.eta)}", "not bold")
     return text
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 
 from rich.console import Console
-from rich.markdown import Markdown
 from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
@@ -53,6 +52,9 @@ def turn_lines(turn: Turn, width: int, console: Console) -> list[list[Segment]]:
 def _answer(turn: Turn, inner: int, console: Console) -> list[list[Segment]]:
     text = harmless(turn.text)
     if turn.done and looks_marked(text):
+        # A parser and a highlighter come with it: not before an answer needs them.
+        from rich.markdown import Markdown
+
         options = console.options.update(width=inner)
         rendered = console.render_lines(Markdown(text, hyperlinks=False), options, pad=False)
         while rendered and not "".join(segment.text for segment in rendered[0]).strip():
