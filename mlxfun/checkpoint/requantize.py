@@ -18,6 +18,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import _get_classes, quantize_model
 
 from mlxfun.checkpoint.gate import Weights
+from mlxfun.checkpoint.load import short
 from mlxfun.errors import SaveError, UsageError
 
 BITS = (2, 3, 4, 5, 6, 8)
@@ -49,7 +50,10 @@ class Requantised:
         self._source = weights
         self._plain_config = config
         self._bits, self._group_size = bits, group_size
-        model, self.config = self.build()
+        try:
+            model, self.config = self.build()
+        except ValueError as error:
+            raise SaveError(f"mlx-lm cannot quantise this model: {short(error)}") from error
         self._pending = _flatten(model)
         self._sizes = {name: array.nbytes for name, array in self._pending.items()}
         if not any(name.endswith(".scales") for name in self._sizes):
