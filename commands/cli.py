@@ -208,6 +208,7 @@ def _front_end(start: Start, engine: Engine) -> int:
 
 
 def _interrupted(problem: KeyboardInterrupt) -> int:
+    interrupts.ignore()
     click.echo("interrupted: the model and all files are as they were", err=True)
     return interrupts.exit_code(problem)
 

@@ -15,6 +15,12 @@ def listen() -> None:
     signal.signal(signal.SIGTERM, _terminate)
 
 
+def ignore() -> None:
+    """Take no further notice: we are leaving already, and that takes a bounded time."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def exit_code(problem: KeyboardInterrupt) -> int:
     """130 for Ctrl-C, 143 for SIGTERM: what shells report."""
     number = signal.SIGTERM if isinstance(problem, Terminated) else signal.SIGINT

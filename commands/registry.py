@@ -129,8 +129,8 @@ def resolve(tokens: list[str]) -> tuple[Command, list[str]]:
 
 def nearest(word: str, known: list[str]) -> str:
     """`": did you mean ...?"`, or nothing when no known word is close."""
-    close = get_close_matches(word, known, n=2, cutoff=0.6)
-    return f": did you mean {' or '.join(close)}?" if close else ""
+    close = get_close_matches(word, known, n=1)
+    return f": did you mean {close[0]}?" if close else ""
 
 
 def _guard_text(found: Command, rest: list[str]) -> list[str]:

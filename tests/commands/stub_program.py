@@ -1,0 +1,34 @@
+"""`mlxfun-shell` on the stub session, for tests that need a whole process.
+
+With STUB_GATE in the environment, collecting waits for ever (until it is cancelled). With
+STUB_TERMINAL, stdin becomes the controlling terminal, so that Ctrl-C typed there is a signal.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import os
+import termios
+import threading
+from pathlib import Path
+from typing import Any
+
+import commands.engine
+from commands.cli import main
+from tests.commands.stub_session import StubSession
+
+
+def open_stub(source: str | Path, *, seed: int = 0, **_: Any) -> StubSession:
+    gate = threading.Event() if "STUB_GATE" in os.environ else None
+    return StubSession(source, seed, gate)
+
+
+commands.engine.Engine = functools.partial(  # type: ignore[misc, assignment]
+    commands.engine.Engine, open_session=open_stub
+)
+
+if __name__ == "__main__":
+    if "STUB_TERMINAL" in os.environ:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    main()
