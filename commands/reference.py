@@ -1,7 +1,7 @@
 """The command table of the README, generated from the registry.
 
-    python -m commands.reference --check   is the README up to date?
-    python -m commands.reference --write   bring it up to date
+python -m commands.reference --check   is the README up to date?
+python -m commands.reference --write   bring it up to date
 """
 
 from __future__ import annotations

@@ -40,6 +40,9 @@ Source = mx.array | FromCheckpoint | FromResident
 Reader = Callable[[str], mx.array]
 """Reads a whole parameter back from the checkpoint, as it was loaded."""
 
+OpenCheckpoint = Callable[[], Reader]
+"""Checks that the checkpoint is still the one that was loaded and opens it, for one swap."""
+
 
 @dataclass(frozen=True, slots=True)
 class LayerDelta:
@@ -84,12 +87,13 @@ class Delta:
 class Resident:
     """A tapped model with the ledger of its rows: what deltas are swapped into."""
 
-    def __init__(self, model: nn.Module, taps: Taps, reader: Reader) -> None:
+    def __init__(self, model: nn.Module, taps: Taps, checkpoint: OpenCheckpoint) -> None:
         self.tree = ParameterTree(model)
         self.taps = taps
         self.ledger: Ledger = {}
         self.stack: list[tuple[int, ...]] = [tap.live for tap in taps.layers]
-        self._reader = reader
+        self._checkpoint = checkpoint
+        self._reader: Reader | None = None
 
     def swap(self, delta: Delta, ctx: Context = SILENT) -> Delta:
         """Exchange `delta` with what the model holds; the returned inverse undoes it bit for bit.
@@ -108,6 +112,8 @@ class Resident:
             for inverse in reversed(done):
                 self._swap_layer(inverse, delta.release)
             raise
+        finally:
+            self._reader = None
         return Delta(tuple(done), delta.release)
 
     def _swap_layer(self, delta: LayerDelta, release: bool) -> LayerDelta:
@@ -155,6 +161,8 @@ class Resident:
         if isinstance(source, FromResident):
             return take_rows(old, source.rows)
         if isinstance(source, FromCheckpoint):
+            # Opened once a swap: opening is lazy, but lists every tensor of the checkpoint.
+            self._reader = self._reader or self._checkpoint()
             whole = self._reader(path)
             return whole if source.rows is None else take_rows(whole, source.rows)
         return source

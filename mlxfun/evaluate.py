@@ -295,6 +295,12 @@ def kl_figures(parts: Sequence[Comparison]) -> dict[str, float]:
     }
 
 
+def identical(likelihood: Likelihood) -> Comparison:
+    """What comparing a state with itself gives."""
+    count = likelihood.nll.size
+    return Comparison(np.zeros(count), np.ones(count, dtype=np.bool_))
+
+
 def iterate_sets(sets: Sequence[EvalSet]) -> Iterator[EvalSet]:
     """The sets, each under a name of its own."""
     seen: dict[str, int] = {}

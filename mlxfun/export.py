@@ -34,6 +34,9 @@ class ExportView:
             p.path: layer for layer in anatomy.layers for p in layer.expert_parameters()
         }
         self._names = dict(self._named())
+        self._bits: dict[str, int] = {
+            path: int(module.bits) for path, module in model.named_modules() if "scales" in module
+        }
 
     def _named(self) -> Iterator[tuple[str, str]]:
         """(name when saved, path in the model): only dbrx's expert list changes names."""
@@ -90,3 +93,24 @@ class ExportView:
         if live == self._anatomy.num_experts:
             return dict(config)
         return self._anatomy.with_count(config, live)
+
+    def resident_arrays(self) -> tuple[mx.array, ...]:
+        """Every parameter as held in memory."""
+        return tuple(self._arrays.values())
+
+    def parameter_count(self) -> int:
+        """Values in the model as saved: packed weights unpacked, scales and pruned rows not counted."""
+        total = 0
+        for path in self._names.values():
+            owner, _, last = path.rpartition(".")
+            if owner in self._bits and last in ("scales", "biases"):
+                continue
+            array = self._arrays[path]
+            values = int(array.size)
+            if owner in self._bits and last == "weight":
+                values = values * 32 // self._bits[owner]
+            layer = self._layer_of.get(path)
+            if layer is not None:
+                values = values // int(array.shape[0]) * len(self._rows(layer))
+            total += values
+        return total

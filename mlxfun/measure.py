@@ -8,17 +8,20 @@ from typing import Any
 
 from mlxfun.context import SILENT, Context
 from mlxfun.editor import Editor
+from mlxfun.errors import StateError
 from mlxfun.evaluate import (
     Comparison,
     EvalSet,
     Evaluator,
     Likelihood,
     Reference,
+    identical,
     iterate_sets,
     joined,
     kl_figures,
     perplexity,
 )
+from mlxfun.options import ApplyOptions
 from mlxfun.reports import EvaluateReport, Sample
 
 Sampler = Callable[[], tuple[Sample, ...]]
@@ -45,6 +48,13 @@ def measure(
     compared: dict[str, list[Comparison]] = {side: [] for side in sides}
     with editor.live(subject):
         for number, data in enumerate(sets):
+            if editor.key() == (editor.history.root.state, ""):
+                # The subject is the checkpoint: its reference pass has measured it already.
+                same = references["checkpoint"][number].likelihood
+                subject_losses.append(same)
+                for side in sides:
+                    compared[side].append(identical(same))
+                continue
             likelihood, comparisons = evaluator.compare(
                 data,
                 [references[side][number] for side in sides],
@@ -114,3 +124,21 @@ def _perplexities(
         "tokens": sum(sizes),
         "tokens_per_set": dict(zip(names, sizes, strict=False)),
     }
+
+
+def require_within(report: EvaluateReport, options: ApplyOptions) -> None:
+    """Raise StateError with the figures when a preview breaks a guardrail."""
+    broken = []
+    if options.max_kl is not None:
+        if report.kl_mean is None:
+            raise StateError("the preview measured no KL; preview again with KL to use --max-kl")
+        if not report.kl_mean <= options.max_kl:
+            broken.append(f"mean KL {report.kl_mean:.4f} is above --max-kl {options.max_kl:g}")
+    limit = options.max_perplexity_ratio
+    if limit is not None and not report.ratio <= limit:
+        broken.append(
+            f"perplexity {report.perplexity['all']:.3f} is {report.ratio:.3f}x the checkpoint's "
+            f"{report.baseline['all']:.3f}, above --max-perplexity-ratio {limit:g}"
+        )
+    if broken:
+        raise StateError("not applied: " + "; ".join(broken) + "; the plan is still staged")

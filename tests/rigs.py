@@ -49,7 +49,7 @@ def make_rig(model: nn.Module, config: dict[str, Any]) -> Rig:
     anatomy = discover(model, config)
     base = dict(tree_flatten(model.parameters()))
     taps = Taps(model, anatomy)
-    resident = Resident(model, taps, lambda path: base[path])
+    resident = Resident(model, taps, lambda: base.__getitem__)
     taps.attach()
     return Rig(model, config, anatomy, taps, resident)
 

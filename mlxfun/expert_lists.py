@@ -1,0 +1,322 @@
+"""Expert sets in files and on command lines: keep lists, safety and domain maps, ranges.
+
+Layer keys in these files are positions 0..L-1 among the MoE layers, as the ancestor's tools write
+and read them; `layer_indices` beside them says which decoder layers those are. A keep list whose
+keys are those decoder layers is understood as well.
+
+A safety or domain map that cannot be read in full is an error and never a smaller set.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlxfun.errors import PlanError, UsageError
+from mlxfun.options import ExpertSets, PruneOptions
+from mlxfun.selection import Mask
+
+VERSION = "1.0"
+MODES = ("protect", "target")
+_MAX_RANGE = 100_000
+
+
+# --- command lines ---------------------------------------------------------------------------
+
+
+def parse_experts(text: str) -> tuple[int, ...]:
+    """Expert numbers of "0,1,250..255" (both ends included), ascending, each once.
+
+    >>> parse_experts("7, 0,2..4")
+    (0, 2, 3, 4, 7)
+
+    Raises UsageError naming the piece that is no number or range.
+    """
+    found: set[int] = set()
+    for piece in text.split(","):
+        found.update(_range(piece, text))
+    return tuple(sorted(found))
+
+
+def parse_expert_pairs(text: str) -> ExpertSets:
+    """Experts by decoder layer of "3:7,3:9,5:0..2".
+
+    >>> parse_expert_pairs("3:9,5:0..2,3:7")
+    {3: (7, 9), 5: (0, 1, 2)}
+
+    Raises UsageError naming the piece that is no LAYER:EXPERT pair.
+    """
+    found: dict[int, set[int]] = {}
+    for piece in text.split(","):
+        layer, colon, experts = piece.partition(":")
+        if not colon or not _is_number(layer):
+            raise UsageError(f"{piece.strip()!r} in {text!r} is not LAYER:EXPERT, such as 3:7")
+        found.setdefault(int(layer), set()).update(_range(experts, text))
+    return {layer: tuple(sorted(found[layer])) for layer in sorted(found)}
+
+
+def _range(piece: str, text: str) -> range:
+    low, dots, high = (part.strip() for part in piece.partition(".."))
+    if not _is_number(low) or (dots and not _is_number(high)):
+        raise UsageError(
+            f"{piece.strip()!r} in {text!r} is not an expert number or a range such as 250..255"
+        )
+    first = int(low)
+    last = int(high) if dots else first
+    if not 0 <= last - first < _MAX_RANGE:
+        raise UsageError(f"the range {piece.strip()!r} in {text!r} must go up, by a sane amount")
+    return range(first, last + 1)
+
+
+def _is_number(text: str) -> bool:
+    digits = text.strip()
+    return digits.isascii() and digits.isdigit() and len(digits) < 10
+
+
+# --- keep lists ------------------------------------------------------------------------------
+
+
+def write_expert_list(path: Path, keep: Mapping[int, Sequence[int]], experts: int) -> None:
+    """Write a keep list, CSV when the name ends in .csv and JSON otherwise.
+
+    keep: {decoder layer: experts that stay} for every MoE layer. experts: how many there were.
+
+    Raises PlanError when the file cannot be written.
+    """
+    layers = sorted(keep)
+    if path.suffix.lower() == ".csv":
+        text = _csv_text(layers, keep, experts)
+    else:
+        document = {
+            "version": VERSION,
+            "original_num_experts": experts,
+            "keep_map": {str(i): [int(e) for e in keep[layer]] for i, layer in enumerate(layers)},
+            "layer_indices": layers,
+        }
+        text = json.dumps(document, indent=2) + "\n"
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise PlanError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _csv_text(layers: list[int], keep: Mapping[int, Sequence[int]], experts: int) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["layer", "expert", "action", "layer_index"])
+    for position, layer in enumerate(layers):
+        staying = set(keep[layer])
+        for expert in range(experts):
+            action = "keep" if expert in staying else "prune"
+            writer.writerow([position, expert, action, layer])
+    return stream.getvalue()
+
+
+def read_expert_list(path: Path, layers: Sequence[int], experts: int) -> ExpertSets:
+    """Read a keep list for a model whose MoE layers are `layers`, with `experts` experts each.
+
+    Returns {decoder layer: experts that stay, ascending} for every layer. CSV rows say keep or
+    prune; a layer with prune rows alone keeps the others.
+
+    Raises PlanError for a file that is unreadable, incomplete or of another model.
+    """
+    if path.suffix.lower() == ".csv":
+        found = _read_csv(path, layers, experts)
+    else:
+        document = _read_json(path)
+        entries = document.get("keep_map")
+        if not isinstance(entries, dict):
+            raise PlanError(f"{path} is not an expert list: it has no keep_map")
+        where = _layer_keys(path, entries, document.get("layer_indices"), layers)
+        found = {where[key]: _experts(path, key, entries[key], experts) for key in entries}
+    missing = [layer for layer in layers if layer not in found]
+    if missing:
+        raise PlanError(f"{path} says nothing about the MoE layers {_listed(missing)}")
+    return {layer: found[layer] for layer in layers}
+
+
+def _layer_keys(
+    path: Path, entries: Mapping[str, Any], indices: Any, layers: Sequence[int]
+) -> dict[str, int]:
+    """{key: decoder layer}. Keys are positions, or decoder layers where the file lists them."""
+    numbers = {key: _number(path, "layer", key) for key in entries}
+    if len(set(numbers.values())) < len(numbers):
+        raise PlanError(f"{path} names a layer twice")
+    _check_indices(path, indices, layers)
+    if indices is not None and set(numbers.values()) == set(layers):
+        return numbers
+    wrong = sorted(n for n in numbers.values() if n >= len(layers))
+    if wrong:
+        raise PlanError(
+            f"{path} names the MoE layers {_listed(wrong)}, counted from 0; this model has "
+            f"{len(layers)}"
+        )
+    return {key: layers[position] for key, position in numbers.items()}
+
+
+def _check_indices(path: Path, indices: Any, layers: Sequence[int]) -> None:
+    if indices is not None and indices != list(layers):
+        raise PlanError(
+            f"{path} is for a model with MoE layers {indices}; this model has {list(layers)}"
+        )
+
+
+def _read_csv(path: Path, layers: Sequence[int], experts: int) -> ExpertSets:
+    keep: dict[int, set[int]] = {}
+    prune: dict[int, set[int]] = {}
+    reader = csv.DictReader(io.StringIO(_read_text(path)), skipinitialspace=True)
+    if not {"layer", "expert", "action"} <= set(reader.fieldnames or ()):
+        raise PlanError(f"{path} needs the columns layer, expert and action")
+    for row in reader:
+        where = f"{path}:{reader.line_num}"
+        action = (row["action"] or "").strip().lower()
+        if action not in ("keep", "prune"):
+            raise PlanError(f"{where}: action {row['action']!r} is neither keep nor prune")
+        layer = _csv_layer(where, row, layers)
+        expert = _number(where, "expert", row["expert"])
+        if expert >= experts:
+            raise PlanError(f"{where}: expert {expert} is unknown; they are 0..{experts - 1}")
+        (keep if action == "keep" else prune).setdefault(layer, set()).add(expert)
+    found = {}
+    for layer in keep.keys() | prune.keys():
+        both = sorted(keep.get(layer, set()) & prune.get(layer, set()))
+        if both:
+            raise PlanError(f"{path}: layer {layer} both keeps and prunes {_listed(both)}")
+        rest = set(range(experts)) - prune.get(layer, set())
+        found[layer] = tuple(sorted(keep.get(layer, rest)))
+    return found
+
+
+def _csv_layer(where: str, row: Mapping[str, str], layers: Sequence[int]) -> int:
+    position = _number(where, "layer", row["layer"])
+    if position >= len(layers):
+        raise PlanError(
+            f"{where}: MoE layer {position}, counted from 0, is unknown; the model has "
+            f"{len(layers)}"
+        )
+    stated = row.get("layer_index")
+    if stated and _number(where, "layer_index", stated) != layers[position]:
+        raise PlanError(
+            f"{where}: MoE layer {position} is decoder layer {layers[position]} here, and "
+            f"{stated} in the file; it is of another model"
+        )
+    return layers[position]
+
+
+# --- safety and domain maps ------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Masks:
+    """protect, target: bool [L, E]. warnings: sentences for the user."""
+
+    protect: Mask
+    target: Mask
+    warnings: tuple[str, ...] = ()
+
+
+def read_maps(options: PruneOptions, layers: Sequence[int], experts: int) -> Masks:
+    """The union of --safety-map and --domain-map, each in its mode.
+
+    Raises PlanError for a map that is unreadable, malformed or of another model: a map is used
+    whole or the work stops. Raises UsageError for an unknown mode.
+    """
+    shape = (len(layers), experts)
+    masks = {mode: np.zeros(shape, dtype=np.bool_) for mode in MODES}
+    warnings = []
+    for path, mode, key in (
+        (options.safety_map, options.safety_mode, "safety_critical"),
+        (options.domain_map, options.domain_mode, "domain_experts"),
+    ):
+        if mode not in MODES:
+            raise UsageError(f"mode {mode!r} of a map: choose one of {', '.join(MODES)}")
+        if path is None:
+            continue
+        found = read_map(path, key, layers, experts)
+        masks[mode] |= found
+        if not found.any():
+            warnings.append(f"{path} names no experts under {key}: it has no effect")
+    return Masks(masks["protect"], masks["target"], tuple(warnings))
+
+
+def read_map(path: Path, key: str, layers: Sequence[int], experts: int) -> Mask:
+    """bool [L, E]: the experts under `key` of a safety or domain report.
+
+    Raises PlanError unless every entry is understood.
+    """
+    document = _read_json(path)
+    for name, expected in (("num_layers", len(layers)), ("num_experts", experts)):
+        if document.get(name) != expected:
+            raise PlanError(
+                f"{path} has {name} {document.get(name)!r} and this model {expected}; make the "
+                "map on this model"
+            )
+    entries = document.get(key)
+    if not isinstance(entries, dict):
+        raise PlanError(f"{path} has no table {key!r} of experts by layer; it cannot be used")
+    _check_indices(path, document.get("layer_indices"), layers)
+    numbers = {name: _number(path, "layer", name) for name in entries}
+    if len(set(numbers.values())) < len(numbers) or max(numbers.values(), default=0) >= len(layers):
+        raise PlanError(f"{path}: the layers under {key!r} must be 0..{len(layers) - 1}, each once")
+    mask = np.zeros((len(layers), experts), dtype=np.bool_)
+    for name, position in numbers.items():
+        mask[position, list(_experts(path, name, entries[name], experts))] = True
+    return mask
+
+
+# --- shared ----------------------------------------------------------------------------------
+
+
+def _experts(path: Path, layer: str, value: Any, experts: int) -> tuple[int, ...]:
+    if not isinstance(value, list) or any(type(e) is not int for e in value):
+        raise PlanError(f"{path}: layer {layer} must have a list of expert numbers")
+    unknown = sorted({e for e in value if not 0 <= e < experts})
+    if unknown:
+        raise PlanError(
+            f"{path}: layer {layer} names unknown experts {_listed(unknown)}; they are "
+            f"0..{experts - 1}"
+        )
+    return tuple(sorted(set(value)))
+
+
+def _number(where: Path | str, name: str, value: Any) -> int:
+    if not isinstance(value, str) or not _is_number(value):
+        raise PlanError(f"{where}: {name} {value!r} is not a number")
+    return int(value)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8-sig")
+    except OSError as error:
+        raise PlanError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise PlanError(f"{path} is not UTF-8 text") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        # json would keep the last of two equal keys: silently a smaller set.
+        if len(dict(pairs)) < len(pairs):
+            raise PlanError(f"{path} has a key twice in one table; it cannot be used")
+        return dict(pairs)
+
+    try:
+        document = json.loads(_read_text(path), object_pairs_hook=unique)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise PlanError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise PlanError(f"{path} does not hold a JSON object")
+    return document
+
+
+def _listed(values: Sequence[int]) -> str:
+    shown = ", ".join(str(v) for v in values[:8])
+    return shown + (f", ... ({len(values)} in all)" if len(values) > 8 else "")

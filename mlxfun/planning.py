@@ -1,0 +1,202 @@
+"""From statistics, lists and options to a staged plan."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mlxfun import selection, views
+from mlxfun.anatomy import Anatomy
+from mlxfun.editor import Editor
+from mlxfun.edits.prune import prune_delta, validate
+from mlxfun.errors import PlanError, StateError, UsageError
+from mlxfun.export import ExportView
+from mlxfun.options import METRICS, STRATEGIES, PruneOptions
+from mlxfun.plans import PrunePlan
+from mlxfun.reports import PlanReport
+from mlxfun.stats import RoutingStats
+
+if TYPE_CHECKING:
+    from mlxfun.events import Array
+
+
+@dataclass(frozen=True, slots=True)
+class PruneRequest:
+    """What a prune is planned from."""
+
+    anatomy: Anatomy
+    editor: Editor
+    stats: RoutingStats | None
+    options: PruneOptions
+
+
+def split_samples(
+    n: int, wanted: int | None, seed: int, share: float, least: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(calibration, held-out) indices into `n` samples, disjoint, both ascending.
+
+    The held-out ones come from the samples that calibration does not want; only when it wants all
+    of them is a `share` (at least `least`, at most half) taken away from it.
+    """
+    order = np.random.default_rng(seed).permutation(n)
+    if wanted is not None and wanted < 1:
+        raise UsageError(f"--max-samples {wanted} must be at least 1")
+    if wanted is not None and wanted < n:
+        held = min(n - wanted, max(least, round(wanted * share)))
+        kept = wanted
+    else:
+        held = min(n // 2, max(least, round(n * share)))
+        kept = n - held
+    chosen, out = np.sort(order[:kept]), np.sort(order[kept : kept + held])
+    return tuple(int(i) for i in chosen), tuple(int(i) for i in out)
+
+
+def command_line(options: PruneOptions) -> str:
+    """The command that stages the same plan, for histories of library sessions."""
+    words = ["prune"]
+    default = PruneOptions()
+    for name in options.__dataclass_fields__:
+        value = getattr(options, name)
+        if value == getattr(default, name):
+            continue
+        flag = "--" + name.replace("_", "-")
+        if value is True:
+            words.append(flag)
+        elif isinstance(value, tuple):
+            words += [flag, ",".join(map(str, value))]
+        else:
+            words += [flag, str(value)]
+    return shlex.join(words)
+
+
+def plan_prune(request: PruneRequest) -> tuple[PrunePlan, Array]:
+    """The plan, and which experts were protected, bool [L, E]. Changes nothing."""
+    options, anatomy = request.options, request.anatomy
+    if options.metric not in METRICS:
+        raise UsageError(f"unknown metric {options.metric!r}; choose one of {', '.join(METRICS)}")
+    if options.strategy not in STRATEGIES:
+        raise UsageError(
+            f"unknown strategy {options.strategy!r}; choose one of {', '.join(STRATEGIES)}"
+        )
+    shape = (len(anatomy.layers), anatomy.num_experts)
+    if options.expert_list is not None:
+        if options.n_prune is not None:
+            raise UsageError("--expert-list already says which experts go; leave out --n-prune")
+        keep = selection.read_expert_list(options.expert_list, anatomy.indices, anatomy.num_experts)
+        plan = PrunePlan(dict(zip(anatomy.indices, keep, strict=True)), strategy="list")
+        return plan, np.zeros(shape, dtype=np.bool_)
+    scores = _scores(request)
+    constraints = _constraints(request)
+    kept, warnings = selection.select(scores, constraints, options)
+    strategy = "model-wide" if options.model_wide else options.strategy
+    keep_map = dict(zip(anatomy.indices, kept, strict=True))
+    return PrunePlan(keep_map, options.metric, strategy, tuple(warnings)), constraints.protect
+
+
+def _scores(request: PruneRequest) -> Array:
+    stats, options = request.stats, request.options
+    if stats is None:
+        raise StateError(
+            "prune needs statistics or a list: run `collect --dataset ...` or `stats load FILE` "
+            "first, or give --expert-list FILE"
+        )
+    if options.n_prune is None:
+        raise UsageError("say how many experts go with --n-prune, or give --expert-list FILE")
+    if stats.state != request.editor.state and not options.allow_stale:
+        raise StateError(
+            f"the statistics were made on state {stats.state}, the model is at "
+            f"{request.editor.state}; collect again, or use them knowingly with --allow-stale"
+        )
+    return stats.score(options.metric)
+
+
+def _constraints(request: PruneRequest) -> selection.Constraints:
+    anatomy, options, editor = request.anatomy, request.options, request.editor
+    shape = (len(anatomy.layers), anatomy.num_experts)
+    protect, target = np.zeros(shape, dtype=np.bool_), np.zeros(shape, dtype=np.bool_)
+    for path, mode, read in (
+        (options.safety_map, options.safety_mode, selection.read_safety_map),
+        (options.domain_map, options.domain_mode, selection.read_domain_map),
+    ):
+        if path is None:
+            continue
+        if mode not in ("protect", "target"):
+            raise UsageError(f"unknown mode {mode!r} for {path}; choose protect or target")
+        marked = read(path, anatomy.indices, anatomy.num_experts)
+        if mode == "protect":
+            protect |= marked
+        else:
+            target |= marked
+    return selection.Constraints(
+        layers=anatomy.indices,
+        top_k=tuple(layer.top_k for layer in anatomy.layers),
+        n_group=tuple(layer.n_group for layer in anatomy.layers),
+        topk_group=tuple(layer.topk_group for layer in anatomy.layers),
+        alive=views.mask_of(anatomy, editor.committed),
+        protect=protect,
+        target=target,
+        traffic=request.stats.sums["freq"] if request.stats is not None else np.zeros(shape),
+    )
+
+
+def stage_prune(
+    request: PruneRequest, plan: PrunePlan, command: str, export: Callable[[], ExportView]
+) -> PlanReport:
+    """Validate `plan` on the committed side and swap it in, in place of a staged plan.
+
+    A failure leaves the model, and a plan that was staged before, as they were.
+    """
+    editor = request.editor
+    with editor.live("current"):
+        validate(plan, editor.resident)
+        delta = prune_delta(plan, editor.resident)
+        before = export().total_bytes()
+    if not delta.layers:
+        raise PlanError("the plan removes nothing: every expert it names is kept")
+    if editor.staged is not None:
+        editor.discard()
+    base = editor.committed
+    pruned = {
+        index: tuple(e for e in live if e not in set(plan.keep[index]))
+        for index, live in zip(request.anatomy.indices, base, strict=True)
+    }
+    report = PlanReport(
+        technique=plan.technique,
+        metric=plan.metric,
+        strategy=plan.strategy,
+        experts_before=len(base[0]),
+        experts_after=len(next(iter(plan.keep.values()))),
+        kept=dict(plan.keep),
+        pruned=pruned,
+        bytes_before=before,
+        bytes_after=before,
+        delta_bytes=delta.bytes,
+        mass_lost=_mass_lost(request, pruned),
+        state_after="",
+        warnings=plan.warnings,
+    )
+    staged = editor.stage(plan, delta, command, report)
+    staged.report = replace(staged.report, bytes_after=export().total_bytes())
+    return staged.report
+
+
+def _mass_lost(
+    request: PruneRequest, pruned: dict[int, tuple[int, ...]]
+) -> dict[int, float] | None:
+    """Share of each layer's summed metric that goes."""
+    if request.stats is None:
+        return None
+    metric = request.options.metric
+    scores = request.stats.score(metric)
+    out = {}
+    for row, (index, live) in enumerate(
+        zip(request.anatomy.indices, request.editor.committed, strict=True)
+    ):
+        total = float(scores[row, list(live)].sum())
+        gone = float(scores[row, list(pruned[index])].sum())
+        out[index] = gone / total if total > 0 else 0.0
+    return out

@@ -1,0 +1,488 @@
+"""One resident model with its statistics, staged plan, steering, history and conversation.
+
+    session = Session.open("demo")
+    session.collect(CollectOptions(DatasetOptions("demo:mixed", max_samples=32)))
+    session.prune(PruneOptions(n_prune=4))
+    print(session.preview(EvaluateOptions((DatasetOptions("demo:eval"),))).summary())
+    session.apply(ApplyOptions())
+
+A session is synchronous and belongs to the thread that opened it: MLX streams are per thread, and
+an array left lazy in one cannot be evaluated in another.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlxfun import calibrate, measure, planning, saving, smoke, views
+from mlxfun import steering as steer
+from mlxfun.anatomy import discover
+from mlxfun.checkpoint.identity import full_digest
+from mlxfun.checkpoint.load import Loaded, load
+from mlxfun.context import SILENT, Context
+from mlxfun.conversation import Conversation
+from mlxfun.datasets import batches, read_lines, tokenize
+from mlxfun.deltas import Reader, Resident
+from mlxfun.editor import Editor
+from mlxfun.errors import ModelError, StateError, UsageError
+from mlxfun.evaluate import EvalSet, Evaluator
+from mlxfun.events import Notice
+from mlxfun.export import ExportView
+from mlxfun.generate import Decoded, Decoder
+from mlxfun.options import (
+    ApplyOptions,
+    CollectOptions,
+    EvaluateOptions,
+    GenerateOptions,
+    PruneOptions,
+    SaveOptions,
+    SteerOptions,
+)
+from mlxfun.reports import (
+    ChatReport,
+    CollectReport,
+    EvaluateReport,
+    HistoryReport,
+    InfoReport,
+    LayersReport,
+    PlanReport,
+    SaveReport,
+    SessionView,
+    SmokeReport,
+    StatsReport,
+    SteerReport,
+    StepReport,
+    WhyReport,
+)
+from mlxfun.stats import RoutingStats
+from mlxfun.steering import Steering
+from mlxfun.taps import HeadTap, Taps
+
+HELD_OUT_SHARE = 0.125
+HELD_OUT_LEAST = 4
+
+
+class Session:
+    """The engine's front door. See the module's text; every method runs on the opening thread."""
+
+    def __init__(self, loaded: Loaded, *, undo_budget: int | None = None, seed: int = 0) -> None:
+        """Wrap an already loaded model. Raises ModelError for a dense one."""
+        self._thread = threading.get_ident()
+        self._loaded = loaded
+        self.model = loaded.model
+        self.tokenizer = loaded.tokenizer
+        self.config = loaded.config
+        self.seed = seed
+        self.command = ""
+        self.anatomy = discover(self.model, self.config)
+        self.taps = Taps(self.model, self.anatomy)
+        self.taps.attach()
+        self.editor = Editor(
+            Resident(self.model, self.taps, self._open_checkpoint),
+            loaded.checkpoint_id,
+            f"load {loaded.model_id}",
+            undo_budget,
+        )
+        head = HeadTap(self.model, self.anatomy.head) if self.anatomy.head else None
+        self._evaluator = Evaluator(self.model, head, _vocabulary(self.config))
+        self._decoder = Decoder(self.model, self.tokenizer, self.taps)
+        self._conversation = Conversation(self.tokenizer, self._decoder, self.editor)
+        self._stats: RoutingStats | None = None
+        self._held_out: EvalSet | None = None
+        self._counting = False
+        self._auto_save: Path | None = None
+        self._protected = np.zeros((len(self.anatomy.layers), self.anatomy.num_experts), bool)
+        self._info: tuple[tuple[str, int], InfoReport] | None = None
+
+    @classmethod
+    def open(
+        cls,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        undo_budget: int | None = None,
+        seed: int = 0,
+        ctx: Context = SILENT,
+    ) -> Session:
+        """Load a local directory, a Hub id, or "demo" (the bundled model).
+
+        undo_budget: bytes of edit-made tensors that the history may hold; None for no limit.
+        Raises ModelError (missing, broken, dense, unsupported) or BudgetError (does not fit).
+        """
+        return cls(load(source, revision, ctx), undo_budget=undo_budget, seed=seed)
+
+    # -- looking ------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> str:
+        """Identity of the committed weights; staging does not change it."""
+        return self.editor.state
+
+    @property
+    def checkpoint_id(self) -> str:
+        """Identity of the checkpoint that was loaded."""
+        return self._loaded.checkpoint_id
+
+    def view(self) -> SessionView:
+        """The session at this moment, immutable, cheap."""
+        staged = self.editor.staged
+        return SessionView(
+            state=self.state,
+            live=self.editor.side,
+            model=self._cheap_info(),
+            heat=views.heat(self.anatomy, self.editor, self._stats, self._protected),
+            plan=staged.report if staged else None,
+            scores=staged.preview if staged else None,
+            history=self.editor.history.report(),
+            steering=self._steer_report(()),
+            counting=self._counting,
+            memory_active=int(mx.get_active_memory()),
+            memory_limit=self._cheap_info().memory_limit,
+        )
+
+    def info(self, verify: bool = False, ctx: Context = SILENT) -> InfoReport:
+        """The resident model; with `verify` a digest over every byte of the checkpoint."""
+        self._own()
+        digest = full_digest(self._loaded.path, ctx) if verify else None
+        with self.editor.live("current"):
+            return views.info(self._loaded, self.anatomy, self.editor, self._export_view(), digest)
+
+    def _cheap_info(self) -> InfoReport:
+        key = (self.state, self.editor.history.current.id)
+        if self._info is None or self._info[0] != key:
+            self._info = (key, self.info())
+        return self._info[1]
+
+    def layers(self) -> LayersReport:
+        """Anatomy as a table."""
+        return views.layers(self.anatomy, self.editor)
+
+    def why(self, layer: int, expert: int) -> WhyReport:
+        """The numbers that condemned or spared expert `expert` of decoder layer `layer`."""
+        return views.why(self.anatomy, self.editor, self._stats, layer, expert)
+
+    def history(self) -> HistoryReport:
+        """The tree of states."""
+        return self.editor.history.report()
+
+    def smoke_test(self, ctx: Context = SILENT) -> SmokeReport:
+        """A quick check that the live model computes, caches and generates."""
+        self._own()
+        return smoke.smoke_test(self, ctx)
+
+    # -- statistics ---------------------------------------------------------------------------
+
+    def collect(self, options: CollectOptions, ctx: Context = SILENT) -> CollectReport:
+        """Calibrate on the committed weights. A cancel keeps what was collected and says so."""
+        self._own()
+        wanted = options.data.max_samples
+        lines = read_lines(replace(options.data, max_samples=None))
+        chosen, held = planning.split_samples(
+            len(lines), wanted, options.data.seed, HELD_OUT_SHARE, HELD_OUT_LEAST
+        )
+        sequences = tokenize([lines[i] for i in chosen], self.tokenizer, options.data.max_tokens)
+        self._hold_out(options, [lines[i] for i in held])
+        start = self._stats if options.add and self._stats is not None else self._empty_stats()
+        self._require_same_state(start)
+        before, began = (start.samples, start.tokens), monotonic()
+        with self.editor.live("current"):
+            self._stats, cancelled = calibrate.collect(
+                self.model,
+                self.taps,
+                batches(sequences, options.batch_tokens, options.max_batch),
+                replace(start, steered=start.steered or not self.editor.steering.empty),
+                ctx,
+            )
+        return self._collect_report(
+            self._stats, options, (len(sequences), before[0], before[1], began), cancelled
+        )
+
+    def _hold_out(self, options: CollectOptions, lines: list[Any]) -> None:
+        self._held_out = None
+        if lines:
+            tokens = tokenize(lines, self.tokenizer, options.data.max_tokens)
+            self._held_out = EvalSet(f"{options.data.source} (held out)", tuple(tokens))
+
+    def _collect_report(
+        self,
+        stats: RoutingStats,
+        options: CollectOptions,
+        run: tuple[int, int, int, float],
+        cancelled: bool,
+    ) -> CollectReport:
+        planned, samples, tokens, began = run
+        alive = views.mask_of(self.anatomy, self.editor.committed)
+        seconds = max(monotonic() - began, 1e-9)
+        return CollectReport(
+            dataset=options.data.source,
+            samples=stats.samples - samples,
+            samples_planned=planned,
+            tokens=stats.tokens - tokens,
+            tokens_per_second=(stats.tokens - tokens) / seconds,
+            coverage=stats.coverage(alive),
+            unseen=stats.unseen(alive),
+            suggested_samples=stats.suggested_samples(alive),
+            held_out=len(self._held_out.sequences) if self._held_out else 0,
+            cancelled=cancelled,
+        )
+
+    def _empty_stats(self) -> RoutingStats:
+        return RoutingStats.empty(
+            self.anatomy.indices,
+            self.anatomy.num_experts,
+            model=self.checkpoint_id,
+            model_name=self._loaded.model_id,
+            state=self.state,
+        )
+
+    def _require_same_state(self, stats: RoutingStats) -> None:
+        if stats.state != self.state:
+            raise StateError(
+                f"the statistics in hand were made on state {stats.state or 'unknown'}, the model "
+                f"is at {self.state}; run `stats reset` first, or undo to that state"
+            )
+
+    def _require_stats(self, action: str) -> RoutingStats:
+        if self._stats is None:
+            raise StateError(f"there are no statistics to {action}; run collect or stats load")
+        return self._stats
+
+    def stats(self, action: str = "show") -> StatsReport:
+        """The statistics in hand. Raises StateError without any."""
+        return self._stats_report(self._require_stats(action), action)
+
+    def _stats_report(
+        self, stats: RoutingStats, action: str, path: Path | None = None
+    ) -> StatsReport:
+        alive = views.mask_of(self.anatomy, self.editor.committed)
+        return views.stats_report(stats, alive, action, self._counting, self.state, path)
+
+    def save_stats(self, path: Path) -> StatsReport:
+        """Write the statistics as `.npz`."""
+        stats = self._require_stats("save")
+        stats.save(path)
+        return self._stats_report(stats, "save", path)
+
+    def load_stats(self, path: Path) -> StatsReport:
+        """Read an `.npz` made on this model. Raises PlanError for another shape or model."""
+        stats = RoutingStats.load(path, self.anatomy.indices, self.anatomy.num_experts)
+        if stats.model and stats.model != self.checkpoint_id:
+            raise ModelError(
+                f"{path} was made on {stats.model_name or stats.model}, not on "
+                f"{self._loaded.model_id} ({self.checkpoint_id}); collect on this model"
+            )
+        # A file of another tool does not say; it can only have been made on the checkpoint.
+        self._stats = replace(
+            stats,
+            model=self.checkpoint_id,
+            model_name=self._loaded.model_id,
+            state=stats.state or self.editor.history.root.state,
+        )
+        return self._stats_report(self._stats, "load", path)
+
+    def reset_stats(self) -> StatsReport:
+        """Forget the statistics."""
+        self._stats = self._empty_stats()
+        report = self._stats_report(self._stats, "reset")
+        self._stats = None
+        return report
+
+    def set_counting(self, on: bool, auto_save: Path | None = None) -> StatsReport:
+        """Count chat traffic too; with `auto_save` write the statistics after every answer."""
+        self._counting, self._auto_save = on, auto_save if on else None
+        return self._stats_report(
+            self._stats or self._empty_stats(), f"count {'on' if on else 'off'}"
+        )
+
+    # -- plans --------------------------------------------------------------------------------
+
+    def prune(self, options: PruneOptions, ctx: Context = SILENT) -> PlanReport:
+        """Stage a prune, replacing a staged plan. The candidate is live afterwards."""
+        self._own()
+        request = planning.PruneRequest(self.anatomy, self.editor, self._stats, options)
+        plan, protected = planning.plan_prune(request)
+        report = planning.stage_prune(
+            request, plan, self.command or planning.command_line(options), self._export_view
+        )
+        self._protected = protected
+        return report
+
+    def steer(self, options: SteerOptions) -> SteerReport:
+        """Add to, or clear, the steering; the next token follows it."""
+        self._own()
+        wanted = Steering() if options.clear else self.editor.steering
+        wanted = wanted.with_more(options.activate, options.deactivate)
+        checked, notices = steer.check(wanted, self.editor.resident)
+        self.editor.set_steering(checked)
+        return self._steer_report(notices)
+
+    def _steer_report(self, notices: tuple[str, ...]) -> SteerReport:
+        steering = self.editor.steering
+        return SteerReport(dict(steering.activate), dict(steering.deactivate), notices)
+
+    # -- measuring ----------------------------------------------------------------------------
+
+    def evaluate(self, options: EvaluateOptions, ctx: Context = SILENT) -> EvaluateReport:
+        """Measure the committed weights."""
+        self._own()
+        report = self._measure("current", options, ctx)
+        self.editor.history.current.scores.update(_scores(report))
+        return report
+
+    def preview(self, options: EvaluateOptions, ctx: Context = SILENT) -> EvaluateReport:
+        """Measure the staged weights; the same figures as `evaluate` after `apply`."""
+        self._own()
+        staged = self.editor.require_staged("preview")
+        staged.preview = self._measure("staged", options, ctx)
+        return staged.preview
+
+    def _measure(self, subject: str, options: EvaluateOptions, ctx: Context) -> EvaluateReport:
+        sets = [
+            EvalSet(data.source, tuple(tokenize(read_lines(data), self.tokenizer, data.max_tokens)))
+            for data in options.datasets
+        ]
+        if not sets:
+            if self._held_out is None:
+                raise UsageError(
+                    "no data set named and no held-out samples at hand; give --dataset, or collect "
+                    "from a set with more samples than --max-samples"
+                )
+            sets = [self._held_out]
+        return measure.measure(
+            self.editor,
+            self._evaluator,
+            subject,
+            sets,
+            lambda: self._conversation.samples(options, sets, ctx),
+            ctx,
+        )
+
+    def chat(self, text: str, options: GenerateOptions, ctx: Context = SILENT) -> ChatReport:
+        """Answer `text` in the running conversation, emitting a Token for each token."""
+        self._own()
+        return self._conversation.answer(
+            text, options, self._count if self._counting else None, ctx
+        )
+
+    def greedy(self, prompt: list[int], options: GenerateOptions, ctx: Context = SILENT) -> Decoded:
+        """Continue token ids with the live side, outside the conversation."""
+        return self._decoder.run(prompt, options, self.editor.key, lambda *_: None, ctx=ctx)
+
+    def reset_chat(self) -> None:
+        """Start a new conversation."""
+        self._conversation.reset()
+
+    def _count(self, sums: Any, tokens: int, end: bool, ctx: Context) -> None:
+        """Add a chat forward to the statistics, if they are of the weights that ran."""
+        stats = self._stats or self._empty_stats()
+        if end:
+            self._stats = replace(stats, samples=stats.samples + 1)
+            ctx.emit(calibrate.frame(self._stats, job=0))
+            if self._auto_save is not None:
+                self._stats.save(self._auto_save)
+        elif stats.state == self.editor.live_state:
+            self._stats = stats.plus(sums, 0, tokens, not self.editor.steering.empty)
+        else:
+            self._counting = False
+            ctx.emit(
+                Notice(
+                    "warning",
+                    f"counting stopped: the statistics are of state {stats.state}, this chat runs "
+                    f"on {self.editor.live_state}; `stats reset` to start anew",
+                )
+            )
+
+    # -- history ------------------------------------------------------------------------------
+
+    def apply(self, options: ApplyOptions, ctx: Context = SILENT) -> StepReport:
+        """Commit the staged plan; with guardrails set, preview first and refuse with the figures."""
+        self._own()
+        staged = self.editor.require_staged("apply")
+        if (options.max_kl, options.max_perplexity_ratio) != (None, None):
+            scores = staged.preview or self.preview(EvaluateOptions(), ctx)
+            measure.require_within(scores, options)
+        return self.editor.apply(_scores(staged.preview) if staged.preview else {})
+
+    def discard(self) -> StepReport:
+        """Drop the staged plan."""
+        self._own()
+        return self.editor.discard()
+
+    def flip(self, side: str | None = None) -> StepReport:
+        """Choose which of "base" and "candidate" is live while a plan is staged."""
+        self._own()
+        return self.editor.flip(side)
+
+    def compact(self, ctx: Context = SILENT) -> StepReport:
+        """Free the memory of pruned experts; undo reads them back from the checkpoint."""
+        self._own()
+        return self.editor.compact(self.command or "compact", ctx)
+
+    def undo(self) -> StepReport:
+        """Take the last step back, bit for bit."""
+        self._own()
+        return self.editor.undo()
+
+    def redo(self) -> StepReport:
+        """Take the step last undone again."""
+        self._own()
+        return self.editor.redo()
+
+    def goto(self, node: int, ctx: Context = SILENT) -> StepReport:
+        """Go to any node of the history."""
+        self._own()
+        return self.editor.goto(node, ctx)
+
+    # -- saving -------------------------------------------------------------------------------
+
+    def save(self, options: SaveOptions, ctx: Context = SILENT) -> SaveReport:
+        """Write the committed model, atomically, and check that stock mlx_lm opens it."""
+        self._own()
+        with self.editor.live("current"):
+            return saving.save(
+                self._loaded, self.editor, self.anatomy, self._export_view(), options, ctx
+            )
+
+    def close(self) -> None:
+        """Detach the taps and let go of the model."""
+        self.taps.detach()
+        self._decoder.clear()
+        mx.clear_cache()
+
+    def _export_view(self) -> ExportView:
+        return ExportView(
+            self.model, self.editor.resident, self.anatomy, self._loaded.stored_dtypes
+        )
+
+    def _open_checkpoint(self) -> Reader:
+        return saving.open_checkpoint(
+            self._loaded, lambda path: self.editor.resident.tree.get(path).dtype
+        )
+
+    def _own(self) -> None:
+        if threading.get_ident() != self._thread:
+            raise StateError(
+                "a Session belongs to the thread that opened it (MLX streams are per thread); "
+                "use mlxfun.worker to drive one from another thread"
+            )
+
+
+def _vocabulary(config: dict[str, Any]) -> int | None:
+    for node in (config, config.get("text_config", {})):
+        if isinstance(node.get("vocab_size"), int):
+            return int(node["vocab_size"])
+    return None
+
+
+def _scores(report: EvaluateReport) -> dict[str, float]:
+    scores = {"perplexity": report.perplexity["all"]}
+    if report.kl_mean is not None:
+        scores["kl_mean"] = report.kl_mean
+    return scores

@@ -1,0 +1,95 @@
+"""What the screen's tests share: a shell on a fake engine, with a clock that stands still."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from textual.pilot import Pilot
+
+from tests.fake_engine import FakeEngine
+from tui.app import ShellApp
+from tui.lines import LineHistory
+
+Drive = Callable[["Shell"], Awaitable[None]]
+
+
+class Shell:
+    """An application under test with its engine and its pilot."""
+
+    def __init__(self, engine: FakeEngine, app: ShellApp, pilot: Pilot[int]) -> None:
+        self.engine, self.app, self.pilot = engine, app, pilot
+
+    async def play(self, *lines: str) -> None:
+        """Run command lines to their end and let the screen follow."""
+        self.engine.finish()
+        self.engine.play(*lines)
+        await self.settle()
+
+    async def press(self, *keys: str) -> None:
+        await self.pilot.press(*keys)
+        await self.settle()
+
+    async def settle(self) -> None:
+        """Let the screen take in everything that has happened."""
+        await self.pilot.pause()
+        self.app.pump()
+        await self.pilot.pause()
+
+    @property
+    def echo(self) -> str:
+        """What the echo line says."""
+        return str(self.app.main.query_one("#echo").visual)
+
+
+def clock() -> float:
+    """A clock that always says 100 seconds."""
+    return 100.0
+
+
+def make(
+    engine: FakeEngine, lines: Path | None = None, now: Callable[[], float] = clock
+) -> ShellApp:
+    """The application on `engine`, remembering command lines in `lines`."""
+    return ShellApp(engine, startup_lines=["load demo"], lines=LineHistory(lines), clock=now)
+
+
+def drive(
+    test: Drive,
+    *,
+    size: tuple[int, int] = (160, 45),
+    engine: FakeEngine | None = None,
+    lines: Path | None = None,
+    now: Callable[[], float] = clock,
+) -> Shell:
+    """Run `test` against a shell of `size`; returns the shell, its application ended."""
+    engine = engine or FakeEngine()
+
+    async def body() -> Shell:
+        app = make(engine, lines, now)
+        async with app.run_test(size=size) as pilot:
+            shell = Shell(engine, app, pilot)
+            await shell.settle()
+            await test(shell)
+        return shell
+
+    return asyncio.run(body())
+
+
+def ready(*lines: str) -> Callable[[Drive], Drive]:
+    """A decorator: the demo model is loaded and `lines` have run when the test begins."""
+
+    def wrap(test: Drive) -> Drive:
+        async def prepared(shell: Shell) -> None:
+            await shell.play(*lines)
+            await test(shell)
+
+        return prepared
+
+    return wrap
+
+
+CALIBRATED = ("collect --dataset demo:mixed",)
+STAGED = (*CALIBRATED, "prune --n-prune 4")
+APPLIED = (*STAGED, "apply")

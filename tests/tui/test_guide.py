@@ -1,0 +1,101 @@
+"""What can be done now, and what leads on."""
+
+from __future__ import annotations
+
+import pytest
+
+from mlxfun.reports import SteerReport
+from tests.fake_engine import FakeEngine
+from tests.tui.driving import APPLIED, CALIBRATED, STAGED
+from tui import guide
+from tui.keymap import BY_ID, KEYS
+from tui.state import AppState
+
+
+def state_after(*lines: str) -> AppState:
+    engine = FakeEngine()
+    engine.play(*lines)
+    return AppState(view=engine.view(), rows=engine.rows(), lines=lines)
+
+
+def test_without_a_model_the_first_step_is_to_load_one() -> None:
+    assert "load demo" in guide.next_step(AppState())
+
+
+@pytest.mark.parametrize(
+    ("lines", "key"),
+    [
+        (("load demo",), "collect"),
+        (("load demo", *CALIBRATED), "prune"),
+        (("load demo", *STAGED), "preview"),
+        (("load demo", *STAGED, "preview"), "apply"),
+        (("load demo", *APPLIED), "save"),
+    ],
+)
+def test_every_stage_of_the_main_job_has_a_next_key_and_says_so(
+    lines: tuple[str, ...], key: str
+) -> None:
+    state = state_after(*lines)
+    assert guide.next_key(state) == key
+    assert BY_ID[key].shown in guide.next_step(state).replace(".", " ").replace(":", " ").split()
+    assert guide.why_not(state, BY_ID[key]) == ""
+    bar = guide.hints(state, "experts", 80)
+    assert bar[0] == (BY_ID[key], True, True)
+
+
+def test_keys_that_do_nothing_say_why() -> None:
+    state = state_after("load demo")
+    assert guide.why_not(state, BY_ID["apply"]) == "nothing is staged: prune --n-prune 4"
+    assert "press c" in guide.why_not(state, BY_ID["prune"])
+    assert guide.why_not(AppState(), BY_ID["collect"]) == "still starting"
+
+
+@pytest.mark.parametrize("room", [20, 58, 78, 118, 198])
+def test_the_key_bar_fits_and_always_offers_help_and_the_command_line(room: int) -> None:
+    bar = guide.hints(state_after("load demo", *STAGED), "experts", room)
+    assert sum(guide.width(key) for key, _, _ in bar) <= max(room, 20)
+    assert [key.id for key, _, _ in bar[-2:]] == ["command", "help"]
+
+
+def test_at_80_columns_a_staged_plan_shows_all_that_can_be_done_with_it() -> None:
+    bar = guide.hints(state_after("load demo", *STAGED), "plan", 78)
+    assert {"preview", "apply", "discard", "flip"} <= {key.id for key, _, _ in bar}
+
+
+def test_prefilled_lines_suggest_a_quarter_of_the_experts_and_then_the_last_line() -> None:
+    state = state_after("load demo", *CALIBRATED)
+    assert guide.command_line(state, BY_ID["prune"]) == "prune --n-prune 4"
+    again = state_after("load demo", *CALIBRATED, "prune --n-prune 2")
+    assert guide.command_line(again, BY_ID["prune"]) == "prune --n-prune 2"
+
+
+@pytest.mark.parametrize(
+    ("way", "line"),
+    [
+        ("up", "steer --clear --activate 0:1,2:5 --deactivate 3:3"),
+        ("down", "steer --clear --activate 0:1 --deactivate 2:5,3:3"),
+        ("off", "steer --clear --activate 0:1 --deactivate 3:3"),
+    ],
+)
+def test_steering_one_expert_keeps_the_rest(way: str, line: str) -> None:
+    report = SteerReport({0: (1,)}, {3: (3,)})
+    assert guide.steer_line(report, 2, 5, way) == line
+
+
+def test_an_expert_changes_sides_rather_than_being_steered_both_ways() -> None:
+    assert guide.steer_line(SteerReport({2: (5,)}, {}), 2, 5, "down") == (
+        "steer --clear --deactivate 2:5"
+    )
+    assert guide.steer_line(SteerReport({2: (5,)}, {}), 2, 5, "off") == "steer --clear"
+
+
+def test_every_key_has_words_and_a_unique_id() -> None:
+    assert len({key.id for key in KEYS}) == len(KEYS)
+    assert all(key.help and key.label for key in KEYS)
+
+
+def test_no_two_keys_of_one_place_are_the_same() -> None:
+    for scope in ("experts", "history"):
+        keys = [k for key in KEYS if key.scope in (scope, "app", "always") for k in
+                key.keys.split(",")]  # fmt: skip
+        assert len(keys) == len(set(keys)), scope

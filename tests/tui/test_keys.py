@@ -1,0 +1,177 @@
+"""Every key of the keymap, pressed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from tests.fake_engine import FakeEngine, FakeRow
+from tests.tui.driving import CALIBRATED, STAGED, Shell, drive, ready
+from tui.keymap import BY_ID, KEYS, Key
+from tui.screen import MainScreen
+from tui.widgets.help import HelpScreen
+
+
+class Willing(FakeEngine):
+    """An engine on which every command always applies."""
+
+    def rows(self) -> tuple[FakeRow, ...]:
+        return tuple(replace(row, enabled=True, reason="") for row in super().rows())
+
+
+RUN_LINES = {
+    "preview": "preview",
+    "apply": "apply",
+    "discard": "discard",
+    "flip": "flip",
+    "undo": "undo",
+    "redo": "redo",
+    "evaluate": "evaluate",
+    "info": "info",
+    "why": "why 0:0",
+    "steer_up": "steer --clear --activate 0:0",
+    "steer_down": "steer --clear --deactivate 0:0",
+    "steer_off": "steer --clear",
+    "goto": "goto 0",
+}
+FILL_LINES = {
+    "collect": "collect --dataset demo:mixed",
+    "prune": "prune --n-prune 4",
+    "save": "save out",
+}
+
+
+async def home(shell: Shell, key: Key) -> None:
+    """The focus where `key` works."""
+    shell.app.main.focus_panel("history" if key.scope == "history" else "experts")
+    await shell.settle()
+
+
+def test_every_key_of_a_command_queues_its_line() -> None:
+    @ready(*CALIBRATED)
+    async def test(shell: Shell) -> None:
+        for key in KEYS:
+            for name in key.keys.split(",") if key.kind == "run" else ():
+                await home(shell, key)
+                before = len(shell.engine.lines)
+                await shell.press(name)
+                assert shell.engine.lines[before:] == [RUN_LINES[key.id]], f"{key.id}: {name}"
+
+    drive(test, engine=Willing())
+
+
+def test_every_key_that_prefills_offers_its_line_and_runs_nothing() -> None:
+    @ready(*CALIBRATED)
+    async def test(shell: Shell) -> None:
+        before = list(shell.engine.lines)
+        for key in KEYS:
+            if key.kind == "fill":
+                await home(shell, key)
+                await shell.press(key.keys)
+                assert shell.app.main.command.input.has_focus
+                assert shell.app.main.command.input.value == FILL_LINES[key.id]
+        assert shell.engine.lines == before
+
+    drive(test, engine=Willing())
+
+
+def shown(shell: Shell, name: str) -> bool:
+    panel = shell.app.main.panel_named(name)
+    return panel is not None and panel.display and shell.app.main.focused_panel == name
+
+
+DO_EFFECTS: dict[str, Callable[[Shell], bool]] = {
+    "chat": lambda s: s.app.main.focused_panel == "chat" and s.app.main.in_field,
+    "command": lambda s: s.app.main.command.input.has_focus,
+    "panel_command": lambda s: s.app.main.command.input.has_focus,
+    "panel_experts": lambda s: shown(s, "experts"),
+    "panel_chat": lambda s: shown(s, "chat"),
+    "panel_plan": lambda s: shown(s, "plan"),
+    "panel_history": lambda s: shown(s, "history"),
+    "panel_log": lambda s: shown(s, "log"),
+    "zoom": lambda s: s.app.state.zoomed,
+    "theme": lambda s: s.app.theme == "mlxfun-light",
+    "metric": lambda s: s.app.state.heat.metric == "freq",
+    "scale": lambda s: s.app.state.heat.log,
+    "span": lambda s: not s.app.state.heat.per_layer,
+    "fit": lambda s: not s.app.state.heat.fit,
+    "table": lambda s: s.app.state.heat.table,
+    "up": lambda s: s.app.state.cursor == (1, 5),
+    "down": lambda s: s.app.state.cursor == (3, 5),
+    "left": lambda s: s.app.state.cursor == (2, 4),
+    "right": lambda s: s.app.state.cursor == (2, 6),
+    "row_start": lambda s: s.app.state.cursor == (2, 0),
+    "row_end": lambda s: s.app.state.cursor == (2, 15),
+    "page_up": lambda s: s.app.state.cursor == (0, 5),
+    "page_down": lambda s: s.app.state.cursor == (5, 5),
+    "help": lambda s: isinstance(s.app.screen, HelpScreen),
+    "palette": lambda s: not isinstance(s.app.screen, MainScreen | HelpScreen),
+    "escape": lambda s: s.app.state.job is not None and "escape again" in s.echo,
+    "interrupt": lambda s: s.engine.cancelled == 1,
+    "quit": lambda s: s.app.return_code == 0 and not s.app.is_running,
+}
+
+
+def test_every_key_of_the_screen_itself_does_what_it_says() -> None:
+    @ready(*CALIBRATED)
+    async def test(shell: Shell) -> None:
+        app = shell.app
+        for key in KEYS:
+            if key.kind != "do" or key.id == "quit":
+                continue
+            for name in key.keys.split(","):
+                while not isinstance(app.screen, MainScreen):
+                    await shell.press("escape")
+                app.theme = "mlxfun-dark"
+                app.state = replace(
+                    app.state,
+                    cursor=(2, 5),
+                    zoomed=False,
+                    heat=replace(app.state.heat, metric="reap_sum", log=False, per_layer=True,
+                                 fit=True, table=False),
+                )  # fmt: skip
+                app._show()
+                if key.id in ("escape", "interrupt"):
+                    shell.engine.run("evaluate")
+                    shell.engine.step()
+                await home(shell, key)
+                await shell.press(name)
+                assert DO_EFFECTS[key.id](shell), f"{key.id}: {name}"
+
+    drive(test, engine=Willing())
+
+
+def test_the_key_that_leaves_leaves() -> None:
+    @ready()
+    async def test(shell: Shell) -> None:
+        await shell.pilot.press("ctrl+q")
+
+    shell = drive(test)
+    assert shell.app.return_code == 0
+
+
+def test_no_key_of_the_keymap_is_untested() -> None:
+    assert set(RUN_LINES) | set(FILL_LINES) | set(DO_EFFECTS) == set(BY_ID)
+
+
+def test_a_key_that_does_not_apply_says_why_and_runs_nothing() -> None:
+    @ready()
+    async def test(shell: Shell) -> None:
+        before = list(shell.engine.lines)
+        await shell.press("a")
+        assert shell.engine.lines == before
+        assert shell.echo == "! apply: nothing is staged: prune --n-prune 4"
+
+    drive(test)
+
+
+def test_in_a_text_field_keys_are_letters() -> None:
+    @ready(*STAGED)
+    async def test(shell: Shell) -> None:
+        before = list(shell.engine.lines)
+        await shell.press("i", "a", "d", "u", "1", "z", "colon", "plus")
+        assert shell.app.main.focused_panel == "chat"
+        assert getattr(shell.app.focused, "value", "") == "adu1z:+"
+        assert shell.engine.lines == before
+
+    drive(test)

@@ -1,0 +1,337 @@
+"""The Textual application: it owns the state and the engine, and is the only one to know both.
+
+Events come from the worker through a `Feed`, are folded into the state, and the state is shown.
+Intents come from the widgets and become command lines for the engine or changes of the state.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+from rich.console import RenderableType
+from rich.text import Text
+from textual import on
+from textual.app import App
+
+from mlxfun.events import Event, JobEnded
+from mlxfun.reports import Report
+from tui import deeds, guide, themes
+from tui.feed import Feed
+from tui.keymap import BY_ID, Key
+from tui.lines import LineHistory
+from tui.messages import CursorPut, KeyUsed, LineEntered, PanelPicked, Said, Wake
+from tui.palette import Commands, Item
+from tui.ports import Engine
+from tui.screen import MainScreen
+from tui.state import AppState, Entry, quoted_chat, reduce
+from tui.widgets.help import HelpScreen, help_page
+
+FRAMES_PER_SECOND = 12
+REMOTE_FRAMES_PER_SECOND = 4
+DOUBLE_ESCAPE = 1.5
+LONG_JOB = 10.0
+
+
+def plain_report(report: Report) -> RenderableType:
+    """A report as its one sentence, never read as markup."""
+    return Text(report.summary())
+
+
+class ShellApp(App[int]):
+    """engine: runs the commands. startup_lines: queued after the first paint. renderer: makes a
+    report readable. lines: earlier command lines. clock: seconds, monotonic. frames_per_second: how
+    often heat and tokens are drawn at most."""
+
+    TITLE = "mlxfun"
+    COMMANDS: ClassVar = {Commands}
+    CSS = """
+    * {
+        scrollbar-color: $foreground 25%;
+        scrollbar-color-hover: $foreground 40%;
+        scrollbar-color-active: $accent;
+        scrollbar-background: $background;
+        scrollbar-background-hover: $background;
+        scrollbar-background-active: $background;
+        scrollbar-corner-color: $background;
+    }
+    CommandPalette > Vertical { max-width: 100; }
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        startup_lines: Sequence[str] = (),
+        renderer: Callable[[Report], RenderableType] = plain_report,
+        lines: LineHistory | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        frames_per_second: float = FRAMES_PER_SECOND,
+    ) -> None:
+        super().__init__()
+        self.engine = engine
+        self.state = AppState()
+        self._startup_lines = tuple(startup_lines)
+        self._lines = lines or LineHistory(None)
+        self._clock = clock
+        self._frame_seconds = 1 / frames_per_second
+        self._feed = Feed(self._wake)
+        self.main = MainScreen(engine.complete, self._lines.load(), renderer)
+        self._escaped = float("-inf")
+        self._typed = 0
+
+    # Life -------------------------------------------------------------------------------------
+    def on_mount(self) -> None:
+        for theme in themes.THEMES:
+            self.register_theme(theme)
+        self.theme = themes.DARK.name
+        self.state = replace(self.state, rows=tuple(self.engine.rows()), view=self.engine.view())
+        self.engine.subscribe(self._feed.push)
+        self.push_screen(self.main, callback=None)
+        self.call_after_refresh(self._started)
+
+    def _started(self) -> None:
+        self._show()
+        # Only now that something is on screen: loading imports MLX, which takes a while.
+        for line in self._startup_lines:
+            self.engine.run(line)
+        self.set_interval(self._frame_seconds, self.pump)
+
+    def on_resize(self) -> None:
+        # After the screen has laid itself out for the new size.
+        self.call_after_refresh(self._show)
+
+    def _wake(self) -> None:
+        # Runs on the worker's thread: posting is all it may do, and it is thread-safe.
+        self.post_message(Wake())
+
+    @on(Wake)
+    def _woken(self) -> None:
+        self.pump()
+
+    def pump(self) -> None:
+        """Fold what the worker sent into the state and show it."""
+        events = self._feed.drain()
+        if not events and self.state.job is None:
+            return
+        for event in events:
+            self._take(event)
+        self._show()
+
+    def _take(self, event: Event) -> None:
+        if isinstance(event, JobEnded):
+            view, rows = self.engine.view(), tuple(self.engine.rows())
+            self.state = replace(self.state, view=view, rows=rows)
+            self.state = deeds.put(self.state, *self.state.cursor)
+        self.state = reduce(self.state, event, self._clock())
+        if isinstance(event, JobEnded):
+            self._over(event)
+
+    def _over(self, event: JobEnded) -> None:
+        """A job has ended: show where its outcome is, call back whoever turned away."""
+        panel = deeds.news(event)
+        if panel is not None and not self._first_load(event):
+            self.state = deeds.reveal(self.state, panel)
+        if event.report is not None and event.report.kind == "quit":
+            self.leave()
+        if event.usage and event.job == self._typed and not self.main.command.input.value:
+            # A slip of the fingers is corrected, not typed again.
+            self.main.command.fill(event.line)
+        if event.seconds >= LONG_JOB and not event.cancelled:
+            self._announce(event)
+
+    def _first_load(self, event: JobEnded) -> bool:
+        """Whether this is the model that the shell was started with: no news, but the scene."""
+        return event.line in self._startup_lines and event.line.startswith("load ")
+
+    def _announce(self, event: JobEnded) -> None:
+        """Whoever turned away while a long job ran is called back."""
+        self.bell()
+        text = event.report.summary() if event.report else (event.error or "failed")
+        self.notify(
+            text,
+            title=event.line,
+            severity="information" if event.report else "error",
+            markup=False,
+        )
+
+    def _show(self) -> None:
+        # The timer may tick once more while the screen is being taken down.
+        if self.is_running and self.main.is_mounted:
+            self.main.show(self.state, self._clock())
+
+    def _change(self, state: AppState) -> None:
+        self.state = state
+        self._show()
+
+    def _say(self, level: str, text: str) -> None:
+        """A word on the echo line, not worth keeping."""
+        self._change(replace(self.state, echo=Entry(level, "", text)))
+
+    # Intents ----------------------------------------------------------------------------------
+    @on(LineEntered)
+    def _line_entered(self, message: LineEntered) -> None:
+        self._lines.add(message.line)
+        self._typed = self.engine.run(message.line)
+
+    @on(Said)
+    def _said(self, message: Said) -> None:
+        self.engine.run(quoted_chat(message.text))
+
+    @on(CursorPut)
+    def _cursor_put(self, message: CursorPut) -> None:
+        self._change(deeds.put(self.state, message.position, message.expert))
+
+    @on(PanelPicked)
+    def _panel_picked(self, message: PanelPicked) -> None:
+        self._change(deeds.pick_panel(self.state, message.panel))
+        if message.move:
+            self.main.focus_panel(message.panel)
+
+    @on(KeyUsed)
+    def _key_used(self, message: KeyUsed) -> None:
+        self._use(BY_ID[message.key])
+
+    def choose(self, item: Item) -> None:
+        """An entry of the palette: run it, or offer its command line for finishing."""
+        if item.key is not None:
+            self._use(BY_ID[item.key])
+        elif item.reason:
+            self._say("warning", f"{item.command}: {item.reason}")
+        else:
+            self.main.command.fill(f"{item.command} ")
+
+    # Keys -------------------------------------------------------------------------------------
+    def _use(self, key: Key) -> None:
+        reason = guide.why_not(self.state, key)
+        if reason:
+            self._say("warning", f"{key.label}: {reason}")
+            return
+        if key.kind == "do":
+            self._do(key.target)
+            return
+        line = guide.command_line(self.state, key, self.main.selected_node)
+        if key.kind == "run":
+            self.engine.run(line)
+        else:
+            self.main.command.fill(line)
+
+    def _do(self, target: str) -> None:
+        """A deed of the screen itself: a verb and its arguments, as in the keymap."""
+        verb, *arguments = target.split()
+        verbs: dict[str, Callable[..., object]] = {
+            "move": self._move,
+            "toggle": self._toggle,
+            "panel": self._go,
+            "open_command": self.main.command.open,
+            "stay_in_command": self.main.command.input.focus,
+            "zoom": lambda: self._change(deeds.zoom(self.state)),
+            "next_metric": self._next_metric,
+            "next_theme": self._next_theme,
+            "help": self._help,
+            "palette": self.action_command_palette,
+            "escape": self._escape,
+            "interrupt": self.interrupt,
+            "leave": self.leave,
+        }
+        verbs[verb](*arguments)
+
+    def _move(self, down: str, right: str) -> None:
+        self._change(deeds.move(self.state, int(down), int(right)))
+
+    def _toggle(self, option: str) -> None:
+        self._change(deeds.toggle(self.state, option))
+        if option == "table":
+            # The map and its twin take turns: the focus goes along.
+            self.main.focus_panel("experts")
+
+    def _go(self, panel: str) -> None:
+        self._change(deeds.pick_panel(self.state, panel))
+        self.main.focus_panel(panel)
+
+    def _next_metric(self) -> None:
+        from tui.heat.model import heat_model
+
+        model = heat_model(self.state)
+        if model is not None:
+            self._change(deeds.next_metric(self.state, model.metrics, model.metric))
+
+    def _next_theme(self) -> None:
+        self.theme = themes.after(self.theme)
+
+    def _help(self) -> None:
+        name = self.main.focused_panel
+        panel = self.main.panel_named(name)
+        title = panel.title if panel else "command line"
+        about = panel.about if panel else self.main.command.about
+        typed = self.main.command.input.value.split()
+        if panel is None and typed and self.state.row(typed[0]):
+            about = self.engine.help(typed[0])
+        self.push_screen(HelpScreen(help_page(title, about, name, self.state)))
+
+    def _escape(self) -> None:
+        """Once: stop the answer, leave the field, leave the zoom. Twice: cancel the job."""
+        now, job = self._clock(), self.state.job
+        panel = self.main.focused_panel
+        twice = now - self._escaped < DOUBLE_ESCAPE
+        self._escaped = now
+        talking = job is not None and job.line.split(None, 1)[0] == "chat" and panel == "chat"
+        if job is not None and (twice or talking):
+            self.interrupt()
+            return
+        if panel == "command" or self.main.in_field:
+            self.main.leave_field()
+        elif self.state.zoomed and job is None:
+            self._change(deeds.zoom(self.state))
+        if job is not None:
+            self._say("info", f"escape again cancels: {job.line}")
+
+    def interrupt(self) -> None:
+        """Cancel the running job; the model stays as it was before it."""
+        if self.state.job is None and not self.state.queued:
+            self._say("info", "nothing is running; ctrl+q leaves")
+            return
+        self.engine.cancel()
+        self._say("info", "cancelling ...")
+
+    async def action_quit(self) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """Leave at once; `run` closes the engine when the terminal is itself again."""
+        self.engine.cancel()
+        self.exit(0)
+
+
+def run(
+    engine: Engine,
+    *,
+    startup_lines: Sequence[str] = (),
+    renderer: Callable[[Report], RenderableType] = plain_report,
+    lines_file: Path | None = None,
+) -> int:
+    """Show the shell until the person leaves; returns the exit code.
+
+    startup_lines: command lines to run after the first paint. lines_file: where command lines are
+    remembered between sessions; the user's state directory when None.
+    """
+    lines = LineHistory(lines_file or LineHistory.default_path())
+    # Every frame of a heatmap is kilobytes: a remote terminal gets fewer.
+    remote = "SSH_CONNECTION" in os.environ
+    app = ShellApp(
+        engine,
+        startup_lines=startup_lines,
+        renderer=renderer,
+        lines=lines,
+        frames_per_second=REMOTE_FRAMES_PER_SECOND if remote else FRAMES_PER_SECOND,
+    )
+    try:
+        code = app.run()
+    finally:
+        # The terminal is restored by now; a job deep in a forward pass must not hold it up.
+        engine.close(timeout=2.0)
+    return app.return_code or code or 0

@@ -1,0 +1,92 @@
+"""What the keys of kind "do" change in the state. Pure: the state in, the next state out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from mlxfun.events import JobEnded
+from mlxfun.reports import EvaluateReport
+from tui.layout import PANELS
+from tui.state import AppState
+
+
+def move(state: AppState, down: int, right: int) -> AppState:
+    """The heatmap's cursor `down` layers and `right` experts further, kept on the map."""
+    return put(state, state.cursor[0] + down, state.cursor[1] + right)
+
+
+def put(state: AppState, position: int, expert: int) -> AppState:
+    """The heatmap's cursor at a cell, kept on the map."""
+    view = state.view
+    if view.heat is not None:
+        count, experts = len(view.heat.layers), view.heat.experts
+    elif view.model is not None:
+        count, experts = view.model.moe_layers, view.model.experts
+    else:
+        return state
+    position = max(0, min(position, count - 1))
+    expert = max(0, min(expert, experts - 1))
+    return replace(state, cursor=(position, expert))
+
+
+def next_metric(state: AppState, names: tuple[str, ...], shown: str) -> AppState:
+    """The metric after `shown`, round and round."""
+    if not names:
+        return state
+    place = names.index(shown) if shown in names else -1
+    wanted = names[(place + 1) % len(names)]
+    return replace(state, heat=replace(state.heat, metric=wanted))
+
+
+def toggle(state: AppState, option: str) -> AppState:
+    """One of the heatmap's yes-or-no options the other way: log, per_layer, fit or table."""
+    flag = not getattr(state.heat, option)
+    match option:
+        case "log":
+            heat = replace(state.heat, log=flag)
+        case "per_layer":
+            heat = replace(state.heat, per_layer=flag)
+        case "fit":
+            heat = replace(state.heat, fit=flag)
+        case _:
+            heat = replace(state.heat, table=flag)
+    return replace(state, heat=heat)
+
+
+def pick_panel(state: AppState, panel: str) -> AppState:
+    """`panel` has the focus."""
+    if panel not in PANELS:
+        return state
+    beside = state.beside if panel == "experts" else panel
+    return replace(state, panel=panel, beside=beside, front=panel)
+
+
+def reveal(state: AppState, panel: str) -> AppState:
+    """`panel` has news: where not all panels fit, it comes to the front. The focus stays."""
+    beside = state.beside if panel == "experts" else panel
+    return replace(state, beside=beside, front=panel)
+
+
+def news(event: JobEnded) -> str | None:
+    """The panel in which to look at the outcome of a job, None when every panel may stay."""
+    if event.report is None:
+        return None
+    if isinstance(event.report, EvaluateReport) and event.report.subject == "staged":
+        return "plan"
+    return _NEWS.get(event.report.kind, "log")
+
+
+# Kinds of report that have a panel of their own, or are seen at once wherever one looks.
+_NEWS: dict[str, str | None] = {
+    "plan": "plan",
+    "chat": "chat",
+    "history": "history",
+    "collect": "experts",
+    "steer": None,
+    "step": None,
+}
+
+
+def zoom(state: AppState) -> AppState:
+    """The focused panel over the whole screen, or back."""
+    return replace(state, zoomed=not state.zoomed)

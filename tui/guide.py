@@ -1,0 +1,153 @@
+"""What can be done now and what to do next: pure functions from the state to words and keys."""
+
+from __future__ import annotations
+
+from mlxfun.reports import SteerReport
+from tui.keymap import Key, keys_for
+from tui.state import AppState
+
+
+def layer_at(state: AppState, position: int) -> int:
+    """The decoder layer of MoE layer number `position`."""
+    heat = state.view.heat
+    return heat.layers[position] if heat and position < len(heat.layers) else position
+
+
+def expert_name(state: AppState) -> str:
+    """The expert under the cursor as commands write it, "L:E"."""
+    position, expert = state.cursor
+    return f"{layer_at(state, position)}:{expert}"
+
+
+def steer_line(steering: SteerReport | None, layer: int, expert: int, way: str) -> str:
+    """The command line that steers one expert "up", "down" or "off" and keeps all other steering.
+
+    It always names the whole configuration, so that what a key does never depends on the past.
+    """
+    up = {(ly, e) for ly, es in (steering.activated if steering else {}).items() for e in es}
+    down = {(ly, e) for ly, es in (steering.deactivated if steering else {}).items() for e in es}
+    up.discard((layer, expert))
+    down.discard((layer, expert))
+    if way != "off":
+        (up if way == "up" else down).add((layer, expert))
+    words = ["steer", "--clear"]
+    for option, pairs in (("--activate", up), ("--deactivate", down)):
+        if pairs:
+            words += [option, ",".join(f"{ly}:{e}" for ly, e in sorted(pairs))]
+    return " ".join(words)
+
+
+def command_line(state: AppState, key: Key, node: int | None = None) -> str:
+    """The command line that `key` means now. node: the state selected in the history panel."""
+    view = state.view
+    kept = view.model.experts_kept if view.model else 16
+    position, expert = state.cursor
+    layer = layer_at(state, position)
+    values = {
+        "collect": state.last_line("collect") or "collect --dataset demo:mixed",
+        "prune": state.last_line("prune") or f"prune --n-prune {max(1, kept // 4)}",
+        "save": state.last_line("save") or "save out",
+        "expert": f"{layer}:{expert}",
+        "steer_up": steer_line(view.steering, layer, expert, "up"),
+        "steer_down": steer_line(view.steering, layer, expert, "down"),
+        "steer_off": steer_line(view.steering, layer, expert, "off"),
+        "node": str(node if node is not None else ""),
+    }
+    return key.target.format(**values)
+
+
+def why_not(state: AppState, key: Key) -> str:
+    """Why `key` does nothing now, in words; "" when it does something."""
+    if key.scope == "experts" and key.id != "why" and state.view.model is None:
+        return "no model yet"
+    measured = state.view.heat is not None and bool(state.view.heat.metrics)
+    if key.id in ("prune", "why") and state.view.model is not None and not measured:
+        return "nothing is measured yet: press c to calibrate"
+    name = command_of(key)
+    if name is None:
+        return ""
+    row = state.row(name)
+    if row is None:
+        return "" if state.rows else "still starting"
+    return "" if row.enabled else (row.reason or "not possible now")
+
+
+def command_of(key: Key) -> str | None:
+    """The command that `key` needs, None for a thing of the screen itself."""
+    if key.id == "chat":
+        return "chat"
+    if key.kind == "do":
+        return None
+    return key.target.split()[0].strip("{}").split("_")[0]
+
+
+def next_key(state: AppState) -> str:
+    """The id of the key that leads on from here, "" while something runs or without a model."""
+    view = state.view
+    if state.job is not None or view.model is None:
+        return ""
+    if view.heat is None or not view.heat.metrics:
+        return "collect"
+    if view.plan is not None:
+        return "preview" if view.scores is None else "apply"
+    if view.history and view.history.current != 0:
+        return "save"
+    return "prune"
+
+
+def next_step(state: AppState) -> str:
+    """One sentence that tells a newcomer what to do next."""
+    if state.job is not None and state.view.model is None:
+        return f"{state.job.line} ..."
+    if state.view.model is None:
+        return "No model yet: press : and type  load demo"
+    words = {
+        "collect": "Press c to calibrate: watch which experts work.",
+        "prune": "Press p to stage a prune; nothing is lost until you apply, and undo takes it back.",
+        "preview": "A plan is staged: v measures it, i talks to it, f swaps base and candidate.",
+        "apply": "Measured. Press a to apply, d to discard, f to compare base and candidate.",
+        "save": "Applied. u undoes, s saves the model, i chats with it.",
+    }
+    return words.get(next_key(state), "")
+
+
+def hints(state: AppState, panel: str, room: int) -> list[tuple[Key, bool, bool]]:
+    """Keys for a bar of `room` columns: (key, applies now, is the next step).
+
+    What applies now comes first, in the order of the main job; greyed ones fill what is left.
+    """
+    leading = next_key(state)
+    shown = [key for key in keys_for(panel) if key.bar]
+    order = {name: place for place, name in enumerate(_main_keys(state))}
+    shown.sort(key=lambda key: (
+        key.id != leading,
+        bool(why_not(state, key)),
+        # The first few of the main job, then the panel's own keys, then the rest.
+        order.get(key.id, 4.5 if key.scope == panel else 20 + key.bar),
+    ))  # fmt: skip
+    always = [key for key in shown if key.id in ("help", "command")]
+    rest = [key for key in shown if key not in always]
+    out: list[tuple[Key, bool, bool]] = []
+    room -= sum(width(key) for key in always)
+    for key in rest:
+        if width(key) <= room:
+            room -= width(key)
+            out.append((key, not why_not(state, key), key.id == leading))
+    return out + [(key, True, False) for key in always]
+
+
+def _main_keys(state: AppState) -> tuple[str, ...]:
+    """The keys of the main job, those that matter now first."""
+    view = state.view
+    if state.job is not None:
+        return ("escape", "chat", "flip", "apply", "discard")
+    if view.plan is not None:
+        return ("preview", "apply", "discard", "flip", "chat", "undo", "prune", "collect", "save")
+    if view.heat is None or not view.heat.metrics:
+        return ("collect", "chat", "evaluate", "save")
+    return ("prune", "undo", "redo", "chat", "save", "collect", "evaluate")
+
+
+def width(key: Key) -> int:
+    """Columns that a key takes in the bar."""
+    return len(key.shown) + len(key.label) + 3

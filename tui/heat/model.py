@@ -1,0 +1,147 @@
+"""From statistics to cells: each expert of each layer becomes a kind and a level of heat.
+
+A cell's code is `kind * LEVELS + level`: a small integer, so that pooling, comparing frames and
+looking up what to draw are array operations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mlxfun.reports import HeatView, SessionView
+from tui.state import AppState, HeatOptions
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+LEVELS = 24
+# Ordered by what must stay visible when several experts share one cell: the later one wins.
+PRUNED, UNSEEN, HEAT, PROTECTED, CONDEMNED, DOWN, UP, LIT, CURSOR, VOID = range(10)
+RAMPED = (HEAT, PROTECTED, CONDEMNED, DOWN, UP)
+
+PREFERRED = ("reap_sum", "reap", "freq")
+ANSWER = "answer"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeatModel:
+    """What the heatmap draws. values: float64 [L, E] or None before anything was seen.
+
+    codes: int32 [L, E]; freq: [L, E] or None; metrics: the names that can be chosen now.
+    """
+
+    layers: tuple[int, ...]
+    experts: int
+    codes: Array
+    values: Array | None
+    freq: Array | None
+    metric: str
+    metrics: tuple[str, ...]
+    heat: HeatView
+    live: bool
+    samples: int
+    tokens: int
+
+
+def heat_model(state: AppState) -> HeatModel | None:
+    """The heatmap of `state`, None without a model."""
+    heat = state.view.heat or blank(state.view)
+    if heat is None:
+        return None
+    choices = sources(state, heat)
+    metric = choose(state.heat.metric, tuple(choices), answering=state.lit is not None)
+    values = choices.get(metric)
+    freq = choices.get("freq")
+    seen = None if values is None else (values if freq is None else freq) > 0
+    codes = encode(heat, values, seen, state.heat)
+    if state.lit is not None:
+        light(codes, state.lit)
+    frame = state.frame
+    return HeatModel(
+        layers=heat.layers,
+        experts=heat.experts,
+        codes=codes,
+        values=values,
+        freq=freq,
+        metric=metric,
+        metrics=tuple(choices),
+        heat=heat,
+        live=frame is not None or state.lit is not None,
+        samples=frame.samples if frame else heat.samples,
+        tokens=frame.tokens if frame else heat.tokens,
+    )
+
+
+def blank(view: SessionView) -> HeatView | None:
+    """A map without statistics, of the resident model's size; None without one."""
+    if view.model is None or view.model.moe_layers == 0:
+        return None
+    no = np.zeros((view.model.moe_layers, view.model.experts), bool)
+    layers = tuple(range(view.model.moe_layers))
+    return HeatView(layers, view.model.experts, {}, ~no, no, no, no, no, samples=0, tokens=0)
+
+
+def sources(state: AppState, heat: HeatView) -> dict[str, Array]:
+    """Every metric that can be shown: name -> float64 [L, E]. A running calibration's come first
+    from its frames, since the session's are those of the last finished job."""
+    choices: dict[str, Array] = dict(heat.metrics)
+    frame = state.frame
+    if frame is not None:
+        choices = {"freq": frame.freq.astype(np.float64), "reap_sum": frame.reap_sum}
+    if state.traffic is not None and state.traffic.shape == heat.alive.shape:
+        choices[ANSWER] = state.traffic
+    return choices
+
+
+def choose(wanted: str | None, names: tuple[str, ...], *, answering: bool) -> str:
+    """The metric to show: the wanted one if there is such a one, else the most telling."""
+    if wanted in names:
+        return wanted
+    if answering and ANSWER in names and len(names) == 1:
+        return ANSWER
+    return next((name for name in (*PREFERRED, *names) if name in names), "")
+
+
+def levels(values: Array, options: HeatOptions) -> Array:
+    """`values` [L, E] in LEVELS steps, int32: 0 for zero or less, LEVELS - 1 for the greatest.
+
+    Linear: x = v / max. Logarithmic: x = log(1 + 999 v / max) / log(1000), three decades. The
+    maximum is each layer's own or the whole model's.
+    """
+    values = np.nan_to_num(np.maximum(values, 0.0))
+    top = values.max(axis=1, keepdims=True) if options.per_layer else values.max(initial=0.0)
+    x = values / np.where(top > 0, top, 1.0)
+    if options.log:
+        x = np.log1p(999.0 * x) / np.log(1000.0)
+    return np.minimum((x * LEVELS).astype(np.int32), LEVELS - 1)
+
+
+def encode(heat: HeatView, values: Array | None, seen: Array | None, options: HeatOptions) -> Array:
+    """Cell codes int32 [L, E]; `seen` tells the experts that any token reached."""
+    shape = heat.alive.shape
+    kinds = np.full(shape, HEAT, np.int32)
+    if seen is None or values is None:
+        kinds[:] = UNSEEN
+        level = np.zeros(shape, np.int32)
+    else:
+        kinds[~seen] = UNSEEN
+        level = levels(np.where(heat.alive, values, 0.0), options)
+    for flags, kind in (
+        (heat.protected, PROTECTED),
+        (heat.condemned, CONDEMNED),
+        (heat.deactivated, DOWN),
+        (heat.activated, UP),
+        (~heat.alive, PRUNED),
+    ):
+        kinds[flags] = kind
+    level[(kinds == UNSEEN) | (kinds == PRUNED)] = 0
+    return kinds * LEVELS + level
+
+
+def light(codes: Array, experts: Array) -> None:
+    """Mark in `codes` [L, E] the experts [L, K] of the newest token; -1 is nobody."""
+    rows, slots = np.nonzero((experts >= 0) & (experts < codes.shape[1]))
+    inside = rows < codes.shape[0]
+    codes[rows[inside], experts[rows, slots][inside]] = LIT * LEVELS

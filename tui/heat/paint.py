@@ -1,0 +1,196 @@
+"""Colours of the heatmap, and the tables that turn a cell's code into terminal segments.
+
+The ramp runs in one cool hue from near the background to near its opposite, so that lightness
+alone carries the heat: it reads the same with any colour vision, and in monochrome. Warm colours
+are left for what a person does: red goes, green is forced in, magenta is forced out, yellow is at
+work this instant.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich.color import Color
+from rich.segment import Segment
+from rich.style import Style
+
+from tui.heat.grid import BASE
+from tui.heat.model import (
+    CONDEMNED,
+    CURSOR,
+    DOWN,
+    HEAT,
+    LEVELS,
+    LIT,
+    PROTECTED,
+    PRUNED,
+    RAMPED,
+    UNSEEN,
+    UP,
+)
+
+RGB = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Inks:
+    """The colours of one theme. ramp and doomed: anchors from cold to hot."""
+
+    ramp: tuple[RGB, ...]
+    doomed: tuple[RGB, ...]
+    ground: RGB
+    pruned: RGB
+    faint: RGB
+    red: RGB
+    green: RGB
+    magenta: RGB
+    gold: RGB
+    lit: RGB
+    cursor: RGB
+
+
+DARK = Inks(
+    ramp=((24, 30, 48), (26, 62, 110), (24, 116, 170), (60, 176, 214), (150, 226, 240),
+          (236, 252, 255)),
+    doomed=((48, 22, 28), (96, 40, 50), (150, 66, 74), (190, 110, 112)),
+    ground=(15, 18, 28),
+    pruned=(28, 28, 32),
+    faint=(88, 92, 108),
+    red=(255, 96, 96),
+    green=(96, 230, 130),
+    magenta=(240, 120, 230),
+    gold=(240, 200, 90),
+    lit=(255, 224, 64),
+    cursor=(255, 150, 40),
+)  # fmt: skip
+LIGHT = Inks(
+    ramp=((228, 234, 240), (180, 212, 232), (112, 176, 216), (44, 126, 184), (16, 76, 140),
+          (4, 30, 76)),
+    doomed=((250, 226, 224), (240, 190, 188), (222, 140, 140), (190, 90, 96)),
+    ground=(244, 246, 248),
+    pruned=(214, 214, 216),
+    faint=(140, 146, 158),
+    red=(176, 16, 32),
+    green=(0, 120, 50),
+    magenta=(160, 20, 150),
+    gold=(150, 104, 0),
+    lit=(255, 170, 0),
+    cursor=(220, 90, 0),
+)  # fmt: skip
+
+
+def blend(anchors: tuple[RGB, ...], x: float) -> RGB:
+    """The colour at `x` in 0..1 between evenly spaced anchors.
+
+    >>> blend(((0, 0, 0), (10, 20, 30)), 0.5)
+    (5, 10, 15)
+    """
+    place = min(max(x, 0.0), 1.0) * (len(anchors) - 1)
+    left = min(int(place), len(anchors) - 2)
+    part = place - left
+    low, high = anchors[left], anchors[left + 1]
+    red, green, blue = (round(a + (b - a) * part) for a, b in zip(low, high, strict=True))
+    return red, green, blue
+
+
+def ramp_colour(inks: Inks, kind: int, level: int) -> RGB:
+    """The background of a cell of this kind and level."""
+    x = level / (LEVELS - 1)
+    if kind == CONDEMNED:
+        return blend(inks.doomed, x)
+    if kind in RAMPED:
+        return blend(inks.ramp, x)
+    plain = {PRUNED: inks.pruned, LIT: inks.lit, CURSOR: inks.cursor}
+    return plain.get(kind, inks.ground)
+
+
+def half_colour(inks: Inks, code: int) -> RGB:
+    """The one colour that half a character cell has to say everything with."""
+    kind, level = divmod(code, LEVELS)
+    plain = {UP: inks.green, DOWN: inks.magenta}
+    if kind == CONDEMNED:
+        # No room for hatching: the colour alone must tell it from a cold cell.
+        return blend(inks.doomed, 0.5 + 0.5 * level / (LEVELS - 1))
+    return plain.get(kind) or ramp_colour(inks, kind, level)
+
+
+def luma(colour: RGB) -> float:
+    """Perceived lightness, 0..255."""
+    return 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
+
+
+def _style(fore: RGB, back: RGB, *, bold: bool = False) -> Style:
+    return Style(color=Color.from_rgb(*fore), bgcolor=Color.from_rgb(*back), bold=bold)
+
+
+class HalfBlocks(dict[int, Segment]):
+    """Segments for pairs of codes, made when first needed and then only looked up."""
+
+    def __init__(self, inks: Inks, width: int) -> None:
+        super().__init__()
+        self.inks, self.width = inks, width
+
+    def __missing__(self, pair: int) -> Segment:
+        upper, lower = divmod(pair, BASE)
+        kinds = (upper // LEVELS, lower // LEVELS)
+        back = half_colour(self.inks, lower)
+        fore = half_colour(self.inks, upper)
+        if kinds == (CONDEMNED, CONDEMNED):
+            # Both go: hatched, so that it shows without colour too.
+            back, fore, glyph = fore, self.inks.ground, "▚"
+        elif kinds == (UNSEEN, UNSEEN):
+            fore, glyph = self.inks.faint, ":"
+        else:
+            glyph = "▀"
+        segment = self[pair] = Segment(glyph * self.width, _style(fore, back))
+        return segment
+
+
+class Blocks(dict[int, Segment]):
+    """Segments for cells that have a line or more of their own.
+
+    marked: this line carries the sign of the cell (▲ forced in, ▼ forced out, ◆ protected).
+    """
+
+    def __init__(self, inks: Inks, width: int, *, marked: bool) -> None:
+        super().__init__()
+        self.inks, self.width, self.marked = inks, width, marked
+
+    def __missing__(self, code: int) -> Segment:
+        kind, level = divmod(code, LEVELS)
+        inks = self.inks
+        back = ramp_colour(inks, kind, level)
+        width = self.width
+        text = " " * width
+        fore = inks.faint
+        if kind == CONDEMNED:
+            fore, text = inks.red, ("╱" * width)
+        elif self.marked and kind in _SIGNS:
+            fore, back = _sign_colours(inks, kind, back)
+            text = _SIGNS[kind].center(width)
+        segment = self[code] = Segment(text, _style(fore, back, bold=kind in RAMPED))
+        return segment
+
+
+_SIGNS = {UP: "▲", DOWN: "▼", PROTECTED: "◆", UNSEEN: "·", PRUNED: "×"}
+
+
+def _sign_colours(inks: Inks, kind: int, back: RGB) -> tuple[RGB, RGB]:
+    """Sign and background. A steered cell gives this line up to its own colour."""
+    if kind in (UP, DOWN):
+        own = inks.green if kind == UP else inks.magenta
+        return ((0, 0, 0) if luma(own) > 127 else (255, 255, 255)), own
+    ink = inks.gold if kind == PROTECTED else inks.faint
+    # On cells of the same lightness a sign would drown.
+    if kind == PROTECTED and abs(luma(ink) - luma(back)) < 60:
+        ink = (0, 0, 0) if luma(back) > 127 else (255, 255, 255)
+    return ink, back
+
+
+def legend(inks: Inks, steps: int = 8) -> list[Segment]:
+    """The ramp from cold to hot in `steps` columns."""
+    return [
+        Segment(" ", _style(inks.faint, ramp_colour(inks, HEAT, round(k * (LEVELS - 1) /
+                                                                      (steps - 1)))))
+        for k in range(steps)
+    ]  # fmt: skip

@@ -1,0 +1,123 @@
+"""The heatmap in words: one line about the cell under the cursor, and the whole map as a table."""
+
+from __future__ import annotations
+
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from tui.heat.model import ANSWER, Array, HeatModel
+from tui.text import ranges
+
+TITLES = {
+    "freq": "times chosen",
+    "weighted_freq": "sum of weights",
+    "reap": "mean weight x output norm",
+    "reap_sum": "summed weight x output norm",
+    "reap_sq": "summed square of weight x norm",
+    "ean": "summed output norm",
+    ANSWER: "times chosen in this answer",
+}
+
+
+def figure(value: float) -> str:
+    """`value` in at most seven characters.
+
+    >>> figure(12345.6), figure(0.03125), figure(3.0), figure(0.0), figure(1e9)
+    ('12,346', '0.0312', '3', '0', '1.0e+09')
+    """
+    if value == int(value) and abs(value) < 1e6:
+        return f"{int(value):,}"
+    if abs(value) >= 1e6 or abs(value) < 1e-4:
+        return f"{value:.1e}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def rank(values: Array, alive: Array, expert: int) -> tuple[int, int]:
+    """The place of `expert` among the living of its layer, 1 the highest, and how many live."""
+    better = int((values[alive] > values[expert]).sum())
+    return better + 1, int(alive.sum())
+
+
+def status(model: HeatModel, position: int, expert: int) -> str:
+    """What stands out about an expert, "" when nothing does."""
+    heat = model.heat
+    words = [
+        word
+        for flags, word in (
+            (heat.condemned, "GOES with the staged plan"),
+            (heat.protected, "protected"),
+            (heat.activated, "forced in by steering"),
+            (heat.deactivated, "forced out by steering"),
+        )
+        if flags[position, expert]
+    ]
+    return ", ".join(words)
+
+
+def explain(model: HeatModel, cursor: tuple[int, int]) -> str:
+    """One line about the expert at `cursor` = (position of the MoE layer, expert)."""
+    position, expert = cursor
+    name = f"L{model.layers[position]}:E{expert}"
+    if not model.heat.alive[position, expert]:
+        return f"{name} pruned away; undo brings it back"
+    said = status(model, position, expert)
+    tail = f" · {said}" if said else ""
+    if model.values is None:
+        return f"{name} nothing measured yet{tail}"
+    values, alive = model.values[position], model.heat.alive[position]
+    if model.freq is not None and model.freq[position, expert] == 0:
+        return f"{name} never seen in {model.tokens:,} tokens{tail}"
+    place, of = rank(values, alive, expert)
+    total = float(values[alive].sum())
+    share = f", {values[expert] / total:.1%} of its layer" if total > 0 else ""
+    return f"{name}{tail} · {model.metric} {figure(float(values[expert]))}, rank {place} of {of}{share}"
+
+
+def spread(values: Array) -> float:
+    """How evenly a layer's work is shared, 0..1: exp(entropy) over the number of experts."""
+    total = float(values.sum())
+    if total <= 0 or values.size == 0:
+        return 0.0
+    p = values[values > 0] / total
+    return float(np.exp(-(p * np.log(p)).sum()) / values.size)
+
+
+def table(model: HeatModel, each: int = 3) -> Table:
+    """The map as a table, one line a layer: who goes, who works least and most.
+
+    even: how evenly the layer's work is shared, see `spread`.
+    """
+    out = Table(box=None, padding=(0, 1), header_style="bold", show_edge=False)
+    for title in ("layer", "alive", "unseen", "even"):
+        out.add_column(title, justify="right", no_wrap=True)
+    for title in ("goes", f"least {model.metric}", f"most {model.metric}", "steered"):
+        out.add_column(title, no_wrap=True)
+    for position, layer in enumerate(model.layers):
+        alive = np.flatnonzero(model.heat.alive[position])
+        goes = Text(ranges(np.flatnonzero(model.heat.condemned[position]).tolist()) or "-")
+        unseen, even, least, most = _measured(model, position, alive, each)
+        steered = Text(_steered(model, position) or "-")
+        out.add_row(str(layer), str(alive.size), unseen, even, goes, least, most, steered)
+    return out
+
+
+def _measured(model: HeatModel, position: int, alive: Array, each: int) -> tuple[Text, ...]:
+    """Unseen, evenness, least and most of one layer."""
+    if model.values is None:
+        return Text("-"), Text("-"), Text("-"), Text("-")
+    values = model.values[position]
+    seen = values if model.freq is None else model.freq[position]
+    order = alive[np.argsort(values[alive], kind="stable")]
+    least, most = (
+        Text(", ".join(f"{e} ({figure(float(values[e]))})" for e in some))
+        for some in (order[:each], order[::-1][:each])
+    )
+    never = int((seen[alive] == 0).sum())
+    return Text(str(never)), Text(f"{spread(values[alive]):.0%}"), least, most
+
+
+def _steered(model: HeatModel, position: int) -> str:
+    heat = model.heat
+    up = [f"+{e}" for e in np.flatnonzero(heat.activated[position])]
+    return " ".join(up + [f"-{e}" for e in np.flatnonzero(heat.deactivated[position])])

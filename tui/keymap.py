@@ -1,0 +1,129 @@
+"""Every key of the screen, as data. Bindings, the key bar, F1, the palette and tests read this.
+
+scope: where a key works: "app" anywhere but in a text field, "experts" or "history" in that panel.
+kind: "run" queues the command line `target`; "fill" puts it on the command line to be finished;
+"do" is a deed of the screen itself: a verb with its arguments. `{...}` in a target is filled in
+from the state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from textual.binding import Binding
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key. bar: its rank in the key bar, 0 for not there; glyph: how the bar writes it."""
+
+    id: str
+    keys: str
+    label: str
+    kind: str
+    target: str
+    help: str
+    scope: str = "app"
+    bar: int = 0
+    glyph: str = ""
+
+    @property
+    def shown(self) -> str:
+        """The key as a person would write it."""
+        return self.glyph or self.keys.split(",")[0]
+
+
+KEYS: tuple[Key, ...] = (
+    # The main job, in the order a person does it.
+    Key("collect", "c", "calibrate", "fill", "{collect}",
+        "watch the experts work on a data set", bar=1),
+    Key("prune", "p", "prune", "fill", "{prune}", "stage a prune: which experts go", bar=2),
+    Key("preview", "v", "preview", "run", "preview",
+        "measure the staged model before deciding", bar=3),
+    Key("apply", "a", "apply", "run", "apply", "commit the staged plan (undo takes it back)",
+        bar=4),
+    Key("discard", "d", "discard", "run", "discard", "drop the staged plan", bar=5),
+    Key("flip", "f,x", "flip A/B", "run", "flip",
+        "swap which model is live: base or candidate", bar=6),
+    Key("chat", "i", "chat", "do", "panel chat", "talk to the live model", bar=7),
+    Key("undo", "u", "undo", "run", "undo", "take the last step back, bit for bit", bar=8),
+    Key("redo", "r,ctrl+r", "redo", "run", "redo", "repeat the step taken back", bar=9),
+    Key("save", "s", "save", "fill", "{save}", "write the model to a directory", bar=10),
+    Key("evaluate", "e", "evaluate", "run", "evaluate", "measure the committed model"),
+    Key("info", "n", "info", "run", "info", "describe the resident model"),
+    # Moving about.
+    Key("command", "colon,slash", "command", "do", "open_command", "type any command", bar=11,
+        glyph=":"),
+    Key("panel_experts", "1", "experts", "do", "panel experts", "go to the experts"),
+    Key("panel_chat", "2", "chat", "do", "panel chat", "go to the chat"),
+    Key("panel_plan", "3", "plan", "do", "panel plan", "go to the staged plan"),
+    Key("panel_history", "4", "history", "do", "panel history", "go to the tree of states"),
+    Key("panel_log", "5", "log", "do", "panel log", "go to the reports"),
+    Key("panel_command", "6", "command", "do", "stay_in_command", "go to the command line"),
+    Key("zoom", "z", "zoom", "do", "zoom", "give the focused panel the whole screen, or back",
+        bar=13),
+    Key("theme", "t", "theme", "do", "next_theme", "next theme: dark, light, high contrast"),
+    # The expert under the cursor.
+    Key("why", "w,enter", "why", "run", "why {expert}", "the numbers that condemn or spare it",
+        "experts", bar=20),
+    Key("steer_up", "plus,equals_sign", "in", "run", "{steer_up}",
+        "always choose this expert", "experts", bar=21, glyph="+"),
+    Key("steer_down", "minus", "out", "run", "{steer_down}", "never choose this expert",
+        "experts", bar=22, glyph="-"),
+    Key("steer_off", "0", "let be", "run", "{steer_off}", "stop steering this expert",
+        "experts", bar=23),
+    Key("metric", "m", "metric", "do", "next_metric", "show the next metric", "experts", bar=24),
+    Key("scale", "o", "lin/log", "do", "toggle log", "linear or logarithmic colours",
+        "experts", bar=25),
+    Key("span", "b", "layer/model", "do", "toggle per_layer",
+        "compare within each layer or over the whole model", "experts", bar=26),
+    Key("fit", "g", "fit/pan", "do", "toggle fit",
+        "squeeze all experts into the width, or one column each and pan", "experts", bar=27),
+    Key("table", "y", "table", "do", "toggle table", "the picture as a table of words",
+        "experts", bar=28),
+    Key("up", "up,k", "up", "do", "move -1 0", "layer above", "experts"),
+    Key("down", "down,j", "down", "do", "move 1 0", "layer below", "experts"),
+    Key("left", "left,h", "left", "do", "move 0 -1", "expert to the left", "experts"),
+    Key("right", "right,l", "right", "do", "move 0 1", "expert to the right", "experts"),
+    Key("row_start", "home", "first", "do", "move 0 -9999", "first expert", "experts"),
+    Key("row_end", "end", "last", "do", "move 0 9999", "last expert", "experts"),
+    Key("page_up", "pageup", "page up", "do", "move -8 0", "eight layers up", "experts"),
+    Key("page_down", "pagedown", "page down", "do", "move 8 0", "eight layers down",
+        "experts"),
+    Key("goto", "enter", "go there", "run", "goto {node}",
+        "make the selected state the model's", "history", bar=20),
+    # Everywhere, text fields included.
+    Key("help", "f1", "help", "do", "help", "explain the focused panel and its keys", "always",
+        bar=12, glyph="F1"),
+    Key("palette", "ctrl+p", "palette", "do", "palette", "search every command and key",
+        "always", bar=14, glyph="^p"),
+    Key("escape", "escape", "stop", "do", "escape",
+        "leave a field; stop the answer; twice: cancel the running job", "always", bar=15,
+        glyph="esc"),
+    Key("interrupt", "ctrl+c", "cancel", "do", "interrupt",
+        "cancel the running job; in a text field with a selection, copy it", "always"),
+    Key("quit", "ctrl+q", "quit", "do", "leave", "leave the shell", "always", bar=16,
+        glyph="^q"),
+)  # fmt: skip
+
+BY_ID = {key.id: key for key in KEYS}
+
+
+def bindings(scope: str) -> Iterator[Binding]:
+    """The Textual bindings of one scope; each leads to the screen's one key action."""
+    for key in KEYS:
+        if key.scope == scope:
+            yield Binding(
+                key.keys,
+                f"screen.key('{key.id}')",
+                key.label,
+                id=key.id,
+                tooltip=key.help,
+                priority=scope == "always" and key.id not in ("escape", "interrupt"),
+            )
+
+
+def keys_for(scope: str) -> list[Key]:
+    """The keys that work while the panel `scope` has the focus: its own first."""
+    return [key for want in (scope, "app", "always") for key in KEYS if key.scope == want]

@@ -1,0 +1,40 @@
+"""Which panels a terminal of a given size shows. Pure: size and wishes in, names out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tui.state import AppState
+
+PANELS = ("experts", "chat", "plan", "history", "log")
+
+WIDE_COLUMNS, WIDE_ROWS = 110, 30
+SPLIT_ROWS = 22
+
+
+@dataclass(frozen=True, slots=True)
+class Arrangement:
+    """mode: "wide" (all panels), "split" (experts above one other) or "single" (one panel).
+
+    visible: the panels on screen. tabs: the panels that the tab strip lists, empty for no strip.
+    """
+
+    mode: str
+    visible: tuple[str, ...]
+    tabs: tuple[str, ...]
+
+
+def arrange(width: int, height: int, state: AppState) -> Arrangement:
+    """The arrangement for `width` x `height` cells.
+
+    Of `state` it reads panel, beside, front and zoomed.
+    """
+    if state.zoomed:
+        return Arrangement("single", (state.panel,), PANELS)
+    if width >= WIDE_COLUMNS and height >= WIDE_ROWS:
+        return Arrangement("wide", PANELS, ())
+    if height >= SPLIT_ROWS:
+        return Arrangement("split", ("experts", state.beside), PANELS[1:])
+    return Arrangement("single", (state.front,), PANELS)

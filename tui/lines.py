@@ -1,0 +1,49 @@
+"""Command lines remembered between sessions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+LIMIT = 1000
+
+
+class LineHistory:
+    """A text file, one line each, newest last. path None: remembers nothing.
+
+    A file that cannot be read or written costs the memory of old lines, never the session.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._last: str | None = None
+
+    @staticmethod
+    def default_path() -> Path:
+        """Where lines are kept on this system."""
+        from platformdirs import user_state_path
+
+        return user_state_path("mlxfun") / "lines"
+
+    def load(self) -> list[str]:
+        """The newest lines, oldest first."""
+        if self._path is None:
+            return []
+        try:
+            lines = self._path.read_text("utf-8", "replace").splitlines()
+        except OSError:
+            return []
+        kept = [line for line in lines if line.strip()][-LIMIT:]
+        self._last = kept[-1] if kept else None
+        return kept
+
+    def add(self, line: str) -> None:
+        """Remember `line`, unless it repeats the last one."""
+        if self._path is None or line == self._last:
+            return
+        self._last = line
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(" ".join(line.splitlines()) + "\n")
+        except OSError:
+            self._path = None

@@ -1,0 +1,88 @@
+"""The command palette: every command and every key, with their state at this moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol, cast
+
+from rich.text import Text
+from textual.command import DiscoveryHit, Hit, Hits, Provider
+
+from tui import guide
+from tui.keymap import KEYS
+from tui.state import AppState
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One entry. reason: why it cannot be chosen now, "" when it can. key: a key's id, or None
+    for a command without one; command: its name."""
+
+    title: str
+    help: str
+    reason: str
+    key: str | None
+    command: str
+
+
+def items(state: AppState) -> list[Item]:
+    """Every entry, commands first: those of the main job in its order, then by name."""
+    out: list[Item] = []
+    for key in KEYS:
+        if key.id in ("palette", "escape") or key.id.startswith("panel_command"):
+            continue
+        name = guide.command_of(key) or ""
+        out.append(
+            Item(
+                f"{name or key.label} ({key.shown})",
+                key.help,
+                guide.why_not(state, key),
+                key.id,
+                name,
+            )
+        )
+    keyed = {item.command for item in out}
+    for row in sorted(state.rows, key=lambda row: row.name):
+        if row.name not in keyed:
+            reason = "" if row.enabled else row.reason
+            out.append(Item(row.usage, row.help, reason, None, row.name))
+    return out
+
+
+def display(item: Item) -> Text:
+    """The entry as a line: greyed, with the reason, when it cannot be chosen."""
+    if not item.reason:
+        return Text(item.title)
+    return Text.assemble((item.title, "dim"), (f"  not now: {item.reason}", "dim italic"))
+
+
+class Chooser(Protocol):
+    """What the palette needs from the application."""
+
+    state: AppState
+
+    def choose(self, item: Item) -> None:
+        """Do what an entry says."""
+
+
+class Commands(Provider):
+    """Asks the application for its state, so the entries are those of this moment."""
+
+    def _choices(self) -> list[tuple[Item, Callable[[], None]]]:
+        app = cast(Chooser, self.app)
+        return [(item, partial(app.choose, item)) for item in items(app.state)]
+
+    async def discover(self) -> Hits:
+        for item, run in self._choices():
+            yield DiscoveryHit(display(item), run, text=item.title, help=item.help)
+
+    async def search(self, query: str) -> Hits:
+        matcher = self.matcher(query)
+        for item, run in self._choices():
+            score = max(matcher.match(item.title), matcher.match(item.help) * 0.7)
+            if score > 0:
+                # What cannot be chosen is found all the same, below what can.
+                yield Hit(score * (0.5 if item.reason else 1.0), display(item), run,
+                          text=item.title, help=item.help)  # fmt: skip

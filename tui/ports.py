@@ -1,0 +1,76 @@
+"""What the screen needs from the command engine, so that it can be driven by any that fits.
+
+The screen imports no engine: it is handed one. These protocols are the whole of what it may use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from mlxfun.events import Event
+from mlxfun.reports import SessionView
+
+
+class Completion(Protocol):
+    """One way to go on: replace `line[start:]` by `text`. hint: a few words about it."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def start(self) -> int: ...
+    @property
+    def hint(self) -> str: ...
+
+
+class Row(Protocol):
+    """One command as the registry declares it. reason: why it is not `enabled` at this moment."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def group(self) -> str: ...
+    @property
+    def help(self) -> str: ...
+    @property
+    def usage(self) -> str: ...
+    @property
+    def enabled(self) -> bool: ...
+    @property
+    def reason(self) -> str: ...
+
+
+class Engine(Protocol):
+    """The command engine, whose work happens on its own thread. No call here blocks."""
+
+    @property
+    def busy(self) -> str | None:
+        """The command line that is running, if any."""
+
+    @property
+    def queue(self) -> tuple[str, ...]:
+        """The command lines that wait."""
+
+    def subscribe(self, listener: Callable[[Event], None]) -> None:
+        """Call `listener` with every event, on the thread that makes it."""
+
+    def run(self, line: str) -> int:
+        """Queue a command line and return its job id; errors arrive as `JobEnded`."""
+
+    def cancel(self) -> None:
+        """Cancel the running job; a second call drops the queued ones too."""
+
+    def complete(self, line: str) -> Sequence[Completion]:
+        """How `line` may go on, best first."""
+
+    def help(self, name: str | None) -> str:
+        """The help page of a command, or of all of them."""
+
+    def view(self) -> SessionView:
+        """The session after the last finished job."""
+
+    def rows(self) -> Sequence[Row]:
+        """Every command, with whether it applies now."""
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Stop the worker, waiting at most `timeout` seconds."""

@@ -1,0 +1,197 @@
+"""The one screen: it lays the panels out, hands each the state, and passes intents on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+from rich.console import RenderableType
+from textual import events
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Container, Vertical
+from textual.screen import Screen
+from textual.widgets import Input
+
+from mlxfun.reports import Report
+from tui import guide
+from tui.keymap import bindings
+from tui.layout import Arrangement, arrange
+from tui.messages import KeyUsed, PanelPicked
+from tui.state import AppState
+from tui.widgets.chat import ChatPanel
+from tui.widgets.command_line import CommandLine, Completer
+from tui.widgets.experts import ExpertsPanel
+from tui.widgets.heatmap import Heatmap
+from tui.widgets.history import HistoryPanel
+from tui.widgets.keybar import KeyBar
+from tui.widgets.log import LogPanel
+from tui.widgets.panel import Panel
+from tui.widgets.plan import PlanPanel
+from tui.widgets.status import StatusLine
+from tui.widgets.tabs import TabStrip
+from tui.widgets.transcript import Transcript
+
+MODES = ("wide", "split", "single")
+
+
+class MainScreen(Screen[None]):
+    """complete: how a command line may go on. past: earlier command lines. renderer: makes a
+    report readable."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings("app"), *bindings("always")]
+    AUTO_FOCUS = None
+    # The modes are classes of the screen itself, which scoped rules cannot name.
+    SCOPED_CSS = False
+
+    DEFAULT_CSS = """
+    MainScreen { background: $background; }
+    #body { height: 1fr; layout: horizontal; }
+    #left { width: 3fr; height: 1fr; }
+    .-wide #experts { height: 3fr; }
+    .-wide #chat { height: 2fr; }
+    #right { width: 2fr; height: 1fr; }
+    .-split #body, .-single #body { layout: vertical; }
+    .-split #left, .-single #left { width: 1fr; }
+    .-split #right, .-single #right { width: 1fr; }
+    .-strip-only #left { height: 1; }
+    .-single TabStrip { dock: top; }
+    .-wide #plan { height: 5fr; }
+    .-wide #history { height: 2fr; min-height: 6; }
+    .-wide #log { height: 4fr; }
+    """
+
+    def __init__(
+        self,
+        complete: Completer,
+        past: Sequence[str],
+        renderer: Callable[[Report], RenderableType],
+    ) -> None:
+        super().__init__()
+        self._complete, self._past, self._renderer = complete, past, renderer
+        self._state = AppState()
+        self._arrangement: Arrangement | None = None
+
+    def compose(self) -> ComposeResult:
+        with Container(id="body"):
+            with Vertical(id="left"):
+                yield ExpertsPanel()
+                yield TabStrip()
+                yield ChatPanel()
+            with Vertical(id="right"):
+                yield PlanPanel()
+                yield HistoryPanel()
+                yield LogPanel(self._renderer)
+        yield CommandLine(self._complete, self._past)
+        yield StatusLine()
+        yield KeyBar()
+
+    # Showing ----------------------------------------------------------------------------------
+    def show(self, state: AppState, now: float) -> None:
+        """Bring every widget up to `state` at clock `now`."""
+        self._state = state
+        with self.app.batch_update():
+            self._arrange()
+            self.query_one(ExpertsPanel).show(state)
+            self.query_one(ChatPanel).show(state)
+            self.query_one(PlanPanel).show(state)
+            self.query_one(HistoryPanel).show(state)
+            self.query_one(LogPanel).show(state)
+            self.query_one(CommandLine).show(state, guide.next_step(state))
+            self.query_one(StatusLine).show(state, now)
+            self.query_one(KeyBar).show(state, self.focused_panel)
+        if self.focused is None and state.view.model is not None:
+            self.focus_panel(state.panel)
+
+    def _arrange(self) -> None:
+        state, size = self._state, self.app.size
+        plan = arrange(size.width, size.height, state)
+        if plan != self._arrangement:
+            self._arrangement = plan
+            for mode in MODES:
+                self.set_class(mode == plan.mode, f"-{mode}")
+            for panel in self.query(Panel):
+                panel.display = panel.panel in plan.visible
+            right = any(name not in ("experts", "chat") for name in plan.visible)
+            left = any(name in ("experts", "chat") for name in plan.visible)
+            self.query_one("#right").display = right
+            self.query_one("#left").display = left or bool(plan.tabs)
+            self.set_class(not left, "-strip-only")
+            self._rescue_focus(plan)
+        strip = self.query_one(TabStrip)
+        strip.display = bool(plan.tabs)
+        strip.show(plan.tabs, plan.visible, self._marked())
+
+    def _rescue_focus(self, plan: Arrangement) -> None:
+        """A focus whose panel has left the screen goes to one that is on it."""
+        if self.focused is not None and self.focused_panel not in (*plan.visible, "command"):
+            self.focus_panel(plan.visible[-1])
+
+    def _marked(self) -> frozenset[str]:
+        marked = set()
+        if self._state.view.plan is not None:
+            marked.add("plan")
+        if self._state.turns and not self._state.turns[-1].done:
+            marked.add("chat")
+        return frozenset(marked)
+
+    # Focus ------------------------------------------------------------------------------------
+    @property
+    def focused_panel(self) -> str:
+        """The name of the panel that has the focus, "command" for the command line."""
+        node = self.focused
+        for ancestor in node.ancestors_with_self if node is not None else ():
+            if isinstance(ancestor, Panel):
+                return ancestor.panel
+            if isinstance(ancestor, CommandLine):
+                return "command"
+        return self._state.panel
+
+    @property
+    def selected_node(self) -> int | None:
+        """The state under the cursor of the history panel."""
+        return self.query_one(HistoryPanel).selected
+
+    @property
+    def command(self) -> CommandLine:
+        """The command line."""
+        return self.query_one(CommandLine)
+
+    def panel_named(self, name: str) -> Panel | None:
+        """The panel called `name`."""
+        return next((panel for panel in self.query(Panel) if panel.panel == name), None)
+
+    def focus_panel(self, name: str) -> None:
+        """Give a panel, which must be on screen, the focus."""
+        panel = self.panel_named(name)
+        if panel is not None:
+            panel.entrance().focus()
+
+    @property
+    def in_field(self) -> bool:
+        """Whether typing goes into a text field."""
+        return isinstance(self.focused, Input)
+
+    def leave_field(self) -> None:
+        """From a text field back to where keys are keys."""
+        if self.focused_panel == "chat":
+            transcript = self.query_one(Transcript)
+            (transcript if transcript.display else self.query_one(Heatmap)).focus()
+        else:
+            self.focus_panel("experts" if self._state.panel == "chat" else self._state.panel)
+
+    def on_descendant_focus(self, event: events.DescendantFocus) -> None:
+        for ancestor in event.widget.ancestors_with_self:
+            if isinstance(ancestor, Panel):
+                self.post_message(PanelPicked(ancestor.panel, move=False))
+                return
+        self.query_one(KeyBar).show(self._state, self.focused_panel)
+
+    def on_resize(self, _: events.Resize) -> None:
+        self._arrange()
+        self.query_one(KeyBar).show(self._state, self.focused_panel)
+
+    # Keys -------------------------------------------------------------------------------------
+    def action_key(self, key: str) -> None:
+        """Every key of the keymap comes through here."""
+        self.post_message(KeyUsed(key))

@@ -1,0 +1,258 @@
+"""The state of the screen, in one place: frozen data and a pure step from event to next state.
+
+Nothing here knows a widget. Clocks come in as arguments, so that a test can say what time it is.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from mlxfun.events import (
+    Event,
+    JobEnded,
+    JobQueued,
+    JobStarted,
+    Notice,
+    Progress,
+    RoutingFrame,
+    Token,
+)
+from mlxfun.reports import ChatReport, Report, SessionView
+
+if TYPE_CHECKING:
+    from mlxfun.events import Array
+    from tui.ports import Row
+
+LOG_LIMIT = 200
+# Options of chat that take no value: what follows them is an option again, or the text.
+CHAT_FLAGS = ("--new", "--base", "--candidate", "--thinking", "--no-thinking")
+TURN_LIMIT = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """The running job. started: the clock, in seconds, when the worker took it up."""
+
+    id: int
+    line: str
+    started: float
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One question and its answer. side: which model answered; note: why it ended, if not done.
+
+    tokens and began (the clock at the first token) give the speed.
+    """
+
+    job: int
+    prompt: str
+    text: str = ""
+    side: str = ""
+    done: bool = False
+    note: str = ""
+    tokens: int = 0
+    began: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of the log. level: "ok", "info", "warning" or "error"; line: the command, if any."""
+
+    level: str
+    line: str
+    text: str
+    report: Report | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class HeatOptions:
+    """How the heatmap is drawn. metric None: the best there is. fit: pool to the width, no pan."""
+
+    metric: str | None = None
+    log: bool = False
+    per_layer: bool = True
+    fit: bool = True
+    table: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AppState:
+    """Everything the screen shows.
+
+    frame: the running calibration's newest heat. traffic: float64 [L, E], times each expert served
+    the newest answer. lit: int32 [L, K], the experts of the newest token while one is generated.
+    cursor: (position of the MoE layer, expert). echo: the newest thing worth saying. lines: the
+    command lines that succeeded. panel: the focused one; beside: the last focused or
+    revealed that is not the heatmap; front: the last of all, for screens with room for one; zoomed: the focused one has the screen to itself.
+    """
+
+    view: SessionView = field(default_factory=SessionView)
+    rows: tuple[Row, ...] = ()
+    job: Job | None = None
+    queued: tuple[tuple[int, str], ...] = ()
+    frame: RoutingFrame | None = None
+    traffic: Array | None = None
+    lit: Array | None = None
+    turns: tuple[Turn, ...] = ()
+    log: tuple[Entry, ...] = ()
+    echo: Entry | None = None
+    lines: tuple[str, ...] = ()
+    heat: HeatOptions = HeatOptions()
+    cursor: tuple[int, int] = (0, 0)
+    panel: str = "experts"
+    beside: str = "chat"
+    front: str = "experts"
+    zoomed: bool = False
+
+    def last_line(self, name: str) -> str | None:
+        """The newest command line that began with `name` and succeeded."""
+        return next((ln for ln in reversed(self.lines) if ln.split(None, 1)[0] == name), None)
+
+    def row(self, name: str) -> Row | None:
+        """The command called `name`, as the engine last declared it."""
+        return next((row for row in self.rows if row.name == name), None)
+
+
+def split(line: str) -> list[str]:
+    """`line` in words, as a shell would; on white space when its quotes do not match."""
+    try:
+        return shlex.split(line)
+    except ValueError:
+        return line.split()
+
+
+def quoted_chat(text: str) -> str:
+    """The command line that says exactly `text` to the model."""
+    # A text that looks like an option must not become one.
+    guard = "-- " if text.startswith("-") else ""
+    return f"chat {guard}{shlex.quote(text)}"
+
+
+def prompt_of(line: str) -> str | None:
+    """What a chat command line says to the model; None for any other command or no text."""
+    words = split(line)
+    if not words or words[0] != "chat":
+        return None
+    place = 1
+    while place < len(words) and words[place].startswith("-"):
+        if words[place] == "--":
+            place += 1
+            break
+        alone = words[place] in CHAT_FLAGS or "=" in words[place]
+        place += 1 if alone else 2
+    return " ".join(words[place:]) or None
+
+
+def reduce(state: AppState, event: Event, now: float) -> AppState:
+    """The state after `event`. now: the clock in seconds. The caller renews `view` and `rows`."""
+    match event:
+        case JobQueued():
+            return _queued(state, event)
+        case JobStarted():
+            waiting = tuple(q for q in state.queued if q[0] != event.job)
+            return replace(state, job=Job(event.job, event.line, now), queued=waiting)
+        case Progress():
+            if state.job is None or state.job.id != event.job:
+                return state
+            return replace(state, job=replace(state.job, progress=event))
+        case RoutingFrame():
+            return replace(state, frame=event)
+        case Token():
+            return _token(state, event, now)
+        case Notice():
+            return _logged(state, Entry(event.level, "", event.text))
+        case JobEnded():
+            return _ended(state, event)
+        case _:
+            return state
+
+
+def _queued(state: AppState, event: JobQueued) -> AppState:
+    queued = (*state.queued, (event.job, event.line))
+    prompt = prompt_of(event.line)
+    if prompt is None:
+        return replace(state, queued=queued)
+    turns = (*state.turns, Turn(event.job, prompt))[-TURN_LIMIT:]
+    return replace(state, queued=queued, turns=turns)
+
+
+def _with_turn(state: AppState, turn: Turn) -> AppState:
+    turns = tuple(turn if old.job == turn.job else old for old in state.turns)
+    return replace(state, turns=turns)
+
+
+def _turn(state: AppState, job: int) -> Turn | None:
+    return next((turn for turn in reversed(state.turns) if turn.job == job), None)
+
+
+def _token(state: AppState, event: Token, now: float) -> AppState:
+    turn = _turn(state, event.job)
+    if turn is not None:
+        turn = replace(
+            turn,
+            text=turn.text + event.text,
+            side=event.side,
+            tokens=turn.tokens + 1,
+            began=turn.began if turn.tokens else now,
+        )
+        state = _with_turn(state, turn)
+    if event.experts is None or state.view.heat is None:
+        return state
+    first = turn is None or turn.tokens == 1
+    traffic = add_traffic(None if first else state.traffic, event.experts, state.view.heat.experts)
+    return replace(state, traffic=traffic, lit=event.experts)
+
+
+def add_traffic(traffic: Array | None, experts: Array, count: int) -> Array:
+    """A new float64 [L, count] with one more for each of `experts` int [L, K]; -1 is nobody."""
+    # Imported here because the first paint comes before anything numeric is needed.
+    import numpy as np
+
+    total = np.zeros((experts.shape[0], count)) if traffic is None else traffic.copy()
+    rows, slots = np.nonzero((experts >= 0) & (experts < count))
+    total[rows, experts[rows, slots]] += 1
+    return total
+
+
+def _ended(state: AppState, event: JobEnded) -> AppState:
+    state = replace(state, queued=tuple(q for q in state.queued if q[0] != event.job))
+    if state.job is not None and state.job.id == event.job:
+        state = replace(state, job=None, frame=None, lit=None)
+    state = _close_turn(state, event)
+    if event.report is not None:
+        state = replace(state, lines=(*state.lines, event.line)[-LOG_LIMIT:])
+        text, level = event.report.summary(), "ok"
+    else:
+        text = event.error or "failed without a message"
+        level = "info" if event.cancelled else "error"
+    return _logged(state, Entry(level, event.line, text, event.report, event.seconds))
+
+
+def _close_turn(state: AppState, event: JobEnded) -> AppState:
+    turn = _turn(state, event.job)
+    if turn is None:
+        return state
+    if isinstance(event.report, ChatReport):
+        report = event.report
+        note = "" if report.finish_reason == "stop" else report.finish_reason
+        turn = replace(turn, prompt=report.prompt, text=report.text, side=report.side, note=note)
+    elif event.error is not None:
+        turn = replace(turn, note="stopped" if event.cancelled else event.error)
+    return _with_turn(state, replace(turn, done=True))
+
+
+def _logged(state: AppState, entry: Entry) -> AppState:
+    return replace(state, log=(*state.log, entry)[-LOG_LIMIT:], echo=entry)
+
+
+def speed(state: AppState, now: float) -> float | None:
+    """Tokens per second of the answer being generated, None when none is or none is known."""
+    turn = state.turns[-1] if state.turns else None
+    if turn is None or turn.done or turn.tokens < 2 or now <= turn.began:
+        return None
+    return (turn.tokens - 1) / (now - turn.began)

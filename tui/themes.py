@@ -1,0 +1,55 @@
+"""The looks of the screen. Heat colours belong to tui.heat.paint; these are everything else."""
+
+from __future__ import annotations
+
+from textual.theme import Theme
+
+DARK = Theme(
+    name="mlxfun-dark",
+    primary="#5fb3d9",
+    secondary="#7f8fb5",
+    accent="#ffb454",
+    warning="#ffb454",
+    error="#ff6b6b",
+    success="#7fd88f",
+    foreground="#d7dce6",
+    background="#0d1017",
+    surface="#12161f",
+    panel="#1b212d",
+    dark=True,
+)
+LIGHT = Theme(
+    name="mlxfun-light",
+    primary="#1f6f9f",
+    secondary="#55617a",
+    accent="#a85a00",
+    warning="#a85a00",
+    error="#b3202c",
+    success="#1d7a3a",
+    foreground="#1d2430",
+    background="#f7f8fa",
+    surface="#eff1f5",
+    panel="#e0e4eb",
+    dark=False,
+)
+CONTRAST = Theme(
+    name="mlxfun-contrast",
+    primary="#66d9ff",
+    secondary="#ffffff",
+    accent="#ffff00",
+    warning="#ffff00",
+    error="#ff8080",
+    success="#80ff80",
+    foreground="#ffffff",
+    background="#000000",
+    surface="#000000",
+    panel="#202020",
+    dark=True,
+)
+THEMES = (DARK, LIGHT, CONTRAST)
+
+
+def after(name: str) -> str:
+    """The theme that follows `name`, round and round."""
+    names = [theme.name for theme in THEMES]
+    return names[(names.index(name) + 1) % len(names)] if name in names else names[0]

@@ -1,0 +1,206 @@
+"""The command line: completion as you type, history, and the answer right where you look."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+from rich.style import Style
+from rich.text import Text
+from textual import events, on
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Vertical
+from textual.suggester import Suggester
+from textual.widget import Widget
+from textual.widgets import Input, Static
+
+from tui.messages import LineEntered
+from tui.ports import Completion
+from tui.state import AppState, Entry
+from tui.widgets.fields import Field, FieldInput
+from tui.widgets.log import MARKS
+
+Completer = Callable[[str], Sequence[Completion]]
+
+
+class Ghost(Suggester):
+    """Shows the best completion, dim, behind the cursor. Not cached: it depends on the state."""
+
+    def __init__(self, complete: Completer) -> None:
+        super().__init__(use_cache=False, case_sensitive=True)
+        self._complete = complete
+
+    async def get_suggestion(self, value: str) -> str | None:
+        if not value.strip():
+            return None
+        for option in self._complete(value):
+            whole = value[: option.start] + option.text
+            if whole.startswith(value) and whole != value:
+                return whole.rstrip()
+        return None
+
+
+class CommandInput(FieldInput):
+    """Tab completes and goes round, up and down walk the history."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        ("tab", "complete(1)", "complete"),
+        ("shift+tab", "complete(-1)", "complete back"),
+        ("up", "recall(-1)", "older"),
+        ("down", "recall(1)", "newer"),
+    ]
+
+    def __init__(self, complete: Completer, past: Sequence[str]) -> None:
+        super().__init__(suggester=Ghost(complete), select_on_focus=False)
+        self._complete = complete
+        self.past = list(past)
+        self._place = len(self.past)
+        self._draft = ""
+        self._round: tuple[str, str, int] | None = None  # typed, now, which
+
+    def action_complete(self, step: int) -> None:
+        if not self.value.strip():
+            (self.screen.focus_next if step > 0 else self.screen.focus_previous)()
+            return
+        typed, which = self.value, 0
+        if self._round is not None and self._round[1] == self.value:
+            typed, which = self._round[0], self._round[2] + step
+        options = self._complete(typed)
+        if not options:
+            self.app.bell()
+            return
+        option = options[which % len(options)]
+        # Words are finished; directories and values in the middle are not.
+        space = "" if option.text.endswith(("/", ":", "=", " ")) else " "
+        self.fill(typed[: option.start] + option.text + space)
+        self._round = (typed, self.value, which)
+
+    def action_recall(self, step: int) -> None:
+        if self._place == len(self.past):
+            self._draft = self.value
+        place = min(max(self._place + step, 0), len(self.past))
+        if place != self._place:
+            self._place = place
+            self.fill(self.past[place] if place < len(self.past) else self._draft)
+
+    def fill(self, line: str) -> None:
+        """Put `line` into the field with the cursor behind it."""
+        self.value = line
+        self.cursor_position = len(line)
+
+    def remember(self, line: str) -> None:
+        """Add a sent line to the history and start again at its end."""
+        if not self.past or self.past[-1] != line:
+            self.past.append(line)
+        self._place, self._draft = len(self.past), ""
+
+
+class CommandField(Field):
+    """The sign and the input of the command line."""
+
+    def __init__(self, complete: Completer, past: Sequence[str]) -> None:
+        self._arguments = (complete, past)
+        super().__init__(prompt=":", id="line")
+
+    def make(self) -> CommandInput:
+        return CommandInput(*self._arguments)
+
+
+class CommandLine(Vertical):
+    """An echo line above an input. complete: how a line may go on. past: earlier lines."""
+
+    DEFAULT_CSS = """
+    CommandLine { height: 2; padding: 0 1; }
+    CommandLine #echo { height: 1; }
+    """
+
+    about = (
+        "Type any command. Tab completes and goes round, the arrow right takes what is shown dim, "
+        "up and down walk through earlier lines, Enter runs, Escape leaves. Opened with : it takes one "
+        "line and gives the focus back; opened with 6 it stays. `help` lists the "
+        "commands, `help prune` explains one."
+    )
+
+    def __init__(self, complete: Completer, past: Sequence[str] = ()) -> None:
+        super().__init__(id="command")
+        self._complete = complete
+        self._past = past
+        self._echo: Entry | None = None
+        self._hint = ""
+        self._back: Widget | None = None
+
+    def compose(self) -> ComposeResult:
+        yield Static(id="echo", markup=False)
+        yield CommandField(self._complete, self._past)
+
+    @property
+    def input(self) -> CommandInput:
+        """The field itself."""
+        return self.query_one(CommandInput)
+
+    def show(self, state: AppState, hint: str) -> None:
+        """Show the newest message of `state`; `hint` where there is none."""
+        self._echo, self._hint = state.echo, hint
+        self._draw()
+
+    def fill(self, line: str) -> None:
+        """Offer `line` for finishing and sending."""
+        self.input.fill(line)
+        self.open()
+
+    def open(self) -> None:
+        """Take the focus for one line; Enter gives it back to whoever has it now."""
+        if not self.input.has_focus:
+            self._back = self.screen.focused
+        self.input.focus()
+
+    def _draw(self) -> None:
+        options: Sequence[Completion] = ()
+        if self.input.has_focus and self.input.value.strip():
+            options = self._complete(self.input.value)
+        if options:
+            text = completions(options)
+        elif self._echo is not None:
+            mark, style = MARKS[self._echo.level]
+            text = Text(mark, style=style, no_wrap=True, overflow="ellipsis")
+            plain = Style(bold=False, color=None if self._echo.level == "error" else "default")
+            text.append(" ".join(self._echo.text.split()), plain)
+        else:
+            text = Text(self._hint, style="dim", no_wrap=True, overflow="ellipsis")
+        self.query_one("#echo", Static).update(text)
+
+    @on(Input.Changed)
+    def _changed(self, event: Input.Changed) -> None:
+        event.stop()
+        self._draw()
+
+    @on(Input.Submitted)
+    def _submitted(self, event: Input.Submitted) -> None:
+        event.stop()
+        line = event.value.strip()
+        if line:
+            self.input.remember(line)
+            self.input.value = ""
+            self.post_message(LineEntered(line))
+        if self._back is not None:
+            self.screen.set_focus(self._back if self._back.display else None)
+            self._back = None
+
+    def on_descendant_focus(self, _: events.DescendantFocus) -> None:
+        self._draw()
+
+    def on_descendant_blur(self, _: events.DescendantBlur) -> None:
+        self._back = None
+        self._draw()
+
+
+def completions(options: Sequence[Completion], most: int = 12) -> Text:
+    """Several ways to go on in one line; the first with its hint."""
+    text = Text(no_wrap=True, overflow="ellipsis")
+    for index, option in enumerate(options[:most]):
+        text.append(option.text.strip() or option.text, "bold" if index == 0 else "dim")
+        if option.hint and (index == 0):
+            text.append(f" {option.hint}", "italic")
+        text.append("   ")
+    return text

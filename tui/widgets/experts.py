@@ -1,0 +1,112 @@
+"""The experts panel: the heatmap or its text twin, and one line of words about the cursor."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Horizontal, ScrollableContainer
+from textual.content import Content
+from textual.widget import Widget
+from textual.widgets import Static
+
+from tui import guide
+from tui.keymap import bindings
+from tui.state import AppState
+from tui.widgets.heatmap import Heatmap
+from tui.widgets.legend import Legend
+from tui.widgets.panel import Panel
+
+
+class TableTwin(ScrollableContainer, can_focus=True):
+    """The heatmap as a table of words, for those who cannot or will not see colours."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        b for b in bindings("experts") if b.id in ("table", "metric", "why")
+    ]
+
+
+class ExpertsPanel(Panel):
+    """Who works: layers down, experts across."""
+
+    panel = "experts"
+    title = "experts"
+    about = (
+        "One cell is one expert of one layer: the brighter, the more it works by the chosen "
+        "metric. Each layer has its own scale unless you press b.\n\n"
+        "·  never seen     ╱  goes with the staged plan     ×  pruned\n"
+        "▲  forced in      ▼  forced out     ◆  protected     yellow: at work this instant\n\n"
+        "In a map with more layers than lines two layers share a line: never seen is ':', experts "
+        "that go are red, forced in green, forced out magenta. The line below the map always says "
+        "it in words, and y turns the map into a table."
+    )
+
+    SCOPED_CSS = False
+
+    DEFAULT_CSS = """
+    ExpertsPanel #empty { height: 1fr; content-align: center middle; text-align: center;
+                          color: $foreground 70%; }
+    ExpertsPanel #foot { height: 1; }
+    ExpertsPanel #words { height: 1; width: 1fr; color: $foreground 85%; }
+    ExpertsPanel #caption { height: 1; color: $foreground 60%; display: none; }
+    .-single #caption { display: block; }
+    ExpertsPanel TableTwin { height: 1fr; overflow: auto auto; scrollbar-size-horizontal: 1; background: $background; scrollbar-size-vertical: 1; }
+    ExpertsPanel TableTwin Static { width: auto; }
+    """
+
+    def compose(self) -> ComposeResult:
+        yield Static(id="empty")
+        yield Heatmap()
+        with TableTwin():
+            yield Static(id="twin")
+        with Horizontal(id="foot"):
+            yield Static(id="words")
+            yield Legend()
+        yield Static(id="caption")
+
+    def entrance(self) -> Widget:
+        twin = self.query_one(TableTwin)
+        return twin if twin.display else self.query_one(Heatmap)
+
+    def show(self, state: AppState) -> None:
+        """Draw the experts of `state`."""
+        heatmap, twin = self.query_one(Heatmap), self.query_one(TableTwin)
+        blank = state.view.model is None
+        self.query_one("#empty").display = blank
+        heatmap.display = not blank and not state.heat.table
+        twin.display = not blank and state.heat.table
+        if blank:
+            self.query_one("#empty", Static).update(Text(guide.next_step(state)))
+            self.query_one("#words", Static).update("")
+            self.border_title = "1 experts"
+            self.query_one(Legend).display = False
+            return
+        # The numeric modules load here, after the first paint.
+        from tui.heat.model import heat_model
+        from tui.heat.words import explain, table
+
+        model = heat_model(state)
+        if model is None:
+            return
+        if state.heat.table:
+            self.query_one("#twin", Static).update(table(model))
+        else:
+            heatmap.show(model, state.cursor, fit=state.heat.fit)
+        self.query_one(Legend).display = bool(model.metric) and self.size.width >= 76
+        said = guide.next_step(state) if not model.metric else ""
+        words = said or explain(model, state.cursor)
+        self.query_one("#words", Static).update(Text(words, no_wrap=True, overflow="ellipsis"))
+        caption = self._caption(state, model.metric, model.samples)
+        self.border_title = Content(f"1 experts · {caption}")
+        self.query_one("#caption", Static).update(Text(caption, no_wrap=True, overflow="ellipsis"))
+
+    @staticmethod
+    def _caption(state: AppState, metric: str, samples: int) -> str:
+        if not metric:
+            return "nothing measured yet"
+        scale = "log" if state.heat.log else "linear"
+        span = "each layer" if state.heat.per_layer else "whole model"
+        live = "LIVE · " if state.frame is not None or state.lit is not None else ""
+        return f"{live}{metric} · {scale} · {span} · {samples} samples"

@@ -1,0 +1,66 @@
+"""F1: the focused panel in words, and every key that works there."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import VerticalScroll
+from textual.screen import ModalScreen
+from textual.widgets import Static
+
+from tui import guide
+from tui.keymap import Key, keys_for
+from tui.state import AppState
+
+
+def help_page(title: str, about: str, panel: str, state: AppState) -> Group:
+    """The page for one panel; keys that do nothing now say why."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(justify="right", style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for key in in_order(panel):
+        reason = guide.why_not(state, key)
+        text = Text(key.help, style="dim" if reason else "")
+        if reason:
+            text.append(f" (not now: {reason})", "dim italic")
+        names = [key.glyph] if key.glyph else key.keys.split(",")
+        table.add_row(" ".join(names), text)
+    step = guide.next_step(state)
+    parts = [Text(title, style="bold underline"), Text(), Text(about), Text()]
+    if step:
+        parts += [Text(f"Next: {step}", style="bold"), Text()]
+    return Group(*parts, table)
+
+
+def in_order(panel: str) -> list[Key]:
+    """The keys of a panel as its page lists them: what matters first, moving about last."""
+    keys = keys_for(panel)
+    return sorted(keys, key=lambda key: (key.bar == 0, key.scope != panel))
+
+
+class HelpScreen(ModalScreen[None]):
+    """Shows a page until it is dismissed."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [("escape,f1,q,enter", "dismiss", "close")]
+
+    DEFAULT_CSS = """
+    HelpScreen { align: center middle; }
+    HelpScreen > VerticalScroll { width: 90%; max-width: 92; height: 90%; border: round $accent;
+                                  background: $surface; padding: 0 2;
+                                  scrollbar-size-vertical: 1; }
+    HelpScreen Static { width: 1fr; }
+    """
+
+    def __init__(self, page: Group) -> None:
+        super().__init__()
+        self._page = page
+
+    def compose(self) -> ComposeResult:
+        with VerticalScroll(can_focus=True) as scroll:
+            scroll.border_subtitle = "escape closes"
+            yield Static(self._page)

@@ -1,0 +1,52 @@
+"""The keys that apply now: the next step first and bright, what cannot be done greyed."""
+
+from __future__ import annotations
+
+from rich.style import Style
+from rich.text import Text
+from textual import events
+from textual.widgets import Static
+
+from tui import guide
+from tui.keymap import Key
+from tui.messages import KeyUsed
+from tui.state import AppState
+
+
+class KeyBar(Static):
+    """A line of keys; each can be clicked."""
+
+    DEFAULT_CSS = """
+    KeyBar { height: 1; padding: 0 1; background: $surface; }
+    """
+
+    def __init__(self) -> None:
+        super().__init__(id="keys")
+        self._spans: list[tuple[int, int, str]] = []
+
+    def show(self, state: AppState, panel: str) -> None:
+        """Draw the keys for `state` while `panel` has the focus."""
+        hints = guide.hints(state, panel, self.app.size.width - 2)
+        text, self._spans = bar_text(hints)
+        self.update(text)
+
+    def on_click(self, event: events.Click) -> None:
+        for start, end, key in self._spans:
+            if start <= event.x - 1 < end:
+                self.post_message(KeyUsed(key))
+
+
+def bar_text(hints: list[tuple[Key, bool, bool]]) -> tuple[Text, list[tuple[int, int, str]]]:
+    """The line, and for each key its columns [start, end) and its id."""
+    text, spans = Text(no_wrap=True, overflow="ellipsis"), []
+    for key, applies, leads in hints:
+        start = text.cell_len
+        sign = Style(bold=True, color="cyan") if applies else Style(dim=True)
+        label = Style() if applies else Style(dim=True)
+        if leads:
+            sign, label = Style(bold=True, reverse=True), Style(bold=True)
+        text.append(key.shown, sign)
+        text.append(f" {key.label}", label)
+        spans.append((start, text.cell_len, key.id))
+        text.append("  ")
+    return text, spans

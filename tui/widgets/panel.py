@@ -1,0 +1,55 @@
+"""What all panels share: a frame with a number and a title, and a page of help."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from textual.containers import Vertical
+from textual.widget import Widget
+
+from tui.layout import PANELS
+
+
+class Panel(Vertical):
+    """A framed part of the screen. The screen finds panels by `panel`, their name in the layout."""
+
+    panel: ClassVar[str] = ""
+    title: ClassVar[str] = ""
+    about: ClassVar[str] = ""
+
+    # The layout mode is a class of the screen, outside what scoped rules can name.
+    SCOPED_CSS = False
+
+    DEFAULT_CSS = """
+    Panel {
+        border: round $foreground 25%;
+        border-title-color: $foreground 70%;
+        border-subtitle-color: $foreground 60%;
+        padding: 0 1;
+        height: 1fr;
+    }
+    Panel:focus-within {
+        border: round $accent;
+        border-title-color: $accent;
+        border-title-style: bold;
+    }
+    .-split Panel, .-single Panel {
+        border: none;
+        padding: 0;
+    }
+    .-split ExpertsPanel {
+        border-top: solid $foreground 25%;
+        padding: 0;
+    }
+    .-split ExpertsPanel:focus-within {
+        border-top: solid $accent;
+    }
+    """
+
+    def __init__(self) -> None:
+        super().__init__(id=self.panel)
+        self.border_title = f"{PANELS.index(self.panel) + 1} {self.title}"
+
+    def entrance(self) -> Widget:
+        """The widget that gets the focus when the panel does."""
+        raise NotImplementedError

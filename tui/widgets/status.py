@@ -1,0 +1,104 @@
+"""One line about the model and the work: what does not fit goes, the least important first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich.style import Style
+from rich.text import Text
+from textual.widgets import Static
+
+from mlxfun.reports import readable_bytes
+from tui.state import AppState, Job, speed
+from tui.text import bar, count, duration, shortened
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One piece of the line. rank: 0 stays longest."""
+
+    rank: int
+    text: Text
+
+
+def job_text(job: Job, now: float) -> Text:
+    """The running job with bar, figures, rate and time left, as far as known."""
+    text = Text("▶ ", style=Style(bold=True, color="green"))
+    name = job.line.split(None, 1)[0]
+    progress = job.progress
+    if progress is None:
+        return text.append(f"{name} {duration(max(0.0, now - job.started))}", "not bold")
+    label = progress.label if name in progress.label else f"{name}: {progress.label}"
+    text.append(f"{shortened(label, 28)} ", "not bold")
+    if progress.total:
+        text.append(bar(progress.done / progress.total, 8), Style(reverse=False))
+        done = count(progress.done, progress.unit)
+        if progress.unit not in ("B", "bytes"):
+            done = f"{progress.done:,}"
+        text.append(f" {done}/{count(progress.total, progress.unit)}", "not bold")
+    else:
+        text.append(count(progress.done, progress.unit), "not bold")
+    if progress.rate > 0:
+        text.append(f" {count(round(progress.rate, 1), progress.unit)}/s", "not bold")
+    if progress.eta is not None:
+        text.append(f" ETA {duration(progress.eta)}", "not bold")
+    return text
+
+
+def parts(state: AppState, now: float) -> list[Part]:
+    """The pieces of the line, left to right."""
+    view, out = state.view, list[Part]()
+    if view.model is not None:
+        live = Style(bold=True, reverse=view.live == "candidate")
+        out.append(Part(3, Text(view.model.model_type, Style(bold=True))))
+        out.append(Part(1, Text.assemble("state ", view.state[:8] or "?")))
+        if view.plan is not None:
+            out.append(Part(1, Text.assemble("live ", (f" {view.live} ", live))))
+    if state.job is not None:
+        out.append(Part(0, job_text(state.job, now)))
+    if state.queued:
+        out.append(Part(2, Text(f"{len(state.queued)} queued")))
+    tokens = speed(state, now)
+    if tokens is not None:
+        out.append(Part(2, Text(f"{tokens:.0f} tokens/s")))
+    if view.memory_active:
+        limit = f"/{readable_bytes(view.memory_limit)}" if view.memory_limit else ""
+        out.append(Part(5, Text(f"mem {readable_bytes(view.memory_active)}{limit}")))
+    if view.history is not None:
+        budget = f"/{readable_bytes(view.history.budget)}" if view.history.budget else ""
+        out.append(Part(6, Text(f"undo {readable_bytes(view.history.bytes_held)}{budget}")))
+    if view.counting:
+        out.append(Part(4, Text("counting chat")))
+    if view.steering and (view.steering.activated or view.steering.deactivated):
+        out.append(Part(2, Text("steered", Style(color="magenta"))))
+    return out or [Part(0, Text("starting"))]
+
+
+def status_text(state: AppState, width: int, now: float) -> Text:
+    """The line, at most `width` columns."""
+    pieces = parts(state, now)
+    divider = " │ "
+    while len(pieces) > 1 and _width(pieces, divider) > width:
+        pieces.remove(max(pieces, key=lambda part: part.rank))
+    text = Text(divider, style="dim", no_wrap=True, overflow="ellipsis").join(
+        [part.text for part in pieces]
+    )
+    text.truncate(max(1, width), overflow="ellipsis")
+    return text
+
+
+def _width(pieces: list[Part], divider: str) -> int:
+    return sum(part.text.cell_len for part in pieces) + len(divider) * (len(pieces) - 1)
+
+
+class StatusLine(Static):
+    """Draws `status_text`."""
+
+    DEFAULT_CSS = """
+    StatusLine { height: 1; padding: 0 1; background: $panel; color: $foreground; }
+    """
+
+    def show(self, state: AppState, now: float) -> None:
+        """Draw the line for `state` at clock `now`."""
+        room = self.app.size.width - 2
+        self.update(status_text(state, room, now))
