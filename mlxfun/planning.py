@@ -14,8 +14,9 @@ from mlxfun.anatomy import Anatomy
 from mlxfun.editor import Editor
 from mlxfun.edits.prune import prune_delta, validate
 from mlxfun.errors import PlanError, StateError, UsageError
+from mlxfun.expert_lists import read_expert_list, read_maps
 from mlxfun.export import ExportView
-from mlxfun.options import METRICS, STRATEGIES, PruneOptions
+from mlxfun.options import PruneOptions
 from mlxfun.plans import PrunePlan
 from mlxfun.reports import PlanReport
 from mlxfun.stats import RoutingStats
@@ -76,25 +77,19 @@ def command_line(options: PruneOptions) -> str:
 def plan_prune(request: PruneRequest) -> tuple[PrunePlan, Array]:
     """The plan, and which experts were protected, bool [L, E]. Changes nothing."""
     options, anatomy = request.options, request.anatomy
-    if options.metric not in METRICS:
-        raise UsageError(f"unknown metric {options.metric!r}; choose one of {', '.join(METRICS)}")
-    if options.strategy not in STRATEGIES:
-        raise UsageError(
-            f"unknown strategy {options.strategy!r}; choose one of {', '.join(STRATEGIES)}"
-        )
-    shape = (len(anatomy.layers), anatomy.num_experts)
     if options.expert_list is not None:
         if options.n_prune is not None:
             raise UsageError("--expert-list already says which experts go; leave out --n-prune")
-        keep = selection.read_expert_list(options.expert_list, anatomy.indices, anatomy.num_experts)
-        plan = PrunePlan(dict(zip(anatomy.indices, keep, strict=True)), strategy="list")
-        return plan, np.zeros(shape, dtype=np.bool_)
+        keep = read_expert_list(options.expert_list, anatomy.indices, anatomy.num_experts)
+        shape = (len(anatomy.layers), anatomy.num_experts)
+        return PrunePlan(keep, strategy="list"), np.zeros(shape, dtype=np.bool_)
     scores = _scores(request)
-    constraints = _constraints(request)
-    kept, warnings = selection.select(scores, constraints, options)
+    constraints, notes = _constraints(request)
+    chosen = selection.select(scores, constraints, options)
     strategy = "model-wide" if options.model_wide else options.strategy
-    keep_map = dict(zip(anatomy.indices, kept, strict=True))
-    return PrunePlan(keep_map, options.metric, strategy, tuple(warnings)), constraints.protect
+    keep = dict(zip(anatomy.indices, chosen.keep, strict=True))
+    plan = PrunePlan(keep, options.metric, strategy, (*notes, *chosen.warnings))
+    return plan, constraints.protect
 
 
 def _scores(request: PruneRequest) -> Array:
@@ -114,33 +109,20 @@ def _scores(request: PruneRequest) -> Array:
     return stats.score(options.metric)
 
 
-def _constraints(request: PruneRequest) -> selection.Constraints:
-    anatomy, options, editor = request.anatomy, request.options, request.editor
-    shape = (len(anatomy.layers), anatomy.num_experts)
-    protect, target = np.zeros(shape, dtype=np.bool_), np.zeros(shape, dtype=np.bool_)
-    for path, mode, read in (
-        (options.safety_map, options.safety_mode, selection.read_safety_map),
-        (options.domain_map, options.domain_mode, selection.read_domain_map),
-    ):
-        if path is None:
-            continue
-        if mode not in ("protect", "target"):
-            raise UsageError(f"unknown mode {mode!r} for {path}; choose protect or target")
-        marked = read(path, anatomy.indices, anatomy.num_experts)
-        if mode == "protect":
-            protect |= marked
-        else:
-            target |= marked
-    return selection.Constraints(
+def _constraints(request: PruneRequest) -> tuple[selection.Constraints, tuple[str, ...]]:
+    anatomy, stats = request.anatomy, request.stats
+    maps = read_maps(request.options, anatomy.indices, anatomy.num_experts)
+    constraints = selection.Constraints(
         layers=anatomy.indices,
+        alive=views.mask_of(anatomy, request.editor.committed),
+        protect=maps.protect,
+        target=maps.target,
         top_k=tuple(layer.top_k for layer in anatomy.layers),
         n_group=tuple(layer.n_group for layer in anatomy.layers),
         topk_group=tuple(layer.topk_group for layer in anatomy.layers),
-        alive=views.mask_of(anatomy, editor.committed),
-        protect=protect,
-        target=target,
-        traffic=request.stats.sums["freq"] if request.stats is not None else np.zeros(shape),
+        traffic=stats.sums["freq"] if stats is not None else None,
     )
+    return constraints, maps.warnings
 
 
 def stage_prune(
