@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -204,6 +205,7 @@ class Worker:
         except Exception:
             # Thread boundary: nobody is left to tell, and the process is ending anyway.
             log.exception("closing the session failed")
+        _release_streams()
 
     def _idle(self) -> None:
         with self._lock:
@@ -270,3 +272,15 @@ def _failure(job: int, line: str, error: BaseException, seconds: float, state: s
         cancelled=isinstance(error, Cancelled),
         usage=isinstance(error, UsageError),
     )
+
+
+def _release_streams() -> None:
+    """Let MLX end this thread's streams.
+
+    MLX needs this at the end of every thread that computed: without it the process dies now and
+    then in its exit handlers ("terminate called without an active exception"). Looked up instead
+    of imported, since a session that never loaded a model has no MLX.
+    """
+    core = sys.modules.get("mlx.core")
+    if core is not None:
+        core.clear_streams()
