@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mlxfun.errors import PlanError, UsageError
 from mlxfun.options import PruneOptions
-from mlxfun.selection import Constraints, select
+from mlxfun.selection import Constraints, require_spared, select
 
 
 def keep(scores: Any, constraints: Constraints | None = None, **options: Any) -> Any:
@@ -159,6 +159,15 @@ def test_ignored_experts_are_never_pruned(model_wide: bool) -> None:
     scores = [[0, 1, 2, 3], [0, 1, 2, 3]]
     kept = keep(scores, n_prune=2, ignore_experts=(0, 1), model_wide=model_wide)
     assert kept == ((0, 1), (0, 1))
+
+
+def test_a_list_from_elsewhere_may_not_remove_protected_experts() -> None:
+    alive = ~marks((2, 4), (1, 3))
+    protect = marks((2, 4), (0, 1), (0, 2), (1, 3))
+    constraints = replace(Constraints.free((1, 2), 4, 1), alive=alive, protect=protect)
+    require_spared({1: (1, 2), 2: (0, 1)}, constraints)  # L2:E3 was gone before
+    with pytest.raises(PlanError, match=r"removes 2 protected experts: L1:E1, L1:E2; change"):
+        require_spared({1: (0, 3), 2: (0, 1)}, constraints)
 
 
 # --- groups ----------------------------------------------------------------------------------
