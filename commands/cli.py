@@ -193,8 +193,11 @@ def _guarded(start: Start, engine: Engine) -> int:
 
 def _front_end(start: Start, engine: Engine) -> int:
     if start.front_end == "screen":
+        from commands.render import render
+
         module, function = SCREEN
-        return int(getattr(import_module(module), function)(engine, startup_lines=start.lines))
+        show = getattr(import_module(module), function)
+        return int(show(engine, startup_lines=start.lines, renderer=render))
     from commands.follower import Follower
 
     if start.front_end == "plain":

@@ -27,7 +27,7 @@ def load(call: Call) -> Report:
     return call.bench.load(call["model"], call["revision"], call["drop"], call.ctx)
 
 
-@command("info", group="model")
+@command("info", group="model", key="n")
 @click.option("--verify", is_flag=True, help="Read every byte of the checkpoint for its digest.")
 def info(call: Call) -> Report:
     """Describe the resident model: architecture, experts, size, dtype, memory."""

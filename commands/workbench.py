@@ -48,11 +48,12 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The resident model as a replay names it. checkpoint: the state right after loading."""
+    """The resident model as a replay names it. state: the one right after loading."""
 
     source: str
     revision: str | None
     checkpoint: str
+    state: str
 
 
 @dataclass(slots=True)
@@ -148,7 +149,7 @@ class Workbench:
         )
         self.close()
         self._session = opened
-        self.loaded = Loaded(source, revision, opened.state)
+        self.loaded = Loaded(source, revision, opened.checkpoint_id, opened.state)
         return opened.info()
 
     def _local(self, source: str) -> str | Path:

@@ -82,6 +82,10 @@ class StubSession:
         return self.nodes[self.current].state
 
     @property
+    def checkpoint_id(self) -> str:
+        return f"checkpoint-of-{Path(self.source).name}"
+
+    @property
     def gone(self) -> tuple[int, ...]:
         return self.dropped[self.current]
 
