@@ -313,7 +313,7 @@ def cases(draw: st.DrawFn) -> tuple[Any, Constraints, PruneOptions]:
     return scores, constraints, options
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(cases())
 def test_every_selection_respects_every_constraint(
     case: tuple[Any, Constraints, PruneOptions],
@@ -368,7 +368,7 @@ def naive_bottom(scores: Any, constraints: Constraints, spared: Any, i: int, n: 
     return gone
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(cases())
 def test_a_refusal_is_right_that_nothing_possible_was_asked_for(
     case: tuple[Any, Constraints, PruneOptions],
