@@ -139,12 +139,11 @@ def decode_ratio(rig: Any, pairs: int, steps: int = 32) -> dict[str, Any]:
         with rig.taps.recording(norms=False):
             run(True)
 
-    steering = Steering(
-        {layer.index: (1,) for layer in rig.anatomy.layers},
-        {layer.index: (2, 3) for layer in rig.anatomy.layers},
-    )
+    up = {layer.index: (1,) for layer in rig.anatomy.layers}
+    down = {layer.index: (2, 3) for layer in rig.anatomy.layers}
+    one = {rig.anatomy.layers[0].index: (1,)}
 
-    def steered() -> None:
+    def steered(steering: Steering) -> None:
         steer.install(steering, rig.resident)
         run(False)
         steer.install(Steering(), rig.resident)
@@ -153,7 +152,10 @@ def decode_ratio(rig: Any, pairs: int, steps: int = 32) -> dict[str, Any]:
         "tapped": ratio(untapped, lambda: run(False), pairs),
         "routing per token": ratio(untapped, routing_only, pairs),
         "routing and norms per token": ratio(untapped, recording, pairs),
-        "steered": ratio(lambda: run(False), steered, pairs),
+        "one expert steered": ratio(lambda: run(False), lambda: steered(Steering(one)), pairs),
+        "every layer steered": ratio(
+            lambda: run(False), lambda: steered(Steering(up, down)), pairs
+        ),
     }
 
 
@@ -173,6 +175,8 @@ def edit_times(rig: Any, shape: dict[str, Any]) -> dict[str, float]:
     def swap() -> None:
         out["_edge"] = rig.resident.swap(out["_edge"])
 
+    out["first_stage_ms"] = timed(stage) * 1000  # CUDA compiles its gather kernel here, once
+    swap()
     out["stage_ms"] = timed(stage) * 1000
     out["flip_ms"] = timed(swap) * 1000
     swap()
