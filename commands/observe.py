@@ -50,7 +50,7 @@ def show(call: Call) -> Report:
 @command("stats save", group="observe", when=with_stats)
 @click.argument("path", type=NPZ)
 def save(call: Call) -> Report:
-    """Write the statistics to an .npz file that the ancestor's tools read too."""
+    """Write the statistics to an .npz file."""
     return call.session.save_stats(call.bench.writable(call["path"]))
 
 
