@@ -10,7 +10,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
-from mlx_lm.utils import load_model
+from mlx_lm.utils import load_model, quantize_model
 
 from mlxfun import demo
 from mlxfun.checkpoint import load as load_module
@@ -71,6 +71,26 @@ def test_a_quantised_model_stays_as_it_is_and_runs(tmp_path: Path) -> None:
     mx.eval(loaded.model(mx.array([[1, 2, 3]])))
 
 
+@cpu_only
+def test_a_model_with_unpacked_experts_runs_although_the_rest_is_quantised(tmp_path: Path) -> None:
+    path = tiny.write(tmp_path / "m", tiny.QWEN3)
+    model, config = quantize_model(
+        tiny.build(tiny.QWEN3),
+        dict(tiny.QWEN3),
+        32,
+        4,
+        quant_predicate=lambda name, _: "switch_mlp" not in name,
+    )
+    for file in path.glob("model*"):
+        file.unlink()
+    mx.save_safetensors(str(path / "model.safetensors"), dict(tree_flatten(model.parameters())))
+    (path / "config.json").write_text(json.dumps(config))
+    loaded = load(path)
+    experts = "model.layers.0.mlp.switch_mlp.up_proj.weight"
+    assert loaded.stored_dtypes[experts] == mx.bfloat16
+    assert loaded.model(mx.array([[1, 2, 3]])).dtype == mx.float32
+
+
 def test_nothing_lazy_survives_so_another_thread_can_run_the_model(tmp_path: Path) -> None:
     # Private arrays (rope frequencies here) made lazily belong to the loading thread's stream.
     config = tiny.DEEPSEEK_V3 | {
@@ -116,8 +136,6 @@ def test_a_checkpoint_packed_elsewhere_gets_the_quantisation_that_loading_derive
 ) -> None:
     path = tiny.write(tmp_path / "m", tiny.QWEN3)
     model = tiny.build(tiny.QWEN3)
-    from mlx_lm.utils import quantize_model
-
     model, _ = quantize_model(model, dict(tiny.QWEN3), 32, 4, mode="mxfp4")
     for file in path.glob("model*"):
         file.unlink()

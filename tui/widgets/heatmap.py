@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from rich.color import Color
 from rich.segment import Segment
 from rich.style import Style
 from textual import events
@@ -182,9 +183,18 @@ class Heatmap(ScrollView, can_focus=True, inherit_bindings=False):
         if grid.half or not self.has_focus or not 0 <= place < len(segments):
             return
         text, style, _ = segments[place]
-        ink = Style(color="#ff9628" if self.app.current_theme.dark else "#dc5a00", bold=True)
         text = f"[{text[1:-1]}]" if grid.width >= 3 else "◆" * grid.width
-        segments[place] = Segment(text, (style or Style()) + ink)
+        segments[place] = Segment(text, (style or Style()) + self._cursor_ink(style))
+
+    def _cursor_ink(self, style: Style | None) -> Style:
+        """Orange where that shows, else black or white: it must also show without colour."""
+        from tui.heat.paint import DARK, LIGHT, luma
+
+        ink = (DARK if self.app.current_theme.dark else LIGHT).cursor
+        back = style.bgcolor.triplet if style and style.bgcolor else None
+        if back is not None and abs(luma(ink) - luma(back)) < 70:
+            ink = (0, 0, 0) if luma(back) > 127 else (255, 255, 255)
+        return Style(color=Color.from_rgb(*ink), bold=True)
 
     def _header(self, grid: Grid, base: Style) -> Strip:
         """Expert numbers, as many as fit, and a pointer above the cursor's column."""

@@ -73,7 +73,7 @@ def losses(plan: PlanReport) -> Table:
             cell = Text("unknown", DIM)
         else:
             style = GOOD if lost <= 0.1 else WARN if lost <= 0.3 else BAD
-            cell = Text.assemble((bar(lost, 6), style), f" {lost:5.1%}")
+            cell = Text.assemble(f"{lost:5.1%} ", (bar(lost, 6), style))
         out.add_row(str(layer), cell, ranges(list(experts)))
     return out
 

@@ -10,7 +10,9 @@ from textual.widgets import Static
 
 from mlxfun.reports import readable_bytes
 from tui.state import AppState, Job, speed
-from tui.text import bar, count, duration, shortened
+from tui.text import count, duration, shortened
+
+BAR = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,9 @@ def job_text(job: Job, now: float) -> Text:
     label = progress.label if name in progress.label else f"{name}: {progress.label}"
     text.append(f"{shortened(label, 28)} ", "not bold")
     if progress.total:
-        text.append(bar(progress.done / progress.total, 8), Style(reverse=False))
+        full = round(min(progress.done / progress.total, 1.0) * BAR)
+        text.append("━" * full)
+        text.append("─" * (BAR - full), Style(dim=True, bold=False))
         done = count(progress.done, progress.unit)
         if progress.unit not in ("B", "bytes"):
             done = f"{progress.done:,}"
@@ -70,7 +74,7 @@ def parts(state: AppState, now: float) -> list[Part]:
     if view.counting:
         out.append(Part(4, Text("counting chat")))
     if view.steering and (view.steering.activated or view.steering.deactivated):
-        out.append(Part(2, Text("steered", Style(color="magenta"))))
+        out.append(Part(2, Text("steered ▲▼", Style(bold=True))))
     return out or [Part(0, Text("starting"))]
 
 

@@ -55,6 +55,8 @@ def _answer(turn: Turn, inner: int, console: Console) -> list[list[Segment]]:
     if turn.done and looks_marked(text):
         options = console.options.update(width=inner)
         rendered = console.render_lines(Markdown(text, hyperlinks=False), options, pad=False)
+        while rendered and not "".join(segment.text for segment in rendered[0]).strip():
+            rendered.pop(0)
     else:
         rendered = _wrapped(Text(text), inner, console)
     candidate = turn.side == "candidate"
@@ -90,6 +92,12 @@ class Transcript(ScrollView, can_focus=True):
         self._turns: tuple[Turn, ...] = ()
         self._cache: dict[int, tuple[Turn, int, list[Strip]]] = {}
         self._lines: list[Strip] = []
+        self._following = True
+
+    def watch_scroll_y(self, old_value: float, new_value: float) -> None:
+        super().watch_scroll_y(old_value, new_value)
+        # Whoever scrolls up to read is left in peace; back at the end, new lines are followed.
+        self._following = new_value >= self.max_scroll_y - 1
 
     def show(self, turns: tuple[Turn, ...]) -> None:
         """Draw `turns`, oldest first."""
@@ -101,7 +109,6 @@ class Transcript(ScrollView, can_focus=True):
         width = self.scrollable_content_region.width
         if not width:
             return
-        at_end = self.scroll_offset.y >= self.max_scroll_y - 1
         cache: dict[int, tuple[Turn, int, list[Strip]]] = {}
         self._lines = []
         for turn in self._turns:
@@ -114,8 +121,9 @@ class Transcript(ScrollView, can_focus=True):
         self._cache = cache
         self.virtual_size = Size(width, len(self._lines))
         self.refresh()
-        if at_end:
-            self.scroll_end(animate=False, immediate=True)
+        if self._following:
+            # The new height counts for scrolling only after the next layout.
+            self.call_after_refresh(self.scroll_end, animate=False)
 
     def render_line(self, y: int) -> Strip:
         """One line of the window."""

@@ -1,0 +1,80 @@
+"""A few pictures of the screen. Small and smooth on purpose: strips are tested in words elsewhere.
+
+After a wanted change: `pytest tests/tui/test_snapshots.py --snapshot-update`, then look at them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from textual.pilot import Pilot
+
+from tests.fake_engine import FakeEngine
+from tests.tui.driving import STAGED, make
+
+SESSION = (*STAGED, "steer --activate 1:2 --deactivate 2:9", "preview", "chat 'What are you?'")
+
+
+def picture(
+    lines: tuple[str, ...], *keys: str, running: str = "", steps: int = 0, theme: str = ""
+) -> tuple[Any, Callable[[Pilot[int]], Awaitable[None]]]:
+    """An application, and how to bring it to the moment of the picture: `lines` played, `keys`
+    pressed, and a `running` line some `steps` on its way."""
+    engine = FakeEngine()
+    app = make(engine)
+    app.animation_level = "none"
+
+    async def prepare(pilot: Pilot[int]) -> None:
+        await pilot.pause()
+        engine.finish()
+        engine.play(*lines)
+        await pilot.pause()
+        if theme:
+            app.theme = theme
+        await pilot.press(*keys)
+        if running:
+            engine.run(running)
+            engine.step(steps)
+        app._notifications.clear()
+        app._refresh_notifications()
+        app.pump()
+        await pilot.pause()
+        await pilot.pause()
+
+    return app, prepare
+
+
+@pytest.mark.parametrize(
+    ("size", "name"), [((80, 24), "80x24"), ((120, 40), "120x40"), ((60, 18), "60x18")]
+)
+def test_a_staged_plan(snap_compare: Any, size: tuple[int, int], name: str) -> None:
+    app, prepare = picture(SESSION)
+    assert snap_compare(app, terminal_size=size, run_before=prepare)
+
+
+def test_a_calibration_on_its_way(snap_compare: Any) -> None:
+    app, prepare = picture((), running="collect --dataset demo:mixed", steps=5)
+    assert snap_compare(app, terminal_size=(80, 24), run_before=prepare)
+
+
+def test_the_first_sight_of_a_loaded_model(snap_compare: Any) -> None:
+    app, prepare = picture(())
+    assert snap_compare(app, terminal_size=(80, 24), run_before=prepare)
+
+
+def test_without_colour(snap_compare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    app, prepare = picture(SESSION)
+    assert snap_compare(app, terminal_size=(80, 24), run_before=prepare)
+
+
+def test_on_a_light_terminal(snap_compare: Any) -> None:
+    app, prepare = picture(SESSION, theme="mlxfun-light")
+    assert snap_compare(app, terminal_size=(80, 24), run_before=prepare)
+
+
+def test_the_table_twin(snap_compare: Any) -> None:
+    app, prepare = picture(SESSION, "y")
+    assert snap_compare(app, terminal_size=(120, 40), run_before=prepare)
