@@ -192,8 +192,12 @@ def _offer_recovery(directory: Path, ctx: Context) -> None:
     """Tell of models that a killed `save --force` has left under their backup name."""
     from mlxfun.checkpoint.atomic import recoverable
 
+    try:
+        backups = recoverable(directory)
+    except OSError:
+        return  # not readable: loading says so, if it matters
     # A model that is missing may be one of these, so this comes before any error about it.
-    for backup in recoverable(directory):
+    for backup in backups:
         ctx.emit(
             Notice(
                 "warning",
