@@ -242,9 +242,9 @@ class Worker:
 def _wait_for_os_thread(native_id: int | None, deadline: float) -> None:
     """Wait until the operating system has done away with a thread that Python has joined.
 
-    MLX keeps streams, threads of their own, in thread-local storage. They are torn down after
-    `Thread.join` (before Python 3.13) has returned; a process that exits meanwhile is aborted with
-    "terminate called without an active exception".
+    MLX keeps streams, threads of their own, in thread-local storage, and `clear_streams` does not
+    reach the thread-local ones of mlx-lm. They are torn down after `Thread.join` (before Python
+    3.13) has returned; a process that exits meanwhile is aborted.
     """
     tasks = Path("/proc/self/task")
     if not tasks.is_dir():
@@ -277,9 +277,9 @@ def _failure(job: int, line: str, error: BaseException, seconds: float, state: s
 def _release_streams() -> None:
     """Let MLX end this thread's streams.
 
-    MLX needs this at the end of every thread that computed: without it the process dies now and
-    then in its exit handlers ("terminate called without an active exception"). Looked up instead
-    of imported, since a session that never loaded a model has no MLX.
+    Without it a process that exits at once dies in most cases with "terminate called without an
+    active exception"; `_wait_for_os_thread` is for the rest. Looked up instead of imported, since
+    a session that never loaded a model has no MLX.
     """
     core = sys.modules.get("mlx.core")
     if core is not None:

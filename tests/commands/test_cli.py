@@ -122,6 +122,8 @@ def test_the_data_of_a_command_has_its_documented_keys(
     ("arguments", "message"),
     [
         (("--headless",), "--headless has nothing to do: give -c COMMAND or --replay FILE"),
+        (("--headless", "--replay", "a/../s.mlxfun", "--record", "s.mlxfun"),
+         "--record and --replay both name s.mlxfun"),
         (("--headless", "--plain"), "--plain and --headless exclude each other"),
         (("--demo", "--json"), "--json needs --headless"),
         (("--demo", "--keep-going"), "--keep-going needs --headless"),
@@ -232,7 +234,7 @@ def test_an_interrupt_while_a_command_runs_is_one_sentence(
     process.send_signal(number)
     out, err = process.communicate(timeout=30)
     assert process.returncode == code
-    assert err.splitlines() == ["interrupted: the model and all files are as they were"]
+    assert err.splitlines() == ["interrupted; nothing is left half done"]
     found = [json.loads(line) for line in out.splitlines()]
     assert found[-1]["data"]["cancelled"]
     assert not (program.directory / "out").exists()
@@ -359,5 +361,5 @@ def test_tab_completes_and_the_history_is_kept(program: Program, shell: Terminal
 
 def test_sigterm_ends_the_plain_shell(shell: Terminal) -> None:
     shell.insist(lambda: shell.process.send_signal(signal.SIGTERM))
-    shell.wait_for("interrupted: the model and all files are as they were")
+    shell.wait_for("interrupted; nothing is left half done")
     assert shell.end() == 143

@@ -19,6 +19,7 @@ SESSION = (
     "apply",
     "undo",
     "redo",
+    "save out",
 )
 
 
@@ -46,13 +47,16 @@ def test_the_main_job_changes_the_state_and_comes_back_to_it(
 ) -> None:
     found = recorded[1]
     assert [o["command"] for o in found] == ["load demo", *SESSION]
-    loaded, collected, pruned, previewed, applied, undone, redone = found
+    loaded, collected, pruned, previewed, applied, undone, redone, saved = found
     assert loaded["state"] == collected["state"] == previewed["state"] == undone["state"]
     assert applied["state"] == redone["state"] == pruned["data"]["state_after"] != loaded["state"]
     assert loaded["data"]["experts"] == 16
     assert [len(kept) for kept in pruned["data"]["kept"].values()] == [12] * 6
     assert pruned["data"]["bytes_after"] < pruned["data"]["bytes_before"]
     assert previewed["data"]["kl_mean"] > 0
+    assert saved["data"]["gate"]["load"] == "ok"
+    assert "identical" in saved["data"]["gate"]["tensors"]
+    assert (recorded[0] / "out" / "model.safetensors").stat().st_size <= saved["data"]["bytes"]
     assert previewed["data"]["perplexity"]["all"] > previewed["data"]["baseline"]["all"]
 
 
@@ -65,4 +69,7 @@ def test_a_replay_of_it_reproduces_every_state_and_the_figures(
         (o["command"], o["state"]) for o in first
     ]
     assert second[-1]["data"]["compared"] == len(SESSION)
+    output = Path(second[-1]["data"]["output_root"])
+    weights = [root / "out" / "model.safetensors" for root in (directory, output)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
     assert second[3]["data"]["perplexity"] == first[3]["data"]["perplexity"]
