@@ -103,6 +103,8 @@ def _check(start: Start) -> None:
         raise click.UsageError("--keep-going needs --headless")
     if start.front_end == "headless" and not start.lines:
         raise click.UsageError("--headless has nothing to do: give -c COMMAND or --replay FILE")
+    if start.record and start.replay and start.record.resolve() == start.replay.resolve():
+        raise click.UsageError(f"--record and --replay both name {start.record}")
     if start.front_end == "screen" and not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise click.UsageError(
             "no terminal to draw on: add --headless to run -c or --replay in a script, or --plain "
@@ -193,8 +195,11 @@ def _guarded(start: Start, engine: Engine) -> int:
 
 def _front_end(start: Start, engine: Engine) -> int:
     if start.front_end == "screen":
+        from commands.render import render
+
         module, function = SCREEN
-        return int(getattr(import_module(module), function)(engine, startup_lines=start.lines))
+        show = getattr(import_module(module), function)
+        return int(show(engine, startup_lines=start.lines, renderer=render))
     from commands.follower import Follower
 
     if start.front_end == "plain":
@@ -209,7 +214,7 @@ def _front_end(start: Start, engine: Engine) -> int:
 
 def _interrupted(problem: KeyboardInterrupt) -> int:
     interrupts.ignore()
-    click.echo("interrupted: the model and all files are as they were", err=True)
+    click.echo("interrupted; nothing is left half done", err=True)
     return interrupts.exit_code(problem)
 
 

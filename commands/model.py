@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from commands.declare import Call, always, command
 from commands.types import FilePath, Source
+from mlxfun.errors import StateError
 from mlxfun.options import SaveOptions
-from mlxfun.reports import Report
+from mlxfun.reports import Report, TextReport
 
 MODEL = Source("model", {"demo": "the small Qwen3-MoE model that comes with mlxfun"})
 
@@ -27,7 +30,7 @@ def load(call: Call) -> Report:
     return call.bench.load(call["model"], call["revision"], call["drop"], call.ctx)
 
 
-@command("info", group="model")
+@command("info", group="model", key="n")
 @click.option("--verify", is_flag=True, help="Read every byte of the checkpoint for its digest.")
 def info(call: Call) -> Report:
     """Describe the resident model: architecture, experts, size, dtype, memory."""
@@ -73,4 +76,17 @@ def smoke_test(call: Call) -> Report:
     return call.session.smoke_test(call.ctx)
 
 
-COMMANDS = (load, info, layers, save, smoke_test)
+@command("recover", group="model", when=always, recorded=False)
+@click.argument("directory", required=False, type=FilePath(), default=".")
+def recover(call: Call) -> Report:
+    """Put back models that a killed save --force had moved aside in a directory (default: here)."""
+    from mlxfun.checkpoint import atomic
+
+    directory: Path = call["directory"]
+    places = [str(atomic.recover(backup)) for backup in atomic.recoverable(directory)]
+    if not places:
+        raise StateError(f"nothing to recover in {directory.resolve()}")
+    return TextReport(f"put back {', '.join(places)}")
+
+
+COMMANDS = (load, info, layers, save, recover, smoke_test)

@@ -14,6 +14,7 @@ from commands.declare import (
     with_stats,
 )
 from commands.types import FilePath, OneExpert
+from mlxfun.errors import UsageError
 from mlxfun.options import CollectOptions
 from mlxfun.reports import Report
 
@@ -50,7 +51,7 @@ def show(call: Call) -> Report:
 @command("stats save", group="observe", when=with_stats)
 @click.argument("path", type=NPZ)
 def save(call: Call) -> Report:
-    """Write the statistics to an .npz file that the ancestor's tools read too."""
+    """Write the statistics to an .npz file."""
     return call.session.save_stats(call.bench.writable(call["path"]))
 
 
@@ -63,9 +64,15 @@ def load(call: Call) -> Report:
 
 @command("stats count", group="observe")
 @click.argument("switch", type=click.Choice(["on", "off"]), metavar="on|off")
+@click.option("--auto-save", type=NPZ, help="Write the statistics here after every answer.")
 def count(call: Call) -> Report:
     """Count chat traffic into the statistics too, or stop doing so."""
-    return call.session.set_counting(call["switch"] == "on")
+    path = call["auto_save"]
+    if path is not None and call["switch"] == "off":
+        raise UsageError("stats count: --auto-save goes with on")
+    return call.session.set_counting(
+        call["switch"] == "on", call.bench.writable(path) if path is not None else None
+    )
 
 
 @command("stats reset", group="observe", danger=True, when=with_stats)

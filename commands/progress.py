@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 from mlxfun.events import Progress
+from mlxfun.reports import readable_bytes
 
 EVERY_SECONDS = 2.0
 
@@ -48,14 +49,22 @@ class ProgressLines:
 
 def describe(progress: Progress) -> str:
     """One line: label, how far, rate and the time left where they are known."""
-    unit = f" {progress.unit}" if progress.unit else ""
-    if progress.total is None:
-        text = f"{progress.label}: {progress.done:,}{unit}" if progress.done else progress.label
-    else:
+    text = progress.label
+    if progress.total is not None:
+        done = _amount(progress.done, progress.unit if progress.unit == "B" else "")
         share = progress.done / progress.total if progress.total else 1.0
-        text = f"{progress.label}: {progress.done:,} of {progress.total:,}{unit} ({share:.0%})"
+        text += f": {done} of {_amount(progress.total, progress.unit)} ({share:.0%})"
+    elif progress.done:
+        text += f": {_amount(progress.done, progress.unit)}"
     if progress.done and progress.rate > 0:
-        text += f", {progress.rate:,.1f}{unit}/s"
+        text += f", {_amount(progress.rate, progress.unit)}/s"
     if progress.eta and progress.eta >= 1:
         text += f", {progress.eta:,.0f} s left"
     return text
+
+
+def _amount(count: float, unit: str) -> str:
+    if unit == "B":
+        return readable_bytes(count)
+    number = f"{count:,}" if isinstance(count, int) else f"{count:,.1f}"
+    return f"{number} {unit}" if unit else number

@@ -150,10 +150,10 @@ class _Run:
                 f"model is {loaded.source} (checkpoint {loaded.checkpoint}): load {source}"
             )
         mark = self._mark()
-        if mark != Mark(wanted):
+        if mark != Mark(loaded.state):
             raise StateError(
-                f"{self.script.path} begins at the model as loaded ({wanted}), the resident one is "
-                f"at {mark}: discard what is staged and go to node 0, or load it again"
+                f"{self.script.path} begins at the model as loaded ({loaded.state}), the resident "
+                f"one is at {mark}: discard what is staged and go to node 0, or load it again"
             )
 
     def _warn_of_versions(self, ctx: Context) -> None:

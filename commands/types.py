@@ -12,62 +12,38 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from mlxfun.errors import UsageError
 from mlxfun.options import ExpertSets
 from mlxfun.reports import SessionView
 
-MAX_EXPERTS = 1 << 16  # no router is that wide; "0..999999999" is a typo, not a request for memory
 MAX_COMPLETIONS = 200
 
-_RANGE = re.compile(r"(\d+)(?:\.\.(\d+))?\Z")
-_PAIR = re.compile(r"[Ll]?(\d+):[Ee]?(\d+(?:\.\.\d+)?)\Z")
+_LETTERS = re.compile(r"[Ll](\d+):[Ee]?(?=\d)")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\Z", re.IGNORECASE)
 
 Items = list[CompletionItem[Any]]
 
 
-def expert_range(text: str) -> range:
-    """`"7"` or `"3..9"` (both ends included) as a range; ValueError with a sentence otherwise."""
-    match = _RANGE.match(text)
-    if match is None:
-        raise ValueError(f"{text!r} is not an expert number or a range such as 0..3")
-    first = int(match[1])
-    last = int(match[2]) if match[2] else first
-    if last < first:
-        raise ValueError(f"the range {text!r} runs backwards: write {last}..{first}")
-    if last >= MAX_EXPERTS:
-        raise ValueError(f"{text!r} names an expert beyond {MAX_EXPERTS - 1}")
-    return range(first, last + 1)
-
-
 def parse_experts(text: str) -> tuple[int, ...]:
-    """Expert numbers, ascending and without repeats.
+    """See `mlxfun.expert_lists.parse_experts`."""
+    from mlxfun.expert_lists import parse_experts  # brings NumPy: not at the top
 
-    >>> parse_experts("5,0,1,250..252")
-    (0, 1, 5, 250, 251, 252)
-    """
-    experts = {e for part in text.split(",") if part.strip() for e in expert_range(part.strip())}
-    return tuple(sorted(experts))
+    return parse_experts(text)
 
 
 def parse_expert_pairs(text: str) -> ExpertSets:
-    """Experts by decoder layer.
+    """See `mlxfun.expert_lists.parse_expert_pairs`; reports write L3:E7, so that is read too.
 
-    >>> parse_expert_pairs("3:7,3:9,5:0..2")
-    {3: (7, 9), 5: (0, 1, 2)}
+    >>> parse_expert_pairs("L3:E7,5:0..2")
+    {3: (7,), 5: (0, 1, 2)}
     """
-    sets: dict[int, set[int]] = {}
-    for part in (p.strip() for p in text.split(",")):
-        if not part:
-            continue
-        match = _PAIR.match(part)
-        if match is None:
-            raise ValueError(f"{part!r} is not LAYER:EXPERT, for instance 3:7 or 5:0..2")
-        sets.setdefault(int(match[1]), set()).update(expert_range(match[2]))
-    return {layer: tuple(sorted(sets[layer])) for layer in sorted(sets)}
+    from mlxfun.expert_lists import parse_expert_pairs  # brings NumPy: not at the top
+
+    return parse_expert_pairs(_LETTERS.sub(r"\1:", text))
 
 
 class _Parsed(click.ParamType[Any]):
-    """A type whose conversion is one function that raises ValueError with a sentence."""
+    """A type whose conversion is one function that raises an error with a sentence."""
 
     @staticmethod
     def parse(text: str) -> Any:
@@ -78,7 +54,7 @@ class _Parsed(click.ParamType[Any]):
             return value
         try:
             return self.parse(value)
-        except ValueError as problem:
+        except (ValueError, UsageError) as problem:
             self.fail(str(problem), param, ctx)
 
 

@@ -5,6 +5,7 @@ It lives on the worker thread, like the session in it.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from mlxfun.context import Context
 from mlxfun.errors import StateError, UsageError
+from mlxfun.events import Notice
 from mlxfun.reports import Report, SessionView
 
 if TYPE_CHECKING:
@@ -48,11 +50,12 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The resident model as a replay names it. checkpoint: the state right after loading."""
+    """The resident model as a replay names it. state: the one right after loading."""
 
     source: str
     revision: str | None
     checkpoint: str
+    state: str
 
 
 @dataclass(slots=True)
@@ -139,6 +142,7 @@ class Workbench:
         if drop:
             self.close()
         found = source if source == "demo" else self._local(source)
+        _offer_recovery(Path(found).parent, ctx)
         opened = self.wiring.open_session(
             found,
             revision=revision,
@@ -148,7 +152,7 @@ class Workbench:
         )
         self.close()
         self._session = opened
-        self.loaded = Loaded(source, revision, opened.state)
+        self.loaded = Loaded(source, revision, opened.checkpoint_id, opened.state)
         return opened.info()
 
     def _local(self, source: str) -> str | Path:
@@ -182,3 +186,22 @@ class Workbench:
     def writable(self, path: Path) -> Path:
         """See `Files.writable`."""
         return self.files.writable(path)
+
+
+def _offer_recovery(directory: Path, ctx: Context) -> None:
+    """Tell of models that a killed `save --force` has left under their backup name."""
+    from mlxfun.checkpoint.atomic import recoverable
+
+    try:
+        backups = recoverable(directory)
+    except OSError:
+        return  # not readable: loading says so, if it matters
+    # A model that is missing may be one of these, so this comes before any error about it.
+    for backup in backups:
+        ctx.emit(
+            Notice(
+                "warning",
+                f"{backup} is a whole model that a save was replacing when it was cut short: type "
+                f"recover {shlex.quote(str(directory))} to put it back",
+            )
+        )

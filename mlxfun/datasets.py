@@ -193,9 +193,10 @@ def _messages(value: Any, where: str) -> tuple[Message, ...]:
     for number, message in enumerate(value):
         if not isinstance(message, dict) or "role" not in message or "content" not in message:
             raise DatasetError(f"{where}: messages[{number}] needs a 'role' and a 'content'")
-        content = message["content"]
-        if isinstance(content, str):
-            _string(content, f"messages[{number}].content", where)
+        if not isinstance(message["content"], list | None):
+            # Lists of typed parts and the null of a tool call are for the template to judge.
+            _string(message["content"], f"messages[{number}].content", where)
+        _string(message["role"], f"messages[{number}].role", where)
     return tuple(value)
 
 

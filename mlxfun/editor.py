@@ -144,7 +144,7 @@ class Editor:
         before, began = self.state, perf_counter()
         if not staged.live:
             self.flip("candidate")
-        node = self.history.add(staged.command, staged.state, staged.edge, staged.command)
+        node = self.history.add(staged.command, staged.state, staged.edge, staged.plan.metric)
         node.scores.update(scores)
         self.staged = None
         return self._step("apply", node.command, before, began)
@@ -179,7 +179,7 @@ class Editor:
             raise StateError("nothing to compact: no pruned experts are held in memory")
         held = _bytes(self.resident)
         inverse = self.swap(delta, ctx)
-        self.history.add(command, self._live_state(), inverse, command)
+        self.history.add(command, self._live_state(), inverse)
         mx.clear_cache()
         step = self._step("compact", command, before, began)
         return replace(step, bytes_freed=held - _bytes(self.resident))
@@ -222,20 +222,28 @@ class Editor:
                 self.flip()
 
     @contextmanager
+    def unsteered(self) -> Iterator[None]:
+        """No steering inside the block."""
+        steering = self.steering
+        self.set_steering(Steering())
+        try:
+            yield
+        finally:
+            self.set_steering(steering)
+
+    @contextmanager
     def _at_root(self) -> Iterator[None]:
         back: list[Delta] = []
         node: Node | None = self.history.current
-        steering, self.steering = self.steering, Steering()
-        try:
-            while node is not None and node.edge is not None and node.parent is not None:
-                back.append(self.resident.swap(node.edge))
-                node = node.parent
-            steer.install(self.steering, self.resident)
-            yield
-        finally:
-            for delta in reversed(back):
-                self.resident.swap(delta)
-            self.set_steering(steering)
+        with self.unsteered():
+            try:
+                while node is not None and node.edge is not None and node.parent is not None:
+                    back.append(self.swap(node.edge))
+                    node = node.parent
+                yield
+            finally:
+                for delta in reversed(back):
+                    self.swap(delta)
 
 
 def _bytes(resident: Resident) -> int:

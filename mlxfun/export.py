@@ -26,6 +26,7 @@ class ExportView:
     def __init__(
         self, model: nn.Module, resident: Resident, anatomy: Anatomy, stored: Mapping[str, mx.Dtype]
     ) -> None:
+        self.model = model
         self._resident = resident
         self._anatomy = anatomy
         self._stored = stored

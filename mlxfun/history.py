@@ -19,7 +19,10 @@ Swap = Callable[[Delta], Delta]
 
 @dataclass(slots=True)
 class Node:
-    """One state. edge: the delta between this node and its parent, see the module's text."""
+    """One state. edge: the delta between this node and its parent, see the module's text.
+
+    recipe: the command that leads here from the parent; metric: the ranking it used, if any.
+    """
 
     id: int
     parent: Node | None
@@ -27,6 +30,7 @@ class Node:
     state: str
     recipe: str | None
     edge: Delta | None
+    metric: str | None = None
     scores: dict[str, float] = field(default_factory=dict)
     children: list[Node] = field(default_factory=list)
 
@@ -55,7 +59,7 @@ class History:
                 f"{readable_bytes(self.budget)}; raise it with --undo-budget, or save and reload"
             )
 
-    def add(self, command: str, state: str, inverse: Delta, recipe: str | None) -> Node:
+    def add(self, command: str, state: str, inverse: Delta, metric: str | None = None) -> Node:
         """A child of the current node, which becomes current. `inverse` leads back.
 
         Doing the same again from the same node finds the node that is already there, so that
@@ -67,7 +71,7 @@ class History:
                 self._arrive(child)
                 return child
         self.check_budget(inverse.bytes)
-        node = Node(len(self._nodes), self.current, command, state, recipe, inverse)
+        node = Node(len(self._nodes), self.current, command, state, command, inverse, metric)
         self.current.children.append(node)
         self._nodes.append(node)
         self._arrive(node)

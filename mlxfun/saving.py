@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model
 
+from mlxfun.anatomy import Anatomy
 from mlxfun.checkpoint.identity import checkpoint_id
 from mlxfun.checkpoint.load import Loaded
+from mlxfun.checkpoint.save import Export, write
+from mlxfun.context import SILENT, Context
 from mlxfun.deltas import Reader
-from mlxfun.errors import ModelError, SaveError
+from mlxfun.editor import Editor
+from mlxfun.errors import ModelError
+from mlxfun.export import ExportView
+from mlxfun.options import SaveOptions
 from mlxfun.reports import SaveReport
 
 
@@ -38,5 +44,52 @@ def open_checkpoint(loaded: Loaded, dtypes: Callable[[str], mx.Dtype]) -> Reader
     return read
 
 
-def save(*args: object) -> SaveReport:
-    raise SaveError("saving is being written")
+def save(
+    loaded: Loaded,
+    editor: Editor,
+    anatomy: Anatomy,
+    view: ExportView,
+    options: SaveOptions,
+    ctx: Context = SILENT,
+) -> SaveReport:
+    """Write the live side as a model of its own, with the recipe that made it.
+
+    The gate compares with the resident model's logits, so steering (which is not saved) is off
+    while it looks.
+    """
+    model: Any = view.model
+    with editor.unsteered():
+        return write(
+            Export(
+                weights=view,
+                config=view.config(loaded.config),
+                source=loaded.path,
+                model_id=loaded.model_id,
+                checkpoint_id=loaded.checkpoint_id,
+                experts=len(editor.committed[0]),
+                metadata=_metadata(editor, anatomy),
+                recipe=[node.recipe for node in editor.history.ancestors() if node.recipe],
+                scores=dict(editor.history.current.scores),
+                logits=model,
+            ),
+            options,
+            ctx,
+        )
+
+
+def _metadata(editor: Editor, anatomy: Anatomy) -> dict[str, Any]:
+    """reap_metadata.json of a pruned model: keys of keep_map are decoder layers."""
+    live = editor.committed
+    if all(len(experts) == anatomy.num_experts for experts in live):
+        return {}
+    metrics = [node.metric for node in editor.history.ancestors() if node.metric]
+    keep = {str(i): list(experts) for i, experts in zip(anatomy.indices, live, strict=True)}
+    return {
+        "reap_metadata.json": {
+            "original_num_experts": anatomy.num_experts,
+            "pruned_num_experts": len(live[0]),
+            "metric": metrics[-1] if metrics else None,
+            "keep_map": keep,
+            "layer_indices": list(anatomy.indices),
+        }
+    }

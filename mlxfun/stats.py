@@ -12,10 +12,12 @@ and f the expert's output, summed over the tokens routed to an expert:
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -161,9 +163,10 @@ def _read_npz(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise DatasetError(f"{path} does not exist; give a file written by `stats save`")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # np.load leaves the file open when it fails half-way.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             data = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, KeyError) as error:
+    except (OSError, ValueError, EOFError, KeyError, BadZipFile, zlib.error) as error:
         raise DatasetError(f"{path} is not an .npz of routing statistics: {error}") from error
     missing = [name for name in ("freq", "reap_sum") if name not in data]
     if missing:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from queue import SimpleQueue
 
 from mlxfun.context import Context
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 Emit = Callable[[Event], None]
 Work = Callable[[Context], Report]
 
+OS_THREAD_SECONDS = 0.05
 PROGRESS_SECONDS = 1 / 15  # faster than that no eye follows and a slow terminal chokes
 
 
@@ -176,8 +178,12 @@ class Worker:
             for job in [*self._waiting, *([self._running] if self._running else [])]:
                 job.cancelled.set()
         self._inbox.put(None)
+        deadline = time.monotonic() + timeout
         self._thread.join(timeout)
-        return not self._thread.is_alive()
+        if self._thread.is_alive():
+            return False
+        _wait_for_os_thread(self._thread.native_id, deadline)
+        return True
 
     def _refuse(self, job: _Job, error: MlxfunError) -> int:
         self._emit(_failure(job.id, job.line, error, 0.0, ""))
@@ -233,6 +239,22 @@ class Worker:
         return ended
 
 
+def _wait_for_os_thread(native_id: int | None, deadline: float) -> None:
+    """Wait until the operating system has done away with a thread that Python has joined.
+
+    MLX keeps streams, threads of their own, in thread-local storage, and `clear_streams` does not
+    reach the thread-local ones of mlx-lm. They are torn down after `Thread.join` (before Python
+    3.13) has returned; a process that exits meanwhile is aborted.
+    """
+    tasks = Path("/proc/self/task")
+    if not tasks.is_dir():
+        time.sleep(OS_THREAD_SECONDS)  # macOS: there is nothing to look at
+        return
+    task = tasks / str(native_id)
+    while task.exists() and time.monotonic() < deadline:
+        time.sleep(0.001)
+
+
 def _failure(job: int, line: str, error: BaseException, seconds: float, state: str) -> JobEnded:
     """The event for a job that raised `error`."""
     if isinstance(error, MlxfunError):
@@ -255,9 +277,9 @@ def _failure(job: int, line: str, error: BaseException, seconds: float, state: s
 def _release_streams() -> None:
     """Let MLX end this thread's streams.
 
-    MLX needs this at the end of every thread that computed: without it the process dies now and
-    then in its exit handlers ("terminate called without an active exception"). Looked up instead
-    of imported, since a session that never loaded a model has no MLX.
+    Without it a process that exits at once dies in most cases with "terminate called without an
+    active exception"; `_wait_for_os_thread` is for the rest. Looked up instead of imported, since
+    a session that never loaded a model has no MLX.
     """
     core = sys.modules.get("mlx.core")
     if core is not None:

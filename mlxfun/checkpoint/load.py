@@ -36,7 +36,7 @@ HALF = (mx.bfloat16, mx.float16)
 # quant_method values whose weights stay packed; others are unpacked to 16 bits while loading.
 _PACKED_METHODS = {"mxfp4", "mxfp8", "awq", "gptq", "compressed-tensors", "modelopt", "bitnet"}
 # What stock code raises on weights or settings that do not fit the architecture.
-_LOAD_ERRORS = (
+LOAD_ERRORS = (
     ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError, OSError, ImportError,
 )  # fmt: skip
 
@@ -80,7 +80,7 @@ def load(source: str | Path, revision: str | None = None, ctx: Context = SILENT)
     ctx.check()
     model, full_config = _load_lazy(found.path)
     stored = {path: array.dtype for path, array in _parameters(model)}
-    cast = _needs_float32(model)
+    cast = needs_float32(model)
     _evaluate(model, cast, ctx)
     tokenizer = _load_tokenizer(found.path, full_config)
     sizes = {path: array.size for path, array in _parameters(model)}
@@ -167,9 +167,9 @@ def _require_memory(model_id: str, estimate: int) -> None:
 def _load_lazy(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     try:
         return load_model(path, lazy=True, strict=True)
-    except _LOAD_ERRORS as error:
+    except LOAD_ERRORS as error:
         raise ModelError(
-            f"{path} does not load with mlx-lm: {_short(error)}; weights and config.json do not "
+            f"{path} does not load with mlx-lm: {short(error)}; weights and config.json do not "
             "fit each other, or the architecture needs a newer mlx-lm"
         ) from error
 
@@ -177,8 +177,8 @@ def _load_lazy(path: Path) -> tuple[nn.Module, dict[str, Any]]:
 def _load_tokenizer(path: Path, config: dict[str, Any]) -> TokenizerWrapper:
     try:
         tokenizer: TokenizerWrapper = load_tokenizer(path, eos_token_ids=config.get("eos_token_id"))
-    except _LOAD_ERRORS as error:
-        raise ModelError(f"the tokenizer of {path} does not load: {_short(error)}") from error
+    except LOAD_ERRORS as error:
+        raise ModelError(f"the tokenizer of {path} does not load: {short(error)}") from error
     # Long texts are cut to --max-tokens after tokenizing; transformers would print a warning
     # about them into whatever screen is up.
     warned = getattr(tokenizer, "deprecation_warnings", None)
@@ -187,7 +187,8 @@ def _load_tokenizer(path: Path, config: dict[str, Any]) -> TokenizerWrapper:
     return tokenizer
 
 
-def _short(error: BaseException) -> str:
+def short(error: BaseException) -> str:
+    """An upstream error in one line, cut to a readable length."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:240]}{'...' if len(text) > 240 else ''}"
 
@@ -202,7 +203,7 @@ def _flatten(tree: Any) -> list[tuple[str, Any]]:
     return flat
 
 
-def _needs_float32(model: nn.Module) -> bool:
+def needs_float32(model: nn.Module) -> bool:
     """Whether this model's experts cannot run in 16 bits here; packed ones can."""
     if not on_cpu():
         return False
@@ -227,7 +228,7 @@ def _evaluate(model: nn.Module, cast: bool, ctx: Context) -> None:
         try:
             mx.eval(array)
         except (RuntimeError, ValueError) as error:
-            raise ModelError(f"{path} cannot be read: {_short(error)}") from error
+            raise ModelError(f"{path} cannot be read: {short(error)}") from error
         done += count
         ctx.progress("load", done, total, "B")
     mx.eval(list(_private_arrays(model)))

@@ -70,6 +70,7 @@ class StubSession:
         self.live = "base"
         self.samples = 0
         self.counting = False
+        self.auto_save: Path | None = None
         self.steering = SteerReport({}, {})
         self.turns = 0
 
@@ -80,6 +81,10 @@ class StubSession:
     def state(self) -> str:
         self.threads.add(threading.get_ident())
         return self.nodes[self.current].state
+
+    @property
+    def checkpoint_id(self) -> str:
+        return f"checkpoint-of-{Path(self.source).name}"
 
     @property
     def gone(self) -> tuple[int, ...]:
@@ -187,8 +192,8 @@ class StubSession:
         self.samples = 0
         return self.stats("reset")
 
-    def set_counting(self, on: bool) -> StatsReport:
-        self.counting = on
+    def set_counting(self, on: bool, auto_save: Path | None = None) -> StatsReport:
+        self.counting, self.auto_save = on, auto_save
         return self.stats("count")
 
     def prune(self, options: PruneOptions, ctx: Context = SILENT) -> PlanReport:

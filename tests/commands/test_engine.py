@@ -6,7 +6,9 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from mlxfun.events import Event, JobEnded, JobStarted, RoutingFrame, Token
+import pytest
+
+from mlxfun.events import Event, JobEnded, JobStarted, Notice, RoutingFrame, Token
 from mlxfun.reports import ChatReport, CollectReport, InfoReport, PlanReport, TextReport
 from tests.commands.conftest import Bench
 
@@ -204,6 +206,37 @@ def test_outputs_stay_below_the_output_root(make_bench: MakeBench, tmp_path: Pat
         assert ended.error is not None
         assert ended.error.startswith(f"{path} lies outside the output root")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["root"]
+
+
+def test_counting_chat_may_save_after_every_answer(bench: Bench, tmp_path: Path) -> None:
+    bench.do(f"stats count on --auto-save {tmp_path}/s.npz")
+    assert bench.sessions[0].auto_save == tmp_path / "s.npz"
+    assert bench.engine.view().counting
+    ended = bench.run(f"stats count off --auto-save {tmp_path}/s.npz")
+    assert ended.error == "stats count: --auto-save goes with on"
+    bench.do("stats count off")
+    assert not bench.engine.view().counting
+
+
+def test_a_model_left_aside_by_a_killed_save_is_offered_and_put_back(
+    make_bench: MakeBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out.mlxfun-bak").mkdir()
+    (tmp_path / "out.mlxfun-bak" / "config.json").write_text("whole")
+    bench = make_bench()
+    ended = bench.run("load ./out")
+    assert ended.error is not None
+    (notice,) = [e for e in bench.events if isinstance(e, Notice)]
+    assert notice.text == (
+        "out.mlxfun-bak is a whole model that a save was replacing when it was cut short: type "
+        "recover . to put it back"
+    )
+    (ended,) = bench.do("recover")
+    assert ended.report == TextReport("put back out")
+    assert (tmp_path / "out" / "config.json").read_text() == "whole"
+    assert bench.run("recover").error == f"nothing to recover in {tmp_path}"
+    bench.do("load ./out")
 
 
 def test_set_refuses_what_the_option_would_refuse(bench: Bench) -> None:

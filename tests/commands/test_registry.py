@@ -10,7 +10,7 @@ from commands import registry
 from commands.completion import complete
 from commands.declare import GROUPS
 from commands.registry import COMMANDS, help_text, parse
-from commands.types import Size, parse_expert_pairs, parse_experts
+from commands.types import Size
 from mlxfun.errors import UsageError
 from mlxfun.reports import SessionView
 from tests.commands.conftest import Bench
@@ -19,7 +19,7 @@ NAMES = {
     "load", "info", "layers", "collect", "stats show", "stats save", "stats load", "stats count",
     "stats reset", "prune", "steer", "preview", "evaluate", "chat", "apply", "discard", "flip",
     "compact", "undo", "redo", "history", "goto", "save", "smoke-test", "record", "replay",
-    "expect", "set", "why", "help", "quit",
+    "expect", "set", "why", "help", "quit", "recover",
 }  # fmt: skip
 
 
@@ -116,13 +116,12 @@ def test_a_family_alone_means_its_first_member() -> None:
         ("save out\\", "save: a lone \\ at the end in 'save out\\\\'"),
         (
             "steer --activate 3",
-            "steer: invalid value for '--activate': '3' is not LAYER:EXPERT, for instance 3:7 or "
-            "5:0..2",
+            "steer: invalid value for '--activate': '3' in '3' is not LAYER:EXPERT, such as 3:7",
         ),
         (
             "prune --ignore-experts 0,x",
-            "prune: invalid value for '--ignore-experts': 'x' is not an expert number or a range "
-            "such as 0..3",
+            "prune: invalid value for '--ignore-experts': 'x' in '0,x' is not an expert number or a "
+            "range such as 250..255",
         ),
         (
             "why 3:7,3:8",
@@ -140,13 +139,14 @@ def test_a_line_that_is_wrong_gets_one_sentence_with_the_remedy(line: str, messa
         assert error(line) == message
 
 
-def test_expert_lists() -> None:
-    assert parse_experts("5,0,1,250..252") == (0, 1, 5, 250, 251, 252)
-    assert parse_experts("") == ()
-    assert parse_expert_pairs("3:7, L5:E0..2,3:9") == {3: (7, 9), 5: (0, 1, 2)}
-    for wrong in ("4..1", "0..99999999", "-1", "1...3"):
-        with pytest.raises(ValueError, match=r"'.+'"):
-            parse_experts(wrong)
+def test_an_expert_is_named_as_reports_name_it() -> None:
+    for line in ("why 3:7", "why L3:E7", "why l3:e7"):
+        assert parse(line).params["cell"] == (3, 7)
+    assert parse("steer --activate L3:E7,5:0..1 --deactivate 3:1").params == {
+        "activate": {3: (7,), 5: (0, 1)},
+        "deactivate": {3: (1,)},
+        "clear": False,
+    }
 
 
 @pytest.mark.parametrize(

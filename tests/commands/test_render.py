@@ -130,6 +130,9 @@ def test_progress_says_how_far_how_fast_and_how_long() -> None:
     )
     assert describe(Progress(1, "importing MLX", 0, None, "", 0.0)) == "importing MLX"
     assert describe(Progress(1, "hash", 5, None, "files", 0.0)) == "hash: 5 files"
+    assert describe(Progress(1, "load", 3 << 20, 6 << 20, "B", 1.5)) == (
+        "load: 3.0 MiB of 6.0 MiB (50%), 2.0 MiB/s, 2 s left"
+    )
     assert describe(Progress(1, "empty", 0, 0, "", 0.0)) == "empty: 0 of 0 (100%)"
 
 

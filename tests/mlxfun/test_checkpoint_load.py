@@ -10,7 +10,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
-from mlx_lm.utils import load_model
+from mlx_lm.utils import load_model, quantize_model
 
 from mlxfun import demo
 from mlxfun.checkpoint import load as load_module
@@ -34,6 +34,16 @@ def test_the_demo_model_loads_with_its_facts() -> None:
     assert sum(a.size for _, a in tree_flatten(loaded.model.parameters())) == 3_192_832
     assert set(loaded.stored_dtypes) == {p for p, _ in tree_flatten(loaded.model.parameters())}
     assert loaded.tokenizer.has_chat_template
+
+
+def test_a_directory_called_demo_does_not_hide_the_demo_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.write(tmp_path / "demo", tiny.QWEN3)
+    monkeypatch.chdir(tmp_path)
+    assert load("demo").path == demo.model_path()
+    assert load("./demo").config["num_experts"] == 8
+    assert load(Path("demo")).config["num_experts"] == 8
 
 
 @cpu_only
@@ -69,6 +79,26 @@ def test_a_quantised_model_stays_as_it_is_and_runs(tmp_path: Path) -> None:
     assert loaded.estimate == sum(a.nbytes for a in parameters.values())
     assert loaded.config["quantization"]["bits"] == 4
     mx.eval(loaded.model(mx.array([[1, 2, 3]])))
+
+
+@cpu_only
+def test_a_model_with_unpacked_experts_runs_although_the_rest_is_quantised(tmp_path: Path) -> None:
+    path = tiny.write(tmp_path / "m", tiny.QWEN3)
+    model, config = quantize_model(
+        tiny.build(tiny.QWEN3),
+        dict(tiny.QWEN3),
+        32,
+        4,
+        quant_predicate=lambda name, _: "switch_mlp" not in name,
+    )
+    for file in path.glob("model*"):
+        file.unlink()
+    mx.save_safetensors(str(path / "model.safetensors"), dict(tree_flatten(model.parameters())))
+    (path / "config.json").write_text(json.dumps(config))
+    loaded = load(path)
+    experts = "model.layers.0.mlp.switch_mlp.up_proj.weight"
+    assert loaded.stored_dtypes[experts] == mx.bfloat16
+    assert loaded.model(mx.array([[1, 2, 3]])).dtype == mx.float32
 
 
 def test_nothing_lazy_survives_so_another_thread_can_run_the_model(tmp_path: Path) -> None:
@@ -116,8 +146,6 @@ def test_a_checkpoint_packed_elsewhere_gets_the_quantisation_that_loading_derive
 ) -> None:
     path = tiny.write(tmp_path / "m", tiny.QWEN3)
     model = tiny.build(tiny.QWEN3)
-    from mlx_lm.utils import quantize_model
-
     model, _ = quantize_model(model, dict(tiny.QWEN3), 32, 4, mode="mxfp4")
     for file in path.glob("model*"):
         file.unlink()

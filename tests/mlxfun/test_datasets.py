@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxfun.datasets import (
@@ -164,6 +165,8 @@ def test_an_unknown_sample_set_lists_the_valid_ones() -> None:
         (b'{"messages": []}', r"'messages' must be a non-empty list, found an empty list"),
         (b'{"messages": "hi"}', r"'messages' must be a non-empty list, found a string"),
         (b'{"messages": [{"role": "user"}]}', r"messages\[0\] needs a 'role' and a 'content'"),
+        (b'{"messages": [{"role": "user", "content": 7}]}', r"'messages\[0\].content' must be a s"),
+        (b'{"messages": [{"role": 1, "content": "x"}]}', r"'messages\[0\].role' must be a string"),
         (b'{"prompt": {"a": 1}}', r"'prompt' must be a string, found an object"),
         (b"{}", r"a\.jsonl:1: no text under 'content' \(keys seen: none\)"),
         (b"[" * 100_000, r"a\.jsonl:1: nested too deeply"),
@@ -178,6 +181,42 @@ def test_a_broken_line_is_named_with_its_file_and_number(
     file.write_bytes(content)
     with pytest.raises(DatasetError, match=message):
         read(file)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(("messages", "role", "content", "prompt", "completion", "text", "x")),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=8,
+)
+
+
+@settings(deadline=None)
+@given(json_values, st.booleans())
+def test_any_json_line_is_a_sample_that_tokenizes_or_a_data_set_error(
+    value: Any, template: bool
+) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        try:
+            lines = read(jsonl(Path(directory) / "a.jsonl", value))
+            sequences = tokenize(lines, Bytes(template), 64)
+        except DatasetError:
+            return
+    assert len(sequences) == 1
+
+
+def test_message_parts_and_the_null_of_a_tool_call_are_left_to_the_template(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "one"}, {"type": "image"}, {"type": "text", "text": "two"}]
+    turns = [{"role": "user", "content": parts}, {"role": "assistant", "content": None}]
+    (line,) = read(jsonl(tmp_path / "a.jsonl", {"messages": turns}))
+    assert line.messages == turns
+    assert texts(tokenize([line], Bytes(template=False), 64)) == ["one\n\ntwo\n"]
 
 
 def test_a_source_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
@@ -293,6 +332,7 @@ def test_the_real_tokenizer_applies_chatml(capfd: pytest.CaptureFixture[str]) ->
 lengths = st.lists(st.integers(2, 40), min_size=1, max_size=40)
 
 
+@settings(deadline=None)
 @given(lengths, st.integers(1, 120), st.integers(1, 6))
 def test_batches_hold_every_sequence_once_within_the_bounds(
     sizes: list[int], batch_tokens: int, max_batch: int
@@ -326,6 +366,7 @@ def test_impossible_bounds_are_a_usage_error() -> None:
 # --- hold-out --------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.integers(0, 200), st.floats(0, 0.99), st.integers(0, 5))
 def test_the_held_out_part_is_disjoint_reproducible_and_never_empty(
     n: int, fraction: float, seed: int

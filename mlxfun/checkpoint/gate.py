@@ -1,0 +1,165 @@
+"""The gate that every saved model passes before it gets its name.
+
+Stock mlx-lm must load the directory strictly, every tensor must come back bit for bit, and the
+logits of a fixed probe must be those of the resident model. Tensors are compared one at a time.
+The second forward holds the whole model only if there is room; otherwise MLX's lazy evaluation
+reads each layer's weights when its turn comes and lets go of them after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten, tree_map
+from mlx_lm.utils import load_model
+
+from mlxfun.checkpoint.headers import read_headers
+from mlxfun.checkpoint.load import HALF, LOAD_ERRORS, memory_limit, needs_float32, on_cpu, short
+from mlxfun.context import SILENT, Context
+from mlxfun.errors import ModelError, SaveError
+
+PROBE_TOKENS = 48
+# The second model, its activations, and room for everything else on the device.
+_ROOM = 1.25
+
+LogitsFn = Callable[[mx.array], mx.array]
+
+
+class Weights(Protocol):
+    """The tensors of a model as they are to be written."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Parameter names in the order of the files."""
+
+    def nbytes(self, name: str) -> int:
+        """Bytes of a tensor, known without making it."""
+
+    def tensor(self, name: str) -> mx.array:
+        """The tensor, in the dtype it is written with. May be called more than once."""
+
+
+def check(
+    directory: Path, weights: Weights, logits: LogitsFn | None = None, ctx: Context = SILENT
+) -> dict[str, str]:
+    """Run the gate on a written directory; returns {check: outcome} for the report.
+
+    logits: int32 [1, T] tokens -> [1, T, V] logits of the model that was saved, None to leave
+    that comparison out.
+
+    Raises SaveError naming the first difference, and Cancelled.
+    """
+    outcome = {"load": "ok"}
+    names = set(weights.names)
+    model, config = _load(directory)
+    loaded = _parameters(model)
+    del model
+    if missing := sorted(names - loaded.keys()) + sorted(loaded.keys() - names):
+        raise SaveError(
+            f"the saved model loads with other parameters than were saved, first {missing[0]}"
+        )
+    _compare_tensors(loaded, weights, ctx)
+    outcome["tensors"] = f"{len(names)} identical"
+    if logits is None:
+        outcome["logits"] = "not compared"
+        return outcome
+    total = sum(weights.nbytes(name) for name in weights.names)
+    whole = _fits(total)
+    ctx.progress("gate: logits", 0, 1)
+    tokens = probe_tokens(_vocabulary(config))
+    if not same_bits(logits(tokens), forward(_load(directory)[0], tokens, whole)):
+        raise SaveError(
+            "the saved model's tensors are identical but its logits are not: config.json does not "
+            "describe the model that was saved"
+        )
+    ctx.progress("gate: logits", 1, 1)
+    outcome["logits"] = "identical, whole model" if whole else "identical, layer by layer"
+    return outcome
+
+
+def probe_tokens(vocabulary: int) -> mx.array:
+    """int32 [1, 48]: fixed tokens, enough of them to take the sorted path through the experts."""
+    chosen = np.random.default_rng(48).integers(0, vocabulary, PROBE_TOKENS)
+    return mx.array(chosen.astype(np.int32))[None]
+
+
+def forward(model: nn.Module, tokens: mx.array, whole: bool) -> mx.array:
+    """Evaluated logits of a lazily loaded model, cast for the CPU backend as `load` does.
+
+    whole: evaluate the model first. Otherwise its parameters are let go once the graph stands, so
+    that each is read and freed as the evaluation passes it; the model is unusable afterwards.
+    """
+    if needs_float32(model):
+        model.update(tree_map(_widen, model.parameters()))
+    if whole:
+        mx.eval(model.parameters())
+    result: mx.array = model(tokens)
+    if not whole:
+        model.update(tree_map(lambda _: mx.zeros(0), model.parameters()))
+    mx.eval(result)
+    return result
+
+
+def same_bits(first: mx.array, second: mx.array) -> bool:
+    """Whether two arrays have one dtype, one shape and the same bits (NaN equals NaN)."""
+    if first.dtype != second.dtype or first.shape != second.shape:
+        return False
+    a, b = (array.reshape(-1).view(mx.uint8) for array in (first, second))
+    return bool(mx.array_equal(a, b).item())
+
+
+def _load(directory: Path) -> tuple[nn.Module, dict[str, Any]]:
+    try:
+        read_headers(directory)
+        return load_model(directory, lazy=True, strict=True)
+    except ModelError as error:
+        raise SaveError(f"the saved model is damaged: {error}") from error
+    except LOAD_ERRORS as error:
+        raise SaveError(f"the saved model does not load with mlx-lm: {short(error)}") from error
+
+
+def _parameters(model: nn.Module) -> dict[str, mx.array]:
+    return dict(cast(list[tuple[str, mx.array]], tree_flatten(model.parameters())))
+
+
+def _compare_tensors(loaded: dict[str, mx.array], weights: Weights, ctx: Context) -> None:
+    total = sum(weights.nbytes(name) for name in weights.names)
+    done = 0
+    for name in weights.names:
+        ctx.check()
+        expected = weights.tensor(name)
+        # Popped, so that what was read for this comparison is freed after it.
+        found = loaded.pop(name)
+        if not same_bits(expected, found):
+            raise SaveError(
+                f"{name} was saved as {expected.dtype} {list(expected.shape)} and read back as "
+                f"{found.dtype} {list(found.shape)} with other contents"
+            )
+        done += weights.nbytes(name)
+        ctx.progress("gate: tensors", done, total, "B")
+
+
+def _widen(array: mx.array) -> mx.array:
+    return array.astype(mx.float32) if array.dtype in HALF else array
+
+
+def _vocabulary(config: dict[str, Any]) -> int:
+    """A number of tokens that the model certainly has."""
+    text = config.get("text_config")
+    nodes = [config, text] if isinstance(text, dict) else [config]
+    sizes = [node[key] for node in nodes for key in ("vocab_size", "num_vocab") if key in node]
+    return min((size for size in sizes if isinstance(size, int)), default=32)
+
+
+def _fits(model_bytes: int) -> bool:
+    """Whether a second copy of the model fits beside what is in memory now."""
+    limit = memory_limit()
+    if limit is None:
+        return False
+    wide = 2 if on_cpu() else 1
+    return mx.get_active_memory() + _ROOM * wide * model_bytes < limit

@@ -1,0 +1,104 @@
+"""A model quantised while it is saved, by mlx-lm's own `quantize_model`.
+
+The quantised tensors are lazy expressions over the tensors to be saved. Each is handed out once
+and then forgotten, so writing needs the memory of a few of them; a second pass (the gate) builds
+the expressions again, and quantisation is deterministic.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+from typing import Any, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+from mlx_lm.utils import _get_classes, quantize_model
+
+from mlxfun.checkpoint.gate import Weights
+from mlxfun.checkpoint.load import short
+from mlxfun.errors import SaveError, UsageError
+
+BITS = (2, 3, 4, 5, 6, 8)
+GROUP_SIZES = (32, 64, 128)
+
+
+class Requantised:
+    """Weights of `weights`, quantised to `bits` in groups of `group_size` (affine).
+
+    config: the configuration that goes with them.
+
+    Raises UsageError for sizes MLX does not have, SaveError for a model that is quantised already
+    or has no layer whose width is a multiple of the group size.
+    """
+
+    def __init__(
+        self, weights: Weights, config: dict[str, Any], bits: int, group_size: int
+    ) -> None:
+        if bits not in BITS:
+            raise UsageError(f"--quantize {bits}: choose one of {', '.join(map(str, BITS))} bits")
+        if group_size not in GROUP_SIZES:
+            sizes = ", ".join(map(str, GROUP_SIZES))
+            raise UsageError(f"group size {group_size}: choose one of {sizes}")
+        if (present := describe_quantization(config)) is not None:
+            raise SaveError(
+                f"the model is quantised already ({present}); --quantize needs a model with "
+                "floating-point weights"
+            )
+        self._source = weights
+        self._plain_config = config
+        self._bits, self._group_size = bits, group_size
+        try:
+            model, self.config = self.build()
+        except ValueError as error:
+            raise SaveError(f"mlx-lm cannot quantise this model: {short(error)}") from error
+        self._pending = _flatten(model)
+        self._sizes = {name: array.nbytes for name, array in self._pending.items()}
+        if not any(name.endswith(".scales") for name in self._sizes):
+            raise SaveError(
+                f"nothing in this model can be quantised in groups of {group_size}: no layer's "
+                "width is a multiple of it"
+            )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Parameter names of the quantised model."""
+        return tuple(self._sizes)
+
+    def nbytes(self, name: str) -> int:
+        """Bytes of one tensor; lazy arrays know their size."""
+        return self._sizes[name]
+
+    def tensor(self, name: str) -> mx.array:
+        """The tensor, lazily; the expressions are built anew for a second pass."""
+        if name not in self._pending:
+            self._pending = _flatten(self.build()[0])
+        return self._pending.pop(name)
+
+    def build(self) -> tuple[nn.Module, dict[str, Any]]:
+        """The quantised model, lazy, and its config."""
+        config = copy.deepcopy(self._plain_config)
+        model_class, args_class = _get_classes(config)
+        model = model_class(args_class.from_dict(config))
+        model.eval()
+        names = self._source.names
+        model.load_weights([(name, self._source.tensor(name)) for name in names], strict=True)
+        # quantize_model prints a line; it only builds expressions, so this lasts milliseconds.
+        with contextlib.redirect_stdout(io.StringIO()):
+            quantised, config = quantize_model(model, config, self._group_size, self._bits)
+        return quantised, config
+
+
+def describe_quantization(config: dict[str, Any]) -> str | None:
+    """ "4-bit affine, groups of 64" for a quantised model's config, None for a plain one."""
+    settings = config.get("quantization")
+    if not isinstance(settings, dict):
+        return None
+    mode = settings.get("mode", "affine")
+    return f"{settings.get('bits')}-bit {mode}, groups of {settings.get('group_size')}"
+
+
+def _flatten(model: nn.Module) -> dict[str, mx.array]:
+    return dict(cast(list[tuple[str, mx.array]], tree_flatten(model.parameters())))

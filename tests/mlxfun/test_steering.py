@@ -1,0 +1,149 @@
+"""Steering forces experts into or out of the top-k in every router family."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import tiny_models
+
+from mlxfun import steering as steer
+from mlxfun.errors import PlanError
+from mlxfun.steering import Steering
+
+TOKENS = [[(5 * i + i * i) % 61 for i in range(40)]]
+
+
+def routed(r) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(experts, weights) [T, K] of each MoE layer."""
+    with r.taps.recording():
+        out = r.model(mx.array(TOKENS))
+        records = r.taps.drain()
+        mx.eval(out, [a for layer in records for rec in layer for a in rec.arrays()])
+    assert np.isfinite(np.array(out.astype(mx.float32))).all()
+    result = []
+    for layer, (record,) in zip(r.anatomy.layers, records, strict=True):
+        inds = np.array(record.indices).reshape(-1, layer.top_k).astype(int)
+        weights = np.array(record.weights.astype(mx.float32)).reshape(-1, layer.top_k)
+        inds[(weights == 0) & (layer.router_rows > layer.num_experts)] = -1
+        result.append((inds, weights))
+    return result
+
+
+def install(r, steering: Steering) -> tuple[str, ...]:
+    checked, notices = steer.check(steering, r.resident)
+    steer.install(checked, r.resident)
+    return notices
+
+
+@pytest.mark.parametrize("name", tiny_models.RUNNABLE)
+def test_an_activated_expert_serves_every_token_and_a_deactivated_one_none(rig, name):
+    r = rig(name)
+    before = r.logits(TOKENS)
+    up = {layer.index: (5,) for layer in r.anatomy.layers}
+    down = {layer.index: (4, 1) for layer in r.anatomy.layers}
+    install(r, Steering(up, down))
+    for inds, _ in routed(r):
+        assert (inds == 5).any(axis=1).all()
+        assert not np.isin(inds, (1, 4)).any()
+    assert not np.array_equal(np.array(before), np.array(r.logits(TOKENS)))
+    install(r, Steering())
+    assert np.array_equal(np.array(before), np.array(r.logits(TOKENS)))
+
+
+@pytest.mark.parametrize("name", tiny_models.GROUPED)
+def test_grouped_routers_never_choose_a_deactivated_expert_with_a_large_bias(rig, name):
+    """Losing groups are filled with 0.0, which beats live experts of very negative bias."""
+    r = rig(name)
+    layer = r.anatomy.layers[0]
+    if layer.bias_name is None:
+        pytest.skip("this grouped router has no selection bias")
+    path = f"{layer.bias_owner}.{layer.bias_name}"
+    bias = np.full(8, -3.0, dtype=np.float32)
+    bias[[1, 6]] = 50.0
+    r.resident.tree.put(path, mx.array(bias).astype(r.resident.tree.get(path).dtype))
+    assert np.isin(routed(r)[0][0], (1, 6)).any()
+    install(r, Steering({}, {layer.index: (1, 6)}))
+    assert not np.isin(routed(r)[0][0], (1, 6)).any()
+
+
+@pytest.mark.parametrize("name", ["deepseek_v3", "minimax", "longcat_flash", "afmoe"])
+def test_steering_by_bias_leaves_the_weights_to_the_model(rig, name):
+    """The weight of an expert that was selected anyway does not change when another is barred."""
+    r = rig(name)
+    plain = routed(r)[0]
+    never = next(e for e in range(8) if not (plain[0] == e).any(axis=1).all())
+    chosen = (plain[0] != never).all(axis=1)
+    assert chosen.any()
+    install(r, Steering({}, {r.anatomy.layers[0].index: (never,)}))
+    steered = routed(r)[0]
+    for t in np.flatnonzero(chosen):
+        assert dict(zip(*map(tuple, (plain[0][t], plain[1][t])), strict=True)) == dict(
+            zip(*map(tuple, (steered[0][t], steered[1][t])), strict=True)
+        )
+
+
+def test_the_rule_on_logits_is_steermoes(rig):
+    """Activated: row maximum + 0.01; deactivated: row minimum - 0.01; the others untouched."""
+    up, down = np.array([0, 0, 1, 0], bool), np.array([1, 0, 0, 0], bool)
+    rule = steer.logits_rule(up, down, steer.MARGIN)
+    out = np.array(rule(mx.array([[0.5, 2.0, -1.0, 1.0]])))
+    np.testing.assert_allclose(out, [[-1.01, 2.0, 2.01, 1.0]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16, mx.float32])
+def test_the_rule_keeps_the_dtype_and_never_ties(dtype):
+    up = np.array([0, 0, 1], bool)
+    rule = steer.logits_rule(up, np.array([1, 0, 0], bool), steer.MARGIN)
+    logits = mx.array([[11.0, 12.0, -20.0], [900.0, 1000.0, 3.0]]).astype(dtype)
+    out = rule(logits)
+    assert out.dtype == dtype
+    wide = np.array(out.astype(mx.float32))
+    assert (wide[:, 2] > wide[:, 1]).all()
+    assert (wide[:, 0] < wide[:, 1]).all()
+
+
+def test_steering_follows_a_prune_and_its_undo(rig):
+    r = rig("qwen3_moe")
+    steering = Steering({0: (7,), 1: (7,)})
+    install(r, steering)
+    undo = r.prune({0: (0, 2, 5, 7), 1: (1, 3, 6, 7)})
+    steer.install(steering, r.resident)
+    for inds, _ in routed(r):
+        assert (inds == 7).any(axis=1).all()
+    r.resident.swap(undo)
+    steer.install(steering, r.resident)
+    for inds, _ in routed(r):
+        assert (inds == 7).any(axis=1).all()
+
+
+def test_more_activations_than_top_k_are_capped_with_a_notice(rig):
+    r = rig("qwen3_moe")
+    notices = install(r, Steering({0: (1, 2, 3)}))
+    assert notices == ("layer 0: 3 experts activated but each token uses 2; taking [1, 2]",)
+    assert all(set(row) == {1, 2} for row in routed(r)[0][0].tolist())
+
+
+def test_impossible_steering_is_refused_with_the_figures(rig):
+    r = rig("qwen3_moe")
+    for steering, message in (
+        (Steering({9: (1,)}), "decoder layer 9 is not an MoE layer; they are 0..1"),
+        (Steering({0: (8,)}), r"layer 0 has no expert 8; they are 0..7"),
+        (Steering({0: (1,)}, {0: (1,)}), r"experts \[1\] are both activated and deactivated"),
+        (Steering({}, {0: (0, 1, 2, 3, 4, 5, 6)}), "leaves 1, fewer than the 2 .* at most 6"),
+    ):
+        with pytest.raises(PlanError, match=message):
+            steer.check(steering, r.resident)
+    grouped = rig("deepseek_v3")
+    with pytest.raises(PlanError, match="lie in 2 groups but a token uses 1"):
+        steer.check(Steering({1: (0, 7)}), grouped.resident)
+    with pytest.raises(PlanError, match=r"the groups hold \[1, 4\] experts"):
+        steer.check(Steering({}, {1: (0, 1, 2)}), grouped.resident)
+
+
+def test_a_newer_wish_replaces_the_opposite_one():
+    steering = Steering({1: (2, 3)}, {1: (4,)}).with_more({1: (4,)}, {1: (3,)})
+    assert steering.activate == {1: (2, 4)}
+    assert steering.deactivate == {1: (3,)}
+    assert steering.key != Steering({1: (2, 3)}, {1: (4,)}).key
+    assert Steering().key == ""
