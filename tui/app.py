@@ -19,7 +19,7 @@ from textual import on
 from textual.app import App
 
 from mlxfun.events import Event, JobEnded
-from mlxfun.reports import Report
+from mlxfun.reports import Report, StepReport
 from tui import deeds, guide, themes
 from tui.feed import Feed
 from tui.keymap import BY_ID, Key
@@ -137,7 +137,8 @@ class ShellApp(App[int]):
         """A job has ended: show where its outcome is, call back whoever turned away."""
         panel = deeds.news(event)
         if panel is not None and not self._first_load(event):
-            self.state = deeds.reveal(self.state, panel)
+            step = isinstance(event.report, StepReport)
+            self.state = deeds.reveal(self.state, panel, aside=step)
         if event.report is not None and event.report.kind == "quit":
             self.leave()
         if event.usage and event.job == self._typed and not self.main.command.input.value:

@@ -406,11 +406,23 @@ def test_on_small_terminals_the_outcome_of_a_command_comes_to_the_front() -> Non
         assert visible(shell) == ["experts", "plan"]
         await shell.play("layers")
         assert visible(shell) == ["experts", "log"]
+        await shell.play("apply")
+        assert visible(shell) == ["experts", "history"]
         await shell.play("chat hello")
         assert visible(shell) == ["experts", "chat"]
         assert shell.app.main.query_one(Heatmap).has_focus
 
     drive(test, size=(80, 24))
+
+
+def test_a_step_of_the_history_takes_the_heatmap_from_nobody() -> None:
+    @ready(*STAGED, "apply")
+    async def test(shell: Shell) -> None:
+        await shell.press("1")
+        await shell.play("undo")
+        assert visible(shell) == ["experts"]
+
+    drive(test, size=(60, 18))
 
 
 def test_a_tab_can_be_clicked() -> None:
