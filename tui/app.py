@@ -272,8 +272,10 @@ class ShellApp(App[int]):
         title = panel.title if panel else "command line"
         about = panel.about if panel else self.main.command.about
         typed = self.main.command.input.value.split()
-        if panel is None and typed and self.state.row(typed[0]):
-            about = self.engine.help(typed[0])
+        names = (" ".join(typed[:2]), *typed[:1])  # some commands have two words
+        known = next((name for name in names if self.state.row(name)), None)
+        if panel is None and known is not None:
+            about = self.engine.help(known)
         self.push_screen(HelpScreen(help_page(title, about, name, self.state)))
 
     def _escape(self) -> None:
@@ -295,7 +297,7 @@ class ShellApp(App[int]):
 
     def interrupt(self) -> None:
         """Cancel the running job; the model stays as it was before it."""
-        if self.state.job is None and not self.state.queued:
+        if self.engine.busy is None and not self.engine.queue:
             self._say("info", "nothing is running; ctrl+q leaves")
             return
         self.engine.cancel()

@@ -121,7 +121,7 @@ def test_the_status_line_fits_and_keeps_the_job_longest(width: int) -> None:
     engine = FakeEngine()
     engine.play("load demo", *STAGED)
     job = Job(1, "collect", 0.0, progress(8, 32, 2.0))
-    state = AppState(view=engine.view(), job=job)
+    state = AppState(view=engine.view(), jobs=(job,))
     text = status_text(state, width, 1.0)
     assert text.cell_len <= width
     assert "▶ coll" in text.plain
