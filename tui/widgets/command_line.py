@@ -165,7 +165,7 @@ class CommandLine(Vertical):
             mark, style = MARKS[self._echo.level]
             text = Text(mark, style=style, no_wrap=True, overflow="ellipsis")
             plain = Style(bold=False, color=None if self._echo.level == "error" else "default")
-            text.append(" ".join(self._echo.text.split()), plain)
+            text.append(one_line(self._echo), plain)
         else:
             text = Text(self._hint, style="dim", no_wrap=True, overflow="ellipsis")
         self.query_one("#echo", Static).update(text)
@@ -193,6 +193,13 @@ class CommandLine(Vertical):
     def on_descendant_blur(self, _: events.DescendantBlur) -> None:
         self._back = None
         self._draw()
+
+
+def one_line(entry: Entry) -> str:
+    """What the echo line says of an entry: a page of text only that it is there."""
+    if entry.report is not None and "\n" in entry.text.strip():
+        return f"{entry.line}: see the reports (5)"
+    return " ".join(entry.text.split())
 
 
 def completions(options: Sequence[Completion], most: int = 12) -> Text:
