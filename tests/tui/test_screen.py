@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.text import Text
+from textual.widget import Widget
 from textual.widgets import Static
 
 from mlxfun.reports import Report, TextReport
@@ -413,6 +415,33 @@ def test_a_long_job_calls_back_whoever_turned_away() -> None:
         assert [n.title for n in shell.app._notifications] == ["collect --dataset demo:mixed"]
 
     drive(test)
+
+
+@pytest.mark.parametrize("size", [(160, 45), (80, 24), (60, 18)])
+def test_a_frame_in_which_nothing_changed_paints_nothing(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @ready(*STAGED)
+    async def test(shell: Shell) -> None:
+        shell.engine.run("chat hello")
+        shell.engine.step(3)
+        await shell.settle()
+        painted: list[str] = []
+        plain = Widget.refresh
+
+        def spy(self: Widget, *regions: Any, **options: Any) -> Widget:
+            painted.append(type(self).__name__)
+            return plain(self, *regions, **options)
+
+        monkeypatch.setattr(Widget, "refresh", spy)
+        for _ in range(3):
+            shell.app._show()
+        assert painted == []
+        shell.engine.step()
+        shell.app.pump()
+        assert {"Transcript", "Heatmap"} & set(painted)
+
+    drive(test, size=size)
 
 
 # Small terminals ------------------------------------------------------------------------------

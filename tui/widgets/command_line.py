@@ -13,12 +13,13 @@ from textual.binding import BindingType
 from textual.containers import Vertical
 from textual.suggester import Suggester
 from textual.widget import Widget
-from textual.widgets import Input, Static
+from textual.widgets import Input
 
 from tui.messages import LineEntered
 from tui.ports import Completion
 from tui.state import AppState, Entry
 from tui.widgets.fields import Field, FieldInput
+from tui.widgets.line import Line
 from tui.widgets.log import MARKS
 
 Completer = Callable[[str], Sequence[Completion]]
@@ -131,7 +132,7 @@ class CommandLine(Vertical):
         self._back: Widget | None = None
 
     def compose(self) -> ComposeResult:
-        yield Static(id="echo", markup=False)
+        yield Line(id="echo")
         yield CommandField(self._complete, self._past)
 
     @property
@@ -168,7 +169,7 @@ class CommandLine(Vertical):
             text.append(one_line(self._echo), plain)
         else:
             text = Text(self._hint, style="dim", no_wrap=True, overflow="ellipsis")
-        self.query_one("#echo", Static).update(text)
+        self.query_one("#echo", Line).put(text)
 
     @on(Input.Changed)
     def _changed(self, event: Input.Changed) -> None:
