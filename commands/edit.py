@@ -15,7 +15,7 @@ LIST = FilePath((".json", ".csv"))
 MAP = FilePath((".json",))
 
 
-@command("prune", group="edit", undoable=True, key="p")
+@command("prune", group="edit", key="p")
 @click.option(
     "--n-prune",
     type=positive,
