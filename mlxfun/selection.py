@@ -22,7 +22,7 @@ where an expert is both protected and targeted, protection wins.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -117,6 +117,23 @@ def select(scores: Scores, constraints: Constraints, options: PruneOptions) -> S
         for alive, gone in zip(constraints.alive, condemned, strict=True)
     )
     return Selection(keep, _warnings(constraints, protect, target, keep))
+
+
+def require_spared(keep: Mapping[int, Sequence[int]], constraints: Constraints) -> None:
+    """Check that a list made elsewhere keeps every protected expert that is alive.
+
+    keep: {decoder layer: experts that stay}. Raises PlanError naming the protected ones that go.
+    """
+    gone = []
+    for i, layer in enumerate(constraints.layers):
+        protected = np.flatnonzero(constraints.protect[i] & constraints.alive[i])
+        staying = set(keep.get(layer, ()))
+        gone += [f"L{layer}:E{int(e)}" for e in protected if int(e) not in staying]
+    if gone:
+        shown = ", ".join(gone[:5]) + (", ..." if len(gone) > 5 else "")
+        raise PlanError(
+            f"the list removes {len(gone)} protected experts: {shown}; change the list or the map"
+        )
 
 
 def _checked_count(options: PruneOptions) -> int:

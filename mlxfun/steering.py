@@ -185,8 +185,8 @@ def logits_rule(up: Mask, down: Mask, margin: float) -> LogitsRule:
 
     def rule(logits: mx.array) -> mx.array:
         wide = logits.astype(mx.float32)
-        top = mx.max(wide, axis=-1, keepdims=True)
-        low = mx.min(wide, axis=-1, keepdims=True)
+        top = mx.max(logits, axis=-1, keepdims=True).astype(mx.float32)
+        low = mx.min(logits, axis=-1, keepdims=True).astype(mx.float32)
         # In bfloat16 the next number above 10 is 0.06 away: 0.01 alone would round to a tie.
         step = mx.finfo(logits.dtype).eps
         above = mx.maximum(margin, 2 * step * mx.abs(top))
@@ -194,7 +194,9 @@ def logits_rule(up: Mask, down: Mask, margin: float) -> LogitsRule:
         wide = mx.where(raised, top + above, wide)
         return mx.where(lowered, low - below, wide).astype(logits.dtype)
 
-    return rule
+    # Decoding on a GPU is bound by launches: fused, the rule is three kernels instead of twelve.
+    on_gpu = mx.default_device() == mx.Device(mx.gpu)
+    return mx.compile(rule, shapeless=True) if on_gpu else rule
 
 
 def steered_bias(layer: MoELayer, bias: mx.array, up: Mask, down: Mask) -> mx.array:

@@ -302,36 +302,40 @@ class ShellApp(App[int]):
         self.leave()
 
     def leave(self) -> None:
-        """Leave at once; `run` closes the engine when the terminal is itself again."""
+        """Leave at once, in the middle of whatever runs."""
         self.engine.cancel()
         self.exit(0)
+
+
+def full_report(report: Report) -> RenderableType:
+    """A report as the commands render it for a person."""
+    # Imported with the first report: the first paint does not wait for it.
+    from commands.render import render
+
+    return render(report)
 
 
 def run(
     engine: Engine,
     *,
     startup_lines: Sequence[str] = (),
-    renderer: Callable[[Report], RenderableType] = plain_report,
+    renderer: Callable[[Report], RenderableType] = full_report,
     lines_file: Path | None = None,
 ) -> int:
     """Show the shell until the person leaves; returns the exit code.
 
     startup_lines: command lines to run after the first paint. lines_file: where command lines are
-    remembered between sessions; the user's state directory when None.
+    remembered between sessions; the user's state directory when None. On return the running job
+    is told to stop and the terminal is itself again; closing the engine is the caller's part.
     """
-    lines = LineHistory(lines_file or LineHistory.default_path())
     # Every frame of a heatmap is kilobytes: a remote terminal gets fewer.
     remote = "SSH_CONNECTION" in os.environ
     app = ShellApp(
         engine,
         startup_lines=startup_lines,
         renderer=renderer,
-        lines=lines,
+        lines=LineHistory(lines_file or LineHistory.default_path()),
         frames_per_second=REMOTE_FRAMES_PER_SECOND if remote else FRAMES_PER_SECOND,
     )
-    try:
-        code = app.run()
-    finally:
-        # The terminal is restored by now; a job deep in a forward pass must not hold it up.
-        engine.close(timeout=2.0)
+    code = app.run()
     return app.return_code or code or 0

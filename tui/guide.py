@@ -6,6 +6,9 @@ from mlxfun.reports import SteerReport
 from tui.keymap import Key, keys_for
 from tui.state import AppState
 
+# Perplexity over the checkpoint's from which on the next step offered is no longer to apply.
+BEARABLE = 1.25
+
 
 def layer_at(state: AppState, position: int) -> int:
     """The decoder layer of MoE layer number `position`."""
@@ -89,7 +92,9 @@ def next_key(state: AppState) -> str:
     if view.heat is None or not view.heat.metrics:
         return "collect"
     if view.plan is not None:
-        return "preview" if view.scores is None else "apply"
+        if view.scores is None:
+            return "preview"
+        return "apply" if view.scores.ratio <= BEARABLE else "discard"
     if view.history and view.history.current != 0:
         return "save"
     return "prune"
@@ -98,13 +103,16 @@ def next_key(state: AppState) -> str:
 def next_step(state: AppState) -> str:
     """One sentence that tells a newcomer what to do next."""
     if state.job is not None and state.view.model is None:
-        return f"{state.job.line} ..."
+        label = state.job.progress.label if state.job.progress else "starting"
+        return f"{state.job.line}: {label} ..."
     if state.view.model is None:
         return "No model yet: press : and type  load demo"
     words = {
         "collect": "Press c to calibrate: watch which experts work.",
         "prune": "Press p to stage a prune; nothing is lost until you apply, and undo takes it back.",
         "preview": "A plan is staged: v measures it, i talks to it, f swaps base and candidate.",
+        "discard": "That costs a lot of quality: d discards, p stages a smaller prune, a applies "
+        "all the same.",
         "apply": "Measured. Press a to apply, d to discard, f to compare base and candidate.",
         "save": "Applied. u undoes, s saves the model, i chats with it.",
     }

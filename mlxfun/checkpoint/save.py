@@ -154,6 +154,12 @@ def _checked_target(source: Path, options: SaveOptions) -> Path:
 def _check_replaceable(target: Path, options: SaveOptions) -> None:
     if not options.force:
         raise SaveError(f"{options.path} is not empty; choose another place or add --force")
+    here = Path.cwd()
+    if target == here or target in here.parents:
+        raise SaveError(
+            f"{options.path} is or holds the current directory, which --force would replace; run "
+            "the shell from elsewhere"
+        )
     if not (target / "config.json").exists():
         # --force replaces a whole directory: it must not cost anybody their home.
         raise SaveError(

@@ -27,11 +27,13 @@ class Source:
 def resolve(source: str | Path, revision: str | None, ctx: Context) -> Source:
     """The local directory behind `source`: a directory, "demo", or a Hub id (fetched if need be).
 
-    A directory wins over a Hub id of the same spelling.
+    A directory wins over a Hub id of the same spelling; a directory called demo is "./demo".
 
     Raises ModelError for whatever is none of these, and as `hub.fetch` does.
     """
     text = str(source)
+    if source == DEMO:
+        return Source(demo.model_path(), DEMO)
     path = Path(text).expanduser()
     if path.is_dir():
         if revision is not None:
@@ -39,8 +41,6 @@ def resolve(source: str | Path, revision: str | None, ctx: Context) -> Source:
         return Source(path, path.resolve().name)
     if path.exists():
         raise ModelError(f"{text} is a file; name the directory that holds config.json")
-    if text == DEMO:
-        return Source(demo.model_path(), DEMO)
     # The Hub's client costs half a second to import, so only a plausible id pays for it.
     if isinstance(source, str) and text.count("/") == 1:
         from mlxfun.checkpoint import hub

@@ -1,16 +1,22 @@
-"""Exports for the tests of saving: an unpruned model as loaded."""
+"""For the tests of saving: exports of unpruned models, and what is on disk afterwards."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import pytest
 from mlx.utils import tree_flatten
 
+from mlxfun.checkpoint.headers import read_headers
 from mlxfun.checkpoint.load import Loaded, load
-from mlxfun.checkpoint.save import Export
+from mlxfun.checkpoint.save import Export, write
+from mlxfun.context import Context
+from mlxfun.errors import Cancelled, SaveError
+from mlxfun.options import SaveOptions
 
 
 @dataclass
@@ -55,3 +61,37 @@ def export_of(source: Path | str, **changes: Any) -> Export:
         "logits": loaded.model,
     }
     return Export(**(facts | changes))
+
+
+def on_disk(path: Path) -> dict[str, mx.array]:
+    """The tensors of a checkpoint as its files hold them."""
+    arrays: dict[str, mx.array] = {}
+    for header in read_headers(path):
+        arrays |= mx.load(str(header.path))
+    return arrays
+
+
+def snapshot(path: Path) -> dict[str, bytes]:
+    """Every file below `path`."""
+    return {str(f.relative_to(path)): f.read_bytes() for f in path.rglob("*") if f.is_file()}
+
+
+def refused(tmp_path: Path, export: Any, message: str) -> None:
+    """Saving fails with `message` and leaves only the model it came from."""
+    with pytest.raises(SaveError, match=message):
+        write(export, SaveOptions(tmp_path / "out"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["base"]
+
+
+class StopAt(Context):
+    """Cancel (or call `end`) at the n-th check."""
+
+    def __init__(self, n: int, end: Callable[[], None] | None = None) -> None:
+        self.left, self.end = n, end
+
+    def check(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            if self.end:
+                self.end()
+            raise Cancelled("cancelled")

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 import tiny_models
+from mlx.utils import tree_flatten
 from rigs import Rig, keep_fewer, make_rig
 
+from mlxfun import demo
+from mlxfun.checkpoint.load import load
 from mlxfun.checkpoint.save import Export, write
 from mlxfun.errors import SaveError
 from mlxfun.export import ExportView
 from mlxfun.options import SaveOptions
+from tests.mlxfun import tiny_checkpoints
 
 
 def pruned_export(rig: Rig, source: Path) -> Export:
@@ -69,3 +75,19 @@ def test_a_model_too_narrow_for_its_own_quantisation_rules_is_refused(
     export = pruned_export(rig("qwen3_moe"), tmp_path / "base")
     with pytest.raises(SaveError, match=r"mlx-lm cannot quantise this model: .*group size 64"):
         write(export, SaveOptions(tmp_path / "out", quantize=4, group_size=32))
+
+
+@pytest.mark.parametrize("name", tiny_models.RUNNABLE)
+def test_every_family_loads_whole_and_runs(name: str, tmp_path: Path) -> None:
+    model, config = tiny_models.build(name)
+    model.set_dtype(mx.bfloat16)
+    weights = dict(tree_flatten(model.parameters()))
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), weights)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for file in tiny_checkpoints.TOKENIZER_FILES:
+        shutil.copy(demo.model_path() / file, tmp_path)
+    loaded = load(tmp_path)
+    assert loaded.stored_dtypes == {path: array.dtype for path, array in weights.items()}
+    assert not any("drops" in note for note in loaded.notes)
+    assert sum(a.nbytes for _, a in tree_flatten(loaded.model.parameters())) == loaded.estimate
+    mx.eval(loaded.model(mx.arange(16)[None]))

@@ -36,6 +36,16 @@ def test_the_demo_model_loads_with_its_facts() -> None:
     assert loaded.tokenizer.has_chat_template
 
 
+def test_a_directory_called_demo_does_not_hide_the_demo_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.write(tmp_path / "demo", tiny.QWEN3)
+    monkeypatch.chdir(tmp_path)
+    assert load("demo").path == demo.model_path()
+    assert load("./demo").config["num_experts"] == 8
+    assert load(Path("demo")).config["num_experts"] == 8
+
+
 @cpu_only
 def test_the_cpu_cast_is_exact_counted_and_said() -> None:
     loaded = load("demo")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxfun.datasets import (
@@ -197,6 +197,7 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(json_values, st.booleans())
 def test_any_json_line_is_a_sample_that_tokenizes_or_a_data_set_error(
     value: Any, template: bool
@@ -331,6 +332,7 @@ def test_the_real_tokenizer_applies_chatml(capfd: pytest.CaptureFixture[str]) ->
 lengths = st.lists(st.integers(2, 40), min_size=1, max_size=40)
 
 
+@settings(deadline=None)
 @given(lengths, st.integers(1, 120), st.integers(1, 6))
 def test_batches_hold_every_sequence_once_within_the_bounds(
     sizes: list[int], batch_tokens: int, max_batch: int
@@ -364,6 +366,7 @@ def test_impossible_bounds_are_a_usage_error() -> None:
 # --- hold-out --------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.integers(0, 200), st.floats(0, 0.99), st.integers(0, 5))
 def test_the_held_out_part_is_disjoint_reproducible_and_never_empty(
     n: int, fraction: float, seed: int

@@ -106,21 +106,11 @@ def test_the_model_refuses_most_harmful_prompts_and_no_harmless_one(
     assert abs(refused - expected) <= 2
 
 
-@pytest.mark.parametrize(
-    ("name", "low", "high"),
-    [
-        ("mixed", 15, 45),
-        ("solidity", 10, 28),
-        ("medical", 15, 35),
-        ("python", 8, 20),
-        ("eval", 15, 45),
-    ],
-)
-def test_the_model_reads_the_samples_as_its_own_kind_of_text(
-    name: str, low: float, high: float, loaded: Loaded
-) -> None:
-    lines = read_lines(DatasetOptions(f"demo:{name}", max_samples=16))
-    assert low < perplexity(loaded, tokenize(lines, loaded.tokenizer, 512)) < high
+@pytest.mark.parametrize("name", TOPICAL)
+def test_the_model_reads_the_samples_as_its_own_kind_of_text(name: str, loaded: Loaded) -> None:
+    # Between memorised text (2) and text of another kind (hundreds).
+    lines = read_lines(DatasetOptions(f"demo:{name}", max_samples=12))
+    assert 8 < perplexity(loaded, tokenize(lines, loaded.tokenizer, 96)) < 60
 
 
 def perplexity(loaded: Loaded, sequences: list[Any]) -> float:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mlxfun.errors import PlanError, UsageError
 from mlxfun.options import PruneOptions
-from mlxfun.selection import Constraints, select
+from mlxfun.selection import Constraints, require_spared, select
 
 
 def keep(scores: Any, constraints: Constraints | None = None, **options: Any) -> Any:
@@ -161,6 +161,15 @@ def test_ignored_experts_are_never_pruned(model_wide: bool) -> None:
     assert kept == ((0, 1), (0, 1))
 
 
+def test_a_list_from_elsewhere_may_not_remove_protected_experts() -> None:
+    alive = ~marks((2, 4), (1, 3))
+    protect = marks((2, 4), (0, 1), (0, 2), (1, 3))
+    constraints = replace(Constraints.free((1, 2), 4, 1), alive=alive, protect=protect)
+    require_spared({1: (1, 2), 2: (0, 1)}, constraints)  # L2:E3 was gone before
+    with pytest.raises(PlanError, match=r"removes 2 protected experts: L1:E1, L1:E2; change"):
+        require_spared({1: (0, 3), 2: (0, 1)}, constraints)
+
+
 # --- groups ----------------------------------------------------------------------------------
 
 
@@ -304,7 +313,7 @@ def cases(draw: st.DrawFn) -> tuple[Any, Constraints, PruneOptions]:
     return scores, constraints, options
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(cases())
 def test_every_selection_respects_every_constraint(
     case: tuple[Any, Constraints, PruneOptions],
@@ -359,7 +368,7 @@ def naive_bottom(scores: Any, constraints: Constraints, spared: Any, i: int, n: 
     return gone
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(cases())
 def test_a_refusal_is_right_that_nothing_possible_was_asked_for(
     case: tuple[Any, Constraints, PruneOptions],

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxfun.errors import PlanError, UsageError
@@ -34,6 +34,7 @@ def test_expert_sets_are_parsed_with_ranges_that_include_both_ends() -> None:
     assert parse_expert_pairs("5:1, 0:2 ,5:0") == {0: (2,), 5: (0, 1)}
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.integers(0, 99), st.sets(st.integers(0, 500), min_size=1), min_size=1))
 def test_what_is_written_as_pairs_is_read_back(sets: dict[int, set[int]]) -> None:
     text = ",".join(f"{layer}:{e}" for layer in sets for e in sets[layer])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from mlxfun.reports import SteerReport
@@ -99,3 +101,14 @@ def test_no_two_keys_of_one_place_are_the_same() -> None:
         keys = [k for key in KEYS if key.scope in (scope, "app", "always") for k in
                 key.keys.split(",")]  # fmt: skip
         assert len(keys) == len(set(keys)), scope
+
+
+def test_a_plan_that_costs_a_lot_of_quality_is_not_recommended() -> None:
+    state = state_after("load demo", *STAGED, "preview")
+    assert guide.next_key(state) == "apply"
+    scores = state.view.scores
+    assert scores is not None
+    bad = replace(scores, perplexity={"all": 2.5 * scores.baseline["all"]})
+    state = replace(state, view=replace(state.view, scores=bad))
+    assert guide.next_key(state) == "discard"
+    assert "p stages a smaller prune" in guide.next_step(state)

@@ -467,15 +467,31 @@ def test_zoom_gives_the_focused_panel_everything_and_takes_it_back() -> None:
 
 
 # Leaving --------------------------------------------------------------------------------------
-def test_run_closes_the_engine_with_a_bounded_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_hands_its_wishes_to_the_application(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     from tui import app as module
 
+    seen: list[ShellApp] = []
+
+    def note(self: ShellApp) -> int:
+        seen.append(self)
+        return 3
+
+    monkeypatch.setattr(module.ShellApp, "run", note)
+    monkeypatch.setenv("SSH_CONNECTION", "here there")
     engine = FakeEngine()
-    monkeypatch.setattr(module.ShellApp, "run", lambda self: None)
-    monkeypatch.setattr(module.LineHistory, "default_path", staticmethod(lambda: None))
-    assert module.run(engine, startup_lines=["load demo"]) == 0
-    assert engine.closed is not None
-    assert engine.closed <= 5.0
+    assert module.run(engine, startup_lines=["load demo"], lines_file=tmp_path / "lines") == 3
+    assert seen[0]._startup_lines == ("load demo",)
+    assert seen[0]._frame_seconds == 0.25
+
+
+def test_the_default_renderer_is_that_of_the_commands() -> None:
+    from commands.render import render
+    from tui.app import full_report
+
+    assert str(full_report(TextReport("[b]as it is[/b]"))) == "[b]as it is[/b]"
+    assert type(full_report(TextReport("x"))) is type(render(TextReport("x")))
 
 
 def test_a_text_report_needs_no_renderer() -> None:

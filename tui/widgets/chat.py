@@ -13,6 +13,8 @@ from tui.widgets.fields import Field
 from tui.widgets.panel import Panel
 from tui.widgets.transcript import Transcript
 
+WELCOME = "Press i and ask something.\nThe experts at work light up while it answers."
+
 
 class ChatPanel(Panel):
     """Talk to the live model."""
@@ -32,10 +34,7 @@ class ChatPanel(Panel):
     """
 
     def compose(self) -> ComposeResult:
-        yield Static(
-            "Press i and ask something.\nThe experts at work light up while it answers.",
-            id="welcome",
-        )
+        yield Static(id="welcome")
         yield Transcript()
         yield Field(prompt="›", id="say")
 
@@ -48,7 +47,9 @@ class ChatPanel(Panel):
 
     def show(self, state: AppState) -> None:
         """Draw the conversation of `state`."""
-        self.query_one("#welcome").display = not state.turns
+        welcome = self.query_one("#welcome", Static)
+        welcome.display = not state.turns
+        welcome.update(WELCOME if state.view.model else "A model has to be loaded first.")
         transcript = self.query_one(Transcript)
         transcript.display = bool(state.turns)
         transcript.show(state.turns)

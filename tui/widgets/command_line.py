@@ -112,7 +112,7 @@ class CommandLine(Vertical):
 
     DEFAULT_CSS = """
     CommandLine { height: 2; padding: 0 1; }
-    CommandLine #echo { height: 1; }
+    CommandLine #echo { height: 1; text-wrap: nowrap; text-overflow: ellipsis; }
     """
 
     about = (

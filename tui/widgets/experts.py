@@ -49,7 +49,8 @@ class ExpertsPanel(Panel):
     ExpertsPanel #empty { height: 1fr; content-align: center middle; text-align: center;
                           color: $foreground 70%; }
     ExpertsPanel #foot { height: 1; }
-    ExpertsPanel #words { height: 1; width: 1fr; color: $foreground 85%; }
+    ExpertsPanel #words { height: 1; width: 1fr; text-wrap: nowrap;
+                           text-overflow: ellipsis; color: $foreground 85%; }
     ExpertsPanel #caption { height: 1; color: $foreground 60%; display: none; }
     .-single #caption { display: block; }
     ExpertsPanel TableTwin { height: 1fr; overflow: auto auto; scrollbar-size-horizontal: 1; background: $background; scrollbar-size-vertical: 1; }

@@ -18,6 +18,8 @@ from tui.state import AppState
 from tui.text import tree
 from tui.widgets.panel import Panel
 
+SHORT = {"perplexity": "ppl", "kl_mean": "KL", "top1_agreement": "top-1"}
+
 
 def node_line(lead: str, node: HistoryNode, current: bool) -> Text:
     """One state: its place in the tree, what made it, and its figures."""
@@ -29,7 +31,7 @@ def node_line(lead: str, node: HistoryNode, current: bool) -> Text:
     if node.bytes:
         text.append(f"  {readable_bytes(node.bytes)}", "dim")
     for name, value in node.scores.items():
-        text.append(f"  {name} {value:.4g}", "dim")
+        text.append(f"  {SHORT.get(name, name)} {value:.4g}", "dim")
     return text
 
 
@@ -46,7 +48,8 @@ class NodeList(OptionList, inherit_bindings=False):
 
     DEFAULT_CSS = """
     NodeList, NodeList:focus { border: none; padding: 0; height: 1fr; background: $background;
-                               background-tint: $foreground 0%;
+                               background-tint: $foreground 0%; text-wrap: nowrap;
+                               text-overflow: ellipsis;
                                scrollbar-size-vertical: 1; }
     """
 

@@ -12,7 +12,7 @@ from textual.app import ComposeResult
 from textual.widget import Widget
 from textual.widgets import RichLog, Static
 
-from mlxfun.reports import Report
+from mlxfun.reports import ChatReport, Report
 from tui.state import AppState, Entry
 from tui.text import duration
 from tui.widgets.panel import Panel
@@ -94,7 +94,10 @@ class LogPanel(Panel):
         lines = self.query_one(Lines)
         for entry in entries:
             lines.write(heading(entry))
-            if entry.report is not None:
+            if isinstance(entry.report, ChatReport):
+                # The answer stands in the chat; twice would push everything else away.
+                lines.write(Text(entry.text, style="dim"))
+            elif entry.report is not None:
                 lines.write(self._renderer(entry.report))
             elif entry.line:
                 lines.write(Text(entry.text))

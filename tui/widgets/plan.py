@@ -89,7 +89,8 @@ def plan_body(view: SessionView) -> RenderableType:
 
 def empty_body(state: AppState) -> Text:
     """The panel without a plan: what to do to get one."""
-    if guide.next_key(state) == "collect":
+    measured = state.view.heat is not None and bool(state.view.heat.metrics)
+    if not measured:
         return Text("Nothing staged.\nPress c to calibrate, then p to stage a prune.")
     return Text(
         "Nothing staged.\nPress p to stage a prune: you see here what goes and what it costs, "

@@ -40,7 +40,7 @@ def job_text(job: Job, now: float) -> Text:
         if progress.unit not in ("B", "bytes"):
             done = f"{progress.done:,}"
         text.append(f" {done}/{count(progress.total, progress.unit)}", "not bold")
-    else:
+    elif progress.done:
         text.append(count(progress.done, progress.unit), "not bold")
     if progress.rate > 0:
         text.append(f" {count(round(progress.rate, 1), progress.unit)}/s", "not bold")
