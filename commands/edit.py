@@ -67,7 +67,7 @@ def prune(call: Call) -> Report:
     return call.session.prune(PruneOptions(**values), call.ctx)
 
 
-@command("steer", group="edit")
+@command("steer", group="edit", between=True)
 @click.option(
     "--activate", type=ExpertPairs(), metavar="L:E,...", help="Force these into the top-k."
 )
