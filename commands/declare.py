@@ -104,8 +104,8 @@ class Command:
 
     name: one or two words. danger: it loses something that undo does not bring back. undoable:
     undo takes it back. key: the default key. when: why it does not apply to a view, None if it
-    does. instant: answered at once, also while the worker is busy. recorded: belongs in a session
-    file.
+    does. instant: answered at once, also while the worker is busy. between: may run between two
+    tokens of an answer. recorded: belongs in a session file.
     """
 
     name: str
@@ -117,6 +117,7 @@ class Command:
     key: str | None = None
     when: When = with_model
     instant: bool = False
+    between: bool = False
     recorded: bool = True
 
     @property
@@ -156,6 +157,7 @@ class Traits(TypedDict, total=False):
     key: str
     when: When
     instant: bool
+    between: bool
     recorded: bool
 
 

@@ -15,7 +15,7 @@ LIST = FilePath((".json", ".csv"))
 MAP = FilePath((".json",))
 
 
-@command("prune", group="edit", undoable=True, key="p")
+@command("prune", group="edit", key="p")
 @click.option(
     "--n-prune",
     type=positive,
@@ -67,7 +67,7 @@ def prune(call: Call) -> Report:
     return call.session.prune(PruneOptions(**values), call.ctx)
 
 
-@command("steer", group="edit")
+@command("steer", group="edit", between=True)
 @click.option(
     "--activate", type=ExpertPairs(), metavar="L:E,...", help="Force these into the top-k."
 )

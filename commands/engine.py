@@ -116,7 +116,9 @@ class Engine:
                 return self._worker.answer(line, report, self._view.state)
         except MlxfunError as problem:
             return self._worker.answer(line, problem, self._view.state)
-        return self._worker.submit(line, lambda ctx: self._perform(parsed, line, ctx))
+        return self._worker.submit(
+            line, lambda ctx: self._perform(parsed, line, ctx), between=parsed.command.between
+        )
 
     def cancel(self) -> None:
         """Cancel the running job; a second call drops the queued ones too."""
@@ -150,6 +152,8 @@ class Engine:
     def _perform(self, parsed: Parsed, line: str, ctx: Context) -> Report:
         """Run a parsed line on the worker thread: journal, session, outcome for `expect`."""
         command, bench = parsed.command, self._bench
+        if command.between and bench.journal.running:
+            return self._perform_between(parsed, line, ctx)
         written = command.recorded and bench.journal.wants(loads=command.name == "load")
         if written:
             bench.journal.begin(line)
@@ -163,6 +167,12 @@ class Engine:
             raise
         self._remember(command, report, None)
         self._write_down(command, report, written)
+        return report
+
+    def _perform_between(self, parsed: Parsed, line: str, ctx: Context) -> Report:
+        """Run a line in the middle of a recorded command: it is written down after that one."""
+        report = parsed.command.handler(Call(self._bench, parsed.params, ctx))
+        self._bench.journal.after(line)
         return report
 
     def _remember(self, command: Command, report: Report | None, error: str | None) -> None:

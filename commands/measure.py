@@ -13,13 +13,23 @@ measure_options = stack(
         "--dataset",
         type=DATASET,
         multiple=True,
-        help="Repeatable. Default: the held-out part of the calibration set.",
+        help="What to measure on; repeatable (default: the held-out part of the calibration set).",
     ),
     data_options,
     click.option("--no-kl", is_flag=True, help="Perplexity alone, without the comparison."),
-    click.option("--samples", type=click.IntRange(min=0), default=0, metavar="N", help="Answers."),
     click.option(
-        "--sample-tokens", type=click.IntRange(min=1), default=48, metavar="N", help="Their length."
+        "--samples",
+        type=click.IntRange(min=0),
+        default=0,
+        metavar="N",
+        help="Show N sample answers (default: 0).",
+    ),
+    click.option(
+        "--sample-tokens",
+        type=click.IntRange(min=1),
+        default=48,
+        metavar="N",
+        help="Longest sample answer (default: 48).",
     ),
 )
 

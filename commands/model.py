@@ -12,6 +12,7 @@ from mlxfun.errors import StateError
 from mlxfun.options import SaveOptions
 from mlxfun.reports import Report, TextReport
 
+BITS = ("2", "3", "4", "5", "6", "8")  # what MLX packs
 MODEL = Source("model", {"demo": "the small Qwen3-MoE model that comes with mlxfun"})
 
 
@@ -43,14 +44,11 @@ def layers(call: Call) -> Report:
     return call.session.layers()
 
 
-@command("save", group="model", danger=True, key="s")
+@command("save", group="model", key="s")
 @click.argument("path", type=FilePath())
 @click.option("--force", is_flag=True, help="Replace an existing directory.")
 @click.option(
-    "--quantize",
-    type=click.IntRange(2, 8),
-    metavar="BITS",
-    help="Quantise to 2, 3, 4, 6 or 8 bits.",
+    "--quantize", type=click.Choice(BITS), metavar="BITS", help=f"Bits: {', '.join(BITS)}."
 )
 @click.option(
     "--group-size", type=click.Choice(["32", "64", "128"]), help="With --quantize (default: 64)."
@@ -64,7 +62,7 @@ def save(call: Call) -> Report:
     options = SaveOptions(
         path=call.bench.writable(call["path"]),
         force=call["force"],
-        quantize=call["quantize"],
+        quantize=int(call["quantize"]) if call["quantize"] else None,
         group_size=int(call["group_size"] or 64),
     )
     return call.session.save(options, call.ctx)

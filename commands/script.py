@@ -172,6 +172,7 @@ class Journal:
         self._body = False
         self._model = False
         self._open = False  # whether the last piece is a command that is still running
+        self._after: list[str] = []  # lines that ran in the middle of the running one
         self._file: IO[bytes] | None = None
         self.path: Path | None = None
 
@@ -218,8 +219,28 @@ class Journal:
         self._body = self._open = True
         self._write(encode(line) + "\n")
 
+    @property
+    def running(self) -> bool:
+        """Whether a command began and has not ended."""
+        return self._open
+
+    def after(self, line: str) -> None:
+        """A command ran in the middle of the running one; it is written when that one ends."""
+        self._after.append(line)
+
     def done(self, mark: Mark | None, note: str = "") -> None:
         """The command that began has ended well, at `mark` (None without a model)."""
+        self._end(mark, note)
+        self._write_late(mark)
+
+    def _write_late(self, mark: Mark | None) -> None:
+        late, self._after = self._after, []
+        for line in late:
+            self._write("# in the middle of the answer before:\n")
+            self.begin(line)
+            self._end(mark, "")
+
+    def _end(self, mark: Mark | None, note: str) -> None:
         self._open = False
         if mark is not None:
             self._write(f"#= {mark}\n")
@@ -237,6 +258,7 @@ class Journal:
             self._file.truncate()
         self._write(f"# failed: {line}")
         self._write(f"#         {_one_line(error)}\n")
+        self._write_late(None)
 
     def _write(self, text: str) -> None:
         self._text.append(text)

@@ -36,6 +36,7 @@ from mlxfun.evaluate import EvalSet, Evaluator
 from mlxfun.events import Notice
 from mlxfun.export import ExportView
 from mlxfun.generate import Decoded, Decoder
+from mlxfun.head import HeadTap
 from mlxfun.options import (
     ApplyOptions,
     CollectOptions,
@@ -63,7 +64,7 @@ from mlxfun.reports import (
 )
 from mlxfun.stats import RoutingStats
 from mlxfun.steering import Steering
-from mlxfun.taps import HeadTap, Taps
+from mlxfun.taps import Taps
 
 HELD_OUT_SHARE = 0.125
 HELD_OUT_LEAST = 4
@@ -196,7 +197,7 @@ class Session:
             self._stats, cancelled = calibrate.collect(
                 self.model,
                 self.taps,
-                batches(sequences, options.batch_tokens, options.max_batch),
+                batches(sequences, *calibrate.batch_shape(options.batch_tokens, options.max_batch)),
                 replace(start, steered=start.steered or not self.editor.steering.empty),
                 ctx,
             )
@@ -445,6 +446,10 @@ class Session:
     def save(self, options: SaveOptions, ctx: Context = SILENT) -> SaveReport:
         """Write the committed model, atomically, and check that stock mlx_lm opens it."""
         self._own()
+        if self.editor.staged is not None:
+            ctx.emit(
+                Notice("warning", "the staged plan is not part of what is saved; apply it first")
+            )
         with self.editor.live("current"):
             return saving.save(
                 self._loaded, self.editor, self.anatomy, self._export_view(), options, ctx

@@ -116,7 +116,10 @@ def _check_experts(tap: LayerTap, up: tuple[int, ...], down: tuple[int, ...]) ->
                 f"layer {layer.index} has no expert {expert}; they are 0..{layer.num_experts - 1}"
             )
         if expert not in tap.live:
-            raise PlanError(f"layer {layer.index}: expert {expert} was pruned; undo that first")
+            raise PlanError(
+                f"layer {layer.index}: expert {expert} is pruned in the live model; undo or "
+                "discard that first, or flip to the base"
+            )
     both = sorted(set(up) & set(down))
     if both:
         raise PlanError(f"layer {layer.index}: experts {both} are both activated and deactivated")

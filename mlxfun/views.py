@@ -202,13 +202,14 @@ def why(
             layer, expert, status, {}, {}, len(live), "no statistics yet; run collect first"
         )
     scores = {metric: float(stats.score(metric)[position, expert]) for metric in METRICS}
+    # A pruned expert is ranked among those that are left and itself.
+    others = [e for e in live if e != expert]
     ranks = {
-        metric: 1 + int((stats.score(metric)[position, list(live)] > scores[metric]).sum())
+        metric: 1 + int((stats.score(metric)[position, others] > scores[metric]).sum())
         for metric in METRICS
     }
-    return WhyReport(
-        layer, expert, status, scores, ranks, len(live), _verdict(editor, scores, ranks, len(live))
-    )
+    of = len(others) + 1
+    return WhyReport(layer, expert, status, scores, ranks, of, _verdict(editor, scores, ranks, of))
 
 
 def _status(editor: Editor, layer: int, expert: int, alive: bool) -> str:

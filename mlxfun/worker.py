@@ -31,11 +31,12 @@ OS_THREAD_SECONDS = 0.05
 PROGRESS_SECONDS = 1 / 15  # faster than that no eye follows and a slow terminal chokes
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Job:
     id: int
     line: str
     work: Work
+    between: bool = False  # may run between two tokens of the job before it
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
@@ -48,7 +49,9 @@ class JobContext(Context):
         cancelled: threading.Event,
         emit: Emit,
         clock: Callable[[], float] = time.monotonic,
+        between: Callable[[], None] = lambda: None,
     ) -> None:
+        self._between = between
         self.job = job
         self.cancelled = cancelled
         self._emit = emit
@@ -86,6 +89,10 @@ class JobContext(Context):
         """Raise `Cancelled` once the job was cancelled."""
         if self.cancelled.is_set():
             raise Cancelled("cancelled")
+
+    def interlude(self) -> None:
+        """Run the jobs that wait first in line and may run between two tokens."""
+        self._between()
 
 
 class Worker:
@@ -127,9 +134,13 @@ class Worker:
         with self._lock:
             return tuple(job.line for job in self._waiting if not job.cancelled.is_set())
 
-    def submit(self, line: str, work: Work) -> int:
-        """Queue a job and return its number; never blocks."""
-        job = _Job(next(self._ids), line, work)
+    def submit(self, line: str, work: Work, *, between: bool = False) -> int:
+        """Queue a job and return its number; never blocks.
+
+        between: it may run inside the running job, between two tokens, unless another job waits
+        before it: what was asked for first is done first.
+        """
+        job = _Job(next(self._ids), line, work, between)
         with self._lock:
             closed = self._closed
             if not closed:
@@ -155,7 +166,7 @@ class Worker:
         Only for the worker thread.
         """
         cancelled = parent.cancelled if isinstance(parent, JobContext) else threading.Event()
-        return self._run(_Job(next(self._ids), line, work, cancelled))
+        return self._run(_Job(next(self._ids), line, work, cancelled=cancelled))
 
     def cancel(self) -> None:
         """Cancel the running job, or the next one if none runs yet; a second call drops the rest.
@@ -192,6 +203,8 @@ class Worker:
     def _loop(self) -> None:
         while (job := self._inbox.get()) is not None:
             with self._lock:
+                if job not in self._waiting:
+                    continue  # it ran between two tokens of an earlier job
                 self._waiting.remove(job)
                 self._running = job
             # Cleared before the event goes out, so that a listener who asks finds the worker free.
@@ -207,13 +220,22 @@ class Worker:
             log.exception("closing the session failed")
         _release_streams()
 
+    def _between(self) -> None:
+        """Run the first waiting jobs inside the running one, as long as they may."""
+        while True:
+            with self._lock:
+                if not self._waiting or not self._waiting[0].between:
+                    return
+                job = self._waiting.pop(0)
+            self._run(job)
+
     def _idle(self) -> None:
         with self._lock:
             self._running = None
 
     def _run(self, job: _Job, before_end: Callable[[], None] = lambda: None) -> JobEnded:
         began = time.monotonic()
-        context = JobContext(job.id, job.cancelled, self._emit)
+        context = JobContext(job.id, job.cancelled, self._emit, between=self._between)
         report: Report | None = None
         error: BaseException | None = None
         state = ""

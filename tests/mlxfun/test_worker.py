@@ -262,3 +262,33 @@ def test_events_of_the_engine_get_the_number_of_their_job() -> None:
     context.emit(RoutingFrame(0, array, array, 1, 10))
     context.emit(Token(0, "base", 0, 5, "hi"))
     assert [e.job for e in sent if isinstance(e, RoutingFrame | Token)] == [9, 9]
+
+
+def test_a_job_may_run_between_two_tokens_of_the_running_one_but_never_before_an_earlier_job():
+    order: list[str] = []
+    go, queued = threading.Event(), threading.Event()
+    ended: list[JobEnded] = []
+    worker = Worker(lambda e: ended.append(e) if isinstance(e, JobEnded) else None)
+
+    def answer(ctx: Context) -> Report:
+        order.append("token 1")
+        go.set()
+        assert queued.wait(5)
+        ctx.interlude()
+        order.append("token 2")
+        return TextReport("answer")
+
+    def step(name: str) -> Callable[[Context], Report]:
+        return lambda _ctx: (order.append(name), TextReport(name))[1]
+
+    worker.submit("chat", answer)
+    assert go.wait(5)
+    worker.submit("steer", step("steer"), between=True)
+    worker.submit("prune", step("prune"))
+    worker.submit("steer again", step("steer again"), between=True)
+    queued.set()
+    while len(ended) < 4:
+        time.sleep(0.001)
+    worker.close()
+    assert order == ["token 1", "steer", "token 2", "prune", "steer again"]
+    assert [e.line for e in ended] == ["steer", "chat", "prune", "steer again"]
