@@ -251,13 +251,17 @@ def _ended(state: AppState, event: JobEnded) -> AppState:
     return _logged(state, Entry(level, event.line, text, event.report, event.seconds))
 
 
+# Why an answer ended, in words; nothing to say when the model itself was done.
+_ENDINGS = {"stop": "", "length": "cut off at --max-tokens", "cancelled": "stopped"}
+
+
 def _close_turn(state: AppState, event: JobEnded) -> AppState:
     turn = _turn(state, event.job)
     if turn is None:
         return state
     if isinstance(event.report, ChatReport):
         report = event.report
-        note = "" if report.finish_reason == "stop" else report.finish_reason
+        note = _ENDINGS.get(report.finish_reason, report.finish_reason)
         turn = replace(turn, prompt=report.prompt, text=report.text, side=report.side, note=note)
     elif event.error is not None:
         turn = replace(turn, note="stopped" if event.cancelled else event.error)

@@ -108,7 +108,12 @@ def test_tokens_grow_the_answer_and_the_report_settles_it() -> None:
     report = ChatReport("hi there", "Hello.", "candidate", 3, 0, 2, 9.0, "length")
     state = after(JobEnded(1, "chat 'hi there'", report, None, 1.0, ""), state=state)
     turn = state.turns[0]
-    assert (turn.text, turn.side, turn.done, turn.note) == ("Hello.", "candidate", True, "length")
+    assert (turn.text, turn.side, turn.done, turn.note) == (
+        "Hello.",
+        "candidate",
+        True,
+        "cut off at --max-tokens",
+    )
 
 
 def test_a_stopped_answer_keeps_what_was_said() -> None:
