@@ -177,6 +177,7 @@ class Editor:
         delta = compact_delta(self.resident)
         if not delta.layers:
             raise StateError("nothing to compact: no pruned experts are held in memory")
+        self.resident.require_checkpoint()
         held = _bytes(self.resident)
         inverse = self.swap(delta, ctx)
         self.history.add(command, self._live_state(), inverse)
