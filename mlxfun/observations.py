@@ -126,9 +126,7 @@ class Observations:
         """The statistics in hand. Raises StateError without any."""
         return self._report(self._require_stats(action), action)
 
-    def _report(
-        self, stats: RoutingStats, action: str, path: Path | None = None
-    ) -> StatsReport:
+    def _report(self, stats: RoutingStats, action: str, path: Path | None = None) -> StatsReport:
         alive = views.mask_of(self._anatomy, self._editor.committed)
         return views.stats_report(stats, alive, action, self.counting, self._editor.state, path)
 
