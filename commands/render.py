@@ -25,6 +25,7 @@ from mlxfun.reports import (
     PlanReport,
     Report,
     SaveReport,
+    ScanReport,
     SmokeReport,
     StatsReport,
     SteerReport,
@@ -32,6 +33,7 @@ from mlxfun.reports import (
     readable_bytes,
 )
 
+SHOWN_SCANNED = 20
 SHOWN_PRUNED = 12  # experts of one layer listed by number before "and n more"
 
 
@@ -193,6 +195,26 @@ def _plan(report: PlanReport) -> RenderableType:
         mass = (f"{lost[layer]:.1%}" if layer in lost else "",) if lost else ()
         table.add_row(str(layer), str(len(experts)), *mass, experts_text(experts))
     return _with_notes(Group(text(report.summary()), table), report.warnings)
+
+
+@render.register
+def _scan(report: ScanReport) -> RenderableType:
+    names = ("composite", "frequency", "gate", "q", "stability")
+    answers = any(row.risk_difference is not None for row in report.rows)
+    columns = (*names, *(("risk difference",) if answers else ()))
+    table = _table("expert", *columns, numbers=columns)
+    for row in report.rows[:SHOWN_SCANNED]:
+        shown = [f"{row.composite:+.3f}", f"{row.differential_freq:+.3f}"]
+        shown += [f"{row.differential_activation:+.4f}", f"{row.q:.2g}", f"{row.stability:.2f}"]
+        if answers:
+            shown.append("" if row.risk_difference is None else f"{row.risk_difference:+.3f}")
+        table.add_row(f"{row.layer}:{row.expert}", *shown)
+    parts: list[RenderableType] = [text(report.summary())]
+    if report.rows:
+        parts.append(table)
+    if len(report.rows) > SHOWN_SCANNED:
+        parts.append(text(f"and {len(report.rows) - SHOWN_SCANNED} more in the file", "dim"))
+    return _with_notes(Group(*parts), report.notices)
 
 
 @render.register

@@ -55,6 +55,15 @@ class Rules:
     resamples: int = 200
     seed: int = 0
 
+    def check(self) -> None:
+        """Raise UsageError for impossible rules."""
+        if not 50 <= self.percentile < 100:
+            raise UsageError(
+                f"--threshold-percentile {self.percentile:g} must be at least 50 and below 100"
+            )
+        if not 0 < self.alpha < 1:
+            raise UsageError(f"--alpha {self.alpha:g} must be between 0 and 1")
+
 
 @dataclass(frozen=True, slots=True)
 class SampleRouting:
@@ -102,7 +111,9 @@ def contrast(a: SampleRouting, b: SampleRouting, alive: Bools, rules: Rules) -> 
 
     Raises UsageError for impossible rules, DatasetError for too few samples.
     """
-    _check(a, b, rules)
+    rules.check()
+    require_samples("the first set", a.samples)
+    require_samples("the second set", b.samples)
     shape = alive.shape
     live = alive.reshape(-1)
     f, g = (
@@ -141,19 +152,13 @@ def contrast(a: SampleRouting, b: SampleRouting, alive: Bools, rules: Rules) -> 
     )
 
 
-def _check(a: SampleRouting, b: SampleRouting, rules: Rules) -> None:
-    if not 50 <= rules.percentile < 100:
-        raise UsageError(
-            f"--threshold-percentile {rules.percentile:g} must be at least 50 and below 100"
+def require_samples(name: str, found: int) -> None:
+    """Raise DatasetError when a set has too few samples to be compared."""
+    if found < LEAST_SAMPLES:
+        raise DatasetError(
+            f"{name} has {found} samples; a comparison that can tell a difference from "
+            f"chance needs at least {LEAST_SAMPLES}, and some dozens to find small ones"
         )
-    if not 0 < rules.alpha < 1:
-        raise UsageError(f"--alpha {rules.alpha:g} must be between 0 and 1")
-    for name, found in (("first", a.samples), ("second", b.samples)):
-        if found < LEAST_SAMPLES:
-            raise DatasetError(
-                f"the {name} set has {found} samples; a comparison that can tell a difference from "
-                f"chance needs at least {LEAST_SAMPLES}, and some dozens to find small ones"
-            )
 
 
 def _difference(values: Array, is_a: Bools) -> Array:

@@ -14,11 +14,12 @@ from mlxfun.anatomy import Anatomy
 from mlxfun.editor import Editor
 from mlxfun.edits.prune import prune_delta, validate
 from mlxfun.errors import PlanError, StateError, UsageError
-from mlxfun.expert_lists import read_expert_list, read_maps
+from mlxfun.expert_lists import read_document, read_expert_list, read_maps
 from mlxfun.export import ExportView
 from mlxfun.options import PruneOptions
 from mlxfun.plans import PrunePlan
 from mlxfun.reports import PlanReport
+from mlxfun.scan_reports import Identity, identity_of, require_current
 from mlxfun.stats import RoutingStats
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ def _scores(request: PruneRequest) -> Array:
 def _constraints(request: PruneRequest) -> tuple[selection.Constraints, tuple[str, ...]]:
     anatomy, stats = request.anatomy, request.stats
     maps = read_maps(request.options, anatomy.indices, anatomy.num_experts)
+    warnings = (*maps.warnings, *_stale_maps(request))
     constraints = selection.Constraints(
         layers=anatomy.indices,
         alive=views.mask_of(anatomy, request.editor.committed),
@@ -122,7 +124,19 @@ def _constraints(request: PruneRequest) -> tuple[selection.Constraints, tuple[st
         topk_group=tuple(layer.topk_group for layer in anatomy.layers),
         traffic=stats.sums["freq"] if stats is not None else None,
     )
-    return constraints, maps.warnings
+    return constraints, warnings
+
+
+def _stale_maps(request: PruneRequest) -> list[str]:
+    """Warnings about maps made on other weights; StateError unless --allow-stale."""
+    options, editor = request.options, request.editor
+    now, root = Identity(editor.checkpoint_id, editor.state), editor.history.root.state
+    found = [
+        require_current(path, identity_of(read_document(path)), now, root, options.allow_stale)
+        for path in (options.safety_map, options.domain_map)
+        if path is not None
+    ]
+    return [warning for warning in found if warning]
 
 
 def stage_prune(

@@ -213,6 +213,56 @@ class PlanReport(Report):
 
 
 @dataclass(frozen=True, slots=True)
+class ScanRow:
+    """One flagged expert. Differences are first set minus second; see mlxfun.contrast."""
+
+    layer: int
+    expert: int
+    composite: float
+    differential_freq: float
+    differential_activation: float
+    q: float
+    stability: float
+    risk_difference: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ScanReport(Report):
+    """Two sets told apart by their experts, as written to `path`.
+
+    first, second: the data sets; samples and tokens of each. more, less: {decoder layer: experts}
+    that work more on the first, on the second. by_percentile: how many the percentile rule alone
+    would name. rows: the flagged experts, strongest first.
+    """
+
+    kind: ClassVar[str] = "scan"
+    technique: str  # "safety" or "domain"
+    name: str
+    path: str
+    state: str
+    first: str
+    second: str
+    samples: tuple[int, int]
+    tokens: tuple[int, int]
+    experts: int
+    threshold_percentile: float
+    alpha: float
+    more: dict[int, tuple[int, ...]]
+    less: dict[int, tuple[int, ...]]
+    by_percentile: int
+    rows: tuple[ScanRow, ...]
+    notices: tuple[str, ...] = ()
+
+    def summary(self) -> str:
+        more, less = (sum(len(v) for v in sets.values()) for sets in (self.more, self.less))
+        one, two = ("harmful", "benign") if self.technique == "safety" else (self.name, "general")
+        return (
+            f"{self.technique} scan: {more} experts work more on {one}, {less} more on {two} text, "
+            f"of {self.experts} (q <= {self.alpha:g}); wrote {self.path}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class SteerReport(Report):
     """Steering in force."""
 

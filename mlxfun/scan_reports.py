@@ -93,6 +93,7 @@ def write_report(
         partial.write_text(json.dumps(document, allow_nan=False) + "\n", encoding="utf-8")
         partial.replace(path)
     except OSError as error:
+        partial.unlink(missing_ok=True)
         raise PlanError(f"cannot write {path}: {error.strerror}") from error
 
 
@@ -147,7 +148,7 @@ def require_current(path: Path, made_on: Identity, now: Identity, root: str, sta
     state = made_on.state or root
     if made_on.model and made_on.model != now.model:
         text = f"{path} was made on the model {made_on.model_name or made_on.model} "
-        text += f"({made_on.model}), this is {now.model_name} ({now.model})"
+        text += f"({made_on.model}), this is {now.model_name or now.model}"
     elif state != now.state:
         text = f"{path} was made on state {state}, the model is at {now.state}"
     else:

@@ -19,7 +19,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlxfun import measure, planning, saving, smoke, views
+from mlxfun import measure, planning, saving, scanning, smoke, views
 from mlxfun import steering as steer
 from mlxfun.anatomy import discover
 from mlxfun.checkpoint.identity import full_digest
@@ -43,6 +43,7 @@ from mlxfun.options import (
     GenerateOptions,
     PruneOptions,
     SaveOptions,
+    ScanOptions,
     SteerOptions,
 )
 from mlxfun.reports import (
@@ -54,6 +55,7 @@ from mlxfun.reports import (
     LayersReport,
     PlanReport,
     SaveReport,
+    ScanReport,
     SessionView,
     SmokeReport,
     StatsReport,
@@ -196,6 +198,28 @@ class Session:
     def set_counting(self, on: bool, auto_save: Path | None = None) -> StatsReport:
         """Count chat traffic too; with `auto_save` write the statistics after every answer."""
         return self._observations.set_counting(on, auto_save)
+
+    # -- comparing two sets -------------------------------------------------------------------
+
+    def safety_scan(self, options: ScanOptions, ctx: Context = SILENT) -> ScanReport:
+        """Find the experts that work more on harmful (first) or on benign (second) text.
+
+        Runs on the committed weights without steering and writes a safety report. Raises
+        Cancelled, and writes nothing, when cancelled.
+        """
+        self._own()
+        return self._scan("safety", options, ctx)
+
+    def domain_scan(self, options: ScanOptions, ctx: Context = SILENT) -> ScanReport:
+        """The same for a domain (first) and general text (second); writes a domain report."""
+        self._own()
+        if not options.domain_name.strip():
+            raise UsageError("a domain scan needs a name for the domain: give --domain-name")
+        return self._scan("domain", options, ctx)
+
+    def _scan(self, kind: str, options: ScanOptions, ctx: Context) -> ScanReport:
+        request = scanning.ScanRequest(self._loaded, self.anatomy, self.taps, self.editor, options)
+        return scanning.run(kind, request, ctx)
 
     # -- plans --------------------------------------------------------------------------------
 

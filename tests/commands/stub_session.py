@@ -22,6 +22,7 @@ from mlxfun.options import (
     GenerateOptions,
     PruneOptions,
     SaveOptions,
+    ScanOptions,
     SteerOptions,
 )
 from mlxfun.reports import (
@@ -36,6 +37,8 @@ from mlxfun.reports import (
     LayersReport,
     PlanReport,
     SaveReport,
+    ScanReport,
+    ScanRow,
     SessionView,
     SmokeReport,
     StatsReport,
@@ -195,6 +198,32 @@ class StubSession:
     def set_counting(self, on: bool, auto_save: Path | None = None) -> StatsReport:
         self.counting, self.auto_save = on, auto_save
         return self.stats("count")
+
+    def safety_scan(self, options: ScanOptions, ctx: Context = SILENT) -> ScanReport:
+        return self._scan("safety", options)
+
+    def domain_scan(self, options: ScanOptions, ctx: Context = SILENT) -> ScanReport:
+        return self._scan("domain", options)
+
+    def _scan(self, technique: str, options: ScanOptions) -> ScanReport:
+        return ScanReport(
+            technique=technique,
+            name=options.domain_name or "safety",
+            path=str(options.output),
+            state=self.state,
+            first=options.first.source,
+            second=options.second.source,
+            samples=(4, 4),
+            tokens=(40, 40),
+            experts=EXPERTS * len(LAYERS),
+            threshold_percentile=options.threshold_percentile,
+            alpha=options.alpha,
+            more={3: (5,)},
+            less={},
+            by_percentile=2,
+            rows=(ScanRow(3, 5, 1.0, 0.25, 0.125, 0.0001, 1.0, None),),
+            notices=("few",),
+        )
 
     def prune(self, options: PruneOptions, ctx: Context = SILENT) -> PlanReport:
         if not self.samples and options.expert_list is None:

@@ -19,7 +19,7 @@ NAMES = {
     "load", "info", "layers", "collect", "stats show", "stats save", "stats load", "stats count",
     "stats reset", "prune", "steer", "preview", "evaluate", "chat", "apply", "discard", "flip",
     "compact", "undo", "redo", "history", "goto", "save", "smoke-test", "record", "replay",
-    "expect", "set", "why", "help", "quit", "recover",
+    "expect", "set", "why", "help", "safety-scan", "domain-scan", "quit", "recover",
 }  # fmt: skip
 
 
