@@ -220,6 +220,10 @@ def _scan(report: ScanReport) -> RenderableType:
 @render.register
 def _steer(report: SteerReport) -> RenderableType:
     rows: list[tuple[str, Any]] = []
+    if report.rule == "additive" and (report.activated or report.deactivated):
+        rows.append(
+            ("added", f"{report.boost_value:+g} activated, {report.mask_value:+g} deactivated")
+        )
     for name, sets in (("activated", report.activated), ("deactivated", report.deactivated)):
         rows += [(f"{name}, layer {k}", experts_text(v)) for k, v in sets.items()]
     return _with_notes(Group(text(report.summary()), _pairs(rows)), report.notices)

@@ -264,6 +264,13 @@ def read_table(
                 f"{path} has {name} {document.get(name)!r} and this model {expected}; make the "
                 "map on this model"
             )
+    return read_sets(path, document, key, layers, experts)
+
+
+def read_sets(
+    path: Path, document: Mapping[str, Any], key: str, layers: Sequence[int], experts: int
+) -> Mask:
+    """bool [L, E]: the table {layer position: experts} under `key`, whatever else there is."""
     entries = document.get(key)
     if not isinstance(entries, dict):
         raise PlanError(f"{path} has no table {key!r} of experts by layer; it cannot be used")

@@ -13,6 +13,7 @@ ExpertSets = dict[int, tuple[int, ...]]
 
 METRICS = ("freq", "weighted_freq", "reap", "ean", "reap_sum", "reap_sq")
 STRATEGIES = ("bottom", "strided")
+STEER_RULES = ("steermoe", "additive")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +76,28 @@ class ScanOptions:
 
 @dataclass(frozen=True, slots=True)
 class SteerOptions:
-    """Experts to force into or out of the top-k. Empty sets change nothing."""
+    """Experts to favour or to bar. Empty sets change nothing.
+
+    safety_map with safety_mode "safe" activates what works more on harmful prompts and deactivates
+    what works more on benign ones, "unsafe" the reverse; domain_map with domain_mode "boost"
+    activates the domain's experts, "suppress" deactivates them. config: a JSON file. max_experts:
+    take only so many of a map, over the whole model, strongest first. rule, boost_value and
+    mask_value: None leaves what is in force; the values serve the additive rule.
+    """
 
     activate: ExpertSets = field(default_factory=dict)
     deactivate: ExpertSets = field(default_factory=dict)
     clear: bool = False
+    safety_map: Path | None = None
+    safety_mode: str = "safe"
+    domain_map: Path | None = None
+    domain_mode: str = "boost"
+    config: Path | None = None
+    max_experts: int | None = None
+    rule: str | None = None
+    boost_value: float | None = None
+    mask_value: float | None = None
+    allow_stale: bool = False
 
 
 @dataclass(frozen=True, slots=True)

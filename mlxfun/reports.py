@@ -264,17 +264,25 @@ class ScanReport(Report):
 
 @dataclass(frozen=True, slots=True)
 class SteerReport(Report):
-    """Steering in force."""
+    """Steering in force. boost_value and mask_value: what the additive rule adds."""
 
     kind: ClassVar[str] = "steer"
     activated: dict[int, tuple[int, ...]]
     deactivated: dict[int, tuple[int, ...]]
     notices: tuple[str, ...] = ()
+    rule: str = "steermoe"
+    boost_value: float = 0.0
+    mask_value: float = 0.0
 
     def summary(self) -> str:
         up = sum(len(v) for v in self.activated.values())
         down = sum(len(v) for v in self.deactivated.values())
-        return f"steering: {up} activated, {down} deactivated" if up or down else "no steering"
+        if not (up or down):
+            return "no steering"
+        text = f"steering: {up} activated, {down} deactivated"
+        if self.rule == "additive":
+            text += f", adding {self.boost_value:+g} and {self.mask_value:+g}"
+        return text
 
 
 @dataclass(frozen=True, slots=True)

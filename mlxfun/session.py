@@ -13,6 +13,7 @@ an array left lazy in one cannot be evaluated in another.
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 
 from mlxfun import measure, planning, saving, scanning, smoke, views
 from mlxfun import steering as steer
+from mlxfun import steering_files as wishes
 from mlxfun.anatomy import discover
 from mlxfun.checkpoint.identity import full_digest
 from mlxfun.checkpoint.load import Loaded, load
@@ -63,6 +65,7 @@ from mlxfun.reports import (
     StepReport,
     WhyReport,
 )
+from mlxfun.scan_reports import Identity
 from mlxfun.steering import Steering
 from mlxfun.taps import Taps
 
@@ -237,17 +240,31 @@ class Session:
         return report
 
     def steer(self, options: SteerOptions) -> SteerReport:
-        """Add to, or clear, the steering; the next token follows it."""
+        """Add to, or clear, the steering; the next token follows it.
+
+        Raises PlanError for a file or a set that cannot be carried out, StateError for a report
+        of another state without allow_stale; the steering in force stays then.
+        """
         self._own()
+        now = Identity(self.checkpoint_id, self.state, self._loaded.model_id)
+        wish = wishes.read(options, self.editor.resident, now, self.editor.history.root.state)
         wanted = Steering() if options.clear else self.editor.steering
-        wanted = wanted.with_more(options.activate, options.deactivate)
+        wanted = replace(wanted.with_more(wish.activate, wish.deactivate), **wish.rule)
         checked, notices = steer.check(wanted, self.editor.resident)
         self.editor.set_steering(checked)
-        return self._steer_report(notices)
+        unused = wishes.unused_values(wish, checked.rule)
+        return self._steer_report((*wish.notices, *unused, *notices))
 
     def _steer_report(self, notices: tuple[str, ...]) -> SteerReport:
         steering = self.editor.steering
-        return SteerReport(dict(steering.activate), dict(steering.deactivate), notices)
+        return SteerReport(
+            dict(steering.activate),
+            dict(steering.deactivate),
+            notices,
+            steering.rule,
+            steering.boost_value,
+            steering.mask_value,
+        )
 
     # -- measuring ----------------------------------------------------------------------------
 

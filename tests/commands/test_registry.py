@@ -142,11 +142,9 @@ def test_a_line_that_is_wrong_gets_one_sentence_with_the_remedy(line: str, messa
 def test_an_expert_is_named_as_reports_name_it() -> None:
     for line in ("why 3:7", "why L3:E7", "why l3:e7"):
         assert parse(line).params["cell"] == (3, 7)
-    assert parse("steer --activate L3:E7,5:0..1 --deactivate 3:1").params == {
-        "activate": {3: (7,), 5: (0, 1)},
-        "deactivate": {3: (1,)},
-        "clear": False,
-    }
+    steered = parse("steer --activate L3:E7,5:0..1 --deactivate 3:1").params
+    assert steered["activate"] == {3: (7,), 5: (0, 1)}
+    assert steered["deactivate"] == {3: (1,)}
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.console import Console
 
 from commands.render import render
-from mlxfun.options import DatasetOptions, ScanOptions
-from mlxfun.reports import ScanReport, ScanRow
+from mlxfun.options import DatasetOptions, ScanOptions, SteerOptions
+from mlxfun.reports import ScanReport, ScanRow, SteerReport
 from tests.commands.conftest import Bench
 
 
@@ -86,3 +86,45 @@ def test_a_long_table_ends_with_how_many_are_left_in_the_file(bench: Bench) -> N
     assert "and 3 more in the file" in text
     assert "risk difference" in text
     assert "+0.125" in text
+
+
+def test_steering_from_files_reaches_the_session_whole(bench: Bench) -> None:
+    seen: list[SteerOptions] = []
+    session = bench.sessions[0]
+    original = session.steer
+
+    def spy(options: SteerOptions) -> SteerReport:
+        seen.append(options)
+        return original(options)
+
+    session.steer = spy  # type: ignore[method-assign]
+    bench.do(
+        "steer --safety-map s.json --safety-mode unsafe --domain-map d.json --domain-mode suppress "
+        "--config c.json --max-experts 5 --rule additive --boost-value 1.5 --mask-value -3 "
+        "--allow-stale --deactivate 3:1"
+    )
+    assert seen == [
+        SteerOptions(
+            deactivate={3: (1,)},
+            safety_map=Path("s.json"),
+            safety_mode="unsafe",
+            domain_map=Path("d.json"),
+            domain_mode="suppress",
+            config=Path("c.json"),
+            max_experts=5,
+            rule="additive",
+            boost_value=1.5,
+            mask_value=-3.0,
+            allow_stale=True,
+        )
+    ]
+    assert "--safety-map" in str(bench.run("steer").error)
+    assert "0.0 is not in the range x>0" in str(bench.run("steer --boost-value 0").error)
+
+
+def test_additive_steering_is_shown_with_what_it_adds() -> None:
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(render(SteerReport({3: (1,)}, {}, (), "additive", 1.5, -10000.0)))
+    assert "adding +1.5 and -10000" in capture.get()
+    assert "+1.5 activated, -10000 deactivated" in capture.get()
