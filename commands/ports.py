@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from mlxfun.comparison_reports import ScanReport
 from mlxfun.context import SILENT, Context
 from mlxfun.options import (
     ApplyOptions,
@@ -29,7 +30,6 @@ from mlxfun.reports import (
     LayersReport,
     PlanReport,
     SaveReport,
-    ScanReport,
     SessionView,
     SmokeReport,
     StatsReport,

@@ -15,6 +15,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from mlxfun.comparison_reports import CombineReport, DiffReport, ScanReport
 from mlxfun.events import JobEnded
 from mlxfun.reports import (
     ChatReport,
@@ -25,7 +26,6 @@ from mlxfun.reports import (
     PlanReport,
     Report,
     SaveReport,
-    ScanReport,
     SmokeReport,
     StatsReport,
     SteerReport,
@@ -184,6 +184,22 @@ def _stats(report: StatsReport) -> RenderableType:
 def _scored(row: tuple[int, int, float]) -> tuple[str, str]:
     layer, expert, score = row
     return f"{layer}:{expert}", f"{score:.4g}"
+
+
+@render.register
+def _diff(report: DiffReport) -> RenderableType:
+    metrics = _table("metric", "rank correlation", "lowest quarter in common")
+    for name, value in report.rank_correlation.items():
+        metrics.add_row(text(name), f"{value:.3f}", f"{report.overlap[name]:.0%}")
+    table = _table("expert", "share in A", "share in B", numbers=("share in A", "share in B"))
+    for row in report.rows:
+        table.add_row(f"{row.layer}:{row.expert}", f"{row.share_a:.2%}", f"{row.share_b:.2%}")
+    return _with_notes(Group(text(report.summary()), metrics, table), report.notices)
+
+
+@render.register
+def _combine(report: CombineReport) -> RenderableType:
+    return _with_notes(text(report.summary()), report.notices)
 
 
 @render.register

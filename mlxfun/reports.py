@@ -170,9 +170,13 @@ class StatsReport(Report):
     path: str | None
     least: tuple[tuple[int, int, float], ...]  # (layer, expert, reap_sum), lowest first
     most: tuple[tuple[int, int, float], ...]
+    combined: str = ""  # "sum" or "rank" for a merge of `sources` runs
+    sources: int = 1
 
     def summary(self) -> str:
         where = f" ({self.path})" if self.path else ""
+        if self.combined:
+            where += f", merged by {self.combined} from {self.sources} runs"
         stale = "; taken on another state of the weights" if self.stale else ""
         return (
             f"stats {self.action}{where}: {self.samples} samples, {self.tokens:,} tokens, "
@@ -209,56 +213,6 @@ class PlanReport(Report):
             f"staged {self.technique}: {gone} experts go ({self.experts_before} -> "
             f"{self.experts_after} a layer), {readable_bytes(self.bytes_before)} -> "
             f"{readable_bytes(self.bytes_after)}"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class ScanRow:
-    """One flagged expert. Differences are first set minus second; see mlxfun.contrast."""
-
-    layer: int
-    expert: int
-    composite: float
-    differential_freq: float
-    differential_activation: float
-    q: float
-    stability: float
-    risk_difference: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class ScanReport(Report):
-    """Two sets told apart by their experts, as written to `path`.
-
-    first, second: the data sets; samples and tokens of each. more, less: {decoder layer: experts}
-    that work more on the first, on the second. by_percentile: how many the percentile rule alone
-    would name. rows: the flagged experts, strongest first.
-    """
-
-    kind: ClassVar[str] = "scan"
-    technique: str  # "safety" or "domain"
-    name: str
-    path: str
-    state: str
-    first: str
-    second: str
-    samples: tuple[int, int]
-    tokens: tuple[int, int]
-    experts: int
-    threshold_percentile: float
-    alpha: float
-    more: dict[int, tuple[int, ...]]
-    less: dict[int, tuple[int, ...]]
-    by_percentile: int
-    rows: tuple[ScanRow, ...]
-    notices: tuple[str, ...] = ()
-
-    def summary(self) -> str:
-        more, less = (sum(len(v) for v in sets.values()) for sets in (self.more, self.less))
-        one, two = ("harmful", "benign") if self.technique == "safety" else (self.name, "general")
-        return (
-            f"{self.technique} scan: {more} experts work more on {one}, {less} more on {two} text, "
-            f"of {self.experts} (q <= {self.alpha:g}); wrote {self.path}"
         )
 
 

@@ -86,7 +86,11 @@ def write_report(
         "stability": _listed(found.stability),
         "risk_difference": None if difference is None else _listed(difference),
     }
-    document |= about
+    write_json(path, document | about)
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Write a JSON object, whole or not at all. Raises PlanError when it cannot be written."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,13 +10,13 @@ import numpy as np
 from mlxfun import contrast, scan, views
 from mlxfun.anatomy import Anatomy
 from mlxfun.checkpoint.load import Loaded
+from mlxfun.comparison_reports import ScanReport, ScanRow
 from mlxfun.context import Context
 from mlxfun.contrast import Contrast, Rules, SampleRouting
 from mlxfun.datasets import read_lines
 from mlxfun.editor import Editor
 from mlxfun.errors import UsageError
 from mlxfun.options import DatasetOptions, ExpertSets, ScanOptions
-from mlxfun.reports import ScanReport, ScanRow
 from mlxfun.scan_reports import write_report
 from mlxfun.selection import Mask
 from mlxfun.taps import Taps

@@ -26,6 +26,7 @@ from mlxfun import steering_files as wishes
 from mlxfun.anatomy import discover
 from mlxfun.checkpoint.identity import full_digest
 from mlxfun.checkpoint.load import Loaded, load
+from mlxfun.comparison_reports import ScanReport
 from mlxfun.context import SILENT, Context
 from mlxfun.conversation import Conversation
 from mlxfun.datasets import read_lines, tokenize
@@ -57,7 +58,6 @@ from mlxfun.reports import (
     LayersReport,
     PlanReport,
     SaveReport,
-    ScanReport,
     SessionView,
     SmokeReport,
     StatsReport,

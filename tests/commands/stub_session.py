@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mlxfun.comparison_reports import ScanReport, ScanRow
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import DatasetError, ModelError, PlanError, SaveError, StateError
 from mlxfun.events import RoutingFrame, Token
@@ -37,8 +38,6 @@ from mlxfun.reports import (
     LayersReport,
     PlanReport,
     SaveReport,
-    ScanReport,
-    ScanRow,
     SessionView,
     SmokeReport,
     StatsReport,

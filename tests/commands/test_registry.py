@@ -19,7 +19,8 @@ NAMES = {
     "load", "info", "layers", "collect", "stats show", "stats save", "stats load", "stats count",
     "stats reset", "prune", "steer", "preview", "evaluate", "chat", "apply", "discard", "flip",
     "compact", "undo", "redo", "history", "goto", "save", "smoke-test", "record", "replay",
-    "expect", "set", "why", "help", "safety-scan", "domain-scan", "quit", "recover",
+    "expect", "set", "why", "help", "safety-scan", "domain-scan",
+    "stats diff", "stats merge", "stats purge", "quit", "recover",
 }  # fmt: skip
 
 
@@ -74,7 +75,7 @@ def test_the_overview_names_every_command() -> None:
 
 
 def test_help_of_a_family_shows_all_its_members() -> None:
-    assert help_text("stats").count("Usage: stats ") == 5
+    assert help_text("stats").count("Usage: stats ") == 8
 
 
 def test_a_family_alone_means_its_first_member() -> None:
@@ -90,7 +91,8 @@ def test_a_family_alone_means_its_first_member() -> None:
         (
             "stats sav x",
             "stats: unknown action 'sav': did you mean save?; "
-            "choose one of show, save, load, count, reset",
+            "choose one of show, save, load, count, reset, "
+            "diff, merge, purge",
         ),
         ("prune --n-prun 4", "prune: no such option --n-prun: did you mean --n-prune?"),
         ("prune --zzz", "prune: no such option --zzz; see help prune"),

@@ -8,8 +8,11 @@ from pathlib import Path
 from rich.console import Console
 
 from commands.render import render
+from mlxfun.comparison_reports import ScanReport, ScanRow
 from mlxfun.options import DatasetOptions, ScanOptions, SteerOptions
-from mlxfun.reports import ScanReport, ScanRow, SteerReport
+from mlxfun.reports import (
+    SteerReport,
+)
 from tests.commands.conftest import Bench
 
 
