@@ -247,8 +247,12 @@ class _Limits:
     def check(self, count: int, constraints: Constraints) -> None:
         bound, reason = min(self.bounds, key=lambda pair: pair[0])
         most = max(bound, 0) // self.step * self.step
+        remedy = f"at most --n-prune {most} is possible" if most else "nothing can be pruned"
+        if count > self.alive:
+            raise PlanError(
+                f"--n-prune {count} is more than the {self.alive} experts of a layer; {remedy}"
+            )
         if count > bound:
-            remedy = f"at most --n-prune {most} is possible" if most else "nothing can be pruned"
             raise PlanError(
                 f"--n-prune {count} would leave {self.alive - count} of {self.alive} experts, but "
                 f"{reason}; {remedy}"
