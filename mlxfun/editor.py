@@ -179,6 +179,7 @@ class Editor:
             raise StateError(
                 "nothing to compact: no pruned experts are held in memory; apply a prune first"
             )
+        self.resident.require_checkpoint()
         held = _bytes(self.resident)
         inverse = self.swap(delta, ctx)
         self.history.add(command, self._live_state(), inverse)

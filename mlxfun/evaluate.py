@@ -26,7 +26,7 @@ import numpy as np
 from mlxfun.context import SILENT, Context
 from mlxfun.datasets import Batch, batches
 from mlxfun.errors import DatasetError
-from mlxfun.taps import HeadTap
+from mlxfun.head import HeadTap
 
 if TYPE_CHECKING:
     from mlxfun.events import Array

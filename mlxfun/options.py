@@ -28,11 +28,14 @@ class DatasetOptions:
 
 @dataclass(frozen=True, slots=True)
 class CollectOptions:
-    """Calibration. batch_tokens bounds a padded batch (rows x longest row)."""
+    """Calibration. batch_tokens bounds a padded batch (rows x longest row), max_batch its rows.
+
+    None: what suits the device.
+    """
 
     data: DatasetOptions
-    batch_tokens: int = 2048
-    max_batch: int = 4
+    batch_tokens: int | None = None
+    max_batch: int | None = None
     add: bool = False  # add to the statistics in hand instead of starting anew
 
 

@@ -13,7 +13,7 @@ from rigs import keep_fewer
 
 from mlxfun.errors import DatasetError
 from mlxfun.evaluate import EvalSet, Evaluator, Likelihood, joined, kl_figures, perplexity
-from mlxfun.taps import HeadTap
+from mlxfun.head import HeadTap
 
 SEQUENCES = tuple(
     np.array([(3 * i + 7 * n + i * i) % 61 for i in range(length)], dtype=np.int32)

@@ -49,7 +49,7 @@ def session(shared):
 
 def logits(session) -> np.ndarray:
     out = session.model(mx.array([PROMPT]))
-    return np.array(out)
+    return np.array(out.astype(mx.float32))
 
 
 class Recorder(Context):
