@@ -92,7 +92,9 @@ def read_lines(options: DatasetOptions) -> list[Line]:
         else:
             lines.extend(_read_jsonl(file, options.text_key))
     if not lines:
-        raise DatasetError(f"{path} holds no samples; every line of it is blank")
+        raise DatasetError(
+            f"{path} holds no samples: every line of it is blank; choose another file"
+        )
     if options.max_samples is None or options.max_samples >= len(lines):
         return lines
     rng = np.random.default_rng(options.seed)
@@ -122,7 +124,9 @@ def _files(path: Path) -> list[Path]:
     visible = [path / f for f in found if not any(part.startswith(".") for part in f.parts)]
     files = [file for file in visible if file.is_file()]
     if not files:
-        raise DatasetError(f"{path} has no {', '.join(wanted)} files to read")
+        raise DatasetError(
+            f"{path} has no {', '.join(wanted)} files to read; choose another directory"
+        )
     return files
 
 
@@ -130,7 +134,7 @@ def _read(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise DatasetError(f"cannot read {file}: {error.strerror}") from error
+        raise DatasetError(f"cannot read {file}: {error.strerror}; check the path") from error
 
 
 def _decode(data: bytes, where: str) -> str:

@@ -176,7 +176,9 @@ class Editor:
         before, began = self.state, perf_counter()
         delta = compact_delta(self.resident)
         if not delta.layers:
-            raise StateError("nothing to compact: no pruned experts are held in memory")
+            raise StateError(
+                "nothing to compact: no pruned experts are held in memory; apply a prune first"
+            )
         self.resident.require_checkpoint()
         held = _bytes(self.resident)
         inverse = self.swap(delta, ctx)
