@@ -15,7 +15,7 @@ from mlxfun.anatomy import Anatomy
 from mlxfun.checkpoint.load import Loaded
 from mlxfun.context import SILENT, Context
 from mlxfun.conversation import Counter
-from mlxfun.datasets import batches, read_lines, tokenize
+from mlxfun.datasets import Line, Tokens, batches, read_lines, tokenize
 from mlxfun.editor import Editor
 from mlxfun.errors import ModelError, StateError
 from mlxfun.evaluate import EvalSet
@@ -59,12 +59,10 @@ class Observations:
         chosen, held = planning.split_samples(
             len(lines), wanted, options.data.seed, HELD_OUT_SHARE, HELD_OUT_LEAST
         )
-        sequences = tokenize(
-            [lines[i] for i in chosen], self._loaded.tokenizer, options.data.max_tokens
-        )
-        self._hold_out(options, [lines[i] for i in held])
+        sequences = self._tokens([lines[i] for i in chosen], options)
         start = self.stats if options.add and self.stats is not None else self._empty_stats()
         self._require_same_state(start)
+        self._hold_out(options, [lines[i] for i in held])
         self._note(command or f"collect --dataset {options.data.source}", anew=not options.add)
         before, began = (start.samples, start.tokens), monotonic()
         with self._editor.live("current"):
@@ -82,8 +80,13 @@ class Observations:
     def _hold_out(self, options: CollectOptions, lines: list[Any]) -> None:
         self.held_out = None
         if lines:
-            tokens = tokenize(lines, self._loaded.tokenizer, options.data.max_tokens)
-            self.held_out = EvalSet(f"{options.data.source} (held out)", tuple(tokens))
+            tokens = tuple(self._tokens(lines, options))
+            self.held_out = EvalSet(f"{options.data.source} (held out)", tokens)
+
+    def _tokens(self, lines: list[Line], options: CollectOptions) -> list[Tokens]:
+        return tokenize(
+            lines, self._loaded.tokenizer, options.data.max_tokens, self._anatomy.vocabulary
+        )
 
     def _collect_report(
         self,

@@ -245,7 +245,14 @@ class Session:
 
     def _measure(self, subject: str, options: EvaluateOptions, ctx: Context) -> EvaluateReport:
         sets = [
-            EvalSet(data.source, tuple(tokenize(read_lines(data), self.tokenizer, data.max_tokens)))
+            EvalSet(
+                data.source,
+                tuple(
+                    tokenize(
+                        read_lines(data), self.tokenizer, data.max_tokens, self.anatomy.vocabulary
+                    )
+                ),
+            )
             for data in options.datasets
         ]
         if not sets:

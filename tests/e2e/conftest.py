@@ -60,6 +60,13 @@ class Shell:
         samples = view.heat.samples if view.heat else None
         return view.state, view.live, view.plan, view.history, view.steering, samples
 
+    @property
+    def checkpoint(self) -> str:
+        """Identity of the checkpoint that is resident."""
+        loaded = self.engine._bench.loaded
+        assert loaded is not None
+        return loaded.checkpoint
+
     def reset(self) -> None:
         """The model as loaded, nothing staged, no steering, statistics as after COLLECT."""
         if self.engine.view().plan is not None:
@@ -90,9 +97,11 @@ class Program:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        elsewhere = directory.with_name(directory.name + "-elsewhere")  # MLX keeps kernels there
+        elsewhere.mkdir(exist_ok=True)
         self.environment = {
-            **os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(directory),
-            "XDG_STATE_HOME": str(directory / ".state"), "OMP_NUM_THREADS": "2",
+            **os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(elsewhere),
+            "XDG_STATE_HOME": str(elsewhere), "OMP_NUM_THREADS": "2",
         }  # fmt: skip
 
     def command(self, *arguments: str) -> list[str]:

@@ -73,7 +73,7 @@ def test_a_list_may_not_remove_what_a_map_protects(shell: Shell, tmp_path: Path)
 def test_an_unreadable_map_stops_a_list_too(shell: Shell, option: str) -> None:
     shell.do("prune --n-prune 4", "plan save list.json", "discard")
     assert shell.refused(f"prune --expert-list list.json {option} gone.json") == (
-        "cannot read gone.json: No such file or directory"
+        "cannot read gone.json: No such file or directory; check the path"
     )
 
 
