@@ -142,10 +142,10 @@ def stage_prune(
     if editor.staged is not None:
         editor.discard()
     base = editor.committed
-    pruned = {
-        index: tuple(e for e in live if e not in set(plan.keep[index]))
-        for index, live in zip(request.anatomy.indices, base, strict=True)
-    }
+    pruned = {}
+    for index, live in zip(request.anatomy.indices, base, strict=True):
+        kept = set(plan.keep[index])
+        pruned[index] = tuple(e for e in live if e not in kept)
     report = PlanReport(
         technique=plan.technique,
         metric=plan.metric,

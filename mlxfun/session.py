@@ -175,7 +175,7 @@ class Session:
     def collect(self, options: CollectOptions, ctx: Context = SILENT) -> CollectReport:
         """Calibrate on the committed weights. A cancel keeps what was collected and says so."""
         self._own()
-        return self._observations.collect(options, ctx)
+        return self._observations.collect(options, self.command, ctx)
 
     def stats(self, action: str = "show") -> StatsReport:
         """The statistics in hand. Raises StateError without any."""
@@ -210,6 +210,8 @@ class Session:
             request, plan, self.command or planning.command_line(options), self._export_view
         )
         self._protected = protected
+        staged = self.editor.require_staged("prune")
+        staged.evidence = self._observations.evidence if plan.metric else ()
         return report
 
     def steer(self, options: SteerOptions) -> SteerReport:
