@@ -23,21 +23,31 @@ LINES = (
 )
 
 
-def interrupted(program: Program, until: str, number: int = signal.SIGINT) -> tuple[list[str], str]:
-    """Interrupt once `until` is on stderr; the commands that had ended, and all of stderr."""
-    process = program.start("--headless", "--json", "--demo", "--record", "s", *typed(LINES))
+def listen(process: subprocess.Popen[str], until: str) -> str:
+    """Read stderr until `until` is in it. A program that ends before is no endless wait."""
     assert process.stderr is not None
     said = ""
     while until not in said:
         line = process.stderr.readline()
-        assert line, said
+        if not line:
+            process.kill()
+            process.communicate()
+            raise AssertionError(f"{until!r} did not come, but {said!r}")
         said += line
+    return said
+
+
+def interrupted(program: Program, until: str, number: int = signal.SIGINT) -> tuple[list[str], str]:
+    """Interrupt once `until` is on stderr; the commands that had ended, and all of stderr."""
+    process = program.start("--headless", "--json", "--demo", "--record", "s", *typed(LINES))
+    said = listen(process, until)
     began = time.monotonic()
     process.send_signal(number)
     try:
         out, err = process.communicate(timeout=30)
     except subprocess.TimeoutExpired:
         process.kill()
+        process.communicate()
         raise
     assert process.returncode == 128 + number
     assert time.monotonic() - began < 10
@@ -77,9 +87,7 @@ def test_ctrl_c_while_saving_leaves_whole_models_only(program: Program, until: s
 
 def test_a_kill_while_saving_is_cleaned_up_by_the_next_save(program: Program) -> None:
     process = program.start("--headless", "--demo", *typed(LINES))
-    assert process.stderr is not None
-    while "save: " not in process.stderr.readline():
-        pass
+    listen(process, "save: ")
     process.kill()
     process.communicate(timeout=30)
     done = program.run("--headless", "--demo", "-c", "save next")
