@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from commands.declare import Call, command, positive, pruned, staged
+from commands.declare import Call, command, listable, positive, pruned, staged
 from commands.types import ExpertPairs, Experts, FilePath
-from mlxfun.errors import UsageError
+from mlxfun.errors import StateError, UsageError
 from mlxfun.options import (
     METRICS,
     STEER_RULES,
@@ -15,7 +15,7 @@ from mlxfun.options import (
     PruneOptions,
     SteerOptions,
 )
-from mlxfun.reports import Report
+from mlxfun.reports import HeatView, Report, TextReport
 
 MODES = click.Choice(["protect", "target"])
 LIST = FilePath((".json", ".csv"))
@@ -180,4 +180,42 @@ def compact(call: Call) -> Report:
     return call.session.compact(call.ctx)
 
 
-COMMANDS = (prune, steer, apply, discard, flip, compact)
+@command("plan show", group="edit", when=staged)
+def plan_show(call: Call) -> Report:
+    """Show the staged plan again: which experts go, and what that saves."""
+    plan = call.session.view().plan
+    if plan is None:
+        raise StateError("nothing is staged to show: stage a plan first, e.g. with prune")
+    return plan
+
+
+@command("plan save", group="edit", when=listable)
+@click.argument("path", type=LIST)
+def plan_save(call: Call) -> Report:
+    """Write which experts stay as an expert list, JSON or CSV by the file's name.
+
+    The list is that of the staged plan, or of the applied prune when nothing is staged. prune
+    --expert-list reads it, on this model or on a quantised copy of it.
+    """
+    from mlxfun.expert_lists import write_expert_list  # brings NumPy: not at the top
+
+    view = call.session.view()
+    why_not = listable(view)
+    if why_not is not None or view.heat is None:
+        raise StateError(f"there is no list to write: {why_not}")
+    keep = view.plan.kept if view.plan else _living(view.heat)
+    path = call.bench.writable(call["path"])
+    write_expert_list(path, keep, view.heat.experts)
+    kept, of = sum(map(len, keep.values())), len(keep) * view.heat.experts
+    return TextReport(f"wrote {path}: {kept} of {of} experts stay, {of - kept} go")
+
+
+def _living(heat: HeatView) -> dict[int, tuple[int, ...]]:
+    """{decoder layer: experts that are there}."""
+    return {
+        layer: tuple(int(e) for e in row.nonzero()[0])
+        for layer, row in zip(heat.layers, heat.alive, strict=True)
+    }
+
+
+COMMANDS = (prune, plan_show, plan_save, steer, apply, discard, flip, compact)

@@ -15,7 +15,7 @@ from mlxfun.anatomy import Anatomy
 from mlxfun.checkpoint.load import Loaded
 from mlxfun.context import SILENT, Context
 from mlxfun.conversation import Counter
-from mlxfun.datasets import batches, read_lines, tokenize
+from mlxfun.datasets import Line, Tokens, batches, read_lines, tokenize
 from mlxfun.editor import Editor
 from mlxfun.errors import ModelError, StateError
 from mlxfun.evaluate import EvalSet
@@ -30,7 +30,10 @@ HELD_OUT_LEAST = 4
 
 
 class Observations:
-    """stats: what was collected, None before. held_out: samples kept away from calibration."""
+    """stats: what was collected, None before. held_out: samples kept away from calibration.
+
+    evidence: the commands that made the statistics in hand.
+    """
 
     def __init__(self, loaded: Loaded, anatomy: Anatomy, taps: Taps, editor: Editor) -> None:
         self._loaded = loaded
@@ -41,25 +44,27 @@ class Observations:
         self.stats: RoutingStats | None = None
         self.held_out: EvalSet | None = None
         self.counting = False
+        self.evidence: tuple[str, ...] = ()
 
     def counter(self) -> Counter | None:
         """What counts a chat's forwards, None while chat traffic is not counted."""
         return self._count if self.counting else None
 
-    def collect(self, options: CollectOptions, ctx: Context = SILENT) -> CollectReport:
+    def collect(
+        self, options: CollectOptions, command: str = "", ctx: Context = SILENT
+    ) -> CollectReport:
         """Calibrate on the committed weights. A cancel keeps what was collected and says so."""
         wanted = options.data.max_samples
         lines = read_lines(replace(options.data, max_samples=None))
         chosen, held = planning.split_samples(
             len(lines), wanted, options.data.seed, HELD_OUT_SHARE, HELD_OUT_LEAST
         )
-        sequences = tokenize(
-            [lines[i] for i in chosen], self._loaded.tokenizer, options.data.max_tokens
-        )
-        self._hold_out(options, [lines[i] for i in held])
+        sequences = self._tokens([lines[i] for i in chosen], options)
         start = self.stats if options.add and self.stats is not None else self._empty_stats()
         self._require_same_state(start)
         self._require_counts(start)
+        self._hold_out(options, [lines[i] for i in held])
+        self._note(command or f"collect --dataset {options.data.source}", anew=not options.add)
         before, began = (start.samples, start.tokens), monotonic()
         with self._editor.live("current"):
             self.stats, cancelled = calibrate.collect(
@@ -76,8 +81,13 @@ class Observations:
     def _hold_out(self, options: CollectOptions, lines: list[Any]) -> None:
         self.held_out = None
         if lines:
-            tokens = tokenize(lines, self._loaded.tokenizer, options.data.max_tokens)
-            self.held_out = EvalSet(f"{options.data.source} (held out)", tuple(tokens))
+            tokens = tuple(self._tokens(lines, options))
+            self.held_out = EvalSet(f"{options.data.source} (held out)", tokens)
+
+    def _tokens(self, lines: list[Line], options: CollectOptions) -> list[Tokens]:
+        return tokenize(
+            lines, self._loaded.tokenizer, options.data.max_tokens, self._anatomy.vocabulary
+        )
 
     def _collect_report(
         self,
@@ -144,6 +154,9 @@ class Observations:
         stats.save(path)
         return self._report(stats, "save", path)
 
+    def _note(self, command: str, *, anew: bool) -> None:
+        self.evidence = (command,) if anew else (*self.evidence, command)
+
     def load(self, path: Path) -> StatsReport:
         """Read an `.npz` made on this model. Raises PlanError for another shape or model."""
         stats = RoutingStats.load(path, self._anatomy.indices, self._anatomy.num_experts)
@@ -159,6 +172,7 @@ class Observations:
             model_name=self._loaded.model_id,
             state=stats.state or self._editor.history.root.state,
         )
+        self._note(f"stats load {path}", anew=True)
         return self._report(self.stats, "load", path)
 
     def reset(self) -> StatsReport:

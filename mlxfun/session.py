@@ -180,7 +180,7 @@ class Session:
     def collect(self, options: CollectOptions, ctx: Context = SILENT) -> CollectReport:
         """Calibrate on the committed weights. A cancel keeps what was collected and says so."""
         self._own()
-        return self._observations.collect(options, ctx)
+        return self._observations.collect(options, self.command, ctx)
 
     def stats(self, action: str = "show") -> StatsReport:
         """The statistics in hand. Raises StateError without any."""
@@ -237,6 +237,8 @@ class Session:
             request, plan, self.command or planning.command_line(options), self._export_view
         )
         self._protected = protected
+        staged = self.editor.require_staged("prune")
+        staged.evidence = self._observations.evidence if plan.metric else ()
         return report
 
     def steer(self, options: SteerOptions) -> SteerReport:
@@ -284,7 +286,14 @@ class Session:
 
     def _measure(self, subject: str, options: EvaluateOptions, ctx: Context) -> EvaluateReport:
         sets = [
-            EvalSet(data.source, tuple(tokenize(read_lines(data), self.tokenizer, data.max_tokens)))
+            EvalSet(
+                data.source,
+                tuple(
+                    tokenize(
+                        read_lines(data), self.tokenizer, data.max_tokens, self.anatomy.vocabulary
+                    )
+                ),
+            )
             for data in options.datasets
         ]
         if not sets:

@@ -17,7 +17,7 @@ from tests.commands.conftest import Bench
 
 NAMES = {
     "load", "info", "layers", "collect", "stats show", "stats save", "stats load", "stats count",
-    "stats reset", "prune", "steer", "preview", "evaluate", "chat", "apply", "discard", "flip",
+    "stats reset", "prune", "plan show", "plan save", "steer", "preview", "evaluate", "chat", "apply", "discard", "flip",
     "compact", "undo", "redo", "history", "goto", "save", "smoke-test", "record", "replay",
     "expect", "set", "why", "help", "safety-scan", "domain-scan",
     "stats diff", "stats merge", "stats purge", "quit", "recover",
