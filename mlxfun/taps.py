@@ -40,16 +40,18 @@ class Record:
 
     indices: [..., K] experts in checkpoint numbers. weights: [..., K] as applied. norms: [..., K]
     float32, the L2 norm of each selected expert's output. logits: [..., R] before steering.
+    inputs: [..., D] what the experts were given.
     """
 
     indices: mx.array
     weights: mx.array | None = None
     norms: mx.array | None = None
     logits: mx.array | None = None
+    inputs: mx.array | None = None
 
     def arrays(self) -> list[mx.array]:
         """What must be evaluated with the forward."""
-        held = (self.indices, self.weights, self.norms, self.logits)
+        held = (self.indices, self.weights, self.norms, self.logits, self.inputs)
         return [a for a in held if a is not None]
 
 
@@ -86,6 +88,7 @@ class LayerTap:
         self.records: list[Record] | None = None
         self.want_norms = True
         self.want_logits = False
+        self.want_inputs = False
         self.router_weights: mx.array | None = None
         self.list_calls: list[tuple[int, mx.array]] = []  # dbrx: (sliced index, output) in order
         self._logits: mx.array | None = None
@@ -102,9 +105,11 @@ class LayerTap:
         # Evaluated here, on the owning thread: a lazy array would be built anew in each forward.
         mx.eval([a for a in (self.index_map, self.labels) if a is not None])
 
-    def open(self, indices: mx.array, y: mx.array) -> Record:
-        """Begin a record for a forward that routed to `indices` (sliced numbering)."""
+    def open(self, x: mx.array, indices: mx.array, y: mx.array) -> Record:
+        """Begin a record for a forward that routed `x` to `indices` (sliced numbering)."""
         record = Record(self.labelled(indices))
+        if self.want_inputs:
+            record.inputs = x
         if self.want_norms:
             record.norms = output_norms(y)
         if self.want_logits:
@@ -258,7 +263,7 @@ class _ExpertsTap:
         rows = indices if tap.index_map is None else tap.index_map[indices]
         y: mx.array = super().__call__(x, rows, *args, **kwargs)  # type: ignore[misc]
         if tap.records is not None:
-            tap.open(indices, y)
+            tap.open(x, indices, y)
             y.__class__ = self._product
         return y
 
@@ -402,7 +407,7 @@ class _ListBlockTap:
         indices = mx.array([e for e, _ in calls], dtype=mx.uint32).reshape(shape)
         y = mx.stack([out for _, out in calls]).reshape(*shape, x.shape[-1])
         logits = tap.take_logits()
-        record = tap.open(indices, y)
+        record = tap.open(x, indices, y)
         # The same operations in the same order as the block's own (l1-renormalised softmax).
         gates = mx.softmax(logits.reshape(*x.shape[:-1], -1).astype(mx.float32), axis=-1)
         scores = mx.take_along_axis(gates, indices, axis=-1)
