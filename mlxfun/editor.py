@@ -19,7 +19,7 @@ from mlxfun.deltas import Delta, Resident
 from mlxfun.edits.prune import compact_delta
 from mlxfun.errors import StateError
 from mlxfun.history import History, Node
-from mlxfun.plans import PrunePlan
+from mlxfun.plans import Plan
 from mlxfun.reports import EvaluateReport, PlanReport, StepReport
 from mlxfun.state import state_id
 from mlxfun.steering import Steering
@@ -32,7 +32,7 @@ Live = tuple[tuple[int, ...], ...]
 class Staged:
     """A candidate. edge: the delta to the side that is not live now. base: experts before it."""
 
-    plan: PrunePlan
+    plan: Plan
     command: str
     edge: Delta
     state: str
@@ -112,7 +112,7 @@ class Editor:
                 f"a plan is staged ({self.staged.command}); apply or discard it before {action}"
             )
 
-    def stage(self, plan: PrunePlan, delta: Delta, command: str, report: PlanReport) -> Staged:
+    def stage(self, plan: Plan, delta: Delta, command: str, report: PlanReport) -> Staged:
         """Swap a candidate in. The committed side must be live and nothing staged."""
         base = self.committed
         edge = self.swap(delta)
@@ -144,7 +144,9 @@ class Editor:
         before, began = self.state, perf_counter()
         if not staged.live:
             self.flip("candidate")
-        node = self.history.add(staged.command, staged.state, staged.edge, staged.plan.metric)
+        # From here on undo leads back: what the checkpoint holds need not be held for it.
+        staged.edge = self.resident.released(staged.edge)
+        node = self.history.add(staged.command, staged.state, staged.edge, staged.plan)
         node.scores.update(scores)
         self.staged = None
         return self._step("apply", node.command, before, began)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from mlxfun.deltas import Delta
 from mlxfun.errors import BudgetError, MlxfunError, StateError
+from mlxfun.plans import Plan
 from mlxfun.reports import HistoryNode, HistoryReport, readable_bytes
 
 Swap = Callable[[Delta], Delta]
@@ -21,7 +22,7 @@ Swap = Callable[[Delta], Delta]
 class Node:
     """One state. edge: the delta between this node and its parent, see the module's text.
 
-    recipe: the command that leads here from the parent; metric: the ranking it used, if any.
+    recipe: the command that leads here from the parent; plan: what it decided, if it was a plan.
     """
 
     id: int
@@ -30,7 +31,7 @@ class Node:
     state: str
     recipe: str | None
     edge: Delta | None
-    metric: str | None = None
+    plan: Plan | None = None
     scores: dict[str, float] = field(default_factory=dict)
     children: list[Node] = field(default_factory=list)
 
@@ -59,7 +60,7 @@ class History:
                 f"{readable_bytes(self.budget)}; raise it with --undo-budget, or save and reload"
             )
 
-    def add(self, command: str, state: str, inverse: Delta, metric: str | None = None) -> Node:
+    def add(self, command: str, state: str, inverse: Delta, plan: Plan | None = None) -> Node:
         """A child of the current node, which becomes current. `inverse` leads back.
 
         Doing the same again from the same node finds the node that is already there, so that
@@ -71,7 +72,7 @@ class History:
                 self._arrive(child)
                 return child
         self.check_budget(inverse.bytes)
-        node = Node(len(self._nodes), self.current, command, state, command, inverse, metric)
+        node = Node(len(self._nodes), self.current, command, state, command, inverse, plan)
         self.current.children.append(node)
         self._nodes.append(node)
         self._arrive(node)

@@ -7,6 +7,7 @@ expert dimension is exact for packed quantised tensors too, since packing runs a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from hashlib import blake2b
 from typing import Any
 
 import mlx.core as mx
@@ -80,6 +81,12 @@ def nbytes_as(array: mx.array, dtype: mx.Dtype) -> int:
     return int(array.size) * int(dtype.size)
 
 
+def row_digests(array: mx.array, stored: mx.Dtype) -> list[str]:
+    """Hash of every row's bytes as stored, so that devices that hold other dtypes agree."""
+    host = np.array(array.astype(stored).reshape(array.shape[0], -1).view(mx.uint8))
+    return [blake2b(row.tobytes(), digest_size=16).hexdigest() for row in host]
+
+
 # -- quantised projections --------------------------------------------------------------------
 
 PACKED = ("weight", "scales", "biases", "global_scale")
@@ -91,7 +98,9 @@ def dequantised(module: nn.Module, rows: Sequence[int] | None = None) -> mx.arra
 
     rows: of the first dimension, all where None.
     """
-    held = {name: module[name] for name in PACKED if isinstance(module.get(name), mx.array)}
+    held: dict[str, mx.array] = {
+        name: module[name] for name in PACKED if isinstance(module.get(name), mx.array)
+    }
     if rows is not None:
         held = {name: take_rows(array, rows) for name, array in held.items()}
     if "scales" not in held:

@@ -8,6 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import tiny_models
+from merging_rigs import permute_expert
 from rigs import keep_fewer
 
 from mlxfun.edits.alignment import (
@@ -278,22 +279,6 @@ def test_a_permuted_copy_of_an_expert_is_matched_neuron_by_neuron(rig, name, how
     (cost,) = costs_of(bank, x, [(0, 1)])
     # Neuron order[i] of expert 0 is neuron i of expert 1.
     assert MATCHES[how](cost)[order].tolist() == list(range(len(order)))
-
-
-def permute_expert(bank, source, target, order):
-    """Make expert `target` a copy of `source` with its neurons in another order."""
-    index = mx.array(order)
-    for name in bank.names:
-        module = bank.projection(name)
-        weight = module.weight
-        inward = name in bank.inward
-        weight[target] = weight[source][index] if inward else weight[source][:, index]
-        module.weight = weight
-        if "bias" in module:
-            bias = module.bias
-            bias[target] = bias[source][index] if inward else bias[source]
-            module.bias = bias
-    mx.eval(bank.experts.parameters())
 
 
 # -- quantised weights ------------------------------------------------------------------------
