@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from commands.engine import Engine
 
 NAME = "mlxfun-shell"
-CLOSE_SECONDS = 5.0
+# A person has left: a forward that is longer than this is not worth waiting for, and a save that is
+# cut short leaves a hidden directory that the next one sweeps away.
+CLOSE_SECONDS = 2.0
 BROKEN_PIPE = 128 + 13  # what a shell reports for a program that SIGPIPE ended
 
 # Found at run time: `commands` lies below `tui` and must not import it, yet the program that starts

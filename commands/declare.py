@@ -81,6 +81,13 @@ def pruned(view: SessionView) -> str | None:
     return with_model(view) or (None if fewer else "no applied prune to compact")
 
 
+def listable(view: SessionView) -> str | None:
+    """Needs experts that go or are gone."""
+    if staged(view) is None or pruned(view) is None:
+        return None
+    return with_model(view) or "nothing is staged or pruned: run prune first"
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """One use of a command: `call["path"]` is a parameter, as parsed."""

@@ -4,12 +4,32 @@ from __future__ import annotations
 
 import click
 
-from commands.declare import Call, command, positive, pruned, staged
+from commands.declare import (
+    DATASET,
+    Call,
+    command,
+    data_options,
+    dataset_options,
+    listable,
+    positive,
+    pruned,
+    staged,
+)
 from commands.types import ExpertPairs, Experts, FilePath
-from mlxfun.errors import UsageError
-from mlxfun.options import METRICS, STRATEGIES, ApplyOptions, PruneOptions, SteerOptions
-from mlxfun.reports import Report
+from mlxfun.errors import StateError, UsageError
+from mlxfun.options import (
+    ALIGNMENTS,
+    METRICS,
+    SIMILARITY_MODES,
+    STRATEGIES,
+    ApplyOptions,
+    MergeOptions,
+    PruneOptions,
+    SteerOptions,
+)
+from mlxfun.reports import HeatView, Report, TextReport
 
+DATA = ("dataset", "text_key", "max_samples", "max_tokens", "seed")
 MODES = click.Choice(["protect", "target"])
 LIST = FilePath((".json", ".csv"))
 MAP = FilePath((".json",))
@@ -67,6 +87,85 @@ def prune(call: Call) -> Report:
     return call.session.prune(PruneOptions(**values), call.ctx)
 
 
+@command("merge", group="edit")
+@click.option(
+    "--dataset", type=DATASET, help="What experts are compared on (default: the last one, see set)."
+)
+@data_options
+@click.option(
+    "--n-prune",
+    type=positive,
+    metavar="N",
+    help="Experts to merge away per layer; with --model-wide, expert numbers.",
+)
+@click.option(
+    "--metric",
+    type=click.Choice(METRICS),
+    default="reap",
+    help="Saliency that picks centroids and weighs members (default: reap).",
+)
+@click.option("--model-wide", is_flag=True, help="Merge the same expert numbers in every layer.")
+@click.option("--expert-list", type=LIST, help="JSON or CSV whose kept experts are the centroids.")
+@click.option(
+    "--ignore-experts", type=Experts(), metavar="LIST", help='Keep as centroids: "0,1,250..255".'
+)
+@click.option(
+    "--similarity-mode",
+    type=click.Choice(SIMILARITY_MODES),
+    default="gated",
+    help="Compare mean outputs weighted by the gate (default), or plain averages.",
+)
+@click.option(
+    "--alignment",
+    type=click.Choice(ALIGNMENTS),
+    default="hungarian",
+    help="How neurons are matched before they are averaged (default: hungarian).",
+)
+@click.option(
+    "--max-group-size",
+    type=click.IntRange(min=2),
+    default=16,
+    metavar="N",
+    help="Experts in a group at most, its centroid included (default: 16).",
+)
+@click.option(
+    "--max-similarity-tokens",
+    type=click.IntRange(min=2),
+    default=1024,
+    metavar="N",
+    help="Compare experts on N tokens (default: 1024).",
+)
+@click.option(
+    "--max-alignment-tokens",
+    type=positive,
+    default=1024,
+    metavar="N",
+    help="Align neurons on N of those tokens (default: 1024).",
+)
+@click.option("--safety-map", type=MAP, help="safety_report.json of a safety scan.")
+@click.option(
+    "--safety-mode", type=MODES, default="protect", help="Keep its experts, or merge them away."
+)
+@click.option("--domain-map", type=MAP, help="domain_report.json of a domain scan.")
+@click.option(
+    "--domain-mode", type=MODES, default="protect", help="Keep its experts, or merge them away."
+)
+def merge(call: Call) -> Report:
+    """Stage a merge: experts that go are averaged into those most like them (REAM).
+
+    Layer by layer, each on what the merged layers before it put out, in about two forwards of the
+    data set. Both sides stay in memory until apply or discard.
+    """
+    values = {name: value for name, value in call.params.items() if name not in DATA}
+    values["ignore_experts"] = values["ignore_experts"] or ()
+    for name in ("expert_list", "safety_map", "domain_map"):
+        if values[name] is not None:
+            values[name] = call.bench.readable(values[name])
+    source = call.bench.dataset(call["dataset"])
+    data = dataset_options(source, call.params, call.bench.settings.seed)
+    return call.session.merge(MergeOptions(data, **values), call.ctx)
+
+
 @command("steer", group="edit", between=True)
 @click.option(
     "--activate", type=ExpertPairs(), metavar="L:E,...", help="Force these into the top-k."
@@ -120,4 +219,42 @@ def compact(call: Call) -> Report:
     return call.session.compact(call.ctx)
 
 
-COMMANDS = (prune, steer, apply, discard, flip, compact)
+@command("plan show", group="edit", when=staged)
+def plan_show(call: Call) -> Report:
+    """Show the staged plan again: which experts go, and what that saves."""
+    plan = call.session.view().plan
+    if plan is None:
+        raise StateError("nothing is staged to show: stage a plan first, e.g. with prune")
+    return plan
+
+
+@command("plan save", group="edit", when=listable)
+@click.argument("path", type=LIST)
+def plan_save(call: Call) -> Report:
+    """Write which experts stay as an expert list, JSON or CSV by the file's name.
+
+    The list is that of the staged plan, or of the applied prune when nothing is staged. prune
+    --expert-list reads it, on this model or on a quantised copy of it.
+    """
+    from mlxfun.expert_lists import write_expert_list  # brings NumPy: not at the top
+
+    view = call.session.view()
+    why_not = listable(view)
+    if why_not is not None or view.heat is None:
+        raise StateError(f"there is no list to write: {why_not}")
+    keep = view.plan.kept if view.plan else _living(view.heat)
+    path = call.bench.writable(call["path"])
+    write_expert_list(path, keep, view.heat.experts)
+    kept, of = sum(map(len, keep.values())), len(keep) * view.heat.experts
+    return TextReport(f"wrote {path}: {kept} of {of} experts stay, {of - kept} go")
+
+
+def _living(heat: HeatView) -> dict[int, tuple[int, ...]]:
+    """{decoder layer: experts that are there}."""
+    return {
+        layer: tuple(int(e) for e in row.nonzero()[0])
+        for layer, row in zip(heat.layers, heat.alive, strict=True)
+    }
+
+
+COMMANDS = (prune, merge, plan_show, plan_save, steer, apply, discard, flip, compact)

@@ -38,6 +38,7 @@ class Follower:
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._progress = ProgressLines(self.err)
         self._streamed: set[int] = set()
+        self._ended = 0
         engine.subscribe(self._events.put)
 
     def follow(self, job: int) -> JobEnded:
@@ -50,7 +51,8 @@ class Follower:
     def follow_briefly(self, job: int, seconds: float) -> None:
         """Print events until `job` ends, but no longer than that."""
         deadline = time.monotonic() + seconds
-        while (left := deadline - time.monotonic()) > 0:
+        # An interrupt may fall between taking an event and printing it: no second end will come.
+        while self._ended != job and (left := deadline - time.monotonic()) > 0:
             try:
                 if self._next(job, left) is not None:
                     return
@@ -60,6 +62,8 @@ class Follower:
     def _next(self, job: int, timeout: float | None) -> JobEnded | None:
         """Print one event; returned if it is the end of `job`. Raises Empty after `timeout`."""
         event = self._events.get(timeout=timeout)
+        if isinstance(event, JobEnded):
+            self._ended = event.job
         self._print(event, job)
         return event if isinstance(event, JobEnded) and event.job == job else None
 

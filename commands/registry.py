@@ -21,7 +21,7 @@ COMMANDS: dict[str, Command] = {
 }
 
 # A family typed without its second word means this member.
-FAMILIES = {"stats": "stats show"}
+FAMILIES = {"stats": "stats show", "plan": "plan show"}
 
 HELP_WIDTH = 78
 _OPTION = re.compile(r"--?[A-Za-z][A-Za-z-]*(=.*)?\Z", re.DOTALL)

@@ -8,6 +8,7 @@ Nothing here depends on the weights; the tokenizer is mlx-lm's TokenizerWrapper.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -92,7 +93,9 @@ def read_lines(options: DatasetOptions) -> list[Line]:
         else:
             lines.extend(_read_jsonl(file, options.text_key))
     if not lines:
-        raise DatasetError(f"{path} holds no samples; every line of it is blank")
+        raise DatasetError(
+            f"{path} holds no samples: every line of it is blank; choose another file"
+        )
     if options.max_samples is None or options.max_samples >= len(lines):
         return lines
     rng = np.random.default_rng(options.seed)
@@ -122,7 +125,9 @@ def _files(path: Path) -> list[Path]:
     visible = [path / f for f in found if not any(part.startswith(".") for part in f.parts)]
     files = [file for file in visible if file.is_file()]
     if not files:
-        raise DatasetError(f"{path} has no {', '.join(wanted)} files to read")
+        raise DatasetError(
+            f"{path} has no {', '.join(wanted)} files to read; choose another directory"
+        )
     return files
 
 
@@ -130,7 +135,7 @@ def _read(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise DatasetError(f"cannot read {file}: {error.strerror}") from error
+        raise DatasetError(f"cannot read {file}: {error.strerror}; check the path") from error
 
 
 def _decode(data: bytes, where: str) -> str:
@@ -220,14 +225,17 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "null" if value is None else "a number")
 
 
-def tokenize(lines: list[Line], tokenizer: Tokenizer, max_tokens: int) -> list[Tokens]:
+def tokenize(
+    lines: list[Line], tokenizer: Tokenizer, max_tokens: int, vocabulary: int | None = None
+) -> list[Tokens]:
     """Token sequences, int32 [T] each, with T <= max_tokens, in the order of `lines`.
 
     Chat lines go through the chat template; without a template their contents are joined by
     newlines. Sequences under two tokens predict nothing and are left out, so
     `len(lines) - len(result)` lines were dropped.
 
-    Raises UsageError for max_tokens < 2, DatasetError when nothing is left or a template refuses.
+    Raises UsageError for max_tokens < 2, DatasetError when nothing is left, when a template
+    refuses, or for a token outside the model's `vocabulary` (None: not checked).
     """
     if max_tokens < 2:
         raise UsageError(f"--max-tokens {max_tokens} must be at least 2")
@@ -237,6 +245,7 @@ def tokenize(lines: list[Line], tokenizer: Tokenizer, max_tokens: int) -> list[T
             ids = _chat_ids(messages, tokenizer, line.where, add_generation_prompt=False)
         else:
             ids = tokenizer.encode(str(line.payload))
+        require_known(ids, vocabulary, line.where)
         if len(ids) >= 2:
             sequences.append(np.asarray(ids[:max_tokens], dtype=np.int32))
     if lines and not sequences:
@@ -244,6 +253,19 @@ def tokenize(lines: list[Line], tokenizer: Tokenizer, max_tokens: int) -> list[T
             f"all {len(lines)} samples from {lines[0].where} on are shorter than two tokens"
         )
     return sequences
+
+
+def require_known(ids: Sequence[int], vocabulary: int | None, where: str) -> None:
+    """Raise DatasetError for a token that the model has no embedding for.
+
+    MLX does not check indices: such a token would read memory that is not the model's.
+    """
+    highest = max(ids, default=0)
+    if vocabulary is not None and highest >= vocabulary:
+        raise DatasetError(
+            f"{where}: the tokenizer gives token {highest}, the model knows 0..{vocabulary - 1}; "
+            "the tokenizer files are not this model's, copy them from its source"
+        )
 
 
 def prompt_tokens(

@@ -96,6 +96,10 @@ class Resident:
         self._checkpoint = checkpoint
         self._reader: Reader | None = None
 
+    def require_checkpoint(self) -> None:
+        """Raise ModelError if what a release lets go of could not be read back."""
+        self._checkpoint()
+
     def swap(self, delta: Delta, ctx: Context = SILENT) -> Delta:
         """Exchange `delta` with what the model holds; the returned inverse undoes it bit for bit.
 

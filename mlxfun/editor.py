@@ -30,7 +30,10 @@ Live = tuple[tuple[int, ...], ...]
 
 @dataclass(slots=True)
 class Staged:
-    """A candidate. edge: the delta to the side that is not live now. base: experts before it."""
+    """A candidate. edge: the delta to the side that is not live now. base: experts before it.
+
+    evidence: the commands that made the statistics it was decided on.
+    """
 
     plan: Plan
     command: str
@@ -39,6 +42,7 @@ class Staged:
     base: Live
     report: PlanReport
     live: bool = True
+    evidence: tuple[str, ...] = ()
     preview: EvaluateReport | None = None
 
 
@@ -146,7 +150,13 @@ class Editor:
             self.flip("candidate")
         # From here on undo leads back: what the checkpoint holds need not be held for it.
         staged.edge = self.resident.released(staged.edge)
-        node = self.history.add(staged.command, staged.state, staged.edge, staged.plan)
+        node = self.history.add(
+            staged.command,
+            staged.state,
+            staged.edge,
+            evidence=staged.evidence,
+            plan=staged.plan,
+        )
         node.scores.update(scores)
         self.staged = None
         return self._step("apply", node.command, before, began)
@@ -178,7 +188,10 @@ class Editor:
         before, began = self.state, perf_counter()
         delta = compact_delta(self.resident)
         if not delta.layers:
-            raise StateError("nothing to compact: no pruned experts are held in memory")
+            raise StateError(
+                "nothing to compact: no pruned experts are held in memory; apply a prune first"
+            )
+        self.resident.require_checkpoint()
         held = _bytes(self.resident)
         inverse = self.swap(delta, ctx)
         self.history.add(command, self._live_state(), inverse)

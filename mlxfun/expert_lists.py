@@ -133,7 +133,7 @@ def read_expert_list(path: Path, layers: Sequence[int], experts: int) -> ExpertS
         document = _read_json(path)
         entries = document.get("keep_map")
         if not isinstance(entries, dict):
-            raise PlanError(f"{path} is not an expert list: it has no keep_map")
+            raise PlanError(f"{path} is no expert list, as it has no keep_map; see plan save")
         where = _layer_keys(path, entries, document.get("layer_indices"), layers)
         found = {where[key]: _experts(path, key, entries[key], experts) for key in entries}
     missing = [layer for layer in layers if layer not in found]
@@ -260,7 +260,7 @@ def read_map(path: Path, key: str, layers: Sequence[int], experts: int) -> Mask:
             )
     entries = document.get(key)
     if not isinstance(entries, dict):
-        raise PlanError(f"{path} has no table {key!r} of experts by layer; it cannot be used")
+        raise PlanError(f"{path} has no table {key!r} of experts by layer; give a report that has")
     _check_indices(path, document.get("layer_indices"), layers)
     numbers = {name: _number(path, "layer", name) for name in entries}
     if len(set(numbers.values())) < len(numbers) or max(numbers.values(), default=0) >= len(layers):
@@ -296,9 +296,9 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text("utf-8-sig")
     except OSError as error:
-        raise PlanError(f"cannot read {path}: {error.strerror}") from error
+        raise PlanError(f"cannot read {path}: {error.strerror}; check the path") from error
     except UnicodeDecodeError as error:
-        raise PlanError(f"{path} is not UTF-8 text") from error
+        raise PlanError(f"{path} is not UTF-8 text; write it anew") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -311,9 +311,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(_read_text(path), object_pairs_hook=unique)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise PlanError(f"{path} is not valid JSON: {error}") from error
+        raise PlanError(f"{path} is not valid JSON ({error}); write it anew") from error
     if not isinstance(document, dict):
-        raise PlanError(f"{path} does not hold a JSON object")
+        raise PlanError(f"{path} does not hold a JSON object; write it anew")
     return document
 
 

@@ -6,15 +6,14 @@ Tensors are made one at a time, so writing needs the memory of one of them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 
 from mlxfun.anatomy import Anatomy, MoELayer
 from mlxfun.deltas import Resident
-from mlxfun.surgery import nbytes_as, take_rows
+from mlxfun.surgery import flatten, nbytes_as, take_rows
 
 
 class ExportView:
@@ -30,14 +29,15 @@ class ExportView:
         self._resident = resident
         self._anatomy = anatomy
         self._stored = stored
-        self._arrays = dict(cast(list[tuple[str, mx.array]], tree_flatten(model.parameters())))
+        if any(layer.experts_list for layer in anatomy.layers):
+            # Compacting renumbers a list of expert modules, and with it the paths.
+            self._arrays = dict(flatten(model.parameters()))
+        else:
+            self._arrays = {path: resident.tree.get(path) for path in resident.tree.paths}
         self._layer_of: dict[str, MoELayer] = {
             p.path: layer for layer in anatomy.layers for p in layer.expert_parameters()
         }
         self._names = dict(self._named())
-        self._bits: dict[str, int] = {
-            path: int(module.bits) for path, module in model.named_modules() if "scales" in module
-        }
 
     def _named(self) -> Iterator[tuple[str, str]]:
         """(name when saved, path in the model): only dbrx's expert list changes names."""
@@ -101,15 +101,20 @@ class ExportView:
 
     def parameter_count(self) -> int:
         """Values in the model as saved: packed weights unpacked, scales and pruned rows not counted."""
+        bits: dict[str, int] = {
+            path: int(module.bits)
+            for path, module in self.model.named_modules()
+            if "scales" in module
+        }
         total = 0
         for path in self._names.values():
             owner, _, last = path.rpartition(".")
-            if owner in self._bits and last in ("scales", "biases"):
+            if owner in bits and last in ("scales", "biases"):
                 continue
             array = self._arrays[path]
             values = int(array.size)
-            if owner in self._bits and last == "weight":
-                values = values * 32 // self._bits[owner]
+            if owner in bits and last == "weight":
+                values = values * 32 // bits[owner]
             layer = self._layer_of.get(path)
             if layer is not None:
                 values = values // int(array.shape[0]) * len(self._rows(layer))

@@ -19,6 +19,7 @@ from mlx_lm.sample_utils import make_sampler
 
 from mlxfun.calibrate import routing_sums
 from mlxfun.context import SILENT, Context
+from mlxfun.datasets import require_known
 from mlxfun.errors import Cancelled
 from mlxfun.options import GenerateOptions
 from mlxfun.taps import Taps, stacked_routing
@@ -81,6 +82,7 @@ class Decoder:
 
         A cancel ends the answer at the token reached, with finish_reason "cancelled".
         """
+        require_known(prompt, self._taps.anatomy.vocabulary, "the prompt")
         mx.random.seed(options.seed)
         sampler = make_sampler(temp=options.temperature, top_p=options.top_p)
         started = key()

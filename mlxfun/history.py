@@ -22,14 +22,14 @@ Swap = Callable[[Delta], Delta]
 class Node:
     """One state. edge: the delta between this node and its parent, see the module's text.
 
-    recipe: the command that leads here from the parent; plan: what it decided, if it was a plan.
+    recipe: the commands that lead here from the parent; plan: what they decided, if it was a plan.
     """
 
     id: int
     parent: Node | None
     command: str
     state: str
-    recipe: str | None
+    recipe: tuple[str, ...]
     edge: Delta | None
     plan: Plan | None = None
     scores: dict[str, float] = field(default_factory=dict)
@@ -40,7 +40,7 @@ class History:
     """A tree with a place in it. `budget`: bytes of edit-made tensors it may hold, None: no limit."""
 
     def __init__(self, state: str, command: str, budget: int | None = None) -> None:
-        self.root = Node(0, None, command, state, None, None)
+        self.root = Node(0, None, command, state, (), None)
         self.current = self.root
         self.budget = budget
         self._nodes: list[Node] = [self.root]
@@ -60,19 +60,29 @@ class History:
                 f"{readable_bytes(self.budget)}; raise it with --undo-budget, or save and reload"
             )
 
-    def add(self, command: str, state: str, inverse: Delta, plan: Plan | None = None) -> Node:
+    def add(
+        self,
+        command: str,
+        state: str,
+        inverse: Delta,
+        *,
+        evidence: tuple[str, ...] = (),
+        plan: Plan | None = None,
+    ) -> Node:
         """A child of the current node, which becomes current. `inverse` leads back.
 
         Doing the same again from the same node finds the node that is already there, so that
-        repeating apply and undo does not grow the tree.
+        repeating apply and undo does not grow the tree. evidence: the commands that made the
+        statistics it was decided on.
         """
         for child in self.current.children:
             if child.state == state and child.command == command:
-                child.edge = inverse
+                child.edge, child.recipe = inverse, (*evidence, command)
                 self._arrive(child)
                 return child
         self.check_budget(inverse.bytes)
-        node = Node(len(self._nodes), self.current, command, state, command, inverse, plan)
+        recipe = (*evidence, command)
+        node = Node(len(self._nodes), self.current, command, state, recipe, inverse, plan)
         self.current.children.append(node)
         self._nodes.append(node)
         self._arrive(node)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -13,8 +13,9 @@ import numpy as np
 
 from mlxfun import planning, selection
 from mlxfun.anatomy import Anatomy
-from mlxfun.calibrate import collect
+from mlxfun.calibrate import batch_shape, collect
 from mlxfun.context import SILENT, Context
+from mlxfun.datasets import batches, read_lines, tokenize
 from mlxfun.editor import Editor
 from mlxfun.edits.merge import Merger, Stored
 from mlxfun.edits.prune import validate
@@ -52,6 +53,12 @@ class MergeRequest:
     batches: Sequence[Batch]
     stored: Stored
     memory_limit: int | None
+
+
+def read_batches(options: MergeOptions, tokenizer: Any, vocabulary: int | None) -> list[Batch]:
+    """The calibration set, in batches that suit the device. Raises DatasetError."""
+    sequences = tokenize(read_lines(options.data), tokenizer, options.data.max_tokens, vocabulary)
+    return batches(sequences, *batch_shape(None, None))
 
 
 def command_line(options: MergeOptions) -> str:
@@ -216,7 +223,7 @@ def _listed(request: MergeRequest, maps: Masks) -> dict[int, tuple[int, ...]]:
     if all(keep[i] == live for i, live in zip(anatomy.indices, editor.committed, strict=True)):
         raise PlanError(f"{options.expert_list} names every expert as a centroid: nothing to merge")
     constraints = planning.constraints_of(anatomy, editor, maps, None)
-    selection.require_spared(keep, constraints)
+    selection.adopt(keep, constraints, _prune_options(options))
     return keep
 
 

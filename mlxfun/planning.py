@@ -83,11 +83,11 @@ def plan_prune(request: PruneRequest) -> tuple[PrunePlan, Array]:
     """The plan, and which experts were protected, bool [L, E]. Changes nothing."""
     options, anatomy = request.options, request.anatomy
     if options.expert_list is not None:
-        if options.n_prune is not None:
-            raise UsageError("--expert-list already says which experts go; leave out --n-prune")
+        constraints, notes = _constraints(request)
         keep = read_expert_list(options.expert_list, anatomy.indices, anatomy.num_experts)
-        shape = (len(anatomy.layers), anatomy.num_experts)
-        return PrunePlan(keep, strategy="list"), np.zeros(shape, dtype=np.bool_)
+        chosen = selection.adopt(keep, constraints, options)
+        listed = PrunePlan(keep, strategy="list", warnings=(*notes, *chosen.warnings))
+        return listed, constraints.protect
     scores = _scores(request)
     constraints, notes = _constraints(request)
     chosen = selection.select(scores, constraints, options)

@@ -119,16 +119,51 @@ def select(scores: Scores, constraints: Constraints, options: PruneOptions) -> S
     return Selection(keep, _warnings(constraints, protect, target, keep))
 
 
-def require_spared(keep: Mapping[int, Sequence[int]], constraints: Constraints) -> None:
-    """Check that a list made elsewhere keeps every protected expert that is alive.
+def adopt(
+    keep: Mapping[int, Sequence[int]], constraints: Constraints, options: PruneOptions
+) -> Selection:
+    """A list made elsewhere as a selection, under the same constraints as a computed one.
 
-    keep: {decoder layer: experts that stay}. Raises PlanError naming the protected ones that go.
+    keep: {decoder layer: experts that stay} for every MoE layer. Raises UsageError for options
+    that choose experts, since the list has chosen, and PlanError when the list removes protected
+    experts or keeps fewer than --min-experts-per-layer.
     """
+    chosen = {
+        f"--n-prune {options.n_prune}": options.n_prune is not None,
+        "--model-wide": options.model_wide,
+        f"--strategy {options.strategy}": options.strategy != STRATEGIES[0],
+    }
+    surplus = [name for name, given in chosen.items() if given]
+    if surplus:
+        raise UsageError(
+            f"--expert-list already says which experts go; leave out {' and '.join(surplus)}"
+        )
+    protect = _protected(constraints, options)
+    _require_spared(keep, constraints, protect)
+    least = options.min_experts_per_layer or 0
+    for layer, staying in keep.items():
+        if len(staying) < least:
+            raise PlanError(
+                f"the list keeps {len(staying)} experts in layer {layer}, fewer than "
+                f"--min-experts-per-layer {least}; change the list or the option"
+            )
+    kept = tuple(tuple(keep[layer]) for layer in constraints.layers)
+    target = constraints.target & constraints.alive & ~protect
+    return Selection(kept, _warnings(constraints, protect, target, kept))
+
+
+def _require_spared(
+    keep: Mapping[int, Sequence[int]], constraints: Constraints, protect: Mask
+) -> None:
+    """Raise PlanError naming the living protected experts that the list removes."""
     gone = []
     for i, layer in enumerate(constraints.layers):
-        protected = np.flatnonzero(constraints.protect[i] & constraints.alive[i])
         staying = set(keep.get(layer, ()))
-        gone += [f"L{layer}:E{int(e)}" for e in protected if int(e) not in staying]
+        gone += [
+            f"L{layer}:E{int(e)}"
+            for e in np.flatnonzero(protect[i] & constraints.alive[i])
+            if int(e) not in staying
+        ]
     if gone:
         shown = ", ".join(gone[:5]) + (", ..." if len(gone) > 5 else "")
         raise PlanError(
@@ -212,8 +247,12 @@ class _Limits:
     def check(self, count: int, constraints: Constraints) -> None:
         bound, reason = min(self.bounds, key=lambda pair: pair[0])
         most = max(bound, 0) // self.step * self.step
+        remedy = f"at most --n-prune {most} is possible" if most else "nothing can be pruned"
+        if count > self.alive:
+            raise PlanError(
+                f"--n-prune {count} is more than the {self.alive} experts of a layer; {remedy}"
+            )
         if count > bound:
-            remedy = f"at most --n-prune {most} is possible" if most else "nothing can be pruned"
             raise PlanError(
                 f"--n-prune {count} would leave {self.alive - count} of {self.alive} experts, but "
                 f"{reason}; {remedy}"
@@ -356,7 +395,9 @@ def _warnings(
     rows = range(len(keep))
     left = sum(int(target[i, list(keep[i])].sum()) for i in rows)
     if left:
-        warnings.append(f"{left} targeted experts stay, because more are targeted than go")
+        warnings.append(
+            f"{left} targeted experts stay: give a larger --n-prune, or a list without them"
+        )
     tight = [constraints.layers[i] for i in rows if len(keep[i]) == constraints.top_k[i]]
     if tight:
         warnings.append(

@@ -13,30 +13,29 @@ an array left lazy in one cannot be evaluated in another.
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from mlxfun import calibrate, measure, merging, planning, saving, smoke, views
+from mlxfun import measure, merging, planning, saving, smoke, views
 from mlxfun import steering as steer
 from mlxfun.anatomy import discover
 from mlxfun.checkpoint.identity import full_digest
 from mlxfun.checkpoint.load import Loaded, load, memory_limit
 from mlxfun.context import SILENT, Context
 from mlxfun.conversation import Conversation
-from mlxfun.datasets import batches, read_lines, tokenize
+from mlxfun.datasets import read_lines, tokenize
 from mlxfun.deltas import Reader, Resident
 from mlxfun.editor import Editor
-from mlxfun.errors import ModelError, StateError, UsageError
+from mlxfun.errors import StateError, UsageError
 from mlxfun.evaluate import EvalSet, Evaluator
 from mlxfun.events import Notice
 from mlxfun.export import ExportView
 from mlxfun.generate import Decoded, Decoder
 from mlxfun.head import HeadTap
+from mlxfun.observations import Observations
 from mlxfun.options import (
     ApplyOptions,
     CollectOptions,
@@ -63,12 +62,8 @@ from mlxfun.reports import (
     StepReport,
     WhyReport,
 )
-from mlxfun.stats import RoutingStats
 from mlxfun.steering import Steering
 from mlxfun.taps import Taps
-
-HELD_OUT_SHARE = 0.125
-HELD_OUT_LEAST = 4
 
 
 class Session:
@@ -96,10 +91,7 @@ class Session:
         self._evaluator = Evaluator(self.model, head, _vocabulary(self.config))
         self._decoder = Decoder(self.model, self.tokenizer, self.taps)
         self._conversation = Conversation(self.tokenizer, self._decoder, self.editor)
-        self._stats: RoutingStats | None = None
-        self._held_out: EvalSet | None = None
-        self._counting = False
-        self._auto_save: Path | None = None
+        self._observations = Observations(loaded, self.anatomy, self.taps, self.editor)
         self._protected = np.zeros((len(self.anatomy.layers), self.anatomy.num_experts), bool)
         self._info: tuple[tuple[str, int], InfoReport] | None = None
 
@@ -139,12 +131,12 @@ class Session:
             state=self.state,
             live=self.editor.side,
             model=self._cheap_info(),
-            heat=views.heat(self.anatomy, self.editor, self._stats, self._protected),
+            heat=views.heat(self.anatomy, self.editor, self._observations.stats, self._protected),
             plan=staged.report if staged else None,
             scores=staged.preview if staged else None,
             history=self.editor.history.report(),
             steering=self._steer_report(()),
-            counting=self._counting,
+            counting=self._observations.counting,
             memory_active=int(mx.get_active_memory()),
             memory_limit=self._cheap_info().memory_limit,
         )
@@ -168,7 +160,7 @@ class Session:
 
     def why(self, layer: int, expert: int) -> WhyReport:
         """The numbers that condemned or spared expert `expert` of decoder layer `layer`."""
-        return views.why(self.anatomy, self.editor, self._stats, layer, expert)
+        return views.why(self.anatomy, self.editor, self._observations.stats, layer, expert)
 
     def history(self) -> HistoryReport:
         """The tree of states."""
@@ -184,136 +176,43 @@ class Session:
     def collect(self, options: CollectOptions, ctx: Context = SILENT) -> CollectReport:
         """Calibrate on the committed weights. A cancel keeps what was collected and says so."""
         self._own()
-        wanted = options.data.max_samples
-        lines = read_lines(replace(options.data, max_samples=None))
-        chosen, held = planning.split_samples(
-            len(lines), wanted, options.data.seed, HELD_OUT_SHARE, HELD_OUT_LEAST
-        )
-        sequences = tokenize([lines[i] for i in chosen], self.tokenizer, options.data.max_tokens)
-        self._hold_out(options, [lines[i] for i in held])
-        start = self._stats if options.add and self._stats is not None else self._empty_stats()
-        self._require_same_state(start)
-        before, began = (start.samples, start.tokens), monotonic()
-        with self.editor.live("current"):
-            self._stats, cancelled = calibrate.collect(
-                self.model,
-                self.taps,
-                batches(sequences, *calibrate.batch_shape(options.batch_tokens, options.max_batch)),
-                replace(start, steered=start.steered or not self.editor.steering.empty),
-                ctx,
-            )
-        return self._collect_report(
-            self._stats, options, (len(sequences), before[0], before[1], began), cancelled
-        )
-
-    def _hold_out(self, options: CollectOptions, lines: list[Any]) -> None:
-        self._held_out = None
-        if lines:
-            tokens = tokenize(lines, self.tokenizer, options.data.max_tokens)
-            self._held_out = EvalSet(f"{options.data.source} (held out)", tuple(tokens))
-
-    def _collect_report(
-        self,
-        stats: RoutingStats,
-        options: CollectOptions,
-        run: tuple[int, int, int, float],
-        cancelled: bool,
-    ) -> CollectReport:
-        planned, samples, tokens, began = run
-        alive = views.mask_of(self.anatomy, self.editor.committed)
-        seconds = max(monotonic() - began, 1e-9)
-        return CollectReport(
-            dataset=options.data.source,
-            samples=stats.samples - samples,
-            samples_planned=planned,
-            tokens=stats.tokens - tokens,
-            tokens_per_second=(stats.tokens - tokens) / seconds,
-            coverage=stats.coverage(alive),
-            unseen=stats.unseen(alive),
-            suggested_samples=stats.suggested_samples(alive),
-            held_out=len(self._held_out.sequences) if self._held_out else 0,
-            cancelled=cancelled,
-        )
-
-    def _empty_stats(self) -> RoutingStats:
-        return RoutingStats.empty(
-            self.anatomy.indices,
-            self.anatomy.num_experts,
-            model=self.checkpoint_id,
-            model_name=self._loaded.model_id,
-            state=self.state,
-        )
-
-    def _require_same_state(self, stats: RoutingStats) -> None:
-        if stats.state != self.state:
-            raise StateError(
-                f"the statistics in hand were made on state {stats.state or 'unknown'}, the model "
-                f"is at {self.state}; run `stats reset` first, or undo to that state"
-            )
-
-    def _require_stats(self, action: str) -> RoutingStats:
-        if self._stats is None:
-            raise StateError(f"there are no statistics to {action}; run collect or stats load")
-        return self._stats
+        return self._observations.collect(options, self.command, ctx)
 
     def stats(self, action: str = "show") -> StatsReport:
         """The statistics in hand. Raises StateError without any."""
-        return self._stats_report(self._require_stats(action), action)
-
-    def _stats_report(
-        self, stats: RoutingStats, action: str, path: Path | None = None
-    ) -> StatsReport:
-        alive = views.mask_of(self.anatomy, self.editor.committed)
-        return views.stats_report(stats, alive, action, self._counting, self.state, path)
+        return self._observations.show(action)
 
     def save_stats(self, path: Path) -> StatsReport:
         """Write the statistics as `.npz`."""
-        stats = self._require_stats("save")
-        stats.save(path)
-        return self._stats_report(stats, "save", path)
+        return self._observations.save(path)
 
     def load_stats(self, path: Path) -> StatsReport:
         """Read an `.npz` made on this model. Raises PlanError for another shape or model."""
-        stats = RoutingStats.load(path, self.anatomy.indices, self.anatomy.num_experts)
-        if stats.model and stats.model != self.checkpoint_id:
-            raise ModelError(
-                f"{path} was made on {stats.model_name or stats.model}, not on "
-                f"{self._loaded.model_id} ({self.checkpoint_id}); collect on this model"
-            )
-        # A file of another tool does not say; it can only have been made on the checkpoint.
-        self._stats = replace(
-            stats,
-            model=self.checkpoint_id,
-            model_name=self._loaded.model_id,
-            state=stats.state or self.editor.history.root.state,
-        )
-        return self._stats_report(self._stats, "load", path)
+        return self._observations.load(path)
 
     def reset_stats(self) -> StatsReport:
         """Forget the statistics."""
-        self._stats = self._empty_stats()
-        report = self._stats_report(self._stats, "reset")
-        self._stats = None
-        return report
+        return self._observations.reset()
 
     def set_counting(self, on: bool, auto_save: Path | None = None) -> StatsReport:
         """Count chat traffic too; with `auto_save` write the statistics after every answer."""
-        self._counting, self._auto_save = on, auto_save if on else None
-        return self._stats_report(
-            self._stats or self._empty_stats(), f"count {'on' if on else 'off'}"
-        )
+        return self._observations.set_counting(on, auto_save)
 
     # -- plans --------------------------------------------------------------------------------
 
     def prune(self, options: PruneOptions, ctx: Context = SILENT) -> PlanReport:
         """Stage a prune, replacing a staged plan. The candidate is live afterwards."""
         self._own()
-        request = planning.PruneRequest(self.anatomy, self.editor, self._stats, options)
+        request = planning.PruneRequest(
+            self.anatomy, self.editor, self._observations.stats, options
+        )
         plan, protected = planning.plan_prune(request)
         report = planning.stage_prune(
             request, plan, self.command or planning.command_line(options), self._export_view
         )
         self._protected = protected
+        staged = self.editor.require_staged("prune")
+        staged.evidence = self._observations.evidence if plan.metric else ()
         return report
 
     def merge(self, options: MergeOptions, ctx: Context = SILENT) -> PlanReport:
@@ -323,13 +222,12 @@ class Session:
         figures if that would not fit. A cancel leaves everything as it was.
         """
         self._own()
-        sequences = tokenize(read_lines(options.data), self.tokenizer, options.data.max_tokens)
         request = merging.MergeRequest(
             model=self.model,
             anatomy=self.anatomy,
             editor=self.editor,
             options=options,
-            batches=batches(sequences, *calibrate.batch_shape(None, None)),
+            batches=merging.read_batches(options, self.tokenizer, self.anatomy.vocabulary),
             stored=self._stored_dtype,
             memory_limit=memory_limit(),
         )
@@ -373,16 +271,24 @@ class Session:
 
     def _measure(self, subject: str, options: EvaluateOptions, ctx: Context) -> EvaluateReport:
         sets = [
-            EvalSet(data.source, tuple(tokenize(read_lines(data), self.tokenizer, data.max_tokens)))
+            EvalSet(
+                data.source,
+                tuple(
+                    tokenize(
+                        read_lines(data), self.tokenizer, data.max_tokens, self.anatomy.vocabulary
+                    )
+                ),
+            )
             for data in options.datasets
         ]
         if not sets:
-            if self._held_out is None:
+            held_out = self._observations.held_out
+            if held_out is None:
                 raise UsageError(
                     "no data set named and no held-out samples at hand; give --dataset, or collect "
                     "from a set with more samples than --max-samples"
                 )
-            sets = [self._held_out]
+            sets = [held_out]
         return measure.measure(
             self.editor,
             self._evaluator,
@@ -395,9 +301,7 @@ class Session:
     def chat(self, text: str, options: GenerateOptions, ctx: Context = SILENT) -> ChatReport:
         """Answer `text` in the running conversation, emitting a Token for each token."""
         self._own()
-        return self._conversation.answer(
-            text, options, self._count if self._counting else None, ctx
-        )
+        return self._conversation.answer(text, options, self._observations.counter(), ctx)
 
     def greedy(self, prompt: list[int], options: GenerateOptions, ctx: Context = SILENT) -> Decoded:
         """Continue token ids with the live side, outside the conversation."""
@@ -406,26 +310,6 @@ class Session:
     def reset_chat(self) -> None:
         """Start a new conversation."""
         self._conversation.reset()
-
-    def _count(self, sums: Any, tokens: int, end: bool, ctx: Context) -> None:
-        """Add a chat forward to the statistics, if they are of the weights that ran."""
-        stats = self._stats or self._empty_stats()
-        if end:
-            self._stats = replace(stats, samples=stats.samples + 1)
-            ctx.emit(calibrate.frame(self._stats, job=0))
-            if self._auto_save is not None:
-                self._stats.save(self._auto_save)
-        elif stats.state == self.editor.live_state:
-            self._stats = stats.plus(sums, 0, tokens, not self.editor.steering.empty)
-        else:
-            self._counting = False
-            ctx.emit(
-                Notice(
-                    "warning",
-                    f"counting stopped: the statistics are of state {stats.state}, this chat runs "
-                    f"on {self.editor.live_state}; `stats reset` to start anew",
-                )
-            )
 
     # -- history ------------------------------------------------------------------------------
 

@@ -167,7 +167,11 @@ def _read_npz(path: Path) -> dict[str, Any]:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             data = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, KeyError, BadZipFile, zlib.error) as error:
-        raise DatasetError(f"{path} is not an .npz of routing statistics: {error}") from error
+        # What NumPy says is meant for programmers (it suggests to unpickle the file).
+        raise DatasetError(
+            f"{path} is not an .npz of routing statistics, or is damaged; give a file written by "
+            "`stats save`"
+        ) from error
     missing = [name for name in ("freq", "reap_sum") if name not in data]
     if missing:
         raise DatasetError(f"{path} lacks {', '.join(missing)}; it is not routing statistics")

@@ -185,19 +185,24 @@ def logits_rule(up: Mask, down: Mask, margin: float) -> LogitsRule:
     """SteerMoE's rule as a function of logits [..., R]; dtype kept."""
     raised, lowered = mx.array(up), mx.array(down)
     mx.eval(raised, lowered)
+    raises, lowers = bool(up.any()), bool(down.any())
+
+    def margin_at(extreme: mx.array, dtype: mx.Dtype) -> mx.array:
+        # In bfloat16 the next number above 10 is 0.06 away: 0.01 alone would round to a tie.
+        return mx.maximum(margin, 2 * mx.finfo(dtype).eps * mx.abs(extreme))
 
     def rule(logits: mx.array) -> mx.array:
-        wide = logits.astype(mx.float32)
-        top = mx.max(logits, axis=-1, keepdims=True).astype(mx.float32)
-        low = mx.min(logits, axis=-1, keepdims=True).astype(mx.float32)
-        # In bfloat16 the next number above 10 is 0.06 away: 0.01 alone would round to a tie.
-        step = mx.finfo(logits.dtype).eps
-        above = mx.maximum(margin, 2 * step * mx.abs(top))
-        below = mx.maximum(margin, 2 * step * mx.abs(low))
-        wide = mx.where(raised, top + above, wide)
-        return mx.where(lowered, low - below, wide).astype(logits.dtype)
+        steered = logits.astype(mx.float32)
+        if raises:
+            top = mx.max(logits, axis=-1, keepdims=True).astype(mx.float32)
+            steered = mx.where(raised, top + margin_at(top, logits.dtype), steered)
+        if lowers:
+            low = mx.min(logits, axis=-1, keepdims=True).astype(mx.float32)
+            steered = mx.where(lowered, low - margin_at(low, logits.dtype), steered)
+        return steered.astype(logits.dtype)
 
-    # Decoding on a GPU is bound by launches: fused, the rule is three kernels instead of twelve.
+    # Decoding on a GPU is bound by launches: fused, the rule is two or three kernels
+    # instead of twelve.
     on_gpu = mx.default_device() == mx.Device(mx.gpu)
     return mx.compile(rule, shapeless=True) if on_gpu else rule
 

@@ -8,11 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_flatten
+
+
+def flatten(tree: Any) -> list[tuple[str, mx.array]]:
+    """(path, array) of every parameter in a tree, in order."""
+    return cast(list[tuple[str, mx.array]], tree_flatten(tree))
 
 
 class ParameterTree:
@@ -20,6 +26,7 @@ class ParameterTree:
 
     def __init__(self, model: nn.Module) -> None:
         self._modules: dict[str, nn.Module] = dict(model.named_modules())
+        self.paths = tuple(path for path, _ in flatten(model.parameters()))
 
     def _locate(self, path: str) -> tuple[nn.Module, str]:
         owner, _, name = path.rpartition(".")

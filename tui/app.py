@@ -19,7 +19,7 @@ from textual import on
 from textual.app import App
 
 from mlxfun.events import Event, JobEnded
-from mlxfun.reports import Report
+from mlxfun.reports import Report, StepReport
 from tui import deeds, guide, themes
 from tui.feed import Feed
 from tui.keymap import BY_ID, Key
@@ -80,18 +80,20 @@ class ShellApp(App[int]):
         self._clock = clock
         self._frame_seconds = 1 / frames_per_second
         self._feed = Feed(self._wake)
+        for theme in themes.THEMES:
+            self.register_theme(theme)
+        self.theme = themes.DARK.name
         self.main = MainScreen(engine.complete, self._lines.load(), renderer)
         self._escaped = float("-inf")
         self._typed = 0
 
     # Life -------------------------------------------------------------------------------------
+    def get_default_screen(self) -> MainScreen:
+        return self.main
+
     def on_mount(self) -> None:
-        for theme in themes.THEMES:
-            self.register_theme(theme)
-        self.theme = themes.DARK.name
         self.state = replace(self.state, rows=tuple(self.engine.rows()), view=self.engine.view())
         self.engine.subscribe(self._feed.push)
-        self.push_screen(self.main, callback=None)
         self.call_after_refresh(self._started)
 
     def _started(self) -> None:
@@ -135,7 +137,8 @@ class ShellApp(App[int]):
         """A job has ended: show where its outcome is, call back whoever turned away."""
         panel = deeds.news(event)
         if panel is not None and not self._first_load(event):
-            self.state = deeds.reveal(self.state, panel)
+            step = isinstance(event.report, StepReport)
+            self.state = deeds.reveal(self.state, panel, aside=step)
         if event.report is not None and event.report.kind == "quit":
             self.leave()
         if event.usage and event.job == self._typed and not self.main.command.input.value:
@@ -269,8 +272,10 @@ class ShellApp(App[int]):
         title = panel.title if panel else "command line"
         about = panel.about if panel else self.main.command.about
         typed = self.main.command.input.value.split()
-        if panel is None and typed and self.state.row(typed[0]):
-            about = self.engine.help(typed[0])
+        names = (" ".join(typed[:2]), *typed[:1])  # some commands have two words
+        known = next((name for name in names if self.state.row(name)), None)
+        if panel is None and known is not None:
+            about = self.engine.help(known)
         self.push_screen(HelpScreen(help_page(title, about, name, self.state)))
 
     def _escape(self) -> None:
@@ -292,7 +297,7 @@ class ShellApp(App[int]):
 
     def interrupt(self) -> None:
         """Cancel the running job; the model stays as it was before it."""
-        if self.state.job is None and not self.state.queued:
+        if self.engine.busy is None and not self.engine.queue:
             self._say("info", "nothing is running; ctrl+q leaves")
             return
         self.engine.cancel()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mlxfun.events import JobEnded
-from mlxfun.reports import EvaluateReport
+from mlxfun.reports import EvaluateReport, StepReport
 from tui.layout import PANELS
 from tui.state import AppState
 
@@ -61,10 +61,13 @@ def pick_panel(state: AppState, panel: str) -> AppState:
     return replace(state, panel=panel, beside=beside, front=panel)
 
 
-def reveal(state: AppState, panel: str) -> AppState:
-    """`panel` has news: where not all panels fit, it comes to the front. The focus stays."""
+def reveal(state: AppState, panel: str, *, aside: bool = False) -> AppState:
+    """`panel` has news: where not all panels fit, it comes to the front. The focus stays.
+
+    aside: only where it takes nothing away, beside the heatmap.
+    """
     beside = state.beside if panel == "experts" else panel
-    return replace(state, beside=beside, front=panel)
+    return replace(state, beside=beside, front=state.front if aside else panel)
 
 
 def news(event: JobEnded) -> str | None:
@@ -73,6 +76,9 @@ def news(event: JobEnded) -> str | None:
         return None
     if isinstance(event.report, EvaluateReport) and event.report.subject == "staged":
         return "plan"
+    if isinstance(event.report, StepReport):
+        # Where the model now stands is seen in the tree; staging has a panel of its own.
+        return None if event.report.action in ("flip", "discard") else "history"
     return _NEWS.get(event.report.kind, "log")
 
 
@@ -83,7 +89,6 @@ _NEWS: dict[str, str | None] = {
     "history": "history",
     "collect": "experts",
     "steer": None,
-    "step": None,
 }
 
 

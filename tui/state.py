@@ -84,6 +84,7 @@ class HeatOptions:
 class AppState:
     """Everything the screen shows.
 
+    jobs: what runs, the innermost last: a replay runs its lines as jobs inside its own.
     frame: the running calibration's newest heat. traffic: float64 [L, E], times each expert served
     the newest answer. lit: int32 [L, K], the experts of the newest token while one is generated.
     cursor: (position of the MoE layer, expert). echo: the newest thing worth saying. lines: the
@@ -93,7 +94,7 @@ class AppState:
 
     view: SessionView = field(default_factory=SessionView)
     rows: tuple[Row, ...] = ()
-    job: Job | None = None
+    jobs: tuple[Job, ...] = ()
     queued: tuple[tuple[int, str], ...] = ()
     frame: RoutingFrame | None = None
     traffic: Array | None = None
@@ -108,6 +109,11 @@ class AppState:
     beside: str = "chat"
     front: str = "experts"
     zoomed: bool = False
+
+    @property
+    def job(self) -> Job | None:
+        """What runs right now."""
+        return self.jobs[-1] if self.jobs else None
 
     def last_line(self, name: str) -> str | None:
         """The newest command line that began with `name` and succeeded."""
@@ -154,12 +160,12 @@ def reduce(state: AppState, event: Event, now: float) -> AppState:
         case JobQueued():
             return _queued(state, event)
         case JobStarted():
-            waiting = tuple(q for q in state.queued if q[0] != event.job)
-            return replace(state, job=Job(event.job, event.line, now), queued=waiting)
+            return _started(state, event, now)
         case Progress():
-            if state.job is None or state.job.id != event.job:
-                return state
-            return replace(state, job=replace(state.job, progress=event))
+            jobs = tuple(
+                replace(job, progress=event) if job.id == event.job else job for job in state.jobs
+            )
+            return replace(state, jobs=jobs)
         case RoutingFrame():
             return replace(state, frame=event)
         case Token():
@@ -174,11 +180,22 @@ def reduce(state: AppState, event: Event, now: float) -> AppState:
 
 def _queued(state: AppState, event: JobQueued) -> AppState:
     queued = (*state.queued, (event.job, event.line))
-    prompt = prompt_of(event.line)
-    if prompt is None:
-        return replace(state, queued=queued)
-    turns = (*state.turns, Turn(event.job, prompt))[-TURN_LIMIT:]
-    return replace(state, queued=queued, turns=turns)
+    return _asked(replace(state, queued=queued), event.job, event.line)
+
+
+def _started(state: AppState, event: JobStarted, now: float) -> AppState:
+    waiting = tuple(q for q in state.queued if q[0] != event.job)
+    jobs = (*state.jobs, Job(event.job, event.line, now))
+    # A line of a replay was never queued: its question shows from here on.
+    return _asked(replace(state, jobs=jobs, queued=waiting), event.job, event.line)
+
+
+def _asked(state: AppState, job: int, line: str) -> AppState:
+    """The state with the question that a chat line asks, once."""
+    prompt = prompt_of(line)
+    if prompt is None or _turn(state, job) is not None:
+        return state
+    return replace(state, turns=(*state.turns, Turn(job, prompt))[-TURN_LIMIT:])
 
 
 def _with_turn(state: AppState, turn: Turn) -> AppState:
@@ -221,8 +238,9 @@ def add_traffic(traffic: Array | None, experts: Array, count: int) -> Array:
 
 def _ended(state: AppState, event: JobEnded) -> AppState:
     state = replace(state, queued=tuple(q for q in state.queued if q[0] != event.job))
-    if state.job is not None and state.job.id == event.job:
-        state = replace(state, job=None, frame=None, lit=None)
+    if any(job.id == event.job for job in state.jobs):
+        jobs = tuple(job for job in state.jobs if job.id != event.job)
+        state = replace(state, jobs=jobs, frame=None, lit=None)
     state = _close_turn(state, event)
     if event.report is not None:
         state = replace(state, lines=(*state.lines, event.line)[-LOG_LIMIT:])
@@ -233,13 +251,17 @@ def _ended(state: AppState, event: JobEnded) -> AppState:
     return _logged(state, Entry(level, event.line, text, event.report, event.seconds))
 
 
+# Why an answer ended, in words; nothing to say when the model itself was done.
+_ENDINGS = {"stop": "", "length": "cut off at --max-tokens", "cancelled": "stopped"}
+
+
 def _close_turn(state: AppState, event: JobEnded) -> AppState:
     turn = _turn(state, event.job)
     if turn is None:
         return state
     if isinstance(event.report, ChatReport):
         report = event.report
-        note = "" if report.finish_reason == "stop" else report.finish_reason
+        note = _ENDINGS.get(report.finish_reason, report.finish_reason)
         turn = replace(turn, prompt=report.prompt, text=report.text, side=report.side, note=note)
     elif event.error is not None:
         turn = replace(turn, note="stopped" if event.cancelled else event.error)

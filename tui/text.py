@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 from rich.text import Text
 
 from mlxfun.reports import HistoryNode, HistoryReport, readable_bytes
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
@@ -74,6 +77,15 @@ def ranges(numbers: list[int]) -> str:
         parts.extend([f"{run[0]}-{run[-1]}"] if len(run) > 2 else [str(n) for n in run])
         start = i
     return ", ".join(parts)
+
+
+def harmless(text: str) -> str:
+    """`text` without control characters, which a terminal could take for orders.
+
+    >>> harmless("a\\x1b[31mb\\tc")
+    'a�[31mb    c'
+    """
+    return _CONTROL.sub("�", text.replace("\r\n", "\n").replace("\t", "    "))
 
 
 def tree(history: HistoryReport) -> list[tuple[str, HistoryNode]]:

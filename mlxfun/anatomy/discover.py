@@ -48,7 +48,12 @@ def discover(model: nn.Module, config: dict[str, Any]) -> Anatomy:
     )
     key = _count_key(model, config, layers[0].num_experts)
     return Anatomy(
-        model_type, _decoder_layers(modules, layers[0].block), layers, key, _head(modules)
+        model_type,
+        _decoder_layers(modules, layers[0].block),
+        layers,
+        key,
+        _head(modules),
+        _vocabulary(modules),
     )
 
 
@@ -295,6 +300,16 @@ def _count_key(model: nn.Module, config: dict[str, Any], count: int) -> tuple[st
         f"config.json has no key that equals the {count} experts found in the weights "
         f"(looked for {', '.join(facts.EXPERT_COUNT_KEYS)})"
     )
+
+
+def _vocabulary(modules: Modules) -> int | None:
+    """Rows of the token embedding: the longest one, since others are of positions or types."""
+    rows = [
+        int(module.weight.shape[0])
+        for module in modules.values()
+        if isinstance(module, nn.Embedding | nn.QuantizedEmbedding)
+    ]
+    return max(rows, default=None)
 
 
 def _head(modules: Modules) -> Head | None:

@@ -82,7 +82,8 @@ class Head:
 class Anatomy:
     """All MoE layers of a model, and the config key that holds their expert count.
 
-    count_key: path into config.json, for instance ("text_config", "num_experts").
+    count_key: path into config.json, for instance ("text_config", "num_experts"). vocabulary: rows
+    of the token embedding, None where none was found.
     """
 
     model_type: str
@@ -90,6 +91,7 @@ class Anatomy:
     layers: tuple[MoELayer, ...]
     count_key: tuple[str, ...]
     head: Head | None
+    vocabulary: int | None = None
 
     @property
     def num_experts(self) -> int:

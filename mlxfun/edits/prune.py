@@ -92,11 +92,17 @@ def prune_layer(
         p.path: take_rows(resident.tree.get(p.path), picked, p.tail)
         for p in layer.router_parameters()
     }
-    rows = {}
-    for p in layer.parameters:
-        rows[p.path] = _kept_rows(resident, layer, p.path, picked, p.tail)
+    paths = [(p.path, p.tail) for p in layer.parameters]
     if layer.experts_list:
-        rows[layer.experts] = _kept_rows(resident, layer, layer.experts, picked, 0)
+        paths.append((layer.experts, 0))
+    rows: dict[str, Rows | None] = {}
+    made: dict[tuple[Rows | None, int], Rows | None] = {}
+    for path, tail in paths:
+        # A layer's parameters nearly always hold the same rows: hash those once.
+        before = resident.ledger.get(path)
+        if (before, tail) not in made:
+            made[before, tail] = _kept_rows(before, layer.num_experts + tail, picked, tail)
+        rows[path] = made[before, tail]
     gone = len(live) - len(keep)
     return LayerDelta(
         position=layer.position,
@@ -109,12 +115,11 @@ def prune_layer(
     )
 
 
-def _kept_rows(
-    resident: Resident, layer: MoELayer, path: str, picked: list[int], tail: int
-) -> Rows | None:
-    """Identity of a parameter after keeping the `picked` live rows, None if as in the checkpoint."""
-    total = layer.num_experts + tail
-    before = resident.ledger.get(path)
+def _kept_rows(before: Rows | None, total: int, picked: list[int], tail: int) -> Rows | None:
+    """Identity of a parameter after keeping the `picked` live rows, None if as in the checkpoint.
+
+    before: its rows until now, None for the checkpoint's `total`.
+    """
     ids: tuple[RowId, ...] = before.ids if before is not None else tuple(range(total))
     kept = [ids[row] for row in picked] + list(ids[len(ids) - tail :] if tail else ())
     return None if kept == list(range(total)) else Rows.of(kept)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mlxfun.errors import PlanError, UsageError
 from mlxfun.options import PruneOptions
-from mlxfun.selection import Constraints, require_spared, select
+from mlxfun.selection import Constraints, adopt, select
 
 
 def keep(scores: Any, constraints: Constraints | None = None, **options: Any) -> Any:
@@ -151,7 +151,9 @@ def test_more_targets_than_places_are_mentioned() -> None:
     target = marks((1, 4), (0, 1), (0, 2), (0, 3))
     result = select(np.array([[0.0, 3, 2, 1]]), free(1, 4, target=target), PruneOptions(n_prune=2))
     assert result.keep == ((0, 1),)
-    assert result.warnings == ("1 targeted experts stay, because more are targeted than go",)
+    assert result.warnings == (
+        "1 targeted experts stay: give a larger --n-prune, or a list without them",
+    )
 
 
 @pytest.mark.parametrize("model_wide", [False, True])
@@ -165,9 +167,24 @@ def test_a_list_from_elsewhere_may_not_remove_protected_experts() -> None:
     alive = ~marks((2, 4), (1, 3))
     protect = marks((2, 4), (0, 1), (0, 2), (1, 3))
     constraints = replace(Constraints.free((1, 2), 4, 1), alive=alive, protect=protect)
-    require_spared({1: (1, 2), 2: (0, 1)}, constraints)  # L2:E3 was gone before
+    found = adopt({1: (1, 2), 2: (0, 1)}, constraints, PruneOptions())  # L2:E3 was gone before
+    assert found.keep == ((1, 2), (0, 1))
     with pytest.raises(PlanError, match=r"removes 2 protected experts: L1:E1, L1:E2; change"):
-        require_spared({1: (0, 3), 2: (0, 1)}, constraints)
+        adopt({1: (0, 3), 2: (0, 1)}, constraints, PruneOptions())
+
+
+def test_a_list_made_elsewhere_is_held_to_the_other_options_too() -> None:
+    constraints = free(1, 4, target=marks((1, 4), (0, 3)))
+    listed = {0: (2, 3)}
+    with pytest.raises(PlanError, match=r"removes 1 protected experts: L0:E1; change"):
+        adopt(listed, constraints, PruneOptions(ignore_experts=(1,)))
+    with pytest.raises(PlanError, match=r"keeps 2 experts in layer 0, fewer than .* 3; change"):
+        adopt(listed, constraints, PruneOptions(min_experts_per_layer=3))
+    with pytest.raises(UsageError, match="leave out --n-prune 2 and --strategy strided"):
+        adopt(listed, constraints, PruneOptions(n_prune=2, strategy="strided"))
+    assert adopt(listed, constraints, PruneOptions()).warnings == (
+        "1 targeted experts stay: give a larger --n-prune, or a list without them",
+    )
 
 
 # --- groups ----------------------------------------------------------------------------------

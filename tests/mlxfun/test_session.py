@@ -49,7 +49,7 @@ def session(shared):
 
 def logits(session) -> np.ndarray:
     out = session.model(mx.array([PROMPT]))
-    return np.array(out)
+    return np.array(out.astype(mx.float32))
 
 
 class Recorder(Context):
@@ -409,3 +409,19 @@ def test_the_view_is_plain_data_with_the_staged_experts_marked(session):
     assert view.heat.alive.sum() == 72
     assert not view.heat.condemned.any()
     assert view.model.experts_kept == 12
+
+
+def test_a_saved_model_says_how_it_was_made(session, tmp_path):
+    from mlxfun.options import SaveOptions
+
+    session.command = "collect --dataset demo:mixed --max-samples 6"
+    session.collect(MIXED)
+    session.command = "prune --n-prune 4"
+    session.prune(PruneOptions(n_prune=4))
+    session.preview(EVAL)
+    session.apply(ApplyOptions())
+    session.command = ""
+    session.save(SaveOptions(tmp_path / "pruned"))
+    card = (tmp_path / "pruned" / "README.md").read_text()
+    assert "collect --dataset demo:mixed --max-samples 6\nprune --n-prune 4\n" in card
+    assert "perplexity" in card

@@ -22,9 +22,7 @@ from tui.widgets.status import job_text, status_text
 from tui.widgets.transcript import turn_lines
 
 
-@pytest.mark.parametrize(
-    "module", ["tui.text", "tui.heat.paint", "tui.heat.words", "tui.widgets.transcript"]
-)
+@pytest.mark.parametrize("module", ["tui.text", "tui.heat.paint", "tui.heat.words"])
 def test_the_examples_in_docstrings_are_true(module: str) -> None:
     results = doctest.testmod(importlib.import_module(module))
     assert results.attempted > 0
@@ -121,7 +119,7 @@ def test_the_status_line_fits_and_keeps_the_job_longest(width: int) -> None:
     engine = FakeEngine()
     engine.play("load demo", *STAGED)
     job = Job(1, "collect", 0.0, progress(8, 32, 2.0))
-    state = AppState(view=engine.view(), job=job)
+    state = AppState(view=engine.view(), jobs=(job,))
     text = status_text(state, width, 1.0)
     assert text.cell_len <= width
     assert "▶ coll" in text.plain

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.text import Text
+from textual.widget import Widget
 from textual.widgets import Static
 
 from mlxfun.reports import Report, TextReport
@@ -13,11 +16,12 @@ from tests.fake_engine import FakeEngine
 from tests.tui.driving import APPLIED, CALIBRATED, STAGED, Shell, drive, ready
 from tui.app import ShellApp
 from tui.lines import LineHistory
+from tui.state import Entry
 from tui.widgets.chat import ChatPanel
 from tui.widgets.command_line import CommandInput
 from tui.widgets.heatmap import Heatmap
 from tui.widgets.history import HistoryPanel, NodeList
-from tui.widgets.log import Lines
+from tui.widgets.log import Reports
 from tui.widgets.plan import PlanPanel
 from tui.widgets.status import StatusLine
 from tui.widgets.tabs import TabStrip
@@ -159,10 +163,14 @@ def test_markup_and_control_characters_of_a_user_stay_text() -> None:
     @ready("chat '[bold]a[/bold] [@click=app.quit]x[/]'")
     async def test(shell: Shell) -> None:
         assert "› [bold]a[/bold] [@click=app.quit]x[/]" in text_of(shell, Transcript)
-        assert "[@click=app.quit]" in text_of(shell, Lines)
+        assert "[@click=app.quit]" in text_of(shell, Reports)
         shell.engine.notice("warning", "[red]no[/red]")
         await shell.settle()
         assert shell.echo == "! [red]no[/red]"
+        shell.engine.notice("warning", "a\x1b]0;title\x07b")
+        await shell.settle()
+        heading = text_of(shell, Reports).splitlines()[-1]
+        assert heading == "! a�]0;titleb"
 
     drive(test)
 
@@ -341,11 +349,27 @@ def test_reports_go_through_the_renderer() -> None:
         async with app.run_test(size=(160, 45)) as pilot:
             shell = Shell(engine, app, pilot)
             await shell.play("load demo", "layers")
-            return text_of(shell, Lines)
+            return text_of(shell, Reports)
 
     import asyncio
 
     assert "✓ layers  0.4 s\n<<text>>" in asyncio.run(run())
+
+
+def test_a_report_that_does_not_fit_is_shown_from_its_head() -> None:
+    @ready(*CALIBRATED)
+    async def test(shell: Shell) -> None:
+        long = "\n".join(f"line {n}" for n in range(40))
+        await shell.play("layers")
+        entry = Entry("ok", "help", long, TextReport(long))
+        shell.app._change(replace(shell.app.state, log=(*shell.app.state.log, entry), echo=entry))
+        await shell.settle()
+        assert text_of(shell, Reports).splitlines()[:2] == ["✓ help", "line 0"]
+        assert shell.echo == "✓ help: see the reports (5)"
+        await shell.play("layers")
+        assert text_of(shell, Reports).splitlines()[-1] == "layers done"
+
+    drive(test)
 
 
 def test_reports_are_wrapped_again_when_the_terminal_changes() -> None:
@@ -353,10 +377,10 @@ def test_reports_are_wrapped_again_when_the_terminal_changes() -> None:
     async def test(shell: Shell) -> None:
         shell.engine.run("help")
         shell.engine.finish()
-        wide = text_of(shell, Lines)
+        wide = text_of(shell, Reports)
         await shell.pilot.resize_terminal(112, 40)
         await shell.settle()
-        narrow = text_of(shell, Lines)
+        narrow = text_of(shell, Reports)
         assert "top-2" in wide
         assert narrow != wide
         assert max(len(line) for line in narrow.splitlines()) <= 45
@@ -393,6 +417,33 @@ def test_a_long_job_calls_back_whoever_turned_away() -> None:
     drive(test)
 
 
+@pytest.mark.parametrize("size", [(160, 45), (80, 24), (60, 18)])
+def test_a_frame_in_which_nothing_changed_paints_nothing(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @ready(*STAGED)
+    async def test(shell: Shell) -> None:
+        shell.engine.run("chat hello")
+        shell.engine.step(3)
+        await shell.settle()
+        painted: list[str] = []
+        plain = Widget.refresh
+
+        def spy(self: Widget, *regions: Any, **options: Any) -> Widget:
+            painted.append(type(self).__name__)
+            return plain(self, *regions, **options)
+
+        monkeypatch.setattr(Widget, "refresh", spy)
+        for _ in range(3):
+            shell.app._show()
+        assert painted == []
+        shell.engine.step()
+        shell.app.pump()
+        assert {"Transcript", "Heatmap"} & set(painted)
+
+    drive(test, size=size)
+
+
 # Small terminals ------------------------------------------------------------------------------
 def visible(shell: Shell) -> list[str]:
     return [p.panel for p in shell.app.main.query("Panel") if p.display]  # type: ignore[attr-defined]
@@ -406,11 +457,23 @@ def test_on_small_terminals_the_outcome_of_a_command_comes_to_the_front() -> Non
         assert visible(shell) == ["experts", "plan"]
         await shell.play("layers")
         assert visible(shell) == ["experts", "log"]
+        await shell.play("apply")
+        assert visible(shell) == ["experts", "history"]
         await shell.play("chat hello")
         assert visible(shell) == ["experts", "chat"]
         assert shell.app.main.query_one(Heatmap).has_focus
 
     drive(test, size=(80, 24))
+
+
+def test_a_step_of_the_history_takes_the_heatmap_from_nobody() -> None:
+    @ready(*STAGED, "apply")
+    async def test(shell: Shell) -> None:
+        await shell.press("1")
+        await shell.play("undo")
+        assert visible(shell) == ["experts"]
+
+    drive(test, size=(60, 18))
 
 
 def test_a_tab_can_be_clicked() -> None:

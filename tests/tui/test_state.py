@@ -65,6 +65,18 @@ def test_a_line_that_never_started_leaves_the_queue_and_the_running_job_alone() 
     assert (state.echo.level, state.echo.text) == ("error", "no such command")
 
 
+def test_a_replay_runs_its_lines_inside_itself() -> None:
+    state = after(JobQueued(1, "replay s"), JobStarted(1, "replay s"), JobStarted(2, "chat hi"))
+    assert state.job is not None
+    assert state.job.line == "chat hi"
+    assert [turn.prompt for turn in state.turns] == ["hi"]
+    state = after(JobEnded(2, "chat hi", TextReport("x"), None, 0.1, ""), state=state)
+    assert state.job is not None
+    assert state.job.line == "replay s"
+    state = after(JobEnded(1, "replay s", TextReport("x"), None, 0.1, ""), state=state)
+    assert state.job is None
+
+
 def test_progress_of_another_job_is_ignored() -> None:
     state = after(JobStarted(1, "collect"), Progress(9, "x", 1, 2, "", 1.0))
     assert state.job is not None
@@ -96,7 +108,12 @@ def test_tokens_grow_the_answer_and_the_report_settles_it() -> None:
     report = ChatReport("hi there", "Hello.", "candidate", 3, 0, 2, 9.0, "length")
     state = after(JobEnded(1, "chat 'hi there'", report, None, 1.0, ""), state=state)
     turn = state.turns[0]
-    assert (turn.text, turn.side, turn.done, turn.note) == ("Hello.", "candidate", True, "length")
+    assert (turn.text, turn.side, turn.done, turn.note) == (
+        "Hello.",
+        "candidate",
+        True,
+        "cut off at --max-tokens",
+    )
 
 
 def test_a_stopped_answer_keeps_what_was_said() -> None:

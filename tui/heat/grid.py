@@ -53,7 +53,7 @@ def layout(layers: tuple[int, ...], experts: int, width: int, height: int, fit: 
     columns = -(-experts // pool)
     cell = max(1, min(MAX_CELL_WIDTH, across // columns))
     half = count > down
-    tall = 1 if half else max(1, min(MAX_CELL_HEIGHT, down // max(1, count), (cell + 1) // 2))
+    tall = 1 if half else max(1, min(MAX_CELL_HEIGHT, down // max(1, count), cell // 2 + 1))
     lines = -(-count // 2) if half else count * tall
     return Grid(gutter, pool, columns, cell, tall, half, lines)
 

@@ -41,6 +41,7 @@ class ChatPanel(Panel):
     def __init__(self) -> None:
         super().__init__()
         self._failed = 0
+        self._welcome = ""
 
     def entrance(self) -> Widget:
         return self.query_one("#say", Field).input
@@ -49,7 +50,10 @@ class ChatPanel(Panel):
         """Draw the conversation of `state`."""
         welcome = self.query_one("#welcome", Static)
         welcome.display = not state.turns
-        welcome.update(WELCOME if state.view.model else "A model has to be loaded first.")
+        words = WELCOME if state.view.model else "A model has to be loaded first."
+        if words != self._welcome:
+            self._welcome = words
+            welcome.update(words)
         transcript = self.query_one(Transcript)
         transcript.display = bool(state.turns)
         transcript.show(state.turns)
@@ -57,7 +61,7 @@ class ChatPanel(Panel):
         ready = state.view.model is not None
         side = state.view.live if state.view.plan else "model"
         field.input.placeholder = f"talk to the {side}" if ready else "no model yet"
-        self.border_subtitle = f"live: {state.view.live}" if state.view.plan else ""
+        self.subtitle(f"live: {state.view.live}" if state.view.plan else "")
         if state.turns:
             self._give_back(state.turns[-1], field)
 

@@ -13,12 +13,13 @@ from textual.binding import BindingType
 from textual.containers import Vertical
 from textual.suggester import Suggester
 from textual.widget import Widget
-from textual.widgets import Input, Static
+from textual.widgets import Input
 
 from tui.messages import LineEntered
 from tui.ports import Completion
 from tui.state import AppState, Entry
 from tui.widgets.fields import Field, FieldInput
+from tui.widgets.line import Line
 from tui.widgets.log import MARKS
 
 Completer = Callable[[str], Sequence[Completion]]
@@ -131,7 +132,7 @@ class CommandLine(Vertical):
         self._back: Widget | None = None
 
     def compose(self) -> ComposeResult:
-        yield Static(id="echo", markup=False)
+        yield Line(id="echo")
         yield CommandField(self._complete, self._past)
 
     @property
@@ -165,10 +166,10 @@ class CommandLine(Vertical):
             mark, style = MARKS[self._echo.level]
             text = Text(mark, style=style, no_wrap=True, overflow="ellipsis")
             plain = Style(bold=False, color=None if self._echo.level == "error" else "default")
-            text.append(" ".join(self._echo.text.split()), plain)
+            text.append(one_line(self._echo), plain)
         else:
             text = Text(self._hint, style="dim", no_wrap=True, overflow="ellipsis")
-        self.query_one("#echo", Static).update(text)
+        self.query_one("#echo", Line).put(text)
 
     @on(Input.Changed)
     def _changed(self, event: Input.Changed) -> None:
@@ -193,6 +194,13 @@ class CommandLine(Vertical):
     def on_descendant_blur(self, _: events.DescendantBlur) -> None:
         self._back = None
         self._draw()
+
+
+def one_line(entry: Entry) -> str:
+    """What the echo line says of an entry: a page of text only that it is there."""
+    if entry.report is not None and "\n" in entry.text.strip():
+        return f"{entry.line}: see the reports (5)"
+    return " ".join(entry.text.split())
 
 
 def completions(options: Sequence[Completion], most: int = 12) -> Text:

@@ -17,6 +17,7 @@ from tui.keymap import bindings
 from tui.state import AppState
 from tui.widgets.heatmap import Heatmap
 from tui.widgets.legend import Legend
+from tui.widgets.line import Line
 from tui.widgets.panel import Panel
 
 
@@ -57,15 +58,19 @@ class ExpertsPanel(Panel):
     ExpertsPanel TableTwin Static { width: auto; }
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._entitled = ""
+
     def compose(self) -> ComposeResult:
         yield Static(id="empty")
         yield Heatmap()
         with TableTwin():
             yield Static(id="twin")
         with Horizontal(id="foot"):
-            yield Static(id="words")
+            yield Line(id="words")
             yield Legend()
-        yield Static(id="caption")
+        yield Line(id="caption")
 
     def entrance(self) -> Widget:
         twin = self.query_one(TableTwin)
@@ -80,8 +85,8 @@ class ExpertsPanel(Panel):
         twin.display = not blank and state.heat.table
         if blank:
             self.query_one("#empty", Static).update(Text(guide.next_step(state)))
-            self.query_one("#words", Static).update("")
-            self.border_title = "1 experts"
+            self.query_one("#words", Line).put("")
+            self._entitle("1 experts")
             self.query_one(Legend).display = False
             return
         # The numeric modules load here, after the first paint.
@@ -98,10 +103,16 @@ class ExpertsPanel(Panel):
         self.query_one(Legend).display = bool(model.metric) and self.size.width >= 76
         said = guide.next_step(state) if not model.metric else ""
         words = said or explain(model, state.cursor)
-        self.query_one("#words", Static).update(Text(words, no_wrap=True, overflow="ellipsis"))
+        self.query_one("#words", Line).put(words)
         caption = self._caption(state, model.metric, model.samples)
-        self.border_title = Content(f"1 experts · {caption}")
-        self.query_one("#caption", Static).update(Text(caption, no_wrap=True, overflow="ellipsis"))
+        self._entitle(f"1 experts · {caption}")
+        self.query_one("#caption", Line).put(caption)
+
+    def _entitle(self, title: str) -> None:
+        # Setting it redraws the whole frame of the panel.
+        if title != self._entitled:
+            self._entitled = title
+            self.border_title = Content(title)
 
     @staticmethod
     def _caption(state: AppState, metric: str, samples: int) -> str:

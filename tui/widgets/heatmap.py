@@ -65,11 +65,12 @@ class Heatmap(ScrollView, can_focus=True, inherit_bindings=False):
 
     def _lay_out(self) -> bool:
         """Fit the grid to the widget; False when there is nothing to draw yet."""
-        from tui.heat.grid import layout
-
         size = self.scrollable_content_region.size
         if self._model is None or not size.width or not size.height:
             return False
+        # Numeric modules load with the first model, after the first paint.
+        from tui.heat.grid import layout
+
         grid = layout(self._model.layers, self._model.experts, size.width, size.height, self._fit)
         if grid != self._grid:
             self._grid, self._drawn, self._plain = grid, None, None

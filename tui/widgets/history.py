@@ -95,7 +95,7 @@ class HistoryPanel(Panel):
         nodes = self.query_one(NodeList)
         nodes.clear_options()
         if history is None:
-            self.border_subtitle = ""
+            self.subtitle("")
             return
         lines = tree(history)
         nodes.add_options(
@@ -105,7 +105,7 @@ class HistoryPanel(Panel):
         places = [node.id for _, node in lines]
         if history.current in places:
             nodes.highlighted = places.index(history.current)
-        self.border_subtitle = self._held(history)
+        self.subtitle(self._held(history))
 
     @staticmethod
     def _held(history: HistoryReport) -> str:

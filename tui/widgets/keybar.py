@@ -5,15 +5,15 @@ from __future__ import annotations
 from rich.style import Style
 from rich.text import Text
 from textual import events
-from textual.widgets import Static
 
 from tui import guide
 from tui.keymap import Key
 from tui.messages import KeyUsed
 from tui.state import AppState
+from tui.widgets.line import Line
 
 
-class KeyBar(Static):
+class KeyBar(Line):
     """A line of keys; each can be clicked."""
 
     DEFAULT_CSS = """
@@ -28,7 +28,7 @@ class KeyBar(Static):
         """Draw the keys for `state` while `panel` has the focus."""
         hints = guide.hints(state, panel, self.app.size.width - 2)
         text, self._spans = bar_text(hints)
-        self.update(text)
+        self.put(text)
 
     def on_click(self, event: events.Click) -> None:
         for start, end, key in self._spans:

@@ -17,7 +17,7 @@ class Legend(Widget):
     """The ramp from cold to hot."""
 
     DEFAULT_CSS = """
-    Legend { width: 18; height: 1; color: $foreground 60%; }
+    Legend { width: 18; height: 1; color: $foreground 60%; display: none; }
     """
 
     def render_line(self, y: int) -> Strip:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
-from rich.console import RenderableType
+from rich.console import Console, Group, RenderableType
+from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
-from textual import events
 from textual.app import ComposeResult
 from textual.widget import Widget
-from textual.widgets import RichLog, Static
+from textual.widgets import Static
 
 from mlxfun.reports import ChatReport, Report
 from tui.state import AppState, Entry
-from tui.text import duration
+from tui.text import duration, harmless
+from tui.widgets.lineview import Block, Lines, LineView
 from tui.widgets.panel import Panel
 
 MARKS = {
@@ -37,16 +39,27 @@ def heading(entry: Entry) -> Text:
     return text
 
 
-class Lines(RichLog):
-    """A RichLog that wraps and never reads user text as markup."""
+def entry_lines(
+    entry: Entry, width: int, console: Console, renderer: Callable[[Report], RenderableType]
+) -> Lines:
+    """An entry as lines: its heading, then its report or the reason why there is none."""
+    parts: list[RenderableType] = [heading(entry)]
+    if isinstance(entry.report, ChatReport):
+        # The answer stands in the chat; twice would push everything else away.
+        parts.append(Text(entry.text, style="dim"))
+    elif entry.report is not None:
+        parts.append(renderer(entry.report))
+    elif entry.line:
+        parts.append(Text(entry.text))
+    lines = console.render_lines(Group(*parts), console.options.update(width=width), pad=False)
+    # Names of files and models end up in reports; none of them may drive the terminal.
+    return [[Segment(harmless(s.text), s.style or Style()) for s in line] for line in lines]
 
-    DEFAULT_CSS = """
-    Lines { height: 1fr; background: $background; scrollbar-size-vertical: 1;
-            overflow-x: hidden; scrollbar-gutter: stable; }
-    """
 
-    def __init__(self) -> None:
-        super().__init__(wrap=True, markup=False, highlight=False, min_width=8)
+class Reports(LineView):
+    """Draws entries; the newest from its heading on."""
+
+    to_head = True
 
 
 class LogPanel(Panel):
@@ -67,45 +80,28 @@ class LogPanel(Panel):
         super().__init__()
         self._renderer = renderer
         self._log: tuple[Entry, ...] = ()
-        self._width = 0
 
     def compose(self) -> ComposeResult:
         yield Static("Nothing has happened yet. Every command leaves its report here.", id="quiet")
-        yield Lines()
+        yield Reports()
 
     def entrance(self) -> Widget:
-        return self.query_one(Lines)
+        return self.query_one(Reports)
 
     def show(self, state: AppState) -> None:
-        """Add what is new in the log of `state`."""
+        """Draw the log of `state`."""
         if state.log is self._log:
             return
-        known = self._log[-1] if self._log else None
         self._log = state.log
         self.query_one("#quiet").display = False
-        fresh = list(state.log)
-        for index in range(len(fresh) - 1, -1, -1):
-            if fresh[index] is known:
-                fresh = fresh[index + 1 :]
-                break
-        self._write(fresh)
-
-    def _write(self, entries: list[Entry]) -> None:
-        lines = self.query_one(Lines)
-        for entry in entries:
-            lines.write(heading(entry))
-            if isinstance(entry.report, ChatReport):
-                # The answer stands in the chat; twice would push everything else away.
-                lines.write(Text(entry.text, style="dim"))
-            elif entry.report is not None:
-                lines.write(self._renderer(entry.report))
-            elif entry.line:
-                lines.write(Text(entry.text))
-
-    def on_resize(self, event: events.Resize) -> None:
-        # What is written keeps the width it was written for: write it again for the new one.
-        if event.size.width and event.size.width != self._width:
-            first, self._width = self._width == 0, event.size.width
-            if not first:
-                self.query_one(Lines).clear()
-                self._write(list(self._log))
+        console, renderer = self.app.console, self._renderer
+        self.query_one(Reports).show_blocks(
+            [
+                Block(
+                    id(entry),
+                    entry,
+                    partial(entry_lines, entry, console=console, renderer=renderer),
+                )
+                for entry in state.log
+            ]
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from textual.containers import Vertical
+from textual.content import Content
 from textual.widget import Widget
 
 from tui.layout import PANELS
@@ -48,7 +49,14 @@ class Panel(Vertical):
 
     def __init__(self) -> None:
         super().__init__(id=self.panel)
+        self._subtitle = ""
         self.border_title = f"{PANELS.index(self.panel) + 1} {self.title}"
+
+    def subtitle(self, text: str) -> None:
+        """Write `text` into the lower edge. Drawing the frame anew is left out when it is there."""
+        if text != self._subtitle:
+            self._subtitle = text
+            self.border_subtitle = Content(text)
 
     def entrance(self) -> Widget:
         """The widget that gets the focus when the panel does."""

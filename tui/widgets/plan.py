@@ -137,4 +137,4 @@ class PlanPanel(Panel):
         self._shown = shown
         body = plan_body(view) if view.plan else empty_body(state)
         self.query_one(Static).update(body)
-        self.border_subtitle = "apply or discard" if view.plan else ""
+        self.subtitle("apply or discard" if view.plan else "")

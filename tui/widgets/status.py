@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from rich.style import Style
 from rich.text import Text
-from textual.widgets import Static
 
 from mlxfun.reports import readable_bytes
 from tui.state import AppState, Job, speed
 from tui.text import count, duration, shortened
+from tui.widgets.line import Line
 
 BAR = 8
 
@@ -44,7 +44,7 @@ def job_text(job: Job, now: float) -> Text:
         text.append(count(progress.done, progress.unit), "not bold")
     if progress.rate > 0:
         text.append(f" {count(round(progress.rate, 1), progress.unit)}/s", "not bold")
-    if progress.eta is not None:
+    if progress.eta:
         text.append(f" ETA {duration(progress.eta)}", "not bold")
     return text
 
@@ -95,7 +95,7 @@ def _width(pieces: list[Part], divider: str) -> int:
     return sum(part.text.cell_len for part in pieces) + len(divider) * (len(pieces) - 1)
 
 
-class StatusLine(Static):
+class StatusLine(Line):
     """Draws `status_text`."""
 
     DEFAULT_CSS = """
@@ -105,4 +105,4 @@ class StatusLine(Static):
     def show(self, state: AppState, now: float) -> None:
         """Draw the line for `state` at clock `now`."""
         room = self.app.size.width - 2
-        self.update(status_text(state, room, now))
+        self.put(status_text(state, room, now))

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from rich.text import Text
 from textual import events
-from textual.widgets import Static
 
 from tui.layout import PANELS
 from tui.messages import PanelPicked
+from tui.widgets.line import Line
 
 NAMES = {"experts": "experts", "chat": "chat", "plan": "plan", "history": "history",
          "log": "reports"}  # fmt: skip
 
 
-class TabStrip(Static):
+class TabStrip(Line):
     """Draws names, the visible ones bright; a click picks one."""
 
     DEFAULT_CSS = """
@@ -36,7 +36,7 @@ class TabStrip(Static):
             text.append(f" {PANELS.index(name) + 1} {NAMES[name]}{sign}", style)
             self._spans.append((start, text.cell_len, name))
             text.append(" ")
-        self.update(text)
+        self.put(text)
 
     def on_click(self, event: events.Click) -> None:
         for start, end, name in self._spans:

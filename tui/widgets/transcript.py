@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
 from rich.console import Console
-from rich.markdown import Markdown
 from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
-from textual import events
-from textual.geometry import Size
-from textual.scroll_view import ScrollView
-from textual.strip import Strip
 
 from tui.state import Turn
+from tui.text import harmless
+from tui.widgets.lineview import Block, Lines, LineView
 
 INDENT = 2
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _MARKED = re.compile(r"^(#{1,4} |[-*] |\d+\. |```)|\*\*\S|`\S", re.MULTILINE)
-
-
-def harmless(text: str) -> str:
-    """`text` without control characters, which a terminal could take for orders.
-
-    >>> harmless("a\\x1b[31mb\\tc")
-    'a�[31mb    c'
-    """
-    return _CONTROL.sub("�", text.replace("\r\n", "\n").replace("\t", "    "))
 
 
 def looks_marked(text: str) -> bool:
@@ -35,7 +23,7 @@ def looks_marked(text: str) -> bool:
     return bool(_MARKED.search(text))
 
 
-def turn_lines(turn: Turn, width: int, console: Console) -> list[list[Segment]]:
+def turn_lines(turn: Turn, width: int, console: Console) -> Lines:
     """One turn as lines of segments, at most `width` columns wide."""
     inner = max(8, width - INDENT)
     prompt = Text(harmless(turn.prompt), style=Style(bold=True))
@@ -50,9 +38,12 @@ def turn_lines(turn: Turn, width: int, console: Console) -> list[list[Segment]]:
     return [*lines, []]
 
 
-def _answer(turn: Turn, inner: int, console: Console) -> list[list[Segment]]:
+def _answer(turn: Turn, inner: int, console: Console) -> Lines:
     text = harmless(turn.text)
     if turn.done and looks_marked(text):
+        # A parser and a highlighter come with it: not before an answer needs them.
+        from rich.markdown import Markdown
+
         options = console.options.update(width=inner)
         rendered = console.render_lines(Markdown(text, hyperlinks=False), options, pad=False)
         while rendered and not "".join(segment.text for segment in rendered[0]).strip():
@@ -64,7 +55,7 @@ def _answer(turn: Turn, inner: int, console: Console) -> list[list[Segment]]:
     return [[Segment("▎ ", bar), *line] for line in rendered]
 
 
-def _wrapped(text: Text, width: int, console: Console) -> list[list[Segment]]:
+def _wrapped(text: Text, width: int, console: Console) -> Lines:
     lines = text.wrap(console, width, overflow="fold")
     return [
         [Segment(s.text, s.style or Style()) for s in line.render(console, end="")]
@@ -72,65 +63,26 @@ def _wrapped(text: Text, width: int, console: Console) -> list[list[Segment]]:
     ]
 
 
-def _indented(mark: str, style: Style, lines: list[list[Segment]]) -> list[list[Segment]]:
+def _indented(mark: str, style: Style, lines: Lines) -> Lines:
     blank = " " * len(mark)
     return [
         [Segment(blank if i else mark, style), *line] for i, line in enumerate(lines)
     ]  # fmt: skip
 
 
-class Transcript(ScrollView, can_focus=True):
-    """Draws turns. It follows the end unless the reader scrolled up."""
-
-    DEFAULT_CSS = """
-    Transcript { height: 1fr; scrollbar-size-vertical: 1; background: $background;
-                 overflow-x: hidden; scrollbar-gutter: stable; }
-    """
+class Transcript(LineView):
+    """Draws turns."""
 
     def __init__(self) -> None:
         super().__init__()
         self._turns: tuple[Turn, ...] = ()
-        self._cache: dict[int, tuple[Turn, int, list[Strip]]] = {}
-        self._lines: list[Strip] = []
-        self._following = True
-
-    def watch_scroll_y(self, old_value: float, new_value: float) -> None:
-        super().watch_scroll_y(old_value, new_value)
-        # Whoever scrolls up to read is left in peace; back at the end, new lines are followed.
-        self._following = new_value >= self.max_scroll_y - 1
 
     def show(self, turns: tuple[Turn, ...]) -> None:
         """Draw `turns`, oldest first."""
-        if turns is not self._turns:
-            self._turns = turns
-            self._rebuild()
-
-    def _rebuild(self) -> None:
-        width = self.scrollable_content_region.width
-        if not width:
+        if turns is self._turns:
             return
-        cache: dict[int, tuple[Turn, int, list[Strip]]] = {}
-        self._lines = []
-        for turn in self._turns:
-            known = self._cache.get(turn.job)
-            if known is None or known[0] is not turn or known[1] != width:
-                strips = [Strip(line) for line in turn_lines(turn, width, self.app.console)]
-                known = (turn, width, strips)
-            cache[turn.job] = known
-            self._lines += known[2]
-        self._cache = cache
-        self.virtual_size = Size(width, len(self._lines))
-        self.refresh()
-        if self._following:
-            # The new height counts for scrolling only after the next layout.
-            self.call_after_refresh(self.scroll_end, animate=False)
-
-    def render_line(self, y: int) -> Strip:
-        """One line of the window."""
-        line, width, base = y + self.scroll_offset.y, self.size.width, self.rich_style
-        if line >= len(self._lines):
-            return Strip.blank(width, base)
-        return self._lines[line].apply_style(base).adjust_cell_length(width, base)
-
-    def on_resize(self, _: events.Resize) -> None:
-        self._rebuild()
+        self._turns = turns
+        console = self.app.console
+        self.show_blocks(
+            [Block(turn.job, turn, partial(turn_lines, turn, console=console)) for turn in turns]
+        )

@@ -1,0 +1,47 @@
+"""The follower prints events in order, and knows when there is nothing left to wait for."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable
+
+import pytest
+
+from commands.follower import Follower
+from mlxfun.events import Event, JobEnded
+from mlxfun.reports import TextReport
+
+
+class Source:
+    """An engine that says what the test says."""
+
+    def subscribe(self, listener: Callable[[Event], None]) -> None:
+        self.say = listener
+
+
+class Interrupted(io.StringIO):
+    """A stream on which Ctrl-C falls while it is written to."""
+
+    def write(self, text: str) -> int:
+        raise KeyboardInterrupt
+
+
+def test_an_interrupt_while_the_end_is_printed_does_not_wait_for_a_second_end() -> None:
+    source = Source()
+    follower = Follower(source, as_json=True, out=Interrupted(), err=io.StringIO())
+    source.say(JobEnded(1, "info", TextReport("x"), None, 0.0, ""))
+    with pytest.raises(KeyboardInterrupt):
+        follower.follow(1)
+    began = time.monotonic()
+    follower.follow_briefly(1, 5.0)
+    assert time.monotonic() - began < 1.0
+
+
+def test_the_end_of_another_job_is_waited_past() -> None:
+    source, out = Source(), io.StringIO()
+    follower = Follower(source, as_json=False, out=out, err=io.StringIO())
+    for job in (1, 2):
+        source.say(JobEnded(job, "info", TextReport(f"job {job}"), None, 0.0, ""))
+    follower.follow_briefly(2, 5.0)
+    assert out.getvalue() == "job 1\njob 2\n"

@@ -1,0 +1,130 @@
+"""The real engine on the bundled model, in this process: one load for a module's tests."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from queue import SimpleQueue
+
+import pytest
+
+from commands.engine import Engine
+from mlxfun.events import Event, JobEnded, Notice
+
+ROOT = Path(__file__).resolve().parents[2]
+COLLECT = "collect --dataset demo:mixed --max-samples 6 --max-tokens 48 --seed 0"
+
+
+class Shell:
+    """Types lines and reads what comes of them."""
+
+    def __init__(self) -> None:
+        self.engine = Engine(seed=0)
+        self._arrived: SimpleQueue[Event] = SimpleQueue()
+        self.notices: list[str] = []
+        self.engine.subscribe(self._arrived.put)
+
+    def run(self, line: str) -> JobEnded:
+        """What came of `line`."""
+        job = self.engine.run(line)
+        while True:
+            event = self._arrived.get(timeout=120)
+            if isinstance(event, Notice):
+                self.notices.append(event.text)
+            if isinstance(event, JobEnded) and event.job == job:
+                return event
+
+    def do(self, *lines: str) -> JobEnded:
+        """Run lines that must succeed; the last one's end."""
+        assert lines
+        for line in lines:
+            ended = self.run(line)
+            assert ended.error is None, ended.error
+        return ended
+
+    def refused(self, line: str, usage: bool = False) -> str:
+        """The sentence with which `line` is refused, the model being untouched by it."""
+        before = self.standing()
+        ended = self.run(line)
+        assert ended.error is not None, f"{line} was accepted"
+        assert ended.usage is usage, ended.error
+        assert self.standing() == before
+        return ended.error
+
+    def standing(self) -> tuple[object, ...]:
+        """All of the session that a refused command must leave as it was."""
+        view = self.engine.view()
+        samples = view.heat.samples if view.heat else None
+        return view.state, view.live, view.plan, view.history, view.steering, samples
+
+    @property
+    def checkpoint(self) -> str:
+        """Identity of the checkpoint that is resident."""
+        loaded = self.engine._bench.loaded
+        assert loaded is not None
+        return loaded.checkpoint
+
+    def reset(self) -> None:
+        """The model as loaded, nothing staged, no steering, statistics as after COLLECT."""
+        if self.engine.view().plan is not None:
+            self.do("discard")
+        self.do("steer --clear", "goto 0")
+
+
+@pytest.fixture(scope="session")
+def resident() -> Iterator[Shell]:
+    shell = Shell()
+    shell.do("load demo", COLLECT)
+    yield shell
+    shell.engine.close()
+    assert not shell.engine.alive
+
+
+@pytest.fixture
+def shell(resident: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
+    """The demo model as loaded, with statistics, in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+    resident.reset()
+    resident.notices.clear()
+    return resident
+
+
+class Program:
+    """mlxfun-shell in processes of its own, in a directory of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        elsewhere = directory.with_name(directory.name + "-elsewhere")  # MLX keeps kernels there
+        elsewhere.mkdir(exist_ok=True)
+        self.environment = {
+            **os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(elsewhere),
+            "XDG_STATE_HOME": str(elsewhere), "OMP_NUM_THREADS": "2",
+        }  # fmt: skip
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "commands.cli", *arguments]
+
+    def run(self, *arguments: str, timeout: int = 300) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*arguments), cwd=self.directory, env=self.environment,
+            capture_output=True, text=True, timeout=timeout, check=False,
+        )  # fmt: skip
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.command(*arguments), cwd=self.directory, env=self.environment,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Program:
+    return Program(tmp_path)
+
+
+def typed(lines: Sequence[str]) -> list[str]:
+    """`-c` options for lines."""
+    return [word for line in lines for word in ("-c", line)]

@@ -1,0 +1,84 @@
+"""Expert lists go out and come back in, and never remove what a map protects."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import Shell
+
+LAYERS, EXPERTS = 6, 16
+
+
+def protect(path: Path, experts: list[int]) -> Path:
+    """A safety map that protects `experts` in the first MoE layer."""
+    document = {
+        "num_layers": LAYERS, "num_experts": EXPERTS, "safety_critical": {"0": experts},
+    }  # fmt: skip
+    path.write_text(json.dumps(document))
+    return path
+
+
+@pytest.mark.parametrize("name", ["list.json", "list.csv"])
+def test_a_saved_plan_stages_the_same_state_again(shell: Shell, name: str) -> None:
+    staged = shell.do("prune --n-prune 4").report.data()
+    written = shell.do(f"plan save {name}").report
+    assert written.summary() == f"wrote {name}: 72 of 96 experts stay, 24 go"
+    shell.do("discard")
+    again = shell.do(f"prune --expert-list {name}").report.data()
+    assert again["state_after"] == staged["state_after"]
+    assert again["kept"] == staged["kept"]
+
+
+def test_after_apply_the_list_is_that_of_the_applied_prune(shell: Shell, tmp_path: Path) -> None:
+    kept = shell.do("prune --n-prune 4").report.data()["kept"]
+    shell.do("apply", "plan save list.json")
+    found = json.loads((tmp_path / "list.json").read_text())
+    assert found["layer_indices"] == list(range(LAYERS))
+    assert found["keep_map"] == kept
+
+
+def test_plan_show_is_the_report_of_the_prune(shell: Shell) -> None:
+    staged = shell.do("prune --n-prune 4").report
+    assert shell.do("plan show").report.data() == staged.data()
+    assert shell.do("plan").report.data() == staged.data()
+
+
+def test_without_a_plan_there_is_nothing_to_show_or_to_write(shell: Shell, tmp_path: Path) -> None:
+    assert shell.refused("plan show") == (
+        "nothing is staged to show: stage a plan first, e.g. with prune"
+    )
+    assert shell.refused("plan save list.json") == (
+        "there is no list to write: nothing is staged or pruned: run prune first"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_list_may_not_remove_what_a_map_protects(shell: Shell, tmp_path: Path) -> None:
+    gone = shell.do("prune --n-prune 4").report.data()["pruned"]["0"]
+    shell.do("plan save list.json", "discard")
+    path = protect(tmp_path / "safety.json", gone[:2])
+    assert shell.refused(f"prune --expert-list list.json --safety-map {path}") == (
+        f"the list removes 2 protected experts: L0:E{gone[0]}, L0:E{gone[1]}; change the list or "
+        "the map"
+    )
+    kept = sorted(set(range(EXPERTS)) - set(gone))
+    protect(path, kept[:2])
+    shell.do(f"prune --expert-list list.json --safety-map {path}")
+
+
+@pytest.mark.parametrize("option", ["--safety-map", "--domain-map"])
+def test_an_unreadable_map_stops_a_list_too(shell: Shell, option: str) -> None:
+    shell.do("prune --n-prune 4", "plan save list.json", "discard")
+    assert shell.refused(f"prune --expert-list list.json {option} gone.json") == (
+        "cannot read gone.json: No such file or directory; check the path"
+    )
+
+
+def test_experts_to_ignore_bind_a_list_too(shell: Shell) -> None:
+    gone = shell.do("prune --n-prune 4").report.data()["pruned"]["0"][0]
+    shell.do("plan save list.json", "discard")
+    found = shell.refused(f"prune --expert-list list.json --ignore-experts {gone}")
+    assert f"L0:E{gone}" in found

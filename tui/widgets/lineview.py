@@ -1,0 +1,89 @@
+"""A scrolling column of blocks of text, drawn line by line: only what changed is rendered again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+from rich.segment import Segment
+from textual import events
+from textual.geometry import Size
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+
+Lines = list[list[Segment]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """Some lines. key: what it is; source: what it is made of, compared by identity; render: its
+    lines, at most as many columns wide as it is given."""
+
+    key: Hashable
+    source: object
+    render: Callable[[int], Lines]
+
+
+class LineView(ScrollView, can_focus=True):
+    """Draws blocks. to_head: a new last block is shown from its first line when it does not fit;
+    else the view follows the end, unless the reader scrolled away from it."""
+
+    to_head = False
+
+    DEFAULT_CSS = """
+    LineView { height: 1fr; scrollbar-size-vertical: 1; background: $background;
+               overflow-x: hidden; scrollbar-gutter: stable; }
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._blocks: Sequence[Block] = ()
+        self._cache: dict[Hashable, tuple[object, int, list[Strip]]] = {}
+        self._lines: list[Strip] = []
+        self._following = True
+
+    def show_blocks(self, blocks: Sequence[Block]) -> None:
+        """Draw `blocks`, oldest first."""
+        self._blocks = blocks
+        self._rebuild()
+
+    def _rebuild(self) -> None:
+        width = self.scrollable_content_region.width
+        if not width:
+            return
+        cache: dict[Hashable, tuple[object, int, list[Strip]]] = {}
+        self._lines, last = [], 0
+        for block in self._blocks:
+            known = self._cache.get(block.key)
+            if known is None or known[0] is not block.source or known[1] != width:
+                known = (block.source, width, [Strip(line) for line in block.render(width)])
+            cache[block.key] = known
+            last = len(self._lines)
+            self._lines += known[2]
+        self._cache = cache
+        self.virtual_size = Size(width, len(self._lines))
+        self.refresh()
+        if self._following or self.to_head:
+            # The new height counts for scrolling only after the next layout.
+            self.call_after_refresh(self._place, last)
+
+    def _place(self, last: int) -> None:
+        if self.to_head and len(self._lines) - last > self.size.height:
+            self.scroll_to(y=last, animate=False)
+        else:
+            self.scroll_end(animate=False)
+
+    def watch_scroll_y(self, old_value: float, new_value: float) -> None:
+        super().watch_scroll_y(old_value, new_value)
+        # Whoever scrolls up to read is left in peace; back at the end, new lines are followed.
+        self._following = new_value >= self.max_scroll_y - 1
+
+    def render_line(self, y: int) -> Strip:
+        """One line of the window."""
+        line, width, base = y + self.scroll_offset.y, self.size.width, self.rich_style
+        if line >= len(self._lines):
+            return Strip.blank(width, base)
+        return self._lines[line].apply_style(base).adjust_cell_length(width, base)
+
+    def on_resize(self, _: events.Resize) -> None:
+        self._rebuild()
