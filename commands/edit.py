@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import click
 
-from commands.declare import Call, command, listable, positive, pruned, staged
+from commands.declare import (
+    DATASET,
+    Call,
+    command,
+    data_options,
+    dataset_options,
+    listable,
+    positive,
+    pruned,
+    staged,
+)
 from commands.types import ExpertPairs, Experts, FilePath
 from mlxfun.errors import StateError, UsageError
 from mlxfun.options import (
+    ALIGNMENTS,
     METRICS,
+    SIMILARITY_MODES,
     STEER_RULES,
     STRATEGIES,
     ApplyOptions,
+    MergeOptions,
     PruneOptions,
     SteerOptions,
 )
 from mlxfun.reports import HeatView, Report, TextReport
 
+DATA = ("dataset", "text_key", "max_samples", "max_tokens", "seed")
 MODES = click.Choice(["protect", "target"])
 LIST = FilePath((".json", ".csv"))
 MAP = FilePath((".json",))
@@ -72,6 +86,86 @@ def prune(call: Call) -> Report:
         if values[name] is not None:
             values[name] = call.bench.readable(values[name])
     return call.session.prune(PruneOptions(**values), call.ctx)
+
+
+@command("merge", group="edit")
+@click.option(
+    "--dataset", type=DATASET, help="What experts are compared on (default: the last one, see set)."
+)
+@data_options
+@click.option(
+    "--n-prune",
+    type=positive,
+    metavar="N",
+    help="Experts to merge away per layer; with --model-wide, expert numbers.",
+)
+@click.option(
+    "--metric",
+    type=click.Choice(METRICS),
+    default="reap",
+    help="Saliency that picks centroids and weighs members (default: reap).",
+)
+@click.option("--model-wide", is_flag=True, help="Merge the same expert numbers in every layer.")
+@click.option("--expert-list", type=LIST, help="JSON or CSV whose kept experts are the centroids.")
+@click.option(
+    "--ignore-experts", type=Experts(), metavar="LIST", help='Keep as centroids: "0,1,250..255".'
+)
+@click.option(
+    "--similarity-mode",
+    type=click.Choice(SIMILARITY_MODES),
+    default="gated",
+    help="Compare mean outputs weighted by the gate (default), or plain averages.",
+)
+@click.option(
+    "--alignment",
+    type=click.Choice(ALIGNMENTS),
+    default="hungarian",
+    help="How neurons are matched before they are averaged (default: hungarian).",
+)
+@click.option(
+    "--max-group-size",
+    type=click.IntRange(min=2),
+    default=16,
+    metavar="N",
+    help="Experts in a group at most, its centroid included (default: 16).",
+)
+@click.option(
+    "--max-similarity-tokens",
+    type=click.IntRange(min=2),
+    default=1024,
+    metavar="N",
+    help="Compare experts on N tokens (default: 1024).",
+)
+@click.option(
+    "--max-alignment-tokens",
+    type=positive,
+    default=1024,
+    metavar="N",
+    help="Align neurons on N of those tokens (default: 1024).",
+)
+@click.option("--safety-map", type=MAP, help="safety_report.json of a safety scan.")
+@click.option(
+    "--safety-mode", type=MODES, default="protect", help="Keep its experts, or merge them away."
+)
+@click.option("--domain-map", type=MAP, help="domain_report.json of a domain scan.")
+@click.option(
+    "--domain-mode", type=MODES, default="protect", help="Keep its experts, or merge them away."
+)
+@click.option("--allow-stale", is_flag=True, help="Use a map made on another state of the weights.")
+def merge(call: Call) -> Report:
+    """Stage a merge: experts that go are averaged into those most like them (REAM).
+
+    Layer by layer, each on what the merged layers before it put out, in about two forwards of the
+    data set. Both sides stay in memory until apply or discard.
+    """
+    values = {name: value for name, value in call.params.items() if name not in DATA}
+    values["ignore_experts"] = values["ignore_experts"] or ()
+    for name in ("expert_list", "safety_map", "domain_map"):
+        if values[name] is not None:
+            values[name] = call.bench.readable(values[name])
+    source = call.bench.dataset(call["dataset"])
+    data = dataset_options(source, call.params, call.bench.settings.seed)
+    return call.session.merge(MergeOptions(data, **values), call.ctx)
 
 
 @command("steer", group="edit", between=True)
@@ -218,4 +312,4 @@ def _living(heat: HeatView) -> dict[int, tuple[int, ...]]:
     }
 
 
-COMMANDS = (prune, plan_show, plan_save, steer, apply, discard, flip, compact)
+COMMANDS = (prune, merge, plan_show, plan_save, steer, apply, discard, flip, compact)

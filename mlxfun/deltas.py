@@ -11,7 +11,7 @@ Arrays that can be made again are not held: `FromCheckpoint` reads rows back fro
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -92,6 +92,7 @@ class Resident:
         self.taps = taps
         self.ledger: Ledger = {}
         self.stack: list[tuple[int, ...]] = [tap.live for tap in taps.layers]
+        self.made: set[str] = set()  # paths whose array an edit made: it exists nowhere else
         self._checkpoint = checkpoint
         self._reader: Reader | None = None
 
@@ -141,13 +142,38 @@ class Resident:
             rows=old_rows,
             counts={key: self.tree.get_attribute(*key) for key in delta.counts},
             modules={path: self.tree.get_list(path) for path in delta.modules},
-            made=frozenset(p for p in delta.arrays if self.ledger.get(p) is not None),
+            made=frozenset(self.made & delta.arrays.keys()),
         )
         self._write(delta, new)
         return inverse
 
+    def released(self, delta: Delta) -> Delta:
+        """A delta that leads back, without the expert stacks that can be read from the checkpoint."""
+        layers, gone = [], 0
+        for layer in delta.layers:
+            stacks = {p.path for p in self.taps.layers[layer.position].layer.expert_parameters()}
+            rows = self._checkpoint_rows(layer.position, layer.resident)
+            spared = layer.arrays.keys() & stacks - layer.made
+            gone += len(spared)
+            arrays = {
+                path: FromCheckpoint(rows) if path in spared else source
+                for path, source in layer.arrays.items()
+            }
+            layers.append(replace(layer, arrays=arrays))
+        return Delta(tuple(layers), release=True) if gone else delta
+
+    def _checkpoint_rows(self, position: int, stack: tuple[int, ...]) -> tuple[int, ...] | None:
+        """The checkpoint's rows of `stack`, None for all."""
+        whole = stack == tuple(range(self.taps.layers[position].layer.num_experts))
+        return None if whole else stack
+
     def _write(self, delta: LayerDelta, new: dict[str, mx.array]) -> None:
         for path, array in new.items():
+            # Rows of what an edit made are made as well.
+            if path in delta.made:
+                self.made.add(path)
+            elif not isinstance(delta.arrays[path], FromResident):
+                self.made.discard(path)
             self.tree.put(path, array)
         for list_path, modules in delta.modules.items():
             self.tree.put_list(list_path, modules)
@@ -174,15 +200,10 @@ class Resident:
     def _inverse_source(
         self, path: str, source: Source, old: mx.array, delta: LayerDelta, release: bool
     ) -> Source:
-        if not release:
+        if not release or path in self.made:
             return old
         if isinstance(source, FromCheckpoint):
             # Undoing a release: what is replaced is part of what comes back.
             back = delta.resident
             return FromResident(tuple(back.index(e) for e in self.stack[delta.position]))
-        held = self.stack[delta.position]
-        rows = self.ledger.get(path)
-        if rows is not None and not rows.from_checkpoint():
-            return old  # an edit made it: it exists nowhere else
-        whole = held == tuple(range(self.taps.layers[delta.position].layer.num_experts))
-        return FromCheckpoint(None if whole else held)
+        return FromCheckpoint(self._checkpoint_rows(delta.position, self.stack[delta.position]))

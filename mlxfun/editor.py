@@ -19,7 +19,7 @@ from mlxfun.deltas import Delta, Resident
 from mlxfun.edits.prune import compact_delta
 from mlxfun.errors import StateError
 from mlxfun.history import History, Node
-from mlxfun.plans import PrunePlan
+from mlxfun.plans import Plan
 from mlxfun.reports import EvaluateReport, PlanReport, StepReport
 from mlxfun.state import state_id
 from mlxfun.steering import Steering
@@ -35,7 +35,7 @@ class Staged:
     evidence: the commands that made the statistics it was decided on.
     """
 
-    plan: PrunePlan
+    plan: Plan
     command: str
     edge: Delta
     state: str
@@ -116,7 +116,7 @@ class Editor:
                 f"a plan is staged ({self.staged.command}); apply or discard it before {action}"
             )
 
-    def stage(self, plan: PrunePlan, delta: Delta, command: str, report: PlanReport) -> Staged:
+    def stage(self, plan: Plan, delta: Delta, command: str, report: PlanReport) -> Staged:
         """Swap a candidate in. The committed side must be live and nothing staged."""
         base = self.committed
         edge = self.swap(delta)
@@ -148,12 +148,14 @@ class Editor:
         before, began = self.state, perf_counter()
         if not staged.live:
             self.flip("candidate")
+        # From here on undo leads back: what the checkpoint holds need not be held for it.
+        staged.edge = self.resident.released(staged.edge)
         node = self.history.add(
             staged.command,
             staged.state,
             staged.edge,
             evidence=staged.evidence,
-            metric=staged.plan.metric,
+            plan=staged.plan,
         )
         node.scores.update(scores)
         self.staged = None

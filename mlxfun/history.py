@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from mlxfun.deltas import Delta
 from mlxfun.errors import BudgetError, MlxfunError, StateError
+from mlxfun.plans import Plan
 from mlxfun.reports import HistoryNode, HistoryReport, readable_bytes
 
 Swap = Callable[[Delta], Delta]
@@ -21,7 +22,7 @@ Swap = Callable[[Delta], Delta]
 class Node:
     """One state. edge: the delta between this node and its parent, see the module's text.
 
-    recipe: the commands that lead here from the parent; metric: the ranking they used, if any.
+    recipe: the commands that lead here from the parent; plan: what they decided, if it was a plan.
     """
 
     id: int
@@ -30,7 +31,7 @@ class Node:
     state: str
     recipe: tuple[str, ...]
     edge: Delta | None
-    metric: str | None = None
+    plan: Plan | None = None
     scores: dict[str, float] = field(default_factory=dict)
     children: list[Node] = field(default_factory=list)
 
@@ -66,7 +67,7 @@ class History:
         inverse: Delta,
         *,
         evidence: tuple[str, ...] = (),
-        metric: str | None = None,
+        plan: Plan | None = None,
     ) -> Node:
         """A child of the current node, which becomes current. `inverse` leads back.
 
@@ -81,7 +82,7 @@ class History:
                 return child
         self.check_budget(inverse.bytes)
         recipe = (*evidence, command)
-        node = Node(len(self._nodes), self.current, command, state, recipe, inverse, metric)
+        node = Node(len(self._nodes), self.current, command, state, recipe, inverse, plan)
         self.current.children.append(node)
         self._nodes.append(node)
         self._arrive(node)

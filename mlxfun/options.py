@@ -14,6 +14,8 @@ ExpertSets = dict[int, tuple[int, ...]]
 METRICS = ("freq", "weighted_freq", "reap", "ean", "reap_sum", "reap_sq")
 STRATEGIES = ("bottom", "strided")
 STEER_RULES = ("steermoe", "additive")
+SIMILARITY_MODES = ("gated", "average")
+ALIGNMENTS = ("hungarian", "greedy", "none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,33 @@ class ScanOptions:
     threshold_percentile: float = 90.0
     alpha: float = 0.01
     domain_name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MergeOptions:
+    """Which experts are merged away, and how. n_prune: see PruneOptions.
+
+    data: what the experts are compared on. metric: the saliency that picks centroids and weighs
+    members. expert_list: names the centroids. max_*_tokens: how many tokens, evenly spread over
+    the data, experts are compared and aligned on; saliency uses all of them.
+    """
+
+    data: DatasetOptions
+    n_prune: int | None = None
+    metric: str = "reap"
+    model_wide: bool = False
+    ignore_experts: tuple[int, ...] = ()
+    expert_list: Path | None = None
+    similarity_mode: str = "gated"
+    alignment: str = "hungarian"
+    max_group_size: int = 16
+    max_similarity_tokens: int = 1024
+    max_alignment_tokens: int = 1024
+    safety_map: Path | None = None
+    safety_mode: str = "protect"
+    domain_map: Path | None = None
+    domain_mode: str = "protect"
+    allow_stale: bool = False
 
 
 @dataclass(frozen=True, slots=True)

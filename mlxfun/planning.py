@@ -5,19 +5,20 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mlxfun import selection, views
 from mlxfun.anatomy import Anatomy
-from mlxfun.editor import Editor
+from mlxfun.deltas import Delta
+from mlxfun.editor import Editor, Live
 from mlxfun.edits.prune import prune_delta, validate
 from mlxfun.errors import PlanError, StateError, UsageError
-from mlxfun.expert_lists import read_document, read_expert_list, read_maps
+from mlxfun.expert_lists import Masks, read_document, read_expert_list, read_maps
 from mlxfun.export import ExportView
-from mlxfun.options import PruneOptions
-from mlxfun.plans import PrunePlan
+from mlxfun.options import MergeOptions, PruneOptions
+from mlxfun.plans import Plan, PrunePlan
 from mlxfun.reports import PlanReport
 from mlxfun.scan_reports import Identity, identity_of, require_current
 from mlxfun.stats import RoutingStats
@@ -59,8 +60,12 @@ def split_samples(
 
 def command_line(options: PruneOptions) -> str:
     """The command that stages the same plan, for histories of library sessions."""
-    words = ["prune"]
-    default = PruneOptions()
+    return shlex.join(["prune", *option_words(options, PruneOptions())])
+
+
+def option_words(options: Any, default: Any) -> list[str]:
+    """Options of a dataclass as words of a command line, without those that are as in `default`."""
+    words = []
     for name in options.__dataclass_fields__:
         value = getattr(options, name)
         if value == getattr(default, name):
@@ -72,7 +77,7 @@ def command_line(options: PruneOptions) -> str:
             words += [flag, ",".join(map(str, value))]
         else:
             words += [flag, str(value)]
-    return shlex.join(words)
+    return words
 
 
 def plan_prune(request: PruneRequest) -> tuple[PrunePlan, Array]:
@@ -113,23 +118,29 @@ def _scores(request: PruneRequest) -> Array:
 def _constraints(request: PruneRequest) -> tuple[selection.Constraints, tuple[str, ...]]:
     anatomy, stats = request.anatomy, request.stats
     maps = read_maps(request.options, anatomy.indices, anatomy.num_experts)
-    warnings = (*maps.warnings, *_stale_maps(request))
-    constraints = selection.Constraints(
+    warnings = (*maps.warnings, *stale_maps(request.editor, request.options))
+    traffic = stats.sums["freq"] if stats is not None else None
+    return constraints_of(anatomy, request.editor, maps, traffic), warnings
+
+
+def constraints_of(
+    anatomy: Anatomy, editor: Editor, maps: Masks, traffic: Array | None
+) -> selection.Constraints:
+    """What a selection on the committed side must respect. traffic: [L, E]."""
+    return selection.Constraints(
         layers=anatomy.indices,
-        alive=views.mask_of(anatomy, request.editor.committed),
+        alive=views.mask_of(anatomy, editor.committed),
         protect=maps.protect,
         target=maps.target,
         top_k=tuple(layer.top_k for layer in anatomy.layers),
         n_group=tuple(layer.n_group for layer in anatomy.layers),
         topk_group=tuple(layer.topk_group for layer in anatomy.layers),
-        traffic=stats.sums["freq"] if stats is not None else None,
+        traffic=traffic,
     )
-    return constraints, warnings
 
 
-def _stale_maps(request: PruneRequest) -> list[str]:
+def stale_maps(editor: Editor, options: PruneOptions | MergeOptions) -> list[str]:
     """Warnings about maps made on other weights; StateError unless --allow-stale."""
-    options, editor = request.options, request.editor
     now, root = Identity(editor.checkpoint_id, editor.state), editor.history.root.state
     found = [
         require_current(path, identity_of(read_document(path)), now, root, options.allow_stale)
@@ -153,13 +164,29 @@ def stage_prune(
         before = export().total_bytes()
     if not delta.layers:
         raise PlanError("the plan removes nothing: every expert it names is kept")
+    proposal = Proposal(plan, delta, command, before, _mass_lost(request, plan))
+    return stage(editor, request.anatomy, proposal, export)
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A plan ready to be staged. bytes_before: of the committed side, as saved."""
+
+    plan: Plan
+    delta: Delta
+    command: str
+    bytes_before: int
+    mass_lost: dict[int, float] | None = None
+
+
+def stage(
+    editor: Editor, anatomy: Anatomy, proposal: Proposal, export: Callable[[], ExportView]
+) -> PlanReport:
+    """Swap a proposal in, in place of a staged plan, and report it."""
+    plan = proposal.plan
     if editor.staged is not None:
         editor.discard()
     base = editor.committed
-    pruned = {}
-    for index, live in zip(request.anatomy.indices, base, strict=True):
-        kept = set(plan.keep[index])
-        pruned[index] = tuple(e for e in live if e not in kept)
     report = PlanReport(
         technique=plan.technique,
         metric=plan.metric,
@@ -167,25 +194,32 @@ def stage_prune(
         experts_before=len(base[0]),
         experts_after=len(next(iter(plan.keep.values()))),
         kept=dict(plan.keep),
-        pruned=pruned,
-        bytes_before=before,
-        bytes_after=before,
-        delta_bytes=delta.bytes,
-        mass_lost=_mass_lost(request, pruned),
+        pruned=_gone(anatomy, base, plan),
+        bytes_before=proposal.bytes_before,
+        bytes_after=proposal.bytes_before,
+        delta_bytes=proposal.delta.bytes,
+        mass_lost=proposal.mass_lost,
         state_after="",
         warnings=plan.warnings,
     )
-    staged = editor.stage(plan, delta, command, report)
+    staged = editor.stage(plan, proposal.delta, proposal.command, report)
     staged.report = replace(staged.report, bytes_after=export().total_bytes())
     return staged.report
 
 
-def _mass_lost(
-    request: PruneRequest, pruned: dict[int, tuple[int, ...]]
-) -> dict[int, float] | None:
+def _gone(anatomy: Anatomy, base: Live, plan: Plan) -> dict[int, tuple[int, ...]]:
+    """{decoder layer: experts of the committed side that `plan` does not keep}."""
+    return {
+        index: tuple(e for e in live if e not in set(plan.keep[index]))
+        for index, live in zip(anatomy.indices, base, strict=True)
+    }
+
+
+def _mass_lost(request: PruneRequest, plan: PrunePlan) -> dict[int, float] | None:
     """Share of each layer's summed metric that goes."""
     if request.stats is None:
         return None
+    pruned = _gone(request.anatomy, request.editor.committed, plan)
     metric = request.options.metric
     scores = request.stats.score(metric)
     out = {}

@@ -44,3 +44,44 @@ class PrunePlan:
             )
         keep = {int(k): tuple(int(e) for e in v) for k, v in data["keep"].items()}
         return cls(keep, data.get("metric"), data.get("strategy", "list"))
+
+
+@dataclass(frozen=True, slots=True)
+class MergePlan:
+    """Experts merged into centroids.
+
+    groups: {decoder layer: {centroid: members, itself first}}, centroids ascending, the same
+    number in every layer. weights: {decoder layer: {expert: share of its group}}.
+    """
+
+    technique: ClassVar[str] = "merge"
+    groups: dict[int, dict[int, tuple[int, ...]]]
+    weights: dict[int, dict[int, float]]
+    metric: str | None = None
+    strategy: str = ""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def keep(self) -> dict[int, tuple[int, ...]]:
+        """{decoder layer: centroids}."""
+        return {layer: tuple(groups) for layer, groups in self.groups.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able form."""
+        return {
+            "version": VERSION,
+            "technique": self.technique,
+            "metric": self.metric,
+            "strategy": self.strategy,
+            "groups": {
+                str(layer): {str(centroid): list(members) for centroid, members in groups.items()}
+                for layer, groups in self.groups.items()
+            },
+            "weights": {
+                str(layer): {str(expert): share for expert, share in shares.items()}
+                for layer, shares in self.weights.items()
+            },
+        }
+
+
+Plan = PrunePlan | MergePlan

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import mlx.core as mx
@@ -19,6 +19,7 @@ from mlxfun.editor import Editor
 from mlxfun.errors import ModelError
 from mlxfun.export import ExportView
 from mlxfun.options import SaveOptions
+from mlxfun.plans import MergePlan, PrunePlan
 from mlxfun.reports import SaveReport
 
 
@@ -86,18 +87,41 @@ def _recipe(editor: Editor) -> list[str]:
 
 
 def _metadata(editor: Editor, anatomy: Anatomy) -> dict[str, Any]:
-    """reap_metadata.json of a pruned model: keys of keep_map are decoder layers."""
-    live = editor.committed
-    if all(len(experts) == anatomy.num_experts for experts in live):
-        return {}
-    metrics = [node.metric for node in editor.history.ancestors() if node.metric]
-    keep = {str(i): list(experts) for i, experts in zip(anatomy.indices, live, strict=True)}
-    return {
-        "reap_metadata.json": {
+    """Metadata files of a pruned or merged model: keys of their maps are decoder layers."""
+    plans = [node.plan for node in editor.history.ancestors() if node.plan is not None]
+    prunes = [plan for plan in plans if isinstance(plan, PrunePlan)]
+    merges = [plan for plan in plans if isinstance(plan, MergePlan)]
+    live = dict(zip(anatomy.indices, editor.committed, strict=True))
+    kept = {str(layer): list(experts) for layer, experts in live.items()}
+    files: dict[str, Any] = {}
+    if prunes:
+        files["reap_metadata.json"] = {
             "original_num_experts": anatomy.num_experts,
-            "pruned_num_experts": len(live[0]),
-            "metric": metrics[-1] if metrics else None,
-            "keep_map": keep,
+            "pruned_num_experts": len(editor.committed[0]),
+            "metric": next((p.metric for p in reversed(prunes) if p.metric), None),
+            "keep_map": kept,
             "layer_indices": list(anatomy.indices),
         }
-    }
+    if merges:
+        files["ream_metadata.json"] = {
+            "method": "ream",
+            "original_num_experts": anatomy.num_experts,
+            "merged_num_experts": len(editor.committed[0]),
+            "metric": merges[-1].metric,
+            "similarity_and_alignment": merges[-1].strategy,
+            "centroid_map": kept,
+            "group_map": {
+                str(layer): {str(expert): _origins(expert, layer, merges) for expert in experts}
+                for layer, experts in live.items()
+            },
+            "layer_indices": list(anatomy.indices),
+        }
+    return files
+
+
+def _origins(expert: int, layer: int, merges: Sequence[MergePlan]) -> list[int]:
+    """The experts of the checkpoint that went into a live one, ascending."""
+    members = {expert}
+    for plan in reversed(merges):
+        members = {m for e in members for m in plan.groups[layer].get(e, (e,))}
+    return sorted(members)

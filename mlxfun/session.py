@@ -20,12 +20,12 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlxfun import measure, planning, saving, scanning, smoke, views
+from mlxfun import measure, merging, planning, saving, scanning, smoke, views
 from mlxfun import steering as steer
 from mlxfun import steering_files as wishes
 from mlxfun.anatomy import discover
 from mlxfun.checkpoint.identity import full_digest
-from mlxfun.checkpoint.load import Loaded, load
+from mlxfun.checkpoint.load import Loaded, load, memory_limit
 from mlxfun.comparison_reports import ScanReport
 from mlxfun.context import SILENT, Context
 from mlxfun.conversation import Conversation
@@ -44,6 +44,7 @@ from mlxfun.options import (
     CollectOptions,
     EvaluateOptions,
     GenerateOptions,
+    MergeOptions,
     PruneOptions,
     SaveOptions,
     ScanOptions,
@@ -240,6 +241,31 @@ class Session:
         staged = self.editor.require_staged("prune")
         staged.evidence = self._observations.evidence if plan.metric else ()
         return report
+
+    def merge(self, options: MergeOptions, ctx: Context = SILENT) -> PlanReport:
+        """Stage a merge of the committed weights, replacing a staged plan.
+
+        Both sides stay in memory until it is applied or discarded. Raises BudgetError with the
+        figures if that would not fit. A cancel leaves everything as it was.
+        """
+        self._own()
+        request = merging.MergeRequest(
+            model=self.model,
+            anatomy=self.anatomy,
+            editor=self.editor,
+            options=options,
+            batches=merging.read_batches(options, self.tokenizer, self.anatomy.vocabulary),
+            stored=self._stored_dtype,
+            memory_limit=memory_limit(),
+        )
+        report, self._protected = merging.stage_merge(
+            request, self.command or merging.command_line(options), self._export_view, ctx
+        )
+        return report
+
+    def _stored_dtype(self, path: str) -> mx.Dtype:
+        known = self._loaded.stored_dtypes.get(path)
+        return self.editor.resident.tree.get(path).dtype if known is None else known
 
     def steer(self, options: SteerOptions) -> SteerReport:
         """Add to, or clear, the steering; the next token follows it.

@@ -29,10 +29,6 @@ class Rows:
         """Rows with these identities, in this order."""
         return cls(tuple(ids), blake2b(repr(tuple(ids)).encode(), digest_size=16).digest())
 
-    def from_checkpoint(self) -> bool:
-        """Every row can be read back from the checkpoint."""
-        return all(isinstance(row, int) for row in self.ids)
-
 
 Ledger = dict[str, Rows]
 """Parameter path -> rows, for the parameters that differ from the checkpoint."""

@@ -6,7 +6,8 @@ expert dimension is exact for packed quantised tensors too, since packing runs a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
 from typing import Any, cast
 
 import mlx.core as mx
@@ -85,3 +86,73 @@ def rounded(array: mx.array, dtype: mx.Dtype, resident: mx.Dtype) -> mx.array:
 def nbytes_as(array: mx.array, dtype: mx.Dtype) -> int:
     """Bytes of `array` when written as `dtype`."""
     return int(array.size) * int(dtype.size)
+
+
+def row_digests(array: mx.array, stored: mx.Dtype) -> list[str]:
+    """Hash of every row's bytes as stored, so that devices that hold other dtypes agree."""
+    host = np.array(array.astype(stored).reshape(array.shape[0], -1).view(mx.uint8))
+    return [blake2b(row.tobytes(), digest_size=16).hexdigest() for row in host]
+
+
+# -- quantised projections --------------------------------------------------------------------
+
+PACKED = ("weight", "scales", "biases", "global_scale")
+"""Names of the arrays that hold a quantised projection."""
+
+
+def dequantised(module: nn.Module, rows: Sequence[int] | None = None) -> mx.array:
+    """The weight of a projection in float32, [E, out, in] or [out, in], quantised or not.
+
+    rows: of the first dimension, all where None.
+    """
+    held: dict[str, mx.array] = {
+        name: module[name] for name in PACKED if isinstance(module.get(name), mx.array)
+    }
+    if rows is not None:
+        held = {name: take_rows(array, rows) for name, array in held.items()}
+    if "scales" not in held:
+        return held["weight"].astype(mx.float32)
+    layout = _layout(module)
+    scale = held.get("global_scale")
+    if scale is None or scale.ndim == 0:
+        whole: mx.array = mx.dequantize(
+            held["weight"], held["scales"], held.get("biases"), **layout,
+            global_scale=scale, dtype=mx.float32,
+        )  # fmt: skip
+        return whole
+    # A global scale belongs to one expert, and MLX takes one at a time.
+    pairs = zip(held["weight"], held["scales"], scale, strict=True)
+    return mx.stack(
+        [mx.dequantize(w, s, **layout, global_scale=g, dtype=mx.float32) for w, s, g in pairs]
+    )
+
+
+def requantised(
+    module: nn.Module, weight: mx.array, stored: Callable[[str], mx.Dtype]
+) -> dict[str, mx.array]:
+    """`weight`, float32 [E, out, in], as the arrays that `module` holds, by name.
+
+    The same mode, group size and bits; every array in the dtype it has, after rounding to the
+    dtype that it is stored in (`stored(name)`).
+    """
+    if "scales" not in module:
+        return {"weight": rounded(weight, stored("weight"), module["weight"].dtype)}
+    layout = _layout(module)
+    # MLX gives affine scales the dtype of what it packs: rounding them later would shift values.
+    affine = module.mode == "affine"
+    weight = weight.astype(stored("scales") if affine else mx.float32)
+    if isinstance(module.get("global_scale"), mx.array):
+        scale = mx.max(mx.abs(weight), axis=(-2, -1)).astype(mx.float32)
+        each = [
+            mx.quantize(w, **layout, global_scale=g) for w, g in zip(weight, scale, strict=True)
+        ]
+        new = {name: mx.stack([e[i] for e in each]) for i, name in enumerate(PACKED[:2])}
+        new["global_scale"] = scale
+    else:
+        parts = mx.quantize(weight, **layout)
+        new = dict(zip(PACKED, parts, strict=False))
+    return {name: array.astype(module[name].dtype) for name, array in new.items()}
+
+
+def _layout(module: nn.Module) -> dict[str, Any]:
+    return {"group_size": module.group_size, "bits": module.bits, "mode": module.mode}

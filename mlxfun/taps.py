@@ -40,16 +40,18 @@ class Record:
 
     indices: [..., K] experts in checkpoint numbers. weights: [..., K] as applied. norms: [..., K]
     float32, the L2 norm of each selected expert's output. logits: [..., R] before steering.
+    inputs: [..., D] what the experts were given.
     """
 
     indices: mx.array
     weights: mx.array | None = None
     norms: mx.array | None = None
     logits: mx.array | None = None
+    inputs: mx.array | None = None
 
     def arrays(self) -> list[mx.array]:
         """What must be evaluated with the forward."""
-        held = (self.indices, self.weights, self.norms, self.logits)
+        held = (self.indices, self.weights, self.norms, self.logits, self.inputs)
         return [a for a in held if a is not None]
 
 
@@ -86,9 +88,11 @@ class LayerTap:
         self.records: list[Record] | None = None
         self.want_norms = True
         self.want_logits = False
+        self.want_inputs = False
         self.router_weights: mx.array | None = None
         self.list_calls: list[tuple[int, mx.array]] = []  # dbrx: (sliced index, output) in order
-        self._logits: mx.array | None = None
+        self._logits: mx.array | None = None  # of the forward in progress, before steering
+        self._routed: mx.array | None = None  # the same as the router used them
 
     def set_experts(self, live: Sequence[int], resident: Sequence[int]) -> None:
         """The live experts, and those physically in the stack, in checkpoint numbers."""
@@ -102,28 +106,30 @@ class LayerTap:
         # Evaluated here, on the owning thread: a lazy array would be built anew in each forward.
         mx.eval([a for a in (self.index_map, self.labels) if a is not None])
 
-    def open(self, indices: mx.array, y: mx.array) -> Record:
-        """Begin a record for a forward that routed to `indices` (sliced numbering)."""
+    def open(self, x: mx.array, indices: mx.array, y: mx.array) -> Record:
+        """Begin a record for a forward that routed `x` to `indices` (sliced numbering)."""
         record = Record(self.labelled(indices))
+        if self.want_inputs:
+            record.inputs = x
         if self.want_norms:
             record.norms = output_norms(y)
         if self.want_logits:
             record.logits = self._logits
-        if self.layer.facts.weights_inside and self._logits is not None:
-            chosen = mx.take_along_axis(self._logits, indices, axis=-1)
+        if self.layer.facts.weights_inside and self._routed is not None:
+            chosen = mx.take_along_axis(self._routed, indices, axis=-1)
             record.weights = mx.sigmoid(chosen.astype(mx.float32))
         if self.layer.facts.weights_from_router:
             record.weights = self.router_weights
-        self._logits = None
+        self._logits = self._routed = None
         assert self.records is not None
         self.records.append(record)
         return record
 
-    def take_logits(self) -> mx.array:
-        """The logits of the forward in progress (they must have been asked for)."""
-        if self._logits is None:
+    def routed_logits(self) -> mx.array:
+        """The logits that the forward in progress routes by (they must have been asked for)."""
+        if self._routed is None:
             raise RuntimeError(f"no logits were seen at {self.layer.logits}")
-        return self._logits
+        return self._routed
 
     def labelled(self, indices: mx.array) -> mx.array:
         """Sliced indices as checkpoint numbers."""
@@ -131,9 +137,10 @@ class LayerTap:
 
     def saw_logits(self, logits: mx.array) -> mx.array:
         """Remember the logits if wanted, and return what the router shall use."""
+        routed = logits if self.logits_rule is None else self.logits_rule(logits)
         if self.records is not None and (self.want_logits or self.layer.facts.weights_inside):
-            self._logits = logits
-        return logits if self.logits_rule is None else self.logits_rule(logits)
+            self._logits, self._routed = logits, routed
+        return routed
 
 
 class Taps:
@@ -258,7 +265,7 @@ class _ExpertsTap:
         rows = indices if tap.index_map is None else tap.index_map[indices]
         y: mx.array = super().__call__(x, rows, *args, **kwargs)  # type: ignore[misc]
         if tap.records is not None:
-            tap.open(indices, y)
+            tap.open(x, indices, y)
             y.__class__ = self._product
         return y
 
@@ -401,8 +408,8 @@ class _ListBlockTap:
         shape = (*x.shape[:-1], tap.layer.top_k)
         indices = mx.array([e for e, _ in calls], dtype=mx.uint32).reshape(shape)
         y = mx.stack([out for _, out in calls]).reshape(*shape, x.shape[-1])
-        logits = tap.take_logits()
-        record = tap.open(indices, y)
+        logits = tap.routed_logits()
+        record = tap.open(x, indices, y)
         # The same operations in the same order as the block's own (l1-renormalised softmax).
         gates = mx.softmax(logits.reshape(*x.shape[:-1], -1).astype(mx.float32), axis=-1)
         scores = mx.take_along_axis(gates, indices, axis=-1)

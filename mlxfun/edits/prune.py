@@ -78,13 +78,14 @@ def prune_delta(plan: PrunePlan, resident: Resident) -> Delta:
     for tap in resident.taps.layers:
         keep = plan.keep[tap.layer.index]
         if keep != tap.live:
-            layers.append(_prune_layer(resident, tap.layer, tap.live, keep))
+            layers.append(prune_layer(resident, tap.layer, tap.live, keep))
     return Delta(tuple(layers))
 
 
-def _prune_layer(
+def prune_layer(
     resident: Resident, layer: MoELayer, live: tuple[int, ...], keep: tuple[int, ...]
 ) -> LayerDelta:
+    """Keep `keep` of the `live` experts of one layer: a sliced router over the same stacks."""
     where = {expert: row for row, expert in enumerate(live)}
     picked = [where[expert] for expert in keep]
     arrays = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from mlxfun.options import (
     CollectOptions,
     EvaluateOptions,
     GenerateOptions,
+    MergeOptions,
     PruneOptions,
     SaveOptions,
     ScanOptions,
@@ -250,6 +252,13 @@ class StubSession:
             state_after=self._hash(tuple(sorted(self.gone + drop))),
         )
         self.scores, self.live = None, "candidate"
+        return self.plan
+
+    def merge(self, options: MergeOptions, ctx: Context = SILENT) -> PlanReport:
+        had, self.samples = self.samples, 1  # a merge needs no statistics
+        plan = self.prune(PruneOptions(n_prune=options.n_prune, metric=options.metric), ctx)
+        self.samples = had
+        self.plan = replace(plan, technique="merge", strategy="gated, hungarian", mass_lost=None)
         return self.plan
 
     def steer(self, options: SteerOptions) -> SteerReport:

@@ -17,7 +17,7 @@ from tests.commands.conftest import Bench
 
 NAMES = {
     "load", "info", "layers", "collect", "stats show", "stats save", "stats load", "stats count",
-    "stats reset", "prune", "plan show", "plan save", "steer", "preview", "evaluate", "chat", "apply", "discard", "flip",
+    "stats reset", "prune", "merge", "plan show", "plan save", "steer", "preview", "evaluate", "chat", "apply", "discard", "flip",
     "compact", "undo", "redo", "history", "goto", "save", "smoke-test", "record", "replay",
     "expect", "set", "why", "help", "safety-scan", "domain-scan",
     "stats diff", "stats merge", "stats purge", "quit", "recover",
@@ -46,9 +46,24 @@ def test_prune_keeps_the_ancestors_option_names() -> None:
     }  # fmt: skip
 
 
+def test_merge_keeps_the_ancestors_option_names() -> None:
+    assert options_of("merge") >= {
+        "--n-prune", "--model-wide", "--expert-list", "--ignore-experts", "--similarity-mode",
+        "--alignment", "--max-group-size", "--max-similarity-tokens", "--max-alignment-tokens",
+        "--safety-map", "--safety-mode", "--domain-map", "--domain-mode",
+    }  # fmt: skip
+
+
+def test_merge_stages_a_plan_without_statistics(bench: Bench) -> None:
+    ended = bench.do("merge --dataset demo:mixed --max-samples 4 --n-prune 2 --alignment greedy")[
+        -1
+    ]
+    assert ended.report.summary().startswith("staged merge: 6 experts go (8 -> 6 a layer)")
+
+
 def test_data_options_are_the_same_wherever_a_data_set_is_read() -> None:
     shared = {"--dataset", "--text-key", "--max-samples", "--max-tokens", "--seed"}
-    for name in ("collect", "evaluate", "preview"):
+    for name in ("collect", "evaluate", "preview", "merge"):
         assert shared <= options_of(name)
 
 

@@ -9,6 +9,9 @@ import tiny_models
 from mlx.utils import tree_flatten
 from rigs import make_rig
 
+from mlxfun import steering as steer
+from mlxfun.steering import Steering
+
 TOKENS = [[3, 14, 15, 9, 26, 5, 35, 8, 9, 7]]
 VJP = tuple(n for n in tiny_models.RUNNABLE if n not in ("llama4", "dbrx"))
 
@@ -105,9 +108,12 @@ def test_weights_are_those_the_model_applies(rig, name):
     assert (w > 0).any()
 
 
-def test_llama4_weights_are_what_multiplies_the_experts_input(rig):
+@pytest.mark.parametrize("steered", [False, True])
+def test_llama4_weights_are_what_multiplies_the_experts_input(rig, steered):
     r = rig("llama4")
     layer = r.anatomy.layers[-1]
+    if steered:
+        steer.install(Steering({layer.index: (5,)}), r.resident)
     modules = dict(r.model.named_modules())
     block = modules[layer.block]
     x = mx.random.normal((1, 5, 32))
@@ -119,9 +125,12 @@ def test_llama4_weights_are_what_multiplies_the_experts_input(rig):
     assert np.array_equal(np.array(out), np.array(routed + block.shared_expert(x)))
 
 
-def test_dbrx_weights_and_indices_rebuild_its_output(rig):
+@pytest.mark.parametrize("steered", [False, True])
+def test_dbrx_weights_and_indices_rebuild_its_output(rig, steered):
     r = rig("dbrx")
     layer = r.anatomy.layers[-1]
+    if steered:
+        steer.install(Steering({layer.index: (5,)}, {layer.index: (2,)}), r.resident)
     block = dict(r.model.named_modules())[layer.block]
     x = mx.random.normal((1, 5, 32))
     with r.taps.recording():

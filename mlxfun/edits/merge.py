@@ -1,0 +1,335 @@
+"""Merging experts (REAM, B. Knyazev; router-weighted expert activation merging).
+
+Layer by layer, on the inputs that the already merged layers produce:
+
+1. saliency of every expert from the tokens routed to it; the most salient ones are centroids;
+2. pseudo-pruning (mlxfun.edits.similarity): centroids claim what is like them;
+3. the neurons of each member are matched with its centroid's (mlxfun.edits.alignment);
+4. every projection of a group becomes the mean of its members', weighted by saliency.
+
+A centroid keeps its router row and bias, a group of one keeps its weights bit for bit. All new
+rows are rounded to the dtype, or packed in the quantisation, that they are stored in, right here:
+what is measured and shown is what will be saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from mlxfun.anatomy import MoELayer
+from mlxfun.calibrate import layer_sums
+from mlxfun.carry import Carrier
+from mlxfun.context import SILENT, Context
+from mlxfun.deltas import Delta, LayerDelta, Resident
+from mlxfun.edits.alignment import MATCHES, costs, unit_activations, weight_features
+from mlxfun.edits.bank import Bank
+from mlxfun.edits.prune import prune_layer
+from mlxfun.edits.similarity import (
+    Groups,
+    group_weights,
+    mean_outputs,
+    pseudo_prune,
+    similarity,
+)
+from mlxfun.options import MergeOptions
+from mlxfun.plans import MergePlan
+from mlxfun.state import Rows
+from mlxfun.stats import SUMS, RoutingStats
+from mlxfun.surgery import requantised, rounded, row_digests, take_rows
+
+if TYPE_CHECKING:
+    from mlxfun.datasets import Batch
+    from mlxfun.events import Array
+    from mlxfun.taps import LayerTap, Record
+
+Stored = Callable[[str], mx.Dtype]
+"""The dtype that a parameter is stored in, by path."""
+
+Choose = Callable[[int, RoutingStats], tuple[int, ...]]
+"""(position of a layer, its statistics [1, E]) -> its centroids, ascending, checkpoint numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What one layer saw. inputs: [T, D] of a spread of tokens, as the experts got them (for
+    experts that get their input weighted: without the weight); logits: float32 [T, E], of the live
+    experts; gates: float32 [T, E], as probabilities; stats: [1, E] over all tokens.
+    """
+
+    inputs: mx.array
+    logits: Array
+    gates: mx.array
+    stats: RoutingStats
+
+
+@dataclass(frozen=True, slots=True)
+class MergedLayer:
+    """groups: {centroid: members, itself first}; weights: {expert: its share of its group}."""
+
+    groups: dict[int, tuple[int, ...]]
+    weights: dict[int, float]
+    delta: LayerDelta
+
+
+class Merger:
+    """Merges a resident model layer by layer; the model is as before when `run` returns."""
+
+    def __init__(
+        self, model: nn.Module, resident: Resident, options: MergeOptions, stored: Stored
+    ) -> None:
+        self._model = model
+        self._modules = dict(model.named_modules())
+        self._resident = resident
+        self._options = options
+        self._stored = stored
+
+    def require_mergeable(self) -> None:
+        """Raise PlanError for experts that cannot be merged, before any work."""
+        for tap in self._resident.taps.layers:
+            Bank.of(tap, self._modules)
+
+    def run(
+        self, batches: Sequence[Batch], choose: Choose, ctx: Context = SILENT
+    ) -> tuple[MergePlan, Delta]:
+        """The plan, and the delta that carries it out.
+
+        Every merged layer is swapped in, so that later layers see it, and all are swapped out
+        again at the end, after a cancel and after a failure.
+        """
+        carrier = Carrier(self._model, self._resident.taps, batches, ctx)
+        picks = spread(batches, self._options.max_similarity_tokens)
+        merged: dict[int, MergedLayer] = {}
+        inverses: list[Delta] = []
+        taps = self._resident.taps.layers
+        try:
+            for position, tap in enumerate(taps):
+                observed = observe(carrier, tap, picks, ctx)
+                layer = self._merge_layer(tap, observed, choose(position, observed.stats))
+                inverses.append(self._resident.swap(Delta((layer.delta,))))
+                merged[tap.layer.index] = layer
+                ctx.progress("merging", position + 1, len(taps), "layers")
+        finally:
+            for inverse in reversed(inverses):
+                self._resident.swap(inverse)
+        plan = MergePlan(
+            groups={index: layer.groups for index, layer in merged.items()},
+            weights={index: layer.weights for index, layer in merged.items()},
+            metric=self._options.metric,
+            strategy=f"{self._options.similarity_mode}, {self._options.alignment}",
+        )
+        return plan, Delta(tuple(layer.delta for layer in merged.values()))
+
+    def _merge_layer(
+        self, tap: LayerTap, observed: Observed, centroids: tuple[int, ...]
+    ) -> MergedLayer:
+        """One layer, unchanged in the model. centroids: checkpoint numbers, ascending."""
+        options, live = self._options, tap.live
+        bank = Bank.of(tap, self._modules)
+        saliency = observed.stats.score(options.metric)[0][list(live)]
+        gated = options.similarity_mode == "gated"
+        inside = tap.layer.facts.weights_inside
+        x = observed.inputs[None]
+        if gated and inside:
+            x = x * observed.gates.T[:, :, None].astype(x.dtype)
+        neurons = bank.activations(x)
+        outputs = mean_outputs(bank, neurons, observed.gates if gated and not inside else None)
+        mx.eval(neurons, outputs)
+        alike = similarity(np.array(outputs), observed.logits)
+        groups = pseudo_prune(
+            alike,
+            saliency,
+            [live.index(e) for e in centroids],
+            options.max_group_size,
+            router_groups(tap.layer, len(live)),
+        )
+        shares = {e: w for g in groups for e, w in zip(g, group_weights(saliency, g), strict=True)}
+        matches = self._match(bank, neurons, groups)
+        return MergedLayer(
+            {live[g[0]]: tuple(live[e] for e in g) for g in groups},
+            {live[e]: float(w) for e, w in shares.items()},
+            self._delta(tap, bank, _Recipe(groups, shares, matches)),
+        )
+
+    def _match(self, bank: Bank, neurons: mx.array, groups: Groups) -> dict[int, Array]:
+        """For each member its neurons in the order of its centroid's, int [H]."""
+        pairs = [(group[0], member) for group in groups for member in group[1:]]
+        match = MATCHES[self._options.alignment]
+        if not pairs or self._options.alignment == "none":
+            return {member: np.arange(neurons.shape[-1]) for _, member in pairs}
+        tokens = spread_of(neurons.shape[1], self._options.max_alignment_tokens)
+        units = unit_activations(neurons[:, mx.array(tokens)])
+        found = costs(units, weight_features(bank), pairs)
+        return {member: match(cost) for (_, member), cost in zip(pairs, found, strict=True)}
+
+    # -- tensors ------------------------------------------------------------------------------
+
+    def _delta(self, tap: LayerTap, bank: Bank, recipe: _Recipe) -> LayerDelta:
+        """The router sliced as by a prune, and stacks of the centroids."""
+        live = tap.live
+        centroids = tuple(live[group[0]] for group in recipe.groups)
+        sliced = prune_layer(self._resident, tap.layer, live, centroids)
+        if not recipe.merged:
+            return sliced  # nobody goes
+        arrays: dict[str, Any] = dict(sliced.arrays)
+        rows = dict(sliced.rows)
+        made = set(sliced.made)
+        for name in bank.names:
+            for leaf, new in self._new_rows(bank, name, recipe).items():
+                path = f"{bank.path}.{name}.{leaf}"
+                arrays[path], rows[path] = self._stack(path, bank, recipe, new)
+                made.add(path)
+                mx.eval(arrays[path])
+        return replace(sliced, resident=centroids, arrays=arrays, rows=rows, made=frozenset(made))
+
+    def _new_rows(self, bank: Bank, name: str, recipe: _Recipe) -> dict[str, mx.array]:
+        """The arrays of one projection for the groups of more than one, by leaf name."""
+        module = bank.projection(name)
+
+        def stored(leaf: str) -> mx.Dtype:
+            return self._stored(f"{bank.path}.{name}.{leaf}")
+
+        weight = combine(lambda part: bank.weights(name, part), recipe)
+        if name not in bank.inward:
+            weight = weight.swapaxes(-1, -2)
+        new = requantised(module, weight, stored)
+        bias = bank.bias(name)
+        if bias is not None:
+            wide = bias.astype(mx.float32)
+            mixed = combine(lambda part: wide[mx.array(part)], recipe, permuted=name in bank.inward)
+            new["bias"] = rounded(mixed, stored("bias"), bias.dtype)
+        return new
+
+    def _stack(
+        self, path: str, bank: Bank, recipe: _Recipe, new: mx.array
+    ) -> tuple[mx.array, Rows | None]:
+        """All centroids' rows of one array, and their identities."""
+        held = self._resident.tree.get(path)
+        stack = take_rows(held, [bank.rows[group[0]] for group in recipe.groups])
+        where = recipe.merged
+        base = stack[mx.array(where)]
+        same = np.array(mx.all((new == base).reshape(len(where), -1), axis=1))
+        ledger = self._resident.ledger.get(path)
+        before = ledger.ids if ledger is not None else tuple(range(len(bank.rows)))
+        ids = [before[group[0]] for group in recipe.groups]
+        changed = [i for i in range(len(where)) if not same[i]]
+        if changed:
+            digests = row_digests(new[mx.array(changed)], self._stored(path))
+            for i, digest in zip(changed, digests, strict=True):
+                ids[where[i]] = digest
+            stack = mx.array(stack)
+            stack[mx.array(where)] = new
+        whole = ids == list(range(held.shape[0]))
+        return stack, None if whole else Rows.of(ids)
+
+
+@dataclass(frozen=True, slots=True)
+class _Recipe:
+    """How one layer is merged; experts are positions among the live ones.
+
+    shares: {expert: share of its group}; matches: {member: neurons in its centroid's order}.
+    """
+
+    groups: Groups
+    shares: Mapping[int, float]
+    matches: Mapping[int, Array]
+
+    @property
+    def merged(self) -> list[int]:
+        """Positions of the groups of more than one."""
+        return [i for i, group in enumerate(self.groups) if len(group) > 1]
+
+
+def combine(
+    rows_of: Callable[[list[int]], mx.array], recipe: _Recipe, permuted: bool = True
+) -> mx.array:
+    """Weighted means of the groups of more than one, float32 [G, H, ...].
+
+    rows_of: experts -> their rows [n, H, ...], neurons first. permuted: reorder each member's
+    neurons as its centroid's. One place of all groups at a time: few rows are on the device.
+    """
+    big = [recipe.groups[i] for i in recipe.merged]
+    total = mx.array(0.0)
+    for place in range(max((len(group) for group in big), default=0)):
+        part = [(i, group[place]) for i, group in enumerate(big) if len(group) > place]
+        experts = [expert for _, expert in part]
+        rows = rows_of(experts)
+        if place and permuted:
+            order = mx.array(np.stack([recipe.matches[e] for e in experts]).astype(np.uint32))
+            shape = (*order.shape, *(1,) * (rows.ndim - 2))
+            rows = mx.take_along_axis(rows, order.reshape(shape), axis=1)
+        shares = mx.array(np.array([recipe.shares[e] for e in experts], np.float32))
+        rows = rows * shares.reshape(-1, *(1,) * (rows.ndim - 1))
+        total = total.at[mx.array([i for i, _ in part])].add(rows) if place else rows
+        mx.eval(total)
+    return total
+
+
+# -- observing --------------------------------------------------------------------------------
+
+
+def observe(
+    carrier: Carrier, tap: LayerTap, picks: Sequence[Array], ctx: Context = SILENT
+) -> Observed:
+    """Run a layer on all batches; keep its sums over all tokens, and `picks` of the tokens."""
+    layer = tap.layer
+    stats = RoutingStats.empty((layer.index,), layer.num_experts)
+    inputs, logits = [], []
+    for (batch, records), pick in zip(carrier.observe(layer.position, ctx), picks, strict=True):
+        mask = mx.array(batch.mask.reshape(-1).astype(np.float32))
+        sums = layer_sums(tap, records, mask)
+        x, z = _tokens(layer, records[-1], mx.array(pick.astype(np.uint32)))
+        mx.eval(sums, x, z)
+        stats = stats.plus(
+            np.array(sums).reshape(1, len(SUMS), -1), len(batch.rows), int(batch.mask.sum())
+        )
+        inputs.append(x)
+        logits.append(z)
+    z = mx.concatenate(logits)
+    sigmoid = layer.facts.score == "sigmoid"
+    gates = mx.sigmoid(z) if sigmoid else mx.softmax(z, axis=-1)
+    live = len(tap.live)  # rows behind them are no experts (longcat)
+    return Observed(mx.concatenate(inputs), np.array(z[:, :live]), gates[:, :live], stats)
+
+
+def _tokens(layer: MoELayer, record: Record, pick: mx.array) -> tuple[mx.array, mx.array]:
+    """Expert inputs [n, D] and float32 logits [n, R] of the picked tokens."""
+    if record.inputs is None or record.logits is None or record.weights is None:
+        raise RuntimeError(f"the forward did not show what decoder layer {layer.index} routes")
+    x = record.inputs.reshape(-1, record.inputs.shape[-1])[pick]
+    logits = record.logits.reshape(-1, record.logits.shape[-1])[pick].astype(mx.float32)
+    if layer.facts.weights_inside:
+        weight = record.weights.reshape(-1, 1)[pick].astype(mx.float32)
+        x = (x.astype(mx.float32) / mx.maximum(weight, 1e-6)).astype(x.dtype)
+    return x, logits
+
+
+def spread(batches: Sequence[Batch], most: int) -> list[Array]:
+    """At most `most` of all real tokens, evenly spread: for each batch indices into its [B * T]."""
+    real = [np.flatnonzero(batch.mask.reshape(-1)) for batch in batches]
+    chosen = spread_of(sum(map(len, real)), most)
+    ends = np.cumsum([len(tokens) for tokens in real])
+    parts = np.split(chosen, np.searchsorted(chosen, ends[:-1]))
+    starts = [0, *ends[:-1]]
+    return [tokens[part - at] for tokens, part, at in zip(real, parts, starts, strict=True)]
+
+
+def spread_of(total: int, most: int) -> Array:
+    """At most `most` of range(total), evenly spread, ascending.
+
+    >>> spread_of(10, 4).tolist()
+    [0, 3, 6, 9]
+    """
+    index: Array = np.unique(np.linspace(0, total - 1, min(most, total)).round().astype(np.int64))
+    return index
+
+
+def router_groups(layer: MoELayer, live: int) -> list[int]:
+    """The router's group of each live expert: consecutive runs of the same length."""
+    size = live // layer.n_group
+    return [position // size for position in range(live)]
