@@ -1,6 +1,8 @@
-"""Commands that compare two sets of text by the experts they use."""
+"""Commands that compare two sets of text by the experts they use, and one that fetches a set."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import click
 
@@ -8,13 +10,15 @@ from commands.declare import (
     DATASET,
     Call,
     Decorator,
+    always,
     command,
     data_options,
     dataset_options,
+    positive,
     stack,
 )
 from commands.types import FilePath
-from mlxfun.options import ScanOptions
+from mlxfun.options import PrepareOptions, ScanOptions
 from mlxfun.reports import Report
 
 JSON = FilePath((".json",))
@@ -89,4 +93,48 @@ def domain_scan(call: Call) -> Report:
     return call.session.domain_scan(options, call.ctx)
 
 
-COMMANDS = (safety_scan, domain_scan)
+class _Where(click.ParamType[tuple[str, str]]):
+    """`"lang=en"` -> ("lang", "en")."""
+
+    name = "COLUMN=VALUE"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        column, equals, wanted = str(value).partition("=")
+        if not column or not equals:
+            self.fail(f"{value!r} is not COLUMN=VALUE, such as lang=en", param, ctx)
+        return column, wanted
+
+
+@command("prepare-dataset", group="observe", when=always)
+@click.argument("source", metavar="HUB_ID")
+@click.option("--output", type=FilePath((".jsonl",)), required=True, help="The JSONL to write.")
+@click.option("--split", default="train", help="Which split (default: train).")
+@click.option("--subset", metavar="NAME", help="Which configuration of the data set.")
+@click.option("--revision", metavar="REV", help="Branch, tag or commit on the Hub.")
+@click.option(
+    "--text-column",
+    metavar="NAME",
+    help="Take this column as text (default: messages, prompt and completion, or text).",
+)
+@click.option("--where", type=_Where(), multiple=True, help="Keep records of this value only.")
+@click.option("--min-chars", type=positive, metavar="N", help="Drop shorter records.")
+@click.option("--max-chars", type=positive, metavar="N", help="Drop longer records.")
+@click.option("--max-samples", type=positive, metavar="N", help="Stop after N kept records.")
+def prepare_dataset(call: Call) -> Report:
+    """Stream a data set of the Hub into a JSONL file that collect and the scans read.
+
+    Needs the extra: pip install 'mlxfun[dataset]'. For instance prepare-dataset
+    HuggingFaceH4/ultrachat_200k --split train_sft --max-samples 256 --output chat.jsonl
+    """
+    from mlxfun.hub_data import prepare
+
+    values = dict(call.params)
+    values["output"] = call.bench.writable(values["output"])
+    return prepare(PrepareOptions(**values), call.ctx)
+
+
+COMMANDS = (safety_scan, domain_scan, prepare_dataset)

@@ -1,4 +1,4 @@
-"""Reports of comparisons: two data sets told apart, files of statistics compared and combined."""
+"""Reports on data: sets told apart or prepared, files of statistics compared and combined."""
 
 from __future__ import annotations
 
@@ -117,3 +117,18 @@ class DiffReport(Report):
             f"stats diff: rank correlation {self.rank_correlation['reap_sum']:.3f}, "
             f"{self.overlap['reap_sum']:.0%} of the lowest quarter in common (reap_sum){where}"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareReport(Report):
+    """A data set written as JSONL. seen: records looked at; written: lines kept."""
+
+    kind: ClassVar[str] = "prepare-dataset"
+    source: str
+    split: str
+    path: str
+    seen: int
+    written: int
+
+    def summary(self) -> str:
+        return f"wrote {self.written} of {self.seen} records of {self.source} to {self.path}"

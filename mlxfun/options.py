@@ -104,6 +104,26 @@ class MergeOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class PrepareOptions:
+    """A data set of the Hub and what is kept of it.
+
+    where: (column, value) pairs that must all hold, compared as text. Without text_column,
+    `messages`, then `prompt` with `completion`, then `text` is taken. Lengths in characters.
+    """
+
+    source: str
+    output: Path
+    split: str = "train"
+    subset: str | None = None
+    revision: str | None = None
+    text_column: str | None = None
+    where: tuple[tuple[str, str], ...] = ()
+    min_chars: int | None = None
+    max_chars: int | None = None
+    max_samples: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class SteerOptions:
     """Experts to favour or to bar. Empty sets change nothing.
 

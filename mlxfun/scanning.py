@@ -154,8 +154,8 @@ def _notices(
     named = int(found.by_percentile.sum())
     if named > flagged:
         notices.append(
-            f"the percentile rule alone names {named} experts; {named - flagged} of them are not "
-            "told from chance, or change with the choice of samples"
+            f"the percentile rule alone names {named} experts; left out as chance, or as changing "
+            f"with the choice of samples: {named - flagged}"
         )
     few = min(routing.samples for routing in sets)
     if few < FEW_SAMPLES:

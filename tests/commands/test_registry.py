@@ -19,7 +19,7 @@ NAMES = {
     "load", "info", "layers", "collect", "stats show", "stats save", "stats load", "stats count",
     "stats reset", "prune", "merge", "plan show", "plan save", "steer", "preview", "evaluate", "chat", "apply", "discard", "flip",
     "compact", "undo", "redo", "history", "goto", "save", "smoke-test", "record", "replay",
-    "expect", "set", "why", "help", "safety-scan", "domain-scan",
+    "expect", "set", "why", "help", "safety-scan", "domain-scan", "prepare-dataset",
     "stats diff", "stats merge", "stats purge", "quit", "recover",
 }  # fmt: skip
 
@@ -219,7 +219,7 @@ def test_completion_of_commands_options_and_values(bench: Bench) -> None:
         return [c.text for c in bench.engine.complete(line)]
 
     bench.do("collect --dataset demo:mixed", "prune --n-prune 1", "apply")
-    assert texts("pr") == ["preview", "prune"]
+    assert texts("pr") == ["prepare-dataset", "preview", "prune"]
     assert texts("stats s") == ["save", "show"]
     assert texts("prune --me") == ["--metric"]
     assert "--n-prune" in texts("prune ")

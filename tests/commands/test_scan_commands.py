@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from commands.render import render
-from mlxfun.comparison_reports import ScanReport, ScanRow
-from mlxfun.options import DatasetOptions, ScanOptions, SteerOptions
+from mlxfun.comparison_reports import PrepareReport, ScanReport, ScanRow
+from mlxfun.context import Context
+from mlxfun.options import DatasetOptions, PrepareOptions, ScanOptions, SteerOptions
 from mlxfun.reports import (
     SteerReport,
 )
@@ -131,3 +133,28 @@ def test_additive_steering_is_shown_with_what_it_adds() -> None:
         console.print(render(SteerReport({3: (1,)}, {}, (), "additive", 1.5, -10000.0)))
     assert "adding +1.5 and -10000" in capture.get()
     assert "+1.5 activated, -10000 deactivated" in capture.get()
+
+
+def test_a_hub_set_is_prepared_as_asked(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[PrepareOptions] = []
+
+    def prepare(options: PrepareOptions, ctx: Context) -> PrepareReport:
+        seen.append(options)
+        return PrepareReport(options.source, options.split, str(options.output), 9, 4)
+
+    monkeypatch.setattr("mlxfun.hub_data.prepare", prepare)
+    ended = bench.do(
+        "prepare-dataset a/b --split test --where lang=en --where kind=x=y --min-chars 5 "
+        "--max-samples 4 --output s.jsonl"
+    )[0]
+    assert ended.report is not None
+    assert ended.report.summary() == "wrote 4 of 9 records of a/b to s.jsonl"
+    assert seen == [
+        PrepareOptions(
+            "a/b", Path("s.jsonl"), "test", where=(("lang", "en"), ("kind", "x=y")),
+            min_chars=5, max_samples=4,
+        )
+    ]  # fmt: skip
+    assert "'lang' is not COLUMN=VALUE" in str(
+        bench.run("prepare-dataset a/b --where lang --output s.jsonl").error
+    )
