@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import click
 
-from commands.types import Source
+from commands.types import FilePath, Source
 from mlxfun.demo import DATASETS
 from mlxfun.options import DatasetOptions
 from mlxfun.reports import Report, SessionView
@@ -153,7 +153,12 @@ class Command:
     @property
     def tail(self) -> bool:
         """Whether the last argument is free text, taken as it stands."""
-        return any(isinstance(p, click.Argument) and p.nargs == -1 for p in self.click.params)
+        return any(_is_text(p) for p in self.click.params)
+
+
+def _is_text(p: click.Parameter) -> bool:
+    """Whether a parameter takes the rest of the line as text; a list of paths does not."""
+    return isinstance(p, click.Argument) and p.nargs == -1 and not isinstance(p.type, FilePath)
 
 
 class Traits(TypedDict, total=False):
@@ -173,7 +178,7 @@ def command(name: str, *, group: str, **traits: Unpack[Traits]) -> Callable[[Han
 
     def declare(handler: Handler) -> Command:
         params = list(reversed(getattr(handler, "__click_params__", [])))
-        tail = any(isinstance(p, click.Argument) and p.nargs == -1 for p in params)
+        tail = any(_is_text(p) for p in params)
         built = click.Command(
             name,
             params=params,

@@ -21,6 +21,7 @@ from mlxfun.options import (
     ALIGNMENTS,
     METRICS,
     SIMILARITY_MODES,
+    STEER_RULES,
     STRATEGIES,
     ApplyOptions,
     MergeOptions,
@@ -150,6 +151,7 @@ def prune(call: Call) -> Report:
 @click.option(
     "--domain-mode", type=MODES, default="protect", help="Keep its experts, or merge them away."
 )
+@click.option("--allow-stale", is_flag=True, help="Use maps made on another state of the weights.")
 def merge(call: Call) -> Report:
     """Stage a merge: experts that go are averaged into those most like them (REAM).
 
@@ -174,11 +176,64 @@ def merge(call: Call) -> Report:
     "--deactivate", type=ExpertPairs(), metavar="L:E,...", help="Keep these out of the top-k."
 )
 @click.option("--clear", is_flag=True, help="Drop the steering in force first.")
+@click.option("--safety-map", type=MAP, help="safety_report.json of a safety scan.")
+@click.option(
+    "--safety-mode",
+    type=click.Choice(["safe", "unsafe"]),
+    default="safe",
+    help="safe: what works on harmful prompts in, what works on benign ones out. unsafe: reversed.",
+)
+@click.option("--domain-map", type=MAP, help="domain_report.json of a domain scan.")
+@click.option(
+    "--domain-mode",
+    type=click.Choice(["boost", "suppress"]),
+    default="boost",
+    help="The domain's experts in, or out.",
+)
+@click.option(
+    "--max-experts",
+    type=positive,
+    metavar="N",
+    help="Take the N strongest of a map (default: all).",
+)
+@click.option("--config", type=MAP, help="JSON: activate, deactivate, mask_value, boost_value.")
+@click.option(
+    "--rule",
+    type=click.Choice(STEER_RULES),
+    help="steermoe: always in, never out (default). additive: add to the router's scores.",
+)
+@click.option(
+    "--boost-value",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="X",
+    help="What the additive rule adds for activated experts (default: 2).",
+)
+@click.option(
+    "--mask-value",
+    type=click.FloatRange(max=0, max_open=True),
+    metavar="X",
+    help="What it adds for deactivated ones, below 0 (default: -10000, never chosen).",
+)
+@click.option("--allow-stale", is_flag=True, help="Use a map made on another state of the weights.")
 def steer(call: Call) -> Report:
-    """Steer the router from the next token on, for instance steer --activate 3:7,5:0..2."""
-    options = SteerOptions(call["activate"] or {}, call["deactivate"] or {}, clear=call["clear"])
+    """Steer the router from the next token on, for instance steer --activate 3:7,5:0..2.
+
+    Experts come from the command line, from the report of a scan, or from a JSON file whose layers
+    are positions among the MoE layers. At most top-k experts of a layer can be activated: of a
+    report, the strongest. Steering changes no weights and is never saved; --clear ends it.
+    """
+    values = dict(call.params)
+    for name in ("activate", "deactivate"):
+        values[name] = values[name] or {}
+    for name in ("safety_map", "domain_map", "config"):
+        if values[name] is not None:
+            values[name] = call.bench.readable(values[name])
+    options = SteerOptions(**values)
     if options == SteerOptions():
-        raise UsageError("steer: give --activate L:E, --deactivate L:E, or --clear to stop")
+        raise UsageError(
+            "steer: give --activate L:E, --deactivate L:E, --safety-map, --domain-map, --config, "
+            "or --clear to stop"
+        )
     return call.session.steer(options)
 
 

@@ -7,6 +7,7 @@ import click
 from commands.declare import (
     DATASET,
     Call,
+    always,
     command,
     data_options,
     dataset_options,
@@ -81,6 +82,64 @@ def reset(call: Call) -> Report:
     return call.session.reset_stats()
 
 
+allow_stale = click.option(
+    "--allow-stale", is_flag=True, help="Also for different models or states of the weights."
+)
+
+
+@command("stats diff", group="observe", when=always)
+@click.argument("a", type=NPZ)
+@click.argument("b", type=NPZ)
+@click.option("--output", type=FilePath((".json",)), help="Write the differences as JSON.")
+@allow_stale
+def diff(call: Call) -> Report:
+    """Compare two .npz files: do they rank the experts alike, and where not?
+
+    Sums are compared as shares of their layer, so the files may be of different length.
+    """
+    from mlxfun.stats_files import diff_files  # brings NumPy: not at the top
+
+    bench, output = call.bench, call["output"]
+    return diff_files(
+        bench.readable(call["a"]),
+        bench.readable(call["b"]),
+        bench.writable(output) if output is not None else None,
+        call["allow_stale"],
+    )
+
+
+@command("stats merge", group="observe", when=always)
+@click.argument("files", type=NPZ, nargs=-1, required=True, metavar="A B...")
+@click.option("--output", type=NPZ, required=True, help="Where the merged .npz is written.")
+@click.option(
+    "--by",
+    type=click.Choice(["sum", "rank"]),
+    default="sum",
+    help="sum: as one long run (default). rank: each file has the same say, however long.",
+)
+@allow_stale
+def merge(call: Call) -> Report:
+    """Make one .npz of several. Higher stays better: every metric prunes the right experts."""
+    from mlxfun.stats_files import merge_files  # brings NumPy: not at the top
+
+    files = tuple(call.bench.readable(path) for path in call["files"])
+    return merge_files(files, call.bench.writable(call["output"]), call["by"], call["allow_stale"])
+
+
+@command("stats purge", group="observe", when=always)
+@click.argument("a", type=NPZ)
+@click.argument("b", type=NPZ)
+@click.option("--output", type=NPZ, required=True, help="Where the remaining .npz is written.")
+@allow_stale
+def purge(call: Call) -> Report:
+    """Take the run in B out of the sums in A that it went into."""
+    from mlxfun.stats_files import purge_files  # brings NumPy: not at the top
+
+    bench = call.bench
+    a, b = bench.readable(call["a"]), bench.readable(call["b"])
+    return purge_files(a, b, bench.writable(call["output"]), call["allow_stale"])
+
+
 @command("why", group="observe", key="w")
 @click.argument("cell", type=OneExpert(), metavar="L:E")
 def why(call: Call) -> Report:
@@ -89,4 +148,4 @@ def why(call: Call) -> Report:
     return call.session.why(layer, expert)
 
 
-COMMANDS = (collect, show, save, load, count, reset, why)
+COMMANDS = (collect, show, save, load, count, reset, diff, merge, purge, why)

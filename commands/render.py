@@ -15,6 +15,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from mlxfun.comparison_reports import CombineReport, DiffReport, ScanReport
 from mlxfun.events import JobEnded
 from mlxfun.reports import (
     ChatReport,
@@ -32,6 +33,7 @@ from mlxfun.reports import (
     readable_bytes,
 )
 
+SHOWN_SCANNED = 20
 SHOWN_PRUNED = 12  # experts of one layer listed by number before "and n more"
 
 
@@ -185,6 +187,22 @@ def _scored(row: tuple[int, int, float]) -> tuple[str, str]:
 
 
 @render.register
+def _diff(report: DiffReport) -> RenderableType:
+    metrics = _table("metric", "rank correlation", "lowest quarter in common")
+    for name, value in report.rank_correlation.items():
+        metrics.add_row(text(name), f"{value:.3f}", f"{report.overlap[name]:.0%}")
+    table = _table("expert", "share in A", "share in B", numbers=("share in A", "share in B"))
+    for row in report.rows:
+        table.add_row(f"{row.layer}:{row.expert}", f"{row.share_a:.2%}", f"{row.share_b:.2%}")
+    return _with_notes(Group(text(report.summary()), metrics, table), report.notices)
+
+
+@render.register
+def _combine(report: CombineReport) -> RenderableType:
+    return _with_notes(text(report.summary()), report.notices)
+
+
+@render.register
 def _plan(report: PlanReport) -> RenderableType:
     lost = report.mass_lost or {}
     columns = ("layer", "go", *(("mass lost",) if lost else ()), "experts that go")
@@ -196,8 +214,32 @@ def _plan(report: PlanReport) -> RenderableType:
 
 
 @render.register
+def _scan(report: ScanReport) -> RenderableType:
+    names = ("composite", "frequency", "gate", "q", "stability")
+    answers = any(row.risk_difference is not None for row in report.rows)
+    columns = (*names, *(("risk difference",) if answers else ()))
+    table = _table("expert", *columns, numbers=columns)
+    for row in report.rows[:SHOWN_SCANNED]:
+        shown = [f"{row.composite:+.3f}", f"{row.differential_freq:+.3f}"]
+        shown += [f"{row.differential_activation:+.4f}", f"{row.q:.2g}", f"{row.stability:.2f}"]
+        if answers:
+            shown.append("" if row.risk_difference is None else f"{row.risk_difference:+.3f}")
+        table.add_row(f"{row.layer}:{row.expert}", *shown)
+    parts: list[RenderableType] = [text(report.summary())]
+    if report.rows:
+        parts.append(table)
+    if len(report.rows) > SHOWN_SCANNED:
+        parts.append(text(f"and {len(report.rows) - SHOWN_SCANNED} more in the file", "dim"))
+    return _with_notes(Group(*parts), report.notices)
+
+
+@render.register
 def _steer(report: SteerReport) -> RenderableType:
     rows: list[tuple[str, Any]] = []
+    if report.rule == "additive" and (report.activated or report.deactivated):
+        rows.append(
+            ("added", f"{report.boost_value:+g} activated, {report.mask_value:+g} deactivated")
+        )
     for name, sets in (("activated", report.activated), ("deactivated", report.deactivated)):
         rows += [(f"{name}, layer {k}", experts_text(v)) for k, v in sets.items()]
     return _with_notes(Group(text(report.summary()), _pairs(rows)), report.notices)

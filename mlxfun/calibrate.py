@@ -51,7 +51,7 @@ def layer_sums(tap: LayerTap, records: Sequence[Record], mask: mx.array) -> mx.a
     for record in records:
         k = record.indices.shape[-1]
         index = record.indices.reshape(-1, k)
-        weights = _applied(record).reshape(-1, k).astype(mx.float32)
+        weights = applied_weights(record).reshape(-1, k).astype(mx.float32)
         norms = _norms(record).reshape(-1, k)
         valid = mx.broadcast_to(mask[:, None], index.shape)
         if tap.layer.router_rows > experts:
@@ -67,7 +67,8 @@ def layer_sums(tap: LayerTap, records: Sequence[Record], mask: mx.array) -> mx.a
     return total
 
 
-def _applied(record: Record) -> mx.array:
+def applied_weights(record: Record) -> mx.array:
+    """The weights [..., K] of a record. Raises RuntimeError if the forward showed none."""
     if record.weights is None:
         raise RuntimeError("the forward did not show its routing weights; see mlxfun.taps")
     return record.weights

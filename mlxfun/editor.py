@@ -55,13 +55,13 @@ class Editor:
         self.resident = resident
         self.steering = Steering()
         self.staged: Staged | None = None
-        self._checkpoint_id = checkpoint_id
+        self.checkpoint_id = checkpoint_id
         self.history = History(self._live_state(), command, budget)
 
     # -- where the model stands ---------------------------------------------------------------
 
     def _live_state(self) -> str:
-        return state_id(self._checkpoint_id, self.resident.ledger)
+        return state_id(self.checkpoint_id, self.resident.ledger)
 
     @property
     def state(self) -> str:

@@ -130,7 +130,7 @@ def read_expert_list(path: Path, layers: Sequence[int], experts: int) -> ExpertS
     if path.suffix.lower() == ".csv":
         found = _read_csv(path, layers, experts)
     else:
-        document = _read_json(path)
+        document = read_document(path)
         entries = document.get("keep_map")
         if not isinstance(entries, dict):
             raise PlanError(f"{path} is no expert list, as it has no keep_map; see plan save")
@@ -251,13 +251,26 @@ def read_map(path: Path, key: str, layers: Sequence[int], experts: int) -> Mask:
 
     Raises PlanError unless every entry is understood.
     """
-    document = _read_json(path)
+    return read_table(path, read_document(path), key, layers, experts)
+
+
+def read_table(
+    path: Path, document: Mapping[str, Any], key: str, layers: Sequence[int], experts: int
+) -> Mask:
+    """The same of a report already read, bool [L, E]."""
     for name, expected in (("num_layers", len(layers)), ("num_experts", experts)):
         if document.get(name) != expected:
             raise PlanError(
                 f"{path} has {name} {document.get(name)!r} and this model {expected}; make the "
                 "map on this model"
             )
+    return read_sets(path, document, key, layers, experts)
+
+
+def read_sets(
+    path: Path, document: Mapping[str, Any], key: str, layers: Sequence[int], experts: int
+) -> Mask:
+    """bool [L, E]: the table {layer position: experts} under `key`, whatever else there is."""
     entries = document.get(key)
     if not isinstance(entries, dict):
         raise PlanError(f"{path} has no table {key!r} of experts by layer; give a report that has")
@@ -301,7 +314,9 @@ def _read_text(path: Path) -> str:
         raise PlanError(f"{path} is not UTF-8 text; write it anew") from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_document(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises PlanError for anything else, or a key given twice."""
+
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         # json would keep the last of two equal keys: silently a smaller set.
         if len(dict(pairs)) < len(pairs):

@@ -87,12 +87,13 @@ def stage_merge(
         merger = Merger(request.model, editor.resident, options, request.stored)
         merger.require_mergeable()
         maps = read_maps(_prune_options(options), request.anatomy.indices, _experts(request))
+        stale = planning.stale_maps(_prune_options(options), editor)
         rehearse(request, maps)
         require_memory(request)
         before = export().total_bytes()
         chosen = _Chooser(request, maps, _fixed(request, maps, ctx))
         plan, delta = merger.run(request.batches, chosen.choose, ctx)
-    plan = replace(plan, warnings=(*maps.warnings, *dict.fromkeys(chosen.warnings)))
+    plan = replace(plan, warnings=(*maps.warnings, *stale, *dict.fromkeys(chosen.warnings)))
     proposal = planning.Proposal(plan, delta, command, before)
     report = planning.stage(editor, request.anatomy, proposal, export)
     return report, maps.protect
@@ -137,6 +138,7 @@ def _prune_options(options: MergeOptions) -> PruneOptions:
         safety_mode=options.safety_mode,
         domain_map=options.domain_map,
         domain_mode=options.domain_mode,
+        allow_stale=options.allow_stale,
     )
 
 

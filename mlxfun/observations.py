@@ -62,6 +62,7 @@ class Observations:
         sequences = self._tokens([lines[i] for i in chosen], options)
         start = self.stats if options.add and self.stats is not None else self._empty_stats()
         self._require_same_state(start)
+        self._require_counts(start)
         self._hold_out(options, [lines[i] for i in held])
         self._note(command or f"collect --dataset {options.data.source}", anew=not options.add)
         before, began = (start.samples, start.tokens), monotonic()
@@ -127,6 +128,13 @@ class Observations:
                 f"is at {self._editor.state}; run `stats reset` first, or undo to that state"
             )
 
+    def _require_counts(self, stats: RoutingStats) -> None:
+        if stats.combined == "rank":
+            raise StateError(
+                "the statistics in hand were merged by rank, and tokens cannot be added to ranks; "
+                "run `stats reset` first, or merge by sum"
+            )
+
     def _require_stats(self, action: str) -> RoutingStats:
         if self.stats is None:
             raise StateError(f"there are no statistics to {action}; run collect or stats load")
@@ -187,6 +195,15 @@ class Observations:
             ctx.emit(calibrate.frame(self.stats, job=0))
             if self._auto_save is not None:
                 self.stats.save(self._auto_save)
+        elif stats.combined == "rank":
+            self.counting = False
+            ctx.emit(
+                Notice(
+                    "warning",
+                    "counting stopped: the statistics were merged by rank, and tokens cannot be "
+                    "added to ranks; `stats reset` to start anew",
+                )
+            )
         elif stats.state == self._editor.live_state:
             self.stats = stats.plus(sums, 0, tokens, not self._editor.steering.empty)
         else:

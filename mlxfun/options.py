@@ -15,6 +15,7 @@ METRICS = ("freq", "weighted_freq", "reap", "ean", "reap_sum", "reap_sq")
 STRATEGIES = ("bottom", "strided")
 SIMILARITY_MODES = ("gated", "average")
 ALIGNMENTS = ("hungarian", "greedy", "none")
+STEER_RULES = ("steermoe", "additive")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,15 +84,49 @@ class MergeOptions:
     safety_mode: str = "protect"
     domain_map: Path | None = None
     domain_mode: str = "protect"
+    allow_stale: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ScanOptions:
+    """A comparison of two sets: harmful and benign, or a domain and general text.
+
+    output: where the report goes. alpha bounds the false discovery rate among flagged experts.
+    domain_name: of a domain scan.
+    """
+
+    first: DatasetOptions
+    second: DatasetOptions
+    output: Path
+    threshold_percentile: float = 90.0
+    alpha: float = 0.01
+    domain_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class SteerOptions:
-    """Experts to force into or out of the top-k. Empty sets change nothing."""
+    """Experts to favour or to bar. Empty sets change nothing.
+
+    safety_map with safety_mode "safe" activates what works more on harmful prompts and deactivates
+    what works more on benign ones, "unsafe" the reverse; domain_map with domain_mode "boost"
+    activates the domain's experts, "suppress" deactivates them. config: a JSON file. max_experts:
+    take only so many of a map, over the whole model, strongest first. rule, boost_value and
+    mask_value: None leaves what is in force; the values serve the additive rule.
+    """
 
     activate: ExpertSets = field(default_factory=dict)
     deactivate: ExpertSets = field(default_factory=dict)
     clear: bool = False
+    safety_map: Path | None = None
+    safety_mode: str = "safe"
+    domain_map: Path | None = None
+    domain_mode: str = "boost"
+    config: Path | None = None
+    max_experts: int | None = None
+    rule: str | None = None
+    boost_value: float | None = None
+    mask_value: float | None = None
+    allow_stale: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,11 +15,12 @@ from mlxfun.deltas import Delta
 from mlxfun.editor import Editor, Live
 from mlxfun.edits.prune import prune_delta, validate
 from mlxfun.errors import PlanError, StateError, UsageError
-from mlxfun.expert_lists import Masks, read_expert_list, read_maps
+from mlxfun.expert_lists import Masks, read_document, read_expert_list, read_maps
 from mlxfun.export import ExportView
 from mlxfun.options import PruneOptions
 from mlxfun.plans import Plan, PrunePlan
 from mlxfun.reports import PlanReport
+from mlxfun.scan_reports import Identity, identity_of, require_current
 from mlxfun.stats import RoutingStats
 
 if TYPE_CHECKING:
@@ -118,7 +119,10 @@ def _constraints(request: PruneRequest) -> tuple[selection.Constraints, tuple[st
     anatomy, stats = request.anatomy, request.stats
     maps = read_maps(request.options, anatomy.indices, anatomy.num_experts)
     traffic = stats.sums["freq"] if stats is not None else None
-    return constraints_of(anatomy, request.editor, maps, traffic), maps.warnings
+    return constraints_of(anatomy, request.editor, maps, traffic), (
+        *maps.warnings,
+        *stale_maps(request.options, request.editor),
+    )
 
 
 def constraints_of(
@@ -135,6 +139,17 @@ def constraints_of(
         topk_group=tuple(layer.topk_group for layer in anatomy.layers),
         traffic=traffic,
     )
+
+
+def stale_maps(options: PruneOptions, editor: Editor) -> list[str]:
+    """Warnings about maps made on other weights; StateError unless --allow-stale."""
+    now, root = Identity(editor.checkpoint_id, editor.state), editor.history.root.state
+    found = [
+        require_current(path, identity_of(read_document(path)), now, root, options.allow_stale)
+        for path in (options.safety_map, options.domain_map)
+        if path is not None
+    ]
+    return [warning for warning in found if warning]
 
 
 def stage_prune(

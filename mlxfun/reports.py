@@ -170,9 +170,13 @@ class StatsReport(Report):
     path: str | None
     least: tuple[tuple[int, int, float], ...]  # (layer, expert, reap_sum), lowest first
     most: tuple[tuple[int, int, float], ...]
+    combined: str = ""  # "sum" or "rank" for a merge of `sources` runs
+    sources: int = 1
 
     def summary(self) -> str:
         where = f" ({self.path})" if self.path else ""
+        if self.combined:
+            where += f", merged by {self.combined} from {self.sources} runs"
         stale = "; taken on another state of the weights" if self.stale else ""
         return (
             f"stats {self.action}{where}: {self.samples} samples, {self.tokens:,} tokens, "
@@ -214,17 +218,25 @@ class PlanReport(Report):
 
 @dataclass(frozen=True, slots=True)
 class SteerReport(Report):
-    """Steering in force."""
+    """Steering in force. boost_value and mask_value: what the additive rule adds."""
 
     kind: ClassVar[str] = "steer"
     activated: dict[int, tuple[int, ...]]
     deactivated: dict[int, tuple[int, ...]]
     notices: tuple[str, ...] = ()
+    rule: str = "steermoe"
+    boost_value: float = 0.0
+    mask_value: float = 0.0
 
     def summary(self) -> str:
         up = sum(len(v) for v in self.activated.values())
         down = sum(len(v) for v in self.deactivated.values())
-        return f"steering: {up} activated, {down} deactivated" if up or down else "no steering"
+        if not (up or down):
+            return "no steering"
+        text = f"steering: {up} activated, {down} deactivated"
+        if self.rule == "additive":
+            text += f", adding {self.boost_value:+g} and {self.mask_value:+g}"
+        return text
 
 
 @dataclass(frozen=True, slots=True)

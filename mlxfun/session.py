@@ -13,17 +13,20 @@ an array left lazy in one cannot be evaluated in another.
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from mlxfun import measure, merging, planning, saving, smoke, views
+from mlxfun import measure, merging, planning, saving, scanning, smoke, views
 from mlxfun import steering as steer
+from mlxfun import steering_files as wishes
 from mlxfun.anatomy import discover
 from mlxfun.checkpoint.identity import full_digest
 from mlxfun.checkpoint.load import Loaded, load, memory_limit
+from mlxfun.comparison_reports import ScanReport
 from mlxfun.context import SILENT, Context
 from mlxfun.conversation import Conversation
 from mlxfun.datasets import read_lines, tokenize
@@ -44,6 +47,7 @@ from mlxfun.options import (
     MergeOptions,
     PruneOptions,
     SaveOptions,
+    ScanOptions,
     SteerOptions,
 )
 from mlxfun.reports import (
@@ -62,6 +66,7 @@ from mlxfun.reports import (
     StepReport,
     WhyReport,
 )
+from mlxfun.scan_reports import Identity
 from mlxfun.steering import Steering
 from mlxfun.taps import Taps
 
@@ -198,6 +203,28 @@ class Session:
         """Count chat traffic too; with `auto_save` write the statistics after every answer."""
         return self._observations.set_counting(on, auto_save)
 
+    # -- comparing two sets -------------------------------------------------------------------
+
+    def safety_scan(self, options: ScanOptions, ctx: Context = SILENT) -> ScanReport:
+        """Find the experts that work more on harmful (first) or on benign (second) text.
+
+        Runs on the committed weights without steering and writes a safety report. Raises
+        Cancelled, and writes nothing, when cancelled.
+        """
+        self._own()
+        return self._scan("safety", options, ctx)
+
+    def domain_scan(self, options: ScanOptions, ctx: Context = SILENT) -> ScanReport:
+        """The same for a domain (first) and general text (second); writes a domain report."""
+        self._own()
+        if not options.domain_name.strip():
+            raise UsageError("a domain scan needs a name for the domain: give --domain-name")
+        return self._scan("domain", options, ctx)
+
+    def _scan(self, kind: str, options: ScanOptions, ctx: Context) -> ScanReport:
+        request = scanning.ScanRequest(self._loaded, self.anatomy, self.taps, self.editor, options)
+        return scanning.run(kind, request, ctx)
+
     # -- plans --------------------------------------------------------------------------------
 
     def prune(self, options: PruneOptions, ctx: Context = SILENT) -> PlanReport:
@@ -241,17 +268,31 @@ class Session:
         return self.editor.resident.tree.get(path).dtype if known is None else known
 
     def steer(self, options: SteerOptions) -> SteerReport:
-        """Add to, or clear, the steering; the next token follows it."""
+        """Add to, or clear, the steering; the next token follows it.
+
+        Raises PlanError for a file or a set that cannot be carried out, StateError for a report
+        of another state without allow_stale; the steering in force stays then.
+        """
         self._own()
+        now = Identity(self.checkpoint_id, self.state, self._loaded.model_id)
+        wish = wishes.read(options, self.editor.resident, now, self.editor.history.root.state)
         wanted = Steering() if options.clear else self.editor.steering
-        wanted = wanted.with_more(options.activate, options.deactivate)
+        wanted = replace(wanted.with_more(wish.activate, wish.deactivate), **wish.rule)
         checked, notices = steer.check(wanted, self.editor.resident)
         self.editor.set_steering(checked)
-        return self._steer_report(notices)
+        unused = wishes.unused_values(wish, checked.rule)
+        return self._steer_report((*wish.notices, *unused, *notices))
 
     def _steer_report(self, notices: tuple[str, ...]) -> SteerReport:
         steering = self.editor.steering
-        return SteerReport(dict(steering.activate), dict(steering.deactivate), notices)
+        return SteerReport(
+            dict(steering.activate),
+            dict(steering.deactivate),
+            notices,
+            steering.rule,
+            steering.boost_value,
+            steering.mask_value,
+        )
 
     # -- measuring ----------------------------------------------------------------------------
 

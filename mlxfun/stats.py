@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 SUMS = ("freq", "weighted_freq_sum", "ean_sum", "reap_sum", "reap_sq_sum")
 """Order of the accumulators in an update [L, S, E]."""
 
+MEAN_RANK = "reap_rank"
+"""In statistics merged by rank: the summed rank scores of the mean (the metric reap)."""
+
 
 @dataclass(frozen=True, slots=True)
 class RoutingStats:
@@ -37,7 +40,8 @@ class RoutingStats:
 
     sums: accumulator name -> float64 [L, E]. layer_indices: decoder layer of each row. model and
     state: checkpoint id and state of the weights ("" when a file does not say). steered: some of
-    the tokens were routed under steering.
+    the tokens were routed under steering. combined: "" for a run, "sum" or "rank" for a merge of
+    `sources` runs; see mlxfun.combine.
     """
 
     sums: Mapping[str, Array]
@@ -48,7 +52,8 @@ class RoutingStats:
     model_name: str = ""
     state: str = ""
     steered: bool = False
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    combined: str = ""
+    sources: int = 1
 
     @classmethod
     def empty(cls, layer_indices: tuple[int, ...], experts: int, **identity: Any) -> RoutingStats:
@@ -82,6 +87,9 @@ class RoutingStats:
         """
         if metric not in METRICS:
             raise UsageError(f"unknown metric {metric!r}; choose one of {', '.join(METRICS)}")
+        if metric == "reap" and self.combined == "rank":
+            mean: Array = self.sums[MEAN_RANK]
+            return mean
         if metric == "reap":
             freq = self.sums["freq"]
             return np.divide(self.sums["reap_sum"], freq, out=np.zeros_like(freq), where=freq > 0)
@@ -109,15 +117,14 @@ class RoutingStats:
     def save(self, path: Path) -> None:
         """Write an `.npz` that other tools of the family read (extra keys are ignored there)."""
         rows, experts = self.shape
-        freq = self.sums["freq"]
-        arrays: dict[str, Any] = {name: self.sums[name] for name in SUMS}
+        arrays: dict[str, Any] = dict(self.sums)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.partial")
         with temporary.open("wb") as file:
             np.savez_compressed(
                 file,
                 **arrays,
-                reap_count=freq,
+                reap_count=self._reap_count(),
                 num_layers=np.int64(rows),
                 num_experts=np.int64(experts),
                 layer_indices=np.array(self.layer_indices, dtype=np.int64),
@@ -127,8 +134,22 @@ class RoutingStats:
                 model_name=np.str_(self.model_name),
                 state=np.str_(self.state),
                 steered=np.bool_(self.steered),
+                combined=np.str_(self.combined),
+                sources=np.int64(self.sources),
             )
         temporary.replace(path)
+
+    def _reap_count(self) -> Array:
+        """What others divide reap_sum by to get the mean [L, E].
+
+        Of ranks there is no such count; the quotient then gives them the mean's ranks.
+        """
+        if self.combined != "rank":
+            freq: Array = self.sums["freq"]
+            return freq
+        mean, total = self.sums[MEAN_RANK], self.sums["reap_sum"]
+        count: Array = np.divide(total, mean, out=np.zeros_like(total), where=mean > 0)
+        return count
 
     @classmethod
     def load(cls, path: Path, layer_indices: tuple[int, ...], experts: int) -> RoutingStats:
@@ -137,25 +158,39 @@ class RoutingStats:
         Raises DatasetError for a file that is missing or not statistics, PlanError for another
         shape than the model's.
         """
-        data = _read_npz(path)
+        stats = cls.read(path)
         shape = (len(layer_indices), experts)
-        found = data["freq"].shape
+        found = stats.shape
         if found != shape:
             raise PlanError(
                 f"{path} holds statistics of {' x '.join(map(str, found))} (layers x experts) but "
                 f"the model has {shape[0]} x {shape[1]}; collect on this model, or load the model "
                 "they were made on"
             )
-        zeros = np.zeros(shape)
+        return replace(stats, layer_indices=layer_indices)
+
+    @classmethod
+    def read(cls, path: Path) -> RoutingStats:
+        """Read an `.npz` as it is, of any model. Without layer_indices, positions stand for them.
+
+        Raises DatasetError for a file that is missing or not statistics.
+        """
+        data = _read_npz(path)
+        zeros = np.zeros(data["freq"].shape)
+        combined = str(data.get("combined", ""))
+        names = (*SUMS, MEAN_RANK) if combined == "rank" else SUMS
+        indices = data.get("layer_indices", np.arange(len(zeros)))
         return cls(
-            sums={name: data.get(name, zeros).astype(np.float64) for name in SUMS},
-            layer_indices=layer_indices,
+            sums={name: data.get(name, zeros).astype(np.float64) for name in names},
+            layer_indices=tuple(int(i) for i in indices),
             samples=int(data.get("samples", 0)),
             tokens=int(data.get("tokens", 0)),
             model=str(data.get("model", "")),
             model_name=str(data.get("model_name", "")),
             state=str(data.get("state", "")),
             steered=bool(data.get("steered", False)),
+            combined=combined,
+            sources=int(data.get("sources", 1)),
         )
 
 
@@ -175,6 +210,8 @@ def _read_npz(path: Path) -> dict[str, Any]:
     missing = [name for name in ("freq", "reap_sum") if name not in data]
     if missing:
         raise DatasetError(f"{path} lacks {', '.join(missing)}; it is not routing statistics")
-    if any(data[name].ndim != 2 for name in SUMS if name in data):
+    if any(data[n].shape != data["freq"].shape or data[n].ndim != 2 for n in SUMS if n in data):
         raise DatasetError(f"{path}: statistics must be [layers, experts]")
+    if str(data.get("combined", "")) == "rank" and MEAN_RANK not in data:
+        raise DatasetError(f"{path} was merged by rank but lacks {MEAN_RANK}")
     return data

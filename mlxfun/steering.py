@@ -1,6 +1,6 @@
 """Steer routing while the model runs: force experts into or out of the top-k.
 
-Two rules, chosen by the router:
+Three rules, the first two chosen by the router:
 
 * *logits* (softmax routers, and sigmoid routers without a selection bias), SteerMoE's rule
   (arXiv 2509.09660): an activated expert's logit becomes the row's maximum plus a margin, a
@@ -11,13 +11,18 @@ Two rules, chosen by the router:
   lose even to that: live biases are shifted up by a constant, which changes no choice between live
   experts, until every live score is above the fill.
 
+* *additive*, on request: a boost is added for activated experts and a mask for deactivated ones, to
+  the selection bias where there is one and to the logits otherwise. On logits it changes the
+  weights too (one expert far above the others takes all of them), so moderate values are gentler
+  than SteerMoE's rule and large ones harsher. Ties between live experts are decided as before.
+
 An empty configuration installs nothing, so it changes nothing, bit for bit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from math import log
 
@@ -39,16 +44,25 @@ MARGIN = 0.01
 GROUP_MARGIN = log(2) + MARGIN
 """A group's score is the sum of its top two; e^(max + ln 2) exceeds any two probabilities."""
 
+BOOST, MASK = 2.0, -1e4
+"""What the additive rule adds by default: e^2 times the odds, and never."""
+
 FORCED = 1e4
 """Selection bias of an activated expert (deactivated: its negative); scores are of order one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Steering:
-    """What is steered. Both sets: {decoder layer: experts in checkpoint numbers}."""
+    """What is steered. Both sets: {decoder layer: experts in checkpoint numbers}.
+
+    rule: "steermoe" or "additive", which adds boost_value or mask_value.
+    """
 
     activate: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     deactivate: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    rule: str = "steermoe"
+    boost_value: float = BOOST
+    mask_value: float = MASK
 
     @property
     def empty(self) -> bool:
@@ -60,7 +74,9 @@ class Steering:
         """Identity for caches; "" when nothing is steered."""
         if self.empty:
             return ""
-        text = repr((sorted(self.activate.items()), sorted(self.deactivate.items())))
+        values = (self.boost_value, self.mask_value) if self.rule == "additive" else ()
+        sets = (sorted(self.activate.items()), sorted(self.deactivate.items()))
+        text = repr((*sets, self.rule, *values))
         return blake2b(text.encode(), digest_size=6).hexdigest()
 
     def with_more(self, activate: ExpertSets, deactivate: ExpertSets) -> Steering:
@@ -71,7 +87,7 @@ class Steering:
             for layer, experts in wish.items():
                 same.setdefault(layer, set()).update(experts)
                 other.setdefault(layer, set()).difference_update(experts)
-        return Steering(_frozen(up), _frozen(down))
+        return replace(self, activate=_frozen(up), deactivate=_frozen(down))
 
 
 def _frozen(sets: dict[int, set[int]]) -> dict[int, tuple[int, ...]]:
@@ -105,7 +121,9 @@ def check(steering: Steering, resident: Resident) -> tuple[Steering, tuple[str, 
         notices += _check_groups(tap, up, down)
         if up:
             activate[layer] = up
-    return Steering(activate, dict(steering.deactivate)), tuple(notices)
+    return replace(steering, activate=activate, deactivate=dict(steering.deactivate)), tuple(
+        notices
+    )
 
 
 def _check_experts(tap: LayerTap, up: tuple[int, ...], down: tuple[int, ...]) -> None:
@@ -164,10 +182,17 @@ def install(steering: Steering, resident: Resident) -> None:
         tap.logits_rule = tap.bias = None
         if not (up.any() or down.any()):
             continue
+        additive = steering.rule == "additive"
+        values = np.where(up, steering.boost_value, 0.0) + np.where(down, steering.mask_value, 0.0)
         if tap.layer.bias_name is not None:
             own = resident.tree.get(f"{tap.layer.bias_owner}.{tap.layer.bias_name}")
-            tap.bias = steered_bias(tap.layer, own, up, down)
+            if additive:
+                tap.bias = raised_above_fill(tap.layer, own) + mx.array(values, mx.float32)
+            else:
+                tap.bias = steered_bias(tap.layer, own, up, down)
             mx.eval(tap.bias)
+        elif additive:
+            tap.logits_rule = additive_rule(values)
         else:
             margin = GROUP_MARGIN if tap.layer.grouped else MARGIN
             tap.logits_rule = logits_rule(up, down, margin)
@@ -213,8 +238,27 @@ def steered_bias(layer: MoELayer, bias: mx.array, up: Mask, down: Mask) -> mx.ar
     Float32 even for a 16-bit bias: it enters the selection only, and shifting a bfloat16 bias
     would round away the differences between live experts.
     """
+    wide = mx.where(mx.array(up), FORCED, raised_above_fill(layer, bias))
+    return mx.where(mx.array(down), -FORCED, wide)
+
+
+def raised_above_fill(layer: MoELayer, bias: mx.array) -> mx.array:
+    """The bias [R], float32, shifted so that every live score beats what losing groups are filled
+    with; a common shift changes no choice between live experts."""
     wide = bias.astype(mx.float32)
     if layer.grouped and layer.facts.group_fill == 0.0:
         wide = wide + (1.0 + mx.maximum(0.0, -mx.min(wide)))
-    wide = mx.where(mx.array(up), FORCED, wide)
-    return mx.where(mx.array(down), -FORCED, wide)
+    return wide
+
+
+def additive_rule(values: NDArray[np.float64]) -> LogitsRule:
+    """Add values [R] to logits [..., R] in float32; dtype kept, never beyond its range."""
+    added = mx.array(values, mx.float32)
+    mx.eval(added)
+
+    def rule(logits: mx.array) -> mx.array:
+        limits = mx.finfo(logits.dtype)
+        wide = logits.astype(mx.float32) + added
+        return mx.clip(wide, limits.min, limits.max).astype(logits.dtype)
+
+    return rule

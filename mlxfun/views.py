@@ -177,6 +177,8 @@ def stats_report(
         path=str(path) if path is not None else None,
         least=tuple(named[:EXTREMES]),
         most=tuple(reversed(named[-EXTREMES:])),
+        combined=stats.combined,
+        sources=stats.sources,
     )
 
 
@@ -209,7 +211,8 @@ def why(
         for metric in METRICS
     }
     of = len(others) + 1
-    return WhyReport(layer, expert, status, scores, ranks, of, _verdict(editor, scores, ranks, of))
+    verdict = _verdict(editor, scores, ranks, of, stats.combined != "rank")
+    return WhyReport(layer, expert, status, scores, ranks, of, verdict)
 
 
 def _status(editor: Editor, layer: int, expert: int, alive: bool) -> str:
@@ -226,16 +229,19 @@ def _status(editor: Editor, layer: int, expert: int, alive: bool) -> str:
     return "kept"
 
 
-def _verdict(editor: Editor, scores: dict[str, float], ranks: dict[str, int], of: int) -> str:
+def _verdict(
+    editor: Editor, scores: dict[str, float], ranks: dict[str, int], of: int, counted: bool
+) -> str:
     metric = "reap_sum"
     if editor.staged is not None and editor.staged.report.metric in scores:
         metric = str(editor.staged.report.metric)
     if scores["freq"] == 0:
         return "never selected by any calibration token"
-    text = (
-        f"{metric} {scores[metric]:.4g} ranks {ranks[metric]} of {of}, "
-        f"selected by {scores['freq']:.0f} tokens"
-    )
+    text = f"{metric} {scores[metric]:.4g} ranks {ranks[metric]} of {of}, "
+    if counted:
+        text += f"selected by {scores['freq']:.0f} tokens"
+    else:
+        text += "in statistics merged by rank"
     if editor.staged is not None:
         report = editor.staged.report
         text += f"; {report.technique} ({report.strategy}) keeps {report.experts_after} a layer"

@@ -34,6 +34,9 @@ def steer_line(steering: SteerReport | None, layer: int, expert: int, way: str) 
     if way != "off":
         (up if way == "up" else down).add((layer, expert))
     words = ["steer", "--clear"]
+    if steering is not None and steering.rule == "additive" and (up or down):
+        words += ["--rule", "additive", "--boost-value", f"{steering.boost_value:g}"]
+        words += ["--mask-value", f"{steering.mask_value:g}"]
     for option, pairs in (("--activate", up), ("--deactivate", down)):
         if pairs:
             words += [option, ",".join(f"{ly}:{e}" for ly, e in sorted(pairs))]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mlxfun.comparison_reports import ScanReport, ScanRow
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import DatasetError, ModelError, PlanError, SaveError, StateError
 from mlxfun.events import RoutingFrame, Token
@@ -24,6 +25,7 @@ from mlxfun.options import (
     MergeOptions,
     PruneOptions,
     SaveOptions,
+    ScanOptions,
     SteerOptions,
 )
 from mlxfun.reports import (
@@ -197,6 +199,32 @@ class StubSession:
     def set_counting(self, on: bool, auto_save: Path | None = None) -> StatsReport:
         self.counting, self.auto_save = on, auto_save
         return self.stats("count")
+
+    def safety_scan(self, options: ScanOptions, ctx: Context = SILENT) -> ScanReport:
+        return self._scan("safety", options)
+
+    def domain_scan(self, options: ScanOptions, ctx: Context = SILENT) -> ScanReport:
+        return self._scan("domain", options)
+
+    def _scan(self, technique: str, options: ScanOptions) -> ScanReport:
+        return ScanReport(
+            technique=technique,
+            name=options.domain_name or "safety",
+            path=str(options.output),
+            state=self.state,
+            first=options.first.source,
+            second=options.second.source,
+            samples=(4, 4),
+            tokens=(40, 40),
+            experts=EXPERTS * len(LAYERS),
+            threshold_percentile=options.threshold_percentile,
+            alpha=options.alpha,
+            more={3: (5,)},
+            less={},
+            by_percentile=2,
+            rows=(ScanRow(3, 5, 1.0, 0.25, 0.125, 0.0001, 1.0, None),),
+            notices=("few",),
+        )
 
     def prune(self, options: PruneOptions, ctx: Context = SILENT) -> PlanReport:
         if not self.samples and options.expert_list is None:

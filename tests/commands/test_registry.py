@@ -19,7 +19,8 @@ NAMES = {
     "load", "info", "layers", "collect", "stats show", "stats save", "stats load", "stats count",
     "stats reset", "prune", "merge", "plan show", "plan save", "steer", "preview", "evaluate", "chat", "apply", "discard", "flip",
     "compact", "undo", "redo", "history", "goto", "save", "smoke-test", "record", "replay",
-    "expect", "set", "why", "help", "quit", "recover",
+    "expect", "set", "why", "help", "safety-scan", "domain-scan",
+    "stats diff", "stats merge", "stats purge", "quit", "recover",
 }  # fmt: skip
 
 
@@ -89,7 +90,7 @@ def test_the_overview_names_every_command() -> None:
 
 
 def test_help_of_a_family_shows_all_its_members() -> None:
-    assert help_text("stats").count("Usage: stats ") == 5
+    assert help_text("stats").count("Usage: stats ") == 8
 
 
 def test_a_family_alone_means_its_first_member() -> None:
@@ -105,7 +106,8 @@ def test_a_family_alone_means_its_first_member() -> None:
         (
             "stats sav x",
             "stats: unknown action 'sav': did you mean save?; "
-            "choose one of show, save, load, count, reset",
+            "choose one of show, save, load, count, reset, "
+            "diff, merge, purge",
         ),
         ("prune --n-prun 4", "prune: no such option --n-prun: did you mean --n-prune?"),
         ("prune --zzz", "prune: no such option --zzz; see help prune"),
@@ -157,11 +159,9 @@ def test_a_line_that_is_wrong_gets_one_sentence_with_the_remedy(line: str, messa
 def test_an_expert_is_named_as_reports_name_it() -> None:
     for line in ("why 3:7", "why L3:E7", "why l3:e7"):
         assert parse(line).params["cell"] == (3, 7)
-    assert parse("steer --activate L3:E7,5:0..1 --deactivate 3:1").params == {
-        "activate": {3: (7,), 5: (0, 1)},
-        "deactivate": {3: (1,)},
-        "clear": False,
-    }
+    steered = parse("steer --activate L3:E7,5:0..1 --deactivate 3:1").params
+    assert steered["activate"] == {3: (7,), 5: (0, 1)}
+    assert steered["deactivate"] == {3: (1,)}
 
 
 @pytest.mark.parametrize(

@@ -147,3 +147,72 @@ def test_a_newer_wish_replaces_the_opposite_one():
     assert steering.deactivate == {1: (3,)}
     assert steering.key != Steering({1: (2, 3)}, {1: (4,)}).key
     assert Steering().key == ""
+
+
+@pytest.mark.parametrize("name", tiny_models.RUNNABLE)
+def test_a_large_addition_forces_and_bars_in_every_router(rig, name):
+    r = rig(name)
+    before = r.logits(TOKENS)
+    up = {layer.index: (5,) for layer in r.anatomy.layers}
+    down = {layer.index: (4, 1) for layer in r.anatomy.layers}
+    install(r, Steering(up, down, "additive", 1e4, -1e9))
+    for inds, _ in routed(r):
+        assert (inds == 5).any(axis=1).all()
+        assert not np.isin(inds, (1, 4)).any()
+    install(r, Steering({}, {}, "additive"))
+    assert np.array_equal(np.array(before), np.array(r.logits(TOKENS)))
+
+
+def test_adding_to_logits_routes_as_the_shifted_softmax_does(rig):
+    """qwen3_moe renormalises over the top-k: the twin is softmax(logits + b) sorted by hand."""
+    r = rig("qwen3_moe")
+    with r.taps.recording(logits=True):
+        mx.eval(r.model(mx.array(TOKENS)))
+        (plain,) = r.taps.drain()[0]
+    logits = np.array(plain.logits).reshape(-1, 8).astype(np.float64)
+    install(r, Steering({0: (6,)}, {0: (2,)}, "additive", 0.75, -0.5))
+    inds, weights = routed(r)[0]
+    shifted = logits + np.array([0, 0, -0.5, 0, 0, 0, 0.75, 0])
+    best = np.argsort(-shifted, axis=1)[:, :2]
+    assert [set(row) for row in inds] == [set(row) for row in best]
+    for t, row in enumerate(inds):
+        odds = np.exp(shifted[t, row])
+        np.testing.assert_allclose(weights[t], odds / odds.sum(), rtol=1e-4)
+    assert (np.sort(np.argsort(-logits, axis=1)[:, :2]) != np.sort(best)).any(), "it matters"
+
+
+@pytest.mark.parametrize("name", ["deepseek_v3", "minimax", "glm4_moe"])
+def test_adding_to_a_selection_bias_routes_as_a_model_with_that_bias_does(rig, name):
+    r = rig(name)
+    layer = r.anatomy.layers[0]
+    install(r, Steering({layer.index: (6,)}, {layer.index: (2,)}, "additive", 0.05, -0.04))
+    steered = routed(r)[0]
+    install(r, Steering())
+    plain = routed(r)[0]
+    path = f"{layer.bias_owner}.{layer.bias_name}"
+    own = r.resident.tree.get(path)
+    added = mx.array([0, 0, -0.04, 0, 0, 0, 0.05, 0.0])
+    r.resident.tree.put(path, own.astype(mx.float32) + added)
+    twin = routed(r)[0]
+    for got, want in zip(steered, twin, strict=True):
+        np.testing.assert_array_equal(np.sort(got), np.sort(want))
+    assert (np.sort(plain[0]) != np.sort(steered[0])).any(), "it matters"
+
+
+def test_an_addition_stays_inside_the_range_of_the_logits():
+    rule = steer.additive_rule(np.array([0.0, -1e9, 1e9]))
+    out = rule(mx.array([[1.0, 2.0, 3.0]], mx.float16))
+    assert out.dtype == mx.float16
+    assert np.array(out).tolist() == [[1.0, -65504.0, 65504.0]]
+
+
+def test_the_rule_is_part_of_what_a_cache_is_valid_for():
+    sets = ({1: (2,)}, {})
+    keys = {
+        Steering(*sets).key,
+        Steering(*sets, "additive").key,
+        Steering(*sets, "additive", 3.0).key,
+        Steering(*sets, "additive", 2.0, -1.0).key,
+    }
+    assert len(keys) == 4
+    assert Steering(*sets, "steermoe", 3.0).key == Steering(*sets).key

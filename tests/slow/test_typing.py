@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -71,40 +72,82 @@ def test_typing_is_echoed_at_once_throughout_a_calibration(
     terminal: Terminal, shared: Shared, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = state(terminal)
-    worst = []
-    # Other programs on the machine can only add to a gap: one calibration without any will do.
     for attempt in range(ATTEMPTS):
-        gaps, pictures = typed_gaps(terminal, shared, random.Random(attempt))
-        p50, p95, most = (1000 * gaps[int(q * (len(gaps) - 1))] for q in (0.5, 0.95, 1.0))
-        with capsys.disabled():
-            print(f"\n{len(gaps)} keys during a calibration: p50 {p50:.1f} ms, p95 {p95:.1f} ms, "
-                  f"most {most:.1f} ms; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} "
-                  "processors")  # fmt: skip
-        assert len(gaps) > 100
+        with Idler() as idler:
+            echoes, pictures = type_throughout(terminal, shared, random.Random(attempt))
         assert pictures > 3, "the heatmap stood still"
-        worst.append(gaps[-1])
-        if gaps[-1] <= MOST_GAP:
-            break
-    assert min(worst) <= MOST_GAP
-    assert state(terminal) == before
+        fair = sorted(gap for gap, end in echoes if not idler.stalled(end - gap, end))
+        every = sorted(gap for gap, _ in echoes)
+        with capsys.disabled():
+            print(f"\nkeys during a calibration: {figures(every)}; {len(every) - len(fair)} of them "
+                  f"while an idle program stood still, the others: {figures(fair)}; load "
+                  f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")  # fmt: skip
+        assert len(every) > 100
+        assert state(terminal) == before
+        if fair and fair[-1] <= MOST_GAP and len(fair) > 0.8 * len(every):
+            return
+    load = os.getloadavg()[0]
+    if load > 1.5 * (os.cpu_count() or 1):
+        pytest.skip(f"the machine is too busy to tell (load {load:.1f}): run this alone")
+    raise AssertionError(f"an echo took {1000 * fair[-1]:.0f} ms in each of {ATTEMPTS} runs")
 
 
-def typed_gaps(terminal: Terminal, shared: Shared, pause: random.Random) -> tuple[list[float], int]:
-    """Seconds to each echo, ascending, and how many pictures the heatmap showed meanwhile."""
+def figures(gaps: list[float]) -> str:
+    """Percentiles of ascending seconds."""
+    if not gaps:
+        return "none"
+    p50, p95, most = (1000 * gaps[int(q * (len(gaps) - 1))] for q in (0.5, 0.95, 1.0))
+    return f"{len(gaps)} keys, p50 {p50:.1f} ms, p95 {p95:.1f} ms, most {most:.1f} ms"
+
+
+class Idler:
+    """Another program that only wakes up now and then: when it stands still, the machine does."""
+
+    CODE = (
+        "import sys, time\n"
+        "last = time.monotonic()\n"
+        "while True:\n"
+        "    time.sleep(0.005); sum(range(20000)); now = time.monotonic()\n"
+        "    if now - last > 0.03: print(last, now, flush=True)\n"
+        "    last = now\n"
+    )
+
+    def __enter__(self) -> Idler:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", self.CODE], stdout=subprocess.PIPE, text=True
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        out, _err = self._process.communicate()
+        lines = [line.split() for line in out.splitlines(keepends=True) if line.endswith("\n")]
+        self._stalls = [(float(a), float(b)) for a, b in lines]
+
+    def stalled(self, begin: float, end: float) -> bool:
+        """Whether it stood still at any time between two moments."""
+        return any(a < end and begin < b for a, b in self._stalls)
+
+
+def type_throughout(
+    terminal: Terminal, shared: Shared, pause: random.Random
+) -> tuple[list[tuple[float, float]], int]:
+    """(seconds to the echo, when it came) of each key, and how many pictures the heatmap showed."""
     enter(terminal, f"collect --dataset {shared.mixed} --max-samples 24 --max-tokens 256")
     terminal.wait_for("▶ collect", 10)
     terminal.type(":")
     time.sleep(0.3)
-    gaps: list[float] = []
+    echoes: list[tuple[float, float]] = []
     pictures = set()
     while "▶ collect" in terminal.text():
-        if len(gaps) % len(LETTERS) == 0:
+        if len(echoes) % len(LETTERS) == 0:
             terminal.type(KILL_LINE)
             time.sleep(0.3)
-        gaps.append(terminal.echo(LETTERS[len(gaps) % len(LETTERS)]))
+        gap = terminal.echo(LETTERS[len(echoes) % len(LETTERS)])
+        echoes.append((gap, time.monotonic()))
         pictures.add(terminal.text().partition("2 chat")[0])
         time.sleep(pause.uniform(0.005, 0.05))
-    return sorted(gaps), len(pictures)
+    return echoes, len(pictures)
 
 
 def test_a_job_cancelled_half_way_leaves_the_state(terminal: Terminal, shared: Shared) -> None:

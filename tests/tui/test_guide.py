@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from commands.registry import parse
 from mlxfun.reports import SteerReport
 from tests.fake_engine import FakeEngine
 from tests.tui.driving import APPLIED, CALIBRATED, STAGED
@@ -112,3 +113,14 @@ def test_a_plan_that_costs_a_lot_of_quality_is_not_recommended() -> None:
     state = replace(state, view=replace(state.view, scores=bad))
     assert guide.next_key(state) == "discard"
     assert "p stages a smaller prune" in guide.next_step(state)
+
+
+def test_a_key_keeps_the_rule_that_is_in_force() -> None:
+    report = SteerReport({2: (5,)}, {}, (), "additive", 1.5, -10000.0)
+    line = guide.steer_line(report, 2, 6, "down")
+    assert line == (
+        "steer --clear --rule additive --boost-value 1.5 --mask-value -10000 "
+        "--activate 2:5 --deactivate 2:6"
+    )
+    assert parse(line).params["mask_value"] == -10000.0
+    assert guide.steer_line(report, 2, 5, "off") == "steer --clear"

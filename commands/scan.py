@@ -1,0 +1,92 @@
+"""Commands that compare two sets of text by the experts they use."""
+
+from __future__ import annotations
+
+import click
+
+from commands.declare import (
+    DATASET,
+    Call,
+    Decorator,
+    command,
+    data_options,
+    dataset_options,
+    stack,
+)
+from commands.types import FilePath
+from mlxfun.options import ScanOptions
+from mlxfun.reports import Report
+
+JSON = FilePath((".json",))
+
+
+def _set(name: str, what: str) -> Decorator:
+    text = f"{what}: JSONL file, directory of texts, or demo:NAME."
+    return click.option(name, type=DATASET, required=True, help=text)
+
+
+rules = stack(
+    click.option("--output", type=JSON, required=True, help="Where the report is written."),
+    click.option(
+        "--threshold-percentile",
+        type=click.FloatRange(50, 100, max_open=True),
+        default=90.0,
+        metavar="P",
+        help="Flag only the outermost 100 - P percent on each side (default: 90).",
+    ),
+    click.option(
+        "--alpha",
+        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        default=0.01,
+        metavar="Q",
+        help="Bound on the share of false discoveries among the flagged (default: 0.01).",
+    ),
+    data_options,
+)
+
+
+def _options(call: Call, first: str, second: str, domain_name: str = "") -> ScanOptions:
+    bench = call.bench
+    one, two = (
+        dataset_options(bench.readable_source(call[name]), call.params, bench.settings.seed)
+        for name in (first, second)
+    )
+    return ScanOptions(
+        one,
+        two,
+        bench.writable(call["output"]),
+        call["threshold_percentile"],
+        call["alpha"],
+        domain_name,
+    )
+
+
+@command("safety-scan", group="observe")
+@_set("--harmful", "Prompts that ought to be refused")
+@_set("--benign", "Prompts of like topics that ought to be answered")
+@rules
+def safety_scan(call: Call) -> Report:
+    """Find the experts that harmful and benign prompts use differently, and write a safety report.
+
+    An expert is flagged when its difference is among the largest, larger than chance and the same
+    for other choices of samples. Routing follows the topic first, so give both sets like topics.
+    The report serves prune --safety-map and steer --safety-map.
+    """
+    return call.session.safety_scan(_options(call, "harmful", "benign"), call.ctx)
+
+
+@command("domain-scan", group="observe")
+@_set("--domain", "Text of the domain")
+@_set("--general", "Text of everything else")
+@click.option("--domain-name", required=True, metavar="NAME", help="What the domain is called.")
+@rules
+def domain_scan(call: Call) -> Report:
+    """Find the experts that serve a domain, and those that serve general text; write a report.
+
+    The report serves prune --domain-map and steer --domain-map. See also safety-scan.
+    """
+    options = _options(call, "domain", "general", call["domain_name"])
+    return call.session.domain_scan(options, call.ctx)
+
+
+COMMANDS = (safety_scan, domain_scan)

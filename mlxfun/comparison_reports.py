@@ -1,0 +1,119 @@
+"""Reports of comparisons: two data sets told apart, files of statistics compared and combined."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from mlxfun.reports import Report
+
+
+@dataclass(frozen=True, slots=True)
+class ScanRow:
+    """One flagged expert. Differences are first set minus second; see mlxfun.contrast."""
+
+    layer: int
+    expert: int
+    composite: float
+    differential_freq: float
+    differential_activation: float
+    q: float
+    stability: float
+    risk_difference: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ScanReport(Report):
+    """Two sets told apart by their experts, as written to `path`.
+
+    first, second: the data sets; samples and tokens of each. more, less: {decoder layer: experts}
+    that work more on the first, on the second. by_percentile: how many the percentile rule alone
+    would name. rows: the flagged experts, strongest first.
+    """
+
+    kind: ClassVar[str] = "scan"
+    technique: str  # "safety" or "domain"
+    name: str
+    path: str
+    state: str
+    first: str
+    second: str
+    samples: tuple[int, int]
+    tokens: tuple[int, int]
+    experts: int
+    threshold_percentile: float
+    alpha: float
+    more: dict[int, tuple[int, ...]]
+    less: dict[int, tuple[int, ...]]
+    by_percentile: int
+    rows: tuple[ScanRow, ...]
+    notices: tuple[str, ...] = ()
+
+    def summary(self) -> str:
+        more, less = (sum(len(v) for v in sets.values()) for sets in (self.more, self.less))
+        one, two = ("harmful", "benign") if self.technique == "safety" else (self.name, "general")
+        return (
+            f"{self.technique} scan: {more} experts work more on {one}, {less} more on {two} text, "
+            f"of {self.experts} (q <= {self.alpha:g}); wrote {self.path}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CombineReport(Report):
+    """Statistics made from files. combined: how ("sum", "rank"), "" for a purge."""
+
+    kind: ClassVar[str] = "stats-combine"
+    action: str  # "merge" or "purge"
+    files: tuple[str, ...]
+    path: str
+    combined: str
+    sources: int
+    layers: tuple[int, ...]
+    experts: int
+    samples: int
+    tokens: int
+    model: str
+    state: str
+    notices: tuple[str, ...] = ()
+
+    def summary(self) -> str:
+        how = f" by {self.combined}" if self.action == "merge" else ""
+        return (
+            f"stats {self.action}{how}: {self.samples} samples, {self.tokens:,} tokens from "
+            f"{len(self.files)} files; wrote {self.path}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DiffRow:
+    """One expert. share_a, share_b: of its layer's reap_sum, in the first and the second file."""
+
+    layer: int
+    expert: int
+    share_a: float
+    share_b: float
+
+
+@dataclass(frozen=True, slots=True)
+class DiffReport(Report):
+    """Two files of statistics compared. rank_correlation and overlap: see mlxfun.combine.
+
+    rows: the experts whose share differs most, largest difference first.
+    """
+
+    kind: ClassVar[str] = "stats-diff"
+    files: tuple[str, str]
+    path: str | None
+    samples: tuple[int, int]
+    tokens: tuple[int, int]
+    rank_correlation: dict[str, float]
+    overlap: dict[str, float]
+    rows: tuple[DiffRow, ...]
+    notices: tuple[str, ...] = ()
+
+    def summary(self) -> str:
+        where = f"; wrote {self.path}" if self.path else ""
+        return (
+            f"stats diff: rank correlation {self.rank_correlation['reap_sum']:.3f}, "
+            f"{self.overlap['reap_sum']:.0%} of the lowest quarter in common (reap_sum){where}"
+        )
