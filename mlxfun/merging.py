@@ -138,6 +138,7 @@ def _prune_options(options: MergeOptions) -> PruneOptions:
         safety_mode=options.safety_mode,
         domain_map=options.domain_map,
         domain_mode=options.domain_mode,
+        allow_stale=options.allow_stale,
     )
 
 

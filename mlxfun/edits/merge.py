@@ -10,6 +10,11 @@ Layer by layer, on the inputs that the already merged layers produce:
 A centroid keeps its router row and bias, a group of one keeps its weights bit for bit. All new
 rows are rounded to the dtype, or packed in the quantisation, that they are stored in, right here:
 what is measured and shown is what will be saved.
+
+A mean of weights is a mean of functions only for experts whose neurons correspond. Where they do
+not (experts trained from scratch rather than grown from one another), the mean cancels: on such a
+model merged experts put out a tenth of what their centroids did, and pruning to the same centroids
+was better (tests/bench/merge_quality.py prints the table). Preview, and compare with a prune.
 """
 
 from __future__ import annotations
