@@ -7,6 +7,9 @@ import click
 from commands.declare import (
     DATASET,
     Call,
+    Decorator,
+    Handler,
+    Params,
     command,
     data_options,
     dataset_options,
@@ -36,6 +39,35 @@ LIST = FilePath((".json", ".csv"))
 MAP = FilePath((".json",))
 
 
+def map_options(away: str, stale: str) -> Decorator:
+    """The options of a selection that respects scan reports. away: what else becomes of experts."""
+    mode_help = f"Keep its experts, or {away}."
+    options = (
+        click.option("--safety-map", type=MAP, help="safety_report.json of a safety scan."),
+        click.option("--safety-mode", type=MODES, default="protect", help=mode_help),
+        click.option("--domain-map", type=MAP, help="domain_report.json of a domain scan."),
+        click.option("--domain-mode", type=MODES, default="protect", help=mode_help),
+        click.option(
+            "--allow-stale", is_flag=True, help=f"Use {stale} made on another state of the weights."
+        ),
+    )
+
+    def add(handler: Handler) -> Handler:
+        for option in reversed(options):
+            handler = option(handler)
+        return handler
+
+    return add
+
+
+def _complete(call: Call, values: Params) -> None:
+    """Make what a selection was given ready for its options: an empty list, paths to read."""
+    values["ignore_experts"] = values["ignore_experts"] or ()
+    for name in ("expert_list", "safety_map", "domain_map"):
+        if values[name] is not None:
+            values[name] = call.bench.readable(values[name])
+
+
 @command("prune", group="edit", key="p")
 @click.option(
     "--n-prune",
@@ -62,17 +94,7 @@ MAP = FilePath((".json",))
     "--min-experts-per-layer", type=positive, metavar="N", help="Keep at least N in each layer."
 )
 @click.option("--expert-list", type=LIST, help="JSON or CSV that says which experts stay.")
-@click.option("--safety-map", type=MAP, help="safety_report.json of a safety scan.")
-@click.option(
-    "--safety-mode", type=MODES, default="protect", help="Keep its experts, or drop them."
-)
-@click.option("--domain-map", type=MAP, help="domain_report.json of a domain scan.")
-@click.option(
-    "--domain-mode", type=MODES, default="protect", help="Keep its experts, or drop them."
-)
-@click.option(
-    "--allow-stale", is_flag=True, help="Use statistics taken on another state of the weights."
-)
+@map_options("drop them", "statistics and maps")
 def prune(call: Call) -> Report:
     """Stage a prune: choose the experts that go, without touching the model yet.
 
@@ -81,10 +103,7 @@ def prune(call: Call) -> Report:
     """
     values = dict(call.params)
     values["metric"] = values["metric"] or call.bench.settings.metric
-    values["ignore_experts"] = values["ignore_experts"] or ()
-    for name in ("expert_list", "safety_map", "domain_map"):
-        if values[name] is not None:
-            values[name] = call.bench.readable(values[name])
+    _complete(call, values)
     return call.session.prune(PruneOptions(**values), call.ctx)
 
 
@@ -143,15 +162,7 @@ def prune(call: Call) -> Report:
     metavar="N",
     help="Align neurons on N of those tokens (default: 1024).",
 )
-@click.option("--safety-map", type=MAP, help="safety_report.json of a safety scan.")
-@click.option(
-    "--safety-mode", type=MODES, default="protect", help="Keep its experts, or merge them away."
-)
-@click.option("--domain-map", type=MAP, help="domain_report.json of a domain scan.")
-@click.option(
-    "--domain-mode", type=MODES, default="protect", help="Keep its experts, or merge them away."
-)
-@click.option("--allow-stale", is_flag=True, help="Use a map made on another state of the weights.")
+@map_options("merge them away", "maps")
 def merge(call: Call) -> Report:
     """Stage a merge: experts that go are averaged into those most like them (REAM).
 
@@ -159,10 +170,7 @@ def merge(call: Call) -> Report:
     data set. Both sides stay in memory until apply or discard.
     """
     values = {name: value for name, value in call.params.items() if name not in DATA}
-    values["ignore_experts"] = values["ignore_experts"] or ()
-    for name in ("expert_list", "safety_map", "domain_map"):
-        if values[name] is not None:
-            values[name] = call.bench.readable(values[name])
+    _complete(call, values)
     source = call.bench.dataset(call["dataset"])
     data = dataset_options(source, call.params, call.bench.settings.seed)
     return call.session.merge(MergeOptions(data, **values), call.ctx)
