@@ -133,7 +133,7 @@ def type_throughout(
     terminal: Terminal, shared: Shared, pause: random.Random
 ) -> tuple[list[tuple[float, float]], int]:
     """(seconds to the echo, when it came) of each key, and how many pictures the heatmap showed."""
-    enter(terminal, f"collect --dataset {shared.mixed} --max-samples 24 --max-tokens 256")
+    enter(terminal, f"collect --dataset {shared.mixed} --max-samples 96 --max-tokens 256")
     terminal.wait_for("▶ collect", 10)
     terminal.type(":")
     time.sleep(0.3)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mlxfun import demo
 from tests.tui.terminal import Terminal
 
 pytestmark = pytest.mark.slow
@@ -68,10 +69,10 @@ def test_calibrate_prune_preview_apply_undo_and_save_by_keys_alone(
 def test_typing_is_echoed_at_once_while_a_calibration_runs(
     shells: list[Terminal], tmp_path: Path
 ) -> None:
+    # Long enough that a fast machine is still calibrating when the last letter is typed.
+    (tmp_path / "long.jsonl").write_bytes(demo.dataset_path("mixed").read_bytes() * 12)
     shell = start(shells, tmp_path, (160, 45))
-    shell.send("c")
-    shell.rest(0.3)
-    shell.send("\r")
+    shell.send(f":collect --dataset {tmp_path / 'long.jsonl'}\r")
     shell.wait_for("samples/s")
     shell.send("i")
     shell.rest(0.3)
