@@ -6,6 +6,7 @@ It lives on the worker thread, like the session in it.
 from __future__ import annotations
 
 import shlex
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -153,6 +154,10 @@ class Workbench:
         self.close()
         self._session = opened
         self.loaded = Loaded(source, revision, opened.checkpoint_id, opened.state)
+        # Loading imports transformers, hundreds of thousands of objects that live for ever. A full
+        # collection walks them all under the interpreter's lock, and the screen stands still.
+        gc.collect()
+        gc.freeze()
         return opened.info()
 
     def _local(self, source: str) -> str | Path:
