@@ -5,8 +5,8 @@ It lives on the worker thread, like the session in it.
 
 from __future__ import annotations
 
-import shlex
 import gc
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
