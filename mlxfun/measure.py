@@ -7,8 +7,9 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from mlxfun.context import SILENT, Context
+from mlxfun.datasets import read_lines, tokenize
 from mlxfun.editor import Editor
-from mlxfun.errors import StateError
+from mlxfun.errors import StateError, UsageError
 from mlxfun.evaluate import (
     Comparison,
     EvalSet,
@@ -21,7 +22,7 @@ from mlxfun.evaluate import (
     kl_figures,
     perplexity,
 )
-from mlxfun.options import ApplyOptions
+from mlxfun.options import ApplyOptions, EvaluateOptions
 from mlxfun.reports import EvaluateReport, Sample
 
 Sampler = Callable[[], tuple[Sample, ...]]
@@ -79,6 +80,34 @@ def measure(
         steered=not editor.steering.empty,
         notes=(),
     )
+
+
+def eval_sets(
+    options: EvaluateOptions, tokenizer: Any, vocabulary: int | None, held_out: EvalSet | None
+) -> list[EvalSet]:
+    """The sets that the options name, or what calibration held out. Raises UsageError, DatasetError."""
+    sets = [
+        EvalSet(
+            data.source, tuple(tokenize(read_lines(data), tokenizer, data.max_tokens, vocabulary))
+        )
+        for data in options.datasets
+    ]
+    if sets:
+        return sets
+    if held_out is None:
+        raise UsageError(
+            "no data set named and no held-out samples at hand; give --dataset, or collect "
+            "from a set with more samples than --max-samples"
+        )
+    return [held_out]
+
+
+def scores(report: EvaluateReport) -> dict[str, float]:
+    """What the history shows of a measurement."""
+    found = {"perplexity": report.perplexity["all"]}
+    if report.kl_mean is not None:
+        found["kl_mean"] = report.kl_mean
+    return found
 
 
 def _references(editor: Editor, subject: str) -> tuple[str, ...]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -29,11 +28,10 @@ from mlxfun.checkpoint.load import Loaded, load, memory_limit
 from mlxfun.comparison_reports import ScanReport
 from mlxfun.context import SILENT, Context
 from mlxfun.conversation import Conversation
-from mlxfun.datasets import read_lines, tokenize
 from mlxfun.deltas import Reader, Resident
 from mlxfun.editor import Editor
 from mlxfun.errors import StateError, UsageError
-from mlxfun.evaluate import EvalSet, Evaluator
+from mlxfun.evaluate import Evaluator
 from mlxfun.events import Notice
 from mlxfun.export import ExportView
 from mlxfun.generate import Decoded, Decoder
@@ -93,7 +91,7 @@ class Session:
             undo_budget,
         )
         head = HeadTap(self.model, self.anatomy.head) if self.anatomy.head else None
-        self._evaluator = Evaluator(self.model, head, _vocabulary(self.config))
+        self._evaluator = Evaluator(self.model, head, self.anatomy.vocabulary)
         self._decoder = Decoder(self.model, self.tokenizer, self.taps)
         self._conversation = Conversation(self.tokenizer, self._decoder, self.editor)
         self._observations = Observations(loaded, self.anatomy, self.taps, self.editor)
@@ -300,7 +298,7 @@ class Session:
         """Measure the committed weights."""
         self._own()
         report = self._measure("current", options, ctx)
-        self.editor.history.current.scores.update(_scores(report))
+        self.editor.history.current.scores.update(measure.scores(report))
         return report
 
     def preview(self, options: EvaluateOptions, ctx: Context = SILENT) -> EvaluateReport:
@@ -311,25 +309,9 @@ class Session:
         return staged.preview
 
     def _measure(self, subject: str, options: EvaluateOptions, ctx: Context) -> EvaluateReport:
-        sets = [
-            EvalSet(
-                data.source,
-                tuple(
-                    tokenize(
-                        read_lines(data), self.tokenizer, data.max_tokens, self.anatomy.vocabulary
-                    )
-                ),
-            )
-            for data in options.datasets
-        ]
-        if not sets:
-            held_out = self._observations.held_out
-            if held_out is None:
-                raise UsageError(
-                    "no data set named and no held-out samples at hand; give --dataset, or collect "
-                    "from a set with more samples than --max-samples"
-                )
-            sets = [held_out]
+        sets = measure.eval_sets(
+            options, self.tokenizer, self.anatomy.vocabulary, self._observations.held_out
+        )
         return measure.measure(
             self.editor,
             self._evaluator,
@@ -361,7 +343,7 @@ class Session:
         if (options.max_kl, options.max_perplexity_ratio) != (None, None):
             scores = staged.preview or self.preview(EvaluateOptions(), ctx)
             measure.require_within(scores, options)
-        return self.editor.apply(_scores(staged.preview) if staged.preview else {})
+        return self.editor.apply(measure.scores(staged.preview) if staged.preview else {})
 
     def discard(self) -> StepReport:
         """Drop the staged plan."""
@@ -429,17 +411,3 @@ class Session:
                 "a Session belongs to the thread that opened it (MLX streams are per thread); "
                 "use mlxfun.worker to drive one from another thread"
             )
-
-
-def _vocabulary(config: dict[str, Any]) -> int | None:
-    for node in (config, config.get("text_config", {})):
-        if isinstance(node.get("vocab_size"), int):
-            return int(node["vocab_size"])
-    return None
-
-
-def _scores(report: EvaluateReport) -> dict[str, float]:
-    scores = {"perplexity": report.perplexity["all"]}
-    if report.kl_mean is not None:
-        scores["kl_mean"] = report.kl_mean
-    return scores
