@@ -15,7 +15,6 @@ the whole model, of which lazy evaluation computes only the part up to that laye
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlxfun.anatomy.outputs import list_of
 from mlxfun.context import SILENT, Context
 from mlxfun.taps import LayerTap, Record, Taps
 
@@ -214,7 +214,7 @@ class Carrier:
 def _decoder_layers(model: nn.Module, taps: Taps) -> list[nn.Module]:
     """All decoder layers, in order. Raises _NotReplayable if the MoE layers are in several lists."""
     modules = dict(model.named_modules())
-    parents = {_list_of(tap.layer.block) for tap in taps.layers}
+    parents = {list_of(tap.layer.block) for tap in taps.layers}
     if len(parents) != 1:
         raise _NotReplayable("its MoE layers are in several lists of layers")
     parent = parents.pop()
@@ -226,15 +226,9 @@ def _decoder_layers(model: nn.Module, taps: Taps) -> list[nn.Module]:
     return [modules[f"{parent}.{number}"] for number in numbers]
 
 
-def _list_of(block: str) -> str:
-    """The path of the list of decoder layers: model.layers.3.mlp -> model.layers."""
-    parts = block.split(".")
-    return ".".join(itertools.takewhile(lambda part: not part.isdigit(), parts))
-
-
 def _block_child(layer: nn.Module, tap: LayerTap) -> nn.Module | None:
     """The direct child of `layer` that is or holds the MoE block, None if the layer itself is."""
-    inside = tap.layer.block[len(_list_of(tap.layer.block)) + 1 :].split(".")[1:]
+    inside = tap.layer.block[len(list_of(tap.layer.block)) + 1 :].split(".")[1:]
     child = layer.get(inside[0]) if inside else None
     return child if isinstance(child, nn.Module) else None
 
