@@ -109,7 +109,7 @@ class Carrier:
             return args[0]
 
         try:
-            with _intercepting(self._layers, note):
+            with intercepting(self._layers, note):
                 self._model(tokens)
         except _STUB_ERRORS as error:
             raise _NotReplayable(f"its layers return more than hidden states ({error})") from error
@@ -133,7 +133,7 @@ class Carrier:
             hidden = layer(hidden, *call.args, **call.kwargs)
             if not isinstance(hidden, mx.array):
                 raise _NotReplayable("its layers return more than hidden states")
-        with _intercepting(self._layers[-1:], watch):
+        with intercepting(self._layers[-1:], watch):
             self._model(tokens)
         if not mx.array_equal(hidden, seen[-1], equal_nan=True).item():
             raise _NotReplayable("its layers hand on more than hidden states")
@@ -165,7 +165,7 @@ class Carrier:
             pending = next(left, None)
             return out
 
-        with _intercepting(_children(layer), recall):
+        with intercepting(_children(layer), recall):
             travel.hidden = layer(travel.hidden, *call.args, **call.kwargs)
         mx.eval(travel.hidden)
         travel.ahead = []
@@ -206,7 +206,7 @@ class Carrier:
                 travel.ahead.append((number, out))
             return out
 
-        with _intercepting(children, remember):
+        with intercepting(children, remember):
             layer(travel.hidden, *call.args, **call.kwargs)
         mx.eval([out for _, out in travel.ahead])
 
@@ -246,7 +246,7 @@ def _is_module(value: Any) -> bool:
 
 
 @contextmanager
-def _intercepting(modules: Sequence[nn.Module], handler: Handler) -> Iterator[None]:
+def intercepting(modules: Sequence[nn.Module], handler: Handler) -> Iterator[None]:
     """Let `handler` answer the calls of `modules` inside the block (by class, see mlxfun.taps)."""
     originals = [type(module) for module in modules]
     for number, (module, original) in enumerate(zip(modules, originals, strict=True)):

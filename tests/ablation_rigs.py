@@ -12,7 +12,7 @@ from rigs import Rig
 
 from mlxfun.ablation_plan import AblationPlan
 from mlxfun.anatomy.outputs import COMPONENTS, Output, decoder_layers, residual_outputs
-from mlxfun.carry import _intercepting
+from mlxfun.carry import intercepting
 from mlxfun.deltas import Delta
 from mlxfun.edits.ablate import ablate_delta, projections
 
@@ -84,6 +84,6 @@ def shares(rig: Rig, direction: np.ndarray) -> list[float]:
         found.append(float(mx.max(share).item()))
         return out
 
-    with _intercepting(layers, watch):
+    with intercepting(layers, watch):
         mx.eval(rig.model(mx.array(TOKENS)))
     return found

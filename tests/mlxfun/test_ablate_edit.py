@@ -192,9 +192,7 @@ def test_a_latent_expert_loses_what_its_way_back_would_make_of_it(rig, name):
     r = rig(name)
     randomise_norms(r)
     layer = r.anatomy.layers[0]
-    plan = plan_for(
-        r, strengths=flat(r, 1.0, ("experts",)), experts={layer.index: tuple(range(8))}
-    )
+    plan = plan_for(r, strengths=flat(r, 1.0, ("experts",)), experts={layer.index: tuple(range(8))})
     r.resident.swap(run_ablation(r, plan))
     stack = next(o for o in outputs_of(r) if o.through is not None)
     modules = r.resident.tree.modules
