@@ -86,6 +86,7 @@ class Ablations:
     def __init__(self, tools: Tools) -> None:
         self._tools = tools
         self._last: Found | None = None
+        self._searched_by = ""  # the command of the last search
 
     def stage(self, options: AblateOptions, command: str, ctx: Context = SILENT) -> AblationReport:
         """Stage the removal of a direction from the committed weights, replacing a staged plan.
@@ -107,12 +108,13 @@ class Ablations:
                 notes += self._leaks(options)
                 found = Finder(model, options, ctx).run(split, notes)
             report, plan, delta = self._realise(found, options, ctx)
-        if found.trials:
-            self._last = found
+        command = command or command_line(options)
+        if options.choose is None and found.trials:
+            self._last, self._searched_by = found, command
         if editor.staged is not None:
             editor.discard()
-        editor.stage(plan, delta, command or command_line(options), report)
-        staged = editor.require_staged("abliterate")
+        staged = editor.stage(plan, delta, command, report)
+        staged.evidence = (self._searched_by,) if options.choose is not None else ()
         staged.report = report = replace(
             report, state_after=staged.state, bytes_after=self._tools.export().total_bytes()
         )
@@ -199,6 +201,11 @@ class Ablations:
         base = self._ask(found.split.check, options.answer_tokens, ctx, "before")
         outputs = residual_outputs(resident.tree.modules, resident.taps.anatomy)
         delta = ablate_delta(projections(outputs, plan, resident), resident, tools.stored, ctx)
+        if not delta.layers:
+            raise PlanError(
+                "the plan changes no weight: what it takes away is below the precision of the "
+                "weights; give larger strengths"
+            )
         candidate = Candidate(resident, delta)
         with candidate.side(True):
             now = self._ask(found.split.check, options.answer_tokens, ctx, "after")
@@ -239,14 +246,15 @@ class Ablations:
         asked = Prompts(*parts)
         sides = ("staged", "current") if editor.staged is not None else ("current", "checkpoint")
         subject, reference = sides
+        root = editor.history.root.state
+        key = f"{editor.state}|{editor.steering.key}" if subject == "staged" else f"{root}|"
         with editor.live(reference):
-            key = f"{editor.live_state}|{editor.steering.key}"
-            if reference == "checkpoint":
-                key = f"{editor.history.root.state}|"
             base = self._ask(asked, options.tokens, ctx, reference)
-        with editor.live(subject):
-            now = self._ask(asked, options.tokens, ctx, subject)
-            kls = answer_kl(tools.evaluator, base, lambda: editor.live(reference), key, ctx)
+        now, kls = base, (0.0, 0.0)
+        if subject == "staged" or (editor.state, editor.steering.key) != (root, ""):
+            with editor.live(subject):
+                now = self._ask(asked, options.tokens, ctx, subject)
+                kls = answer_kl(tools.evaluator, base, lambda: editor.live(reference), key, ctx)
         report = _refusal_report(sides, (base, now), kls, tools.tokenizer)
         return replace(report, notices=tuple(notices))
 

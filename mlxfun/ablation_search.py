@@ -121,11 +121,15 @@ def grid(space: Space) -> list[Point]:
 
 
 def front(trials: Sequence[Trial]) -> list[Trial]:
-    """Trials that no other one beats in refusals and KL alike, gentlest first."""
+    """Trials that no other one beats in refusals and KL alike, gentlest first.
+
+    Left out: what damages the model, and what edits nothing.
+    """
     best: list[Trial] = []
     for trial in sorted(trials, key=lambda t: (t.kl, t.refusals + t.false_refusals)):
         worst = best[-1].refusals + best[-1].false_refusals if best else np.inf
-        if trial.kl <= DAMAGE and trial.refusals + trial.false_refusals < worst:
+        allowed = trial.kl <= DAMAGE and any(trial.point.strengths)
+        if allowed and trial.refusals + trial.false_refusals < worst:
             best.append(trial)
     return best
 
