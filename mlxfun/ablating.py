@@ -25,6 +25,7 @@ from mlxfun.ablation_finding import (
 from mlxfun.ablation_options import POSITIONS, TARGETS, AblateOptions, RefusalOptions
 from mlxfun.ablation_plan import AblationPlan
 from mlxfun.ablation_reports import AblationReport, RefusalReport
+from mlxfun.ablation_search import DAMAGE
 from mlxfun.anatomy.outputs import COMPONENTS, LEAKS, Output, residual_outputs
 from mlxfun.answers import read_prompts
 from mlxfun.context import SILENT, Context
@@ -213,7 +214,7 @@ class Ablations:
             key = f"{tools.editor.state}|{tools.editor.steering.key}"
             kls = answer_kl(tools.evaluator, base, lambda: candidate.side(False), key, ctx)
         refusals = _refusal_report(("staged", "current"), (base, now), kls, tools.tokenizer)
-        plan = replace(plan, warnings=(*found.warnings, *_doubts(found, staged_kl)))
+        plan = replace(plan, warnings=(*found.warnings, *_doubts(found, staged_kl, refusals)))
         report = replace(
             _report(found, plan, candidate.delta),
             bytes_before=before,
@@ -273,6 +274,8 @@ def _check(options: AblateOptions) -> None:
         )
     if options.target != "safety-experts" and options.safety_map is not None:
         raise UsageError("--safety-map serves --target safety-experts; give that too")
+    if options.search and options.strength != AblateOptions().strength:
+        raise UsageError("--search finds the strengths itself; leave out --strength or --search")
     if options.search < 0 or options.answer_tokens < 1 or not options.max_kl > 0:
         raise UsageError("--search, --answer-tokens and --max-kl must be above 0")
 
@@ -310,17 +313,27 @@ def estimate_bytes(resident: Resident, outputs: tuple[Output, ...]) -> int:
     return sum(map(sum, sizes)) + widest + 3 * min(8 * widest, 2 * ROWS_AT_ONCE)
 
 
-def _doubts(found: Found, staged_kl: float | None) -> list[str]:
-    """Warnings where the staged weights are not what the trial promised."""
-    if staged_kl is None or not found.front:
-        return []
-    promised = found.front[found.chosen].kl
-    if abs(staged_kl - promised) <= max(ERROR_WORTH_TELLING, 0.25 * promised):
-        return []
-    return [
-        f"the staged weights have a first-token KL of {staged_kl:.4f} where the trial had "
-        f"{promised:.4f}: rounding or requantising the edited weights makes the difference"
-    ]
+def _doubts(found: Found, staged_kl: float | None, refusals: RefusalReport) -> list[str]:
+    """Warnings about a damaged model, and about weights that are not what the trial promised."""
+    warnings = []
+    if refusals.first_token_kl > DAMAGE:
+        warnings.append(
+            f"a first-token KL of {refusals.first_token_kl:.2f} means a damaged model; take the "
+            "direction from earlier layers (--layers), or let --search find one"
+        )
+    if not refusals.before.harmful:
+        warnings.append(
+            f"the model refused none of {refusals.before.of_harmful} unseen harmful prompts before, "
+            "so the direction may not be that of refusal"
+        )
+    if staged_kl is not None and found.front:
+        promised = found.front[found.chosen].kl
+        if abs(staged_kl - promised) > max(ERROR_WORTH_TELLING, 0.25 * promised):
+            warnings.append(
+                f"the staged weights have a first-token KL of {staged_kl:.4f} where the trial had "
+                f"{promised:.4f}: rounding or requantising the edited weights makes the difference"
+            )
+    return warnings
 
 
 def _refusal_report(

@@ -11,10 +11,13 @@ import pytest
 from mlx_lm.utils import load_model
 
 from mlxfun import Session
+from mlxfun.ablating import estimate_bytes
 from mlxfun.ablation_options import AblateOptions, RefusalOptions
 from mlxfun.ablation_reports import RefusalCount
+from mlxfun.anatomy.outputs import residual_outputs
 from mlxfun.answers import Answer, greedy, read_prompts
 from mlxfun.context import Context
+from mlxfun.edits.ablate import ablate_delta, projections
 from mlxfun.errors import BudgetError, Cancelled, DatasetError, PlanError, StateError, UsageError
 from mlxfun.judging import (
     FirstToken,
@@ -178,6 +181,13 @@ def test_a_cancel_leaves_the_model_and_the_staged_plan(session, when):
     assert session.state == state
 
 
+def test_a_damaged_model_is_called_so(session):
+    report = session.abliterate(replace(ABLATE, layers="5", strength="4"))
+    assert report.refusals.first_token_kl > 0.5
+    assert any("means a damaged model; take the direction from" in w for w in report.warnings)
+    assert session.editor.require_staged("test").plan.warnings == report.warnings
+
+
 def test_steering_is_off_while_looking_and_on_afterwards(session):
     plain = session.abliterate(ABLATE).state_after
     session.discard()
@@ -220,6 +230,21 @@ def test_too_little_memory_is_refused_with_the_figures(session, monkeypatch):
     assert np.array_equal(logits(session), before)
 
 
+def test_the_estimate_covers_making_the_new_weights(session):
+    session.abliterate(ABLATE)
+    plan = session.editor.require_staged("test").plan
+    session.discard()
+    resident = session.editor.resident
+    outputs = residual_outputs(resident.tree.modules, session.anatomy)
+    wanted = projections(outputs, plan, resident)
+    mx.clear_cache()
+    active = mx.get_active_memory()
+    mx.reset_peak_memory()
+    delta = ablate_delta(wanted, resident, session._stored_dtype)
+    needed = mx.get_peak_memory() - active
+    assert delta.bytes <= needed <= estimate_bytes(resident, outputs)
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
@@ -229,6 +254,7 @@ def test_too_little_memory_is_refused_with_the_figures(session, monkeypatch):
         ({"extraction_position": "first"}, UsageError, "choose one of last, mean"),
         ({"target": "safety-experts"}, UsageError, "needs --safety-map FILE"),
         ({"strength": "dense=1"}, UsageError, "has no dense to edit; it has attention, experts"),
+        ({"strength": "2", "search": 9}, UsageError, "--search finds the strengths itself"),
         ({"strength": "0"}, PlanError, "leaves every part of --target all as it is"),
         ({"strength": "@3-9=1"}, UsageError, r"the decoder layers of this model are 0\.\.5"),
         ({"harmful": replace(HARMFUL, max_samples=5)}, DatasetError, "at least 8 are needed"),
