@@ -116,6 +116,7 @@ class Ablations:
             editor.discard()
         staged = editor.stage(plan, delta, command, report)
         staged.evidence = (self._searched_by,) if options.choose is not None else ()
+        staged.scores = _scores(report)
         staged.report = report = replace(
             report, state_after=staged.state, bytes_after=self._tools.export().total_bytes()
         )
@@ -360,6 +361,18 @@ def _refusal_report(
 def _shown(tokenizer: Any, prompt: Any) -> str:
     """A prompt in one line, without the marks of the chat template."""
     return " ".join(tokenizer.decode(prompt.tolist(), skip_special_tokens=True).split())
+
+
+def _scores(report: AblationReport) -> dict[str, float]:
+    """What the history and the saved model's card show of it, on unseen prompts."""
+    if report.refusals is None:
+        return {}
+    after = report.refusals.after
+    return {
+        "harmful_refused": after.harmful / after.of_harmful,
+        "harmless_refused": after.harmless / after.of_harmless,
+        "first_token_kl": report.refusals.first_token_kl,
+    }
 
 
 def _report(found: Found, plan: AblationPlan, delta: Delta) -> AblationReport:

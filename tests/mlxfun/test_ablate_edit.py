@@ -71,6 +71,13 @@ def test_no_layer_writes_an_ablated_direction_and_undo_is_bitwise(rig, name):
     assert r.resident.made == set()
 
 
+def test_longcats_identity_experts_hand_the_direction_on(rig):
+    r = rig("longcat_flash")
+    randomise_norms(r)
+    r.resident.swap(run_ablation(r))
+    assert max(shares(r, unit(width_of(r)))) > 1e-3, "the warning in LEAKS would be wrong"
+
+
 EVERY_MODE = ("affine4", "affine8", "mxfp4", "mxfp8", "nvfp4")
 QUICK = ("gpt_oss", "nemotron_h")
 SPREAD = (

@@ -85,6 +85,12 @@ def test_it_is_staged_flipped_applied_undone_redone_and_saved(session, tmp_path)
     session.apply(ApplyOptions())
     assert session.editor.history.bytes_held == 0, "what the checkpoint holds is let go"
     assert session.state == report.state_after
+    after = report.refusals.after
+    assert session.history().nodes[-1].scores == {
+        "harmful_refused": after.harmful / after.of_harmful,
+        "harmless_refused": after.harmless / after.of_harmless,
+        "first_token_kl": report.refusals.first_token_kl,
+    }
     session.undo()
     assert (session.state, np.array_equal(logits(session), base)) == (state, True)
     assert session.editor.history.bytes_held == report.delta_bytes
@@ -154,6 +160,15 @@ def test_refusals_are_counted_for_the_staged_and_for_the_committed_weights(sessi
     after = session.refusals(asked)
     assert after.after == staged.after
     assert after.answer_kl == pytest.approx(staged.answer_kl, rel=1e-6)
+
+
+def test_whole_answers_judge_where_first_tokens_cannot(session, monkeypatch):
+    monkeypatch.setattr("mlxfun.ablation_finding.FIRST_TOKEN_ERROR", -1.0)
+    report = session.abliterate(replace(SEARCH, search=3, max_kl=1e-12))
+    assert report.judged == "answers"
+    assert {point.expected for point in report.front} <= {0.0, 0.5, 1.0}, "of two prompts"
+    assert "no trial keeps the first-token KL within --max-kl 1e-12" in report.warnings[0]
+    assert report.chosen == 0, "the gentlest"
 
 
 class StopWhen(Context):
