@@ -18,6 +18,7 @@ from ablation_rigs import (
     width_of,
 )
 from merging_rigs import parameters, run_merge
+from rigs import make_rig
 
 from mlxfun.anatomy.outputs import LEAKS
 from mlxfun.context import Context
@@ -26,6 +27,7 @@ from mlxfun.edits.ablate import Projector, ablate_delta, projections
 from mlxfun.edits.prune import compact_delta
 from mlxfun.errors import Cancelled
 from mlxfun.state import state_id
+from mlxfun.surgery import dequantised
 
 
 def same(a: mx.array, b: mx.array) -> bool:
@@ -331,3 +333,29 @@ def test_a_trial_on_a_pruned_model_is_what_is_staged_then(rig, name, length):
     r.resident.swap(run_ablation(r, plan))
     np.testing.assert_allclose(np.array(r.logits(tokens)), trial, atol=2e-4)
     assert np.abs(before - trial).max() > 1e-2
+
+
+def test_experts_with_a_scale_of_their_own_keep_one():
+    model, config = tiny_models.build("qwen3_moe", wide=True)
+    for layer in model.layers:
+        experts = layer.mlp.switch_mlp
+        experts.down_proj = experts.down_proj.to_quantized(16, 4, "nvfp4", True)
+    mx.eval(model.parameters())
+    r = make_rig(model, config)
+    path = "model.layers.0.mlp.switch_mlp.down_proj"
+    before = dequantised(r.resident.tree.modules[path])
+    plan = plan_for(r, experts=dict.fromkeys(r.anatomy.indices, (1, 6)), strengths=flat(r, 1.0))
+    weights = parameters(r)
+    undo = r.resident.swap(run_ablation(r, plan))
+    after = dequantised(r.resident.tree.modules[path])
+    d = unit(width_of(r))
+    for expert in range(8):
+        was, now = (np.array(w[expert], np.float64) for w in (before, after))
+        if expert in (1, 6):
+            assert np.abs(d @ now).max() < 0.2 * np.abs(d @ was).max(), "rounding is left"
+        else:
+            assert np.array_equal(was, now)
+    scales = r.resident.tree.get(f"{path}.global_scale")
+    assert (scales.dtype, scales.shape) == (mx.float32, (8,))
+    r.resident.swap(undo)
+    assert all(np.array_equal(weights[p], np.array(r.resident.tree.get(p))) for p in weights)
