@@ -27,6 +27,7 @@ ELSEWHERE = {
     "recover": "recover .",
     "record": "record s.mlxfun",
     "replay": f"replay {WALK.as_posix()}",
+    "resume": "resume",
     "quit": "quit",
 }
 """Examples of commands that a session file does not hold, or that need the network."""

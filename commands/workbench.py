@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from mlxfun.context import Context
 from mlxfun.errors import StateError, UsageError
 from mlxfun.events import Notice
-from mlxfun.reports import Report, SessionView
+from mlxfun.reports import ChatReport, Report, SessionView
 
 if TYPE_CHECKING:
     from commands.ports import OpenSession, SessionPort
@@ -98,7 +98,9 @@ class Files:
 class Workbench:
     """The state of one shell.
 
-    last, last_error: outcome of the last command, which `expect` looks at; exactly one is set once
+    sessions: where sessions are kept until they end, None where they are not. offering: whether the
+    next load tells of sessions that were cut short. known: statistics
+    that the next calibration reads instead of running. turns: what was said to the model. last, last_error: outcome of the last command, which `expect` looks at; exactly one is set once
     a command has run.
     """
 
@@ -118,6 +120,10 @@ class Workbench:
         self.files = files
         self.undo_budget = undo_budget
         self.keep_going = False
+        self.sessions: Path | None = None
+        self.offering = True
+        self.turns: list[ChatReport] = []
+        self.known: Path | None = None
         self.loaded: Loaded | None = None
         self.last: Report | None = None
         self.last_error: str | None = None
@@ -158,6 +164,11 @@ class Workbench:
         # collection walks them all under the interpreter's lock, and the screen stands still.
         gc.collect()
         gc.freeze()
+        if self.offering:
+            from commands.resume import offer
+
+            offer(self.sessions, ctx)
+        self.offering = False
         return opened.info()
 
     def _local(self, source: str) -> str | Path:
