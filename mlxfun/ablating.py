@@ -108,10 +108,11 @@ class Ablations:
                 notes += planning.stale_maps(editor, _as_prune(options))
                 notes += self._leaks(options)
                 found = Finder(model, options, ctx).run(split, notes)
-            report, plan, delta = self._realise(found, options, ctx)
+            base = found.base or self._ask(found.split.check, found.answer_tokens, ctx, "before")
+            report, plan, delta = self._realise(found, base, ctx)
         command = command or command_line(options)
         if options.choose is None and found.trials:
-            self._last, self._searched_by = found, command
+            self._last, self._searched_by = replace(found, base=base), command
         if editor.staged is not None:
             editor.discard()
         staged = editor.stage(plan, delta, command, report)
@@ -194,13 +195,15 @@ class Ablations:
     # -- new weights --------------------------------------------------------------------------
 
     def _realise(
-        self, found: Found, options: AblateOptions, ctx: Context
+        self, found: Found, base: Panel, ctx: Context
     ) -> tuple[AblationReport, AblationPlan, Delta]:
-        """Make the chosen plan's weights and measure them; nothing is live afterwards."""
+        """Make the chosen plan's weights and measure them beside `base`, the answers before.
+
+        Nothing of them is live afterwards.
+        """
         tools, plan = self._tools, found.plans[found.chosen]
         resident = tools.editor.resident
         before = tools.export().total_bytes()
-        base = self._ask(found.split.check, options.answer_tokens, ctx, "before")
         outputs = residual_outputs(resident.tree.modules, resident.taps.anatomy)
         delta = ablate_delta(projections(outputs, plan, resident), resident, tools.stored, ctx)
         if not delta.layers:
@@ -210,7 +213,7 @@ class Ablations:
             )
         candidate = Candidate(resident, delta)
         with candidate.side(True):
-            now = self._ask(found.split.check, options.answer_tokens, ctx, "after")
+            now = self._ask(found.split.check, found.answer_tokens, ctx, "after")
             staged_kl = found.judge.harmless(ctx)[0] if found.judge is not None else None
             key = f"{tools.editor.state}|{tools.editor.steering.key}"
             kls = answer_kl(tools.evaluator, base, lambda: candidate.side(False), key, ctx)

@@ -90,7 +90,8 @@ class Found:
     """Directions with the plans that came of them. state: of the weights they were found on.
 
     plans: of the front, gentlest first; one without a search. chosen: number of the best plan.
-    judge: judges the live weights on the selecting prompts, None without a search.
+    judge: judges the live weights on the selecting prompts, None without a search. base: answers
+    of those weights to the checking prompts, of at most `answer_tokens`, once they were asked.
     """
 
     state: str
@@ -103,6 +104,8 @@ class Found:
     judged: str = ""
     per_minute: float = 0.0
     judge: FirstToken | None = field(default=None, repr=False)
+    answer_tokens: int = 32
+    base: Panel | None = field(default=None, repr=False)
 
 
 # -- prompts ----------------------------------------------------------------------------------
@@ -169,7 +172,7 @@ class Finder:
         self._warnings = list(warnings)
         found = self._directions(split.find)
         if self._options.search:
-            return self._search(split, found)
+            return replace(self._search(split, found), answer_tokens=self._options.answer_tokens)
         position = self._options.extraction_position or "last"
         source = directions.strongest(found, position, self._sources)
         strengths = spread_strength(
@@ -181,7 +184,14 @@ class Finder:
                 f"--strength {self._options.strength} leaves every part of --target "
                 f"{self._options.target} as it is; give some part a strength above 0"
             )
-        return Found(self._model.editor.state, split, (plan,), 0, tuple(self._warnings))
+        return Found(
+            self._model.editor.state,
+            split,
+            (plan,),
+            0,
+            tuple(self._warnings),
+            answer_tokens=self._options.answer_tokens,
+        )
 
     def _directions(self, prompts: Prompts) -> Directions:
         modules = self._model.editor.resident.tree.modules
