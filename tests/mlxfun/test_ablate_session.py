@@ -162,6 +162,7 @@ def test_refusals_are_counted_for_the_staged_and_for_the_committed_weights(sessi
     assert after.answer_kl == pytest.approx(staged.answer_kl, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_whole_answers_judge_where_first_tokens_cannot(session, monkeypatch):
     monkeypatch.setattr("mlxfun.ablation_finding.FIRST_TOKEN_ERROR", -1.0)
     report = session.abliterate(replace(SEARCH, search=3, max_kl=1e-12))
