@@ -12,7 +12,10 @@ from pathlib import Path
 ExpertSets = dict[int, tuple[int, ...]]
 
 METRICS = ("freq", "weighted_freq", "reap", "ean", "reap_sum", "reap_sq")
+PRUNE_METRICS = (*METRICS, "output_error", "auto")
+"""Of a prune: the statistics, or what is measured while pruning (see mlxfun.measured)."""
 STRATEGIES = ("bottom", "strided")
+BUDGETS = ("equal", "global")
 STEER_RULES = ("steermoe", "additive")
 SIMILARITY_MODES = ("gated", "average")
 ALIGNMENTS = ("hungarian", "greedy", "none")
@@ -44,7 +47,12 @@ class CollectOptions:
 
 @dataclass(frozen=True, slots=True)
 class PruneOptions:
-    """Which experts go. n_prune counts experts per layer (indices with model_wide)."""
+    """Which experts go. n_prune counts experts per layer (indices with model_wide).
+
+    budget: "equal", or "global" for counts per layer that average to n_prune. sequential: each
+    layer is judged on what the pruned layers before it put out. refit_experts: the experts that
+    stay take over what went, by least squares.
+    """
 
     n_prune: int | None = None
     metric: str = "reap_sum"
@@ -58,6 +66,9 @@ class PruneOptions:
     domain_map: Path | None = None
     domain_mode: str = "protect"
     allow_stale: bool = False
+    budget: str = "equal"
+    sequential: bool = False
+    refit_experts: bool = False
 
 
 @dataclass(frozen=True, slots=True)

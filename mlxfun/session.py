@@ -19,7 +19,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from mlxfun import measure, merging, planning, saving, scanning, smoke, views
+from mlxfun import measure, measured, merging, planning, saving, scanning, smoke, views
 from mlxfun import steering as steer
 from mlxfun import steering_files as wishes
 from mlxfun.anatomy import discover
@@ -226,19 +226,32 @@ class Session:
     # -- plans --------------------------------------------------------------------------------
 
     def prune(self, options: PruneOptions, ctx: Context = SILENT) -> PlanReport:
-        """Stage a prune, replacing a staged plan. The candidate is live afterwards."""
+        """Stage a prune, replacing a staged plan. The candidate is live afterwards.
+
+        What mlxfun.measured lists is measured on the text of the last collect.
+        """
         self._own()
         request = planning.PruneRequest(
             self.anatomy, self.editor, self._observations.stats, options
         )
-        plan, protected = planning.plan_prune(request)
-        report = planning.stage_prune(
-            request, plan, self.command or planning.command_line(options), self._export_view
-        )
-        self._protected = protected
+        command = self.command or planning.command_line(options)
+        if measured.wanted(options):
+            report, self._protected = measured.stage(
+                request, self._workshop(), command, self._export_view, ctx
+            )
+        else:
+            plan, self._protected = planning.plan_prune(request)
+            report = planning.stage_prune(request, plan, command, self._export_view)
         staged = self.editor.require_staged("prune")
-        staged.evidence = self._observations.evidence if plan.metric else ()
+        staged.evidence = self._observations.evidence if report.metric else ()
         return report
+
+    def _workshop(self) -> measured.Workshop:
+        seen = self._observations
+        text = measured.Text(seen.calibration, seen.held_out) if seen.calibration else None
+        return measured.Workshop(
+            self.model, self._evaluator, text, self._stored_dtype, memory_limit()
+        )
 
     def merge(self, options: MergeOptions, ctx: Context = SILENT) -> PlanReport:
         """Stage a merge of the committed weights, replacing a staged plan.
