@@ -15,6 +15,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from mlxfun.boost_reports import BoostReport
 from mlxfun.comparison_reports import CombineReport, DiffReport, ScanReport
 from mlxfun.events import JobEnded
 from mlxfun.reports import (
@@ -210,6 +211,17 @@ def _plan(report: PlanReport) -> RenderableType:
     for layer, experts in report.pruned.items():
         mass = (f"{lost[layer]:.1%}" if layer in lost else "",) if lost else ()
         table.add_row(str(layer), str(len(experts)), *mass, experts_text(experts))
+    return _with_notes(Group(text(report.summary()), table), report.warnings)
+
+
+@render.register
+def _boost(report: BoostReport) -> RenderableType:
+    numbers = ("layer", "R^2", "realised")
+    table = _table("layer", "held in", "R^2", "realised", "experts", numbers=numbers)
+    for row in report.rows:
+        shown = " ".join(f"{expert}{value:+.3g}" for expert, value in row.boosts.items())
+        got = f"{row.realised:.2f} +- {row.deviation:.2f}"
+        table.add_row(str(row.layer), row.way, f"{row.r2:.3f}", got, shown)
     return _with_notes(Group(text(report.summary()), table), report.warnings)
 
 

@@ -25,7 +25,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
 from mlxfun import planning, selection
@@ -43,37 +42,17 @@ from mlxfun.recalibrate import (
     Fit,
     Observed,
     Recalibration,
-    Stored,
     by_output_error,
     keep_by_output_error,
 )
 from mlxfun.reports import PlanReport, readable_bytes
 from mlxfun.selection import Constraints
+from mlxfun.workshop import Workshop
 
 if TYPE_CHECKING:
     from mlxfun.events import Array
-    from mlxfun.export import ExportView
     from mlxfun.planning import PruneRequest
     from mlxfun.taps import LayerTap
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """The tokens of the last collect. calibration: its sequences; held_out: None without any."""
-
-    calibration: Sequence[Any]
-    held_out: EvalSet | None
-
-
-@dataclass(frozen=True, slots=True)
-class Workshop:
-    """What measuring needs beside the request. memory_limit: bytes, None if unknown."""
-
-    model: nn.Module
-    evaluator: Evaluator
-    text: Text | None
-    stored: Stored
-    memory_limit: int | None
 
 
 def wanted(options: PruneOptions) -> bool:
@@ -88,21 +67,22 @@ def wanted(options: PruneOptions) -> bool:
     return measures or options.sequential or options.refit_experts
 
 
-def stage(
-    request: PruneRequest,
-    shop: Workshop,
-    command: str,
-    export: Callable[[], ExportView],
-    ctx: Context = SILENT,
+def stage_prune(
+    request: PruneRequest, shop: Workshop, command: str, ctx: Context = SILENT
 ) -> tuple[PlanReport, Array]:
-    """Plan, measure and stage. Returns the report, and who was protected, bool [L, E].
+    """Plan, measure where the options ask for it, and stage.
 
-    A cancel or failure leaves the model, and a plan that was staged before, as they were.
+    Returns the report, and who was protected, bool [L, E]. A cancel or failure leaves the model,
+    and a plan that was staged before, as they were.
     """
+    command = command or planning.command_line(request.options)
+    if not wanted(request.options):
+        plan, protected = planning.plan_prune(request)
+        return planning.stage_prune(request, plan, command, shop.export), protected
     editor = request.editor
-    text = _text(shop, request.options)
+    _require_text(shop, request.options)
     with editor.live("current"), editor.unsteered():
-        decision = _Decision.of(request, shop, text)
+        decision = _Decision.of(request, shop)
         decision.require_possible()
         pass_ = Recalibration(
             shop.model,
@@ -111,38 +91,36 @@ def stage(
             follow=request.options.sequential or request.options.metric == "auto",
             refit_experts=request.options.refit_experts,
         )
-        require_memory(request, shop, text)
-        given = batches(list(text.calibration), *batch_shape(None, None))
+        require_memory(request, shop)
+        given = batches(list(shop.calibration), *batch_shape(None, None))
         outcome = pass_.run(given, decision.chooser(pass_, ctx), ctx)
-        before = export().total_bytes()
-    plan = PrunePlan(
-        outcome.keep,
-        request.options.metric if request.options.expert_list is None else None,
-        decision.strategy,
-        (*decision.notes, *decision.warnings(outcome.keep), *_fit_notes(outcome.fits)),
-    )
-    with editor.live("current"):
+        before = shop.export().total_bytes()
+        plan = PrunePlan(
+            outcome.keep,
+            request.options.metric if request.options.expert_list is None else None,
+            decision.strategy,
+            (*decision.notes, *decision.warnings(outcome.keep), *_fit_notes(outcome.fits)),
+        )
         validate(plan, editor.resident)
     if not outcome.delta.layers:
         raise PlanError("the plan removes nothing: every expert it names is kept")
     lost = planning.mass_lost(request, plan)
     proposal = planning.Proposal(plan, outcome.delta, command, before, lost)
-    report = planning.stage(editor, request.anatomy, proposal, export)
+    report = planning.stage(editor, request.anatomy, proposal, shop.export)
     return report, decision.constraints.protect
 
 
-def _text(shop: Workshop, options: PruneOptions) -> Text:
-    if shop.text is None or not shop.text.calibration:
+def _require_text(shop: Workshop, options: PruneOptions) -> None:
+    if not shop.calibration:
         raise StateError(
             "this prune measures on the text of the last collect, and there is none (a file of "
             "statistics does not hold it); run `collect --dataset ...` first"
         )
-    if options.metric == "auto" and shop.text.held_out is None:
+    if options.metric == "auto" and shop.held_out is None:
         raise StateError(
             "--metric auto judges on samples that collect held out, and it held none out; collect "
             "from a set with more samples than --max-samples"
         )
-    return shop.text
 
 
 def _fit_notes(fits: Sequence[Fit]) -> tuple[str, ...]:
@@ -169,15 +147,14 @@ class _Decision:
 
     request: PruneRequest
     shop: Workshop
-    text: Text
     constraints: Constraints
     notes: tuple[str, ...]
     fixed: dict[int, tuple[int, ...]] | None = None
 
     @classmethod
-    def of(cls, request: PruneRequest, shop: Workshop, text: Text) -> _Decision:
+    def of(cls, request: PruneRequest, shop: Workshop) -> _Decision:
         constraints, notes = planning.constraints_for(request)
-        return cls(request, shop, text, constraints, notes)
+        return cls(request, shop, constraints, notes)
 
     @property
     def options(self) -> PruneOptions:
@@ -243,7 +220,7 @@ class _Decision:
         if self.options.metric == "output_error":
             return lambda tap, observed: self.by_error(pass_, tap, observed)
         if self.options.metric == "auto":
-            return _Auto(self, pass_, HeldOut.of(self.shop, self.request, self.text), ctx)
+            return _Auto(self, pass_, HeldOut.of(self.shop), ctx)
         return lambda tap, observed: self.by_metric(tap, observed, self.options.metric)
 
     def by_metric(self, tap: LayerTap, observed: Observed, metric: str) -> tuple[int, ...]:
@@ -291,10 +268,10 @@ class HeldOut:
         self._reference = evaluator.reference(key, data)
 
     @classmethod
-    def of(cls, shop: Workshop, request: PruneRequest, text: Text) -> HeldOut:
+    def of(cls, shop: Workshop) -> HeldOut:
         """Against the committed state, which must be live."""
-        assert text.held_out is not None
-        return cls(shop.evaluator, f"{request.editor.state}|", text.held_out)
+        assert shop.held_out is not None
+        return cls(shop.evaluator, f"{shop.editor.state}|", shop.held_out)
 
     def __call__(self) -> float:
         """Mean KL in nats; of models whose logits cannot be made again, the mean loss."""
@@ -343,10 +320,10 @@ class _Auto:
 # -- memory -----------------------------------------------------------------------------------
 
 
-def estimate_bytes(request: PruneRequest, text: Text) -> int:
+def estimate_bytes(request: PruneRequest, shop: Workshop) -> int:
     """Bytes that the pass needs on top of the resident model: an upper estimate."""
     resident = request.editor.resident
-    tokens = sum(len(sequence) for sequence in text.calibration)
+    tokens = sum(len(sequence) for sequence in shop.calibration)
     widest = stacks = 0
     for tap in resident.taps.layers:
         arrays = [resident.tree.get(p.path) for p in tap.layer.expert_parameters()]
@@ -359,9 +336,9 @@ def estimate_bytes(request: PruneRequest, text: Text) -> int:
     return stacks + 3 * 4 * widest + tokens * width * 4 * (8 + request.anatomy.top_k) + (768 << 20)
 
 
-def require_memory(request: PruneRequest, shop: Workshop, text: Text) -> None:
+def require_memory(request: PruneRequest, shop: Workshop) -> None:
     """Raise BudgetError with the figures if the pass would not fit."""
-    needed, active = estimate_bytes(request, text), int(mx.get_active_memory())
+    needed, active = estimate_bytes(request, shop), int(mx.get_active_memory())
     limit = shop.memory_limit
     if limit is not None and active + needed > limit:
         raise BudgetError(

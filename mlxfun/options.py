@@ -115,6 +115,26 @@ class MergeOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class AmplifyOptions:
+    """Which experts are raised in their routers: those of a domain report, by scale x (composite
+    score - threshold). data: calibration text, needed where boosts are folded into router rows.
+    """
+
+    domain_map: Path
+    data: DatasetOptions | None = None
+    scale: float = 1.0
+    threshold: float = 0.0
+    allow_stale: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BakeOptions:
+    """data: calibration text, see AmplifyOptions."""
+
+    data: DatasetOptions | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class PrepareOptions:
     """A data set of the Hub and what is kept of it.
 

@@ -84,4 +84,47 @@ class MergePlan:
         }
 
 
-Plan = PrunePlan | MergePlan
+@dataclass(frozen=True, slots=True)
+class BoostPlan:
+    """Experts raised or lowered in their routers.
+
+    technique: "amplify" or "bake". keep: {decoder layer: live experts}, all of which stay. boosts:
+    {decoder layer: {expert: addend}}; ways: {decoder layer: where it is held}. about: what the
+    metadata says beside them.
+    """
+
+    technique: str
+    keep: dict[int, tuple[int, ...]]
+    boosts: dict[int, dict[int, float]]
+    ways: dict[int, str]
+    about: dict[str, Any]
+    warnings: tuple[str, ...] = ()
+    metric: ClassVar[None] = None
+
+    @property
+    def strategy(self) -> str:
+        """Where the addends are held."""
+        return " and ".join(sorted(set(self.ways.values())))
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able form."""
+        return {"version": VERSION, "technique": self.technique, **self.about, **self._layers()}
+
+    def metadata(self) -> dict[str, Any]:
+        """What is written beside a saved model; keys are decoder layers."""
+        found = {"method": self.technique, **self.about, **self._layers()}
+        if self.technique == "amplify":
+            found["amplified_layers"] = sorted(self.boosts)
+        return found
+
+    def _layers(self) -> dict[str, Any]:
+        return {
+            "held_in": {str(layer): way for layer, way in self.ways.items()},
+            "per_layer_bias": {
+                str(layer): {str(expert): value for expert, value in boosts.items()}
+                for layer, boosts in self.boosts.items()
+            },
+        }
+
+
+Plan = PrunePlan | MergePlan | BoostPlan

@@ -19,7 +19,7 @@ from mlxfun.editor import Editor
 from mlxfun.errors import ModelError
 from mlxfun.export import ExportView
 from mlxfun.options import SaveOptions
-from mlxfun.plans import MergePlan, PrunePlan
+from mlxfun.plans import BoostPlan, MergePlan, PrunePlan
 from mlxfun.reports import SaveReport
 
 
@@ -116,6 +116,10 @@ def _metadata(editor: Editor, anatomy: Anatomy) -> dict[str, Any]:
             },
             "layer_indices": list(anatomy.indices),
         }
+    names = {"amplify": "amplification_metadata.json", "bake": "bake_metadata.json"}
+    for plan in plans:
+        if isinstance(plan, BoostPlan):  # of several, the last is written
+            files[names[plan.technique]] = plan.metadata()
     return files
 
 

@@ -58,6 +58,7 @@ def test_a_refitted_prune_is_applied_and_undone_bit_for_bit(session):
     assert np.array_equal(logits(session), base)
 
 
+@pytest.mark.slow
 def test_the_refit_helps_where_it_was_not_looked_at(session):
     session.prune(PruneOptions(n_prune=6))
     plain = session.preview(EVAL).ratio
@@ -86,20 +87,11 @@ def test_auto_takes_per_layer_what_moves_held_out_text_least(session, monkeypatc
 
 
 def test_the_held_out_measure_is_the_kl_that_a_preview_shows(session):
-    text = measured.Text(session._observations.calibration, session._observations.held_out)
     with session.editor.live("current"):
-        shop = session._workshop()
-        request = session_request(session, PruneOptions(n_prune=4))
-        held_out = measured.HeldOut.of(shop, request, text)
+        held_out = measured.HeldOut.of(session._workshop())
         assert held_out() == pytest.approx(0.0, abs=1e-5)
     session.prune(PruneOptions(n_prune=4))
     assert held_out() == pytest.approx(session.preview(EvaluateOptions()).kl_mean, rel=1e-3)
-
-
-def session_request(session, options):
-    from mlxfun.planning import PruneRequest
-
-    return PruneRequest(session.anatomy, session.editor, session._observations.stats, options)
 
 
 def test_what_measures_needs_the_text_of_a_collect():
