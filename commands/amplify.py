@@ -45,9 +45,9 @@ def _data(call: Call) -> DatasetOptions | None:
 @click.option(
     "--scale",
     type=click.FloatRange(min=0, min_open=True),
-    default=1.0,
+    default=0.5,
     metavar="X",
-    help="Boost of an expert with composite score 1 (default: 1).",
+    help="Boost of an expert with composite score 1 (default: 0.5).",
 )
 @click.option(
     "--threshold",

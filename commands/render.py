@@ -18,6 +18,7 @@ from rich.text import Text
 from mlxfun.boost_reports import BoostReport
 from mlxfun.comparison_reports import CombineReport, DiffReport, ScanReport
 from mlxfun.events import JobEnded
+from mlxfun.recipes import RecipeReport
 from mlxfun.reports import (
     ChatReport,
     EvaluateReport,
@@ -300,6 +301,22 @@ def _history(report: HistoryReport) -> RenderableType:
             text(scores),
         )
     return Group(text(report.summary()), table)
+
+
+@render.register
+def _recipe(report: RecipeReport) -> RenderableType:
+    numbers = ("size", "KL", "ratio")
+    table = _table("", "variant", *numbers, numbers=numbers)
+    for number, variant in enumerate(report.variants):
+        mark = "*" if number == report.kept else ""
+        if variant.kl is None or variant.ratio is None:
+            table.add_row(mark, text(f"{variant.line}: {variant.error}", "yellow"))
+            continue
+        size = readable_bytes(variant.bytes)
+        figures = (size, f"{variant.kl:.4f}", f"{variant.ratio:.3f}")
+        table.add_row(mark, text(variant.line), *figures)
+    files = text("wrote " + ", ".join(report.files), "dim")
+    return Group(text(report.summary()), table, files)
 
 
 @render.register

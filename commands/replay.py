@@ -55,8 +55,9 @@ def run_script(bench: Workbench, path: Path, keep_going: bool, ctx: Context) -> 
     before = bench.files
     root = before.root or Path(tempfile.mkdtemp(prefix="mlxfun-replay-"))
     bench.files = Files(root, path.resolve().parent)
+    ctx.emit(Notice("info", f"replaying {script.path}; what it saves goes below {root}"))
     try:
-        return _Run(bench, script, names, keep_going).run(ctx)
+        return Run(bench, script, names, keep_going).run(ctx)
     finally:
         bench.files = before
         if before.root is None:
@@ -81,7 +82,7 @@ def checked_script(path: Path, command_of: Callable[[str], str]) -> tuple[Script
     return script, names
 
 
-class _Run:
+class Run:
     """One run of a script."""
 
     def __init__(
@@ -97,8 +98,6 @@ class _Run:
 
     def run(self, ctx: Context) -> ReplayReport:
         """All entries in order."""
-        root = self.bench.files.root
-        ctx.emit(Notice("info", f"replaying {self.script.path}; what it saves goes below {root}"))
         self._prepare(ctx)
         done = 0
         for position, entry in enumerate(self.script.entries):
@@ -113,7 +112,7 @@ class _Run:
             self.compared,
             self.expectations,
             tuple(self.failures),
-            str(root),
+            str(self.bench.files.root),
         )
         if self.failures:
             raise ReplayError(

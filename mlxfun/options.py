@@ -122,7 +122,7 @@ class AmplifyOptions:
 
     domain_map: Path
     data: DatasetOptions | None = None
-    scale: float = 1.0
+    scale: float = 0.5
     threshold: float = 0.0
     allow_stale: bool = False
 

@@ -38,7 +38,7 @@ def test_amplifying_a_domain_raises_its_experts_and_not_its_perplexity(
     unseen = DatasetOptions(str(shared.data / f"eval_{domain}.jsonl"), max_tokens=256)
     before = routed_share(session, unseen, found.more)
     fitted = DatasetOptions(shared.mixed, max_samples=32, max_tokens=256)
-    plan = session.amplify(AmplifyOptions(report, fitted, scale=1.0))
+    plan = session.amplify(AmplifyOptions(report, fitted))
     measured = session.preview(EvaluateOptions((unseen,)))
     session.apply(ApplyOptions())
     after = routed_share(session, unseen, found.more)
