@@ -27,11 +27,12 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import numpy as np
 
-from mlxfun import planning, selection
+from mlxfun import budget, planning, selection
 from mlxfun.calibrate import batch_shape
 from mlxfun.context import SILENT, Context
 from mlxfun.datasets import batches
 from mlxfun.deltas import Delta
+from mlxfun.edits.boost import Edit
 from mlxfun.edits.prune import prune_layer, validate
 from mlxfun.errors import BudgetError, PlanError, StateError, UsageError
 from mlxfun.evaluate import EvalSet, Evaluator
@@ -80,7 +81,12 @@ def stage_prune(
         plan, protected = planning.plan_prune(request)
         return planning.stage_prune(request, plan, command, shop.export), protected
     editor = request.editor
+    if request.options.budget == "global":
+        budget.require_options(request.options)
+        budget.require_paddable(request.anatomy)
     _require_text(shop, request.options)
+    if request.options.budget == "global":
+        return _stage_budget(request, shop, command, ctx)
     with editor.live("current"), editor.unsteered():
         decision = _Decision.of(request, shop)
         decision.require_possible()
@@ -116,11 +122,52 @@ def _require_text(shop: Workshop, options: PruneOptions) -> None:
             "this prune measures on the text of the last collect, and there is none (a file of "
             "statistics does not hold it); run `collect --dataset ...` first"
         )
-    if options.metric == "auto" and shop.held_out is None:
+    judging = options.metric == "auto" or options.budget == "global"
+    if judging and shop.held_out is None:
+        name = "--metric auto" if options.metric == "auto" else "--budget global"
         raise StateError(
-            "--metric auto judges on samples that collect held out, and it held none out; collect "
-            "from a set with more samples than --max-samples"
+            f"{name} judges on samples that collect held out, and it held none out; collect from "
+            "a set with more samples than --max-samples"
         )
+
+
+def _stage_budget(
+    request: PruneRequest, shop: Workshop, command: str, ctx: Context
+) -> tuple[PlanReport, Array]:
+    """Counts per layer by measured KL, in the padded form that stock loading holds."""
+    editor, options = request.editor, request.options
+    scores = planning.scores_of(request)
+    constraints, notes = planning.constraints_for(request)
+    with editor.live("current"), editor.unsteered():
+        priced = budget.Budget(editor.resident, scores, constraints, options, HeldOut.of(shop))
+        found = priced.plan(ctx)
+        delta = budget.padded_delta(Edit(editor.resident, shop.modules(), shop.stored), found)
+        before = shop.export().total_bytes()
+        plan = PrunePlan(
+            found.live,
+            options.metric,
+            "global budget",
+            (*notes, _padding_note(found)),
+            {layer: experts for layer, experts in found.dead.items() if experts},
+        )
+        validate(plan, editor.resident)
+    if not delta.layers:
+        raise PlanError("the plan removes nothing: every expert is kept")
+    lost = planning.mass_lost(request, plan)
+    proposal = planning.Proposal(plan, delta, command, before, lost)
+    return planning.stage(editor, request.anatomy, proposal, shop.export), constraints.protect
+
+
+def _padding_note(found: budget.Budgeted) -> str:
+    held = len(next(iter(found.live.values())))
+    surplus = sum(map(len, found.dead.values()))
+    if not surplus:
+        return f"every layer was found to do best with {held} experts: nothing is padded"
+    return (
+        f"layers lose {', '.join(map(str, found.counts))} experts; stock loading holds one number "
+        f"for all, so the file keeps {held} a layer, {surplus} of which are never chosen and save "
+        "no bytes"
+    )
 
 
 def _fit_notes(fits: Sequence[Fit]) -> tuple[str, ...]:
@@ -171,11 +218,6 @@ class _Decision:
     def require_possible(self) -> None:
         """Raise now what would be raised in some layer after minutes."""
         options = self.options
-        if options.budget == "global":
-            raise PlanError(
-                "--budget global leaves layers with different numbers of experts, and stock "
-                "loading holds one number for all; use --budget equal"
-            )
         if options.expert_list is None and options.n_prune is None:
             raise UsageError("say how many experts go with --n-prune, or give --expert-list FILE")
         if options.expert_list is not None and options.sequential:

@@ -89,7 +89,7 @@ def plan_prune(request: PruneRequest) -> tuple[PrunePlan, Array]:
         chosen = selection.adopt(keep, constraints, options)
         listed = PrunePlan(keep, strategy="list", warnings=(*notes, *chosen.warnings))
         return listed, constraints.protect
-    scores = _scores(request)
+    scores = scores_of(request)
     constraints, notes = constraints_for(request)
     chosen = selection.select(scores, constraints, options)
     strategy = "model-wide" if options.model_wide else options.strategy
@@ -98,7 +98,8 @@ def plan_prune(request: PruneRequest) -> tuple[PrunePlan, Array]:
     return plan, constraints.protect
 
 
-def _scores(request: PruneRequest) -> Array:
+def scores_of(request: PruneRequest) -> Array:
+    """Scores [L, E] of the statistics in hand. Raises StateError without any of this state."""
     stats, options = request.stats, request.options
     if stats is None:
         raise StateError(
@@ -194,7 +195,7 @@ def stage(
         strategy=plan.strategy,
         experts_before=len(base[0]),
         experts_after=len(next(iter(plan.keep.values()))),
-        kept=dict(plan.keep),
+        kept=working(plan),
         pruned=_gone(anatomy, base, plan),
         bytes_before=proposal.bytes_before,
         bytes_after=proposal.bytes_before,
@@ -208,10 +209,20 @@ def stage(
     return staged.report
 
 
+def working(plan: Plan) -> dict[int, tuple[int, ...]]:
+    """{decoder layer: experts that can be chosen}."""
+    dead = plan.dead if isinstance(plan, PrunePlan) else {}
+    return {
+        layer: tuple(e for e in experts if e not in dead.get(layer, ()))
+        for layer, experts in plan.keep.items()
+    }
+
+
 def _gone(anatomy: Anatomy, base: Live, plan: Plan) -> dict[int, tuple[int, ...]]:
     """{decoder layer: experts of the committed side that `plan` does not keep}."""
+    kept = working(plan)
     return {
-        index: tuple(e for e in live if e not in set(plan.keep[index]))
+        index: tuple(e for e in live if e not in set(kept[index]))
         for index, live in zip(anatomy.indices, base, strict=True)
     }
 

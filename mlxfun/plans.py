@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from mlxfun.errors import PlanError
@@ -15,7 +15,8 @@ VERSION = "1.0"
 class PrunePlan:
     """Experts to keep. keep: {decoder layer: experts, ascending, checkpoint numbers}.
 
-    Every layer keeps the same number: stock loading holds one expert count for all layers.
+    Every layer keeps the same number: stock loading holds one expert count for all layers. dead:
+    those kept for that reason alone, which are never chosen.
     """
 
     technique: ClassVar[str] = "prune"
@@ -23,6 +24,7 @@ class PrunePlan:
     metric: str | None = None
     strategy: str = "list"
     warnings: tuple[str, ...] = ()
+    dead: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able form; `from_json` reads it back."""
@@ -32,6 +34,7 @@ class PrunePlan:
             "metric": self.metric,
             "strategy": self.strategy,
             "keep": {str(layer): list(experts) for layer, experts in self.keep.items()},
+            "dead": {str(layer): list(experts) for layer, experts in self.dead.items()},
         }
 
     @classmethod
@@ -42,8 +45,11 @@ class PrunePlan:
                 f"not a prune plan: technique is {data.get('technique')!r}; "
                 "give a file written by the shell"
             )
-        keep = {int(k): tuple(int(e) for e in v) for k, v in data["keep"].items()}
-        return cls(keep, data.get("metric"), data.get("strategy", "list"))
+        keep, dead = (
+            {int(k): tuple(int(e) for e in v) for k, v in sets.items()}
+            for sets in (data["keep"], data.get("dead", {}))
+        )
+        return cls(keep, data.get("metric"), data.get("strategy", "list"), dead=dead)
 
 
 @dataclass(frozen=True, slots=True)

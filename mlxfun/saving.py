@@ -102,6 +102,8 @@ def _metadata(editor: Editor, anatomy: Anatomy) -> dict[str, Any]:
             "keep_map": kept,
             "layer_indices": list(anatomy.indices),
         }
+        silent = {str(k): list(v) for p in prunes for k, v in p.dead.items()}
+        files["reap_metadata.json"] |= {"never_chosen": silent} if silent else {}
     if merges:
         files["ream_metadata.json"] = {
             "method": "ream",
