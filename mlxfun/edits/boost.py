@@ -95,9 +95,10 @@ def folds(carrier: Carrier, taps: Sequence[LayerTap], ctx: Context = SILENT) -> 
 def fit(x: Array, reach: float = 0.0) -> Fold:
     """The fold for inputs x [T, D]; see the module's text."""
     out = left_out(len(x))
-    factor = x[out] @ _direction(x[~out])
+    inside, outside = _products(x[~out]), _products(x[out])
+    factor = x[out] @ _direction(*inside)
     return Fold(
-        direction=_direction(x),
+        direction=_direction(inside[0] + outside[0], inside[1] + outside[1]),
         r2=float(1 - np.mean((1 - factor) ** 2)),
         mean=float(factor.mean()),
         deviation=float(factor.std()),
@@ -106,11 +107,15 @@ def fit(x: Array, reach: float = 0.0) -> Fold:
     )
 
 
-def _direction(x: Array) -> Array:
-    wide = x.astype(np.float64)
-    normal = wide.T @ wide
+def _products(x: Array) -> tuple[Array, Array]:
+    """X^T X, made on the device, and X^T 1, both float64."""
+    held = mx.array(x)
+    return np.array(held.T @ held).astype(np.float64), x.sum(axis=0, dtype=np.float64)
+
+
+def _direction(normal: Array, sums: Array) -> Array:
     mu = RIDGE * np.trace(normal) / len(normal)
-    v: Array = np.linalg.solve(normal + mu * np.eye(len(normal)), wide.sum(axis=0))
+    v: Array = np.linalg.solve(normal + mu * np.eye(len(normal)), sums)
     return v.astype(np.float32)
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 SWEEPS = 3
 RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0)
-"""Tried per layer. Few tokens per expert need much: each has N unknowns per output."""
+"""Tried per layer, ascending. Few tokens per expert need much: each has N unknowns per output."""
 STRETCH = 128
 
 
@@ -141,23 +141,26 @@ def _best_ridge(blocks: Mapping[int, _Block], rest: mx.array, ridges: Sequence[f
     out = left_out(int(rest.shape[0]))
     inside = {expert: block.among(~out) for expert, block in blocks.items()}
     outside = {expert: block.among(out) for expert, block in blocks.items()}
-    errors = []
+    errors: list[float] = []
     for ridge in ridges:
-        changes = _descend(inside, rest, ridge)
+        changes = _descend(inside, rest, ridge, sweeps=2)  # enough to compare ridges
         over = rest
         for expert, block in outside.items():
             over = over.at[block.tokens].add(-(block.features @ changes[expert]))
-        unseen = over * mx.array(out.astype(np.float32))[:, None]
-        errors.append(energy(unseen))
+        errors.append(energy(over * mx.array(out.astype(np.float32))[:, None]))
+        if errors[-1] > min(errors):
+            break  # from its best on the error only grows
     return ridges[int(np.argmin(errors))]
 
 
-def _descend(blocks: Mapping[int, _Block], rest: mx.array, ridge: float) -> Changes:
+def _descend(
+    blocks: Mapping[int, _Block], rest: mx.array, ridge: float, sweeps: int = SWEEPS
+) -> Changes:
     """The changes. The sweeps stay on the device: only the inverses are made on the host."""
     inverses = {expert: _inverse(block.normal, ridge) for expert, block in blocks.items()}
     width = int(rest.shape[-1])
     changes = {e: mx.zeros((len(block.normal), width)) for e, block in blocks.items()}
-    for _ in range(SWEEPS):
+    for _ in range(sweeps):
         for expert, block in blocks.items():
             moved = rest[block.tokens] + block.features @ changes[expert]
             change = inverses[expert] @ (block.features.T @ moved)
