@@ -9,7 +9,7 @@ import json
 import os
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from commands import interrupts
+from commands.config import Config, read_config
 from mlxfun import __version__
 
 if TYPE_CHECKING:
@@ -48,13 +49,19 @@ class Start:
     seed: int | None
     undo_budget: str | None
     keep_going: bool
+    resume: bool = False
+    config: Config = field(default_factory=Config)
 
     @property
     def lines(self) -> tuple[str, ...]:
         """Every command line to run, in order."""
-        found = []
+        found = ["resume"] if self.resume else []
         if self.demo or self.model is not None:
             found.append(shlex.join(["load", "demo" if self.demo else str(self.model)]))
+        # Behind the load, which becomes the header of a recording; in it, so that a replay
+        # elsewhere does the same.
+        for name, value in self.config.defaults.items():
+            found.append(shlex.join(["set", name, str(value)]))
         if self.replay is not None:
             found.append(shlex.join(["replay", str(self.replay)]))
         return (*found, *self.commands)
@@ -69,6 +76,7 @@ class Start:
     "-c", "commands", multiple=True, metavar="COMMAND", help="Run this first. Repeatable, in order."
 )
 @click.option("--replay", type=click.Path(path_type=Path), help="Run a recorded session.")
+@click.option("--resume", is_flag=True, help="Bring back the session that was cut short.")
 @click.option("--record", type=click.Path(path_type=Path), help="Record the session to this file.")
 @click.option(
     "--output-root",
@@ -79,9 +87,15 @@ class Start:
 @click.option("--json", "as_json", is_flag=True, help="With --headless: one JSON object a command.")
 @click.option("--seed", type=int, metavar="N", help="Seed of everything drawn (default: 0).")
 @click.option("--undo-budget", metavar="SIZE", help="What the undo history may hold, e.g. 2GiB.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Read this configuration, not the user's. Not for headless runs and replays.",
+)
 @click.option("--keep-going", is_flag=True, help="Headless: go on after a command that fails.")
 @click.version_option(__version__, prog_name=NAME)
-def shell(plain: bool, headless: bool, **options: Any) -> Start:
+def shell(plain: bool, headless: bool, config: Path | None, **options: Any) -> Start:
     """Watch, prune, steer and save Mixture-of-Experts models.
 
     MODEL is a directory or a Hub id. Without --plain or --headless the full screen opens; type
@@ -92,13 +106,32 @@ def shell(plain: bool, headless: bool, **options: Any) -> Start:
     front_end = "plain" if plain else "headless" if headless else "screen"
     start = Start(front_end=front_end, **options)
     _check(start)
-    return start
+    return replace(start, config=_config(start, config))
+
+
+def _config(start: Start, path: Path | None) -> Config:
+    """The configuration; the empty one where the same has to happen for everybody."""
+    from mlxfun.errors import UsageError
+
+    scripted = start.front_end == "headless" or start.replay is not None
+    if scripted and path is not None:
+        raise click.UsageError(
+            "--config is for the screen and --plain: a script says what it wants"
+        )
+    if scripted:
+        return Config()
+    try:
+        return read_config(path)
+    except UsageError as problem:
+        raise click.UsageError(str(problem)) from None
 
 
 def _check(start: Start) -> None:
     """Raise click.UsageError for options that do not go together."""
     if start.demo and start.model is not None:
         raise click.UsageError(f"--demo and the model {start.model} exclude each other")
+    if start.resume and len(start.lines) > 1:
+        raise click.UsageError("--resume brings its own model and commands: leave out the others")
     if start.as_json and start.front_end != "headless":
         raise click.UsageError("--json needs --headless")
     if start.keep_going and start.front_end != "headless":
@@ -147,7 +180,8 @@ def _engine(start: Start) -> Engine:
     from mlxfun.errors import UsageError
 
     try:
-        budget = Size.parse(start.undo_budget) if start.undo_budget is not None else None
+        given = start.undo_budget
+        budget = Size.parse(given) if given is not None else start.config.undo_budget
     except ValueError as problem:
         raise click.UsageError(f"--undo-budget: {problem}") from None
     seed = _seed(start)
@@ -157,6 +191,8 @@ def _engine(start: Start) -> Engine:
         output_root=start.output_root,
         keep_going=start.keep_going,
     )
+    if start.resume or (start.front_end != "headless" and start.config.keep_sessions):
+        _keep(engine)
     if start.record is not None:
         try:
             moved = engine.record(start.record)
@@ -166,6 +202,16 @@ def _engine(start: Start) -> Engine:
         if moved is not None:
             click.echo(f"the older recording {start.record} is now {moved}", err=True)
     return engine
+
+
+def _keep(engine: Engine) -> None:
+    """Let the session survive a crash, where there is room to keep it."""
+    from commands.resume import default_folder
+
+    try:
+        engine.keep(default_folder())
+    except OSError as problem:
+        click.echo(f"the session is not kept in case of a crash: {problem}", err=True)
 
 
 def _seed(start: Start) -> int:
@@ -185,7 +231,9 @@ def _seed(start: Start) -> int:
 def _guarded(start: Start, engine: Engine) -> int:
     """The front end's exit code, an interrupt's, or a broken pipe's."""
     try:
-        return _front_end(start, engine)
+        code = _front_end(start, engine)
+        engine.forget()
+        return code
     except KeyboardInterrupt as problem:
         return _interrupted(problem)
     except BrokenPipeError:
@@ -198,10 +246,15 @@ def _guarded(start: Start, engine: Engine) -> int:
 def _front_end(start: Start, engine: Engine) -> int:
     if start.front_end == "screen":
         from commands.render import render
+        from mlxfun.errors import UsageError
 
         module, function = SCREEN
         show = getattr(import_module(module), function)
-        return int(show(engine, startup_lines=start.lines, renderer=render))
+        try:
+            code = show(engine, startup_lines=start.lines, renderer=render, config=start.config)
+        except UsageError as problem:  # what only the screen can judge: themes and keys
+            raise click.UsageError(str(problem)) from None
+        return int(code)
     from commands.follower import Follower
 
     if start.front_end == "plain":

@@ -28,6 +28,7 @@ ELSEWHERE = {
     "record": "record s.mlxfun",
     "replay": f"replay {WALK.as_posix()}",
     "recipe": "recipe tests/small.recipe",
+    "resume": "resume",
     "quit": "quit",
 }
 """Examples of commands that a session file does not hold, or that need the network."""

@@ -83,7 +83,7 @@ def checked_script(path: Path, command_of: Callable[[str], str]) -> tuple[Script
 
 
 class Run:
-    """One run of a script."""
+    """One run of a script. A command that changes the state is compared with its recording."""
 
     def __init__(
         self, bench: Workbench, script: Script, names: list[str], keep_going: bool
@@ -98,13 +98,13 @@ class Run:
 
     def run(self, ctx: Context) -> ReplayReport:
         """All entries in order."""
-        self._prepare(ctx)
+        self.prepare(ctx)
         done = 0
         for position, entry in enumerate(self.script.entries):
             ctx.check()
             if self.names[position] == "quit":
                 break
-            self._step(position, entry, ctx)
+            self.step(position, entry, ctx)
             done += 1
         report = ReplayReport(
             str(self.script.path),
@@ -120,7 +120,7 @@ class Run:
             )
         return report
 
-    def _prepare(self, ctx: Context) -> None:
+    def prepare(self, ctx: Context) -> None:
         """Bring seed and model to what the header says. Raises if that cannot be."""
         header, bench = self.script.header, self.bench
         self._warn_of_versions(ctx)
@@ -162,7 +162,8 @@ class Run:
                 text = f"{self.script.path} was recorded with {name} {there}, this is {here}"
                 ctx.emit(Notice("warning", text))
 
-    def _step(self, position: int, entry: Entry, ctx: Context) -> None:
+    def step(self, position: int, entry: Entry, ctx: Context) -> None:
+        """Run one entry and compare. Raises ReplayError unless `keep_going`."""
         ended = self._nested(entry.line, ctx)
         following = self.script.entries[position + 1 : position + 2]
         tolerated = any(expects_error(e.line) for e in following)
