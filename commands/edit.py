@@ -179,6 +179,11 @@ def prune(call: Call) -> Report:
     metavar="N",
     help="Align neurons on N of those tokens (default: 1024).",
 )
+@click.option(
+    "--auto",
+    is_flag=True,
+    help="Per expert, merge it only where the layer's output is better for it than if dropped.",
+)
 @map_options("merge them away", "maps")
 def merge(call: Call) -> Report:
     """Stage a merge: experts that go are averaged into those most like them (REAM).

@@ -94,7 +94,8 @@ class MergeOptions:
     """Which experts are merged away, and how. n_prune: see PruneOptions.
 
     data: what the experts are compared on. metric: the saliency that picks centroids and weighs
-    members. expert_list: names the centroids. max_*_tokens: how many tokens, evenly spread over
+    members. expert_list: names the centroids. auto: members are merged only where that serves the
+    layer's output better than dropping them. max_*_tokens: how many tokens, evenly spread over
     the data, experts are compared and aligned on; saliency uses all of them.
     """
 
@@ -114,6 +115,7 @@ class MergeOptions:
     domain_map: Path | None = None
     domain_mode: str = "protect"
     allow_stale: bool = False
+    auto: bool = False
 
 
 @dataclass(frozen=True, slots=True)
