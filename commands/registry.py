@@ -9,14 +9,28 @@ from difflib import get_close_matches
 
 import click
 
-from commands import amplify, chat, edit, history, measure, model, observe, recipes, scan, shell
+from commands import (
+    amplify,
+    chat,
+    edit,
+    export,
+    history,
+    measure,
+    model,
+    observe,
+    recipes,
+    scan,
+    shell,
+)
 from commands.declare import GROUPS, Command, Params
 from mlxfun.errors import UsageError
 from mlxfun.reports import SessionView
 
 COMMANDS: dict[str, Command] = {
     c.name: c
-    for module in (model, observe, scan, edit, amplify, measure, chat, history, recipes, shell)
+    for module in (
+        *(model, observe, scan, edit, amplify, measure, chat, history, recipes, export, shell),
+    )
     for c in module.COMMANDS
 }
 

@@ -39,7 +39,7 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
 }
 """Name of a row -> options of the prune."""
 
-RECOMMENDED = "auto refit"
+RECOMMENDED = "output_error refit"
 
 HEADING = f"{'how':<24} {'go':>3} {'held out':>9} {'evaluation':>10} {'seconds':>8}"
 
