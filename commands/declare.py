@@ -60,6 +60,13 @@ def staged(view: SessionView) -> str | None:
     return with_model(view) or (None if view.plan else "nothing is staged: run prune first")
 
 
+def steered(view: SessionView) -> str | None:
+    """Needs steering in force."""
+    now = view.steering
+    active = now is not None and (any(now.activated.values()) or any(now.deactivated.values()))
+    return with_model(view) or (None if active else "nothing is steered: run steer first")
+
+
 def undoable(view: SessionView) -> str | None:
     """Needs a parent of the current history node."""
     history = view.history

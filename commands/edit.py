@@ -22,7 +22,9 @@ from commands.types import ExpertPairs, Experts, FilePath
 from mlxfun.errors import StateError, UsageError
 from mlxfun.options import (
     ALIGNMENTS,
+    BUDGETS,
     METRICS,
+    PRUNE_METRICS,
     SIMILARITY_MODES,
     STEER_RULES,
     STRATEGIES,
@@ -77,8 +79,9 @@ def _complete(call: Call, values: Params) -> None:
 )
 @click.option(
     "--metric",
-    type=click.Choice(METRICS),
-    help="What makes an expert worth keeping (default: reap_sum).",
+    type=click.Choice(PRUNE_METRICS),
+    help="What makes an expert worth keeping (default: reap_sum). output_error: what the layer's "
+    "output would miss. auto: per layer what held-out samples miss least.",
 )
 @click.option(
     "--strategy",
@@ -94,12 +97,26 @@ def _complete(call: Call, values: Params) -> None:
     "--min-experts-per-layer", type=positive, metavar="N", help="Keep at least N in each layer."
 )
 @click.option("--expert-list", type=LIST, help="JSON or CSV that says which experts stay.")
+@click.option(
+    "--budget",
+    type=click.Choice(BUDGETS),
+    default="equal",
+    help="equal: N from each layer (default). global: N on average, fewer where it costs more.",
+)
+@click.option(
+    "--sequential", is_flag=True, help="Judge each layer on what the pruned ones before it put out."
+)
+@click.option(
+    "--refit-experts", is_flag=True, help="Let the experts that stay take over, by least squares."
+)
 @map_options("drop them", "statistics and maps")
 def prune(call: Call) -> Report:
     """Stage a prune: choose the experts that go, without touching the model yet.
 
     The candidate becomes live, so chat talks to it; preview measures it, flip goes back and forth,
-    apply commits it, discard drops it. Needs collected statistics or --expert-list.
+    apply commits it, discard drops it. Needs collected statistics or --expert-list. What is
+    measured while pruning (output_error, auto, global, sequential, refit) takes about two forwards
+    of the text that collect ran; refitted experts are new tensors, all others stay untouched.
     """
     values = dict(call.params)
     values["metric"] = values["metric"] or call.bench.settings.metric
@@ -161,6 +178,11 @@ def prune(call: Call) -> Report:
     default=1024,
     metavar="N",
     help="Align neurons on N of those tokens (default: 1024).",
+)
+@click.option(
+    "--auto",
+    is_flag=True,
+    help="Per expert, merge it only where the layer's output is better for it than if dropped.",
 )
 @map_options("merge them away", "maps")
 def merge(call: Call) -> Report:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import click
 
-from commands import pictures
 from commands.declare import Call, Command, command, with_model, with_stats
 from commands.session_report import session_report
 from commands.types import FilePath
@@ -52,6 +51,8 @@ def heatmap(call: Call) -> Report:
 
     Staged, pruned, protected and steered experts are marked as on the screen.
     """
+    from commands import pictures  # NumPy comes with it, after the first paint
+
     view = call.bench.view()
     name = view.model.model_id if view.model else ""
     metric = call["metric"] or call.bench.settings.metric

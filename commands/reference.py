@@ -27,6 +27,7 @@ ELSEWHERE = {
     "recover": "recover .",
     "record": "record s.mlxfun",
     "replay": f"replay {WALK.as_posix()}",
+    "recipe": "recipe tests/small.recipe",
     "resume": "resume",
     "quit": "quit",
 }

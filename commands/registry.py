@@ -9,16 +9,29 @@ from difflib import get_close_matches
 
 import click
 
-from commands import ablate, chat, edit, export, history, measure, model, observe, scan, shell
+from commands import (
+    ablate,
+    amplify,
+    chat,
+    edit,
+    export,
+    history,
+    measure,
+    model,
+    observe,
+    recipes,
+    scan,
+    shell,
+)
 from commands.declare import GROUPS, Command, Params
 from mlxfun.errors import UsageError
 from mlxfun.reports import SessionView
 
-COMMANDS: dict[str, Command] = {
-    c.name: c
-    for module in (model, observe, scan, edit, ablate, measure, chat, history, export, shell)
-    for c in module.COMMANDS
-}
+MODULES = (
+    *(model, observe, scan, edit, ablate, amplify, measure, chat, history, recipes, export, shell),
+)
+
+COMMANDS: dict[str, Command] = {c.name: c for module in MODULES for c in module.COMMANDS}
 
 # A family typed without its second word means this member.
 FAMILIES = {"stats": "stats show", "plan": "plan show"}

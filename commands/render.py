@@ -16,8 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from mlxfun.ablation_reports import AblationReport, RefusalReport
+from mlxfun.boost_reports import BoostReport
 from mlxfun.comparison_reports import CombineReport, DiffReport, ScanReport
 from mlxfun.events import JobEnded
+from mlxfun.recipes import RecipeReport
 from mlxfun.reports import (
     ChatReport,
     EvaluateReport,
@@ -215,6 +217,17 @@ def _plan(report: PlanReport) -> RenderableType:
 
 
 @render.register
+def _boost(report: BoostReport) -> RenderableType:
+    numbers = ("layer", "R^2", "realised")
+    table = _table("layer", "held in", "R^2", "realised", "experts", numbers=numbers)
+    for row in report.rows:
+        shown = " ".join(f"{expert}{value:+.3g}" for expert, value in row.boosts.items())
+        got = f"{row.realised:.2f} +- {row.deviation:.2f}"
+        table.add_row(str(row.layer), row.way, f"{row.r2:.3f}", got, shown)
+    return _with_notes(Group(text(report.summary()), table), report.warnings)
+
+
+@render.register
 def _scan(report: ScanReport) -> RenderableType:
     names = ("composite", "frequency", "gate", "q", "stability")
     answers = any(row.risk_difference is not None for row in report.rows)
@@ -289,6 +302,22 @@ def _history(report: HistoryReport) -> RenderableType:
             text(scores),
         )
     return Group(text(report.summary()), table)
+
+
+@render.register
+def _recipe(report: RecipeReport) -> RenderableType:
+    numbers = ("size", "KL", "ratio")
+    table = _table("", "variant", *numbers, numbers=numbers)
+    for number, variant in enumerate(report.variants):
+        mark = "*" if number == report.kept else ""
+        if variant.kl is None or variant.ratio is None:
+            table.add_row(mark, text(f"{variant.line}: {variant.error}", "yellow"))
+            continue
+        size = readable_bytes(variant.bytes)
+        figures = (size, f"{variant.kl:.4f}", f"{variant.ratio:.3f}")
+        table.add_row(mark, text(variant.line), *figures)
+    files = text("wrote " + ", ".join(report.files), "dim")
+    return Group(text(report.summary()), table, files)
 
 
 @render.register

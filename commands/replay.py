@@ -55,6 +55,7 @@ def run_script(bench: Workbench, path: Path, keep_going: bool, ctx: Context) -> 
     before = bench.files
     root = before.root or Path(tempfile.mkdtemp(prefix="mlxfun-replay-"))
     bench.files = Files(root, path.resolve().parent)
+    ctx.emit(Notice("info", f"replaying {script.path}; what it saves goes below {root}"))
     try:
         return Run(bench, script, names, keep_going).run(ctx)
     finally:
@@ -97,8 +98,6 @@ class Run:
 
     def run(self, ctx: Context) -> ReplayReport:
         """All entries in order."""
-        root = self.bench.files.root
-        ctx.emit(Notice("info", f"replaying {self.script.path}; what it saves goes below {root}"))
         self.prepare(ctx)
         done = 0
         for position, entry in enumerate(self.script.entries):
@@ -113,7 +112,7 @@ class Run:
             self.compared,
             self.expectations,
             tuple(self.failures),
-            str(root),
+            str(self.bench.files.root),
         )
         if self.failures:
             raise ReplayError(

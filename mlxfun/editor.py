@@ -33,7 +33,8 @@ class Staged:
     """A candidate. edge: the delta to the side that is not live now. base: experts before it.
 
     evidence: the commands that made the statistics it was decided on. scores: what was measured
-    while it was planned.
+    while it was planned. steering: what the plan makes
+    permanent, in force on the base's side only.
     """
 
     plan: Plan
@@ -46,6 +47,7 @@ class Staged:
     evidence: tuple[str, ...] = ()
     preview: EvaluateReport | None = None
     scores: dict[str, float] = field(default_factory=dict)
+    steering: Steering | None = None
 
 
 class Editor:
@@ -126,6 +128,23 @@ class Editor:
         self.staged = Staged(plan, command, edge, state, base, replace(report, state_after=state))
         return self.staged
 
+    def replace_steering(self, steering: Steering) -> None:
+        """The staged plan does what `steering` did: off on its side, in force on the base's."""
+        staged = self.require_staged("replace the steering of")
+        staged.steering = steering
+        self._steer_side(staged)
+
+    def require_steerable(self) -> None:
+        """Raise StateError while a plan that replaces the steering is staged."""
+        if self.staged is not None and self.staged.steering is not None:
+            raise StateError(
+                "the steering is staged to be baked; apply or discard that before steering on"
+            )
+
+    def _steer_side(self, staged: Staged) -> None:
+        if staged.steering is not None:
+            self.set_steering(Steering() if staged.live else staged.steering)
+
     def flip(self, side: str | None = None) -> StepReport:
         """Make the other side (or the named one) live: references are swapped, nothing copied."""
         staged = self.require_staged("flip")
@@ -133,6 +152,7 @@ class Editor:
         if side is None or side != self.side:
             staged.edge = self.swap(staged.edge)
             staged.live = not staged.live
+            self._steer_side(staged)
         return self._step("flip", f"{self.side} is live", self.state, began)
 
     def discard(self) -> StepReport:
@@ -141,6 +161,8 @@ class Editor:
         began = perf_counter()
         if staged.live:
             self.swap(staged.edge)
+            if staged.steering is not None:
+                self.set_steering(staged.steering)
         self.staged = None
         return self._step("discard", staged.command, self.state, began)
 

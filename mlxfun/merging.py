@@ -93,7 +93,8 @@ def stage_merge(
         before = export().total_bytes()
         chosen = _Chooser(request, maps, _fixed(request, maps, ctx))
         plan, delta = merger.run(request.batches, chosen.choose, ctx)
-    plan = replace(plan, warnings=(*maps.warnings, *stale, *dict.fromkeys(chosen.warnings)))
+    notes = (*maps.warnings, *stale, *dict.fromkeys(chosen.warnings), *plan.warnings)
+    plan = replace(plan, warnings=notes)
     proposal = planning.Proposal(plan, delta, command, before)
     report = planning.stage(editor, request.anatomy, proposal, export)
     return report, maps.protect

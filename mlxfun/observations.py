@@ -32,7 +32,7 @@ HELD_OUT_LEAST = 4
 class Observations:
     """stats: what was collected, None before. held_out: samples kept away from calibration.
 
-    evidence: the commands that made the statistics in hand.
+    calibration: the sequences of the last collect. evidence: the commands that made the statistics in hand.
     """
 
     def __init__(self, loaded: Loaded, anatomy: Anatomy, taps: Taps, editor: Editor) -> None:
@@ -43,6 +43,7 @@ class Observations:
         self._auto_save: Path | None = None
         self.stats: RoutingStats | None = None
         self.held_out: EvalSet | None = None
+        self.calibration: tuple[Tokens, ...] = ()
         self.counting = False
         self.evidence: tuple[str, ...] = ()
 
@@ -63,6 +64,7 @@ class Observations:
         start = self.stats if options.add and self.stats is not None else self._empty_stats()
         self._require_same_state(start)
         self._require_counts(start)
+        self.calibration = tuple(sequences)
         self._hold_out(options, [lines[i] for i in held])
         self._note(command or f"collect --dataset {options.data.source}", anew=not options.add)
         before, began = (start.samples, start.tokens), monotonic()

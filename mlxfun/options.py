@@ -12,7 +12,10 @@ from pathlib import Path
 ExpertSets = dict[int, tuple[int, ...]]
 
 METRICS = ("freq", "weighted_freq", "reap", "ean", "reap_sum", "reap_sq")
+PRUNE_METRICS = (*METRICS, "output_error", "auto")
+"""Of a prune: the statistics, or what is measured while pruning (see mlxfun.measured)."""
 STRATEGIES = ("bottom", "strided")
+BUDGETS = ("equal", "global")
 STEER_RULES = ("steermoe", "additive")
 SIMILARITY_MODES = ("gated", "average")
 ALIGNMENTS = ("hungarian", "greedy", "none")
@@ -46,7 +49,12 @@ class CollectOptions:
 
 @dataclass(frozen=True, slots=True)
 class PruneOptions:
-    """Which experts go. n_prune counts experts per layer (indices with model_wide)."""
+    """Which experts go. n_prune counts experts per layer (indices with model_wide).
+
+    budget: "equal", or "global" for counts per layer that average to n_prune. sequential: each
+    layer is judged on what the pruned layers before it put out. refit_experts: the experts that
+    stay take over what went, by least squares.
+    """
 
     n_prune: int | None = None
     metric: str = "reap_sum"
@@ -60,6 +68,9 @@ class PruneOptions:
     domain_map: Path | None = None
     domain_mode: str = "protect"
     allow_stale: bool = False
+    budget: str = "equal"
+    sequential: bool = False
+    refit_experts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +94,8 @@ class MergeOptions:
     """Which experts are merged away, and how. n_prune: see PruneOptions.
 
     data: what the experts are compared on. metric: the saliency that picks centroids and weighs
-    members. expert_list: names the centroids. max_*_tokens: how many tokens, evenly spread over
+    members. expert_list: names the centroids. auto: members are merged only where that serves the
+    layer's output better than dropping them. max_*_tokens: how many tokens, evenly spread over
     the data, experts are compared and aligned on; saliency uses all of them.
     """
 
@@ -103,6 +115,27 @@ class MergeOptions:
     domain_map: Path | None = None
     domain_mode: str = "protect"
     allow_stale: bool = False
+    auto: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AmplifyOptions:
+    """Which experts are raised in their routers: those of a domain report, by scale x (composite
+    score - threshold). data: calibration text, needed where boosts are folded into router rows.
+    """
+
+    domain_map: Path
+    data: DatasetOptions | None = None
+    scale: float = 0.5
+    threshold: float = 0.0
+    allow_stale: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BakeOptions:
+    """data: calibration text, see AmplifyOptions."""
+
+    data: DatasetOptions | None = None
 
 
 @dataclass(frozen=True, slots=True)

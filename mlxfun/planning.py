@@ -17,7 +17,7 @@ from mlxfun.edits.prune import prune_delta, validate
 from mlxfun.errors import PlanError, StateError, UsageError
 from mlxfun.expert_lists import Masks, read_document, read_expert_list, read_maps
 from mlxfun.export import ExportView
-from mlxfun.options import MergeOptions, PruneOptions
+from mlxfun.options import METRICS, MergeOptions, PruneOptions
 from mlxfun.plans import Plan, PrunePlan
 from mlxfun.reports import PlanReport
 from mlxfun.scan_reports import Identity, identity_of, require_current
@@ -84,13 +84,13 @@ def plan_prune(request: PruneRequest) -> tuple[PrunePlan, Array]:
     """The plan, and which experts were protected, bool [L, E]. Changes nothing."""
     options, anatomy = request.options, request.anatomy
     if options.expert_list is not None:
-        constraints, notes = _constraints(request)
+        constraints, notes = constraints_for(request)
         keep = read_expert_list(options.expert_list, anatomy.indices, anatomy.num_experts)
         chosen = selection.adopt(keep, constraints, options)
         listed = PrunePlan(keep, strategy="list", warnings=(*notes, *chosen.warnings))
         return listed, constraints.protect
-    scores = _scores(request)
-    constraints, notes = _constraints(request)
+    scores = scores_of(request)
+    constraints, notes = constraints_for(request)
     chosen = selection.select(scores, constraints, options)
     strategy = "model-wide" if options.model_wide else options.strategy
     keep = dict(zip(anatomy.indices, chosen.keep, strict=True))
@@ -98,7 +98,8 @@ def plan_prune(request: PruneRequest) -> tuple[PrunePlan, Array]:
     return plan, constraints.protect
 
 
-def _scores(request: PruneRequest) -> Array:
+def scores_of(request: PruneRequest) -> Array:
+    """Scores [L, E] of the statistics in hand. Raises StateError without any of this state."""
     stats, options = request.stats, request.options
     if stats is None:
         raise StateError(
@@ -115,7 +116,8 @@ def _scores(request: PruneRequest) -> Array:
     return stats.score(options.metric)
 
 
-def _constraints(request: PruneRequest) -> tuple[selection.Constraints, tuple[str, ...]]:
+def constraints_for(request: PruneRequest) -> tuple[selection.Constraints, tuple[str, ...]]:
+    """What a prune must respect, and sentences for the user."""
     anatomy, stats = request.anatomy, request.stats
     maps = read_maps(request.options, anatomy.indices, anatomy.num_experts)
     warnings = (*maps.warnings, *stale_maps(request.editor, request.options))
@@ -164,7 +166,7 @@ def stage_prune(
         before = export().total_bytes()
     if not delta.layers:
         raise PlanError("the plan removes nothing: every expert it names is kept")
-    proposal = Proposal(plan, delta, command, before, _mass_lost(request, plan))
+    proposal = Proposal(plan, delta, command, before, mass_lost(request, plan))
     return stage(editor, request.anatomy, proposal, export)
 
 
@@ -193,7 +195,7 @@ def stage(
         strategy=plan.strategy,
         experts_before=len(base[0]),
         experts_after=len(next(iter(plan.keep.values()))),
-        kept=dict(plan.keep),
+        kept=working(plan),
         pruned=_gone(anatomy, base, plan),
         bytes_before=proposal.bytes_before,
         bytes_after=proposal.bytes_before,
@@ -207,20 +209,30 @@ def stage(
     return staged.report
 
 
+def working(plan: Plan) -> dict[int, tuple[int, ...]]:
+    """{decoder layer: experts that can be chosen}."""
+    dead = plan.dead if isinstance(plan, PrunePlan) else {}
+    return {
+        layer: tuple(e for e in experts if e not in dead.get(layer, ()))
+        for layer, experts in plan.keep.items()
+    }
+
+
 def _gone(anatomy: Anatomy, base: Live, plan: Plan) -> dict[int, tuple[int, ...]]:
     """{decoder layer: experts of the committed side that `plan` does not keep}."""
+    kept = working(plan)
     return {
-        index: tuple(e for e in live if e not in set(plan.keep[index]))
+        index: tuple(e for e in live if e not in set(kept[index]))
         for index, live in zip(anatomy.indices, base, strict=True)
     }
 
 
-def _mass_lost(request: PruneRequest, plan: PrunePlan) -> dict[int, float] | None:
+def mass_lost(request: PruneRequest, plan: PrunePlan) -> dict[int, float] | None:
     """Share of each layer's summed metric that goes."""
-    if request.stats is None:
+    metric = request.options.metric
+    if request.stats is None or metric not in METRICS:
         return None
     pruned = _gone(request.anatomy, request.editor.committed, plan)
-    metric = request.options.metric
     scores = request.stats.score(metric)
     out = {}
     for row, (index, live) in enumerate(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from mlxfun.ablation_plan import AblationPlan
@@ -16,7 +16,8 @@ VERSION = "1.0"
 class PrunePlan:
     """Experts to keep. keep: {decoder layer: experts, ascending, checkpoint numbers}.
 
-    Every layer keeps the same number: stock loading holds one expert count for all layers.
+    Every layer keeps the same number: stock loading holds one expert count for all layers. dead:
+    those kept for that reason alone, which are never chosen.
     """
 
     technique: ClassVar[str] = "prune"
@@ -24,6 +25,7 @@ class PrunePlan:
     metric: str | None = None
     strategy: str = "list"
     warnings: tuple[str, ...] = ()
+    dead: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able form; `from_json` reads it back."""
@@ -33,6 +35,7 @@ class PrunePlan:
             "metric": self.metric,
             "strategy": self.strategy,
             "keep": {str(layer): list(experts) for layer, experts in self.keep.items()},
+            "dead": {str(layer): list(experts) for layer, experts in self.dead.items()},
         }
 
     @classmethod
@@ -43,8 +46,11 @@ class PrunePlan:
                 f"not a prune plan: technique is {data.get('technique')!r}; "
                 "give a file written by the shell"
             )
-        keep = {int(k): tuple(int(e) for e in v) for k, v in data["keep"].items()}
-        return cls(keep, data.get("metric"), data.get("strategy", "list"))
+        keep, dead = (
+            {int(k): tuple(int(e) for e in v) for k, v in sets.items()}
+            for sets in (data["keep"], data.get("dead", {}))
+        )
+        return cls(keep, data.get("metric"), data.get("strategy", "list"), dead=dead)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,4 +91,47 @@ class MergePlan:
         }
 
 
-Plan = PrunePlan | MergePlan | AblationPlan
+@dataclass(frozen=True, slots=True)
+class BoostPlan:
+    """Experts raised or lowered in their routers.
+
+    technique: "amplify" or "bake". keep: {decoder layer: live experts}, all of which stay. boosts:
+    {decoder layer: {expert: addend}}; ways: {decoder layer: where it is held}. about: what the
+    metadata says beside them.
+    """
+
+    technique: str
+    keep: dict[int, tuple[int, ...]]
+    boosts: dict[int, dict[int, float]]
+    ways: dict[int, str]
+    about: dict[str, Any]
+    warnings: tuple[str, ...] = ()
+    metric: ClassVar[None] = None
+
+    @property
+    def strategy(self) -> str:
+        """Where the addends are held."""
+        return " and ".join(sorted(set(self.ways.values())))
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able form."""
+        return {"version": VERSION, "technique": self.technique, **self.about, **self._layers()}
+
+    def metadata(self) -> dict[str, Any]:
+        """What is written beside a saved model; keys are decoder layers."""
+        found = {"method": self.technique, **self.about, **self._layers()}
+        if self.technique == "amplify":
+            found["amplified_layers"] = sorted(self.boosts)
+        return found
+
+    def _layers(self) -> dict[str, Any]:
+        return {
+            "held_in": {str(layer): way for layer, way in self.ways.items()},
+            "per_layer_bias": {
+                str(layer): {str(expert): value for expert, value in boosts.items()}
+                for layer, boosts in self.boosts.items()
+            },
+        }
+
+
+Plan = PrunePlan | MergePlan | AblationPlan | BoostPlan

@@ -20,7 +20,7 @@ from mlxfun.editor import Editor
 from mlxfun.errors import ModelError
 from mlxfun.export import ExportView
 from mlxfun.options import SaveOptions
-from mlxfun.plans import MergePlan, PrunePlan
+from mlxfun.plans import BoostPlan, MergePlan, PrunePlan
 from mlxfun.reports import SaveReport
 
 
@@ -104,6 +104,8 @@ def _metadata(editor: Editor, anatomy: Anatomy) -> dict[str, Any]:
             "keep_map": kept,
             "layer_indices": list(anatomy.indices),
         }
+        silent = {str(k): list(v) for p in prunes for k, v in p.dead.items()}
+        files["reap_metadata.json"] |= {"never_chosen": silent} if silent else {}
     if merges:
         files["ream_metadata.json"] = {
             "method": "ream",
@@ -120,6 +122,10 @@ def _metadata(editor: Editor, anatomy: Anatomy) -> dict[str, Any]:
         }
     if ablations:
         files["abliteration_metadata.json"] = _ablation_metadata(ablations)
+    names = {"amplify": "amplification_metadata.json", "bake": "bake_metadata.json"}
+    for plan in plans:
+        if isinstance(plan, BoostPlan):  # of several, the last is written
+            files[names[plan.technique]] = plan.metadata()
     return files
 
 

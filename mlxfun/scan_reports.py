@@ -43,13 +43,14 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A report as read. more, less: bool [L, E]. composite: float64 [L, E]."""
+    """A report as read. more, less: bool [L, E]. composite: float64 [L, E]. domain_name: "" for none."""
 
     path: Path
     more: Mask
     less: Mask
     composite: Array
     identity: Identity
+    domain_name: str = ""
 
 
 def write_report(
@@ -133,6 +134,7 @@ def read_report(path: Path, kind: str, layers: Sequence[int], experts: int) -> F
         read_table(path, document, below, layers, experts),
         composite,
         identity_of(document),
+        str(document.get("domain_name") or ""),
     )
 
 

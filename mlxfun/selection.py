@@ -99,7 +99,7 @@ def select(scores: Scores, constraints: Constraints, options: PruneOptions) -> S
     """
     count = _checked_count(options)
     _check_scores(scores, constraints)
-    protect = _protected(constraints, options)
+    protect = protected(constraints, options)
     target = constraints.target & ~protect
     limits = _Limits.of(constraints, protect, options)
     limits.check(count, constraints)
@@ -138,7 +138,7 @@ def adopt(
         raise UsageError(
             f"--expert-list already says which experts go; leave out {' and '.join(surplus)}"
         )
-    protect = _protected(constraints, options)
+    protect = protected(constraints, options)
     _require_spared(keep, constraints, protect)
     least = options.min_experts_per_layer or 0
     for layer, staying in keep.items():
@@ -199,7 +199,7 @@ def _check_scores(scores: Scores, constraints: Constraints) -> None:
         )
 
 
-def _protected(constraints: Constraints, options: PruneOptions) -> Mask:
+def protected(constraints: Constraints, options: PruneOptions) -> Mask:
     """bool [L, E]: protected by a map or named with --ignore-experts."""
     experts = constraints.shape[1]
     unknown = [e for e in options.ignore_experts if not 0 <= e < experts]
@@ -383,6 +383,14 @@ def _every(ordered: tuple[int, ...], count: int) -> tuple[int, ...]:
     if count == 0:
         return ()
     return ordered[:: len(ordered) // count][:count]
+
+
+def warnings_of(
+    constraints: Constraints, keep: tuple[tuple[int, ...], ...], options: PruneOptions
+) -> tuple[str, ...]:
+    """What users should know of a selection that was made elsewhere."""
+    protect = protected(constraints, options)
+    return _warnings(constraints, protect, constraints.target & ~protect, keep)
 
 
 def _warnings(

@@ -19,7 +19,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from mlxfun import measure, merging, planning, saving, scanning, smoke, views
+from mlxfun import boosting, measure, measured, merging, planning, saving, scanning, smoke, views
 from mlxfun import steering as steer
 from mlxfun import steering_files as wishes
 from mlxfun.ablating import Ablations, Tools
@@ -41,7 +41,9 @@ from mlxfun.generate import Decoded, Decoder
 from mlxfun.head import HeadTap
 from mlxfun.observations import Observations
 from mlxfun.options import (
+    AmplifyOptions,
     ApplyOptions,
+    BakeOptions,
     CollectOptions,
     EvaluateOptions,
     GenerateOptions,
@@ -70,6 +72,7 @@ from mlxfun.reports import (
 from mlxfun.scan_reports import Identity
 from mlxfun.steering import Steering
 from mlxfun.taps import Taps
+from mlxfun.workshop import Workshop
 
 
 class Session:
@@ -231,19 +234,22 @@ class Session:
     # -- plans --------------------------------------------------------------------------------
 
     def prune(self, options: PruneOptions, ctx: Context = SILENT) -> PlanReport:
-        """Stage a prune, replacing a staged plan. The candidate is live afterwards."""
+        """Stage a prune, replacing a staged plan. The candidate is live afterwards.
+
+        What mlxfun.measured lists is measured on the text of the last collect.
+        """
         self._own()
-        request = planning.PruneRequest(
-            self.anatomy, self.editor, self._observations.stats, options
-        )
-        plan, protected = planning.plan_prune(request)
-        report = planning.stage_prune(
-            request, plan, self.command or planning.command_line(options), self._export_view
-        )
-        self._protected = protected
+        stats = self._observations.stats
+        request = planning.PruneRequest(self.anatomy, self.editor, stats, options)
+        report, self._protected = measured.stage_prune(request, self._workshop(), self.command, ctx)
         staged = self.editor.require_staged("prune")
-        staged.evidence = self._observations.evidence if plan.metric else ()
+        staged.evidence = self._observations.evidence if report.metric else ()
         return report
+
+    def _workshop(self) -> Workshop:
+        seen, stored, export = self._observations, self._stored_dtype, self._export_view
+        known = (self.model, self.anatomy, self.editor, self.tokenizer, self._evaluator)
+        return Workshop(*known, seen.calibration, seen.held_out, stored, export, memory_limit())
 
     def merge(self, options: MergeOptions, ctx: Context = SILENT) -> PlanReport:
         """Stage a merge of the committed weights, replacing a staged plan.
@@ -271,6 +277,16 @@ class Session:
         self._own()
         return self._ablations.stage(options, self.command, ctx)
 
+    def amplify(self, options: AmplifyOptions, ctx: Context = SILENT) -> PlanReport:
+        """Stage boosts for the experts of a domain report; see mlxfun.boosting."""
+        self._own()
+        return boosting.amplify(self._workshop(), options, self.command, ctx)
+
+    def bake(self, options: BakeOptions, ctx: Context = SILENT) -> PlanReport:
+        """Stage the steering in force as a permanent edit; applying it clears the steering."""
+        self._own()
+        return boosting.bake(self._workshop(), options, self.command, ctx)
+
     def _stored_dtype(self, path: str) -> mx.Dtype:
         known = self._loaded.stored_dtypes.get(path)
         return self.editor.resident.tree.get(path).dtype if known is None else known
@@ -284,6 +300,7 @@ class Session:
         self._own()
         now = Identity(self.checkpoint_id, self.state, self._loaded.model_id)
         wish = wishes.read(options, self.editor.resident, now, self.editor.history.root.state)
+        self.editor.require_steerable()
         wanted = Steering() if options.clear else self.editor.steering
         wanted = replace(wanted.with_more(wish.activate, wish.deactivate), **wish.rule)
         checked, notices = steer.check(wanted, self.editor.resident)

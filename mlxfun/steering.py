@@ -177,28 +177,39 @@ def _check_groups(tap: LayerTap, up: tuple[int, ...], down: tuple[int, ...]) -> 
 def install(steering: Steering, resident: Resident) -> None:
     """Put `steering` into force for the next forward; experts that are not live are skipped."""
     for tap in resident.taps.layers:
-        up = _mask(tap, steering.activate.get(tap.layer.index, ()))
-        down = _mask(tap, steering.deactivate.get(tap.layer.index, ()))
+        up = mask(tap, steering.activate.get(tap.layer.index, ()))
+        down = mask(tap, steering.deactivate.get(tap.layer.index, ()))
         tap.logits_rule = tap.bias = None
         if not (up.any() or down.any()):
             continue
-        additive = steering.rule == "additive"
-        values = np.where(up, steering.boost_value, 0.0) + np.where(down, steering.mask_value, 0.0)
         if tap.layer.bias_name is not None:
             own = resident.tree.get(f"{tap.layer.bias_owner}.{tap.layer.bias_name}")
-            if additive:
-                tap.bias = raised_above_fill(tap.layer, own) + mx.array(values, mx.float32)
-            else:
-                tap.bias = steered_bias(tap.layer, own, up, down)
+            tap.bias = baked_bias(steering, tap.layer, own, up, down)
             mx.eval(tap.bias)
-        elif additive:
-            tap.logits_rule = additive_rule(values)
+        elif steering.rule == "additive":
+            tap.logits_rule = additive_rule(_values(steering, up, down))
         else:
             margin = GROUP_MARGIN if tap.layer.grouped else MARGIN
             tap.logits_rule = logits_rule(up, down, margin)
 
 
-def _mask(tap: LayerTap, experts: tuple[int, ...]) -> Mask:
+def _values(steering: Steering, up: Mask, down: Mask) -> NDArray[np.float64]:
+    """What the additive rule adds, [R]."""
+    return np.asarray(
+        np.where(up, steering.boost_value, 0.0) + np.where(down, steering.mask_value, 0.0)
+    )
+
+
+def baked_bias(
+    steering: Steering, layer: MoELayer, own: mx.array, up: Mask, down: Mask
+) -> mx.array:
+    """The selection bias [R], float32, that does what `steering` asks."""
+    if steering.rule == "additive":
+        return raised_above_fill(layer, own) + mx.array(_values(steering, up, down), mx.float32)
+    return steered_bias(layer, own, up, down)
+
+
+def mask(tap: LayerTap, experts: tuple[int, ...]) -> Mask:
     """bool [R] over the router's rows as sliced; rows beyond the experts are never steered."""
     rows = tap.layer.router_rows - tap.layer.num_experts + len(tap.live)
     mask = np.zeros(rows, dtype=np.bool_)
@@ -247,7 +258,9 @@ def raised_above_fill(layer: MoELayer, bias: mx.array) -> mx.array:
     with; a common shift changes no choice between live experts."""
     wide = bias.astype(mx.float32)
     if layer.grouped and layer.facts.group_fill == 0.0:
-        wide = wide + (1.0 + mx.maximum(0.0, -mx.min(wide)))
+        # What was baked as "never" stays there: shifting by as much would round all others away.
+        living = mx.where(wide > -FORCED / 2, wide, 0.0)
+        wide = wide + (1.0 + mx.maximum(0.0, -mx.min(living)))
     return wide
 
 

@@ -40,7 +40,7 @@ class Record:
 
     indices: [..., K] experts in checkpoint numbers. weights: [..., K] as applied. norms: [..., K]
     float32, the L2 norm of each selected expert's output. logits: [..., R] before steering.
-    inputs: [..., D] what the experts were given.
+    inputs: [..., D] what the experts were given. router_inputs: [..., D] what the logits are of.
     """
 
     indices: mx.array
@@ -48,10 +48,12 @@ class Record:
     norms: mx.array | None = None
     logits: mx.array | None = None
     inputs: mx.array | None = None
+    router_inputs: mx.array | None = None
 
     def arrays(self) -> list[mx.array]:
         """What must be evaluated with the forward."""
-        held = (self.indices, self.weights, self.norms, self.logits, self.inputs)
+        seen = (self.inputs, self.router_inputs)
+        held = (self.indices, self.weights, self.norms, self.logits, *seen)
         return [a for a in held if a is not None]
 
 
@@ -93,6 +95,7 @@ class LayerTap:
         self.list_calls: list[tuple[int, mx.array]] = []  # dbrx: (sliced index, output) in order
         self._logits: mx.array | None = None  # of the forward in progress, before steering
         self._routed: mx.array | None = None  # the same as the router used them
+        self._router_inputs: mx.array | None = None
 
     def set_experts(self, live: Sequence[int], resident: Sequence[int]) -> None:
         """The live experts, and those physically in the stack, in checkpoint numbers."""
@@ -110,7 +113,7 @@ class LayerTap:
         """Begin a record for a forward that routed `x` to `indices` (sliced numbering)."""
         record = Record(self.labelled(indices))
         if self.want_inputs:
-            record.inputs = x
+            record.inputs, record.router_inputs = x, self._router_inputs
         if self.want_norms:
             record.norms = output_norms(y)
         if self.want_logits:
@@ -120,7 +123,7 @@ class LayerTap:
             record.weights = mx.sigmoid(chosen.astype(mx.float32))
         if self.layer.facts.weights_from_router:
             record.weights = self.router_weights
-        self._logits = self._routed = None
+        self._logits = self._routed = self._router_inputs = None
         assert self.records is not None
         self.records.append(record)
         return record
@@ -135,11 +138,12 @@ class LayerTap:
         """Sliced indices as checkpoint numbers."""
         return indices if self.labels is None else self.labels[indices]
 
-    def saw_logits(self, logits: mx.array) -> mx.array:
-        """Remember the logits if wanted, and return what the router shall use."""
+    def saw_logits(self, x: mx.array, logits: mx.array) -> mx.array:
+        """Remember the logits of `x` if wanted, and return what the router shall use."""
         routed = logits if self.logits_rule is None else self.logits_rule(logits)
         if self.records is not None and (self.want_logits or self.layer.facts.weights_inside):
             self._logits, self._routed = logits, routed
+            self._router_inputs = x if self.want_inputs else None
         return routed
 
 
@@ -310,7 +314,7 @@ class _LinearTap:
     _tap: LayerTap
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self._tap.saw_logits(super().__call__(x))  # type: ignore[misc]
+        return self._tap.saw_logits(x, super().__call__(x))  # type: ignore[misc]
 
 
 class _RouterTap:
@@ -355,7 +359,7 @@ class _WatchedWeight:
         tap, plain = self._tap, self._weight.T
 
         def product(_: mx.array, x: mx.array) -> mx.array:
-            return tap.saw_logits(x @ plain)
+            return tap.saw_logits(x, x @ plain)
 
         # Python asks the right operand first when its class is a subclass of the left one's.
         watched = self._weight.T

@@ -21,17 +21,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from mlxfun import recalibrate
 from mlxfun.anatomy import MoELayer
 from mlxfun.calibrate import layer_sums
 from mlxfun.carry import Carrier
 from mlxfun.context import SILENT, Context
 from mlxfun.deltas import Delta, LayerDelta, Resident
+from mlxfun.edits import choice
 from mlxfun.edits.alignment import (
     MATCHES,
     costs,
@@ -41,6 +44,7 @@ from mlxfun.edits.alignment import (
 )
 from mlxfun.edits.bank import Bank
 from mlxfun.edits.prune import prune_layer
+from mlxfun.edits.refit import output
 from mlxfun.edits.similarity import (
     Groups,
     group_weights,
@@ -121,7 +125,7 @@ class Merger:
         try:
             for position, tap in enumerate(taps):
                 observed = observe(carrier, tap, picks, ctx)
-                layer = self._merge_layer(tap, observed, choose(position, observed.stats))
+                layer = self._merge_layer(carrier, tap, observed, choose(position, observed.stats))
                 inverses.append(self._resident.swap(Delta((layer.delta,))))
                 merged[tap.layer.index] = layer
                 ctx.progress("merging", position + 1, len(taps), "layers")
@@ -132,12 +136,21 @@ class Merger:
             groups={index: layer.groups for index, layer in merged.items()},
             weights={index: layer.weights for index, layer in merged.items()},
             metric=self._options.metric,
-            strategy=f"{self._options.similarity_mode}, {self._options.alignment}",
+            strategy=f"{self._options.similarity_mode}, {self._options.alignment}"
+            + (", auto" if self._options.auto else ""),
+            warnings=self._notes(merged),
         )
         return plan, Delta(tuple(layer.delta for layer in merged.values()))
 
+    def _notes(self, merged: Mapping[int, MergedLayer]) -> tuple[str, ...]:
+        """How many experts were merged, where that was decided for each."""
+        if not self._options.auto:
+            return ()
+        taken = sum(len(g) - 1 for layer in merged.values() for g in layer.groups.values())
+        return (f"{taken} experts are merged, the others dropped: that serves the layers better",)
+
     def _merge_layer(
-        self, tap: LayerTap, observed: Observed, centroids: tuple[int, ...]
+        self, carrier: Carrier, tap: LayerTap, observed: Observed, centroids: tuple[int, ...]
     ) -> MergedLayer:
         """One layer, unchanged in the model. centroids: checkpoint numbers, ascending."""
         options, live = self._options, tap.live
@@ -159,13 +172,58 @@ class Merger:
             options.max_group_size,
             router_groups(tap.layer, len(live)),
         )
-        shares = {e: w for g in groups for e, w in zip(g, group_weights(saliency, g), strict=True)}
         matches = self._match(bank, neurons, groups)
+        if options.auto:
+            groups = self._worthwhile(carrier, tap, saliency, groups, matches)
+        shares = {e: w for g in groups for e, w in zip(g, group_weights(saliency, g), strict=True)}
         return MergedLayer(
             {live[g[0]]: tuple(live[e] for e in g) for g in groups},
             {live[e]: float(w) for e, w in shares.items()},
             self._delta(tap, bank, _Recipe(groups, shares, matches)),
         )
+
+    def _worthwhile(
+        self,
+        carrier: Carrier,
+        tap: LayerTap,
+        saliency: Array,
+        groups: Groups,
+        matches: Mapping[int, Array],
+    ) -> Groups:
+        """The groups without the members that are better dropped (mlxfun.edits.choice)."""
+        whole = Bank.of(tap, self._modules)
+        wanted = output(whole, recalibrate.observe(carrier, tap).routed)
+        kept = tuple(tap.live[group[0]] for group in groups)
+        sliced = prune_layer(self._resident, tap.layer, tap.live, kept)
+        inverse = self._resident.swap(Delta((sliced,)))
+        try:
+            alone = Bank.of(tap, self._modules)
+            routed = recalibrate.observe(carrier, tap).routed
+            rest = wanted - output(alone, routed)
+            ordered = [
+                (group[0], *sorted(group[1:], key=lambda e: (-saliency[e], e))) for group in groups
+            ]
+            found = choice.choose(
+                alone, routed, rest, ordered, lambda g: self._mixed(whole, saliency, g, matches)
+            )
+        finally:
+            self._resident.swap(inverse)
+        return tuple(found.groups)
+
+    def _mixed(
+        self, bank: Bank, saliency: Array, group: tuple[int, ...], matches: Mapping[int, Array]
+    ) -> dict[str, mx.array]:
+        """One merged expert, see mlxfun.edits.choice.Mixed."""
+        shares = dict(zip(group, group_weights(saliency, group), strict=True))
+        recipe = _Recipe((group,), shares, matches)
+        found = {}
+        for name in bank.names:
+            found[name] = combine(partial(bank.weights, name), recipe)[0]
+            bias = bank.bias(name)
+            if bias is not None:
+                rows = partial(_taken, bias.astype(mx.float32))
+                found[f"{name}.bias"] = combine(rows, recipe, permuted=name in bank.inward)[0]
+        return found
 
     def _match(self, bank: Bank, neurons: mx.array, groups: Groups) -> dict[int, Array]:
         """For each member its neurons in the order of its centroid's, int [H]."""
@@ -279,6 +337,10 @@ def combine(
         total = total.at[mx.array([i for i, _ in part])].add(rows) if place else rows
         mx.eval(total)
     return total
+
+
+def _taken(array: mx.array, rows: list[int]) -> mx.array:
+    return array[mx.array(rows)]
 
 
 # -- observing --------------------------------------------------------------------------------

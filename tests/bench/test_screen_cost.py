@@ -87,5 +87,7 @@ def test_a_key_is_painted_at_once_while_the_worker_is_saturated(tmp_path: Path) 
         terminal.close()
     p50, p95, most = (1000 * sorted(gaps)[int(q * (len(gaps) - 1))] for q in (0.5, 0.95, 1))
     load = os.getloadavg()[0]
-    print(f"key to paint (load {load:.1f}): {len(gaps)} keys, p50 {p50:.1f}, p95 {p95:.1f}, most {most:.1f} ms")
+    print(
+        f"key to paint (load {load:.1f}): {len(gaps)} keys, p50 {p50:.1f}, p95 {p95:.1f}, most {most:.1f} ms"
+    )
     assert p95 < 1000 * MOST_P95

@@ -21,7 +21,9 @@ from mlxfun.context import SILENT, Context
 from mlxfun.errors import DatasetError, ModelError, PlanError, SaveError, StateError
 from mlxfun.events import RoutingFrame, Token
 from mlxfun.options import (
+    AmplifyOptions,
     ApplyOptions,
+    BakeOptions,
     CollectOptions,
     EvaluateOptions,
     GenerateOptions,
@@ -290,6 +292,19 @@ class StubSession:
         before, after = RefusalCount(3, 4, 0, 4), RefusalCount(1, 4, 0, 4)
         example = ("How?", "I can't say.", "Like this.")
         return RefusalReport(*subject, "phrases", before, after, 0.01, 0.02, (example,))
+
+    def amplify(self, options: AmplifyOptions, ctx: Context = SILENT) -> PlanReport:
+        return self._boosted("amplify", {1: {2: options.scale}})
+
+    def bake(self, options: BakeOptions, ctx: Context = SILENT) -> PlanReport:
+        return self._boosted("bake", {1: {2: 2.0}})
+
+    def _boosted(self, technique: str, boosts: dict[int, dict[int, float]]) -> PlanReport:
+        had, self.samples = self.samples, 1  # a boost needs no statistics
+        plan = self.prune(PruneOptions(n_prune=1), SILENT)
+        self.samples = had
+        self.plan = replace(plan, technique=technique, strategy="selection bias", mass_lost=None)
+        return self.plan
 
     def steer(self, options: SteerOptions) -> SteerReport:
         for layer in {**options.activate, **options.deactivate}:

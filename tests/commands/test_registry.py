@@ -22,6 +22,7 @@ NAMES = {
     "expect", "set", "why", "help", "safety-scan", "domain-scan", "prepare-dataset",
     "stats diff", "stats merge", "stats purge", "quit", "recover", "resume", "export heatmap", "export report", "export chat",
     "abliterate", "refusals",
+    "amplify", "bake", "recipe",
 }  # fmt: skip
 
 
@@ -40,7 +41,7 @@ def test_the_commands_are_those_of_the_manual() -> None:
 
 
 def test_prune_keeps_the_ancestors_option_names() -> None:
-    assert options_of("prune") == {
+    assert options_of("prune") >= {
         "--n-prune", "--metric", "--strategy", "--model-wide", "--ignore-experts",
         "--min-experts-per-layer", "--expert-list", "--safety-map", "--safety-mode", "--domain-map",
         "--domain-mode", "--allow-stale",
@@ -55,6 +56,18 @@ def test_merge_keeps_the_ancestors_option_names() -> None:
     }  # fmt: skip
 
 
+def test_amplify_keeps_the_ancestors_option_names() -> None:
+    assert options_of("amplify") >= {"--domain-map", "--scale", "--threshold"}
+
+
+def test_bake_needs_steering(bench: Bench) -> None:
+    assert {r.name: r.reason for r in bench.engine.rows()}["bake"] == (
+        "nothing is steered: run steer first"
+    )
+    bench.do("steer --deactivate 3:1")
+    assert {r.name: r.enabled for r in bench.engine.rows()}["bake"]
+
+
 def test_merge_stages_a_plan_without_statistics(bench: Bench) -> None:
     ended = bench.do("merge --dataset demo:mixed --max-samples 4 --n-prune 2 --alignment greedy")[
         -1
@@ -64,7 +77,7 @@ def test_merge_stages_a_plan_without_statistics(bench: Bench) -> None:
 
 def test_data_options_are_the_same_wherever_a_data_set_is_read() -> None:
     shared = {"--dataset", "--text-key", "--max-samples", "--max-tokens", "--seed"}
-    for name in ("collect", "evaluate", "preview", "merge"):
+    for name in ("collect", "evaluate", "preview", "merge", "amplify", "bake"):
         assert shared <= options_of(name)
 
 
@@ -125,7 +138,7 @@ def test_a_family_alone_means_its_first_member() -> None:
         (
             "prune --metric rep",
             "prune: invalid value for '--metric': 'rep' is not one of 'freq', 'weighted_freq', "
-            "'reap', 'ean', 'reap_sum', 'reap_sq'",
+            "'reap', 'ean', 'reap_sum', 'reap_sq', 'output_error', 'auto'",
         ),
         ("undo 3", "undo: got unexpected extra argument (3); usage: undo"),
         ("save", "save: missing argument 'PATH'; usage: save [OPTIONS] PATH"),

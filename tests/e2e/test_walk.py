@@ -37,5 +37,26 @@ def test_it_runs_to_its_end_and_what_it_expects_holds(tmp_path: Path) -> None:
     assert ran[-1]["command"].startswith("replay ")
     assert [one["command"] for one in ran[1:-1]] == LINES
     failed = [one["command"] for one in ran if not one["ok"]]
-    assert failed == ["prune --n-prune 2 --expert-list kept.json"]
+    assert failed == [
+        "prune --n-prune 4 --budget global",
+        "prune --n-prune 2 --expert-list kept.json",
+    ]
     assert (tmp_path / "out" / "config.json").is_file()
+
+
+def test_the_recipe_of_the_readme_keeps_its_best_variant_and_saves_it(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "commands.cli", "--headless", "--json"),
+            *("-c", ELSEWHERE["recipe"], "--output-root", str(tmp_path)),
+        ],
+        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads(done.stdout.splitlines()[-1])["data"]
+    kept = report["variants"][report["kept"]]
+    within = [v for v in report["variants"] if v["bytes"] <= 5_300_000]
+    assert kept["kl"] == min(v["kl"] for v in within)
+    assert len(report["variants"]) > len(within) > 1
+    assert (tmp_path / "small" / "config.json").is_file()
+    assert (tmp_path / "small-report" / "loss.svg").read_text().startswith("<svg")
