@@ -29,7 +29,17 @@ from mlxfun.reports import SessionView
 COMMANDS: dict[str, Command] = {
     c.name: c
     for module in (
-        *(model, observe, scan, edit, amplify, measure, chat, history, recipes, export, shell),
+        model,
+        observe,
+        scan,
+        edit,
+        amplify,
+        measure,
+        chat,
+        history,
+        recipes,
+        export,
+        shell,
     )
     for c in module.COMMANDS
 }
