@@ -8,8 +8,8 @@ Stock loading holds one number of experts for all layers. Where every router has
 the plan can be padded: all layers are sliced to the largest number that any of them keeps, and in
 the others the experts that should have gone stay in the file with a bias that no score overcomes
 (live biases are first shifted above what losing groups are filled with: where a live score lies
-below that, a router chooses among the losers, and would find the silent ones there). Such a file is as large as
-its fullest layer says; nothing smaller is claimed. Routers without a selection bias have no place
+below that, a router chooses among the losers, and would find the silent ones there). Such a file
+is as large as its fullest layer says; nothing smaller is claimed. Routers without a selection bias have no place
 for that, and are refused before any work.
 """
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import ClassVar
-from xml.sax.saxutils import escape
 
 from mlxfun.errors import UsageError
 from mlxfun.reports import Report, readable_bytes
