@@ -63,7 +63,10 @@ class TextReport(Report):
 
 @dataclass(frozen=True, slots=True)
 class InfoReport(Report):
-    """The resident model. bytes: parameters as resident; experts: as in the checkpoint."""
+    """The resident model. bytes: parameters as resident; experts: as in the checkpoint.
+
+    expert_bytes: per MoE layer, of one as saved. open_groups: how many groups a token uses.
+    """
 
     kind: ClassVar[str] = "info"
     source: str
@@ -87,6 +90,8 @@ class InfoReport(Report):
     memory_limit: int | None
     notes: tuple[str, ...] = ()
     digest: str | None = None
+    expert_bytes: tuple[int, ...] = ()
+    open_groups: int = 1
 
     def summary(self) -> str:
         return (

@@ -19,7 +19,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from mlxfun import measure, merging, planning, saving, scanning, smoke, views
+from mlxfun import handpick, measure, merging, planning, saving, scanning, smoke, views
 from mlxfun import steering as steer
 from mlxfun import steering_files as wishes
 from mlxfun.anatomy import discover
@@ -35,6 +35,7 @@ from mlxfun.evaluate import Evaluator
 from mlxfun.events import Notice
 from mlxfun.export import ExportView
 from mlxfun.generate import Decoded, Decoder
+from mlxfun.handwork import HandWork
 from mlxfun.head import HeadTap
 from mlxfun.observations import Observations
 from mlxfun.options import (
@@ -69,7 +70,7 @@ from mlxfun.steering import Steering
 from mlxfun.taps import Taps
 
 
-class Session:
+class Session(HandWork):
     """The engine's front door. See the module's text; every method runs on the opening thread."""
 
     def __init__(self, loaded: Loaded, *, undo_budget: int | None = None, seed: int = 0) -> None:
@@ -340,6 +341,7 @@ class Session:
         """Commit the staged plan; with guardrails set, preview first and refuse with the figures."""
         self._own()
         staged = self.editor.require_staged("apply")
+        handpick.require_even(staged.report)
         if (options.max_kl, options.max_perplexity_ratio) != (None, None):
             scores = staged.preview or self.preview(EvaluateOptions(), ctx)
             measure.require_within(scores, options)

@@ -70,6 +70,8 @@ def info(
         memory_limit=memory_limit(),
         notes=loaded.notes,
         digest=digest,
+        expert_bytes=view.expert_bytes(),
+        open_groups=first.topk_group,
     )
 
 

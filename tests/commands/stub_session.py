@@ -47,14 +47,10 @@ from mlxfun.reports import (
     StepReport,
     WhyReport,
 )
-
-LAYERS = (1, 3, 5)
-EXPERTS = 8
-TOP_K = 2
-EXPERT_BYTES = 1000
+from tests.commands.stub_hand import EXPERT_BYTES, EXPERTS, LAYERS, TOP_K, HandStub
 
 
-class StubSession:
+class StubSession(HandStub):
     """See `mlxfun.session.Session`. `gate` (if given) holds each collected sample until set."""
 
     def __init__(self, source: str | Path, seed: int = 0, gate: threading.Event | None = None):

@@ -20,7 +20,7 @@ NAMES = {
     "stats reset", "prune", "merge", "plan show", "plan save", "steer", "preview", "evaluate", "chat", "apply", "discard", "flip",
     "compact", "undo", "redo", "history", "goto", "save", "smoke-test", "record", "replay",
     "expect", "set", "why", "help", "safety-scan", "domain-scan", "prepare-dataset",
-    "stats diff", "stats merge", "stats purge", "quit", "recover",
+    "stats diff", "stats merge", "stats purge", "quit", "recover", "select", "probe",
 }  # fmt: skip
 
 
@@ -219,7 +219,7 @@ def test_completion_of_commands_options_and_values(bench: Bench) -> None:
         return [c.text for c in bench.engine.complete(line)]
 
     bench.do("collect --dataset demo:mixed", "prune --n-prune 1", "apply")
-    assert texts("pr") == ["prepare-dataset", "preview", "prune"]
+    assert texts("pr") == ["prepare-dataset", "preview", "probe", "prune"]
     assert texts("stats s") == ["save", "show"]
     assert texts("prune --me") == ["--metric"]
     assert "--n-prune" in texts("prune ")

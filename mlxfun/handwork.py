@@ -1,0 +1,182 @@
+"""What a person at a screen does between commands: pick experts by hand and probe the result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mlxfun import handpick, measure, planning, views
+from mlxfun.anatomy import Anatomy
+from mlxfun.context import SILENT, Context
+from mlxfun.datasets import read_lines, tokenize
+from mlxfun.editor import Editor
+from mlxfun.edits.prune import prune_delta
+from mlxfun.errors import PlanError, StateError, UsageError
+from mlxfun.evaluate import EvalSet, Evaluator
+from mlxfun.export import ExportView
+from mlxfun.hand_options import ProbeOptions, SelectOptions
+from mlxfun.hand_reports import ProbeReport
+from mlxfun.observations import Observations
+from mlxfun.plans import PrunePlan
+from mlxfun.reports import PlanReport, StepReport
+
+if TYPE_CHECKING:
+    from mlxfun.events import Array
+
+
+class HandWork:
+    """The part of a `Session` that serves the hand; see there for the attributes."""
+
+    command: str
+    anatomy: Anatomy
+    editor: Editor
+    tokenizer: Any
+    _observations: Observations
+    _evaluator: Evaluator
+    _protected: Array
+    _own: Callable[[], None]
+    _export_view: Callable[[], ExportView]
+
+    def select(self, options: SelectOptions) -> PlanReport | StepReport:
+        """Change by hand which experts go, beginning with those of the staged plan, and stage that.
+
+        A selection that is not even is staged all the same, so that it can be measured and talked
+        to; apply refuses it. Without any expert left in it the staged plan is dropped. Raises
+        UsageError or PlanError for what the model could not run; nothing changes then.
+        """
+        self._own()
+        field = self._field(options)
+        start = self._selected()
+        gone = handpick.picked(field, start, options)
+        if not gone.any():
+            if self.editor.staged is None:
+                raise UsageError("select: no expert is picked; name some with --drop L:E,...")
+            return self.editor.discard()
+        broken = field.unrunnable(gone)
+        if broken:
+            raise PlanError(f"{broken}; keep more of them, or `select --even` evens it out")
+        return self._stage_by_hand(field, gone, options)
+
+    def probe(self, options: ProbeOptions, ctx: Context = SILENT) -> ProbeReport:
+        """A quick measurement of the staged plan on few tokens. Changes nothing, not the preview."""
+        self._own()
+        staged = self.editor.require_staged("probe")
+        data = _first(self._probe_set(options), options.tokens)
+        found = measure.measure(self.editor, self._evaluator, "staged", [data], tuple, ctx)
+        assert found.kl_mean is not None
+        assert found.top1_agreement is not None
+        return ProbeReport(
+            measured_state=staged.state,
+            dataset=data.name,
+            tokens=found.tokens,
+            perplexity=found.perplexity["all"],
+            baseline=found.baseline["all"],
+            kl_mean=found.kl_mean,
+            top1_agreement=found.top1_agreement,
+        )
+
+    def _field(self, options: SelectOptions) -> handpick.Field:
+        stats, layers = self._observations.stats, self.anatomy.layers
+        ranking = options.even or options.below is not None or options.n_prune is not None
+        stale = stats is not None and stats.state != self.editor.state
+        if stats is not None and ranking and stale and not options.allow_stale:
+            raise StateError(
+                f"the statistics were made on state {stats.state}, the model is at "
+                f"{self.editor.state}; collect again, or use them knowingly with --allow-stale"
+            )
+        return handpick.Field(
+            layers=self.anatomy.indices,
+            alive=views.mask_of(self.anatomy, self.editor.committed),
+            protected=self._protected,
+            scores=stats.score(options.metric) if stats is not None else None,
+            top_k=tuple(layer.top_k for layer in layers),
+            groups=tuple(layer.n_group for layer in layers),
+            open_groups=tuple(layer.topk_group for layer in layers),
+        )
+
+    def _selected(self) -> Array:
+        """The experts that go with the staged plan, bool [L, E]."""
+        staged = self.editor.staged
+        if staged is None:
+            return np.zeros_like(self._protected)
+        if staged.plan.technique != "prune":
+            raise StateError(
+                f"a {staged.plan.technique} is staged ({staged.command}), which is not made of "
+                "single experts: apply or discard it before you select"
+            )
+        return views.sets_mask(self.anatomy, staged.report.pruned)
+
+    def _stage_by_hand(
+        self, field: handpick.Field, gone: Array, options: SelectOptions
+    ) -> PlanReport:
+        editor, staged = self.editor, self.editor.staged
+        keep = dict(zip(field.layers, _kept(field.alive & ~gone), strict=True))
+        named = options.metric if field.scores is not None else None
+        plan = PrunePlan(keep, named, "hand", _warnings(field, gone))
+        evidence = self._observations.evidence if named else ()
+        command = self.command or "select"
+        if staged is not None and not options.clear:
+            # A selection is made in steps, and a recipe needs all of them.
+            evidence = (*staged.evidence, staged.command)
+        with editor.live("current"):
+            delta = prune_delta(plan, editor.resident)
+            before = self._export_view().total_bytes()
+        losses = handpick.lost(field, gone)
+        proposal = planning.Proposal(
+            plan,
+            delta,
+            command,
+            before,
+            None
+            if losses is None
+            else {ly: float(x) for ly, x in zip(field.layers, losses, strict=True)},
+        )
+        planning.stage(editor, self.anatomy, proposal, self._export_view)
+        made = editor.require_staged("select")
+        made.evidence = evidence
+        made.report = replace(made.report, experts_after=min(map(len, keep.values())))
+        return made.report
+
+    def _probe_set(self, options: ProbeOptions) -> EvalSet:
+        if options.data is not None:
+            data = options.data
+            tokens = tokenize(
+                read_lines(data), self.tokenizer, data.max_tokens, self.anatomy.vocabulary
+            )
+            return EvalSet(data.source, tuple(tokens))
+        held = self._observations.held_out
+        if held is None:
+            raise UsageError(
+                "no held-out samples to probe on: collect from a set with more samples than "
+                "--max-samples, or name a set with --dataset"
+            )
+        return held
+
+
+def _kept(mask: Array) -> list[tuple[int, ...]]:
+    return [tuple(int(e) for e in np.flatnonzero(row)) for row in mask]
+
+
+def _warnings(field: handpick.Field, gone: Array) -> tuple[str, ...]:
+    out = []
+    uneven = handpick.unevenness(field.layers, handpick.counts(gone))
+    if uneven:
+        out.append(f"uneven, so it cannot be applied yet: {uneven}; `select --even` evens it out")
+    protected = handpick.sets_of(field.layers, gone & field.protected)
+    if protected:
+        out.append(f"protected experts go: {handpick.spell(protected)}")
+    return tuple(out)
+
+
+def _first(data: EvalSet, tokens: int) -> EvalSet:
+    """The beginning of a set, about `tokens` long, from as many sequences as it takes."""
+    taken, left = [], tokens
+    for sequence in data.sequences:
+        if left < 2:
+            break
+        taken.append(sequence[:left])
+        left -= len(taken[-1])
+    return EvalSet(f"beginning of {data.name}", tuple(taken))

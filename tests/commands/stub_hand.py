@@ -1,0 +1,48 @@
+"""The part of the stub session that a person's hand uses."""
+
+from __future__ import annotations
+
+from mlxfun.context import SILENT, Context
+from mlxfun.errors import StateError
+from mlxfun.hand_options import ProbeOptions, SelectOptions
+from mlxfun.hand_reports import ProbeReport
+from mlxfun.reports import PlanReport
+
+LAYERS = (1, 3, 5)
+EXPERTS = 8
+TOP_K = 2
+EXPERT_BYTES = 1000
+
+
+class HandStub:
+    """See `StubSession`, which this is a part of."""
+
+    plan: PlanReport | None
+    live: str
+
+    def select(self, options: SelectOptions) -> PlanReport:
+        pruned = {layer: options.drop.get(layer, ()) for layer in LAYERS}
+        gone = sum(map(len, pruned.values()))
+        self.plan = PlanReport(
+            technique="prune",
+            metric=options.metric,
+            strategy="hand",
+            experts_before=EXPERTS,
+            experts_after=EXPERTS - max(map(len, pruned.values())),
+            kept={ly: tuple(e for e in range(EXPERTS) if e not in pruned[ly]) for ly in LAYERS},
+            pruned=pruned,
+            bytes_before=EXPERTS * 3 * EXPERT_BYTES,
+            bytes_after=(EXPERTS * 3 - gone) * EXPERT_BYTES,
+            delta_bytes=12,
+            mass_lost=None,
+            state_after="by hand",
+        )
+        self.live = "candidate"
+        return self.plan
+
+    def probe(self, options: ProbeOptions, ctx: Context = SILENT) -> ProbeReport:
+        if self.plan is None:
+            raise StateError("nothing is staged to probe; stage a plan first, e.g. with prune")
+        ctx.check()
+        name = options.data.source if options.data else "held-out"
+        return ProbeReport(self.plan.state_after, name, options.tokens, 13.0, 12.0, 0.02, 0.95)

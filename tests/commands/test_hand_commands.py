@@ -1,0 +1,55 @@
+"""Picking by hand from the command line."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from commands.registry import parse
+from mlxfun.errors import UsageError
+from tests.commands.conftest import Bench
+
+
+def test_select_stages_what_it_names(bench: Bench) -> None:
+    ended = bench.run("select --drop 1:7,3:0..2")
+    assert ended.report is not None
+    assert ended.report.data()["pruned"] == {"1": [7], "3": [0, 1, 2], "5": []}
+
+
+def test_select_without_a_change_says_what_it_wants(bench: Bench) -> None:
+    ended = bench.run("select --metric freq")
+    assert (ended.error or "").startswith("select: give --drop L:E, --keep L:E")
+
+
+def test_a_threshold_is_a_share() -> None:
+    assert parse("select --below 0.01").params["below"] == 0.01
+    with pytest.raises(UsageError, match="--below"):
+        parse("select --below 1.5")
+
+
+def test_a_probe_needs_a_plan_and_is_not_recorded(bench: Bench, tmp_path) -> None:
+    path = tmp_path / "s.mlxfun"
+    error = bench.run("probe").error
+    assert error == "nothing is staged to probe; stage a plan first, e.g. with prune"
+    ended = bench.do(f"record {path}", "select --drop 1:7", "probe")[-1]
+    assert ended.report is not None
+    assert ended.report.data()["dataset"] == "held-out"
+    text = path.read_text()
+    assert "select --drop 1:7" in text
+    assert "probe" not in text
+
+
+def test_cancelling_one_line_only_leaves_others_alone() -> None:
+    gate = threading.Event()
+    bench = Bench(gate)
+    try:
+        bench.do("load demo")
+        job = bench.engine.run("collect --dataset demo:mixed --max-samples 2")
+        bench.until(lambda e: type(e).__name__ == "JobStarted" and e.job == job)  # type: ignore[attr-defined]
+        bench.engine.cancel(only="probe --tokens 512")
+        gate.set()
+        assert bench.end_of(job).error is None
+    finally:
+        gate.set()
+        bench.engine.close()
