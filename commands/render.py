@@ -17,6 +17,7 @@ from rich.text import Text
 
 from mlxfun.comparison_reports import CombineReport, DiffReport, ScanReport
 from mlxfun.events import JobEnded
+from mlxfun.hand_reports import ABReport
 from mlxfun.reports import (
     ChatReport,
     EvaluateReport,
@@ -271,6 +272,14 @@ def _evaluate(report: EvaluateReport) -> RenderableType:
 @render.register
 def _chat(report: ChatReport) -> RenderableType:
     return Group(text(report.text), text(report.summary(), "dim"))
+
+
+@render.register
+def _ab(report: ABReport) -> RenderableType:
+    parts: list[RenderableType] = [text(report.summary())]
+    for answer in (report.base, report.candidate):
+        parts += [text(f"{answer.label} ({answer.finish_reason})", "bold"), text(answer.text)]
+    return Group(*parts)
 
 
 @render.register

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from mlxfun.reports import Report
 
@@ -33,4 +33,52 @@ class ProbeReport(Report):
         return (
             f"probe: perplexity {self.perplexity:.2f} ({self.ratio:.3f}x the checkpoint), KL "
             f"{self.kl_mean:.4f}, same next token {self.top1_agreement:.1%}, on {self.tokens} tokens"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one side said. side: "base" or "candidate"; label: what that is; tokens: its pieces."""
+
+    side: str
+    label: str
+    text: str
+    tokens: tuple[str, ...]
+    token_ids: tuple[int, ...]
+    finish_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ABReport(Report):
+    """The same prompt and seed answered by two sides.
+
+    first_divergence: index of the first token that differs, None when none does. kl: nats at each
+    token of the base's answer, KL(base || candidate) given the same text before it.
+    """
+
+    kind: ClassVar[str] = "ab"
+    prompt: str
+    base: Answer
+    candidate: Answer
+    first_divergence: int | None
+    kl: tuple[float, ...]
+    seed: int
+
+    @property
+    def kl_mean(self) -> float:
+        """Mean over the tokens, 0.0 for an empty answer."""
+        return sum(self.kl) / len(self.kl) if self.kl else 0.0
+
+    def data(self) -> dict[str, Any]:
+        """The fields and `kl_mean`."""
+        return {**Report.data(self), "kl_mean": self.kl_mean}
+
+    def summary(self) -> str:
+        kl = f"mean KL {self.kl_mean:.4f} a token"
+        where = self.first_divergence
+        if where is None:
+            return f"{self.base.label} and {self.candidate.label} answer the same; {kl}"
+        return (
+            f"{self.base.label} and {self.candidate.label} part at token {where + 1} of "
+            f"{len(self.base.tokens)} and {len(self.candidate.tokens)}; {kl}"
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlxfun import handpick, measure, planning, views
+from mlxfun import handpick, measure, planning, sides, views
 from mlxfun.anatomy import Anatomy
 from mlxfun.context import SILENT, Context
 from mlxfun.datasets import read_lines, tokenize
@@ -17,9 +17,11 @@ from mlxfun.edits.prune import prune_delta
 from mlxfun.errors import PlanError, StateError, UsageError
 from mlxfun.evaluate import EvalSet, Evaluator
 from mlxfun.export import ExportView
+from mlxfun.generate import Decoder
 from mlxfun.hand_options import ProbeOptions, SelectOptions
-from mlxfun.hand_reports import ProbeReport
+from mlxfun.hand_reports import ABReport, ProbeReport
 from mlxfun.observations import Observations
+from mlxfun.options import GenerateOptions
 from mlxfun.plans import PrunePlan
 from mlxfun.reports import PlanReport, StepReport
 
@@ -31,11 +33,13 @@ class HandWork:
     """The part of a `Session` that serves the hand; see there for the attributes."""
 
     command: str
+    model: Any
     anatomy: Anatomy
     editor: Editor
     tokenizer: Any
     _observations: Observations
     _evaluator: Evaluator
+    _decoder: Decoder
     _protected: Array
     _own: Callable[[], None]
     _export_view: Callable[[], ExportView]
@@ -77,6 +81,14 @@ class HandWork:
             kl_mean=found.kl_mean,
             top1_agreement=found.top1_agreement,
         )
+
+    def ab(self, text: str, options: GenerateOptions, ctx: Context = SILENT) -> ABReport:
+        """Ask both sides the same, outside the conversation; `options.side` is not looked at.
+
+        Raises StateError when there are no two sides: see mlxfun.sides.
+        """
+        self._own()
+        return sides.compare(self.model, self._decoder, self.editor, (text, options), ctx)
 
     def _field(self, options: SelectOptions) -> handpick.Field:
         stats, layers = self._observations.stats, self.anatomy.layers

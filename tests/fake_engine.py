@@ -41,6 +41,8 @@ from mlxfun.reports import (
     TextReport,
     WhyReport,
 )
+from tests.fake_hand import COMMANDS as HAND
+from tests.fake_hand import EXPERT_BYTES, FakeHand
 
 MIB = 1 << 20
 STATES = {0: "a1b2c3d4", 1: "e5f60718"}
@@ -95,6 +97,7 @@ COMMANDS: tuple[tuple[str, str, str, str, str], ...] = (
     ("goto", "history", "Go to any state.", "goto NODE", "model"),
     ("history", "history", "Show the tree of states.", "history", "model"),
     ("save", "model", "Write the model.", "save PATH [OPTIONS]", "model"),
+    *HAND,
     ("help", "shell", "Explain a command.", "help [COMMAND]", ""),
     ("quit", "shell", "Leave the shell.", "quit", ""),
 )
@@ -115,7 +118,7 @@ def surface(layers: int, experts: int, phase: float = 0.0) -> np.ndarray:
     return 0.5 + 0.5 * np.sin(columns * 0.55 + rows * 0.8 + phase)
 
 
-class FakeEngine:
+class FakeEngine(FakeHand):
     """See the module. layers, experts: the size of the pretended model."""
 
     def __init__(self, layers: int = 6, experts: int = 16) -> None:
@@ -150,7 +153,9 @@ class FakeEngine:
         self._emit(JobQueued(self._jobs, line))
         return self._jobs
 
-    def cancel(self) -> None:
+    def cancel(self, only: str | None = None) -> None:
+        if only is not None and self.busy != only:
+            return
         self.cancelled += 1
         self._cancel = True
 
@@ -293,6 +298,7 @@ class FakeEngine:
             device="cpu",
             memory_active=14 * MIB,
             memory_limit=8192 * MIB,
+            expert_bytes=(EXPERT_BYTES,) * self.layers,
         )
         no = np.zeros(shape, bool)
         heat = HeatView(

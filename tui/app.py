@@ -20,7 +20,7 @@ from textual.app import App
 
 from mlxfun.events import Event, JobEnded
 from mlxfun.reports import Report, StepReport
-from tui import deeds, guide, themes
+from tui import deeds, guide, pick, themes
 from tui.feed import Feed
 from tui.keymap import BY_ID, Key
 from tui.lines import LineHistory
@@ -28,7 +28,7 @@ from tui.messages import CursorPut, KeyUsed, LineEntered, PanelPicked, Said, Wak
 from tui.palette import Commands, Item
 from tui.ports import Engine
 from tui.screen import MainScreen
-from tui.state import AppState, Entry, quoted_chat, reduce
+from tui.state import QUIET_LINE, AppState, Entry, quoted_chat, reduce
 from tui.widgets.help import HelpScreen, help_page
 
 FRAMES_PER_SECOND = 12
@@ -118,16 +118,38 @@ class ShellApp(App[int]):
     def pump(self) -> None:
         """Fold what the worker sent into the state and show it."""
         events = self._feed.drain()
-        if not events and self.state.job is None:
-            return
         for event in events:
             self._take(event)
-        self._show()
+        settled = self._settle()
+        if events or settled or self.state.job is not None:
+            self._show()
+
+    def _settle(self) -> bool:
+        """What was picked by hand becomes a command line when the hand rests, and is then probed."""
+        before, now = self.state, self._clock()
+        line = pick.resting(before, now)
+        if line:
+            self.state = pick.sent(before)
+            self._run(line)
+        else:
+            self.state = pick.settle(before, now)
+            if pick.wants_probe(self.state) and self.state.view.plan is not None:
+                # Asked once for each plan, whatever comes of it.
+                self.state = replace(self.state, probed=self.state.view.plan.state_after)
+                self.engine.run(QUIET_LINE)
+        return self.state is not before
+
+    def _run(self, line: str) -> int:
+        """Queue a command line that a person asked for: a probe in its way is dropped."""
+        self.engine.cancel(only=QUIET_LINE)
+        return self.engine.run(line)
 
     def _take(self, event: Event) -> None:
         if isinstance(event, JobEnded):
             view, rows = self.engine.view(), tuple(self.engine.rows())
+            before = self.state.view
             self.state = replace(self.state, view=view, rows=rows)
+            self.state = pick.overtaken(self.state, before, event.line)
             self.state = deeds.put(self.state, *self.state.cursor)
         self.state = reduce(self.state, event, self._clock())
         if isinstance(event, JobEnded):
@@ -137,8 +159,8 @@ class ShellApp(App[int]):
         """A job has ended: show where its outcome is, call back whoever turned away."""
         panel = deeds.news(event)
         if panel is not None and not self._first_load(event):
-            step = isinstance(event.report, StepReport)
-            self.state = deeds.reveal(self.state, panel, aside=step)
+            aside = isinstance(event.report, StepReport) or event.line.startswith("select")
+            self.state = deeds.reveal(self.state, panel, aside=aside)
         if event.report is not None and event.report.kind == "quit":
             self.leave()
         if event.usage and event.job == self._typed and not self.main.command.input.value:
@@ -179,11 +201,11 @@ class ShellApp(App[int]):
     @on(LineEntered)
     def _line_entered(self, message: LineEntered) -> None:
         self._lines.add(message.line)
-        self._typed = self.engine.run(message.line)
+        self._typed = self._run(message.line)
 
     @on(Said)
     def _said(self, message: Said) -> None:
-        self.engine.run(quoted_chat(message.text))
+        self._run(quoted_chat(message.text))
 
     @on(CursorPut)
     def _cursor_put(self, message: CursorPut) -> None:
@@ -219,7 +241,7 @@ class ShellApp(App[int]):
             return
         line = guide.command_line(self.state, key, self.main.selected_node)
         if key.kind == "run":
-            self.engine.run(line)
+            self._run(line)
         else:
             self.main.command.fill(line)
 
@@ -229,6 +251,10 @@ class ShellApp(App[int]):
         verbs: dict[str, Callable[..., object]] = {
             "move": self._move,
             "toggle": self._toggle,
+            "pick": self._pick,
+            "stretch": lambda down, right: self._change(
+                pick.stretch(self.state, int(down), int(right))
+            ),
             "panel": self._go,
             "open_command": self.main.command.open,
             "stay_in_command": self.main.command.input.focus,
@@ -245,6 +271,25 @@ class ShellApp(App[int]):
 
     def _move(self, down: str, right: str) -> None:
         self._change(deeds.move(self.state, int(down), int(right)))
+
+    def _pick(self, what: str, *arguments: str) -> None:
+        """Change what goes, by hand; a probe of what went before is of no use any more."""
+        state, now = self.state, self._clock()
+        self.engine.cancel(only=QUIET_LINE)
+        match what:
+            case "toggle":
+                state = pick.toggle(state, now)
+            case "dial":
+                state = pick.dial(state, int(arguments[0]), now)
+            case "even":
+                state = pick.even(state, now)
+            case "threshold":
+                state = pick.threshold(state, now)
+            case _:
+                state = pick.span(state, what)
+        if state.draft is not None and state.draft is not self.state.draft:
+            state = deeds.reveal(state, "plan", aside=True)
+        self._change(state)
 
     def _toggle(self, option: str) -> None:
         self._change(deeds.toggle(self.state, option))
@@ -290,6 +335,8 @@ class ShellApp(App[int]):
             return
         if panel == "command" or self.main.in_field:
             self.main.leave_field()
+        elif self.state.anchor is not None:
+            self._change(replace(self.state, anchor=None))
         elif self.state.zoomed and job is None:
             self._change(deeds.zoom(self.state))
         if job is not None:

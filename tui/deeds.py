@@ -12,6 +12,7 @@ from tui.state import AppState
 
 def move(state: AppState, down: int, right: int) -> AppState:
     """The heatmap's cursor `down` layers and `right` experts further, kept on the map."""
+    state = replace(state, anchor=None)
     return put(state, state.cursor[0] + down, state.cursor[1] + right)
 
 
@@ -89,6 +90,7 @@ _NEWS: dict[str, str | None] = {
     "history": "history",
     "collect": "experts",
     "steer": None,
+    "probe": "plan",
 }
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from mlxfun.reports import SteerReport
+from tui import pick
 from tui.keymap import Key, keys_for
 from tui.state import AppState
 
 # Perplexity over the checkpoint's from which on the next step offered is no longer to apply.
 BEARABLE = 1.25
+# Commands of two words.
+FAMILIES = ("plan", "stats")
 
 
 def layer_at(state: AppState, position: int) -> int:
@@ -64,8 +67,12 @@ def command_line(state: AppState, key: Key, node: int | None = None) -> str:
 
 def why_not(state: AppState, key: Key) -> str:
     """Why `key` does nothing now, in words; "" when it does something."""
-    if key.scope == "experts" and key.id != "why" and state.view.model is None:
+    if key.works_in("experts") and key.id != "why" and state.view.model is None:
         return "no model yet"
+    if key.target.startswith("pick "):
+        return pick.why_not(state)
+    if key.id == "apply" and uneven(state):
+        return f"{uneven(state)}: press E to even it out by score"
     measured = state.view.heat is not None and bool(state.view.heat.metrics)
     if key.id in ("prune", "why") and state.view.model is not None and not measured:
         return "nothing is measured yet: press c to calibrate"
@@ -84,7 +91,17 @@ def command_of(key: Key) -> str | None:
         return "chat"
     if key.kind == "do":
         return None
-    return key.target.split()[0].strip("{}").split("_")[0]
+    words = key.target.split()
+    if words[0] in FAMILIES:
+        return " ".join(words[:2])
+    return words[0].strip("{}").split("_")[0]
+
+
+def uneven(state: AppState) -> str:
+    """Which layers of a selection by hand lose more than others, "" when it can be applied."""
+    plan = state.view.plan
+    by_hand = state.draft is not None or (plan is not None and plan.strategy == "hand")
+    return pick.unevenness(state) if by_hand else ""
 
 
 def next_key(state: AppState) -> str:
@@ -94,9 +111,11 @@ def next_key(state: AppState) -> str:
         return ""
     if view.heat is None or not view.heat.metrics:
         return "collect"
-    if view.plan is not None:
+    if view.plan is not None or state.draft is not None:
+        if uneven(state):
+            return "pick_even"
         if view.scores is None:
-            return "preview"
+            return "preview" if state.draft is None else ""
         return "apply" if view.scores.ratio <= BEARABLE else "discard"
     if view.history and view.history.current != 0:
         return "save"
@@ -112,7 +131,9 @@ def next_step(state: AppState) -> str:
         return "No model yet: press : and type  load demo"
     words = {
         "collect": "Press c to calibrate: watch which experts work.",
-        "prune": "Press p to stage a prune; nothing is lost until you apply, and undo takes it back.",
+        "prune": "Press p to stage a prune, or pick experts with space; nothing is lost until you "
+        "apply, and undo takes it back.",
+        "pick_even": "The layers lose different numbers: E evens it out by score, space picks on.",
         "preview": "A plan is staged: v measures it, i talks to it, f swaps base and candidate.",
         "discard": "That costs a lot of quality: d discards, p stages a smaller prune, a applies "
         "all the same.",
@@ -134,7 +155,7 @@ def hints(state: AppState, panel: str, room: int) -> list[tuple[Key, bool, bool]
         key.id != leading,
         bool(why_not(state, key)),
         # The first few of the main job, then the panel's own keys, then the rest.
-        order.get(key.id, 4.5 if key.scope == panel else 20 + key.bar),
+        order.get(key.id, 4.5 + key.bar / 100 if key.works_in(panel) else 20 + key.bar),
     ))  # fmt: skip
     always = [key for key in shown if key.id in ("help", "command")]
     rest = [key for key in shown if key not in always]

@@ -1,6 +1,7 @@
 """Every key of the screen, as data. Bindings, the key bar, F1, the palette and tests read this.
 
-scope: where a key works: "app" anywhere but in a text field, "experts" or "history" in that panel.
+scope: where a key works: "app" anywhere but in a text field, "experts" or "history" in that panel
+(several with commas), "always" in text fields too.
 kind: "run" queues the command line `target`; "fill" puts it on the command line to be finished;
 "do" is a deed of the screen itself: a verb with its arguments. `{...}` in a target is filled in
 from the state.
@@ -27,6 +28,10 @@ class Key:
     scope: str = "app"
     bar: int = 0
     glyph: str = ""
+
+    def works_in(self, scope: str) -> bool:
+        """Whether it belongs to `scope`."""
+        return scope in self.scope.split(",")
 
     @property
     def shown(self) -> str:
@@ -91,6 +96,37 @@ KEYS: tuple[Key, ...] = (
     Key("page_up", "pageup", "page up", "do", "move -8 0", "eight layers up", "experts"),
     Key("page_down", "pagedown", "page down", "do", "move 8 0", "eight layers down",
         "experts"),
+    # Picking by hand.
+    Key("pick", "space", "pick", "do", "pick toggle",
+        "this expert, or the range, goes with the staged plan, or stays after all", "experts",
+        bar=19, glyph="space"),
+    Key("pick_more", "right_square_bracket", "more", "do", "pick dial 1",
+        "one expert more goes from every layer, the lowest scores first", "experts,plan", bar=29,
+        glyph="]"),
+    Key("pick_fewer", "left_square_bracket", "fewer", "do", "pick dial -1",
+        "one fewer goes from every layer, the highest scores stay", "experts,plan", bar=30,
+        glyph="["),
+    Key("pick_even", "E", "even out", "do", "pick even",
+        "as many from every layer as from the one that loses most, by score", "experts,plan",
+        bar=31),
+    Key("pick_below", "T", "threshold", "do", "pick threshold",
+        "everything goes that works no more than the expert under the cursor", "experts", bar=32),
+    Key("range_column", "C", "column", "do", "pick column",
+        "mark this expert number in all layers; space picks it", "experts"),
+    Key("range_row", "R", "row", "do", "pick row", "mark this layer; space picks it", "experts"),
+    Key("range_up", "shift+up,K", "mark up", "do", "stretch -1 0", "mark a range", "experts"),
+    Key("range_down", "shift+down,J", "mark down", "do", "stretch 1 0", "mark a range", "experts"),
+    Key("range_left", "shift+left,H", "mark left", "do", "stretch 0 -1", "mark a range",
+        "experts"),
+    Key("range_right", "shift+right,L", "mark right", "do", "stretch 0 1", "mark a range",
+        "experts"),
+    Key("dial_more", "plus,equals_sign", "more", "do", "pick dial 1",
+        "one expert more goes from every layer, the lowest scores first", "plan", bar=20,
+        glyph="+"),
+    Key("dial_fewer", "minus", "fewer", "do", "pick dial -1",
+        "one fewer goes from every layer, the highest scores stay", "plan", bar=21, glyph="-"),
+    Key("plan_save", "S", "save list", "fill", "plan save plan.json",
+        "write which experts stay, as a list that prune --expert-list reads", "plan", bar=22),
     Key("goto", "enter", "go there", "run", "goto {node}",
         "make the selected state the model's", "history", bar=20),
     # Everywhere, text fields included.
@@ -113,7 +149,7 @@ BY_ID = {key.id: key for key in KEYS}
 def bindings(scope: str) -> Iterator[Binding]:
     """The Textual bindings of one scope; each leads to the screen's one key action."""
     for key in KEYS:
-        if key.scope == scope:
+        if key.works_in(scope):
             yield Binding(
                 key.keys,
                 f"screen.key('{key.id}')",
@@ -126,4 +162,4 @@ def bindings(scope: str) -> Iterator[Binding]:
 
 def keys_for(scope: str) -> list[Key]:
     """The keys that work while the panel `scope` has the focus: its own first."""
-    return [key for want in (scope, "app", "always") for key in KEYS if key.scope == want]
+    return [key for want in (scope, "app", "always") for key in KEYS if key.works_in(want)]

@@ -19,6 +19,7 @@ from mlxfun.events import (
     RoutingFrame,
     Token,
 )
+from mlxfun.hand_reports import ProbeReport
 from mlxfun.reports import ChatReport, Report, SessionView
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ LOG_LIMIT = 200
 # Options of chat that take no value: what follows them is an option again, or the text.
 CHAT_FLAGS = ("--new", "--base", "--candidate", "--thinking", "--no-thinking")
 TURN_LIMIT = 200
+QUIET_LINE = "probe --tokens 512"
+"""The one command line that the screen sends by itself: it leaves no word in the log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +84,27 @@ class HeatOptions:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Draft:
+    """Experts picked by hand that are not a command line yet.
+
+    gone: bool [L, E]; since: the clock at the last pick; sent: its command line is on its way.
+    """
+
+    gone: Array
+    since: float
+    sent: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class AppState:
     """Everything the screen shows.
 
     jobs: what runs, the innermost last: a replay runs its lines as jobs inside its own.
     frame: the running calibration's newest heat. traffic: float64 [L, E], times each expert served
     the newest answer. lit: int32 [L, K], the experts of the newest token while one is generated.
-    cursor: (position of the MoE layer, expert). echo: the newest thing worth saying. lines: the
+    cursor: (position of the MoE layer, expert); anchor: the other corner of a range. draft: picks
+    by hand; probe: the newest quick measurement; probed: the state of the plan that was probed, or
+    "-" when plans cannot be. echo: the newest thing worth saying. lines: the
     command lines that succeeded. panel: the focused one; beside: the last focused or
     revealed that is not the heatmap; front: the last of all, for screens with room for one; zoomed: the focused one has the screen to itself.
     """
@@ -105,6 +122,10 @@ class AppState:
     lines: tuple[str, ...] = ()
     heat: HeatOptions = HeatOptions()
     cursor: tuple[int, int] = (0, 0)
+    anchor: tuple[int, int] | None = None
+    draft: Draft | None = None
+    probe: ProbeReport | None = None
+    probed: str = ""
     panel: str = "experts"
     beside: str = "chat"
     front: str = "experts"
@@ -242,6 +263,11 @@ def _ended(state: AppState, event: JobEnded) -> AppState:
         jobs = tuple(job for job in state.jobs if job.id != event.job)
         state = replace(state, jobs=jobs, frame=None, lit=None)
     state = _close_turn(state, event)
+    if isinstance(event.report, ProbeReport):
+        state = replace(state, probe=event.report)
+    if event.line == QUIET_LINE:
+        # The screen asked by itself: whoever picks experts is not interrupted with it.
+        return state
     if event.report is not None:
         state = replace(state, lines=(*state.lines, event.line)[-LOG_LIMIT:])
         text, level = event.report.summary(), "ok"

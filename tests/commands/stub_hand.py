@@ -5,7 +5,8 @@ from __future__ import annotations
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import StateError
 from mlxfun.hand_options import ProbeOptions, SelectOptions
-from mlxfun.hand_reports import ProbeReport
+from mlxfun.hand_reports import ABReport, Answer, ProbeReport
+from mlxfun.options import GenerateOptions
 from mlxfun.reports import PlanReport
 
 LAYERS = (1, 3, 5)
@@ -46,3 +47,10 @@ class HandStub:
         ctx.check()
         name = options.data.source if options.data else "held-out"
         return ProbeReport(self.plan.state_after, name, options.tokens, 13.0, 12.0, 0.02, 0.95)
+
+    def ab(self, text: str, options: GenerateOptions, ctx: Context = SILENT) -> ABReport:
+        if self.plan is None:
+            raise StateError("there is nothing to compare")
+        one = Answer("base", "committed model", "a b", ("a", " b"), (1, 2), "stop")
+        two = Answer("candidate", "staged plan", "a c", ("a", " c"), (1, 3), "stop")
+        return ABReport(text, one, two, 1, (0.0, 0.5), options.seed)

@@ -53,3 +53,14 @@ def test_cancelling_one_line_only_leaves_others_alone() -> None:
     finally:
         gate.set()
         bench.engine.close()
+
+
+def test_ab_tells_where_the_answers_part(bench: Bench) -> None:
+    assert "nothing to compare" in (bench.run("ab Hello").error or "")
+    bench.do("select --drop 1:7")
+    report = bench.do("ab --seed 3 -- -why not?")[0].report
+    assert report is not None
+    data = report.data()
+    assert (data["prompt"], data["seed"]) == ("-why not?", 3)
+    assert (data["first_divergence"], data["kl_mean"]) == (1, 0.25)
+    assert data["candidate"]["text"] == "a c"

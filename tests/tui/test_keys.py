@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from tests.fake_engine import FakeEngine, FakeRow
 from tests.tui.driving import CALIBRATED, STAGED, Shell, drive, ready
+from tui import pick
 from tui.keymap import BY_ID, KEYS, Key
 from tui.screen import MainScreen
 from tui.widgets.help import HelpScreen
@@ -38,12 +39,14 @@ FILL_LINES = {
     "collect": "collect --dataset demo:mixed",
     "prune": "prune --n-prune 4",
     "save": "save out",
+    "plan_save": "plan save plan.json",
 }
 
 
 async def home(shell: Shell, key: Key) -> None:
     """The focus where `key` works."""
-    shell.app.main.focus_panel("history" if key.scope == "history" else "experts")
+    place = key.scope.split(",")[0]
+    shell.app.main.focus_panel("experts" if place in ("app", "always") else place)
     await shell.settle()
 
 
@@ -80,6 +83,19 @@ def shown(shell: Shell, name: str) -> bool:
     return panel is not None and panel.display and shell.app.main.focused_panel == name
 
 
+def going(shell: Shell) -> list[int]:
+    """How many experts each layer would lose."""
+    mask = pick.gone(shell.app.state)
+    return [] if mask is None else mask.sum(axis=1).tolist()
+
+
+def at_most_as_busy(shell: Shell, layer: int, expert: int) -> list[int]:
+    """How many of each layer have no more of its work than this expert."""
+    scores = shell.app.state.view.heat.metrics["reap_sum"].tolist()
+    limit = scores[layer][expert] / sum(scores[layer])
+    return [sum(x / sum(row) <= limit for x in row) for row in scores]
+
+
 DO_EFFECTS: dict[str, Callable[[Shell], bool]] = {
     "chat": lambda s: s.app.main.focused_panel == "chat" and s.app.main.in_field,
     "command": lambda s: s.app.main.command.input.has_focus,
@@ -104,6 +120,19 @@ DO_EFFECTS: dict[str, Callable[[Shell], bool]] = {
     "row_end": lambda s: s.app.state.cursor == (2, 15),
     "page_up": lambda s: s.app.state.cursor == (0, 5),
     "page_down": lambda s: s.app.state.cursor == (5, 5),
+    "pick": lambda s: going(s) == [0, 0, 1, 0, 0, 0],
+    "pick_more": lambda s: going(s) == [1] * 6,
+    "pick_fewer": lambda s: going(s) == [0] * 6 and s.app.state.draft is not None,
+    "pick_even": lambda s: going(s) == [0] * 6 and s.app.state.draft is not None,
+    "pick_below": lambda s: going(s) == at_most_as_busy(s, 2, 5),
+    "dial_more": lambda s: going(s) == [1] * 6,
+    "dial_fewer": lambda s: going(s) == [0] * 6 and s.app.state.draft is not None,
+    "range_column": lambda s: (s.app.state.anchor, s.app.state.cursor) == ((0, 5), (5, 5)),
+    "range_row": lambda s: (s.app.state.anchor, s.app.state.cursor) == ((2, 0), (2, 15)),
+    "range_up": lambda s: (s.app.state.anchor, s.app.state.cursor) == ((2, 5), (1, 5)),
+    "range_down": lambda s: (s.app.state.anchor, s.app.state.cursor) == ((2, 5), (3, 5)),
+    "range_left": lambda s: (s.app.state.anchor, s.app.state.cursor) == ((2, 5), (2, 4)),
+    "range_right": lambda s: (s.app.state.anchor, s.app.state.cursor) == ((2, 5), (2, 6)),
     "help": lambda s: isinstance(s.app.screen, HelpScreen),
     "palette": lambda s: not isinstance(s.app.screen, MainScreen | HelpScreen),
     "escape": lambda s: s.app.state.job is not None and "escape again" in s.echo,
@@ -126,6 +155,8 @@ def test_every_key_of_the_screen_itself_does_what_it_says() -> None:
                 app.state = replace(
                     app.state,
                     cursor=(2, 5),
+                    anchor=None,
+                    draft=None,
                     zoomed=False,
                     heat=replace(app.state.heat, metric="reap_sum", log=False, per_layer=True,
                                  fit=True, table=False),

@@ -6,7 +6,7 @@ looking up what to draw are array operations.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,8 @@ def heat_model(state: AppState) -> HeatModel | None:
     heat = state.view.heat or blank(state.view)
     if heat is None:
         return None
+    if state.draft is not None:
+        heat = replace(heat, condemned=state.draft.gone)
     choices = sources(state, heat)
     metric = choose(state.heat.metric, tuple(choices), answering=state.lit is not None)
     values = choices.get(metric)

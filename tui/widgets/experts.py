@@ -12,7 +12,7 @@ from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import Static
 
-from tui import guide
+from tui import guide, pick
 from tui.keymap import bindings
 from tui.state import AppState
 from tui.widgets.heatmap import Heatmap
@@ -41,7 +41,13 @@ class ExpertsPanel(Panel):
         "▲  forced in      ▼  forced out     ◆  protected     yellow: at work this instant\n\n"
         "In a map with more layers than lines two layers share a line: never seen is ':', experts "
         "that go are red, forced in green, forced out magenta. The line below the map always says "
-        "it in words, and y turns the map into a table."
+        "it in words, and y turns the map into a table.\n\n"
+        "space picks the expert under the cursor: it goes with the staged plan, or stays after all. "
+        "Shift with the arrows marks a range, C this expert number in all layers, R the layer; "
+        "space then picks what is marked. ] and [ take one more or one fewer from every layer by "
+        "score, T takes everything that works no more than the expert under the cursor, E evens "
+        "the layers out. Bytes and work lost follow at once; when you rest, the selection becomes "
+        "a staged plan and is measured quickly."
     )
 
     SCOPED_CSS = False
@@ -99,14 +105,16 @@ class ExpertsPanel(Panel):
         if state.heat.table:
             self.query_one("#twin", Static).update(table(model))
         else:
-            heatmap.show(model, state.cursor, fit=state.heat.fit)
+            heatmap.show(model, state.cursor, fit=state.heat.fit, anchor=state.anchor)
         self.query_one(Legend).display = bool(model.metric) and self.size.width >= 76
         said = guide.next_step(state) if not model.metric else ""
         words = said or explain(model, state.cursor)
         self.query_one("#words", Line).put(words)
         caption = self._caption(state, model.metric, model.samples)
         self._entitle(f"1 experts · {caption}")
-        self.query_one("#caption", Line).put(caption)
+        going = pick.tally(state)
+        self.query_one("#caption", Line).put(f"{going} · {caption}" if going else caption)
+        self.subtitle(going)
 
     def _entitle(self, title: str) -> None:
         # Setting it redraws the whole frame of the panel.

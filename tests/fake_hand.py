@@ -1,0 +1,88 @@
+"""What the fake engine pretends when a person picks experts by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from mlxfun.events import Event, Progress
+from mlxfun.hand_reports import ProbeReport
+from mlxfun.reports import PlanReport, Report, SessionView
+
+MIB = 1 << 20
+EXPERT_BYTES = MIB // 24
+BY_HAND = "0a1d0a1d"
+
+# name, group, help, usage, when: see tests.fake_engine
+COMMANDS: tuple[tuple[str, str, str, str, str], ...] = (
+    ("select", "edit", "Pick by hand which experts go.", "select [OPTIONS]", "model"),
+    ("probe", "measure", "Measure the staged model quickly.", "probe [OPTIONS]", "plan"),
+    ("plan save", "edit", "Write which experts stay.", "plan save PATH", "plan"),
+)
+
+
+def sets(text: str) -> dict[int, tuple[int, ...]]:
+    """`"0:3,1:4..5"` as experts by layer."""
+    out: dict[int, tuple[int, ...]] = {}
+    for pair in text.split(",") if text else ():
+        layer, experts = pair.split(":")
+        low, _, high = experts.partition("..")
+        many = tuple(range(int(low), int(high or low) + 1))
+        out[int(layer)] = (*out.get(int(layer), ()), *many)
+    return out
+
+
+class FakeHand:
+    """A part of `FakeEngine`."""
+
+    layers: int
+    experts: int
+    _view: SessionView
+
+    def _option(self, args: list[str], name: str) -> str:
+        return args[args.index(name) + 1] if name in args else ""
+
+    def _do_select(self, job: int, args: list[str]) -> Iterator[Event | Report]:
+        heat = self._view.heat
+        assert heat is not None
+        gone = heat.condemned.copy()
+        for option, value in (("--drop", True), ("--keep", False)):
+            for layer, experts in sets(self._option(args, option)).items():
+                gone[layer, list(experts)] = value
+        pruned = {ly: tuple(np.flatnonzero(gone[ly]).tolist()) for ly in heat.layers}
+        kept = {ly: tuple(np.flatnonzero(~gone[ly]).tolist()) for ly in heat.layers}
+        scores = heat.metrics.get("reap_sum")
+        plan = PlanReport(
+            technique="prune",
+            metric="reap_sum" if scores is not None else None,
+            strategy="hand",
+            experts_before=self.experts,
+            experts_after=min(map(len, kept.values())),
+            kept=kept,
+            pruned=pruned,
+            bytes_before=6 * MIB,
+            bytes_after=6 * MIB - int(gone.sum()) * EXPERT_BYTES,
+            delta_bytes=24_576,
+            mass_lost=None
+            if scores is None
+            else {
+                ly: float(scores[ly, list(e)].sum() / scores[ly].sum()) for ly, e in pruned.items()
+            },
+            state_after=f"{BY_HAND}{int(gone.sum()):04d}",
+        )
+        self._view = replace(
+            self._view,
+            plan=plan if gone.any() else None,
+            scores=None,
+            live="candidate" if gone.any() else "base",
+            heat=replace(heat, condemned=gone),
+        )
+        yield plan
+
+    def _do_probe(self, job: int, args: list[str]) -> Iterator[Event | Report]:
+        assert self._view.plan is not None
+        yield Progress(job, "probe", 1, 2, "batches", 0.2)
+        state = self._view.plan.state_after
+        yield ProbeReport(state, "held-out", 512, 14.9, 14.11, 0.0412, 0.93)
