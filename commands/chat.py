@@ -44,6 +44,12 @@ def sampling(call: Call) -> GenerateOptions:
 @command("chat", group="chat", key="i")
 @click.argument("text", nargs=-1)
 @click.option("--new", is_flag=True, help="Forget the conversation so far.")
+@click.option(
+    "--back",
+    type=positive,
+    metavar="N",
+    help="Take the last N questions and answers back first; without TEXT ask the first again.",
+)
 @sampling_options
 @click.option("--base", "side", flag_value="base", help="Ask the model without the staged plan.")
 @click.option("--candidate", "side", flag_value="candidate", help="Ask the staged model.")
@@ -54,10 +60,15 @@ def chat(call: Call) -> Report:
     looks like an option.
     """
     text = " ".join(call["text"])
-    if not text and not call["new"]:
+    if not text and not call["new"] and not call["back"]:
         raise UsageError("chat: the text is missing: chat TEXT, or chat --new to start over")
+    if call["new"] and call["back"]:
+        raise UsageError("chat: --new takes everything back already; leave out --back")
     if call["new"]:
         call.session.reset_chat()
+    if call["back"]:
+        taken = call.session.take_back(call["back"])
+        text = text or taken
     if not text:
         return TextReport("a new conversation begins")
     options = replace(sampling(call), side=call["side"] or "live")

@@ -11,6 +11,7 @@ import numpy as np
 from mlxfun import handpick, measure, planning, sides, views
 from mlxfun.anatomy import Anatomy
 from mlxfun.context import SILENT, Context
+from mlxfun.conversation import Conversation
 from mlxfun.datasets import read_lines, tokenize
 from mlxfun.editor import Editor
 from mlxfun.edits.prune import prune_delta
@@ -40,6 +41,7 @@ class HandWork:
     _observations: Observations
     _evaluator: Evaluator
     _decoder: Decoder
+    _conversation: Conversation
     _protected: Array
     _own: Callable[[], None]
     _export_view: Callable[[], ExportView]
@@ -81,6 +83,11 @@ class HandWork:
             kl_mean=found.kl_mean,
             top1_agreement=found.top1_agreement,
         )
+
+    def take_back(self, count: int) -> str:
+        """Forget the last `count` questions with their answers; the text of the first of them."""
+        self._own()
+        return self._conversation.take_back(count)
 
     def ab(self, text: str, options: GenerateOptions, ctx: Context = SILENT) -> ABReport:
         """Ask both sides the same, outside the conversation; `options.side` is not looked at.

@@ -132,6 +132,7 @@ class FakeEngine(FakeHand):
         self._script: Iterator[Event | Report] | None = None
         self._jobs = 0
         self._cancel = False
+        self._asked: list[str] = []
         self._view = SessionView()
 
     # The engine's interface -------------------------------------------------------------------
@@ -406,19 +407,20 @@ class FakeEngine(FakeHand):
         yield report
 
     def _do_chat(self, job: int, args: list[str]) -> Iterator[Event | Report]:
+        if args == ["--new"]:
+            yield TextReport("a new conversation begins")
+            return
         pieces = ["An", " expert", " is", " a", " small", " network", "."]
         for index, piece in enumerate(pieces):
-            experts = np.array(
-                [
-                    [(index + k * 5 + layer) % self.experts for k in range(2)]
-                    for layer in range(self.layers)
-                ],
-                np.int32,
-            )
-            weights = np.full(experts.shape, 0.5, np.float32)
-            yield Token(job, self._view.live, index, index, piece, experts, weights)
+            yield Token(job, self._view.live, index, index, piece, *self._routed(index))
         text = "".join(pieces)
-        yield ChatReport(args[-1], text, self._view.live, 12, 0, 7, 35.0, "stop")
+        back = int(self._option(args, "--back") or 0)
+        taken, self._asked = (
+            (self._asked[-back:], self._asked[:-back]) if back else ([], self._asked)
+        )
+        prompt = taken[0] if args[-2:-1] == ["--back"] else args[-1]
+        self._asked.append(prompt)
+        yield ChatReport(prompt, text, self._view.live, 12, 0, 7, 35.0, "stop")
 
     def _do_steer(self, job: int, args: list[str]) -> Iterator[Event | Report]:
         heat = self._view.heat

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from mlxfun.events import Event, Progress
-from mlxfun.hand_reports import ProbeReport
+from mlxfun.events import Event, Progress, Token
+from mlxfun.hand_reports import ABReport, Answer, ProbeReport
 from mlxfun.reports import PlanReport, Report, SessionView
 
 MIB = 1 << 20
@@ -19,6 +19,7 @@ BY_HAND = "0a1d0a1d"
 COMMANDS: tuple[tuple[str, str, str, str, str], ...] = (
     ("select", "edit", "Pick by hand which experts go.", "select [OPTIONS]", "model"),
     ("probe", "measure", "Measure the staged model quickly.", "probe [OPTIONS]", "plan"),
+    ("ab", "chat", "Ask both sides.", "ab [OPTIONS] TEXT", "model"),
     ("plan save", "edit", "Write which experts stay.", "plan save PATH", "plan"),
 )
 
@@ -86,3 +87,27 @@ class FakeHand:
         yield Progress(job, "probe", 1, 2, "batches", 0.2)
         state = self._view.plan.state_after
         yield ProbeReport(state, "held-out", 512, 14.9, 14.11, 0.0412, 0.93)
+
+    def _routed(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        experts = np.array(
+            [[(index + k * 5 + ly) % self.experts for k in range(2)] for ly in range(self.layers)],
+            np.int32,
+        )
+        return experts, np.full(experts.shape, 0.5, np.float32)
+
+    def _do_ab(self, job: int, args: list[str]) -> Iterator[Event | Report]:
+        left = ("Tea", " and", " toast", ",", " warm", ".")
+        right = ("Tea", " and", " eggs", ",", " salted", " well", ".")
+        for side, pieces in (("base", left), ("candidate", right)):
+            for index, piece in enumerate(pieces):
+                yield Token(job, side, index, index, piece, *self._routed(index))
+        ids = {piece: number for number, piece in enumerate((*left, *right))}
+        answers = [
+            Answer(side, label, "".join(some), some, tuple(ids[p] for p in some), "stop")
+            for side, label, some in (
+                ("base", "committed model", left),
+                ("candidate", "staged plan", right),
+            )
+        ]
+        kl = (0.01, 0.02, 0.9, 0.1, 1.6, 0.05)
+        yield ABReport(args[-1], answers[0], answers[1], 2, kl, 0)

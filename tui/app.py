@@ -16,19 +16,19 @@ from typing import ClassVar
 from rich.console import RenderableType
 from rich.text import Text
 from textual import on
-from textual.app import App
 
 from mlxfun.events import Event, JobEnded
 from mlxfun.reports import Report, StepReport
-from tui import deeds, guide, pick, themes
+from tui import deeds, guide, pick, talk, themes
 from tui.feed import Feed
+from tui.hands import Hands
 from tui.keymap import BY_ID, Key
 from tui.lines import LineHistory
 from tui.messages import CursorPut, KeyUsed, LineEntered, PanelPicked, Said, Wake
 from tui.palette import Commands, Item
 from tui.ports import Engine
 from tui.screen import MainScreen
-from tui.state import QUIET_LINE, AppState, Entry, quoted_chat, reduce
+from tui.state import AppState, reduce
 from tui.widgets.help import HelpScreen, help_page
 
 FRAMES_PER_SECOND = 12
@@ -42,7 +42,7 @@ def plain_report(report: Report) -> RenderableType:
     return Text(report.summary())
 
 
-class ShellApp(App[int]):
+class ShellApp(Hands):
     """engine: runs the commands. startup_lines: queued after the first paint. renderer: makes a
     report readable. lines: earlier command lines. clock: seconds, monotonic. frames_per_second: how
     often heat and tokens are drawn at most."""
@@ -124,26 +124,6 @@ class ShellApp(App[int]):
         if events or settled or self.state.job is not None:
             self._show()
 
-    def _settle(self) -> bool:
-        """What was picked by hand becomes a command line when the hand rests, and is then probed."""
-        before, now = self.state, self._clock()
-        line = pick.resting(before, now)
-        if line:
-            self.state = pick.sent(before)
-            self._run(line)
-        else:
-            self.state = pick.settle(before, now)
-            if pick.wants_probe(self.state) and self.state.view.plan is not None:
-                # Asked once for each plan, whatever comes of it.
-                self.state = replace(self.state, probed=self.state.view.plan.state_after)
-                self.engine.run(QUIET_LINE)
-        return self.state is not before
-
-    def _run(self, line: str) -> int:
-        """Queue a command line that a person asked for: a probe in its way is dropped."""
-        self.engine.cancel(only=QUIET_LINE)
-        return self.engine.run(line)
-
     def _take(self, event: Event) -> None:
         if isinstance(event, JobEnded):
             view, rows = self.engine.view(), tuple(self.engine.rows())
@@ -189,14 +169,6 @@ class ShellApp(App[int]):
         if self.is_running and self.main.is_mounted:
             self.main.show(self.state, self._clock())
 
-    def _change(self, state: AppState) -> None:
-        self.state = state
-        self._show()
-
-    def _say(self, level: str, text: str) -> None:
-        """A word on the echo line, not worth keeping."""
-        self._change(replace(self.state, echo=Entry(level, "", text)))
-
     # Intents ----------------------------------------------------------------------------------
     @on(LineEntered)
     def _line_entered(self, message: LineEntered) -> None:
@@ -205,7 +177,9 @@ class ShellApp(App[int]):
 
     @on(Said)
     def _said(self, message: Said) -> None:
-        self._run(quoted_chat(message.text))
+        line = talk.line_for(self.state, message.text)
+        self.state = replace(self.state, talk=replace(self.state.talk, revise=0))
+        self._run(line)
 
     @on(CursorPut)
     def _cursor_put(self, message: CursorPut) -> None:
@@ -251,13 +225,10 @@ class ShellApp(App[int]):
         verbs: dict[str, Callable[..., object]] = {
             "move": self._move,
             "toggle": self._toggle,
-            "pick": self._pick,
-            "stretch": lambda down, right: self._change(
-                pick.stretch(self.state, int(down), int(right))
-            ),
             "panel": self._go,
             "open_command": self.main.command.open,
             "stay_in_command": self.main.command.input.focus,
+            **self._handiwork(),
             "zoom": lambda: self._change(deeds.zoom(self.state)),
             "next_metric": self._next_metric,
             "next_theme": self._next_theme,
@@ -272,34 +243,11 @@ class ShellApp(App[int]):
     def _move(self, down: str, right: str) -> None:
         self._change(deeds.move(self.state, int(down), int(right)))
 
-    def _pick(self, what: str, *arguments: str) -> None:
-        """Change what goes, by hand; a probe of what went before is of no use any more."""
-        state, now = self.state, self._clock()
-        self.engine.cancel(only=QUIET_LINE)
-        match what:
-            case "toggle":
-                state = pick.toggle(state, now)
-            case "dial":
-                state = pick.dial(state, int(arguments[0]), now)
-            case "even":
-                state = pick.even(state, now)
-            case "threshold":
-                state = pick.threshold(state, now)
-            case _:
-                state = pick.span(state, what)
-        if state.draft is not None and state.draft is not self.state.draft:
-            state = deeds.reveal(state, "plan", aside=True)
-        self._change(state)
-
     def _toggle(self, option: str) -> None:
         self._change(deeds.toggle(self.state, option))
         if option == "table":
             # The map and its twin take turns: the focus goes along.
             self.main.focus_panel("experts")
-
-    def _go(self, panel: str) -> None:
-        self._change(deeds.pick_panel(self.state, panel))
-        self.main.focus_panel(panel)
 
     def _next_metric(self) -> None:
         from tui.heat.model import heat_model
@@ -329,12 +277,16 @@ class ShellApp(App[int]):
         panel = self.main.focused_panel
         twice = now - self._escaped < DOUBLE_ESCAPE
         self._escaped = now
-        talking = job is not None and job.line.split(None, 1)[0] == "chat" and panel == "chat"
+        talking = job is not None and job.line.split()[0] in ("chat", "ab") and panel == "chat"
         if job is not None and (twice or talking):
             self.interrupt()
             return
         if panel == "command" or self.main.in_field:
+            if self.state.talk.revise:
+                self._change(replace(self.state, talk=replace(self.state.talk, revise=0)))
             self.main.leave_field()
+        elif self.state.token is not None:
+            self._change(talk.at(self.state, None))
         elif self.state.anchor is not None:
             self._change(replace(self.state, anchor=None))
         elif self.state.zoomed and job is None:

@@ -87,6 +87,7 @@ def news(event: JobEnded) -> str | None:
 _NEWS: dict[str, str | None] = {
     "plan": "plan",
     "chat": "chat",
+    "ab": "chat",
     "history": "history",
     "collect": "experts",
     "steer": None,

@@ -5,7 +5,6 @@ Nothing here knows a widget. Clocks come in as arguments, so that a test can say
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -20,16 +19,15 @@ from mlxfun.events import (
     Token,
 )
 from mlxfun.hand_reports import ProbeReport
-from mlxfun.reports import ChatReport, Report, SessionView
+from mlxfun.reports import Report, SessionView
+from tui import turns
+from tui.turns import Turn
 
 if TYPE_CHECKING:
     from mlxfun.events import Array
     from tui.ports import Row
 
 LOG_LIMIT = 200
-# Options of chat that take no value: what follows them is an option again, or the text.
-CHAT_FLAGS = ("--new", "--base", "--candidate", "--thinking", "--no-thinking")
-TURN_LIMIT = 200
 QUIET_LINE = "probe --tokens 512"
 """The one command line that the screen sends by itself: it leaves no word in the log."""
 
@@ -45,20 +43,19 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """One question and its answer. side: which model answered; note: why it ended, if not done.
+class Talk:
+    """How the chat field asks. None: the shell's default.
 
-    tokens and began (the clock at the first token) give the speed.
+    both: base and candidate are asked; revise: how many turns the next text takes back first.
     """
 
-    job: int
-    prompt: str
-    text: str = ""
-    side: str = ""
-    done: bool = False
-    note: str = ""
-    tokens: int = 0
-    began: float = 0.0
+    system: str | None = None
+    temperature: float | None = None
+    max_tokens: int | None = None
+    seed: int | None = None
+    thinking: bool | None = None
+    both: bool = False
+    revise: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +101,8 @@ class AppState:
     the newest answer. lit: int32 [L, K], the experts of the newest token while one is generated.
     cursor: (position of the MoE layer, expert); anchor: the other corner of a range. draft: picks
     by hand; probe: the newest quick measurement; probed: the state of the plan that was probed, or
-    "-" when plans cannot be. echo: the newest thing worth saying. lines: the
+    "-" when plans cannot be. talk: the chat's settings; token: (job, index) of the token under the
+    transcript's cursor; brush: the tokens that the expert under the cursor served are tinted. echo: the newest thing worth saying. lines: the
     command lines that succeeded. panel: the focused one; beside: the last focused or
     revealed that is not the heatmap; front: the last of all, for screens with room for one; zoomed: the focused one has the screen to itself.
     """
@@ -126,6 +124,9 @@ class AppState:
     draft: Draft | None = None
     probe: ProbeReport | None = None
     probed: str = ""
+    talk: Talk = Talk()
+    token: tuple[int, int] | None = None
+    brush: bool = False
     panel: str = "experts"
     beside: str = "chat"
     front: str = "experts"
@@ -143,36 +144,6 @@ class AppState:
     def row(self, name: str) -> Row | None:
         """The command called `name`, as the engine last declared it."""
         return next((row for row in self.rows if row.name == name), None)
-
-
-def split(line: str) -> list[str]:
-    """`line` in words, as a shell would; on white space when its quotes do not match."""
-    try:
-        return shlex.split(line)
-    except ValueError:
-        return line.split()
-
-
-def quoted_chat(text: str) -> str:
-    """The command line that says exactly `text` to the model."""
-    # A text that looks like an option must not become one.
-    guard = "-- " if text.startswith("-") else ""
-    return f"chat {guard}{shlex.quote(text)}"
-
-
-def prompt_of(line: str) -> str | None:
-    """What a chat command line says to the model; None for any other command or no text."""
-    words = split(line)
-    if not words or words[0] != "chat":
-        return None
-    place = 1
-    while place < len(words) and words[place].startswith("-"):
-        if words[place] == "--":
-            place += 1
-            break
-        alone = words[place] in CHAT_FLAGS or "=" in words[place]
-        place += 1 if alone else 2
-    return " ".join(words[place:]) or None
 
 
 def reduce(state: AppState, event: Event, now: float) -> AppState:
@@ -201,49 +172,25 @@ def reduce(state: AppState, event: Event, now: float) -> AppState:
 
 def _queued(state: AppState, event: JobQueued) -> AppState:
     queued = (*state.queued, (event.job, event.line))
-    return _asked(replace(state, queued=queued), event.job, event.line)
+    return replace(state, queued=queued, turns=turns.ask(state.turns, event.job, event.line))
 
 
 def _started(state: AppState, event: JobStarted, now: float) -> AppState:
     waiting = tuple(q for q in state.queued if q[0] != event.job)
     jobs = (*state.jobs, Job(event.job, event.line, now))
     # A line of a replay was never queued: its question shows from here on.
-    return _asked(replace(state, jobs=jobs, queued=waiting), event.job, event.line)
-
-
-def _asked(state: AppState, job: int, line: str) -> AppState:
-    """The state with the question that a chat line asks, once."""
-    prompt = prompt_of(line)
-    if prompt is None or _turn(state, job) is not None:
-        return state
-    return replace(state, turns=(*state.turns, Turn(job, prompt))[-TURN_LIMIT:])
-
-
-def _with_turn(state: AppState, turn: Turn) -> AppState:
-    turns = tuple(turn if old.job == turn.job else old for old in state.turns)
-    return replace(state, turns=turns)
-
-
-def _turn(state: AppState, job: int) -> Turn | None:
-    return next((turn for turn in reversed(state.turns) if turn.job == job), None)
+    asked = turns.ask(state.turns, event.job, event.line)
+    return replace(state, jobs=jobs, queued=waiting, turns=asked)
 
 
 def _token(state: AppState, event: Token, now: float) -> AppState:
-    turn = _turn(state, event.job)
-    if turn is not None:
-        turn = replace(
-            turn,
-            text=turn.text + event.text,
-            side=event.side,
-            tokens=turn.tokens + 1,
-            began=turn.began if turn.tokens else now,
-        )
-        state = _with_turn(state, turn)
+    state = replace(state, turns=turns.hear(state.turns, event, now))
+    turn = turns.find(state.turns, event.job)
     if event.experts is None or state.view.heat is None:
         return state
-    first = turn is None or turn.tokens == 1
+    first = turn is None or event.index == 0
     traffic = add_traffic(None if first else state.traffic, event.experts, state.view.heat.experts)
-    return replace(state, traffic=traffic, lit=event.experts)
+    return replace(state, traffic=traffic, lit=event.experts, token=None)
 
 
 def add_traffic(traffic: Array | None, experts: Array, count: int) -> Array:
@@ -261,8 +208,8 @@ def _ended(state: AppState, event: JobEnded) -> AppState:
     state = replace(state, queued=tuple(q for q in state.queued if q[0] != event.job))
     if any(job.id == event.job for job in state.jobs):
         jobs = tuple(job for job in state.jobs if job.id != event.job)
-        state = replace(state, jobs=jobs, frame=None, lit=None)
-    state = _close_turn(state, event)
+        state = replace(state, jobs=jobs, frame=None, lit=None, token=None)
+    state = replace(state, turns=turns.close(state.turns, event))
     if isinstance(event.report, ProbeReport):
         state = replace(state, probe=event.report)
     if event.line == QUIET_LINE:
@@ -275,23 +222,6 @@ def _ended(state: AppState, event: JobEnded) -> AppState:
         text = event.error or "failed without a message"
         level = "info" if event.cancelled else "error"
     return _logged(state, Entry(level, event.line, text, event.report, event.seconds))
-
-
-# Why an answer ended, in words; nothing to say when the model itself was done.
-_ENDINGS = {"stop": "", "length": "cut off at --max-tokens", "cancelled": "stopped"}
-
-
-def _close_turn(state: AppState, event: JobEnded) -> AppState:
-    turn = _turn(state, event.job)
-    if turn is None:
-        return state
-    if isinstance(event.report, ChatReport):
-        report = event.report
-        note = _ENDINGS.get(report.finish_reason, report.finish_reason)
-        turn = replace(turn, prompt=report.prompt, text=report.text, side=report.side, note=note)
-    elif event.error is not None:
-        turn = replace(turn, note="stopped" if event.cancelled else event.error)
-    return _with_turn(state, replace(turn, done=True))
 
 
 def _logged(state: AppState, entry: Entry) -> AppState:

@@ -310,6 +310,12 @@ class StubSession(HandStub):
         self.turns += 1
         return ChatReport(text, said, self.live, 5, 0, len(words), 50.0, reason)
 
+    def take_back(self, count: int) -> str:
+        if count > self.turns:
+            raise StateError(f"the conversation has {self.turns} questions to take back")
+        self.turns -= count
+        return "what was asked"
+
     def reset_chat(self) -> None:
         self.turns = 0
 

@@ -64,3 +64,14 @@ def test_ab_tells_where_the_answers_part(bench: Bench) -> None:
     assert (data["prompt"], data["seed"]) == ("-why not?", 3)
     assert (data["first_divergence"], data["kl_mean"]) == (1, 0.25)
     assert data["candidate"]["text"] == "a c"
+
+
+def test_questions_are_taken_back_and_asked_again(bench: Bench) -> None:
+    error = bench.run("chat --back 1").error
+    assert error == "the conversation has 0 questions to take back"
+    bench.do("chat one", "chat two")
+    report = bench.do("chat --back 1")[0].report
+    assert report is not None
+    assert report.data()["prompt"] == "what was asked"
+    assert bench.sessions[0].turns == 2
+    assert "leave out --back" in (bench.run("chat --new --back 1 x").error or "")

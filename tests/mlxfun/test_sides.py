@@ -85,7 +85,7 @@ def test_the_divergence_is_that_of_reading_the_answer_token_by_token(session) ->
 
 
 def test_a_plan_that_is_applied_is_compared_with_the_checkpoint(session) -> None:
-    session.select(SelectOptions(drop={layer: (0, 1) for layer in range(6)}))
+    session.select(SelectOptions(drop=dict.fromkeys(range(6), (0, 1))))
     staged = session.ab(ASK, SHORT)
     session.apply(ApplyOptions())
     applied = session.ab(ASK, SHORT)
@@ -134,3 +134,31 @@ def test_cancelled_in_the_first_answer_it_says_so_and_changes_nothing(session) -
         session.ab(ASK, SHORT, Impatient())
     assert session.view().plan is before
     assert session.view().live == "candidate"
+
+
+# --- taking questions back -------------------------------------------------------------------
+
+
+def test_asked_again_after_taking_it_back_the_answer_is_the_same(session) -> None:
+    session.chat("Hello", SHORT)
+    first = session.chat(ASK, SHORT)
+    assert session.take_back(1) == ASK
+    again = session.chat(ASK, SHORT)
+    assert (again.text, again.prompt_tokens) == (first.text, first.prompt_tokens)
+
+
+def test_no_more_is_taken_back_than_was_asked(session) -> None:
+    session.chat("Hello", SHORT)
+    with pytest.raises(StateError, match="the conversation has 1 question to take back, not 2"):
+        session.take_back(2)
+    assert session.take_back(1) == "Hello"
+
+
+def test_an_empty_system_prompt_drops_the_one_before(session) -> None:
+    plain = session.chat("Hello", SHORT).prompt_tokens
+    session.reset_chat()
+    session.chat("Hello", GenerateOptions(max_tokens=2, system="Be brief."))
+    session.take_back(1)
+    assert session.chat("Hello", SHORT).prompt_tokens > plain
+    session.take_back(1)
+    assert session.chat("Hello", GenerateOptions(max_tokens=2, system="")).prompt_tokens == plain

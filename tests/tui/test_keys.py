@@ -10,6 +10,9 @@ from tests.tui.driving import CALIBRATED, STAGED, Shell, drive, ready
 from tui import pick
 from tui.keymap import BY_ID, KEYS, Key
 from tui.screen import MainScreen
+from tui.state import Talk
+from tui.widgets.chat import ChatPanel
+from tui.widgets.chat_settings import ChatSettings
 from tui.widgets.help import HelpScreen
 
 
@@ -34,6 +37,7 @@ RUN_LINES = {
     "steer_down": "steer --clear --deactivate 0:0",
     "steer_off": "steer --clear",
     "goto": "goto 0",
+    "new_chat": "chat --new",
 }
 FILL_LINES = {
     "collect": "collect --dataset demo:mixed",
@@ -48,10 +52,13 @@ async def home(shell: Shell, key: Key) -> None:
     place = key.scope.split(",")[0]
     shell.app.main.focus_panel("experts" if place in ("app", "always") else place)
     await shell.settle()
+    if place == "chat":
+        shell.app.main.leave_field()
+    await shell.settle()
 
 
 def test_every_key_of_a_command_queues_its_line() -> None:
-    @ready(*CALIBRATED)
+    @ready(*CALIBRATED, "chat hello")
     async def test(shell: Shell) -> None:
         for key in KEYS:
             for name in key.keys.split(",") if key.kind == "run" else ():
@@ -107,7 +114,7 @@ DO_EFFECTS: dict[str, Callable[[Shell], bool]] = {
     "panel_log": lambda s: shown(s, "log"),
     "zoom": lambda s: s.app.state.zoomed,
     "theme": lambda s: s.app.theme == "mlxfun-light",
-    "metric": lambda s: s.app.state.heat.metric == "freq",
+    "metric": lambda s: s.app.state.heat.metric == "answer",
     "scale": lambda s: s.app.state.heat.log,
     "span": lambda s: not s.app.state.heat.per_layer,
     "fit": lambda s: not s.app.state.heat.fit,
@@ -133,6 +140,14 @@ DO_EFFECTS: dict[str, Callable[[Shell], bool]] = {
     "range_down": lambda s: (s.app.state.anchor, s.app.state.cursor) == ((2, 5), (3, 5)),
     "range_left": lambda s: (s.app.state.anchor, s.app.state.cursor) == ((2, 5), (2, 4)),
     "range_right": lambda s: (s.app.state.anchor, s.app.state.cursor) == ((2, 5), (2, 6)),
+    "both": lambda s: s.app.state.talk.both and s.app.main.in_field,
+    "talk": lambda s: isinstance(s.app.screen, ChatSettings),
+    "token_left": lambda s: s.app.state.token == (s.app.state.turns[-1].job, 6),
+    "token_right": lambda s: s.app.state.token == (s.app.state.turns[-1].job, 0),
+    "again": lambda s: s.engine.lines[-1] == "chat --back 1",
+    "revise": lambda s: getattr(s.app.focused, "value", "") == "hello",
+    "copy": lambda s: s.app.clipboard == "An expert is a small network.",
+    "brush": lambda s: s.app.state.brush,
     "help": lambda s: isinstance(s.app.screen, HelpScreen),
     "palette": lambda s: not isinstance(s.app.screen, MainScreen | HelpScreen),
     "escape": lambda s: s.app.state.job is not None and "escape again" in s.echo,
@@ -142,21 +157,26 @@ DO_EFFECTS: dict[str, Callable[[Shell], bool]] = {
 
 
 def test_every_key_of_the_screen_itself_does_what_it_says() -> None:
-    @ready(*CALIBRATED)
+    @ready(*CALIBRATED, "chat hello")
     async def test(shell: Shell) -> None:
         app = shell.app
         for key in KEYS:
             if key.kind != "do" or key.id == "quit":
                 continue
             for name in key.keys.split(","):
+                shell.engine.finish()
+                await shell.settle()
                 while not isinstance(app.screen, MainScreen):
                     await shell.press("escape")
+                app.main.query_one(ChatPanel).fill("")
                 app.theme = "mlxfun-dark"
                 app.state = replace(
                     app.state,
                     cursor=(2, 5),
                     anchor=None,
                     draft=None,
+                    token=None,
+                    talk=Talk(),
                     zoomed=False,
                     heat=replace(app.state.heat, metric="reap_sum", log=False, per_layer=True,
                                  fit=True, table=False),

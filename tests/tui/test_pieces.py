@@ -15,8 +15,9 @@ from tests.fake_engine import FakeEngine
 from tests.tui.driving import CALIBRATED, STAGED, Shell, drive, ready
 from tui import palette
 from tui.keymap import KEYS
-from tui.state import AppState, Job, Turn
+from tui.state import AppState, Job
 from tui.text import tree
+from tui.turns import Turn
 from tui.widgets.keybar import bar_text
 from tui.widgets.status import job_text, status_text
 from tui.widgets.transcript import turn_lines

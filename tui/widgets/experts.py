@@ -12,9 +12,10 @@ from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import Static
 
-from tui import guide, pick
+from tui import guide, pick, talk
 from tui.keymap import bindings
 from tui.state import AppState
+from tui.turns import served
 from tui.widgets.heatmap import Heatmap
 from tui.widgets.legend import Legend
 from tui.widgets.line import Line
@@ -108,13 +109,23 @@ class ExpertsPanel(Panel):
             heatmap.show(model, state.cursor, fit=state.heat.fit, anchor=state.anchor)
         self.query_one(Legend).display = bool(model.metric) and self.size.width >= 76
         said = guide.next_step(state) if not model.metric else ""
-        words = said or explain(model, state.cursor)
+        words = said or talk.token_words(state) or explain(model, state.cursor)
+        words += self._brushed(state)
         self.query_one("#words", Line).put(words)
         caption = self._caption(state, model.metric, model.samples)
         self._entitle(f"1 experts · {caption}")
         going = pick.tally(state)
         self.query_one("#caption", Line).put(f"{going} · {caption}" if going else caption)
         self.subtitle(going)
+
+    @staticmethod
+    def _brushed(state: AppState) -> str:
+        """How much of the newest answer the expert under the cursor served, while brushing."""
+        turn = state.turns[-1] if state.turns else None
+        if not state.brush or turn is None or not turn.pieces:
+            return " · its tokens are tinted (B)" if state.brush else ""
+        some, of = served(turn, *state.cursor)
+        return f" · served {some} of the answer's {of} tokens"
 
     def _entitle(self, title: str) -> None:
         # Setting it redraws the whole frame of the panel.
@@ -128,5 +139,5 @@ class ExpertsPanel(Panel):
             return "nothing measured yet"
         scale = "log" if state.heat.log else "linear"
         span = "each layer" if state.heat.per_layer else "whole model"
-        live = "LIVE · " if state.frame is not None or state.lit is not None else ""
-        return f"{live}{metric} · {scale} · {span} · {samples} samples"
+        live = state.frame is not None or (state.lit is not None and state.token is None)
+        return f"{'LIVE · ' if live else ''}{metric} · {scale} · {span} · {samples} samples"
