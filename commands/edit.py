@@ -18,7 +18,7 @@ from commands.declare import (
     pruned,
     staged,
 )
-from commands.types import ExpertPairs, Experts, FilePath
+from commands.types import ExpertPairs, Experts, FilePath, Levels
 from mlxfun.errors import StateError, UsageError
 from mlxfun.options import (
     ALIGNMENTS,
@@ -183,6 +183,13 @@ def merge(call: Call) -> Report:
 @click.option(
     "--deactivate", type=ExpertPairs(), metavar="L:E,...", help="Keep these out of the top-k."
 )
+@click.option(
+    "--level",
+    "levels",
+    type=Levels(),
+    metavar="L:E=X,...",
+    help="Faders: add X to these experts' scores, for instance 3:7=1.5; 0 takes one away.",
+)
 @click.option("--clear", is_flag=True, help="Drop the steering in force first.")
 @click.option("--safety-map", type=MAP, help="safety_report.json of a safety scan.")
 @click.option(
@@ -231,7 +238,7 @@ def steer(call: Call) -> Report:
     report, the strongest. Steering changes no weights and is never saved; --clear ends it.
     """
     values = dict(call.params)
-    for name in ("activate", "deactivate"):
+    for name in ("activate", "deactivate", "levels"):
         values[name] = values[name] or {}
     for name in ("safety_map", "domain_map", "config"):
         if values[name] is not None:
@@ -239,8 +246,8 @@ def steer(call: Call) -> Report:
     options = SteerOptions(**values)
     if options == SteerOptions():
         raise UsageError(
-            "steer: give --activate L:E, --deactivate L:E, --safety-map, --domain-map, --config, "
-            "or --clear to stop"
+            "steer: give --activate L:E, --deactivate L:E, --level L:E=X, --safety-map, "
+            "--domain-map, --config, or --clear to stop"
         )
     return call.session.steer(options)
 

@@ -243,6 +243,8 @@ def _steer(report: SteerReport) -> RenderableType:
         )
     for name, sets in (("activated", report.activated), ("deactivated", report.deactivated)):
         rows += [(f"{name}, layer {k}", experts_text(v)) for k, v in sets.items()]
+    for layer, levels in report.levels.items():
+        rows.append((f"level, layer {layer}", ", ".join(f"{e} {x:+g}" for e, x in levels.items())))
     return _with_notes(Group(text(report.summary()), _pairs(rows)), report.notices)
 
 

@@ -223,7 +223,7 @@ class PlanReport(Report):
 
 @dataclass(frozen=True, slots=True)
 class SteerReport(Report):
-    """Steering in force. boost_value and mask_value: what the additive rule adds."""
+    """Steering in force. boost_value and mask_value: what the additive rule adds. levels: faders."""
 
     kind: ClassVar[str] = "steer"
     activated: dict[int, tuple[int, ...]]
@@ -232,13 +232,15 @@ class SteerReport(Report):
     rule: str = "steermoe"
     boost_value: float = 0.0
     mask_value: float = 0.0
+    levels: dict[int, dict[int, float]] = field(default_factory=dict)
 
     def summary(self) -> str:
-        up = sum(len(v) for v in self.activated.values())
-        down = sum(len(v) for v in self.deactivated.values())
-        if not (up or down):
+        up, down = (sum(map(len, s.values())) for s in (self.activated, self.deactivated))
+        faders = sum(map(len, self.levels.values()))
+        if not (up or down or faders):
             return "no steering"
-        text = f"steering: {up} activated, {down} deactivated"
+        on = f", {faders} on a level" if faders else ""
+        text = f"steering: {up} activated, {down} deactivated{on}"
         if self.rule == "additive":
             text += f", adding {self.boost_value:+g} and {self.mask_value:+g}"
         return text

@@ -277,6 +277,7 @@ class Session(HandWork):
         wish = wishes.read(options, self.editor.resident, now, self.editor.history.root.state)
         wanted = Steering() if options.clear else self.editor.steering
         wanted = replace(wanted.with_more(wish.activate, wish.deactivate), **wish.rule)
+        wanted = wanted.with_levels(options.levels)
         checked, notices = steer.check(wanted, self.editor.resident)
         self.editor.set_steering(checked)
         unused = wishes.unused_values(wish, checked.rule)
@@ -291,6 +292,7 @@ class Session(HandWork):
             steering.rule,
             steering.boost_value,
             steering.mask_value,
+            {layer: dict(levels) for layer, levels in steering.levels.items()},
         )
 
     # -- measuring ----------------------------------------------------------------------------

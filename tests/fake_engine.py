@@ -36,7 +36,6 @@ from mlxfun.reports import (
     Report,
     SaveReport,
     SessionView,
-    SteerReport,
     StepReport,
     TextReport,
     WhyReport,
@@ -421,25 +420,6 @@ class FakeEngine(FakeHand):
         prompt = taken[0] if args[-2:-1] == ["--back"] else args[-1]
         self._asked.append(prompt)
         yield ChatReport(prompt, text, self._view.live, 12, 0, 7, 35.0, "stop")
-
-    def _do_steer(self, job: int, args: list[str]) -> Iterator[Event | Report]:
-        heat = self._view.heat
-        assert heat is not None
-        sets: dict[str, dict[int, tuple[int, ...]]] = {"--activate": {}, "--deactivate": {}}
-        for option, value in zip(args, [*args[1:], ""], strict=True):
-            for pair in value.split(",") if option in sets else ():
-                layer, expert = (int(part) for part in pair.split(":"))
-                sets[option][layer] = (*sets[option].get(layer, ()), expert)
-        flags = []
-        for option in ("--activate", "--deactivate"):
-            flag = np.zeros((self.layers, self.experts), bool)
-            for layer, experts in sets[option].items():
-                flag[layer, list(experts)] = True
-            flags.append(flag)
-        report = SteerReport(sets["--activate"], sets["--deactivate"])
-        heat = replace(heat, activated=flags[0], deactivated=flags[1])
-        self._view = replace(self._view, heat=heat, steering=report)
-        yield report
 
     def _do_why(self, job: int, args: list[str]) -> Iterator[Event | Report]:
         layer, expert = (int(part) for part in args[0].split(":"))

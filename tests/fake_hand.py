@@ -9,7 +9,7 @@ import numpy as np
 
 from mlxfun.events import Event, Progress, Token
 from mlxfun.hand_reports import ABReport, Answer, ProbeReport
-from mlxfun.reports import PlanReport, Report, SessionView
+from mlxfun.reports import PlanReport, Report, SessionView, SteerReport
 
 MIB = 1 << 20
 EXPERT_BYTES = MIB // 24
@@ -87,6 +87,28 @@ class FakeHand:
         yield Progress(job, "probe", 1, 2, "batches", 0.2)
         state = self._view.plan.state_after
         yield ProbeReport(state, "held-out", 512, 14.9, 14.11, 0.0412, 0.93)
+
+    def _do_steer(self, job: int, args: list[str]) -> Iterator[Event | Report]:
+        heat = self._view.heat
+        assert heat is not None
+        up, down = (sets(self._option(args, name)) for name in ("--activate", "--deactivate"))
+        levels: dict[int, dict[int, float]] = {}
+        for piece in filter(None, self._option(args, "--level").split(",")):
+            cell, value = piece.split("=")
+            layer, expert = map(int, cell.split(":"))
+            levels.setdefault(layer, {})[expert] = float(value)
+        flags = []
+        for some, sign in ((up, 1), (down, -1)):
+            flag = np.zeros((self.layers, self.experts), bool)
+            for layer, experts in some.items():
+                flag[layer, list(experts)] = True
+            for layer, faders in levels.items():
+                flag[layer, [e for e, x in faders.items() if x * sign > 0]] = True
+            flags.append(flag)
+        report = SteerReport(up, down, levels=levels)
+        heat = replace(heat, activated=flags[0], deactivated=flags[1])
+        self._view = replace(self._view, heat=heat, steering=report)
+        yield report
 
     def _routed(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         experts = np.array(

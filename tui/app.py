@@ -133,6 +133,7 @@ class ShellApp(Hands):
             self.state = deeds.put(self.state, *self.state.cursor)
         self.state = reduce(self.state, event, self._clock())
         if isinstance(event, JobEnded):
+            self._remix(event)
             self._over(event)
 
     def _over(self, event: JobEnded) -> None:

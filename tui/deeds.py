@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from mlxfun.events import JobEnded
 from mlxfun.reports import EvaluateReport, StepReport
-from tui.layout import PANELS
+from tui.layout import PANELS, UPPER
 from tui.state import AppState
 
 
@@ -59,7 +59,8 @@ def pick_panel(state: AppState, panel: str) -> AppState:
     if panel not in PANELS:
         return state
     beside = state.beside if panel == "experts" else panel
-    return replace(state, panel=panel, beside=beside, front=panel)
+    upper = panel if panel in UPPER else state.upper
+    return replace(state, panel=panel, beside=beside, front=panel, upper=upper)
 
 
 def reveal(state: AppState, panel: str, *, aside: bool = False) -> AppState:
@@ -68,7 +69,8 @@ def reveal(state: AppState, panel: str, *, aside: bool = False) -> AppState:
     aside: only where it takes nothing away, beside the heatmap.
     """
     beside = state.beside if panel == "experts" else panel
-    return replace(state, beside=beside, front=state.front if aside else panel)
+    upper = panel if panel in UPPER else state.upper
+    return replace(state, beside=beside, front=state.front if aside else panel, upper=upper)
 
 
 def news(event: JobEnded) -> str | None:

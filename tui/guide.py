@@ -43,6 +43,13 @@ def steer_line(steering: SteerReport | None, layer: int, expert: int, way: str) 
     for option, pairs in (("--activate", up), ("--deactivate", down)):
         if pairs:
             words += [option, ",".join(f"{ly}:{e}" for ly, e in sorted(pairs))]
+    faders = steering.levels.items() if steering is not None else ()
+    # A fader under the key gives way to it.
+    levels = [
+        (ly, e, x) for ly, some in faders for e, x in some.items() if (ly, e) != (layer, expert)
+    ]
+    if levels:
+        words += ["--level", ",".join(f"{ly}:{e}={x:g}" for ly, e, x in sorted(levels))]
     return " ".join(words)
 
 
@@ -69,6 +76,8 @@ def why_not(state: AppState, key: Key) -> str:
     """Why `key` does nothing now, in words; "" when it does something."""
     if key.works_in("experts") and key.id != "why" and state.view.model is None:
         return "no model yet"
+    if key.target.startswith("mix ") and key.id != "mix" and not state.mixer:
+        return "the mixer is empty: M in the map brings an expert here"
     if key.target.startswith("pick "):
         return pick.why_not(state)
     if key.id == "apply" and uneven(state):
@@ -155,7 +164,7 @@ def hints(state: AppState, panel: str, room: int) -> list[tuple[Key, bool, bool]
         key.id != leading,
         bool(why_not(state, key)),
         # The first few of the main job, then the panel's own keys, then the rest.
-        order.get(key.id, 4.5 + key.bar / 100 if key.works_in(panel) else 20 + key.bar),
+        order.get(key.id, (2.5 if panel in ("chat", "mixer") else 4.5) + key.bar / 100 if key.works_in(panel) else 20 + key.bar),
     ))  # fmt: skip
     always = [key for key in shown if key.id in ("help", "command")]
     rest = [key for key in shown if key not in always]

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from textual.app import App
 
-from tui import clipboard, deeds, pick, talk
+from mlxfun.events import JobEnded
+from tui import clipboard, deeds, guide, mixer, pick, talk
 from tui.ports import Engine
 from tui.screen import MainScreen
 from tui.state import QUIET_LINE, AppState, Entry, Talk
@@ -45,6 +46,7 @@ class Hands(App[int]):
             "stretch": lambda down, right: self._change(
                 pick.stretch(self.state, int(down), int(right))
             ),
+            "mix": self._mix,
             "both": self._both,
             "talk": self._talk,
             "token": lambda by: self._change(talk.step(self.state, int(by))),
@@ -92,6 +94,41 @@ class Hands(App[int]):
         if state.draft is not None and state.draft is not self.state.draft:
             state = deeds.reveal(state, "plan", aside=True)
         self._change(state)
+
+    def _mix(self, what: str, *arguments: str) -> None:
+        """Change a channel of the steering mixer; the next token follows it."""
+        state, place = self.state, self.main.mixer.selected or 0
+        channels = state.mixer
+        if what != "add" and place >= len(channels):
+            return
+        match what:
+            case "add":
+                layer, expert = guide.layer_at(state, state.cursor[0]), state.cursor[1]
+                channels, place = mixer.added(channels, layer, expert)
+            case "toggle":
+                channels = mixer.toggled(channels, place)
+            case "fade":
+                channels = mixer.faded(channels, place, int(arguments[0]))
+            case "turn":
+                channels = mixer.turned(channels, place)
+            case _:
+                channels = mixer.removed(channels, place)
+        line = mixer.line(channels, state.view.steering)
+        self.state = replace(state, mixer=channels, mixing=line)
+        if what == "add":
+            self._go("mixer")
+            self.main.mixer.select(place)
+        else:
+            self._show()
+        if mixer.line(state.mixer, state.view.steering) != line:
+            self._run(line)
+
+    def _remix(self, event: JobEnded) -> None:
+        """After a job the mixer shows the steering in force, unless a newer change is on its way."""
+        state = self.state
+        waiting = (*(line for _, line in state.queued), *(job.line for job in state.jobs))
+        if state.mixing not in waiting:
+            self.state = replace(state, mixer=mixer.after_job(state, event.report))
 
     def _both(self) -> None:
         """The chat field asks both sides, or one again."""

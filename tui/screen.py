@@ -26,6 +26,7 @@ from tui.widgets.heatmap import Heatmap
 from tui.widgets.history import HistoryPanel
 from tui.widgets.keybar import KeyBar
 from tui.widgets.log import LogPanel
+from tui.widgets.mixer import MixerPanel
 from tui.widgets.panel import Panel
 from tui.widgets.plan import PlanPanel
 from tui.widgets.status import StatusLine
@@ -56,7 +57,7 @@ class MainScreen(Screen[None]):
     .-split #right, .-single #right { width: 1fr; }
     .-strip-only #left { height: 1; }
     .-single TabStrip { dock: top; }
-    .-wide #plan { height: 5fr; }
+    .-wide #plan, .-wide #mixer { height: 5fr; }
     .-wide #history { height: 2fr; min-height: 6; }
     .-wide #log { height: 4fr; }
     """
@@ -80,6 +81,7 @@ class MainScreen(Screen[None]):
                 yield ChatPanel()
             with Vertical(id="right"):
                 yield PlanPanel()
+                yield MixerPanel()
                 yield HistoryPanel()
                 yield LogPanel(self._renderer)
         yield CommandLine(self._complete, self._past)
@@ -95,6 +97,7 @@ class MainScreen(Screen[None]):
             self.query_one(ExpertsPanel).show(state)
             self.query_one(ChatPanel).show(state)
             self.query_one(PlanPanel).show(state)
+            self.query_one(MixerPanel).show(state)
             self.query_one(HistoryPanel).show(state)
             self.query_one(LogPanel).show(state)
             self.query_one(CommandLine).show(state, guide.next_step(state))
@@ -131,6 +134,8 @@ class MainScreen(Screen[None]):
         marked = set()
         if self._state.view.plan is not None:
             marked.add("plan")
+        if any(channel.on for channel in self._state.mixer):
+            marked.add("mixer")
         if self._state.turns and not self._state.turns[-1].done:
             marked.add("chat")
         return frozenset(marked)
@@ -151,6 +156,11 @@ class MainScreen(Screen[None]):
     def selected_node(self) -> int | None:
         """The state under the cursor of the history panel."""
         return self.query_one(HistoryPanel).selected
+
+    @property
+    def mixer(self) -> MixerPanel:
+        """The steering mixer."""
+        return self.query_one(MixerPanel)
 
     @property
     def command(self) -> CommandLine:

@@ -21,6 +21,7 @@ from mlxfun.events import (
 from mlxfun.hand_reports import ProbeReport
 from mlxfun.reports import Report, SessionView
 from tui import turns
+from tui.mixer import Channel
 from tui.turns import Turn
 
 if TYPE_CHECKING:
@@ -102,9 +103,11 @@ class AppState:
     cursor: (position of the MoE layer, expert); anchor: the other corner of a range. draft: picks
     by hand; probe: the newest quick measurement; probed: the state of the plan that was probed, or
     "-" when plans cannot be. talk: the chat's settings; token: (job, index) of the token under the
-    transcript's cursor; brush: the tokens that the expert under the cursor served are tinted. echo: the newest thing worth saying. lines: the
+    transcript's cursor; brush: the tokens that the expert under the cursor served are tinted. mixer: the steering's channels; mixing:
+    its newest command line. echo: the newest thing worth saying. lines: the
     command lines that succeeded. panel: the focused one; beside: the last focused or
-    revealed that is not the heatmap; front: the last of all, for screens with room for one; zoomed: the focused one has the screen to itself.
+    revealed that is not the heatmap; upper: the plan or the
+    mixer, whichever was last; front: the last of all, for screens with room for one; zoomed: the focused one has the screen to itself.
     """
 
     view: SessionView = field(default_factory=SessionView)
@@ -127,8 +130,11 @@ class AppState:
     talk: Talk = Talk()
     token: tuple[int, int] | None = None
     brush: bool = False
+    mixer: tuple[Channel, ...] = ()
+    mixing: str = ""
     panel: str = "experts"
     beside: str = "chat"
+    upper: str = "plan"
     front: str = "experts"
     zoomed: bool = False
 

@@ -9,6 +9,7 @@ from tests.fake_engine import FakeEngine, FakeRow
 from tests.tui.driving import CALIBRATED, STAGED, Shell, drive, ready
 from tui import pick
 from tui.keymap import BY_ID, KEYS, Key
+from tui.mixer import Channel
 from tui.screen import MainScreen
 from tui.state import Talk
 from tui.widgets.chat import ChatPanel
@@ -96,6 +97,13 @@ def going(shell: Shell) -> list[int]:
     return [] if mask is None else mask.sum(axis=1).tolist()
 
 
+def mixed(shell: Shell) -> list[str]:
+    return [
+        f"{'on' if c.on else 'off'} {c.way} {c.layer}:{c.expert} {c.level:g}"
+        for c in shell.app.state.mixer
+    ]
+
+
 def at_most_as_busy(shell: Shell, layer: int, expert: int) -> list[int]:
     """How many of each layer have no more of its work than this expert."""
     scores = shell.app.state.view.heat.metrics["reap_sum"].tolist()
@@ -140,6 +148,13 @@ DO_EFFECTS: dict[str, Callable[[Shell], bool]] = {
     "range_down": lambda s: (s.app.state.anchor, s.app.state.cursor) == ((2, 5), (3, 5)),
     "range_left": lambda s: (s.app.state.anchor, s.app.state.cursor) == ((2, 5), (2, 4)),
     "range_right": lambda s: (s.app.state.anchor, s.app.state.cursor) == ((2, 5), (2, 6)),
+    "mix": lambda s: shown(s, "mixer") and mixed(s) == ["on level 2:5 0.5"],
+    "mix_toggle": lambda s: mixed(s) == ["off level 2:5 0.5"],
+    "mix_up": lambda s: mixed(s) == ["on level 2:5 1"],
+    "mix_down": lambda s: mixed(s) == ["off level 2:5 0"],
+    "mix_turn": lambda s: mixed(s) == ["on in 2:5 0"],
+    "mix_remove": lambda s: mixed(s) == [],
+    "panel_mixer": lambda s: shown(s, "mixer"),
     "both": lambda s: s.app.state.talk.both and s.app.main.in_field,
     "talk": lambda s: isinstance(s.app.screen, ChatSettings),
     "token_left": lambda s: s.app.state.token == (s.app.state.turns[-1].job, 6),
@@ -177,6 +192,7 @@ def test_every_key_of_the_screen_itself_does_what_it_says() -> None:
                     draft=None,
                     token=None,
                     talk=Talk(),
+                    mixer=(Channel(True, "level", 2, 5, 0.5),) if key.works_in("mixer") else (),
                     zoomed=False,
                     heat=replace(app.state.heat, metric="reap_sum", log=False, per_layer=True,
                                  fit=True, table=False),
