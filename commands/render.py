@@ -15,7 +15,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mlxfun.comparison_reports import CombineReport, DiffReport, ScanReport
+from mlxfun.comparison_reports import CombineReport, DiffReport, RankReport, ScanReport
 from mlxfun.events import JobEnded
 from mlxfun.hand_reports import ABReport
 from mlxfun.reports import (
@@ -196,6 +196,15 @@ def _diff(report: DiffReport) -> RenderableType:
     for row in report.rows:
         table.add_row(f"{row.layer}:{row.expert}", f"{row.share_a:.2%}", f"{row.share_b:.2%}")
     return _with_notes(Group(text(report.summary()), metrics, table), report.notices)
+
+
+@render.register
+def _rank(report: RankReport) -> RenderableType:
+    table = _table("expert", "ranks", "sum", numbers=("sum",))
+    for row in report.rows:
+        table.add_row(f"{row.layer}:{row.expert}", " ".join(map(str, row.ranks)), str(row.total))
+    goes = _pairs((f"layer {k}", experts_text(v)) for k, v in report.chosen.items() if v)
+    return _with_notes(Group(text(report.summary()), goes, table), report.notices)
 
 
 @render.register

@@ -20,6 +20,7 @@ COMMANDS: tuple[tuple[str, str, str, str, str], ...] = (
     ("select", "edit", "Pick by hand which experts go.", "select [OPTIONS]", "model"),
     ("probe", "measure", "Measure the staged model quickly.", "probe [OPTIONS]", "plan"),
     ("ab", "chat", "Ask both sides.", "ab [OPTIONS] TEXT", "model"),
+    ("stats diff", "observe", "Compare two files.", "stats diff A B", ""),
     ("plan save", "edit", "Write which experts stay.", "plan save PATH", "plan"),
 )
 

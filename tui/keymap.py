@@ -113,6 +113,8 @@ KEYS: tuple[Key, ...] = (
     Key("new_chat", "N", "new chat", "run", "chat --new", "forget the conversation", "chat", bar=25),
     Key("brush", "B", "tint tokens", "do", "brush",
         "tint the tokens that the expert under the cursor served, or stop it", "experts", bar=33),
+    Key("stats_diff", "D", "compare", "fill", "stats diff",
+        "two files of statistics against each other, in the map", "experts", bar=34),
     # The steering mixer.
     Key("mix", "M", "to mixer", "do", "mix add", "bring this expert to the steering mixer",
         "experts", bar=24),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from mlxfun.comparison_reports import DiffReport
 from mlxfun.events import (
     Event,
     JobEnded,
@@ -104,7 +105,7 @@ class AppState:
     by hand; probe: the newest quick measurement; probed: the state of the plan that was probed, or
     "-" when plans cannot be. talk: the chat's settings; token: (job, index) of the token under the
     transcript's cursor; brush: the tokens that the expert under the cursor served are tinted. mixer: the steering's channels; mixing:
-    its newest command line. echo: the newest thing worth saying. lines: the
+    its newest command line. compared: the last two files of statistics that were compared. echo: the newest thing worth saying. lines: the
     command lines that succeeded. panel: the focused one; beside: the last focused or
     revealed that is not the heatmap; upper: the plan or the
     mixer, whichever was last; front: the last of all, for screens with room for one; zoomed: the focused one has the screen to itself.
@@ -132,6 +133,7 @@ class AppState:
     brush: bool = False
     mixer: tuple[Channel, ...] = ()
     mixing: str = ""
+    compared: DiffReport | None = None
     panel: str = "experts"
     beside: str = "chat"
     upper: str = "plan"
@@ -218,6 +220,9 @@ def _ended(state: AppState, event: JobEnded) -> AppState:
     state = replace(state, turns=turns.close(state.turns, event))
     if isinstance(event.report, ProbeReport):
         state = replace(state, probe=event.report)
+    if isinstance(event.report, DiffReport):
+        heat = replace(state.heat, metric="A-B reap_sum")
+        state = replace(state, compared=event.report, heat=heat)
     if event.line == QUIET_LINE:
         # The screen asked by itself: whoever picks experts is not interrupted with it.
         return state

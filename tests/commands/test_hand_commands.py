@@ -75,3 +75,24 @@ def test_questions_are_taken_back_and_asked_again(bench: Bench) -> None:
     assert report.data()["prompt"] == "what was asked"
     assert bench.sessions[0].turns == 2
     assert "leave out --back" in (bench.run("chat --new --back 1 x").error or "")
+
+
+def test_summed_ranks_are_staged_or_written(bench: Bench, tmp_path) -> None:
+    import numpy as np
+
+    from mlxfun.stats import SUMS, RoutingStats
+
+    for name, order in (("a", range(8)), ("b", range(8))):
+        sums = dict.fromkeys(SUMS, np.array([list(order)] * 3, float))
+        RoutingStats(sums, (1, 3, 5), 1, 10).save(tmp_path / f"{name}.npz")
+    files = f"{tmp_path / 'a.npz'} {tmp_path / 'b.npz'}"
+    report = bench.do(f"stats rank {files} --n-prune 2 --stage --output {tmp_path / 'k.csv'}")[0]
+    assert report.report is not None
+    data = report.report.data()
+    assert data["chosen"] == {"1": [0, 1], "3": [0, 1], "5": [0, 1]}
+    assert data["staged"]
+    plan = bench.sessions[0].plan
+    assert plan is not None
+    assert plan.pruned == {1: (0, 1), 3: (0, 1), 5: (0, 1)}
+    assert (tmp_path / "k.csv").is_file()
+    assert "say who goes" in (bench.run(f"stats rank {files}").error or "")

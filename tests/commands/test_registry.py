@@ -20,7 +20,7 @@ NAMES = {
     "stats reset", "prune", "merge", "plan show", "plan save", "steer", "preview", "evaluate", "chat", "apply", "discard", "flip",
     "compact", "undo", "redo", "history", "goto", "save", "smoke-test", "record", "replay",
     "expect", "set", "why", "help", "safety-scan", "domain-scan", "prepare-dataset",
-    "stats diff", "stats merge", "stats purge", "quit", "recover", "select", "probe", "ab",
+    "stats diff", "stats merge", "stats purge", "quit", "recover", "select", "probe", "ab", "stats rank",
 }  # fmt: skip
 
 
@@ -90,7 +90,7 @@ def test_the_overview_names_every_command() -> None:
 
 
 def test_help_of_a_family_shows_all_its_members() -> None:
-    assert help_text("stats").count("Usage: stats ") == 8
+    assert help_text("stats").count("Usage: stats ") == 9
 
 
 def test_a_family_alone_means_its_first_member() -> None:
@@ -107,7 +107,7 @@ def test_a_family_alone_means_its_first_member() -> None:
             "stats sav x",
             "stats: unknown action 'sav': did you mean save?; "
             "choose one of show, save, load, count, reset, "
-            "diff, merge, purge",
+            "diff, merge, rank, purge",
         ),
         ("prune --n-prun 4", "prune: no such option --n-prun: did you mean --n-prune?"),
         ("prune --zzz", "prune: no such option --zzz; see help prune"),

@@ -45,6 +45,7 @@ FILL_LINES = {
     "prune": "prune --n-prune 4",
     "save": "save out",
     "plan_save": "plan save plan.json",
+    "stats_diff": "stats diff",
 }
 
 

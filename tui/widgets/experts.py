@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 from rich.text import Text
@@ -12,6 +13,7 @@ from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import Static
 
+from mlxfun.comparison_reports import DiffReport
 from tui import guide, pick, talk
 from tui.keymap import bindings
 from tui.state import AppState
@@ -20,6 +22,16 @@ from tui.widgets.heatmap import Heatmap
 from tui.widgets.legend import Legend
 from tui.widgets.line import Line
 from tui.widgets.panel import Panel
+
+
+def compared(report: DiffReport, metric: str) -> str:
+    """A comparison of two files in one line."""
+    name = metric.removeprefix("A-B ")
+    a, b = (Path(path).name for path in report.files)
+    return (
+        f"A {a} - B {b} · share of {name} · rank correlation {report.rank_correlation[name]:.2f} · "
+        f"{report.overlap[name]:.0%} of the lowest quarter in common"
+    )
 
 
 class TableTwin(ScrollableContainer, can_focus=True):
@@ -40,6 +52,9 @@ class ExpertsPanel(Panel):
         "metric. Each layer has its own scale unless you press b.\n\n"
         "·  never seen     ╱  goes with the staged plan     ×  pruned\n"
         "▲  forced in      ▼  forced out     ◆  protected     yellow: at work this instant\n\n"
+        "After `stats diff A B` the map shows two files of statistics against each other (m comes "
+        "to it and leaves it): orange works more in A, blue more in B, as shares of the layer. "
+        "`stats rank A B --n-prune 4 --stage` stages what several files agree to need least.\n\n"
         "In a map with more layers than lines two layers share a line: never seen is ':', experts "
         "that go are red, forced in green, forced out magenta. The line below the map always says "
         "it in words, and y turns the map into a table.\n\n"
@@ -97,7 +112,7 @@ class ExpertsPanel(Panel):
             self.query_one(Legend).display = False
             return
         # The numeric modules load here, after the first paint.
-        from tui.heat.model import heat_model
+        from tui.heat.model import DIFFERENCE, heat_model
         from tui.heat.words import explain, table
 
         model = heat_model(state)
@@ -107,6 +122,7 @@ class ExpertsPanel(Panel):
             self.query_one("#twin", Static).update(table(model))
         else:
             heatmap.show(model, state.cursor, fit=state.heat.fit, anchor=state.anchor)
+        self.query_one(Legend).show(apart=model.metric.startswith(DIFFERENCE))
         self.query_one(Legend).display = bool(model.metric) and self.size.width >= 76
         said = guide.next_step(state) if not model.metric else ""
         words = said or talk.token_words(state) or explain(model, state.cursor)
@@ -140,4 +156,6 @@ class ExpertsPanel(Panel):
         scale = "log" if state.heat.log else "linear"
         span = "each layer" if state.heat.per_layer else "whole model"
         live = state.frame is not None or (state.lit is not None and state.token is None)
+        if state.compared is not None and metric.startswith("A-B "):
+            return compared(state.compared, metric)
         return f"{'LIVE · ' if live else ''}{metric} · {scale} · {span} · {samples} samples"
