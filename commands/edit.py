@@ -265,9 +265,15 @@ def steer(call: Call) -> Report:
 def apply(call: Call) -> Report:
     """Commit the staged plan as a new step of the history.
 
-    With a limit, a preview is made if there is none, and apply refuses when it exceeds the limit.
+    With a limit, from here or from set, a preview is made if there is none, and apply refuses when
+    it exceeds the limit.
     """
-    return call.session.apply(ApplyOptions(**call.params), call.ctx)
+    settings = call.bench.settings
+    limits = {
+        name: getattr(settings, name) if value is None else value
+        for name, value in call.params.items()
+    }
+    return call.session.apply(ApplyOptions(**limits), call.ctx)
 
 
 @command("discard", group="edit", danger=True, key="d", when=staged)

@@ -18,6 +18,7 @@ from rich.text import Text
 from mlxfun.comparison_reports import CombineReport, DiffReport, RankReport, ScanReport
 from mlxfun.events import JobEnded
 from mlxfun.hand_reports import ABReport
+from mlxfun.node_reports import CompareReport
 from mlxfun.reports import (
     ChatReport,
     EvaluateReport,
@@ -304,10 +305,30 @@ def _history(report: HistoryReport) -> RenderableType:
             "" if node.parent is None else str(node.parent),
             text(node.state),
             readable_bytes(node.bytes),
-            text(node.command),
+            text(f"{node.label}: {node.command}" if node.label else node.command),
             text(scores),
         )
     return Group(text(report.summary()), table)
+
+
+@render.register
+def _compare(report: CompareReport) -> RenderableType:
+    names = ("node", "size", "experts", "work kept", "perplexity", "ratio", "KL")
+    table = _table(*names, "name", numbers=names)
+    for f in (report.a, report.b):
+        work = "" if f.work is None else f"{f.work:.1%}"
+        kl = "" if f.kl_mean is None else f"{f.kl_mean:.4f}"
+        cells = (str(f.node), readable_bytes(f.bytes), str(f.experts), work)
+        figures = (f"{f.perplexity:.3f}", f"{f.ratio:.3f}", kl)
+        table.add_row(*cells, *figures, text(f.name))
+    rows: list[tuple[str, Any]] = []
+    for node, sets in ((report.a.node, report.only_a), (report.b.node, report.only_b)):
+        rows += [(f"only in {node}, layer {ly}", experts_text(e)) for ly, e in sets.items()]
+    parts: list[RenderableType] = [text(report.summary()), table, _pairs(rows)]
+    for one, other in zip(report.a.samples, report.b.samples, strict=False):
+        parts += [text(f"> {one.prompt}", "dim"), text(f"{report.a.node}: {one.text}")]
+        parts.append(text(f"{report.b.node}: {other.text}"))
+    return Group(*parts)
 
 
 @render.register

@@ -21,10 +21,12 @@ from mlxfun.export import ExportView
 from mlxfun.generate import Decoder
 from mlxfun.hand_options import ProbeOptions, SelectOptions
 from mlxfun.hand_reports import ABReport, ProbeReport
+from mlxfun.node_reports import CompareReport
+from mlxfun.nodes import NodeComparer
 from mlxfun.observations import Observations
-from mlxfun.options import GenerateOptions
+from mlxfun.options import EvaluateOptions, GenerateOptions
 from mlxfun.plans import PrunePlan
-from mlxfun.reports import PlanReport, StepReport
+from mlxfun.reports import EvaluateReport, HistoryReport, PlanReport, StepReport
 
 if TYPE_CHECKING:
     from mlxfun.events import Array
@@ -44,6 +46,7 @@ class HandWork:
     _conversation: Conversation
     _protected: Array
     _own: Callable[[], None]
+    _measure: Callable[[str, EvaluateOptions, Context], EvaluateReport]
     _export_view: Callable[[], ExportView]
 
     def select(self, options: SelectOptions) -> PlanReport | StepReport:
@@ -96,6 +99,26 @@ class HandWork:
         """
         self._own()
         return sides.compare(self.model, self._decoder, self.editor, (text, options), ctx)
+
+    def name_node(self, node: int, label: str) -> HistoryReport:
+        """Give a state of the history a name, or take it away with ""."""
+        self._own()
+        self.editor.history.name(node, label)
+        return self.editor.history.report()
+
+    def compare_nodes(
+        self, first: int, second: int, options: EvaluateOptions, ctx: Context = SILENT
+    ) -> CompareReport:
+        """Measure two states of the history on the same tokens; the model stays where it is."""
+        self._own()
+        comparer = NodeComparer(
+            self.anatomy,
+            self.editor,
+            self._observations.stats,
+            lambda: self._measure("current", options, ctx),
+            lambda: self._export_view().total_bytes(),
+        )
+        return comparer.compare(first, second)
 
     def _field(self, options: SelectOptions) -> handpick.Field:
         stats, layers = self._observations.stats, self.anatomy.layers

@@ -214,11 +214,9 @@ class PlanReport(Report):
 
     def summary(self) -> str:
         gone = sum(len(v) for v in self.pruned.values())
-        return (
-            f"staged {self.technique}: {gone} experts go ({self.experts_before} -> "
-            f"{self.experts_after} a layer), {readable_bytes(self.bytes_before)} -> "
-            f"{readable_bytes(self.bytes_after)}"
-        )
+        size = f"{readable_bytes(self.bytes_before)} -> {readable_bytes(self.bytes_after)}"
+        each = f"{self.experts_before} -> {self.experts_after} a layer"
+        return f"staged {self.technique}: {gone} experts go ({each}), {size}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,10 +310,8 @@ class ChatReport(Report):
     finish_reason: str  # "stop", "length" or "cancelled"
 
     def summary(self) -> str:
-        return (
-            f"{self.generated_tokens} tokens at {self.tokens_per_second:.1f} tokens/s "
-            f"({self.finish_reason})"
-        )
+        rate = f"{self.tokens_per_second:.1f} tokens/s"
+        return f"{self.generated_tokens} tokens at {rate} ({self.finish_reason})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,7 +338,7 @@ class StepReport(Report):
 
 @dataclass(frozen=True, slots=True)
 class HistoryNode:
-    """One state of the model. bytes: tensors this node's edit made and holds."""
+    """One state of the model. bytes: tensors its edit made and holds; label: its given name."""
 
     id: int
     parent: int | None
@@ -350,6 +346,7 @@ class HistoryNode:
     state: str
     bytes: int
     scores: dict[str, float] = field(default_factory=dict)
+    label: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,9 @@ COMMANDS: tuple[tuple[str, str, str, str, str], ...] = (
     ("probe", "measure", "Measure the staged model quickly.", "probe [OPTIONS]", "plan"),
     ("ab", "chat", "Ask both sides.", "ab [OPTIONS] TEXT", "model"),
     ("stats diff", "observe", "Compare two files.", "stats diff A B", ""),
+    ("name", "history", "Name a state.", "name NODE [LABEL]", "model"),
+    ("compare", "history", "Measure two states.", "compare A B", "model"),
+    ("compact", "edit", "Slice for real.", "compact", "model"),
     ("plan save", "edit", "Write which experts stay.", "plan save PATH", "plan"),
 )
 

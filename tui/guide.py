@@ -68,14 +68,28 @@ def command_line(state: AppState, key: Key, node: int | None = None) -> str:
         "steer_down": steer_line(view.steering, layer, expert, "down"),
         "steer_off": steer_line(view.steering, layer, expert, "off"),
         "node": str(node if node is not None else ""),
+        "marked": str(compared_with(state, node)),
     }
     return key.target.format(**values)
+
+
+def compared_with(state: AppState, node: int | None) -> int:
+    """The state that `node` is compared with: the marked one, the model's, its parent, any other."""
+    history = state.view.history
+    parents = {n.id: n.parent for n in history.nodes} if history else {}
+    current = history.current if history else None
+    wishes = (state.marked, current, parents.get(node) if node is not None else None, *parents)
+    return next((n for n in wishes if n is not None and n != node and n in parents), 0)
 
 
 def why_not(state: AppState, key: Key) -> str:
     """Why `key` does nothing now, in words; "" when it does something."""
     if key.works_in("experts") and key.id != "why" and state.view.model is None:
         return "no model yet"
+    if key.id == "compare" and len(state.view.history.nodes if state.view.history else ()) < 2:
+        return "there is one state only"
+    if key.id == "compare" and state.view.plan is not None:
+        return "a plan is staged: apply or discard it first"
     if key.target.startswith("mix ") and key.id != "mix" and not state.mixer:
         return "the mixer is empty: M in the map brings an expert here"
     if key.target.startswith("pick "):

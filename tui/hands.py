@@ -47,6 +47,7 @@ class Hands(App[int]):
                 pick.stretch(self.state, int(down), int(right))
             ),
             "mix": self._mix,
+            "mark": lambda: self._change(replace(self.state, marked=self.main.selected_node)),
             "both": self._both,
             "talk": self._talk,
             "token": lambda by: self._change(talk.step(self.state, int(by))),

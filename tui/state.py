@@ -105,7 +105,8 @@ class AppState:
     by hand; probe: the newest quick measurement; probed: the state of the plan that was probed, or
     "-" when plans cannot be. talk: the chat's settings; token: (job, index) of the token under the
     transcript's cursor; brush: the tokens that the expert under the cursor served are tinted. mixer: the steering's channels; mixing:
-    its newest command line. compared: the last two files of statistics that were compared. echo: the newest thing worth saying. lines: the
+    its newest command line. compared: the last two files of statistics that were compared. limits: the guardrails that were set; marked: the state
+    that others are compared with. echo: the newest thing worth saying. lines: the
     command lines that succeeded. panel: the focused one; beside: the last focused or
     revealed that is not the heatmap; upper: the plan or the
     mixer, whichever was last; front: the last of all, for screens with room for one; zoomed: the focused one has the screen to itself.
@@ -134,6 +135,8 @@ class AppState:
     mixer: tuple[Channel, ...] = ()
     mixing: str = ""
     compared: DiffReport | None = None
+    limits: tuple[tuple[str, float], ...] = ()
+    marked: int | None = None
     panel: str = "experts"
     beside: str = "chat"
     upper: str = "plan"
@@ -220,6 +223,8 @@ def _ended(state: AppState, event: JobEnded) -> AppState:
     state = replace(state, turns=turns.close(state.turns, event))
     if isinstance(event.report, ProbeReport):
         state = replace(state, probe=event.report)
+    if event.report is not None and event.report.kind == "settings":
+        state = replace(state, limits=_limits(event.report))
     if isinstance(event.report, DiffReport):
         heat = replace(state.heat, metric="A-B reap_sum")
         state = replace(state, compared=event.report, heat=heat)
@@ -233,6 +238,13 @@ def _ended(state: AppState, event: JobEnded) -> AppState:
         text = event.error or "failed without a message"
         level = "info" if event.cancelled else "error"
     return _logged(state, Entry(level, event.line, text, event.report, event.seconds))
+
+
+def _limits(report: Report) -> tuple[tuple[str, float], ...]:
+    """The guardrails among the shell's settings."""
+    settings = report.data()["settings"]
+    named = ((name, settings.get(name)) for name in ("max-kl", "max-perplexity-ratio"))
+    return tuple((name, value) for name, value in named if value is not None)
 
 
 def _logged(state: AppState, entry: Entry) -> AppState:

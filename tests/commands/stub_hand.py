@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import StateError
 from mlxfun.hand_options import ProbeOptions, SelectOptions
 from mlxfun.hand_reports import ABReport, Answer, ProbeReport
-from mlxfun.options import GenerateOptions
-from mlxfun.reports import PlanReport
+from mlxfun.node_reports import CompareReport, NodeFigures
+from mlxfun.options import EvaluateOptions, GenerateOptions
+from mlxfun.reports import HistoryNode, HistoryReport, PlanReport
 
 LAYERS = (1, 3, 5)
 EXPERTS = 8
@@ -17,6 +20,23 @@ EXPERT_BYTES = 1000
 
 class HandStub:
     """See `StubSession`, which this is a part of."""
+
+    nodes: list[HistoryNode]
+
+    def name_node(self, node: int, label: str) -> HistoryReport:
+        self.nodes[node] = replace(self.nodes[node], label=label)
+        return HistoryReport(tuple(self.nodes), 0, 0, None)
+
+    def compare_nodes(
+        self, first: int, second: int, options: EvaluateOptions, ctx: Context = SILENT
+    ) -> CompareReport:
+        a, b = (
+            NodeFigures(n, self.nodes[n].command, self.nodes[n].state, 10, 8, 1.0, 12.0 + n, 1.0,
+                        0.1 * n, ())
+            for n in (first, second)
+        )  # fmt: skip
+        names = tuple(data.source for data in options.datasets) or ("held-out",)
+        return CompareReport(a, b, 100, names, {1: (7,)}, {})
 
     plan: PlanReport | None
     live: str

@@ -96,3 +96,30 @@ def test_summed_ranks_are_staged_or_written(bench: Bench, tmp_path) -> None:
     assert plan.pruned == {1: (0, 1), 3: (0, 1), 5: (0, 1)}
     assert (tmp_path / "k.csv").is_file()
     assert "say who goes" in (bench.run(f"stats rank {files}").error or "")
+
+
+def test_states_are_named_and_compared(bench: Bench) -> None:
+    named = bench.do("name 0 as it came")[0].report
+    assert named is not None
+    assert named.data()["nodes"][0]["label"] == "as it came"
+    bench.do("collect --dataset demo:mixed", "prune --n-prune 1", "apply")
+    report = bench.do("compare 0 1 --dataset demo:eval")[0].report
+    assert report is not None
+    data = report.data()
+    assert (data["a"]["perplexity"], data["b"]["perplexity"]) == (12.0, 13.0)
+    assert data["datasets"] == ["demo:eval"]
+    assert "(1.083x)" in report.summary()
+
+
+def test_guardrails_that_were_set_count_for_apply_until_they_are_off(bench: Bench) -> None:
+    bench.do("collect --dataset demo:mixed", "prune --n-prune 1")
+    settings = bench.do("set max-kl 0.000001")[0].report
+    assert settings is not None
+    assert settings.data()["settings"]["max-kl"] == 0.000001
+    assert "is above --max-kl 1e-06" in (bench.run("apply").error or "")
+    bench.do("apply --max-kl 9", "undo")
+    off = bench.do("set max-kl off")[0].report
+    assert off is not None
+    assert off.data()["settings"]["max-kl"] is None
+    bench.do("prune --n-prune 1", "apply")
+    assert "set: " in (bench.run("set max-kl 0").error or "")

@@ -39,6 +39,8 @@ RUN_LINES = {
     "steer_off": "steer --clear",
     "goto": "goto 0",
     "new_chat": "chat --new",
+    "compare": "compare 1 0",
+    "compact": "compact",
 }
 FILL_LINES = {
     "collect": "collect --dataset demo:mixed",
@@ -46,6 +48,7 @@ FILL_LINES = {
     "save": "save out",
     "plan_save": "plan save plan.json",
     "stats_diff": "stats diff",
+    "name": "name 0",
 }
 
 
@@ -60,7 +63,7 @@ async def home(shell: Shell, key: Key) -> None:
 
 
 def test_every_key_of_a_command_queues_its_line() -> None:
-    @ready(*CALIBRATED, "chat hello")
+    @ready(*STAGED, "apply", "undo", "chat hello")
     async def test(shell: Shell) -> None:
         for key in KEYS:
             for name in key.keys.split(",") if key.kind == "run" else ():
@@ -156,6 +159,7 @@ DO_EFFECTS: dict[str, Callable[[Shell], bool]] = {
     "mix_turn": lambda s: mixed(s) == ["on in 2:5 0"],
     "mix_remove": lambda s: mixed(s) == [],
     "panel_mixer": lambda s: shown(s, "mixer"),
+    "mark": lambda s: s.app.state.marked == 0,
     "both": lambda s: s.app.state.talk.both and s.app.main.in_field,
     "talk": lambda s: isinstance(s.app.screen, ChatSettings),
     "token_left": lambda s: s.app.state.token == (s.app.state.turns[-1].job, 6),

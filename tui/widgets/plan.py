@@ -38,10 +38,8 @@ def draft_body(state: AppState) -> RenderableType:
     text.append(f": {pick.tally(state) or 'nobody goes'}\n")
     model = state.view.model
     if model is not None and model.expert_bytes:
-        saved = handpick.saved(model.expert_bytes, gone)
-        whole = model.checkpoint_bytes
-        after = whole - _gone_before(state) - saved
-        text.append(f"{readable_bytes(after + saved)} → {readable_bytes(after)}\n", GOOD)
+        after = model.checkpoint_bytes - handpick.saved(model.expert_bytes, gone)
+        text.append(f"{readable_bytes(model.checkpoint_bytes)} → {readable_bytes(after)}\n", GOOD)
     text.append("staged and probed when you rest", DIM)
     parts: list[RenderableType] = [text]
     broken, uneven = field.unrunnable(gone), pick.unevenness(state)
@@ -53,16 +51,6 @@ def draft_body(state: AppState) -> RenderableType:
     rows = handpick.sets_of(field.layers, gone)
     shares = None if losses is None else dict(zip(field.layers, map(float, losses), strict=True))
     return Group(*parts, Text(), losses_table(rows, shares))
-
-
-def _gone_before(state: AppState) -> int:
-    """Bytes that applied prunes have saved already."""
-    from mlxfun import handpick
-
-    model, heat = state.view.model, state.view.heat
-    assert model is not None
-    assert heat is not None
-    return handpick.saved(model.expert_bytes, ~heat.alive)
 
 
 def headline(plan: PlanReport, live: str) -> Text:
@@ -122,6 +110,34 @@ def verdict(scores: EvaluateReport | None, probe: ProbeReport | None, plan: Plan
     return text
 
 
+def guardrails(limits: tuple[tuple[str, float], ...], scores: EvaluateReport | None) -> Text:
+    """Whether apply would let the plan pass, limit by limit."""
+    text = Text()
+    for name, limit in limits:
+        value = None
+        if scores is not None:
+            value = scores.kl_mean if name == "max-kl" else scores.ratio
+        said = "KL" if name == "max-kl" else "perplexity ratio"
+        if value is None:
+            text.append(f"guardrail {said} ≤ {limit:g}: apply measures first\n", DIM)
+        elif value <= limit:
+            text.append(f"✓ {said} {value:.4g} within {limit:g}\n", GOOD)
+        else:
+            text.append(f"✗ {said} {value:.4g} above {limit:g}: apply refuses\n", BAD)
+    text.rstrip()
+    return text
+
+
+def memory(view: SessionView) -> Text:
+    """What the staged side holds on top of the model, and how much room there is."""
+    assert view.plan is not None
+    peak = view.memory_active
+    text = Text(f"memory {readable_bytes(peak)}", DIM)
+    if view.memory_limit:
+        text.append(f" of {readable_bytes(view.memory_limit)} ({peak / view.memory_limit:.0%})")
+    return text.append(f", {readable_bytes(view.plan.delta_bytes)} of it for the plan")
+
+
 def losses_table(
     pruned: Mapping[int, tuple[int, ...]], mass_lost: Mapping[int, float] | None
 ) -> Table:
@@ -143,13 +159,20 @@ def losses_table(
     return out
 
 
-def plan_body(view: SessionView, probe: ProbeReport | None = None) -> RenderableType:
+def plan_body(
+    view: SessionView,
+    probe: ProbeReport | None = None,
+    limits: tuple[tuple[str, float], ...] = (),
+) -> RenderableType:
     """The whole panel for a staged plan."""
     assert view.plan is not None
     parts: list[RenderableType] = [headline(view.plan, view.live)]
     parts += [Text(f"! {warning}", WARN) for warning in view.plan.warnings]
     table = losses_table(view.plan.pruned, view.plan.mass_lost)
-    parts += [Text(), verdict(view.scores, probe, view.plan), Text(), table]
+    parts += [Text(), verdict(view.scores, probe, view.plan)]
+    parts += [guardrails(limits, view.scores)] if limits else []
+    parts += [memory(view)] if view.memory_active else []
+    parts += [Text(), table]
     return Group(*parts)
 
 
@@ -182,7 +205,8 @@ class PlanPanel(Panel):
         "v measures perplexity and KL against the checkpoint, f swaps base and candidate, "
         "a applies, d discards. Applying can be undone bit for bit.\n\n"
         "+ and - take one expert more or fewer from every layer by score, E evens the layers out, "
-        "S writes the list of experts that stay."
+        "S writes the list of experts that stay. Guardrails are set with `set max-kl 0.1` and `set "
+        "max-perplexity-ratio 1.1`: what is above them is not applied."
     )
 
     DEFAULT_CSS = """
@@ -205,13 +229,21 @@ class PlanPanel(Panel):
         """Draw the plan of `state`."""
         view = state.view
         # Called on every event; the table is only built again when something in it changed.
-        shown = (view.plan, view.scores, view.live, guide.next_key(state), state.draft, state.probe)
+        shown = (
+            view.plan,
+            view.scores,
+            view.live,
+            guide.next_key(state),
+            state.draft,
+            state.probe,
+            state.limits,
+        )
         if all(a is b for a, b in zip(shown, self._shown, strict=False)) and self._shown:
             return
         self._shown = shown
         if state.draft is not None and state.view.heat is not None:
             body = draft_body(state)
         else:
-            body = plan_body(view, state.probe) if view.plan else empty_body(state)
+            body = plan_body(view, state.probe, state.limits) if view.plan else empty_body(state)
         self.query_one(Static).update(body)
         self.subtitle("apply or discard" if view.plan and state.draft is None else "")
