@@ -5,9 +5,9 @@ from __future__ import annotations
 import click
 
 from commands.declare import DATASET, Call, command, positive, staged
-from commands.types import ExpertPairs
+from commands.types import ExpertPairs, OneExpert
 from mlxfun.errors import UsageError
-from mlxfun.hand_options import PROBE_TOKENS, ProbeOptions, SelectOptions
+from mlxfun.hand_options import DOSSIER_TOKENS, PROBE_TOKENS, ProbeOptions, SelectOptions
 from mlxfun.options import METRICS, DatasetOptions
 from mlxfun.reports import Report
 
@@ -71,4 +71,24 @@ def probe(call: Call) -> Report:
     return call.session.probe(ProbeOptions(data, call["tokens"]), call.ctx)
 
 
-COMMANDS = (select, probe)
+@command("dossier", group="observe")
+@click.argument("cell", type=OneExpert(), metavar="L:E")
+@click.option(
+    "--dataset", type=DATASET, help="Text to watch it on (default: held-out calibration samples)."
+)
+@click.option(
+    "--tokens",
+    type=click.IntRange(min=16),
+    default=DOSSIER_TOKENS,
+    metavar="N",
+    help=f"How many tokens (default: {DOSSIER_TOKENS}).",
+)
+def dossier(call: Call) -> Report:
+    """Look at one expert closely: its figures, its tokens, and the expert most like it."""
+    source = call["dataset"]
+    data = DatasetOptions(call.bench.readable_source(source)) if source is not None else None
+    layer, expert = call["cell"]
+    return call.session.dossier(layer, expert, ProbeOptions(data, call["tokens"]), call.ctx)
+
+
+COMMANDS = (select, probe, dossier)

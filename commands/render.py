@@ -17,7 +17,7 @@ from rich.text import Text
 
 from mlxfun.comparison_reports import CombineReport, DiffReport, RankReport, ScanReport
 from mlxfun.events import JobEnded
-from mlxfun.hand_reports import ABReport
+from mlxfun.hand_reports import ABReport, DossierReport
 from mlxfun.node_reports import CompareReport
 from mlxfun.reports import (
     ChatReport,
@@ -309,6 +309,15 @@ def _history(report: HistoryReport) -> RenderableType:
             text(scores),
         )
     return Group(text(report.summary()), table)
+
+
+@render.register
+def _dossier(report: DossierReport) -> RenderableType:
+    tokens = _table("token", "served", "of", numbers=("served", "of"))
+    for row in report.top_tokens:
+        tokens.add_row(text(repr(row.text)), str(row.served), str(row.of))
+    notes = [report.note] if report.note else []
+    return _with_notes(Group(text(report.summary()), render(report.why), tokens), notes)
 
 
 @render.register

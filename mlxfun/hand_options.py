@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from mlxfun.options import DatasetOptions, ExpertSets
 
 PROBE_TOKENS = 512
+DOSSIER_TOKENS = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class SelectOptions:
 
 @dataclass(frozen=True, slots=True)
 class ProbeOptions:
-    """A quick look at the staged plan. data None: the held-out part of the calibration set."""
+    """A quick look, at the staged plan or at one expert. data None: the held-out part of the calibration set."""
 
     data: DatasetOptions | None = None
     tokens: int = PROBE_TOKENS

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from mlxfun.reports import Report
+from mlxfun.reports import Report, WhyReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,4 +81,45 @@ class ABReport(Report):
         return (
             f"{self.base.label} and {self.candidate.label} part at token {where + 1} of "
             f"{len(self.base.tokens)} and {len(self.candidate.tokens)}; {kl}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TopToken:
+    """A token's text, how often the expert served it, and how often it occurred."""
+
+    text: str
+    served: int
+    of: int
+
+
+@dataclass(frozen=True, slots=True)
+class DossierReport(Report):
+    """One expert at close quarters. why: its figures.
+
+    served of tokens: how many of the tokens looked at it served, with mean_weight; top_tokens: those
+    that are its own, by share. partner: the expert of its layer most like it, alike: how much, with
+    1 for the same; note: why there is none.
+    """
+
+    kind: ClassVar[str] = "dossier"
+    why: WhyReport
+    dataset: str
+    tokens: int
+    served: int
+    mean_weight: float
+    top_tokens: tuple[TopToken, ...]
+    partner: int | None
+    alike: float
+    note: str = ""
+
+    def summary(self) -> str:
+        near = (
+            f"; most like it is E{self.partner} ({self.alike:.2f})"
+            if self.partner is not None
+            else ""
+        )
+        return (
+            f"L{self.why.layer}:E{self.why.expert} {self.why.status}, served {self.served} of "
+            f"{self.tokens:,} tokens{near}"
         )

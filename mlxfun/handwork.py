@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlxfun import handpick, measure, planning, sides, views
+from mlxfun import dossier, handpick, measure, planning, sides, views
 from mlxfun.anatomy import Anatomy
 from mlxfun.context import SILENT, Context
 from mlxfun.conversation import Conversation
@@ -20,13 +20,14 @@ from mlxfun.evaluate import EvalSet, Evaluator
 from mlxfun.export import ExportView
 from mlxfun.generate import Decoder
 from mlxfun.hand_options import ProbeOptions, SelectOptions
-from mlxfun.hand_reports import ABReport, ProbeReport
+from mlxfun.hand_reports import ABReport, DossierReport, ProbeReport
 from mlxfun.node_reports import CompareReport
 from mlxfun.nodes import NodeComparer
 from mlxfun.observations import Observations
 from mlxfun.options import EvaluateOptions, GenerateOptions
 from mlxfun.plans import PrunePlan
 from mlxfun.reports import EvaluateReport, HistoryReport, PlanReport, StepReport
+from mlxfun.taps import Taps
 
 if TYPE_CHECKING:
     from mlxfun.events import Array
@@ -45,6 +46,7 @@ class HandWork:
     _decoder: Decoder
     _conversation: Conversation
     _protected: Array
+    taps: Taps
     _own: Callable[[], None]
     _measure: Callable[[str, EvaluateOptions, Context], EvaluateReport]
     _export_view: Callable[[], ExportView]
@@ -119,6 +121,39 @@ class HandWork:
             lambda: self._export_view().total_bytes(),
         )
         return comparer.compare(first, second)
+
+    def dossier(
+        self, layer: int, expert: int, options: ProbeOptions, ctx: Context = SILENT
+    ) -> DossierReport:
+        """One expert at close quarters, on the committed weights without steering.
+
+        Raises UsageError for an expert that does not exist, StateError for a pruned one.
+        """
+        self._own()
+        with self.editor.live("current"), self.editor.unsteered():
+            why = views.why(self.anatomy, self.editor, self._observations.stats, layer, expert)
+            position = self.anatomy.position_of(layer)
+            assert position is not None
+            tap = self.taps.layers[position]
+            if expert not in tap.live:
+                raise StateError(f"L{layer}:E{expert} is pruned: undo brings it back")
+            data = _first(self._probe_set(options), options.tokens)
+            seen = dossier.watch(self.model, self.taps, position, data.sequences, ctx)
+            modules = dict(self.model.named_modules())
+            partner, alike, note = dossier.partner(tap, modules, seen, expert)
+        here = seen.experts == expert
+        rows = dossier.top_tokens(seen.tokens, here.any(axis=1))
+        return DossierReport(
+            why=why,
+            dataset=data.name,
+            tokens=len(seen.tokens),
+            served=int(here.any(axis=1).sum()),
+            mean_weight=float(seen.weights[here].mean()) if here.any() else 0.0,
+            top_tokens=dossier.named(rows, self.tokenizer),
+            partner=partner,
+            alike=alike,
+            note=note,
+        )
 
     def _field(self, options: SelectOptions) -> handpick.Field:
         stats, layers = self._observations.stats, self.anatomy.layers

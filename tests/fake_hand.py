@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from mlxfun.events import Event, Progress, Token
-from mlxfun.hand_reports import ABReport, Answer, ProbeReport
-from mlxfun.reports import PlanReport, Report, SessionView, SteerReport
+from mlxfun.hand_reports import ABReport, Answer, DossierReport, ProbeReport, TopToken
+from mlxfun.reports import PlanReport, Report, SessionView, SteerReport, WhyReport
 
 MIB = 1 << 20
 EXPERT_BYTES = MIB // 24
@@ -24,6 +24,7 @@ COMMANDS: tuple[tuple[str, str, str, str, str], ...] = (
     ("name", "history", "Name a state.", "name NODE [LABEL]", "model"),
     ("compare", "history", "Measure two states.", "compare A B", "model"),
     ("compact", "edit", "Slice for real.", "compact", "model"),
+    ("dossier", "observe", "Look at one expert.", "dossier L:E", "model"),
     ("plan save", "edit", "Write which experts stay.", "plan save PATH", "plan"),
 )
 
@@ -137,3 +138,12 @@ class FakeHand:
         ]
         kl = (0.01, 0.02, 0.9, 0.1, 1.6, 0.05)
         yield ABReport(args[-1], answers[0], answers[1], 2, kl, 0)
+
+    def _do_dossier(self, job: int, args: list[str]) -> Iterator[Event | Report]:
+        layer, expert = (int(part) for part in args[0].split(":"))
+        why = WhyReport(
+            layer, expert, "kept", {"freq": 640.0, "reap_sum": 1.5}, {"freq": 2, "reap_sum": 3}, 16,
+            "reap_sum 1.5 ranks 3 of 16",
+        )  # fmt: skip
+        top = (TopToken(" break", 9, 9), TopToken("[b]fast[/b]", 4, 6))
+        yield DossierReport(why, "held-out", 512, 64, 0.41, top, (expert + 3) % 16, 0.81)

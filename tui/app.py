@@ -18,6 +18,7 @@ from rich.text import Text
 from textual import on
 
 from mlxfun.events import Event, JobEnded
+from mlxfun.hand_reports import DossierReport
 from mlxfun.reports import Report, StepReport
 from tui import deeds, guide, pick, talk, themes
 from tui.feed import Feed
@@ -29,6 +30,7 @@ from tui.palette import Commands, Item
 from tui.ports import Engine
 from tui.screen import MainScreen
 from tui.state import AppState, reduce
+from tui.widgets.dossier import dossier_page
 from tui.widgets.help import HelpScreen, help_page
 
 FRAMES_PER_SECOND = 12
@@ -86,6 +88,7 @@ class ShellApp(Hands):
         self.main = MainScreen(engine.complete, self._lines.load(), renderer)
         self._escaped = float("-inf")
         self._typed = 0
+        self._opened = 0
 
     # Life -------------------------------------------------------------------------------------
     def get_default_screen(self) -> MainScreen:
@@ -138,6 +141,8 @@ class ShellApp(Hands):
 
     def _over(self, event: JobEnded) -> None:
         """A job has ended: show where its outcome is, call back whoever turned away."""
+        if isinstance(event.report, DossierReport) and event.job == self._opened:
+            self.push_screen(HelpScreen(dossier_page(event.report, self.state)))
         panel = deeds.news(event)
         if panel is not None and not self._first_load(event):
             aside = isinstance(event.report, StepReport) or event.line.startswith("select")
@@ -184,7 +189,7 @@ class ShellApp(Hands):
 
     @on(CursorPut)
     def _cursor_put(self, message: CursorPut) -> None:
-        self._change(deeds.put(self.state, message.position, message.expert))
+        self._change(deeds.point(self.state, message.position, message.expert))
 
     @on(PanelPicked)
     def _panel_picked(self, message: PanelPicked) -> None:
@@ -216,7 +221,9 @@ class ShellApp(Hands):
             return
         line = guide.command_line(self.state, key, self.main.selected_node)
         if key.kind == "run":
-            self._run(line)
+            job = self._run(line)
+            if key.id == "dossier":
+                self._opened = job
         else:
             self.main.command.fill(line)
 

@@ -13,7 +13,15 @@ from tui.state import AppState
 def move(state: AppState, down: int, right: int) -> AppState:
     """The heatmap's cursor `down` layers and `right` experts further, kept on the map."""
     state = replace(state, anchor=None)
-    return put(state, state.cursor[0] + down, state.cursor[1] + right)
+    if not state.heat.sort:
+        return put(state, state.cursor[0] + down, state.cursor[1] + right)
+    from tui.heat.order import column, expert, order_of
+
+    order, (position, here) = order_of(state), state.cursor
+    # On a sorted map the cursor keeps to its column: the same rank in the next layer.
+    at = column(order, position, here) + right
+    moved = put(state, position + down, max(0, at))
+    return replace(moved, cursor=(moved.cursor[0], expert(order, *moved.cursor)))
 
 
 def put(state: AppState, position: int, expert: int) -> AppState:
@@ -30,6 +38,16 @@ def put(state: AppState, position: int, expert: int) -> AppState:
     return replace(state, cursor=(position, expert))
 
 
+def point(state: AppState, position: int, at: int) -> AppState:
+    """The heatmap's cursor at a column of the map as it is shown."""
+    state = put(replace(state, anchor=None), position, at)
+    if not state.heat.sort:
+        return state
+    from tui.heat.order import expert, order_of
+
+    return replace(state, cursor=(state.cursor[0], expert(order_of(state), *state.cursor)))
+
+
 def next_metric(state: AppState, names: tuple[str, ...], shown: str) -> AppState:
     """The metric after `shown`, round and round."""
     if not names:
@@ -40,7 +58,8 @@ def next_metric(state: AppState, names: tuple[str, ...], shown: str) -> AppState
 
 
 def toggle(state: AppState, option: str) -> AppState:
-    """One of the heatmap's yes-or-no options the other way: log, per_layer, fit or table."""
+    """One of the heatmap's yes-or-no options the other way: log, per_layer, fit, sort
+    or table."""
     flag = not getattr(state.heat, option)
     match option:
         case "log":
@@ -49,6 +68,8 @@ def toggle(state: AppState, option: str) -> AppState:
             heat = replace(state.heat, per_layer=flag)
         case "fit":
             heat = replace(state.heat, fit=flag)
+        case "sort":
+            heat = replace(state.heat, sort=flag)
         case _:
             heat = replace(state.heat, table=flag)
     return replace(state, heat=heat)
@@ -94,6 +115,7 @@ _NEWS: dict[str, str | None] = {
     "collect": "experts",
     "steer": None,
     "probe": "plan",
+    "dossier": None,
 }
 
 

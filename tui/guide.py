@@ -84,7 +84,7 @@ def compared_with(state: AppState, node: int | None) -> int:
 
 def why_not(state: AppState, key: Key) -> str:
     """Why `key` does nothing now, in words; "" when it does something."""
-    if key.works_in("experts") and key.id != "why" and state.view.model is None:
+    if key.works_in("experts") and key.kind != "run" and state.view.model is None:
         return "no model yet"
     if key.id == "compare" and len(state.view.history.nodes if state.view.history else ()) < 2:
         return "there is one state only"

@@ -75,24 +75,30 @@ def stretch(state: AppState, down: int, right: int) -> AppState:
 
 
 def span(state: AppState, way: str) -> AppState:
-    """The whole "column" (an expert number in every layer) or "row" (a layer) as the range."""
+    """The whole "column" (an expert number, or on a sorted map a rank, in every layer) or "row" (a
+    layer) as the range."""
     heat = state.view.heat
     if heat is None:
         return state
-    row, expert = state.cursor
+    from tui.heat.order import column, expert, order_of
+
+    order, (row, here) = order_of(state), state.cursor
+    top, bottom, left, right = row, row, 0, heat.experts - 1
     if way == "column":
-        return replace(state, anchor=(0, expert), cursor=(len(heat.layers) - 1, expert))
-    return replace(state, anchor=(row, 0), cursor=(row, heat.experts - 1))
+        left = right = column(order, row, here)
+        top, bottom = 0, len(heat.layers) - 1
+    start, end = (top, expert(order, top, left)), (bottom, expert(order, bottom, right))
+    return replace(state, anchor=start, cursor=end)
 
 
-def cells(state: AppState) -> tuple[slice, slice]:
-    """The rows and columns of the range, or the cell under the cursor."""
-    (top, left), (bottom, right) = state.anchor or state.cursor, state.cursor
-    if top > bottom:
-        top, bottom = bottom, top
-    if left > right:
-        left, right = right, left
-    return slice(top, bottom + 1), slice(left, right + 1)
+def marked(state: AppState) -> Array:
+    """The range, or the cell under the cursor, bool [L, E]."""
+    from tui.heat.order import order_of, rectangle
+
+    heat = state.view.heat
+    assert heat is not None
+    corners = (state.anchor or state.cursor, state.cursor)
+    return rectangle(order_of(state), corners, heat.alive.shape)
 
 
 # Changing the draft ---------------------------------------------------------------------------
@@ -101,12 +107,10 @@ def toggle(state: AppState, now: float) -> AppState:
     field, before = field_of(state), gone(state)
     if field is None or before is None:
         return state
-    rows, columns = cells(state)
-    living = field.alive[rows, columns]
+    living = field.alive & marked(state)
     if not living.any():
         return _said(state, "pruned experts cannot be picked; undo brings them back")
-    after = before.copy()
-    after[rows, columns] = living & bool((living & ~before[rows, columns]).any())
+    after = before | living if (living & ~before).any() else before & ~living
     return _changed(replace(state, anchor=None), field, after, now)
 
 

@@ -73,13 +73,15 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class HeatOptions:
-    """How the heatmap is drawn. metric None: the best there is. fit: pool to the width, no pan."""
+    """How the heatmap is drawn. metric None: the best there is. fit: pool to the width, no pan.
+    sort: each layer's experts by score."""
 
     metric: str | None = None
     log: bool = False
     per_layer: bool = True
     fit: bool = True
     table: bool = False
+    sort: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

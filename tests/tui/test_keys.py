@@ -38,6 +38,7 @@ RUN_LINES = {
     "steer_down": "steer --clear --deactivate 0:0",
     "steer_off": "steer --clear",
     "goto": "goto 0",
+    "dossier": "dossier 0:0",
     "new_chat": "chat --new",
     "compare": "compare 1 0",
     "compact": "compact",
@@ -159,6 +160,7 @@ DO_EFFECTS: dict[str, Callable[[Shell], bool]] = {
     "mix_turn": lambda s: mixed(s) == ["on in 2:5 0"],
     "mix_remove": lambda s: mixed(s) == [],
     "panel_mixer": lambda s: shown(s, "mixer"),
+    "sort": lambda s: s.app.state.heat.sort,
     "mark": lambda s: s.app.state.marked == 0,
     "both": lambda s: s.app.state.talk.both and s.app.main.in_field,
     "talk": lambda s: isinstance(s.app.screen, ChatSettings),
@@ -200,7 +202,7 @@ def test_every_key_of_the_screen_itself_does_what_it_says() -> None:
                     mixer=(Channel(True, "level", 2, 5, 0.5),) if key.works_in("mixer") else (),
                     zoomed=False,
                     heat=replace(app.state.heat, metric="reap_sum", log=False, per_layer=True,
-                                 fit=True, table=False),
+                                 fit=True, table=False, sort=False),
                 )  # fmt: skip
                 app._show()
                 if key.id in ("escape", "interrupt"):

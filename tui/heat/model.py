@@ -35,7 +35,8 @@ DIFFERENCE = "A-B "
 class HeatModel:
     """What the heatmap draws. values: float64 [L, E] or None before anything was seen.
 
-    codes: int32 [L, E]; freq: [L, E] or None; metrics: the names that can be chosen now.
+    codes: int32 [L, E], columns as shown; freq: [L, E] or None; metrics: the names that can be
+    chosen now; order: the expert in each column, int [L, E], None while columns are numbers.
     """
 
     layers: tuple[int, ...]
@@ -49,6 +50,7 @@ class HeatModel:
     live: bool
     samples: int
     tokens: int
+    order: Array | None = None
 
 
 def heat_model(state: AppState) -> HeatModel | None:
@@ -71,6 +73,11 @@ def heat_model(state: AppState) -> HeatModel | None:
     if state.lit is not None:
         light(codes, state.lit)
     frame = state.frame
+    from tui.heat.order import order_of  # needs this module first
+
+    order = order_of(state)
+    if order is not None:
+        codes = np.take_along_axis(codes, order, axis=1)
     return HeatModel(
         layers=heat.layers,
         experts=heat.experts,
@@ -83,6 +90,7 @@ def heat_model(state: AppState) -> HeatModel | None:
         live=frame is not None or state.lit is not None,
         samples=frame.samples if frame else heat.samples,
         tokens=frame.tokens if frame else heat.tokens,
+        order=order,
     )
 
 

@@ -120,6 +120,9 @@ def half_colour(inks: Inks, code: int) -> RGB:
     """The one colour that half a character cell has to say everything with."""
     kind, level = divmod(code, LEVELS)
     plain = {UP: inks.green, DOWN: inks.magenta}
+    if kind == PROTECTED:
+        # Half gold, half heat: marked, and still as light as its heat.
+        return blend((inks.gold, blend(inks.ramp, level / (LEVELS - 1))), 0.5)
     if kind == CONDEMNED:
         # No room for hatching: the colour alone must tell it from a cold cell.
         return blend(inks.doomed, 0.5 + 0.5 * level / (LEVELS - 1))
@@ -150,6 +153,8 @@ class HalfBlocks(dict[int, Segment]):
         if kinds == (CONDEMNED, CONDEMNED):
             # Both go: hatched, so that it shows without colour too.
             back, fore, glyph = fore, self.inks.ground, "▚"
+        elif kinds == (PROTECTED, PROTECTED):
+            fore, glyph = self.inks.ground, "◆"
         elif kinds == (UNSEEN, UNSEEN):
             fore, glyph = self.inks.faint, ":"
         else:

@@ -38,7 +38,7 @@ class TableTwin(ScrollableContainer, can_focus=True):
     """The heatmap as a table of words, for those who cannot or will not see colours."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        b for b in bindings("experts") if b.id in ("table", "metric", "why")
+        b for b in bindings("experts") if b.id in ("table", "metric", "why", "dossier")
     ]
 
 
@@ -58,6 +58,9 @@ class ExpertsPanel(Panel):
         "In a map with more layers than lines two layers share a line: never seen is ':', experts "
         "that go are red, forced in green, forced out magenta. The line below the map always says "
         "it in words, and y turns the map into a table.\n\n"
+        "Enter looks at one expert closely: its figures among its layer's, the tokens that are its "
+        "own and the expert most like it. S sorts each layer by score, z gives the map the whole "
+        "screen, g shows every expert in a column of its own.\n\n"
         "space picks the expert under the cursor: it goes with the staged plan, or stays after all. "
         "Shift with the arrows marks a range, C this expert number in all layers, R the layer; "
         "space then picks what is marked. ] and [ take one more or one fewer from every layer by "
@@ -121,7 +124,13 @@ class ExpertsPanel(Panel):
         if state.heat.table:
             self.query_one("#twin", Static).update(table(model))
         else:
-            heatmap.show(model, state.cursor, fit=state.heat.fit, anchor=state.anchor)
+            from tui.heat.order import column
+
+            places = [
+                (row, column(model.order, row, expert))
+                for row, expert in (state.cursor, state.anchor or state.cursor)
+            ]
+            heatmap.show(model, places[0], fit=state.heat.fit, anchor=places[1])
         self.query_one(Legend).show(apart=model.metric.startswith(DIFFERENCE))
         self.query_one(Legend).display = bool(model.metric) and self.size.width >= 76
         said = guide.next_step(state) if not model.metric else ""
@@ -153,9 +162,10 @@ class ExpertsPanel(Panel):
     def _caption(state: AppState, metric: str, samples: int) -> str:
         if not metric:
             return "nothing measured yet"
+        ranked = " · by score" if state.heat.sort else ""
         scale = "log" if state.heat.log else "linear"
         span = "each layer" if state.heat.per_layer else "whole model"
         live = state.frame is not None or (state.lit is not None and state.token is None)
         if state.compared is not None and metric.startswith("A-B "):
             return compared(state.compared, metric)
-        return f"{'LIVE · ' if live else ''}{metric} · {scale} · {span} · {samples} samples"
+        return f"{'LIVE · ' if live else ''}{metric} · {scale} · {span}{ranked} · {samples} samples"

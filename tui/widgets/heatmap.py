@@ -245,7 +245,9 @@ class Heatmap(ScrollView, can_focus=True, inherit_bindings=False):
         place = grid.column_of(self._cursor[1]) + (grid.width - 1) // 2
         pieces = "".join(text)
         dim, loud = base + Style(dim=True), base + Style(bold=True)
-        segments = [Segment("E".rjust(grid.gutter - 1) + " ", dim)]
+        segments = [
+            Segment(("E" if self._model.order is None else "#").rjust(grid.gutter - 1) + " ", dim)
+        ]
         if x <= place < room:
             pointer = "▾" if not self._numbered(text, place) else text[place]
             segments += [Segment(pieces[x:place], dim), Segment(pointer, loud)]
