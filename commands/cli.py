@@ -48,11 +48,12 @@ class Start:
     seed: int | None
     undo_budget: str | None
     keep_going: bool
+    resume: bool = False
 
     @property
     def lines(self) -> tuple[str, ...]:
         """Every command line to run, in order."""
-        found = []
+        found = ["resume"] if self.resume else []
         if self.demo or self.model is not None:
             found.append(shlex.join(["load", "demo" if self.demo else str(self.model)]))
         if self.replay is not None:
@@ -69,6 +70,7 @@ class Start:
     "-c", "commands", multiple=True, metavar="COMMAND", help="Run this first. Repeatable, in order."
 )
 @click.option("--replay", type=click.Path(path_type=Path), help="Run a recorded session.")
+@click.option("--resume", is_flag=True, help="Bring back the session that was cut short.")
 @click.option("--record", type=click.Path(path_type=Path), help="Record the session to this file.")
 @click.option(
     "--output-root",
@@ -99,6 +101,8 @@ def _check(start: Start) -> None:
     """Raise click.UsageError for options that do not go together."""
     if start.demo and start.model is not None:
         raise click.UsageError(f"--demo and the model {start.model} exclude each other")
+    if start.resume and len(start.lines) > 1:
+        raise click.UsageError("--resume brings its own model and commands: leave out the others")
     if start.as_json and start.front_end != "headless":
         raise click.UsageError("--json needs --headless")
     if start.keep_going and start.front_end != "headless":
@@ -157,6 +161,8 @@ def _engine(start: Start) -> Engine:
         output_root=start.output_root,
         keep_going=start.keep_going,
     )
+    if start.front_end != "headless" or start.resume:
+        _keep(engine)
     if start.record is not None:
         try:
             moved = engine.record(start.record)
@@ -166,6 +172,16 @@ def _engine(start: Start) -> Engine:
         if moved is not None:
             click.echo(f"the older recording {start.record} is now {moved}", err=True)
     return engine
+
+
+def _keep(engine: Engine) -> None:
+    """Let the session survive a crash, where there is room to keep it."""
+    from commands.resume import default_folder
+
+    try:
+        engine.keep(default_folder())
+    except OSError as problem:
+        click.echo(f"the session is not kept in case of a crash: {problem}", err=True)
 
 
 def _seed(start: Start) -> int:
@@ -185,7 +201,9 @@ def _seed(start: Start) -> int:
 def _guarded(start: Start, engine: Engine) -> int:
     """The front end's exit code, an interrupt's, or a broken pipe's."""
     try:
-        return _front_end(start, engine)
+        code = _front_end(start, engine)
+        engine.forget()
+        return code
     except KeyboardInterrupt as problem:
         return _interrupted(problem)
     except BrokenPipeError:

@@ -112,7 +112,8 @@ class Command:
     name: one or two words. danger: it loses something that undo does not bring back. undoable:
     undo takes it back. key: the default key. when: why it does not apply to a view, None if it
     does. instant: answered at once, also while the worker is busy. between: may run between two
-    tokens of an answer. recorded: belongs in a session file.
+    tokens of an answer. recorded: belongs in a session file. outside: it writes files and leaves
+    the session as it was, so that bringing a session back passes it over.
     """
 
     name: str
@@ -126,6 +127,7 @@ class Command:
     instant: bool = False
     between: bool = False
     recorded: bool = True
+    outside: bool = False
 
     @property
     def help(self) -> str:
@@ -171,6 +173,7 @@ class Traits(TypedDict, total=False):
     instant: bool
     between: bool
     recorded: bool
+    outside: bool
 
 
 def command(name: str, *, group: str, **traits: Unpack[Traits]) -> Callable[[Handler], Command]:

@@ -304,7 +304,7 @@ def plan_show(call: Call) -> Report:
     return plan
 
 
-@command("plan save", group="edit", when=listable)
+@command("plan save", group="edit", when=listable, outside=True)
 @click.argument("path", type=LIST)
 def plan_save(call: Call) -> Report:
     """Write which experts stay as an expert list, JSON or CSV by the file's name.

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from commands import completion, registry
+from commands import completion, registry, resume
 from commands.completion import Completion
 from commands.declare import Call, Command
 from commands.registry import Parsed, Row
@@ -106,6 +106,20 @@ class Engine:
         """Record to `path` from the start; call it before the first `run`. See `Journal.attach`."""
         return self._bench.journal.attach(path)
 
+    def keep(self, folder: Path) -> None:
+        """Keep the session in `folder` until `forget`, so that it survives a crash.
+
+        Raises OSError.
+        """
+        self._bench.sessions = folder
+        resume.keep(self._bench.journal, folder)
+
+    def forget(self) -> None:
+        """The session ends as it should: there will be nothing to bring back."""
+        kept = self._bench.journal.forget()
+        if kept is not None:
+            resume.drop(kept)
+
     def run(self, line: str) -> int:
         """Queue a command line and return its job number; what comes of it arrives as events."""
         line = line.strip()
@@ -150,7 +164,7 @@ class Engine:
         """Cancel everything, close the session, and wait at most `timeout` seconds for that."""
         self._alive = not self._worker.close(timeout)
         if not self._alive:
-            self._bench.journal.detach()
+            self._bench.journal.close()
 
     def _perform(self, parsed: Parsed, line: str, ctx: Context) -> Report:
         """Run a parsed line on the worker thread: journal, session, outcome for `expect`."""
@@ -187,8 +201,17 @@ class Engine:
         bench = self._bench
         if written:
             bench.journal.done(mark_of(bench) if bench.loaded else None, _note(report))
+            if command.name == "collect":
+                self._remember_statistics()
         elif command.name == "load" and bench.loaded is not None:
             bench.journal.loaded(bench.loaded)
+
+    def _remember_statistics(self) -> None:
+        try:
+            resume.remember_statistics(self._bench)
+        except (MlxfunError, OSError) as problem:
+            # They are there in case of a crash: no reason to fail what has been done.
+            log.warning("statistics are not kept: %s", problem)
 
     def _nested(self, line: str, parent: Context) -> JobEnded:
         """A line of a replay, on the worker thread, inside the replay's own job."""

@@ -44,7 +44,7 @@ def layers(call: Call) -> Report:
     return call.session.layers()
 
 
-@command("save", group="model", key="s")
+@command("save", group="model", key="s", outside=True)
 @click.argument("path", type=FilePath())
 @click.option("--force", is_flag=True, help="Replace an existing directory.")
 @click.option(

@@ -43,7 +43,8 @@ def collect(call: Call) -> Report:
     source = call.bench.dataset(call["dataset"])
     batch = {k: call[k] for k in ("batch_tokens", "max_batch") if call[k] is not None}
     data = dataset_options(source, call.params, call.bench.settings.seed)
-    return call.session.collect(CollectOptions(data, add=call["add"], **batch), call.ctx)
+    options = CollectOptions(data, add=call["add"], known=call.bench.known, **batch)
+    return call.session.collect(options, call.ctx)
 
 
 @command("stats show", group="observe", when=with_stats)
@@ -52,7 +53,7 @@ def show(call: Call) -> Report:
     return call.session.stats("show")
 
 
-@command("stats save", group="observe", when=with_stats)
+@command("stats save", group="observe", when=with_stats, outside=True)
 @click.argument("path", type=NPZ)
 def save(call: Call) -> Report:
     """Write the statistics to an .npz file."""
@@ -90,7 +91,7 @@ allow_stale = click.option(
 )
 
 
-@command("stats diff", group="observe", when=always)
+@command("stats diff", group="observe", when=always, outside=True)
 @click.argument("a", type=NPZ)
 @click.argument("b", type=NPZ)
 @click.option("--output", type=FilePath((".json",)), help="Write the differences as JSON.")
@@ -111,7 +112,7 @@ def diff(call: Call) -> Report:
     )
 
 
-@command("stats merge", group="observe", when=always)
+@command("stats merge", group="observe", when=always, outside=True)
 @click.argument("files", type=NPZ, nargs=-1, required=True, metavar="A B...")
 @click.option("--output", type=NPZ, required=True, help="Where the merged .npz is written.")
 @click.option(
@@ -163,7 +164,7 @@ def rank(call: Call) -> Report:
     return replace(report, staged=True)
 
 
-@command("stats purge", group="observe", when=always)
+@command("stats purge", group="observe", when=always, outside=True)
 @click.argument("a", type=NPZ)
 @click.argument("b", type=NPZ)
 @click.option("--output", type=NPZ, required=True, help="Where the remaining .npz is written.")

@@ -1,5 +1,7 @@
 """The generated parts of the README: the command table, and the tree of files.
 
+The table's examples are the first line for each command in the session file that the tests run.
+
 python -m commands.reference --check   is the README up to date?
 python -m commands.reference --write   bring it up to date
 """
@@ -8,25 +10,45 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import click
 
 from commands.declare import GROUPS
-from commands.registry import COMMANDS
+from commands.registry import COMMANDS, command_of
 
 PACKAGES = ("mlxfun", "commands", "tui")
 WRITTEN = "written by python -m commands.reference --write"
+WALK = Path("tests") / "walk.mlxfun"
+ELSEWHERE = {
+    "load": "load demo",
+    "prepare-dataset": "prepare-dataset OWNER/NAME --output data.jsonl",
+    "recover": "recover .",
+    "record": "record s.mlxfun",
+    "replay": f"replay {WALK.as_posix()}",
+    "resume": "resume",
+    "quit": "quit",
+}
+"""Examples of commands that a session file does not hold, or that need the network."""
 
 
-def command_table() -> str:
-    """One line per command, grouped as in help."""
-    lines = ["| command | key | what it does |", "|---|---|---|"]
+def examples(root: Path) -> dict[str, str]:
+    """An example for each command, by its name."""
+    found = dict(ELSEWHERE)
+    for line in (root / WALK).read_text("utf-8").splitlines():
+        if line and not line.startswith("#"):
+            found.setdefault(command_of(line), line)
+    return found
+
+
+def command_table(shown: Mapping[str, str]) -> str:
+    """One line per command, grouped as in help. shown: an example for each, by name."""
+    lines = ["| command | key | what it does | for example |", "|---|---|---|---|"]
     for group in GROUPS:
         for command in (c for c in COMMANDS.values() if c.group == group):
             key = f"`{command.key}`" if command.key else ""
-            cells = (f"`{command.usage}`", key, command.short)
+            cells = (f"`{command.usage}`", key, command.short, f"`{shown[command.name]}`")
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
 
@@ -52,9 +74,12 @@ def _sentence(path: Path) -> str:
 
 
 def updated(text: str, root: Path) -> str:
-    """`text` with everything generated brought up to date. Raises ValueError without markers."""
+    """`text` with everything generated brought up to date.
+
+    Raises ValueError without markers, KeyError for a command without an example.
+    """
     parts: dict[str, Callable[[], str]] = {
-        "commands": command_table,
+        "commands": lambda: command_table(examples(root)),
         "tree": lambda: file_tree(root),
     }
     for name, make in parts.items():

@@ -56,7 +56,7 @@ def run_script(bench: Workbench, path: Path, keep_going: bool, ctx: Context) -> 
     root = before.root or Path(tempfile.mkdtemp(prefix="mlxfun-replay-"))
     bench.files = Files(root, path.resolve().parent)
     try:
-        return _Run(bench, script, names, keep_going).run(ctx)
+        return Run(bench, script, names, keep_going).run(ctx)
     finally:
         bench.files = before
         if before.root is None:
@@ -81,8 +81,8 @@ def checked_script(path: Path, command_of: Callable[[str], str]) -> tuple[Script
     return script, names
 
 
-class _Run:
-    """One run of a script."""
+class Run:
+    """One run of a script. A command that changes the state is compared with its recording."""
 
     def __init__(
         self, bench: Workbench, script: Script, names: list[str], keep_going: bool
@@ -99,13 +99,13 @@ class _Run:
         """All entries in order."""
         root = self.bench.files.root
         ctx.emit(Notice("info", f"replaying {self.script.path}; what it saves goes below {root}"))
-        self._prepare(ctx)
+        self.prepare(ctx)
         done = 0
         for position, entry in enumerate(self.script.entries):
             ctx.check()
             if self.names[position] == "quit":
                 break
-            self._step(position, entry, ctx)
+            self.step(position, entry, ctx)
             done += 1
         report = ReplayReport(
             str(self.script.path),
@@ -121,7 +121,7 @@ class _Run:
             )
         return report
 
-    def _prepare(self, ctx: Context) -> None:
+    def prepare(self, ctx: Context) -> None:
         """Bring seed and model to what the header says. Raises if that cannot be."""
         header, bench = self.script.header, self.bench
         self._warn_of_versions(ctx)
@@ -163,7 +163,8 @@ class _Run:
                 text = f"{self.script.path} was recorded with {name} {there}, this is {here}"
                 ctx.emit(Notice("warning", text))
 
-    def _step(self, position: int, entry: Entry, ctx: Context) -> None:
+    def step(self, position: int, entry: Entry, ctx: Context) -> None:
+        """Run one entry and compare. Raises ReplayError unless `keep_going`."""
         ended = self._nested(entry.line, ctx)
         following = self.script.entries[position + 1 : position + 2]
         tolerated = any(expects_error(e.line) for e in following)

@@ -17,6 +17,7 @@ other `#` line is a comment. A command that holds line breaks is written as a JS
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -32,7 +33,7 @@ from mlxfun.errors import UsageError
 
 MAGIC = "#!mlxfun-session"
 FORMAT = 1
-KEYS = ("mlxfun", "mlx", "mlx-lm", "model", "revision", "checkpoint", "seed")
+KEYS = ("mlxfun", "mlx", "mlx-lm", "model", "revision", "checkpoint", "seed", "directory")
 
 _MARK = re.compile(r"#=\s*state\s+(\S+)(?:\s+staged\s+(\S+))?\s*\Z")
 
@@ -153,11 +154,37 @@ def _version(package: str) -> str:
         return "unknown"
 
 
-class Journal:
-    """Everything done so far, as a session file; kept in memory and, once attached, on disk.
+class _Sink:
+    """A file that the journal is written to as it grows."""
 
-    Each line is flushed as soon as it is known, so that a crash loses nothing: the line that was
-    running is there, without its `#=`.
+    def __init__(self, path: Path, stream: IO[bytes]) -> None:
+        self.path, self._stream = path, stream
+
+    def write(self, text: str) -> None:
+        """Add `text`; it is out of this process's hands when this returns."""
+        self._stream.write(text.encode())
+        self._stream.flush()
+
+    def take_back(self, text: str) -> None:
+        """Remove `text`, which was written last."""
+        self._stream.seek(self._stream.seek(0, os.SEEK_END) - len(text.encode()))
+        self._stream.truncate()
+
+    def lock(self) -> None:
+        """Mark the file as in use for as long as this process lives, however it ends."""
+        fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def close(self) -> None:
+        """Nothing more comes."""
+        self._stream.close()
+
+
+class Journal:
+    """Everything done so far, as a session file; in memory, and on disk where it is asked for.
+
+    It may be recorded, for a person, and kept, to be resumed after a crash: two files. Each line is
+    flushed as soon as it is known, so that a crash loses nothing: the line that was running is
+    there, without its `#=`.
     """
 
     def __init__(self, seed: int) -> None:
@@ -173,11 +200,22 @@ class Journal:
         self._model = False
         self._open = False  # whether the last piece is a command that is still running
         self._after: list[str] = []  # lines that ran in the middle of the running one
-        self._file: IO[bytes] | None = None
-        self.path: Path | None = None
+        self._recording: _Sink | None = None
+        self._keeping: _Sink | None = None
+        self.commands = 0
+
+    @property
+    def path(self) -> Path | None:
+        """The file that is being recorded to."""
+        return self._recording.path if self._recording else None
+
+    @property
+    def kept(self) -> Path | None:
+        """The file that a crash would leave behind."""
+        return self._keeping.path if self._keeping else None
 
     def attach(self, path: Path) -> Path | None:
-        """Write to `path` from now on, all that was done before included.
+        """Record to `path` from now on, all that was done before included.
 
         An older recording of that name is moved aside, to the path returned; any other file there
         is left alone: UsageError.
@@ -189,18 +227,38 @@ class Journal:
             reason = problem.strerror or str(problem)
             raise UsageError(f"cannot record to {path}: {reason}") from None
         self.detach()
-        self._file, self.path = stream, path
-        self._file.write("".join(self._text).encode())
-        self._flush()
+        self._recording = _Sink(path, stream)
+        self._recording.write("".join(self._text))
         return moved
 
     def detach(self) -> Path | None:
-        """Stop writing to disk; returns the path that was written."""
-        path, self.path = self.path, None
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-        return path
+        """Stop recording; returns the path that was written."""
+        sink, self._recording = self._recording, None
+        if sink is not None:
+            sink.close()
+        return sink.path if sink else None
+
+    def keep(self, path: Path) -> None:
+        """Keep the session at `path`, a new file, locked until this process ends. Raises OSError."""
+        sink = _Sink(path, path.open("xb"))
+        sink.lock()
+        sink.write("".join(self._text) + f"#: directory {Path.cwd()}\n")
+        self._keeping = sink
+
+    def forget(self) -> Path | None:
+        """The session ended as it should: keep it no longer. Returns the path that was removed."""
+        sink, self._keeping = self._keeping, None
+        if sink is None:
+            return None
+        sink.path.unlink(missing_ok=True)
+        sink.close()
+        return sink.path
+
+    def close(self) -> None:
+        """Write no more; what is kept stays on disk for `resume`."""
+        for sink in self._sinks():
+            sink.close()
+        self._recording = self._keeping = None
 
     def wants(self, loads: bool) -> bool:
         """Whether a command is written as a line: a first load becomes the header instead."""
@@ -217,6 +275,7 @@ class Journal:
     def begin(self, line: str) -> None:
         """A command starts."""
         self._body = self._open = True
+        self.commands += 1
         self._write(encode(line) + "\n")
 
     @property
@@ -252,23 +311,21 @@ class Journal:
         if not self._open:
             return
         self._open = False
+        self.commands -= 1
         line = self._text.pop()
-        if self._file is not None:
-            self._file.seek(self._file.seek(0, os.SEEK_END) - len(line.encode()))
-            self._file.truncate()
+        for sink in self._sinks():
+            sink.take_back(line)
         self._write(f"# failed: {line}")
         self._write(f"#         {_one_line(error)}\n")
         self._write_late(None)
 
     def _write(self, text: str) -> None:
         self._text.append(text)
-        if self._file is not None:
-            self._file.write(text.encode())
-            self._flush()
+        for sink in self._sinks():
+            sink.write(text)
 
-    def _flush(self) -> None:
-        if self._file is not None:
-            self._file.flush()
+    def _sinks(self) -> list[_Sink]:
+        return [sink for sink in (self._recording, self._keeping) if sink is not None]
 
 
 def _one_line(text: str) -> str:

@@ -10,6 +10,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from commands import expect as expectations
+from commands import resume
 from commands.declare import DATASET, Call, Command, always, command, positive
 from commands.replay import run_script
 from commands.types import FilePath
@@ -173,6 +174,23 @@ def replay(call: Call) -> Report:
     )
 
 
+@command("resume", group="shell", danger=True, when=always, recorded=False)
+@click.argument("path", required=False, type=FilePath((".mlxfun",)))
+@click.option("--drop", is_flag=True, help="Forget the session instead.")
+def resume_session(call: Call) -> Report:
+    """Bring back the session that was cut short by a crash, a kill or a lost connection.
+
+    Its commands run again and every state is compared; calibrations are not repeated, and files
+    are not written again. Start mlxfun-shell --resume, or use it before anything else.
+    """
+    bench = call.bench
+    if not call["drop"]:
+        return resume.resume(bench, call["path"], call.ctx)
+    path = call["path"] or resume.newest(bench.sessions)
+    resume.drop(path)
+    return TextReport(f"forgot the session {path}")
+
+
 def _parse_expectation(
     ctx: click.Context, _param: click.Parameter, words: tuple[str, ...]
 ) -> expectations.Expectation | None:
@@ -216,4 +234,12 @@ def quit_shell(_call: Call) -> Report:
     return QuitReport()
 
 
-COMMANDS: tuple[Command, ...] = (set_option, record, replay, expect, help_page, quit_shell)
+COMMANDS: tuple[Command, ...] = (
+    set_option,
+    record,
+    replay,
+    resume_session,
+    expect,
+    help_page,
+    quit_shell,
+)

@@ -100,7 +100,9 @@ class Files:
 class Workbench:
     """The state of one shell.
 
-    last, last_error: outcome of the last command, which `expect` looks at; exactly one is set once
+    sessions: where sessions are kept until they end, None where they are not. offering: whether the
+    next load tells of sessions that were cut short. known: statistics
+    that the next calibration reads instead of running. last, last_error: outcome of the last command, which `expect` looks at; exactly one is set once
     a command has run.
     """
 
@@ -120,6 +122,9 @@ class Workbench:
         self.files = files
         self.undo_budget = undo_budget
         self.keep_going = False
+        self.sessions: Path | None = None
+        self.offering = True
+        self.known: Path | None = None
         self.loaded: Loaded | None = None
         self.last: Report | None = None
         self.last_error: str | None = None
@@ -160,6 +165,11 @@ class Workbench:
         # collection walks them all under the interpreter's lock, and the screen stands still.
         gc.collect()
         gc.freeze()
+        if self.offering:
+            from commands.resume import offer
+
+            offer(self.sessions, ctx)
+        self.offering = False
         return opened.info()
 
     def _local(self, source: str) -> str | Path:

@@ -66,17 +66,26 @@ class Observations:
         self._hold_out(options, [lines[i] for i in held])
         self._note(command or f"collect --dataset {options.data.source}", anew=not options.add)
         before, began = (start.samples, start.tokens), monotonic()
+        if options.known is not None:
+            self.stats, cancelled = self._read(options.known), False
+            self._require_same_state(self.stats)
+        else:
+            self.stats, cancelled = self._run(sequences, options, start, ctx)
+        return self._collect_report(
+            self.stats, options, (len(sequences), before[0], before[1], began), cancelled
+        )
+
+    def _run(
+        self, sequences: list[Tokens], options: CollectOptions, start: RoutingStats, ctx: Context
+    ) -> tuple[RoutingStats, bool]:
         with self._editor.live("current"):
-            self.stats, cancelled = calibrate.collect(
+            return calibrate.collect(
                 self._loaded.model,
                 self._taps,
                 batches(sequences, *calibrate.batch_shape(options.batch_tokens, options.max_batch)),
                 replace(start, steered=start.steered or not self._editor.steering.empty),
                 ctx,
             )
-        return self._collect_report(
-            self.stats, options, (len(sequences), before[0], before[1], began), cancelled
-        )
 
     def _hold_out(self, options: CollectOptions, lines: list[Any]) -> None:
         self.held_out = None
@@ -104,7 +113,7 @@ class Observations:
             samples=stats.samples - samples,
             samples_planned=planned,
             tokens=stats.tokens - tokens,
-            tokens_per_second=(stats.tokens - tokens) / seconds,
+            tokens_per_second=0.0 if options.known else (stats.tokens - tokens) / seconds,
             coverage=stats.coverage(alive),
             unseen=stats.unseen(alive),
             suggested_samples=stats.suggested_samples(alive),
@@ -159,6 +168,11 @@ class Observations:
 
     def load(self, path: Path) -> StatsReport:
         """Read an `.npz` made on this model. Raises PlanError for another shape or model."""
+        self.stats = self._read(path)
+        self._note(f"stats load {path}", anew=True)
+        return self._report(self.stats, "load", path)
+
+    def _read(self, path: Path) -> RoutingStats:
         stats = RoutingStats.load(path, self._anatomy.indices, self._anatomy.num_experts)
         if stats.model and stats.model != self._loaded.checkpoint_id:
             raise ModelError(
@@ -166,14 +180,12 @@ class Observations:
                 f"{self._loaded.model_id} ({self._loaded.checkpoint_id}); collect on this model"
             )
         # A file of another tool does not say; it can only have been made on the checkpoint.
-        self.stats = replace(
+        return replace(
             stats,
             model=self._loaded.checkpoint_id,
             model_name=self._loaded.model_id,
             state=stats.state or self._editor.history.root.state,
         )
-        self._note(f"stats load {path}", anew=True)
-        return self._report(self.stats, "load", path)
 
     def reset(self) -> StatsReport:
         """Forget the statistics."""

@@ -33,13 +33,15 @@ class DatasetOptions:
 class CollectOptions:
     """Calibration. batch_tokens bounds a padded batch (rows x longest row), max_batch its rows.
 
-    None: what suits the device.
+    None: what suits the device. add: to the statistics in hand instead of starting anew. known: an
+    `.npz` that this very calibration made before; it is read and nothing runs.
     """
 
     data: DatasetOptions
     batch_tokens: int | None = None
     max_batch: int | None = None
-    add: bool = False  # add to the statistics in hand instead of starting anew
+    add: bool = False
+    known: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from tui.hands import Hands
 from tui.keymap import BY_ID, Key
 from tui.lines import LineHistory
 from tui.messages import CursorPut, KeyUsed, LineEntered, PanelPicked, Said, Wake
+from tui.notification import notification
 from tui.palette import Commands, Item
 from tui.ports import Engine
 from tui.screen import MainScreen
@@ -85,7 +86,9 @@ class ShellApp(Hands):
         for theme in themes.THEMES:
             self.register_theme(theme)
         self.theme = themes.DARK.name
-        self.main = MainScreen(engine.complete, self._lines.load(), renderer)
+        self.main = MainScreen(
+            engine.complete, self._lines.load(), renderer, lambda key: self._use(BY_ID[key])
+        )
         self._escaped = float("-inf")
         self._typed = 0
         self._opened = 0
@@ -161,14 +164,11 @@ class ShellApp(Hands):
 
     def _announce(self, event: JobEnded) -> None:
         """Whoever turned away while a long job ran is called back."""
+        # No toast: it would cover the line that is being typed, and the echo line says it too.
         self.bell()
         text = event.report.summary() if event.report else (event.error or "failed")
-        self.notify(
-            text,
-            title=event.line,
-            severity="information" if event.report else "error",
-            markup=False,
-        )
+        if self._driver is not None:
+            self._driver.write(notification(event.line, text))
 
     def _show(self) -> None:
         # The timer may tick once more while the screen is being taken down.
@@ -235,7 +235,7 @@ class ShellApp(Hands):
             "toggle": self._toggle,
             "panel": self._go,
             "open_command": self.main.command.open,
-            "stay_in_command": self.main.command.input.focus,
+            "stay_in_command": self.main.command.enter,
             **self._handiwork(),
             "zoom": lambda: self._change(deeds.zoom(self.state)),
             "next_metric": self._next_metric,

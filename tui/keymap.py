@@ -191,7 +191,12 @@ BY_ID = {key.id: key for key in KEYS}
 
 
 def bindings(scope: str) -> Iterator[Binding]:
-    """The Textual bindings of one scope; each leads to the screen's one key action."""
+    """The Textual bindings of one scope; each leads to the screen's one key action.
+
+    They have priority, which makes Textual run them before it looks at the next key: the letters
+    behind a `:` must find the focus in the command line. The screen waves keys through to a text
+    field that has the focus.
+    """
     for key in KEYS:
         if key.works_in(scope):
             yield Binding(
@@ -200,7 +205,7 @@ def bindings(scope: str) -> Iterator[Binding]:
                 key.label,
                 id=key.id,
                 tooltip=key.help,
-                priority=scope == "always" and key.id not in ("escape", "interrupt"),
+                priority=key.id != "interrupt",  # a field may copy first
             )
 
 

@@ -15,9 +15,9 @@ from textual.widgets import Input
 
 from mlxfun.reports import Report
 from tui import guide
-from tui.keymap import bindings
+from tui.keymap import BY_ID, bindings
 from tui.layout import Arrangement, arrange
-from tui.messages import KeyUsed, PanelPicked
+from tui.messages import PanelPicked
 from tui.state import AppState
 from tui.widgets.chat import ChatPanel
 from tui.widgets.command_line import CommandLine, Completer
@@ -38,7 +38,7 @@ MODES = ("wide", "split", "single")
 
 class MainScreen(Screen[None]):
     """complete: how a command line may go on. past: earlier command lines. renderer: makes a
-    report readable."""
+    report readable. use: what a key of the keymap does, by its id."""
 
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("app"), *bindings("always")]
     AUTO_FOCUS = None
@@ -67,8 +67,10 @@ class MainScreen(Screen[None]):
         complete: Completer,
         past: Sequence[str],
         renderer: Callable[[Report], RenderableType],
+        use: Callable[[str], None],
     ) -> None:
         super().__init__()
+        self._use = use
         self._complete, self._past, self._renderer = complete, past, renderer
         self._state = AppState()
         self._arrangement: Arrangement | None = None
@@ -175,7 +177,8 @@ class MainScreen(Screen[None]):
         """Give a panel, which must be on screen, the focus."""
         panel = self.panel_named(name)
         if panel is not None:
-            panel.entrance().focus()
+            # At once: letters may be on their way.
+            self.set_focus(panel.entrance())
 
     @property
     def in_field(self) -> bool:
@@ -204,4 +207,11 @@ class MainScreen(Screen[None]):
     # Keys -------------------------------------------------------------------------------------
     def action_key(self, key: str) -> None:
         """Every key of the keymap comes through here."""
-        self.post_message(KeyUsed(key))
+        # Not a message: the next key would overtake it.
+        self._use(key)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """In a text field letters are letters."""
+        if action == "key" and self.in_field:
+            return BY_ID[str(parameters[0])].scope == "always"
+        return super().check_action(action, parameters)

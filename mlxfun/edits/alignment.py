@@ -14,7 +14,9 @@ neuron j of the member (B. Knyazev, REAM) is
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
@@ -106,7 +108,7 @@ def unit_activations(neurons: mx.array) -> mx.array:
 def costs(
     activations: mx.array, features: mx.array, pairs: Sequence[tuple[int, int]]
 ) -> Iterator[Array]:
-    """Cost matrices float32 [H, H] of (centroid, member) pairs, in order.
+    """Cost matrices float32 [P, H, H] of (centroid, member) pairs, in order, some at a time.
 
     activations: [E, T, H] of unit columns; features: [E, H, r].
     """
@@ -117,13 +119,23 @@ def costs(
         a, b = (mx.array(side, dtype=mx.uint32) for side in zip(*part, strict=True))
         total = _distances(activations[a].swapaxes(1, 2), activations[b].swapaxes(1, 2))
         total = total + _distances(features[a], features[b])
-        yield from np.array(total)
+        yield np.array(total)
 
 
 def _distances(a: mx.array, b: mx.array) -> mx.array:
     """Euclidean distances [P, N, M] between rows of a [P, N, D] and b [P, M, D]."""
     squares = mx.sum(a * a, axis=-1)[:, :, None] + mx.sum(b * b, axis=-1)[:, None]
     return mx.sqrt(mx.maximum(squares - 2 * a @ b.swapaxes(1, 2), 0.0))
+
+
+def match_pairs(found: Iterator[Array], match: Match) -> Iterator[Array]:
+    """The match of each pair, in order. found: see `costs`.
+
+    SciPy lets go of the interpreter while it solves one, so all processors can.
+    """
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for part in found:
+            yield from pool.map(match, part)
 
 
 def hungarian(cost: Array) -> Array:

@@ -32,7 +32,13 @@ from mlxfun.calibrate import layer_sums
 from mlxfun.carry import Carrier
 from mlxfun.context import SILENT, Context
 from mlxfun.deltas import Delta, LayerDelta, Resident
-from mlxfun.edits.alignment import MATCHES, costs, unit_activations, weight_features
+from mlxfun.edits.alignment import (
+    MATCHES,
+    costs,
+    match_pairs,
+    unit_activations,
+    weight_features,
+)
 from mlxfun.edits.bank import Bank
 from mlxfun.edits.prune import prune_layer
 from mlxfun.edits.similarity import (
@@ -169,8 +175,8 @@ class Merger:
             return {member: np.arange(neurons.shape[-1]) for _, member in pairs}
         tokens = spread_of(neurons.shape[1], self._options.max_alignment_tokens)
         units = unit_activations(neurons[:, mx.array(tokens)])
-        found = costs(units, weight_features(bank), pairs)
-        return {member: match(cost) for (_, member), cost in zip(pairs, found, strict=True)}
+        found = match_pairs(costs(units, weight_features(bank), pairs), match)
+        return {member: order for (_, member), order in zip(pairs, found, strict=True)}
 
     # -- tensors ------------------------------------------------------------------------------
 

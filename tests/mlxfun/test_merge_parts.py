@@ -202,7 +202,7 @@ def naive_cost(bank, x, a, b):
 
 def costs_of(bank, x, pairs):
     neurons = unit_activations(bank.activations(mx.array(x)[None]))
-    return list(costs(neurons, weight_features(bank), pairs))
+    return list(np.concatenate(list(costs(neurons, weight_features(bank), pairs))))
 
 
 @pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss", "nemotron_h", "phixtral"])

@@ -27,7 +27,7 @@ _TOKEN = re.compile(
     r"|(?P<control>[\r\n\b])"
     r"|(?P<text>[^\x1b\r\n\b\x00-\x1f]+)"
 )
-_INCOMPLETE = re.compile(r"\x1b(?:\[[0-9;:?<>=$]*|[\]P_^][^\x07]*|[()]?)?\Z")
+_INCOMPLETE = re.compile(r"\x1b(?:\[[0-9;:?<>=$]*|[\]P_^][^\x07\x1b]*\x1b?|[()]?)?\Z")
 
 
 class Screen:
@@ -135,7 +135,8 @@ class Terminal:
             self._seen.clear()
         began = time.monotonic()
         self.type(char)
-        assert self._seen.wait(patience), f"{char!r} was not drawn within {patience} s"
+        drawn = self._seen.wait(patience)
+        assert drawn, f"{char!r} was not drawn within {patience} s on\n{self.text()}"
         return self._when - began
 
     def text(self) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from rich.text import Text
+from textual import events
 from textual.widget import Widget
 from textual.widgets import Static
 
@@ -55,6 +56,26 @@ def test_a_command_line_runs_and_its_answer_stands_above_it() -> None:
         await shell.settle()
         assert shell.engine.lines[-1] == "info"
         assert shell.echo == "✓ info done"
+
+    drive(test)
+
+
+def test_keys_that_come_all_at_once_are_taken_in_order() -> None:
+    def typed(shell: Shell, text: str) -> None:
+        named = {"\r": "enter", "\x15": "ctrl+u", ":": "colon"}
+        for char in text:
+            shell.app.post_message(events.Key(named.get(char, char), char))
+
+    @ready()
+    async def test(shell: Shell) -> None:
+        typed(shell, ":history\x15info\r:layers\r")
+        await shell.settle()
+        shell.engine.finish()
+        assert shell.engine.lines[-2:] == ["info", "layers"]
+        await shell.press("1")
+        typed(shell, "ione\rtwo\r")
+        await shell.settle()
+        assert shell.engine.lines[-2:] == ["chat one", "chat two"]
 
     drive(test)
 
@@ -410,9 +431,15 @@ def test_a_long_job_calls_back_whoever_turned_away() -> None:
         shell.app.bell = lambda: bells.append(1)  # type: ignore[method-assign]
         await shell.play("info")
         assert bells == []
+        written: list[str] = []
+        assert shell.app._driver is not None
+        shell.app._driver.write = written.append  # type: ignore[method-assign]
         await shell.play("collect --dataset demo:mixed")
         assert bells == [1]
-        assert [n.title for n in shell.app._notifications] == ["collect --dataset demo:mixed"]
+        called = [text for text in written if text.startswith("\x1b]9;")]
+        assert len(called) == 1
+        assert called[0].startswith("\x1b]9;collect --dataset demo:mixed: ")
+        assert not shell.app._notifications, "a toast covers the line that is being typed"
 
     drive(test)
 

@@ -37,8 +37,6 @@ def picture(
         if running:
             engine.run(running)
             engine.step(steps)
-        app._notifications.clear()
-        app._refresh_notifications()
         app.pump()
         await pilot.pause()
         await pilot.pause()

@@ -101,5 +101,4 @@ class ChatPanel(Panel):
         event.stop()
         text = event.value.strip()
         if text:
-            event.input.value = ""
             self.post_message(Said(text))

@@ -152,9 +152,13 @@ class CommandLine(Vertical):
 
     def open(self) -> None:
         """Take the focus for one line; Enter gives it back to whoever has it now."""
-        if not self.input.has_focus:
+        if self.screen.focused is not self.input:
             self._back = self.screen.focused
-        self.input.focus()
+        self.enter()
+
+    def enter(self) -> None:
+        """Take the focus and keep it; at once, not behind the letters that may be on their way."""
+        self.screen.set_focus(self.input)
 
     def _draw(self) -> None:
         options: Sequence[Completion] = ()
@@ -179,10 +183,10 @@ class CommandLine(Vertical):
     @on(Input.Submitted)
     def _submitted(self, event: Input.Submitted) -> None:
         event.stop()
-        line = event.value.strip()
+        # Whoever types ahead opens a line that is open still.
+        line = event.value.strip().lstrip(":").strip()
         if line:
             self.input.remember(line)
-            self.input.value = ""
             self.post_message(LineEntered(line))
         if self._back is not None:
             self.screen.set_focus(self._back if self._back.display else None)

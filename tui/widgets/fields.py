@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textual import events
 from textual.app import ComposeResult
 from textual.containers import Horizontal
 from textual.widgets import Input, Static
@@ -17,6 +18,21 @@ class FieldInput(Input):
     FieldInput, FieldInput:focus { border: none; height: 1; padding: 0; background: $surface;
                                    background-tint: $foreground 0%; }
     """
+
+    async def _on_key(self, event: events.Key) -> None:
+        # Textual runs a binding once its key has gone up to the screen and back. Letters that come
+        # right behind it would be there first: Ctrl+U would take them away, Enter send them along.
+        bound = None if event.is_printable else self.screen.active_bindings.get(event.key)
+        if bound is not None and bound.node is self and bound.enabled:
+            event.stop()
+            event.prevent_default()
+            await self.app.run_action(bound.binding.action, self)
+            return
+        await super()._on_key(event)
+
+    async def action_submit(self) -> None:
+        line, self.value = self.value, ""
+        self.post_message(self.Submitted(self, line))
 
     def action_copy(self) -> None:
         if self.selected_text:

@@ -1,0 +1,41 @@
+"""The session file that uses every command, which the README takes its examples from."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from commands.reference import ELSEWHERE, WALK
+from commands.registry import COMMANDS, command_of
+
+ROOT = Path(__file__).resolve().parents[2]
+LINES = [
+    line
+    for line in (ROOT / WALK).read_text("utf-8").splitlines()
+    if line and not line.startswith("#")
+]
+
+
+def test_it_uses_every_command_that_a_session_file_may_hold() -> None:
+    used = {command_of(line) for line in LINES}
+    assert set(COMMANDS) - used - set(ELSEWHERE) == set()
+    assert len([line for line in LINES if line.startswith("expect ")]) >= 15
+
+
+def test_it_runs_to_its_end_and_what_it_expects_holds(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "commands.cli", "--headless", "--json"),
+            *("--replay", str(ROOT / WALK), "--output-root", str(tmp_path)),
+        ],
+        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    ran = [json.loads(line) for line in done.stdout.splitlines()]
+    assert ran[-1]["command"].startswith("replay ")
+    assert [one["command"] for one in ran[1:-1]] == LINES
+    failed = [one["command"] for one in ran if not one["ok"]]
+    assert failed == ["prune --n-prune 2 --expert-list kept.json"]
+    assert (tmp_path / "out" / "config.json").is_file()

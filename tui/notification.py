@@ -1,0 +1,17 @@
+"""Calling back whoever turned to another window: what a terminal shows on the desktop."""
+
+from __future__ import annotations
+
+from tui.text import shortened
+
+LONGEST = 200
+
+
+def notification(title: str, text: str) -> str:
+    """OSC 9, which terminals that know it show as a desktop notification and others swallow.
+
+    Control characters are dropped: what a command line or a report contains must not end the
+    sequence early.
+    """
+    said = shortened(f"{title}: {text}", LONGEST)
+    return f"\x1b]9;{''.join(char for char in said if char.isprintable())}\x1b\\"
