@@ -105,9 +105,8 @@ def unevenness(layers: Sequence[int], lost: Sequence[int]) -> str:
         return ""
     usual = max(numbers, key=lambda n: (sum(m == n for m in lost), -n))
     odd = [(layer, n) for layer, n in zip(layers, lost, strict=True) if n != usual]
-    named = "; ".join(
-        f"layer {layer} loses {n} expert{'' if n == 1 else 's'}" for layer, n in odd[:NAMED]
-    )
+    said = {0: "none", 1: "1 expert"}
+    named = "; ".join(f"layer {ly} loses {said.get(n, f'{n} experts')}" for ly, n in odd[:NAMED])
     more = f"; {len(odd) - NAMED} more differ" if len(odd) > NAMED else ""
     return f"{named}{more}, the others {usual}"
 

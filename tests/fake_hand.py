@@ -7,9 +7,17 @@ from dataclasses import replace
 
 import numpy as np
 
+from mlxfun.comparison_reports import DiffReport
 from mlxfun.events import Event, Progress, Token
 from mlxfun.hand_reports import ABReport, Answer, DossierReport, ProbeReport, TopToken
-from mlxfun.reports import PlanReport, Report, SessionView, SteerReport, WhyReport
+from mlxfun.reports import (
+    PlanReport,
+    Report,
+    SessionView,
+    SteerReport,
+    TextReport,
+    WhyReport,
+)
 
 MIB = 1 << 20
 EXPERT_BYTES = MIB // 24
@@ -138,6 +146,28 @@ class FakeHand:
         ]
         kl = (0.01, 0.02, 0.9, 0.1, 1.6, 0.05)
         yield ABReport(args[-1], answers[0], answers[1], 2, kl, 0)
+
+    def _do_stats(self, job: int, args: list[str]) -> Iterator[Event | Report]:
+        if args[0] != "diff":
+            yield TextReport(f"stats {args[0]} done")
+            return
+        rows, columns = np.arange(self.layers)[:, None], np.arange(self.experts)[None, :]
+        share = 0.04 * np.sin(columns * 0.4 + rows * 0.5)
+        alike = {"reap_sum": 0.87, "freq": 0.9}
+        yield DiffReport(
+            (args[1], args[2]), None, (8, 8), (80, 80), alike, {"reap_sum": 0.75, "freq": 0.5}, (),
+            (), tuple(range(self.layers)), {"reap_sum": share, "freq": share},
+        )  # fmt: skip
+
+    def _do_name(self, job: int, args: list[str]) -> Iterator[Event | Report]:
+        history = self._view.history
+        assert history is not None
+        nodes = tuple(
+            replace(n, label=" ".join(args[1:])) if n.id == int(args[0]) else n
+            for n in history.nodes
+        )
+        self._view = replace(self._view, history=replace(history, nodes=nodes))
+        yield replace(history, nodes=nodes)
 
     def _do_dossier(self, job: int, args: list[str]) -> Iterator[Event | Report]:
         layer, expert = (int(part) for part in args[0].split(":"))

@@ -195,7 +195,7 @@ def _main_keys(state: AppState) -> tuple[str, ...]:
     """The keys of the main job, those that matter now first."""
     view = state.view
     if state.job is not None:
-        return ("escape", "chat", "flip", "apply", "discard")
+        return ("escape", "to_map", "chat", "flip", "apply", "discard")
     if view.plan is not None:
         return ("preview", "apply", "discard", "flip", "chat", "undo", "prune", "collect", "save")
     if view.heat is None or not view.heat.metrics:

@@ -117,7 +117,7 @@ KEYS: tuple[Key, ...] = (
     Key("new_chat", "N", "new chat", "run", "chat --new", "forget the conversation", "chat", bar=25),
     Key("brush", "B", "tint tokens", "do", "brush",
         "tint the tokens that the expert under the cursor served, or stop it", "experts", bar=33),
-    Key("stats_diff", "D", "compare", "fill", "stats diff",
+    Key("stats_diff", "D", "compare", "fill", "stats diff a.npz b.npz",
         "two files of statistics against each other, in the map", "experts", bar=34),
     # The steering mixer.
     Key("mix", "M", "to mixer", "do", "mix add", "bring this expert to the steering mixer",
@@ -176,6 +176,11 @@ KEYS: tuple[Key, ...] = (
     # Everywhere, text fields included.
     Key("help", "f1", "help", "do", "help", "explain the focused panel and its keys", "always",
         bar=12, glyph="F1"),
+    Key("to_map", "f2", "map", "do", "panel experts",
+        "go to the experts, out of a text field too: an answer goes on", "always", bar=15,
+        glyph="F2"),
+    Key("to_mixer", "f7", "mixer", "do", "panel mixer",
+        "go to the steering mixer, out of a text field too: an answer goes on", "always"),
     Key("palette", "ctrl+p", "palette", "do", "palette", "search every command and key",
         "always", bar=14, glyph="^p"),
     Key("escape", "escape", "stop", "do", "escape",

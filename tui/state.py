@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from tui.ports import Row
 
 LOG_LIMIT = 200
+FADED = "steer --clear"
+"""How a line begins that names a whole steering: the one before it is history."""
 QUIET_LINE = "probe --tokens 512"
 """The one command line that the screen sends by itself: it leaves no word in the log."""
 
@@ -250,7 +252,11 @@ def _limits(report: Report) -> tuple[tuple[str, float], ...]:
 
 
 def _logged(state: AppState, entry: Entry) -> AppState:
-    return replace(state, log=(*state.log, entry)[-LOG_LIMIT:], echo=entry)
+    log = state.log
+    if log and all(e.level == "ok" and e.line.startswith(FADED) for e in (log[-1], entry)):
+        # A fader on its way leaves one report, not one for each step.
+        log = log[:-1]
+    return replace(state, log=(*log, entry)[-LOG_LIMIT:], echo=entry)
 
 
 def speed(state: AppState, now: float) -> float | None:

@@ -37,5 +37,5 @@ def test_it_runs_to_its_end_and_what_it_expects_holds(tmp_path: Path) -> None:
     assert ran[-1]["command"].startswith("replay ")
     assert [one["command"] for one in ran[1:-1]] == LINES
     failed = [one["command"] for one in ran if not one["ok"]]
-    assert failed == ["prune --n-prune 2 --expert-list kept.json"]
+    assert failed == ["apply", "prune --n-prune 2 --expert-list kept.json"]
     assert (tmp_path / "out" / "config.json").is_file()

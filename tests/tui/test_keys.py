@@ -48,7 +48,7 @@ FILL_LINES = {
     "prune": "prune --n-prune 4",
     "save": "save out",
     "plan_save": "plan save plan.json",
-    "stats_diff": "stats diff",
+    "stats_diff": "stats diff a.npz b.npz",
     "name": "name 0",
 }
 
@@ -161,6 +161,8 @@ DO_EFFECTS: dict[str, Callable[[Shell], bool]] = {
     "mix_remove": lambda s: mixed(s) == [],
     "panel_mixer": lambda s: shown(s, "mixer"),
     "sort": lambda s: s.app.state.heat.sort,
+    "to_map": lambda s: shown(s, "experts"),
+    "to_mixer": lambda s: shown(s, "mixer"),
     "mark": lambda s: s.app.state.marked == 0,
     "both": lambda s: s.app.state.talk.both and s.app.main.in_field,
     "talk": lambda s: isinstance(s.app.screen, ChatSettings),

@@ -60,8 +60,12 @@ def headline(plan: PlanReport, live: str) -> Text:
     share = saved / plan.bytes_before if plan.bytes_before else 0.0
     rule = f" by {plan.metric}" if plan.metric else ""
     text = Text()
-    text.append(f"{plan.technique}", BOLD)
-    text.append(f"{rule}, {plan.strategy}: {gone} experts go\n")
+    if plan.strategy == "hand":
+        text.append("selection by hand", BOLD)
+        text.append(f": {gone} experts go\n")
+    else:
+        text.append(f"{plan.technique}", BOLD)
+        text.append(f"{rule}, {plan.strategy}: {gone} experts go\n")
     text.append(f"{plan.experts_before} → {left(plan)} a layer, ")
     text.append(f"{readable_bytes(plan.bytes_before)} → {readable_bytes(plan.bytes_after)} ")
     text.append(f"(-{share:.0%})\n", GOOD)
