@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from commands.declare import Call, command, positive, stack
-from mlxfun.errors import UsageError
+from mlxfun.errors import MlxfunError, UsageError
 from mlxfun.options import GenerateOptions
 from mlxfun.reports import Report, TextReport
 
@@ -66,13 +66,22 @@ def chat(call: Call) -> Report:
         raise UsageError("chat: --new takes everything back already; leave out --back")
     if call["new"]:
         call.session.reset_chat()
+    options = replace(sampling(call), side=call["side"] or "live")
     if call["back"]:
-        taken = call.session.take_back(call["back"])
-        text = text or taken
+        return _again(call, text, options)
     if not text:
         return TextReport("a new conversation begins")
-    options = replace(sampling(call), side=call["side"] or "live")
     return call.session.chat(text, options, call.ctx)
+
+
+def _again(call: Call, text: str, options: GenerateOptions) -> Report:
+    """Answer after taking questions back; if that fails the conversation is as it was."""
+    taken = call.session.take_back(call["back"])
+    try:
+        return call.session.chat(text or taken, options, call.ctx)
+    except MlxfunError:
+        call.session.give_back()
+        raise
 
 
 @command("ab", group="chat")

@@ -33,6 +33,7 @@ class Conversation:
         self._decoder = decoder
         self._editor = editor
         self._messages: list[Message] = []
+        self._taken: list[Message] = []
 
     def reset(self) -> None:
         """Forget the turns; caches stay, they are valid for what they hold."""
@@ -50,9 +51,14 @@ class Conversation:
                 f"take back, not {count}"
             )
         first = asked[-count]
-        text = str(self._messages[first]["content"])
+        self._taken = self._messages[first:]
         del self._messages[first:]
-        return text
+        return str(self._taken[0]["content"])
+
+    def give_back(self) -> None:
+        """Undo the last `take_back`, for an answer that could not be given after it."""
+        self._messages += self._taken
+        self._taken = []
 
     def answer(
         self, text: str, options: GenerateOptions, count: Counter | None, ctx: Context = SILENT

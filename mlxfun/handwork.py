@@ -94,6 +94,11 @@ class HandWork:
         self._own()
         return self._conversation.take_back(count)
 
+    def give_back(self) -> None:
+        """Undo the last `take_back`."""
+        self._own()
+        self._conversation.give_back()
+
     def ab(self, text: str, options: GenerateOptions, ctx: Context = SILENT) -> ABReport:
         """Ask both sides the same, outside the conversation; `options.side` is not looked at.
 

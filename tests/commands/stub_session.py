@@ -73,6 +73,7 @@ class StubSession(HandStub):
         self.auto_save: Path | None = None
         self.steering = SteerReport({}, {})
         self.turns = 0
+        self.taken = 0
 
     def _hash(self, dropped: tuple[int, ...]) -> str:
         return hashlib.blake2b(f"{self.source}{dropped}".encode(), digest_size=6).hexdigest()
@@ -301,6 +302,8 @@ class StubSession(HandStub):
         return self.plan
 
     def chat(self, text: str, options: GenerateOptions, ctx: Context = SILENT) -> ChatReport:
+        if options.side == "candidate":
+            self._staged()
         words = f"turn {self.turns}: {text}".split(" ")
         said, reason = "", "stop"
         for index, word in enumerate(words[: options.max_tokens]):
@@ -314,7 +317,11 @@ class StubSession(HandStub):
         if count > self.turns:
             raise StateError(f"the conversation has {self.turns} questions to take back")
         self.turns -= count
+        self.taken = count
         return "what was asked"
+
+    def give_back(self) -> None:
+        self.turns += self.taken
 
     def reset_chat(self) -> None:
         self.turns = 0

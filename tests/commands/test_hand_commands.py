@@ -74,6 +74,8 @@ def test_questions_are_taken_back_and_asked_again(bench: Bench) -> None:
     assert report is not None
     assert report.data()["prompt"] == "what was asked"
     assert bench.sessions[0].turns == 2
+    assert bench.run("chat --back 1 --candidate").error is not None
+    assert bench.sessions[0].turns == 2  # as it was before it failed
     assert "leave out --back" in (bench.run("chat --new --back 1 x").error or "")
 
 

@@ -147,6 +147,15 @@ def test_asked_again_after_taking_it_back_the_answer_is_the_same(session) -> Non
     assert (again.text, again.prompt_tokens) == (first.text, first.prompt_tokens)
 
 
+def test_what_was_taken_back_for_nothing_comes_back(session) -> None:
+    session.chat("Hello", SHORT)
+    tokens = session.chat(ASK, SHORT).prompt_tokens
+    session.take_back(2)
+    session.give_back()
+    session.take_back(1)
+    assert session.chat(ASK, SHORT).prompt_tokens == tokens
+
+
 def test_no_more_is_taken_back_than_was_asked(session) -> None:
     session.chat("Hello", SHORT)
     with pytest.raises(StateError, match="the conversation has 1 question to take back, not 2"):

@@ -24,7 +24,21 @@ from tui.widgets.status import job_text, status_text
 from tui.widgets.transcript import turn_lines
 
 
-@pytest.mark.parametrize("module", ["tui.text", "tui.heat.paint", "tui.heat.words"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "tui.text",
+        "tui.heat.paint",
+        "tui.heat.words",
+        "tui.widgets.both",
+        "tui.widgets.mixer",
+        "tui.widgets.chat_settings",
+        "mlxfun.handpick",
+        "mlxfun.ranking",
+        "mlxfun.sides",
+        "mlxfun.dossier",
+    ],
+)
 def test_the_examples_in_docstrings_are_true(module: str) -> None:
     results = doctest.testmod(importlib.import_module(module))
     assert results.attempted > 0

@@ -25,7 +25,7 @@ PARTED = Style(reverse=True, bold=True)
 def level(kl: float) -> int:
     """The height of the strip for `kl` nats, 0..7, by the square root: small differences show.
 
-    >>> level(0.0), level(0.02), level(0.5), level(9.0)
+    >>> level(0.0), level(0.05), level(0.5), level(9.0)
     (0, 1, 4, 7)
     """
     return min(len(STRIP) - 1, int((max(kl, 0.0) / FULL) ** 0.5 * len(STRIP)))
