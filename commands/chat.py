@@ -84,7 +84,7 @@ def _again(call: Call, text: str, options: GenerateOptions) -> Report:
         raise
 
 
-@command("ab", group="chat")
+@command("ab", group="chat", outside=True)
 @click.argument("text", nargs=-1, required=True)
 @sampling_options
 def ab(call: Call) -> Report:

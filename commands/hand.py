@@ -71,7 +71,7 @@ def probe(call: Call) -> Report:
     return call.session.probe(ProbeOptions(data, call["tokens"]), call.ctx)
 
 
-@command("dossier", group="observe")
+@command("dossier", group="observe", outside=True)
 @click.argument("cell", type=OneExpert(), metavar="L:E")
 @click.option(
     "--dataset", type=DATASET, help="Text to watch it on (default: held-out calibration samples)."

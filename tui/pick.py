@@ -178,10 +178,20 @@ def _said(state: AppState, text: str) -> AppState:
 
 
 # From draft to plan ---------------------------------------------------------------------------
+def _rests(state: AppState, now: float) -> bool:
+    """Whether the hand has let go. A line on its way counts first: the next one is made from what
+    it leaves."""
+    draft = state.draft
+    if draft is None or draft.sent or now - draft.since < REST:
+        return False
+    lines = (*(line for _, line in state.queued), *(job.line for job in state.jobs))
+    return not any(line.startswith("select") for line in lines)
+
+
 def resting(state: AppState, now: float) -> str:
     """The command line that the draft has become by resting, "" when there is none yet."""
     draft = state.draft
-    if draft is None or draft.sent or now - draft.since < REST:
+    if draft is None or not _rests(state, now):
         return ""
     field, heat = field_of(state), state.view.heat
     if field is None or heat is None or field.unrunnable(draft.gone):
@@ -194,7 +204,7 @@ def resting(state: AppState, now: float) -> str:
 def settle(state: AppState, now: float) -> AppState:
     """A draft that rests where it began is none."""
     draft, heat = state.draft, state.view.heat
-    if draft is None or heat is None or draft.sent or now - draft.since < REST:
+    if draft is None or heat is None or not _rests(state, now):
         return state
     return replace(state, draft=None) if bool((draft.gone == heat.condemned).all()) else state
 

@@ -153,6 +153,30 @@ def test_a_command_does_not_wait_for_a_probe() -> None:
     drive(test, now=clock)
 
 
+def test_what_is_picked_while_a_line_is_on_its_way_counts_from_what_that_leaves() -> None:
+    clock = Clock()
+
+    @ready(*CALIBRATED)
+    async def test(shell: Shell) -> None:
+        engine = shell.engine
+        await shell.press("space")
+        clock.now += 1
+        await shell.settle()
+        assert engine.lines[-1] == "select --drop 0:0"
+        await shell.press("space")  # back again, before the engine has heard the first
+        clock.now += 1
+        await shell.settle()
+        assert engine.lines[-1] == "select --drop 0:0"
+        engine.finish()
+        await shell.settle()
+        assert engine.lines[-1] == "select --keep 0:0"
+        engine.finish()
+        await shell.settle()
+        assert picked(shell)[0] == []
+
+    drive(test, now=clock)
+
+
 def test_picking_goes_on_from_the_staged_plan() -> None:
     clock = Clock()
 
