@@ -322,14 +322,20 @@ def _dossier(report: DossierReport) -> RenderableType:
 
 @render.register
 def _compare(report: CompareReport) -> RenderableType:
-    names = ("node", "size", "experts", "work kept", "perplexity", "ratio", "KL")
-    table = _table(*names, "name", numbers=names)
-    for f in (report.a, report.b):
-        work = "" if f.work is None else f"{f.work:.1%}"
-        kl = "" if f.kl_mean is None else f"{f.kl_mean:.4f}"
-        cells = (str(f.node), readable_bytes(f.bytes), str(f.experts), work)
-        figures = (f"{f.perplexity:.3f}", f"{f.ratio:.3f}", kl)
-        table.add_row(*cells, *figures, text(f.name))
+    # One column a state: it fits a narrow panel, and the pairs to be compared stand together.
+    both = (report.a, report.b)
+    table = _table("")
+    for f in both:
+        table.add_column(text(f"{f.node} {f.name}"))
+    lines: tuple[tuple[str, list[str]], ...] = (
+        ("perplexity", [f"{f.perplexity:.3f} ({f.ratio:.3f}x)" for f in both]),
+        ("KL", ["" if f.kl_mean is None else f"{f.kl_mean:.4f}" for f in both]),
+        ("size", [readable_bytes(f.bytes) for f in both]),
+        ("experts", [str(f.experts) for f in both]),
+        ("work kept", ["" if f.work is None else f"{f.work:.1%}" for f in both]),
+    )
+    for name, cells in lines:
+        table.add_row(name, *cells)
     rows: list[tuple[str, Any]] = []
     for node, sets in ((report.a.node, report.only_a), (report.b.node, report.only_b)):
         rows += [(f"only in {node}, layer {ly}", experts_text(e)) for ly, e in sets.items()]

@@ -125,3 +125,25 @@ def test_guardrails_that_were_set_count_for_apply_until_they_are_off(bench: Benc
     assert off.data()["settings"]["max-kl"] is None
     bench.do("prune --n-prune 1", "apply")
     assert "set: " in (bench.run("set max-kl 0").error or "")
+
+
+def test_a_comparison_shows_names_as_they_are_in_a_narrow_panel() -> None:
+    from rich.console import Console
+
+    from commands.render import render
+    from mlxfun.node_reports import CompareReport, NodeFigures
+
+    a = NodeFigures(0, "load demo", "x", 6 << 20, 96, 1.0, 22.0, 1.0, 0.0, ())
+    b = NodeFigures(1, "[b]small[/b]", "y", 5 << 20, 72, None, 33.0, 1.5, None, ())
+    console = Console(width=60, color_system=None)
+    with console.capture() as capture:
+        console.print(render(CompareReport(a, b, 99, ("s",), {0: (3, 4)}, {})))
+    assert [line.split() for line in capture.get().splitlines()[2:]] == [
+        ["0", "load", "demo", "1", "[b]small[/b]"],
+        ["perplexity", "22.000", "(1.000x)", "33.000", "(1.500x)"],
+        ["KL", "0.0000"],
+        ["size", "6.0", "MiB", "5.0", "MiB"],
+        ["experts", "96", "72"],
+        ["work", "kept", "100.0%"],
+        ["only", "in", "0,", "layer", "0", "3", "4"],
+    ]
