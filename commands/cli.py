@@ -9,7 +9,7 @@ import json
 import os
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from commands import interrupts
+from commands.config import Config, read_config
 from mlxfun import __version__
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Start:
     undo_budget: str | None
     keep_going: bool
     resume: bool = False
+    config: Config = field(default_factory=Config)
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -56,6 +58,10 @@ class Start:
         found = ["resume"] if self.resume else []
         if self.demo or self.model is not None:
             found.append(shlex.join(["load", "demo" if self.demo else str(self.model)]))
+        # Behind the load, which becomes the header of a recording; in it, so that a replay
+        # elsewhere does the same.
+        for name, value in self.config.defaults.items():
+            found.append(shlex.join(["set", name, str(value)]))
         if self.replay is not None:
             found.append(shlex.join(["replay", str(self.replay)]))
         return (*found, *self.commands)
@@ -81,9 +87,15 @@ class Start:
 @click.option("--json", "as_json", is_flag=True, help="With --headless: one JSON object a command.")
 @click.option("--seed", type=int, metavar="N", help="Seed of everything drawn (default: 0).")
 @click.option("--undo-budget", metavar="SIZE", help="What the undo history may hold, e.g. 2GiB.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Read this configuration, not the user's. Not for headless runs and replays.",
+)
 @click.option("--keep-going", is_flag=True, help="Headless: go on after a command that fails.")
 @click.version_option(__version__, prog_name=NAME)
-def shell(plain: bool, headless: bool, **options: Any) -> Start:
+def shell(plain: bool, headless: bool, config: Path | None, **options: Any) -> Start:
     """Watch, prune, steer and save Mixture-of-Experts models.
 
     MODEL is a directory or a Hub id. Without --plain or --headless the full screen opens; type
@@ -94,7 +106,24 @@ def shell(plain: bool, headless: bool, **options: Any) -> Start:
     front_end = "plain" if plain else "headless" if headless else "screen"
     start = Start(front_end=front_end, **options)
     _check(start)
-    return start
+    return replace(start, config=_config(start, config))
+
+
+def _config(start: Start, path: Path | None) -> Config:
+    """The configuration; the empty one where the same has to happen for everybody."""
+    from mlxfun.errors import UsageError
+
+    scripted = start.front_end == "headless" or start.replay is not None
+    if scripted and path is not None:
+        raise click.UsageError(
+            "--config is for the screen and --plain: a script says what it wants"
+        )
+    if scripted:
+        return Config()
+    try:
+        return read_config(path)
+    except UsageError as problem:
+        raise click.UsageError(str(problem)) from None
 
 
 def _check(start: Start) -> None:
@@ -151,7 +180,8 @@ def _engine(start: Start) -> Engine:
     from mlxfun.errors import UsageError
 
     try:
-        budget = Size.parse(start.undo_budget) if start.undo_budget is not None else None
+        given = start.undo_budget
+        budget = Size.parse(given) if given is not None else start.config.undo_budget
     except ValueError as problem:
         raise click.UsageError(f"--undo-budget: {problem}") from None
     seed = _seed(start)
@@ -161,7 +191,7 @@ def _engine(start: Start) -> Engine:
         output_root=start.output_root,
         keep_going=start.keep_going,
     )
-    if start.front_end != "headless" or start.resume:
+    if start.resume or (start.front_end != "headless" and start.config.keep_sessions):
         _keep(engine)
     if start.record is not None:
         try:
@@ -216,10 +246,15 @@ def _guarded(start: Start, engine: Engine) -> int:
 def _front_end(start: Start, engine: Engine) -> int:
     if start.front_end == "screen":
         from commands.render import render
+        from mlxfun.errors import UsageError
 
         module, function = SCREEN
         show = getattr(import_module(module), function)
-        return int(show(engine, startup_lines=start.lines, renderer=render))
+        try:
+            code = show(engine, startup_lines=start.lines, renderer=render, config=start.config)
+        except UsageError as problem:  # what only the screen can judge: themes and keys
+            raise click.UsageError(str(problem)) from None
+        return int(code)
     from commands.follower import Follower
 
     if start.front_end == "plain":

@@ -196,6 +196,8 @@ class Engine:
         """Keep the outcome that `expect` looks at: not that of the expectations themselves."""
         if command.name not in ("expect", "replay", "record", "set"):
             self._bench.last, self._bench.last_error = report, error
+        if isinstance(report, ChatReport):
+            self._bench.turns.append(report)
 
     def _write_down(self, command: Command, report: Report, written: bool) -> None:
         bench = self._bench

@@ -9,14 +9,26 @@ from difflib import get_close_matches
 
 import click
 
-from commands import chat, edit, hand, history, measure, model, observe, scan, shell
+from commands import (
+    ablate,
+    chat,
+    edit,
+    export,
+    hand,
+    history,
+    measure,
+    model,
+    observe,
+    scan,
+    shell,
+)
 from commands.declare import GROUPS, Command, Params
 from mlxfun.errors import UsageError
 from mlxfun.reports import SessionView
 
 COMMANDS: dict[str, Command] = {
     c.name: c
-    for module in (model, observe, scan, edit, hand, measure, chat, history, shell)
+    for module in (model, observe, scan, edit, hand, ablate, measure, chat, history, export, shell)
     for c in module.COMMANDS
 }
 

@@ -15,6 +15,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from mlxfun.ablation_reports import AblationReport, RefusalReport
 from mlxfun.comparison_reports import CombineReport, DiffReport, RankReport, ScanReport
 from mlxfun.events import JobEnded
 from mlxfun.hand_reports import ABReport, DossierReport
@@ -369,3 +370,45 @@ def _why(report: WhyReport) -> RenderableType:
     for name, score in report.scores.items():
         table.add_row(text(name), f"{score:.6g}", str(report.ranks.get(name, "")))
     return Group(text(report.summary()), table)
+
+
+@render.register
+def _ablation(report: AblationReport) -> RenderableType:
+    parts: list[RenderableType] = [text(report.summary())]
+    for name, each in report.strengths.items():
+        shown = " ".join(f"{layer}:{value:g}" for layer, value in each.items() if value)
+        parts.append(text(f"strength by layer, {name}: {shown or 'none'}", "dim"))
+    if report.front:
+        names = ("expected", "KL", "harmful refused", "harmless refused")
+        table = _table("", "point", "layer", "position", *names, "strengths", numbers=names)
+        for point in report.front:
+            count = point.count
+            table.add_row(
+                "*" if point.number == report.chosen else "",
+                str(point.number),
+                str(point.source_layer),
+                point.position,
+                f"{point.expected:.1%}",
+                f"{point.kl:.4f}",
+                f"{count.harmful} of {count.of_harmful}" if count else "",
+                f"{count.harmless} of {count.of_harmless}" if count else "",
+                " ".join(f"{k} {v:g}" for k, v in point.strengths.items()),
+            )
+        speed = f"{report.trials} trials ({report.trials_per_minute:.0f} a minute)"
+        parts += [text(f"{speed}, judged by {report.judged}; --choose stages another point"), table]
+    if report.refusals is not None:
+        parts.append(_refusals(report.refusals))
+    return _with_notes(Group(*parts), report.warnings)
+
+
+@render.register
+def _refusals(report: RefusalReport) -> RenderableType:
+    table = _table("", "harmful refused", "harmless refused")
+    for name, count in ((report.reference, report.before), (report.subject, report.after)):
+        harmful = f"{count.harmful} of {count.of_harmful}"
+        table.add_row(name, harmful, f"{count.harmless} of {count.of_harmless}")
+    parts: list[RenderableType] = [text(report.summary()), table]
+    for prompt, before, after in report.examples:
+        shown = (f"> {prompt}", "dim"), (f"{report.reference}: {before}", "")
+        parts += [text(*line) for line in (*shown, (f"{report.subject}: {after}", ""))]
+    return _with_notes(Group(*parts), report.notices)

@@ -205,6 +205,11 @@ class Journal:
         self.commands = 0
 
     @property
+    def lines(self) -> list[str]:
+        """What a recording would hold by now."""
+        return "".join(self._text).splitlines()
+
+    @property
     def path(self) -> Path | None:
         """The file that is being recorded to."""
         return self._recording.path if self._recording else None

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from mlxfun.context import Context
 from mlxfun.errors import StateError, UsageError
 from mlxfun.events import Notice
-from mlxfun.reports import Report, SessionView
+from mlxfun.reports import ChatReport, Report, SessionView
 
 if TYPE_CHECKING:
     from commands.ports import OpenSession, SessionPort
@@ -102,7 +102,7 @@ class Workbench:
 
     sessions: where sessions are kept until they end, None where they are not. offering: whether the
     next load tells of sessions that were cut short. known: statistics
-    that the next calibration reads instead of running. last, last_error: outcome of the last command, which `expect` looks at; exactly one is set once
+    that the next calibration reads instead of running. turns: what was said to the model. last, last_error: outcome of the last command, which `expect` looks at; exactly one is set once
     a command has run.
     """
 
@@ -124,6 +124,7 @@ class Workbench:
         self.keep_going = False
         self.sessions: Path | None = None
         self.offering = True
+        self.turns: list[ChatReport] = []
         self.known: Path | None = None
         self.loaded: Loaded | None = None
         self.last: Report | None = None

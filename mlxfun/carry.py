@@ -15,7 +15,6 @@ the whole model, of which lazy evaluation computes only the part up to that laye
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlxfun.anatomy.outputs import list_of
 from mlxfun.context import SILENT, Context
 from mlxfun.taps import LayerTap, Record, Taps
 
@@ -109,7 +109,7 @@ class Carrier:
             return args[0]
 
         try:
-            with _intercepting(self._layers, note):
+            with intercepting(self._layers, note):
                 self._model(tokens)
         except _STUB_ERRORS as error:
             raise _NotReplayable(f"its layers return more than hidden states ({error})") from error
@@ -133,7 +133,7 @@ class Carrier:
             hidden = layer(hidden, *call.args, **call.kwargs)
             if not isinstance(hidden, mx.array):
                 raise _NotReplayable("its layers return more than hidden states")
-        with _intercepting(self._layers[-1:], watch):
+        with intercepting(self._layers[-1:], watch):
             self._model(tokens)
         if not mx.array_equal(hidden, seen[-1], equal_nan=True).item():
             raise _NotReplayable("its layers hand on more than hidden states")
@@ -165,7 +165,7 @@ class Carrier:
             pending = next(left, None)
             return out
 
-        with _intercepting(_children(layer), recall):
+        with intercepting(_children(layer), recall):
             travel.hidden = layer(travel.hidden, *call.args, **call.kwargs)
         mx.eval(travel.hidden)
         travel.ahead = []
@@ -206,7 +206,7 @@ class Carrier:
                 travel.ahead.append((number, out))
             return out
 
-        with _intercepting(children, remember):
+        with intercepting(children, remember):
             layer(travel.hidden, *call.args, **call.kwargs)
         mx.eval([out for _, out in travel.ahead])
 
@@ -214,7 +214,7 @@ class Carrier:
 def _decoder_layers(model: nn.Module, taps: Taps) -> list[nn.Module]:
     """All decoder layers, in order. Raises _NotReplayable if the MoE layers are in several lists."""
     modules = dict(model.named_modules())
-    parents = {_list_of(tap.layer.block) for tap in taps.layers}
+    parents = {list_of(tap.layer.block) for tap in taps.layers}
     if len(parents) != 1:
         raise _NotReplayable("its MoE layers are in several lists of layers")
     parent = parents.pop()
@@ -226,15 +226,9 @@ def _decoder_layers(model: nn.Module, taps: Taps) -> list[nn.Module]:
     return [modules[f"{parent}.{number}"] for number in numbers]
 
 
-def _list_of(block: str) -> str:
-    """The path of the list of decoder layers: model.layers.3.mlp -> model.layers."""
-    parts = block.split(".")
-    return ".".join(itertools.takewhile(lambda part: not part.isdigit(), parts))
-
-
 def _block_child(layer: nn.Module, tap: LayerTap) -> nn.Module | None:
     """The direct child of `layer` that is or holds the MoE block, None if the layer itself is."""
-    inside = tap.layer.block[len(_list_of(tap.layer.block)) + 1 :].split(".")[1:]
+    inside = tap.layer.block[len(list_of(tap.layer.block)) + 1 :].split(".")[1:]
     child = layer.get(inside[0]) if inside else None
     return child if isinstance(child, nn.Module) else None
 
@@ -252,7 +246,7 @@ def _is_module(value: Any) -> bool:
 
 
 @contextmanager
-def _intercepting(modules: Sequence[nn.Module], handler: Handler) -> Iterator[None]:
+def intercepting(modules: Sequence[nn.Module], handler: Handler) -> Iterator[None]:
     """Let `handler` answer the calls of `modules` inside the block (by class, see mlxfun.taps)."""
     originals = [type(module) for module in modules]
     for number, (module, original) in enumerate(zip(modules, originals, strict=True)):

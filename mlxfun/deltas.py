@@ -46,17 +46,18 @@ OpenCheckpoint = Callable[[], Reader]
 
 @dataclass(frozen=True, slots=True)
 class LayerDelta:
-    """What changes in one MoE layer.
+    """What changes in one decoder layer.
 
-    arrays: parameter path -> new array or where it comes from. rows: path -> identity of its rows,
-    None for as in the checkpoint. counts: (module path, attribute) -> expert count. live/resident:
-    the experts that route, and those in the stack, in checkpoint numbers. modules: list path ->
-    submodules (dbrx). made: the paths whose array an edit made.
+    position: of its MoE layer, None for a layer without experts. arrays: parameter path -> new
+    array or where it comes from. rows: path -> identity of its rows, None for as in the
+    checkpoint. counts: (module path, attribute) -> expert count. live/resident: the experts that
+    route, and those in the stack, in checkpoint numbers. modules: list path -> submodules (dbrx).
+    made: the paths whose array an edit made.
     """
 
-    position: int
-    live: tuple[int, ...]
-    resident: tuple[int, ...]
+    position: int | None
+    live: tuple[int, ...] = ()
+    resident: tuple[int, ...] = ()
     arrays: Mapping[str, Source] = field(default_factory=dict)
     rows: Mapping[str, Rows | None] = field(default_factory=dict)
     counts: Mapping[tuple[str, str], int] = field(default_factory=dict)
@@ -122,7 +123,6 @@ class Resident:
         return Delta(tuple(done), delta.release)
 
     def _swap_layer(self, delta: LayerDelta, release: bool) -> LayerDelta:
-        tap = self.taps.layers[delta.position]
         old_arrays = {path: self.tree.get(path) for path in delta.arrays}
         old_rows = {path: self.ledger.get(path) for path in delta.rows}
         # Everything is resolved and evaluated before the first write.
@@ -133,8 +133,8 @@ class Resident:
         mx.eval(list(new.values()))
         inverse = LayerDelta(
             position=delta.position,
-            live=tap.live,
-            resident=self.stack[delta.position],
+            live=() if delta.position is None else self.taps.layers[delta.position].live,
+            resident=() if delta.position is None else self.stack[delta.position],
             arrays={
                 path: self._inverse_source(path, source, old_arrays[path], delta, release)
                 for path, source in delta.arrays.items()
@@ -148,22 +148,36 @@ class Resident:
         return inverse
 
     def released(self, delta: Delta) -> Delta:
-        """A delta that leads back, without the expert stacks that can be read from the checkpoint."""
+        """A delta that leads back, without what can be read from the checkpoint.
+
+        Routers are kept all the same: they are small, and undoing a prune reads nothing.
+        """
         layers, gone = [], 0
         for layer in delta.layers:
-            stacks = {p.path for p in self.taps.layers[layer.position].layer.expert_parameters()}
-            rows = self._checkpoint_rows(layer.position, layer.resident)
-            spared = layer.arrays.keys() & stacks - layer.made
+            spared = layer.arrays.keys() - layer.made - self._paths(layer.position, "router")
             gone += len(spared)
             arrays = {
-                path: FromCheckpoint(rows) if path in spared else source
+                path: FromCheckpoint(self._checkpoint_rows(layer.position, path, layer.resident))
+                if path in spared
+                else source
                 for path, source in layer.arrays.items()
             }
             layers.append(replace(layer, arrays=arrays))
         return Delta(tuple(layers), release=True) if gone else delta
 
-    def _checkpoint_rows(self, position: int, stack: tuple[int, ...]) -> tuple[int, ...] | None:
-        """The checkpoint's rows of `stack`, None for all."""
+    def _paths(self, position: int | None, role: str) -> set[str]:
+        """Parameters of one role in an MoE layer; none elsewhere."""
+        if position is None:
+            return set()
+        parameters = self.taps.layers[position].layer.parameters
+        return {p.path for p in parameters if p.role == role}
+
+    def _checkpoint_rows(
+        self, position: int | None, path: str, stack: tuple[int, ...]
+    ) -> tuple[int, ...] | None:
+        """The checkpoint's rows of `path` while its layer holds `stack`, None for all."""
+        if position is None or path not in self._paths(position, "expert"):
+            return None
         whole = stack == tuple(range(self.taps.layers[position].layer.num_experts))
         return None if whole else stack
 
@@ -184,8 +198,9 @@ class Resident:
                 self.ledger.pop(path, None)
             else:
                 self.ledger[path] = rows
-        self.stack[delta.position] = delta.resident
-        self.taps.layers[delta.position].set_experts(delta.live, delta.resident)
+        if delta.position is not None:
+            self.stack[delta.position] = delta.resident
+            self.taps.layers[delta.position].set_experts(delta.live, delta.resident)
 
     def _resolve(self, path: str, source: Source, old: mx.array) -> mx.array:
         if isinstance(source, FromResident):
@@ -202,8 +217,8 @@ class Resident:
     ) -> Source:
         if not release or path in self.made:
             return old
-        if isinstance(source, FromCheckpoint):
+        stack = () if delta.position is None else self.stack[delta.position]
+        if isinstance(source, FromCheckpoint) and path in self._paths(delta.position, "expert"):
             # Undoing a release: what is replaced is part of what comes back.
-            back = delta.resident
-            return FromResident(tuple(back.index(e) for e in self.stack[delta.position]))
-        return FromCheckpoint(self._checkpoint_rows(delta.position, self.stack[delta.position]))
+            return FromResident(tuple(delta.resident.index(e) for e in stack))
+        return FromCheckpoint(self._checkpoint_rows(delta.position, path, stack))

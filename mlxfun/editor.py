@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 
 import mlx.core as mx
@@ -32,7 +32,8 @@ Live = tuple[tuple[int, ...], ...]
 class Staged:
     """A candidate. edge: the delta to the side that is not live now. base: experts before it.
 
-    evidence: the commands that made the statistics it was decided on.
+    evidence: the commands that made the statistics it was decided on. scores: what was measured
+    while it was planned.
     """
 
     plan: Plan
@@ -44,6 +45,7 @@ class Staged:
     live: bool = True
     evidence: tuple[str, ...] = ()
     preview: EvaluateReport | None = None
+    scores: dict[str, float] = field(default_factory=dict)
 
 
 class Editor:
@@ -157,7 +159,7 @@ class Editor:
             evidence=staged.evidence,
             plan=staged.plan,
         )
-        node.scores.update(scores)
+        node.scores.update({**staged.scores, **scores})
         self.staged = None
         return self._step("apply", node.command, before, began)
 

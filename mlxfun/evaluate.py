@@ -173,6 +173,24 @@ class Evaluator:
         ]
         return Likelihood(np.concatenate(nll), np.concatenate(sequence)), compared
 
+    def next_token(self, batch: Batch) -> mx.array:
+        """Log-probabilities [B, V], float32, of what follows each row's last real token; lazy.
+
+        The head runs on those tokens alone where it is plain.
+        """
+        tokens = mx.array(batch.tokens)
+        rows, last = mx.arange(len(batch.rows)), mx.array(batch.mask.sum(axis=1) - 1)
+        if self._plain_head is None:
+            self._forward(batch)
+        if self._head is None or not self._plain_head:
+            return _log_softmax(self._model(tokens)[rows, last])
+        with self._head.watching():
+            self._model(tokens)
+            seen = self._head.seen
+        if seen is None:
+            raise RuntimeError("the forward did not reach the output head")
+        return _log_softmax(self._head.logits(seen[rows, last]))
+
     def _log_probabilities(self, reference: Reference, number: int, batch: Batch) -> mx.array:
         if reference.hidden is None or self._head is None:
             logits, _ = self._forward(batch)

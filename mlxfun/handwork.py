@@ -186,7 +186,7 @@ class HandWork:
             return np.zeros_like(self._protected)
         if staged.plan.technique != "prune":
             raise StateError(
-                f"a {staged.plan.technique} is staged ({staged.command}), which is not made of "
+                f"{staged.plan.technique} is staged ({staged.command}), which is not made of "
                 "single experts: apply or discard it before you select"
             )
         return views.sets_mask(self.anatomy, staged.report.pruned)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from mlxfun.ablation_plan import AblationPlan
 from mlxfun.errors import PlanError
 
 VERSION = "1.0"
@@ -84,4 +85,4 @@ class MergePlan:
         }
 
 
-Plan = PrunePlan | MergePlan
+Plan = PrunePlan | MergePlan | AblationPlan

@@ -9,6 +9,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model
 
+from mlxfun.ablation_plan import AblationPlan
 from mlxfun.anatomy import Anatomy
 from mlxfun.checkpoint.identity import checkpoint_id
 from mlxfun.checkpoint.load import Loaded
@@ -87,10 +88,11 @@ def _recipe(editor: Editor) -> list[str]:
 
 
 def _metadata(editor: Editor, anatomy: Anatomy) -> dict[str, Any]:
-    """Metadata files of a pruned or merged model: keys of their maps are decoder layers."""
+    """Metadata files of an edited model: keys of their maps are decoder layers."""
     plans = [node.plan for node in editor.history.ancestors() if node.plan is not None]
     prunes = [plan for plan in plans if isinstance(plan, PrunePlan)]
     merges = [plan for plan in plans if isinstance(plan, MergePlan)]
+    ablations = [plan for plan in plans if isinstance(plan, AblationPlan)]
     live = dict(zip(anatomy.indices, editor.committed, strict=True))
     kept = {str(layer): list(experts) for layer, experts in live.items()}
     files: dict[str, Any] = {}
@@ -116,7 +118,23 @@ def _metadata(editor: Editor, anatomy: Anatomy) -> dict[str, Any]:
             },
             "layer_indices": list(anatomy.indices),
         }
+    if ablations:
+        files["abliteration_metadata.json"] = _ablation_metadata(ablations)
     return files
+
+
+def _ablation_metadata(plans: Sequence[AblationPlan]) -> dict[str, Any]:
+    """What the last ablation was, the layers of all of them, and each in full under `edits`."""
+    last = plans[-1]
+    return {
+        "method": "directional ablation, output side",
+        "target": last.target,
+        "abliterated_layers": sorted({layer for plan in plans for layer in plan.layers}),
+        "direction_norms": {str(layer): norm for layer, norm in last.norms.items()},
+        "source_layer": last.source_layer,
+        "position": last.position,
+        "edits": [plan.to_json() for plan in plans],
+    }
 
 
 def _origins(expert: int, layer: int, merges: Sequence[MergePlan]) -> list[int]:

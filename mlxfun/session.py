@@ -22,6 +22,9 @@ import numpy as np
 from mlxfun import handpick, measure, merging, planning, saving, scanning, smoke, views
 from mlxfun import steering as steer
 from mlxfun import steering_files as wishes
+from mlxfun.ablating import Ablations, Tools
+from mlxfun.ablation_options import AblateOptions, RefusalOptions
+from mlxfun.ablation_reports import AblationReport, RefusalReport
 from mlxfun.anatomy import discover
 from mlxfun.checkpoint.identity import full_digest
 from mlxfun.checkpoint.load import Loaded, load, memory_limit
@@ -96,6 +99,8 @@ class Session(HandWork):
         self._decoder = Decoder(self.model, self.tokenizer, self.taps)
         self._conversation = Conversation(self.tokenizer, self._decoder, self.editor)
         self._observations = Observations(loaded, self.anatomy, self.taps, self.editor)
+        kit = (self.tokenizer, self.editor, self._evaluator, self._stored_dtype, self._export_view)
+        self._ablations = Ablations(Tools(*kit, memory_limit))
         self._protected = np.zeros((len(self.anatomy.layers), self.anatomy.num_experts), bool)
         self._info: tuple[tuple[str, int], InfoReport] | None = None
 
@@ -262,6 +267,11 @@ class Session(HandWork):
         )
         return report
 
+    def abliterate(self, options: AblateOptions, ctx: Context = SILENT) -> AblationReport:
+        """Stage the removal of a direction from the committed weights, see mlxfun.ablating."""
+        self._own()
+        return self._ablations.stage(options, self.command, ctx)
+
     def _stored_dtype(self, path: str) -> mx.Dtype:
         known = self._loaded.stored_dtypes.get(path)
         return self.editor.resident.tree.get(path).dtype if known is None else known
@@ -323,6 +333,11 @@ class Session(HandWork):
             lambda: self._conversation.samples(options, sets, ctx),
             ctx,
         )
+
+    def refusals(self, options: RefusalOptions, ctx: Context = SILENT) -> RefusalReport:
+        """Count refusals of the staged plan, or of the committed weights; see mlxfun.refusals."""
+        self._own()
+        return self._ablations.refusals(options, ctx)
 
     def chat(self, text: str, options: GenerateOptions, ctx: Context = SILENT) -> ChatReport:
         """Answer `text` in the running conversation, emitting a Token for each token."""

@@ -25,12 +25,12 @@ class ParameterTree:
     """Parameters of one model by path. The module table is made once; swaps are dict writes."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._modules: dict[str, nn.Module] = dict(model.named_modules())
+        self.modules: dict[str, nn.Module] = dict(model.named_modules())
         self.paths = tuple(path for path, _ in flatten(model.parameters()))
 
     def _locate(self, path: str) -> tuple[nn.Module, str]:
         owner, _, name = path.rpartition(".")
-        return self._modules[owner], name
+        return self.modules[owner], name
 
     def get(self, path: str) -> mx.array:
         """The array at `path`."""
@@ -58,11 +58,11 @@ class ParameterTree:
 
     def get_attribute(self, path: str, name: str) -> Any:
         """A plain attribute of the module at `path`."""
-        return vars(self._modules[path])[name]
+        return vars(self.modules[path])[name]
 
     def put_attribute(self, path: str, name: str, value: Any) -> None:
         """Set a plain attribute of the module at `path`."""
-        setattr(self._modules[path], name, value)
+        setattr(self.modules[path], name, value)
 
 
 def take_rows(array: mx.array, rows: Sequence[int], tail: int = 0) -> mx.array:
@@ -92,6 +92,11 @@ def row_digests(array: mx.array, stored: mx.Dtype) -> list[str]:
     """Hash of every row's bytes as stored, so that devices that hold other dtypes agree."""
     host = np.array(array.astype(stored).reshape(array.shape[0], -1).view(mx.uint8))
     return [blake2b(row.tobytes(), digest_size=16).hexdigest() for row in host]
+
+
+def whole_digest(array: mx.array, stored: mx.Dtype) -> str:
+    """Hash of a whole tensor's bytes as stored."""
+    return row_digests(array[None], stored)[0]
 
 
 # -- quantised projections --------------------------------------------------------------------
@@ -130,7 +135,7 @@ def dequantised(module: nn.Module, rows: Sequence[int] | None = None) -> mx.arra
 def requantised(
     module: nn.Module, weight: mx.array, stored: Callable[[str], mx.Dtype]
 ) -> dict[str, mx.array]:
-    """`weight`, float32 [E, out, in], as the arrays that `module` holds, by name.
+    """`weight`, float32 [E, out, in] or [out, in], as the arrays that `module` holds, by name.
 
     The same mode, group size and bits; every array in the dtype it has, after rounding to the
     dtype that it is stored in (`stored(name)`).

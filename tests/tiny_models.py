@@ -99,11 +99,16 @@ MODES = {
     "affine8": {"group_size": 64, "bits": 8, "mode": "affine"},
     "mxfp4": {"group_size": 32, "bits": 4, "mode": "mxfp4"},
 }
+MORE_MODES = {
+    "mxfp8": {"group_size": 32, "bits": 8, "mode": "mxfp8"},
+    "nvfp4": {"group_size": 16, "bits": 4, "mode": "nvfp4"},
+}
+"""For edits that make new weights; slicing does not depend on how they are packed."""
 
 
 def quantise(model: nn.Module, config: dict[str, Any], mode: str) -> dict[str, Any]:
     """Quantise `model` in place wherever its shapes allow it; return the config that says so."""
-    how = MODES[mode]
+    how = (MODES | MORE_MODES)[mode]
     done: dict[str, Any] = {}
 
     def allowed(path: str, module: nn.Module) -> bool:

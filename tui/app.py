@@ -17,13 +17,14 @@ from rich.console import RenderableType
 from rich.text import Text
 from textual import on
 
+from commands.config import Config
 from mlxfun.events import Event, JobEnded
 from mlxfun.hand_reports import DossierReport
 from mlxfun.reports import Report, StepReport
 from tui import deeds, guide, pick, talk, themes
 from tui.feed import Feed
 from tui.hands import Hands
-from tui.keymap import BY_ID, Key
+from tui.keymap import BY_ID, KEYS, Key, keys_for
 from tui.lines import LineHistory
 from tui.messages import CursorPut, KeyUsed, LineEntered, PanelPicked, Said, Wake
 from tui.notification import notification
@@ -38,6 +39,7 @@ FRAMES_PER_SECOND = 12
 REMOTE_FRAMES_PER_SECOND = 4
 DOUBLE_ESCAPE = 1.5
 LONG_JOB = 10.0
+USUAL = Config()
 
 
 def plain_report(report: Report) -> RenderableType:
@@ -47,8 +49,7 @@ def plain_report(report: Report) -> RenderableType:
 
 class ShellApp(Hands):
     """engine: runs the commands. startup_lines: queued after the first paint. renderer: makes a
-    report readable. lines: earlier command lines. clock: seconds, monotonic. frames_per_second: how
-    often heat and tokens are drawn at most."""
+    report readable. lines: earlier command lines. clock: seconds, monotonic. config: the user's."""
 
     TITLE = "mlxfun"
     COMMANDS: ClassVar = {Commands}
@@ -73,7 +74,7 @@ class ShellApp(Hands):
         renderer: Callable[[Report], RenderableType] = plain_report,
         lines: LineHistory | None = None,
         clock: Callable[[], float] = time.monotonic,
-        frames_per_second: float = FRAMES_PER_SECOND,
+        config: Config = USUAL,
     ) -> None:
         super().__init__()
         self.engine = engine
@@ -81,11 +82,12 @@ class ShellApp(Hands):
         self._startup_lines = tuple(startup_lines)
         self._lines = lines or LineHistory(None)
         self._clock = clock
-        self._frame_seconds = 1 / frames_per_second
+        self._frame_seconds = 1 / (config.refresh_rate or FRAMES_PER_SECOND)
         self._feed = Feed(self._wake)
         for theme in themes.THEMES:
             self.register_theme(theme)
-        self.theme = themes.DARK.name
+        self.theme = config.theme or themes.DARK.name
+        self.set_keymap(dict(config.keys))
         self.main = MainScreen(
             engine.complete, self._lines.load(), renderer, lambda key: self._use(BY_ID[key])
         )
@@ -327,27 +329,56 @@ def full_report(report: Report) -> RenderableType:
     return render(report)
 
 
+def check_config(config: Config) -> None:
+    """Raise UsageError, with file and line, for a theme or a key that there is not."""
+    names = [theme.name for theme in themes.THEMES]
+    if config.theme not in (None, *names):
+        raise config.wrong("theme", f"{config.theme!r} is unknown; known are {', '.join(names)}")
+    for name in config.keys:
+        if name not in BY_ID:
+            raise config.wrong(f"keys.{name}", f"unknown; known are {', '.join(BY_ID)}")
+    for scope in sorted({scope for key in KEYS for scope in key.scope.split(",")}):
+        _check_clashes(config, scope)
+
+
+def _check_clashes(config: Config, scope: str) -> None:
+    """No key may mean two things in one place."""
+    taken: dict[str, str] = {}
+    for key in keys_for(scope):
+        for name in config.keys.get(key.id, key.keys).split(","):
+            other = taken.setdefault(name.strip(), key.id)
+            if other == key.id:
+                continue
+            changed, kept = (key.id, other) if key.id in config.keys else (other, key.id)
+            if changed in config.keys:  # the keys as they come may share one, by panel
+                raise config.wrong(f"keys.{changed}", f"{name} is the key of {kept} already")
+
+
 def run(
     engine: Engine,
     *,
     startup_lines: Sequence[str] = (),
     renderer: Callable[[Report], RenderableType] = full_report,
     lines_file: Path | None = None,
+    config: Config = USUAL,
 ) -> int:
     """Show the shell until the person leaves; returns the exit code.
 
     startup_lines: command lines to run after the first paint. lines_file: where command lines are
-    remembered between sessions; the user's state directory when None. On return the running job
+    remembered between sessions; the user's state directory when None. config: the user's theme,
+    keys and refresh rate; UsageError for those that there are not. On return the running job
     is told to stop and the terminal is itself again; closing the engine is the caller's part.
     """
     # Every frame of a heatmap is kilobytes: a remote terminal gets fewer.
     remote = "SSH_CONNECTION" in os.environ
+    rate = REMOTE_FRAMES_PER_SECOND if remote else FRAMES_PER_SECOND
+    check_config(config)
     app = ShellApp(
         engine,
         startup_lines=startup_lines,
         renderer=renderer,
         lines=LineHistory(lines_file or LineHistory.default_path()),
-        frames_per_second=REMOTE_FRAMES_PER_SECOND if remote else FRAMES_PER_SECOND,
+        config=replace(config, refresh_rate=config.refresh_rate or rate),
     )
     code = app.run()
     return app.return_code or code or 0

@@ -61,7 +61,7 @@ def why_not(state: AppState) -> str:
     """Why nothing can be picked now, "" when it can."""
     plan = state.view.plan
     if plan is not None and plan.technique != "prune":
-        return f"a {plan.technique} is staged: apply or discard it first"
+        return f"{plan.technique} is staged: apply or discard it first"
     return ""
 
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from dataclasses import fields as dataclass_fields
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from mlxfun.ablation_options import AblateOptions, RefusalOptions
+from mlxfun.ablation_reports import AblationReport, FrontPoint, RefusalCount, RefusalReport
 from mlxfun.comparison_reports import ScanReport, ScanRow
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import DatasetError, ModelError, PlanError, SaveError, StateError
@@ -257,6 +260,33 @@ class StubSession(HandStub):
         self.samples = had
         self.plan = replace(plan, technique="merge", strategy="gated, hungarian", mass_lost=None)
         return self.plan
+
+    def abliterate(self, options: AblateOptions, ctx: Context = SILENT) -> AblationReport:
+        had, self.samples = self.samples, 1
+        plan = self.prune(PruneOptions(n_prune=0), ctx)
+        self.samples = had
+        fields = {f.name: getattr(plan, f.name) for f in dataclass_fields(plan)}
+        count = RefusalCount(1, 4, 0, 4)
+        fields |= {"technique": "abliterate", "pruned": {}, "mass_lost": None}
+        found = AblationReport(
+            **fields,
+            source_layer=3,
+            strengths={"attention": {1: 0.0, 3: 1.5}},
+            edited=6,
+            refusals=self.refusals(None, ctx),
+            trials=options.search,
+            judged="first-token",
+            front=(FrontPoint(0, 3, "last", {"attention": 1.5}, 0.2, 0.01, count),),
+            chosen=0,
+        )
+        self.plan = found
+        return found
+
+    def refusals(self, options: RefusalOptions | None, ctx: Context = SILENT) -> RefusalReport:
+        subject = ("staged", "current") if self.plan else ("current", "checkpoint")
+        before, after = RefusalCount(3, 4, 0, 4), RefusalCount(1, 4, 0, 4)
+        example = ("How?", "I can't say.", "Like this.")
+        return RefusalReport(*subject, "phrases", before, after, 0.01, 0.02, (example,))
 
     def steer(self, options: SteerOptions) -> SteerReport:
         for layer in {**options.activate, **options.deactivate}:

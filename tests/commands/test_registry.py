@@ -21,6 +21,7 @@ NAMES = {
     "compact", "undo", "redo", "history", "goto", "save", "smoke-test", "record", "replay",
     "expect", "set", "why", "help", "safety-scan", "domain-scan", "prepare-dataset",
     "stats diff", "stats merge", "stats purge", "quit", "recover", "select", "probe", "ab", "stats rank", "name", "compare", "dossier", "resume",
+    "export heatmap", "export report", "export chat", "abliterate", "refusals",
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import pytest
 import tiny_models
 from rigs import keep_fewer
 
-from mlxfun.carry import Carrier, _decoder_layers, _intercepting
+from mlxfun.carry import Carrier, _decoder_layers, intercepting
 from mlxfun.context import Context
 from mlxfun.datasets import batches
 from mlxfun.errors import Cancelled
@@ -88,7 +88,7 @@ def test_attention_runs_once_for_observing_and_moving_on(rig):
         return own(*args, **kwargs)
 
     layers = _decoder_layers(r.model, r.taps)
-    with _intercepting([layer.self_attn for layer in layers], count):
+    with intercepting([layer.self_attn for layer in layers], count):
         for position in range(len(layers)):
             list(carrier.observe(position))
     assert calls == [n for n in range(len(layers)) for _ in range(2)]
@@ -103,7 +103,7 @@ def test_a_model_whose_layers_share_more_than_hidden_states_is_noticed(rig):
         memory.append(number)
         return own(*args, **kwargs) * float(len(memory))
 
-    with _intercepting(_decoder_layers(r.model, r.taps), remembers):
+    with intercepting(_decoder_layers(r.model, r.taps), remembers):
         carrier = Carrier(r.model, r.taps, two_batches())
     assert carrier.obstacle == "its layers hand on more than hidden states"
 

@@ -242,7 +242,7 @@ def test_scores_of_another_state_are_used_knowingly_only(session) -> None:
 def test_a_merge_is_not_picked_apart(session) -> None:
     data = DatasetOptions("demo:mixed", max_samples=2, max_tokens=24)
     session.merge(MergeOptions(data, n_prune=1))
-    with pytest.raises(StateError, match="a merge is staged"):
+    with pytest.raises(StateError, match="merge is staged"):
         session.select(SelectOptions(drop={0: (3,)}))
 
 

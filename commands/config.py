@@ -1,0 +1,171 @@
+"""The user's configuration: a TOML file, checked as it is read, with file and line in every error.
+
+    theme = "mlxfun-light"
+    refresh_rate = 10            # frames a second, at most
+    undo_budget = "2GiB"
+    keep_sessions = true         # so that --resume can bring them back
+
+    [defaults]                   # what `set` changes, for the screen and --plain
+    metric = "reap_sum"
+    max-tokens = 512
+
+    [keys]                       # the name of a key (F1 and the palette show it) = the key
+    apply = "ctrl+a"
+
+What runs without a person, headless runs and replays, does not read it: a script does the same for
+everybody.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mlxfun.errors import UsageError
+
+
+def default_path() -> Path:
+    """Where the configuration lies on this system."""
+    from platformdirs import user_config_path
+
+    return user_config_path("mlxfun") / "config.toml"
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What the file says; None and empty where it says nothing.
+
+    refresh_rate: frames a second. undo_budget: bytes. defaults: names and values of `set`. keys:
+    {name of a key: the key, as Textual writes it}. lines: {name: its line}, `keys.apply` in a table.
+    """
+
+    path: Path | None = None
+    theme: str | None = None
+    refresh_rate: float | None = None
+    undo_budget: int | None = None
+    keep_sessions: bool = True
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    keys: Mapping[str, str] = field(default_factory=dict)
+    lines: Mapping[str, int] = field(default_factory=dict)
+
+    def wrong(self, name: str, problem: str) -> UsageError:
+        """The error for the entry `name`, with file and line."""
+        return UsageError(f"{self.path}:{self.lines.get(name, 1)}: {name}: {problem}")
+
+
+def read_config(path: Path | None = None) -> Config:
+    """Read `path`, by default the user's file if there is one.
+
+    Raises UsageError: unreadable, not TOML, an unknown name, or a value that does not fit.
+    """
+    chosen = path or default_path()
+    try:
+        text = chosen.read_text("utf-8")
+    except FileNotFoundError:
+        if path is None:
+            return Config()
+        raise UsageError(f"the configuration {path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as problem:
+        raise UsageError(f"cannot read the configuration {chosen}: {problem}") from None
+    try:
+        found = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as problem:
+        line = re.search(r"line (\d+)", str(problem))
+        where = line[1] if line else str(text.count("\n") + 1)
+        raise UsageError(f"{chosen}:{where}: {problem}") from None
+    return _checked(Config(chosen, lines=_lines(text)), found)
+
+
+def _lines(text: str) -> dict[str, int]:
+    """The line of every name, from 1."""
+    found: dict[str, int] = {}
+    table = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := re.match(r"\s*\[([\w.-]+)\]", line):
+            table = f"{header[1]}."
+            found.setdefault(header[1], number)
+        elif entry := re.match(r'\s*"?([\w+.-]+)"?\s*=', line):
+            found.setdefault(f"{table}{entry[1]}", number)
+    return found
+
+
+def _checked(config: Config, found: dict[str, Any]) -> Config:
+    known = [f.name for f in fields(Config) if f.name not in ("path", "lines")]
+    values: dict[str, Any] = {}
+    for name, value in found.items():
+        if name not in known:
+            raise config.wrong(name, f"unknown; known are {', '.join(known)}")
+        values[name] = CHECKS[name](config, name, value)
+    return Config(config.path, lines=config.lines, **values)
+
+
+def _text(config: Config, name: str, value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise config.wrong(name, f"{value!r} is not a text")
+    return value
+
+
+def _rate(config: Config, name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.5 <= value <= 60:
+        raise config.wrong(name, f"{value!r} is not a number of frames a second from 0.5 to 60")
+    return float(value)
+
+
+def _size(config: Config, name: str, value: Any) -> int:
+    from commands.types import Size
+
+    try:
+        return Size.parse(str(value))
+    except ValueError as problem:
+        raise config.wrong(name, str(problem)) from None
+
+
+def _switch(config: Config, name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise config.wrong(name, f"{value!r} is not true or false")
+    return value
+
+
+def _table(config: Config, name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise config.wrong(name, f"{value!r} is not a table: begin it with [{name}]")
+    return value
+
+
+def _defaults(config: Config, name: str, value: Any) -> dict[str, Any]:
+    from commands.shell import SETTING_TYPES
+
+    checked = {}
+    for key, given in _table(config, name, value).items():
+        where = f"{name}.{key}"
+        kind = SETTING_TYPES.get(key)
+        if kind is None:
+            raise config.wrong(where, f"unknown; known are {', '.join(SETTING_TYPES)}")
+        try:
+            checked[key] = kind.convert(str(given), None, None)
+        except click.BadParameter as problem:
+            raise config.wrong(where, problem.message) from None
+    return checked
+
+
+def _keys(config: Config, name: str, value: Any) -> dict[str, str]:
+    return {
+        key: _text(config, f"{name}.{key}", given)
+        for key, given in _table(config, name, value).items()
+    }
+
+
+CHECKS: dict[str, Callable[[Config, str, Any], Any]] = {
+    "theme": _text,
+    "refresh_rate": _rate,
+    "undo_budget": _size,
+    "keep_sessions": _switch,
+    "defaults": _defaults,
+    "keys": _keys,
+}

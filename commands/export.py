@@ -1,0 +1,98 @@
+"""Commands that write what is seen: the heatmap, the session as a report, the conversation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from commands import pictures
+from commands.declare import Call, Command, command, with_model, with_stats
+from commands.session_report import session_report
+from commands.types import FilePath
+from mlxfun.errors import SaveError, StateError, UsageError
+from mlxfun.options import METRICS
+from mlxfun.reports import ChatReport, Report, TextReport, readable_bytes
+
+HEATMAP = (".svg", ".png", ".csv", ".md")
+CHAT = (".md", ".json")
+
+
+def _write(call: Call, kinds: tuple[str, ...], make: Callable[[str], str | bytes]) -> Report:
+    """Write what `make` gives for the kind of file that PATH's name says."""
+    path: Path = call.bench.writable(call["path"])
+    kind = path.suffix.lower()
+    if kind not in kinds:
+        raise UsageError(f"{path} is none of {', '.join(kinds)}: end its name in one of them")
+    if path.exists() and not call["force"]:
+        raise SaveError(f"{path} exists: choose another name, or add --force")
+    made = make(kind)
+    data = made.encode() if isinstance(made, str) else made
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    except OSError as problem:
+        raise SaveError(f"cannot write {path}: {problem.strerror or problem}") from None
+    return TextReport(f"wrote {path} ({readable_bytes(len(data))})")
+
+
+force = click.option("--force", is_flag=True, help="Write over a file of that name.")
+
+
+@command("export heatmap", group="observe", when=with_stats, outside=True)
+@click.argument("path", type=FilePath(HEATMAP))
+@click.option(
+    "--metric", type=click.Choice(METRICS), help="What is drawn (default: reap_sum, see set)."
+)
+@force
+def heatmap(call: Call) -> Report:
+    """Write the experts as a picture or a table: .svg, .png, .csv (all metrics) or .md.
+
+    Staged, pruned, protected and steered experts are marked as on the screen.
+    """
+    view = call.bench.view()
+    name = view.model.model_id if view.model else ""
+    metric = call["metric"] or call.bench.settings.metric
+    drawn = pictures.picture(view.heat, metric, f"Experts of {name}, state {view.state}")
+    kinds: dict[str, Callable[[pictures.Picture], str | bytes]] = {
+        ".svg": pictures.svg,
+        ".png": pictures.png,
+        ".csv": pictures.table,
+        ".md": pictures.markdown,
+    }
+    return _write(call, HEATMAP, lambda kind: kinds[kind](drawn))
+
+
+@command("export report", group="history", when=with_model, outside=True)
+@click.argument("path", type=FilePath((".md",)))
+@force
+def report(call: Call) -> Report:
+    """Write the session as Markdown: the model, its states with their scores, every command."""
+    text = session_report(call.bench.view(), call.bench.journal.lines)
+    return _write(call, (".md",), lambda _: text)
+
+
+@command("export chat", group="chat", when=with_model, outside=True)
+@click.argument("path", type=FilePath(CHAT))
+@force
+def chat(call: Call) -> Report:
+    """Write what was said in this session, with the side that answered: .md or .json."""
+    turns = call.bench.turns
+    if not turns:
+        raise StateError("nothing has been said yet: chat first")
+    return _write(call, CHAT, lambda kind: _conversation(turns, kind))
+
+
+def _conversation(turns: list[ChatReport], kind: str) -> str:
+    if kind == ".json":
+        return json.dumps([turn.data() for turn in turns], ensure_ascii=False, indent=1) + "\n"
+    parts = []
+    for turn in turns:
+        ended = "" if turn.finish_reason == "stop" else f", ended by {turn.finish_reason}"
+        parts.append(f"**You**\n\n{turn.prompt}\n\n**{turn.side}**{ended}\n\n{turn.text}\n")
+    return "\n".join(parts)
+
+
+COMMANDS: tuple[Command, ...] = (heatmap, report, chat)

@@ -1,0 +1,61 @@
+"""The plan of an ablation: one direction, and how strongly each part of each layer loses it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+VERSION = "1.0"
+
+Strengths = Mapping[str, Mapping[int, float]]
+"""{component: {decoder layer: strength}}; parts that are not named keep their weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class AblationPlan:
+    """Remove `direction` from what the named parts write to the residual stream.
+
+    direction: [D], of length 1. source_layer: the decoder layer behind which it was taken.
+    norms: {decoder layer: norm of the difference of means there, before normalising}.
+    experts: {decoder layer: the experts that lose it}, None for all. keep: {MoE layer: experts},
+    unchanged by this technique.
+    """
+
+    technique: ClassVar[str] = "abliterate"
+    direction: tuple[float, ...]
+    source_layer: int
+    position: str
+    strengths: Strengths
+    norms: Mapping[int, float]
+    keep: dict[int, tuple[int, ...]]
+    target: str = "all"
+    experts: Mapping[int, tuple[int, ...]] | None = None
+    metric: str | None = None
+    strategy: str = ""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The decoder layers that are edited, ascending."""
+        found = {i for part in self.strengths.values() for i, s in part.items() if s}
+        if self.experts is not None:
+            found = {i for i in found if self.experts.get(i)}
+        return tuple(sorted(found))
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able form."""
+        experts = self.experts
+        return {
+            "version": VERSION,
+            "technique": self.technique,
+            "target": self.target,
+            "source_layer": self.source_layer,
+            "position": self.position,
+            "direction": list(self.direction),
+            "direction_norms": {str(i): n for i, n in self.norms.items()},
+            "strengths": {
+                part: {str(i): s for i, s in each.items()} for part, each in self.strengths.items()
+            },
+            "experts": None if experts is None else {str(i): list(e) for i, e in experts.items()},
+        }

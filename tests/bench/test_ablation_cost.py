@@ -1,0 +1,98 @@
+"""What ablation costs: reading the prompts against a plain forward, and trials per minute.
+
+Ratios within one run: `pytest -m bench -s tests/bench/test_ablation_cost.py`.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlxfun import Session
+from mlxfun.ablation_options import AblateOptions
+from mlxfun.anatomy.outputs import decoder_layers, residual_outputs
+from mlxfun.answers import read_prompts
+from mlxfun.calibrate import batch_shape
+from mlxfun.datasets import batches
+from mlxfun.directions import residual_means
+from mlxfun.edits.ablate import Projector, projections
+from mlxfun.judging import FirstToken, Prompts, ask_all
+from mlxfun.options import DatasetOptions
+
+pytestmark = pytest.mark.bench
+
+
+@pytest.fixture(scope="module")
+def session() -> Any:
+    opened = Session.open("demo")
+    yield opened
+    opened.close()
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def ratio(one: Callable[[], Any], other: Callable[[], Any], pairs: int = 15) -> float:
+    """Median of seconds(one) / seconds(other) over alternating pairs."""
+    one(), other()
+    return statistics.median(seconds(one) / seconds(other) for _ in range(pairs))
+
+
+def test_reading_the_prompts_is_one_pass(session: Session) -> None:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(64, 192, 32)
+    given = batches(
+        [rng.integers(0, 4096, n).astype(np.int32) for n in lengths], *batch_shape(None, None)
+    )
+    modules = session.editor.resident.tree.modules
+    layers = [modules[path] for path in decoder_layers(modules, session.anatomy).values()]
+    backbone: Any = session.model.model
+
+    def forward() -> None:
+        for batch in given:
+            mx.eval(backbone(mx.array(batch.tokens)))
+
+    found = ratio(lambda: residual_means(session.model, layers, given), forward)
+    print(f"reading the residual stream: {found:.3f} of a plain forward without its head")
+    assert found <= 1.1
+
+
+def test_a_trial_costs_little_more_than_a_forward_of_its_prompts(session: Session) -> None:
+    options = AblateOptions(
+        DatasetOptions("demo:harmful"), DatasetOptions("demo:harmless"), search=30
+    )
+    report = session.abliterate(options)
+    session.discard()
+    print(
+        f"{report.trials_per_minute:.0f} trials a minute on 12 harmful and 12 harmless prompts, "
+        f"judged by {report.judged}"
+    )
+    session.abliterate(AblateOptions(choose=report.chosen))
+    plan = session.editor.require_staged("bench").plan
+    session.discard()
+    prompts = Prompts(*(
+        tuple(read_prompts(DatasetOptions(f"demo:{name}"), session.tokenizer, None)[0])
+        for name in ("harmful", "harmless")
+    ))  # fmt: skip
+    judge = FirstToken(session._evaluator, ask_all(session.model, session.tokenizer, prompts, 4))
+    resident = session.editor.resident
+    outputs = residual_outputs(resident.tree.modules, session.anatomy)
+    projector = Projector(resident, outputs)
+
+    def trial() -> None:
+        with projector.attached():
+            projector.set(projections(outputs, plan, resident))
+            judge.judge()
+
+    found = ratio(trial, judge.judge, 9)
+    print(f"a trial: {found:.3f} of the same prompts without projections")
+    assert found <= 1.6
