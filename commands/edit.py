@@ -18,7 +18,7 @@ from commands.declare import (
     pruned,
     staged,
 )
-from commands.types import ExpertPairs, Experts, FilePath
+from commands.types import ExpertPairs, Experts, FilePath, Levels
 from mlxfun.errors import StateError, UsageError
 from mlxfun.options import (
     ALIGNMENTS,
@@ -205,6 +205,13 @@ def merge(call: Call) -> Report:
 @click.option(
     "--deactivate", type=ExpertPairs(), metavar="L:E,...", help="Keep these out of the top-k."
 )
+@click.option(
+    "--level",
+    "levels",
+    type=Levels(),
+    metavar="L:E=X,...",
+    help="Faders: add X to these experts' scores, for instance 3:7=1.5; 0 takes one away.",
+)
 @click.option("--clear", is_flag=True, help="Drop the steering in force first.")
 @click.option("--safety-map", type=MAP, help="safety_report.json of a safety scan.")
 @click.option(
@@ -253,7 +260,7 @@ def steer(call: Call) -> Report:
     report, the strongest. Steering changes no weights and is never saved; --clear ends it.
     """
     values = dict(call.params)
-    for name in ("activate", "deactivate"):
+    for name in ("activate", "deactivate", "levels"):
         values[name] = values[name] or {}
     for name in ("safety_map", "domain_map", "config"):
         if values[name] is not None:
@@ -261,8 +268,8 @@ def steer(call: Call) -> Report:
     options = SteerOptions(**values)
     if options == SteerOptions():
         raise UsageError(
-            "steer: give --activate L:E, --deactivate L:E, --safety-map, --domain-map, --config, "
-            "or --clear to stop"
+            "steer: give --activate L:E, --deactivate L:E, --level L:E=X, --safety-map, "
+            "--domain-map, --config, or --clear to stop"
         )
     return call.session.steer(options)
 
@@ -280,9 +287,15 @@ def steer(call: Call) -> Report:
 def apply(call: Call) -> Report:
     """Commit the staged plan as a new step of the history.
 
-    With a limit, a preview is made if there is none, and apply refuses when it exceeds the limit.
+    With a limit, from here or from set, a preview is made if there is none, and apply refuses when
+    it exceeds the limit.
     """
-    return call.session.apply(ApplyOptions(**call.params), call.ctx)
+    settings = call.bench.settings
+    limits = {
+        name: getattr(settings, name) if value is None else value
+        for name, value in call.params.items()
+    }
+    return call.session.apply(ApplyOptions(**limits), call.ctx)
 
 
 @command("discard", group="edit", danger=True, key="d", when=staged)

@@ -134,9 +134,12 @@ class Engine:
             line, lambda ctx: self._perform(parsed, line, ctx), between=parsed.command.between
         )
 
-    def cancel(self) -> None:
-        """Cancel the running job; a second call drops the queued ones too."""
-        self._worker.cancel()
+    def cancel(self, only: str | None = None) -> None:
+        """Cancel the running job; a second call drops the queued ones too.
+
+        only: cancel nothing unless it is this line that runs.
+        """
+        self._worker.cancel(only)
 
     def complete(self, line: str) -> list[Completion]:
         """How `line` may go on. Instant: asks neither the worker nor the model."""

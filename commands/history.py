@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from commands.declare import Call, command, redoable, undoable
+from commands.declare import Call, command, redoable, undoable, with_model
+from commands.measure import measure_options, options
 from commands.types import Node
 from mlxfun.reports import Report
 
@@ -34,4 +35,24 @@ def history(call: Call) -> Report:
     return call.session.history()
 
 
-COMMANDS = (undo, redo, goto, history)
+@command("name", group="history")
+@click.argument("node", type=Node())
+@click.argument("label", nargs=-1)
+def name(call: Call) -> Report:
+    """Give a state of the history a name; without one, take it away."""
+    return call.session.name_node(call["node"], " ".join(call["label"]))
+
+
+@command("compare", group="history", when=with_model, outside=True)
+@click.argument("first", type=Node())
+@click.argument("second", type=Node())
+@measure_options
+def compare(call: Call) -> Report:
+    """Measure two states of the history on the same tokens: perplexity, KL, size, who is left.
+
+    The model stays where it is. With --samples answers are shown, too.
+    """
+    return call.session.compare_nodes(call["first"], call["second"], options(call), call.ctx)
+
+
+COMMANDS = (undo, redo, goto, history, name, compare)

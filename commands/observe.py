@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import click
 
 from commands.declare import (
@@ -16,7 +18,8 @@ from commands.declare import (
 )
 from commands.types import FilePath, OneExpert
 from mlxfun.errors import UsageError
-from mlxfun.options import CollectOptions
+from mlxfun.hand_options import SelectOptions
+from mlxfun.options import METRICS, CollectOptions
 from mlxfun.reports import Report
 
 NPZ = FilePath((".npz",))
@@ -127,6 +130,40 @@ def merge(call: Call) -> Report:
     return merge_files(files, call.bench.writable(call["output"]), call["by"], call["allow_stale"])
 
 
+@command("stats rank", group="observe", when=always)
+@click.argument("files", type=NPZ, nargs=-1, required=True, metavar="A B...")
+@click.option("--metric", type=click.Choice(METRICS), default="reap_sum", help="What to rank by.")
+@click.option("--n-prune", type=positive, metavar="N", help="So many go per layer.")
+@click.option(
+    "--min-rank", type=positive, metavar="R", help="Only those never above rank R: 1 is busiest."
+)
+@click.option("--max-rank", type=positive, metavar="R", help="Only those never below rank R.")
+@click.option("--model-wide", is_flag=True, help="The same expert numbers in every layer.")
+@click.option("--output", type=FilePath((".json", ".csv")), help="Write who stays as a list.")
+@click.option("--stage", is_flag=True, help="Stage the selection.")
+@allow_stale
+def rank(call: Call) -> Report:
+    """Find the experts that two to four .npz files agree to need least: by their summed ranks.
+
+    For instance stats rank code.npz prose.npz --n-prune 4 --min-rank 9 --stage: nobody goes who is
+    among the eight busiest of a layer in either file.
+    """
+    from mlxfun.ranking import RankOptions, rank_files  # brings NumPy: not at the top
+
+    names = ("metric", "n_prune", "min_rank", "max_rank", "model_wide", "allow_stale")
+    output = call["output"]
+    session = call.session if call["stage"] else None  # says so first when there is no model
+    report = rank_files(
+        [call.bench.readable(path) for path in call["files"]],
+        RankOptions(**{name: call[name] for name in names}),
+        call.bench.writable(output) if output is not None else None,
+    )
+    if session is None:
+        return report
+    session.select(SelectOptions(clear=True, drop={k: v for k, v in report.chosen.items() if v}))
+    return replace(report, staged=True)
+
+
 @command("stats purge", group="observe", when=always, outside=True)
 @click.argument("a", type=NPZ)
 @click.argument("b", type=NPZ)
@@ -149,4 +186,4 @@ def why(call: Call) -> Report:
     return call.session.why(layer, expert)
 
 
-COMMANDS = (collect, show, save, load, count, reset, diff, merge, purge, why)
+COMMANDS = (collect, show, save, load, count, reset, diff, merge, rank, purge, why)

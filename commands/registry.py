@@ -15,6 +15,7 @@ from commands import (
     chat,
     edit,
     export,
+    hand,
     history,
     measure,
     model,
@@ -28,11 +29,11 @@ from mlxfun.errors import UsageError
 from mlxfun.reports import SessionView
 
 MODULES = (
-    *(model, observe, scan, edit, ablate, amplify, measure, chat, history, recipes, export, shell),
+    *(model, observe, scan, edit, hand, ablate, amplify),
+    *(measure, chat, history, recipes, export, shell),
 )
 
 COMMANDS: dict[str, Command] = {c.name: c for module in MODULES for c in module.COMMANDS}
-
 # A family typed without its second word means this member.
 FAMILIES = {"stats": "stats show", "plan": "plan show"}
 

@@ -17,8 +17,10 @@ from rich.text import Text
 
 from mlxfun.ablation_reports import AblationReport, RefusalReport
 from mlxfun.boost_reports import BoostReport
-from mlxfun.comparison_reports import CombineReport, DiffReport, ScanReport
+from mlxfun.comparison_reports import CombineReport, DiffReport, RankReport, ScanReport
 from mlxfun.events import JobEnded
+from mlxfun.hand_reports import ABReport, DossierReport
+from mlxfun.node_reports import CompareReport
 from mlxfun.recipes import RecipeReport
 from mlxfun.reports import (
     ChatReport,
@@ -201,6 +203,15 @@ def _diff(report: DiffReport) -> RenderableType:
 
 
 @render.register
+def _rank(report: RankReport) -> RenderableType:
+    table = _table("expert", "ranks", "sum", numbers=("sum",))
+    for row in report.rows:
+        table.add_row(f"{row.layer}:{row.expert}", " ".join(map(str, row.ranks)), str(row.total))
+    goes = _pairs((f"layer {k}", experts_text(v)) for k, v in report.chosen.items() if v)
+    return _with_notes(Group(text(report.summary()), goes, table), report.notices)
+
+
+@render.register
 def _combine(report: CombineReport) -> RenderableType:
     return _with_notes(text(report.summary()), report.notices)
 
@@ -256,6 +267,8 @@ def _steer(report: SteerReport) -> RenderableType:
         )
     for name, sets in (("activated", report.activated), ("deactivated", report.deactivated)):
         rows += [(f"{name}, layer {k}", experts_text(v)) for k, v in sets.items()]
+    for layer, levels in report.levels.items():
+        rows.append((f"level, layer {layer}", ", ".join(f"{e} {x:+g}" for e, x in levels.items())))
     return _with_notes(Group(text(report.summary()), _pairs(rows)), report.notices)
 
 
@@ -288,6 +301,14 @@ def _chat(report: ChatReport) -> RenderableType:
 
 
 @render.register
+def _ab(report: ABReport) -> RenderableType:
+    parts: list[RenderableType] = [text(report.summary())]
+    for answer in (report.base, report.candidate):
+        parts += [text(f"{answer.label} ({answer.finish_reason})", "bold"), text(answer.text)]
+    return Group(*parts)
+
+
+@render.register
 def _history(report: HistoryReport) -> RenderableType:
     table = _table("", "node", "parent", "state", "held", "command", "scores", numbers=("node",))
     for node in report.nodes:
@@ -298,7 +319,7 @@ def _history(report: HistoryReport) -> RenderableType:
             "" if node.parent is None else str(node.parent),
             text(node.state),
             readable_bytes(node.bytes),
-            text(node.command),
+            text(f"{node.label}: {node.command}" if node.label else node.command),
             text(scores),
         )
     return Group(text(report.summary()), table)
@@ -318,6 +339,40 @@ def _recipe(report: RecipeReport) -> RenderableType:
         table.add_row(mark, text(variant.line), *figures)
     files = text("wrote " + ", ".join(report.files), "dim")
     return Group(text(report.summary()), table, files)
+
+
+def _dossier(report: DossierReport) -> RenderableType:
+    tokens = _table("token", "served", "of", numbers=("served", "of"))
+    for row in report.top_tokens:
+        tokens.add_row(text(repr(row.text)), str(row.served), str(row.of))
+    notes = [report.note] if report.note else []
+    return _with_notes(Group(text(report.summary()), render(report.why), tokens), notes)
+
+
+@render.register
+def _compare(report: CompareReport) -> RenderableType:
+    # One column a state: it fits a narrow panel, and the pairs to be compared stand together.
+    both = (report.a, report.b)
+    table = _table("")
+    for f in both:
+        table.add_column(text(f"{f.node} {f.name}"))
+    lines: tuple[tuple[str, list[str]], ...] = (
+        ("perplexity", [f"{f.perplexity:.3f} ({f.ratio:.3f}x)" for f in both]),
+        ("KL", ["" if f.kl_mean is None else f"{f.kl_mean:.4f}" for f in both]),
+        ("size", [readable_bytes(f.bytes) for f in both]),
+        ("experts", [str(f.experts) for f in both]),
+        ("work kept", ["" if f.work is None else f"{f.work:.1%}" for f in both]),
+    )
+    for name, cells in lines:
+        table.add_row(name, *cells)
+    rows: list[tuple[str, Any]] = []
+    for node, sets in ((report.a.node, report.only_a), (report.b.node, report.only_b)):
+        rows += [(f"only in {node}, layer {ly}", experts_text(e)) for ly, e in sets.items()]
+    parts: list[RenderableType] = [text(report.summary()), table, _pairs(rows)]
+    for one, other in zip(report.a.samples, report.b.samples, strict=False):
+        parts += [text(f"> {one.prompt}", "dim"), text(f"{report.a.node}: {one.text}")]
+        parts.append(text(f"{report.b.node}: {other.text}"))
+    return Group(*parts)
 
 
 @render.register

@@ -19,6 +19,27 @@ from mlxfun.errors import UsageError
 from mlxfun.options import METRICS
 from mlxfun.reports import Report, TextReport
 
+
+class Limit(click.FloatRange):
+    """A number above 0, or off."""
+
+    name = "number or off"
+
+    def __init__(self) -> None:
+        super().__init__(min=0, min_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return OFF if value in ("off", OFF) else super().convert(value, param, ctx)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem[Any]]:
+        return [CompletionItem("off")] if "off".startswith(incomplete) else []
+
+
+OFF = object()
+"""The value of a limit that is taken away; None means that no value was typed."""
+
 SETTING_TYPES: dict[str, click.ParamType[Any]] = {
     "seed": click.INT,
     "dataset": DATASET,
@@ -26,6 +47,8 @@ SETTING_TYPES: dict[str, click.ParamType[Any]] = {
     "temperature": click.FloatRange(min=0),
     "top-p": click.FloatRange(0, 1, min_open=True),
     "max-tokens": positive,
+    "max-kl": Limit(),
+    "max-perplexity-ratio": Limit(),
 }
 
 
@@ -98,13 +121,14 @@ class _CommandName(click.ParamType[str]):
 def set_option(call: Call) -> Report:
     """Set a default for the options of later commands; alone, list them.
 
-    seed, dataset, metric, temperature, top-p, max-tokens (of chat).
+    seed, dataset, metric, temperature, top-p, max-tokens (of chat); max-kl and
+    max-perplexity-ratio, the guardrails of apply, a number or off.
     """
     name, value = call["name"], call["value"]
     if name is not None:
         if value is None:
             raise UsageError(f"set: give the value too: set {name} VALUE")
-        changed = {name.replace("-", "_"): value}
+        changed: dict[str, Any] = {name.replace("-", "_"): None if value is OFF else value}
         call.bench.settings = replace(call.bench.settings, **changed)
     return settings_report(call.bench.settings)
 

@@ -5,6 +5,7 @@ Completion gets the present `SessionView` as the Click context's `obj`.
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,31 @@ class ExpertPairs(_Parsed):
 
     name = "L:E,..."
     parse = staticmethod(parse_expert_pairs)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+        before, comma, last = incomplete.rpartition(",")
+        return [CompletionItem(before + comma + item) for item in _cells(ctx.obj, last)]
+
+
+class Levels(_Parsed):
+    """`"3:7=1.5,5:0..2=-0.5"` -> {3: {7: 1.5}, 5: {0: -0.5, 1: -0.5, 2: -0.5}}."""
+
+    name = "L:E=X,..."
+
+    @staticmethod
+    def parse(text: str) -> dict[int, dict[int, float]]:
+        found: dict[int, dict[int, float]] = {}
+        for piece in text.split(","):
+            names, equals, value = piece.partition("=")
+            try:
+                level = float(value)
+            except ValueError:
+                level = math.nan
+            if not equals or not math.isfinite(level):
+                raise ValueError(f"{piece.strip()!r} in {text!r} is not L:E=X, such as 3:7=1.5")
+            for layer, experts in parse_expert_pairs(names).items():
+                found.setdefault(layer, {}).update(dict.fromkeys(experts, level))
+        return found
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
         before, comma, last = incomplete.rpartition(",")

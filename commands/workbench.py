@@ -47,6 +47,8 @@ class Settings:
     temperature: float = 0.0
     top_p: float = 1.0
     max_tokens: int = 256
+    max_kl: float | None = None
+    max_perplexity_ratio: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

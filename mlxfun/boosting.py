@@ -168,6 +168,9 @@ def bake(shop: Workshop, options: BakeOptions, command: str, ctx: Context = SILE
                 "rule": steering.rule,
                 "activate": {str(k): list(v) for k, v in steering.activate.items()},
                 "deactivate": {str(k): list(v) for k, v in steering.deactivate.items()},
+                "levels": {
+                    str(k): {str(e): x for e, x in v.items()} for k, v in steering.levels.items()
+                },
             },
             warnings=(*_rounding_notes(edit, wished), *_fold_notes(ways, fitted)),
         )
@@ -187,7 +190,7 @@ def _wished(shop: Workshop, steering: Steering) -> Wished:
             steer.mask(tap, side.get(tap.layer.index, ()))
             for side in (steering.activate, steering.deactivate)
         )
-        if up.any() or down.any():
+        if up.any() or down.any() or steer.addends(steering, tap, up, down).any():
             found.append((tap, up, down))
     if not found:
         raise StateError("no expert that is steered is live, so there is nothing to bake")
@@ -211,11 +214,9 @@ def require_bakeable(steering: Steering, taps: Sequence[LayerTap]) -> None:
 def _constants(tap: LayerTap, steering: Steering, up: Array, down: Array) -> Array:
     """What bake adds to each live expert's logit; -inf stands for "never"."""
     count = len(tap.live)
-    boost = steering.boost_value if steering.rule == "additive" else 0.0
     never = steering.rule != "additive" or steering.mask_value <= NEVER
-    mask = -np.inf if never else steering.mask_value
-    values = np.where(up, boost, 0.0)[:count]
-    return np.asarray(np.where(down[:count], mask, values))
+    values = steer.addends(steering, tap, up, down)[:count]
+    return np.where(down[:count], -np.inf, values) if never else values
 
 
 def _baked(
@@ -227,7 +228,7 @@ def _baked(
         if tap.layer.bias_name is not None:
             path = f"{tap.layer.bias_owner}.{tap.layer.bias_name}"
             own = edit.resident.tree.get(path)
-            new = steer.baked_bias(steering, tap.layer, own, up, down)
+            new = steer.baked_bias(steering, tap, own, up, down)
             deltas.append(edit.replaced(tap, path, new))
             addends[position] = np.array(new - own.astype(new.dtype), np.float64)[:count]
             continue

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mlxfun.reports import Report
+
+if TYPE_CHECKING:
+    from mlxfun.events import Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,9 @@ class DiffRow:
 class DiffReport(Report):
     """Two files of statistics compared. rank_correlation and overlap: see mlxfun.combine.
 
-    rows: the experts whose share differs most, largest difference first.
+    rows: the experts whose share differs most, largest difference first. share: per metric,
+    float64 [L, E], the share in the first file minus that in the second; for a map, and left out
+    of `data`, since --output writes it.
     """
 
     kind: ClassVar[str] = "stats-diff"
@@ -110,6 +115,14 @@ class DiffReport(Report):
     overlap: dict[str, float]
     rows: tuple[DiffRow, ...]
     notices: tuple[str, ...] = ()
+    layers: tuple[int, ...] = ()
+    share: dict[str, Array] = field(default_factory=dict)
+
+    def data(self) -> dict[str, Any]:
+        """The fields without the maps."""
+        found = Report.data(replace(self, share={}))
+        del found["share"]
+        return found
 
     def summary(self) -> str:
         where = f"; wrote {self.path}" if self.path else ""
@@ -117,6 +130,43 @@ class DiffReport(Report):
             f"stats diff: rank correlation {self.rank_correlation['reap_sum']:.3f}, "
             f"{self.overlap['reap_sum']:.0%} of the lowest quarter in common (reap_sum){where}"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class RankRow:
+    """One expert: its rank in each file, 1 the busiest of its layer, and their sum."""
+
+    layer: int
+    expert: int
+    ranks: tuple[int, ...]
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class RankReport(Report):
+    """Experts ranked by several files of statistics. chosen: {decoder layer: experts that go}.
+
+    rows: the largest sums of ranks. path: the expert list that was written; staged: what goes was
+    staged.
+    """
+
+    kind: ClassVar[str] = "stats-rank"
+    files: tuple[str, ...]
+    metric: str
+    path: str | None
+    layers: tuple[int, ...]
+    experts: int
+    chosen: dict[int, tuple[int, ...]]
+    rows: tuple[RankRow, ...]
+    notices: tuple[str, ...] = ()
+    staged: bool = False
+
+    def summary(self) -> str:
+        gone = sum(map(len, self.chosen.values()))
+        of = len(self.layers) * self.experts
+        text = f"{gone} of {of} experts rank low in all {len(self.files)} files by {self.metric}"
+        text += "; staged" if self.staged else ""
+        return text + (f"; wrote {self.path}" if self.path else "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mlxfun.context import SILENT, Context
 from mlxfun.datasets import Line, Message, prompt_tokens, read_lines
 from mlxfun.editor import Editor
-from mlxfun.errors import UsageError
+from mlxfun.errors import StateError, UsageError
 from mlxfun.evaluate import EvalSet
 from mlxfun.events import Token
 from mlxfun.generate import Decoded, Decoder
@@ -33,10 +33,32 @@ class Conversation:
         self._decoder = decoder
         self._editor = editor
         self._messages: list[Message] = []
+        self._taken: list[Message] = []
 
     def reset(self) -> None:
         """Forget the turns; caches stay, they are valid for what they hold."""
         self._messages = []
+
+    def take_back(self, count: int) -> str:
+        """Forget the last `count` questions with their answers; the text of the first of them.
+
+        Raises StateError, and forgets nothing, when there are fewer.
+        """
+        asked = [i for i, m in enumerate(self._messages) if m["role"] == "user"]
+        if not 1 <= count <= len(asked):
+            raise StateError(
+                f"the conversation has {len(asked)} question{'' if len(asked) == 1 else 's'} to "
+                f"take back, not {count}"
+            )
+        first = asked[-count]
+        self._taken = self._messages[first:]
+        del self._messages[first:]
+        return str(self._taken[0]["content"])
+
+    def give_back(self) -> None:
+        """Undo the last `take_back`, for an answer that could not be given after it."""
+        self._messages += self._taken
+        self._taken = []
 
     def answer(
         self, text: str, options: GenerateOptions, count: Counter | None, ctx: Context = SILENT
@@ -45,7 +67,9 @@ class Conversation:
         if not text.strip():
             raise UsageError("nothing was said; give a text to answer")
         system = [{"role": "system", "content": options.system}] if options.system else []
-        turns = [m for m in self._messages if m["role"] != "system" or not system]
+        # An empty system prompt drops the one so far, none at all keeps it.
+        silent = options.system is None
+        turns = [m for m in self._messages if m["role"] != "system" or silent]
         asked = [*system, *turns, {"role": "user", "content": text}]
         prompt = prompt_tokens(asked, self._tokenizer, options.thinking)
         with self._editor.live(_side(options.side, self._editor)):

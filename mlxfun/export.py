@@ -88,6 +88,28 @@ class ExportView:
         """Bytes of all tensors as saved."""
         return sum(self.nbytes(name) for name in self._names)
 
+    def expert_bytes(self) -> tuple[int, ...]:
+        """Per MoE layer, bytes that one living expert takes as saved, its router rows included."""
+        shared: dict[tuple[int, int], int] = {}
+        for name, path in self._names.items():
+            owner = self._owner(path)
+            if owner is not None:
+                shared[owner] = shared.get(owner, 0) + self.nbytes(name)
+        total = [0] * len(self._anatomy.layers)
+        for (position, experts), size in shared.items():
+            total[position] += size // experts
+        return tuple(total)
+
+    def _owner(self, path: str) -> tuple[int, int] | None:
+        """(MoE layer's position, how many experts share it) of a parameter made of experts' parts."""
+        layer = self._layer_of.get(path)
+        for one in self._anatomy.layers if layer is None else ():
+            if one.experts_list and path.startswith(f"{one.experts}."):
+                layer = one
+            elif path in {p.path for p in one.router_parameters()}:
+                return one.position, int(self._arrays[path].shape[0])
+        return None if layer is None else (layer.position, len(self._rows(layer)))
+
     def config(self, config: dict[str, Any]) -> dict[str, Any]:
         """`config` with the live expert count."""
         live = len(self._resident.taps.layers[0].live)

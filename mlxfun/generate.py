@@ -65,6 +65,11 @@ class Decoder:
         self._keep = keep
         self._caches: list[KVCache] = []
 
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        return self._tokenizer
+
     def clear(self) -> None:
         """Drop every cache."""
         self._caches.clear()

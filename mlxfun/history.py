@@ -7,7 +7,8 @@ in the checkpoint are never held (they can be read back), so only tensors that a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from mlxfun.deltas import Delta
@@ -23,6 +24,7 @@ class Node:
     """One state. edge: the delta between this node and its parent, see the module's text.
 
     recipe: the commands that lead here from the parent; plan: what they decided, if it was a plan.
+    label: what a person calls it.
     """
 
     id: int
@@ -34,6 +36,7 @@ class Node:
     plan: Plan | None = None
     scores: dict[str, float] = field(default_factory=dict)
     children: list[Node] = field(default_factory=list)
+    label: str = ""
 
 
 class History:
@@ -117,17 +120,35 @@ class History:
 
     def goto(self, node_id: int, swap: Swap) -> Node:
         """Go to any node by way of the common ancestor; a failure half-way goes back."""
-        if not 0 <= node_id < len(self._nodes):
-            raise StateError(
-                f"there is no history node {node_id}; they are 0..{len(self._nodes) - 1}"
-            )
-        start, target = self.current, self._nodes[node_id]
+        start, target = self.current, self._require(node_id)
         try:
             self._walk(target, swap)
         except MlxfunError:
             self._walk(start, swap)
             raise
         return self.current
+
+    def name(self, node_id: int, label: str) -> None:
+        """Call a node `label`; "" takes the name away. Raises StateError for an unknown node."""
+        self._require(node_id).label = label
+
+    def _require(self, node_id: int) -> Node:
+        if not 0 <= node_id < len(self._nodes):
+            raise StateError(
+                f"there is no history node {node_id}; they are 0..{len(self._nodes) - 1}"
+            )
+        return self._nodes[node_id]
+
+    @contextmanager
+    def excursion(self, swap: Swap) -> Iterator[None]:
+        """Whatever is gone to inside the block, afterwards the model is where it was, and redo
+        leads where it did."""
+        here, visited = self.current, dict(self._last_child)
+        try:
+            yield
+        finally:
+            self._walk(here, swap)
+            self._last_child = visited
 
     def _walk(self, target: Node, swap: Swap) -> None:
         chain = []
@@ -159,6 +180,7 @@ class History:
                 node.state,
                 node.edge.bytes if node.edge is not None else 0,
                 dict(node.scores),
+                node.label,
             )
             for node in self._nodes
         )

@@ -166,7 +166,8 @@ class SteerOptions:
     what works more on benign ones, "unsafe" the reverse; domain_map with domain_mode "boost"
     activates the domain's experts, "suppress" deactivates them. config: a JSON file. max_experts:
     take only so many of a map, over the whole model, strongest first. rule, boost_value and
-    mask_value: None leaves what is in force; the values serve the additive rule.
+    mask_value: None leaves what is in force; the values serve the additive rule. levels: {decoder
+    layer: {expert: added to its score}}; 0 takes a level away.
     """
 
     activate: ExpertSets = field(default_factory=dict)
@@ -182,6 +183,7 @@ class SteerOptions:
     boost_value: float | None = None
     mask_value: float | None = None
     allow_stale: bool = False
+    levels: dict[int, dict[int, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,10 @@ class TextReport(Report):
 
 @dataclass(frozen=True, slots=True)
 class InfoReport(Report):
-    """The resident model. bytes: parameters as resident; experts: as in the checkpoint."""
+    """The resident model. bytes: parameters as resident; experts: as in the checkpoint.
+
+    expert_bytes: per MoE layer, of one as saved. open_groups: how many groups a token uses.
+    """
 
     kind: ClassVar[str] = "info"
     source: str
@@ -87,6 +90,8 @@ class InfoReport(Report):
     memory_limit: int | None
     notes: tuple[str, ...] = ()
     digest: str | None = None
+    expert_bytes: tuple[int, ...] = ()
+    open_groups: int = 1
 
     def summary(self) -> str:
         return (
@@ -209,16 +214,14 @@ class PlanReport(Report):
 
     def summary(self) -> str:
         gone = sum(len(v) for v in self.pruned.values())
-        return (
-            f"staged {self.technique}: {gone} experts go ({self.experts_before} -> "
-            f"{self.experts_after} a layer), {readable_bytes(self.bytes_before)} -> "
-            f"{readable_bytes(self.bytes_after)}"
-        )
+        size = f"{readable_bytes(self.bytes_before)} -> {readable_bytes(self.bytes_after)}"
+        each = f"{self.experts_before} -> {self.experts_after} a layer"
+        return f"staged {self.technique}: {gone} experts go ({each}), {size}"
 
 
 @dataclass(frozen=True, slots=True)
 class SteerReport(Report):
-    """Steering in force. boost_value and mask_value: what the additive rule adds."""
+    """Steering in force. boost_value and mask_value: what the additive rule adds. levels: faders."""
 
     kind: ClassVar[str] = "steer"
     activated: dict[int, tuple[int, ...]]
@@ -227,13 +230,15 @@ class SteerReport(Report):
     rule: str = "steermoe"
     boost_value: float = 0.0
     mask_value: float = 0.0
+    levels: dict[int, dict[int, float]] = field(default_factory=dict)
 
     def summary(self) -> str:
-        up = sum(len(v) for v in self.activated.values())
-        down = sum(len(v) for v in self.deactivated.values())
-        if not (up or down):
+        up, down = (sum(map(len, s.values())) for s in (self.activated, self.deactivated))
+        faders = sum(map(len, self.levels.values()))
+        if not (up or down or faders):
             return "no steering"
-        text = f"steering: {up} activated, {down} deactivated"
+        on = f", {faders} on a level" if faders else ""
+        text = f"steering: {up} activated, {down} deactivated{on}"
         if self.rule == "additive":
             text += f", adding {self.boost_value:+g} and {self.mask_value:+g}"
         return text
@@ -305,10 +310,8 @@ class ChatReport(Report):
     finish_reason: str  # "stop", "length" or "cancelled"
 
     def summary(self) -> str:
-        return (
-            f"{self.generated_tokens} tokens at {self.tokens_per_second:.1f} tokens/s "
-            f"({self.finish_reason})"
-        )
+        rate = f"{self.tokens_per_second:.1f} tokens/s"
+        return f"{self.generated_tokens} tokens at {rate} ({self.finish_reason})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,7 +338,7 @@ class StepReport(Report):
 
 @dataclass(frozen=True, slots=True)
 class HistoryNode:
-    """One state of the model. bytes: tensors this node's edit made and holds."""
+    """One state of the model. bytes: tensors its edit made and holds; label: its given name."""
 
     id: int
     parent: int | None
@@ -343,6 +346,7 @@ class HistoryNode:
     state: str
     bytes: int
     scores: dict[str, float] = field(default_factory=dict)
+    label: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,18 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from mlxfun import boosting, measure, measured, merging, planning, saving, scanning, smoke, views
+from mlxfun import (
+    boosting,
+    handpick,
+    measure,
+    measured,
+    merging,
+    planning,
+    saving,
+    scanning,
+    smoke,
+    views,
+)
 from mlxfun import steering as steer
 from mlxfun import steering_files as wishes
 from mlxfun.ablating import Ablations, Tools
@@ -38,6 +49,7 @@ from mlxfun.evaluate import Evaluator
 from mlxfun.events import Notice
 from mlxfun.export import ExportView
 from mlxfun.generate import Decoded, Decoder
+from mlxfun.handwork import HandWork
 from mlxfun.head import HeadTap
 from mlxfun.observations import Observations
 from mlxfun.options import (
@@ -75,7 +87,7 @@ from mlxfun.taps import Taps
 from mlxfun.workshop import Workshop
 
 
-class Session:
+class Session(HandWork):
     """The engine's front door. See the module's text; every method runs on the opening thread."""
 
     def __init__(self, loaded: Loaded, *, undo_budget: int | None = None, seed: int = 0) -> None:
@@ -303,6 +315,7 @@ class Session:
         self.editor.require_steerable()
         wanted = Steering() if options.clear else self.editor.steering
         wanted = replace(wanted.with_more(wish.activate, wish.deactivate), **wish.rule)
+        wanted = wanted.with_levels(options.levels)
         checked, notices = steer.check(wanted, self.editor.resident)
         self.editor.set_steering(checked)
         unused = wishes.unused_values(wish, checked.rule)
@@ -317,6 +330,7 @@ class Session:
             steering.rule,
             steering.boost_value,
             steering.mask_value,
+            {layer: dict(levels) for layer, levels in steering.levels.items()},
         )
 
     # -- measuring ----------------------------------------------------------------------------
@@ -372,6 +386,7 @@ class Session:
         """Commit the staged plan; with guardrails set, preview first and refuse with the figures."""
         self._own()
         staged = self.editor.require_staged("apply")
+        handpick.require_even(staged.report)
         if (options.max_kl, options.max_perplexity_ratio) != (None, None):
             scores = staged.preview or self.preview(EvaluateOptions(), ctx)
             measure.require_within(scores, options)

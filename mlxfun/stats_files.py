@@ -37,6 +37,8 @@ def diff_files(a: Path, b: Path, output: Path | None, allow_stale: bool = False)
         overlap=found.overlap,
         rows=_rows(one, two),
         notices=warnings,
+        layers=one.layer_indices,
+        share=found.share,
     )
 
 

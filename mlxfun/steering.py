@@ -16,15 +16,18 @@ Three rules, the first two chosen by the router:
   weights too (one expert far above the others takes all of them), so moderate values are gentler
   than SteerMoE's rule and large ones harsher. Ties between live experts are decided as before.
 
+Beside either rule single experts can have a *level*, a fader: a number that is added to their
+selection bias or logit before the rule is applied.
+
 An empty configuration installs nothing, so it changes nothing, bit for bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
-from math import log
+from math import isfinite, log
 
 import mlx.core as mx
 import numpy as np
@@ -47,6 +50,9 @@ GROUP_MARGIN = log(2) + MARGIN
 BOOST, MASK = 2.0, -1e4
 """What the additive rule adds by default: e^2 times the odds, and never."""
 
+MOST = 100.0
+"""The largest level of a fader; beyond, an expert is as good as forced."""
+
 FORCED = 1e4
 """Selection bias of an activated expert (deactivated: its negative); scores are of order one."""
 
@@ -55,7 +61,8 @@ FORCED = 1e4
 class Steering:
     """What is steered. Both sets: {decoder layer: experts in checkpoint numbers}.
 
-    rule: "steermoe" or "additive", which adds boost_value or mask_value.
+    rule: "steermoe" or "additive", which adds boost_value or mask_value. levels: {decoder layer:
+    {expert: what is added to its score}}.
     """
 
     activate: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
@@ -63,11 +70,12 @@ class Steering:
     rule: str = "steermoe"
     boost_value: float = BOOST
     mask_value: float = MASK
+    levels: Mapping[int, Mapping[int, float]] = field(default_factory=dict)
 
     @property
     def empty(self) -> bool:
         """Nothing is steered."""
-        return not any(self.activate.values()) and not any(self.deactivate.values())
+        return not any(any(sets.values()) for sets in (self.activate, self.deactivate, self.levels))
 
     @property
     def key(self) -> str:
@@ -76,7 +84,8 @@ class Steering:
             return ""
         values = (self.boost_value, self.mask_value) if self.rule == "additive" else ()
         sets = (sorted(self.activate.items()), sorted(self.deactivate.items()))
-        text = repr((*sets, self.rule, *values))
+        faders = [(layer, sorted(some.items())) for layer, some in sorted(self.levels.items())]
+        text = repr((*sets, self.rule, *values, *faders))
         return blake2b(text.encode(), digest_size=6).hexdigest()
 
     def with_more(self, activate: ExpertSets, deactivate: ExpertSets) -> Steering:
@@ -88,6 +97,14 @@ class Steering:
                 same.setdefault(layer, set()).update(experts)
                 other.setdefault(layer, set()).difference_update(experts)
         return replace(self, activate=_frozen(up), deactivate=_frozen(down))
+
+    def with_levels(self, levels: Mapping[int, Mapping[int, float]]) -> Steering:
+        """This steering with faders set anew; one at 0 is taken away."""
+        merged = {layer: dict(some) for layer, some in self.levels.items()}
+        for layer, some in levels.items():
+            merged.setdefault(layer, {}).update(some)
+        kept = {ly: {e: x for e, x in sorted(some.items()) if x} for ly, some in merged.items()}
+        return replace(self, levels={ly: kept[ly] for ly in sorted(kept) if kept[ly]})
 
 
 def _frozen(sets: dict[int, set[int]]) -> dict[int, tuple[int, ...]]:
@@ -103,7 +120,7 @@ def check(steering: Steering, resident: Resident) -> tuple[Steering, tuple[str, 
     taps = {tap.layer.index: tap for tap in resident.taps.layers}
     notices: list[str] = []
     activate: dict[int, tuple[int, ...]] = {}
-    for layer in sorted(set(steering.activate) | set(steering.deactivate)):
+    for layer in sorted({*steering.activate, *steering.deactivate, *steering.levels}):
         if layer not in taps:
             known = resident.taps.anatomy.indices
             raise PlanError(
@@ -112,6 +129,7 @@ def check(steering: Steering, resident: Resident) -> tuple[Steering, tuple[str, 
         tap = taps[layer]
         up, down = steering.activate.get(layer, ()), steering.deactivate.get(layer, ())
         _check_experts(tap, up, down)
+        _check_levels(tap, steering.levels.get(layer, {}))
         if len(up) > tap.layer.top_k:
             notices.append(
                 f"layer {layer}: {len(up)} experts activated but each token uses "
@@ -126,18 +144,19 @@ def check(steering: Steering, resident: Resident) -> tuple[Steering, tuple[str, 
     )
 
 
+def _check_levels(tap: LayerTap, levels: Mapping[int, float]) -> None:
+    _check_there(tap, levels)
+    for expert, level in levels.items():
+        if not isfinite(level) or abs(level) > MOST:
+            raise PlanError(
+                f"layer {tap.layer.index}, expert {expert}: the level {level:g} is beyond "
+                f"{MOST:g}; use --activate or --deactivate to force it"
+            )
+
+
 def _check_experts(tap: LayerTap, up: tuple[int, ...], down: tuple[int, ...]) -> None:
     layer = tap.layer
-    for expert in (*up, *down):
-        if not 0 <= expert < layer.num_experts:
-            raise PlanError(
-                f"layer {layer.index} has no expert {expert}; they are 0..{layer.num_experts - 1}"
-            )
-        if expert not in tap.live:
-            raise PlanError(
-                f"layer {layer.index}: expert {expert} is pruned in the live model; undo or "
-                "discard that first, or flip to the base"
-            )
+    _check_there(tap, (*up, *down))
     both = sorted(set(up) & set(down))
     if both:
         raise PlanError(f"layer {layer.index}: experts {both} are both activated and deactivated")
@@ -148,6 +167,20 @@ def _check_experts(tap: LayerTap, up: tuple[int, ...], down: tuple[int, ...]) ->
             f"{left}, fewer than the {layer.top_k} each token uses; deactivate at most "
             f"{len(tap.live) - layer.top_k}"
         )
+
+
+def _check_there(tap: LayerTap, experts: Iterable[int]) -> None:
+    layer = tap.layer
+    for expert in experts:
+        if not 0 <= expert < layer.num_experts:
+            raise PlanError(
+                f"layer {layer.index} has no expert {expert}; they are 0..{layer.num_experts - 1}"
+            )
+        if expert not in tap.live:
+            raise PlanError(
+                f"layer {layer.index}: expert {expert} is pruned in the live model; undo or "
+                "discard that first, or flip to the base"
+            )
 
 
 def _check_groups(tap: LayerTap, up: tuple[int, ...], down: tuple[int, ...]) -> list[str]:
@@ -179,34 +212,50 @@ def install(steering: Steering, resident: Resident) -> None:
     for tap in resident.taps.layers:
         up = mask(tap, steering.activate.get(tap.layer.index, ()))
         down = mask(tap, steering.deactivate.get(tap.layer.index, ()))
+        added = addends(steering, tap, up, down)
         tap.logits_rule = tap.bias = None
-        if not (up.any() or down.any()):
+        if not (up.any() or down.any() or added.any()):
             continue
         if tap.layer.bias_name is not None:
             own = resident.tree.get(f"{tap.layer.bias_owner}.{tap.layer.bias_name}")
-            tap.bias = baked_bias(steering, tap.layer, own, up, down)
+            tap.bias = baked_bias(steering, tap, own, up, down)
             mx.eval(tap.bias)
-        elif steering.rule == "additive":
-            tap.logits_rule = additive_rule(_values(steering, up, down))
-        else:
-            margin = GROUP_MARGIN if tap.layer.grouped else MARGIN
-            tap.logits_rule = logits_rule(up, down, margin)
+            continue
+        margin = GROUP_MARGIN if tap.layer.grouped else MARGIN
+        forcing = steering.rule != "additive" and (up | down).any()
+        forced = logits_rule(up, down, margin) if forcing else None
+        tap.logits_rule = _chained(additive_rule(added) if added.any() else None, forced)
 
 
-def _values(steering: Steering, up: Mask, down: Mask) -> NDArray[np.float64]:
-    """What the additive rule adds, [R]."""
-    return np.asarray(
-        np.where(up, steering.boost_value, 0.0) + np.where(down, steering.mask_value, 0.0)
-    )
+def _chained(first: LogitsRule | None, then: LogitsRule | None) -> LogitsRule | None:
+    """Both rules, one after the other."""
+    if first is None or then is None:
+        return first or then
+    one, other = first, then
+    return lambda logits: other(one(logits))
 
 
-def baked_bias(
-    steering: Steering, layer: MoELayer, own: mx.array, up: Mask, down: Mask
-) -> mx.array:
-    """The selection bias [R], float32, that does what `steering` asks."""
+def addends(steering: Steering, tap: LayerTap, up: Mask, down: Mask) -> NDArray[np.float64]:
+    """What is added to each of the router's rows as sliced, float64 [R]: faders, and what is
+    switched by the additive rule.
+    """
+    added = np.zeros(len(up))
+    for expert, level in steering.levels.get(tap.layer.index, {}).items():
+        if expert in tap.live:
+            added[tap.live.index(expert)] = level
     if steering.rule == "additive":
-        return raised_above_fill(layer, own) + mx.array(_values(steering, up, down), mx.float32)
-    return steered_bias(layer, own, up, down)
+        added += np.where(up, steering.boost_value, 0.0)
+        added += np.where(down, steering.mask_value, 0.0)
+    return added
+
+
+def baked_bias(steering: Steering, tap: LayerTap, own: mx.array, up: Mask, down: Mask) -> mx.array:
+    """The selection bias [R], float32, that does what `steering` asks."""
+    added = addends(steering, tap, up, down)
+    forcing = steering.rule != "additive" and (up | down).any()
+    if added.any() or not forcing:
+        own = raised_above_fill(tap.layer, own) + mx.array(added, mx.float32)
+    return steered_bias(tap.layer, own, up, down) if forcing else own
 
 
 def mask(tap: LayerTap, experts: tuple[int, ...]) -> Mask:

@@ -70,6 +70,8 @@ def info(
         memory_limit=memory_limit(),
         notes=loaded.notes,
         digest=digest,
+        expert_bytes=view.expert_bytes(),
+        open_groups=first.topk_group,
     )
 
 
@@ -131,6 +133,14 @@ def sets_mask(anatomy: Anatomy, sets: Any) -> Array:
     return mask
 
 
+def levelled(anatomy: Anatomy, editor: Editor, sign: int) -> Array:
+    """bool [L, E]: experts whose level has this sign."""
+    levels = editor.steering.levels.items()
+    return sets_mask(
+        anatomy, {ly: [e for e, x in some.items() if x * sign > 0] for ly, some in levels}
+    )
+
+
 def heat(
     anatomy: Anatomy, editor: Editor, stats: RoutingStats | None, protected: Array
 ) -> HeatView:
@@ -145,8 +155,8 @@ def heat(
         metrics={} if stats is None else {metric: stats.score(metric) for metric in METRICS},
         alive=alive,
         condemned=condemned,
-        activated=sets_mask(anatomy, editor.steering.activate),
-        deactivated=sets_mask(anatomy, editor.steering.deactivate),
+        activated=sets_mask(anatomy, editor.steering.activate) | levelled(anatomy, editor, 1),
+        deactivated=sets_mask(anatomy, editor.steering.deactivate) | levelled(anatomy, editor, -1),
         protected=protected,
         samples=stats.samples if stats is not None else 0,
         tokens=stats.tokens if stats is not None else 0,

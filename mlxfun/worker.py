@@ -168,14 +168,15 @@ class Worker:
         cancelled = parent.cancelled if isinstance(parent, JobContext) else threading.Event()
         return self._run(_Job(next(self._ids), line, work, cancelled=cancelled))
 
-    def cancel(self) -> None:
+    def cancel(self, only: str | None = None) -> None:
         """Cancel the running job, or the next one if none runs yet; a second call drops the rest.
 
-        The worker finishes the layer, batch or token in hand first.
+        only: leave everything alone unless that job is this line: it may just have ended. The
+        worker finishes the layer, batch or token in hand first.
         """
         with self._lock:
             target = self._running or next(iter(self._waiting), None)
-            if target is None:
+            if target is None or (only is not None and target.line != only):
                 return
             if target.cancelled.is_set():
                 for job in self._waiting:

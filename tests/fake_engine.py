@@ -36,11 +36,12 @@ from mlxfun.reports import (
     Report,
     SaveReport,
     SessionView,
-    SteerReport,
     StepReport,
     TextReport,
     WhyReport,
 )
+from tests.fake_hand import COMMANDS as HAND
+from tests.fake_hand import EXPERT_BYTES, FakeHand
 
 MIB = 1 << 20
 STATES = {0: "a1b2c3d4", 1: "e5f60718"}
@@ -95,6 +96,7 @@ COMMANDS: tuple[tuple[str, str, str, str, str], ...] = (
     ("goto", "history", "Go to any state.", "goto NODE", "model"),
     ("history", "history", "Show the tree of states.", "history", "model"),
     ("save", "model", "Write the model.", "save PATH [OPTIONS]", "model"),
+    *HAND,
     ("help", "shell", "Explain a command.", "help [COMMAND]", ""),
     ("quit", "shell", "Leave the shell.", "quit", ""),
 )
@@ -115,7 +117,7 @@ def surface(layers: int, experts: int, phase: float = 0.0) -> np.ndarray:
     return 0.5 + 0.5 * np.sin(columns * 0.55 + rows * 0.8 + phase)
 
 
-class FakeEngine:
+class FakeEngine(FakeHand):
     """See the module. layers, experts: the size of the pretended model."""
 
     def __init__(self, layers: int = 6, experts: int = 16) -> None:
@@ -129,6 +131,7 @@ class FakeEngine:
         self._script: Iterator[Event | Report] | None = None
         self._jobs = 0
         self._cancel = False
+        self._asked: list[str] = []
         self._view = SessionView()
 
     # The engine's interface -------------------------------------------------------------------
@@ -150,7 +153,9 @@ class FakeEngine:
         self._emit(JobQueued(self._jobs, line))
         return self._jobs
 
-    def cancel(self) -> None:
+    def cancel(self, only: str | None = None) -> None:
+        if only is not None and self.busy != only:
+            return
         self.cancelled += 1
         self._cancel = True
 
@@ -293,6 +298,7 @@ class FakeEngine:
             device="cpu",
             memory_active=14 * MIB,
             memory_limit=8192 * MIB,
+            expert_bytes=(EXPERT_BYTES,) * self.layers,
         )
         no = np.zeros(shape, bool)
         heat = HeatView(
@@ -400,38 +406,20 @@ class FakeEngine:
         yield report
 
     def _do_chat(self, job: int, args: list[str]) -> Iterator[Event | Report]:
+        if args == ["--new"]:
+            yield TextReport("a new conversation begins")
+            return
         pieces = ["An", " expert", " is", " a", " small", " network", "."]
         for index, piece in enumerate(pieces):
-            experts = np.array(
-                [
-                    [(index + k * 5 + layer) % self.experts for k in range(2)]
-                    for layer in range(self.layers)
-                ],
-                np.int32,
-            )
-            weights = np.full(experts.shape, 0.5, np.float32)
-            yield Token(job, self._view.live, index, index, piece, experts, weights)
+            yield Token(job, self._view.live, index, index, piece, *self._routed(index))
         text = "".join(pieces)
-        yield ChatReport(args[-1], text, self._view.live, 12, 0, 7, 35.0, "stop")
-
-    def _do_steer(self, job: int, args: list[str]) -> Iterator[Event | Report]:
-        heat = self._view.heat
-        assert heat is not None
-        sets: dict[str, dict[int, tuple[int, ...]]] = {"--activate": {}, "--deactivate": {}}
-        for option, value in zip(args, [*args[1:], ""], strict=True):
-            for pair in value.split(",") if option in sets else ():
-                layer, expert = (int(part) for part in pair.split(":"))
-                sets[option][layer] = (*sets[option].get(layer, ()), expert)
-        flags = []
-        for option in ("--activate", "--deactivate"):
-            flag = np.zeros((self.layers, self.experts), bool)
-            for layer, experts in sets[option].items():
-                flag[layer, list(experts)] = True
-            flags.append(flag)
-        report = SteerReport(sets["--activate"], sets["--deactivate"])
-        heat = replace(heat, activated=flags[0], deactivated=flags[1])
-        self._view = replace(self._view, heat=heat, steering=report)
-        yield report
+        back = int(self._option(args, "--back") or 0)
+        taken, self._asked = (
+            (self._asked[-back:], self._asked[:-back]) if back else ([], self._asked)
+        )
+        prompt = taken[0] if args[-2:-1] == ["--back"] else args[-1]
+        self._asked.append(prompt)
+        yield ChatReport(prompt, text, self._view.live, 12, 0, 7, 35.0, "stop")
 
     def _do_why(self, job: int, args: list[str]) -> Iterator[Event | Report]:
         layer, expert = (int(part) for part in args[0].split(":"))

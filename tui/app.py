@@ -16,13 +16,14 @@ from typing import ClassVar
 from rich.console import RenderableType
 from rich.text import Text
 from textual import on
-from textual.app import App
 
 from commands.config import Config
 from mlxfun.events import Event, JobEnded
+from mlxfun.hand_reports import DossierReport
 from mlxfun.reports import Report, StepReport
-from tui import deeds, guide, themes
+from tui import deeds, guide, pick, talk, themes
 from tui.feed import Feed
+from tui.hands import Hands
 from tui.keymap import BY_ID, KEYS, Key, keys_for
 from tui.lines import LineHistory
 from tui.messages import CursorPut, KeyUsed, LineEntered, PanelPicked, Said, Wake
@@ -30,7 +31,8 @@ from tui.notification import notification
 from tui.palette import Commands, Item
 from tui.ports import Engine
 from tui.screen import MainScreen
-from tui.state import AppState, Entry, quoted_chat, reduce
+from tui.state import AppState, reduce
+from tui.widgets.dossier import dossier_page
 from tui.widgets.help import HelpScreen, help_page
 
 FRAMES_PER_SECOND = 12
@@ -45,7 +47,7 @@ def plain_report(report: Report) -> RenderableType:
     return Text(report.summary())
 
 
-class ShellApp(App[int]):
+class ShellApp(Hands):
     """engine: runs the commands. startup_lines: queued after the first paint. renderer: makes a
     report readable. lines: earlier command lines. clock: seconds, monotonic. config: the user's."""
 
@@ -91,6 +93,7 @@ class ShellApp(App[int]):
         )
         self._escaped = float("-inf")
         self._typed = 0
+        self._opened = 0
 
     # Life -------------------------------------------------------------------------------------
     def get_default_screen(self) -> MainScreen:
@@ -123,27 +126,32 @@ class ShellApp(App[int]):
     def pump(self) -> None:
         """Fold what the worker sent into the state and show it."""
         events = self._feed.drain()
-        if not events and self.state.job is None:
-            return
         for event in events:
             self._take(event)
-        self._show()
+        settled = self._settle()
+        if events or settled or self.state.job is not None:
+            self._show()
 
     def _take(self, event: Event) -> None:
         if isinstance(event, JobEnded):
             view, rows = self.engine.view(), tuple(self.engine.rows())
+            before = self.state.view
             self.state = replace(self.state, view=view, rows=rows)
+            self.state = pick.overtaken(self.state, before, event.line)
             self.state = deeds.put(self.state, *self.state.cursor)
         self.state = reduce(self.state, event, self._clock())
         if isinstance(event, JobEnded):
+            self._remix(event)
             self._over(event)
 
     def _over(self, event: JobEnded) -> None:
         """A job has ended: show where its outcome is, call back whoever turned away."""
+        if isinstance(event.report, DossierReport) and event.job == self._opened:
+            self.push_screen(HelpScreen(dossier_page(event.report, self.state)))
         panel = deeds.news(event)
         if panel is not None and not self._first_load(event):
-            step = isinstance(event.report, StepReport)
-            self.state = deeds.reveal(self.state, panel, aside=step)
+            aside = isinstance(event.report, StepReport) or event.line.startswith("select")
+            self.state = deeds.reveal(self.state, panel, aside=aside)
         if event.report is not None and event.report.kind == "quit":
             self.leave()
         if event.usage and event.job == self._typed and not self.main.command.input.value:
@@ -169,27 +177,21 @@ class ShellApp(App[int]):
         if self.is_running and self.main.is_mounted:
             self.main.show(self.state, self._clock())
 
-    def _change(self, state: AppState) -> None:
-        self.state = state
-        self._show()
-
-    def _say(self, level: str, text: str) -> None:
-        """A word on the echo line, not worth keeping."""
-        self._change(replace(self.state, echo=Entry(level, "", text)))
-
     # Intents ----------------------------------------------------------------------------------
     @on(LineEntered)
     def _line_entered(self, message: LineEntered) -> None:
         self._lines.add(message.line)
-        self._typed = self.engine.run(message.line)
+        self._typed = self._run(message.line)
 
     @on(Said)
     def _said(self, message: Said) -> None:
-        self.engine.run(quoted_chat(message.text))
+        line = talk.line_for(self.state, message.text)
+        self.state = replace(self.state, talk=replace(self.state.talk, revise=0))
+        self._run(line)
 
     @on(CursorPut)
     def _cursor_put(self, message: CursorPut) -> None:
-        self._change(deeds.put(self.state, message.position, message.expert))
+        self._change(deeds.point(self.state, message.position, message.expert))
 
     @on(PanelPicked)
     def _panel_picked(self, message: PanelPicked) -> None:
@@ -221,7 +223,9 @@ class ShellApp(App[int]):
             return
         line = guide.command_line(self.state, key, self.main.selected_node)
         if key.kind == "run":
-            self.engine.run(line)
+            job = self._run(line)
+            if key.id == "dossier":
+                self._opened = job
         else:
             self.main.command.fill(line)
 
@@ -234,6 +238,7 @@ class ShellApp(App[int]):
             "panel": self._go,
             "open_command": self.main.command.open,
             "stay_in_command": self.main.command.enter,
+            **self._handiwork(),
             "zoom": lambda: self._change(deeds.zoom(self.state)),
             "next_metric": self._next_metric,
             "next_theme": self._next_theme,
@@ -253,10 +258,6 @@ class ShellApp(App[int]):
         if option == "table":
             # The map and its twin take turns: the focus goes along.
             self.main.focus_panel("experts")
-
-    def _go(self, panel: str) -> None:
-        self._change(deeds.pick_panel(self.state, panel))
-        self.main.focus_panel(panel)
 
     def _next_metric(self) -> None:
         from tui.heat.model import heat_model
@@ -286,12 +287,18 @@ class ShellApp(App[int]):
         panel = self.main.focused_panel
         twice = now - self._escaped < DOUBLE_ESCAPE
         self._escaped = now
-        talking = job is not None and job.line.split(None, 1)[0] == "chat" and panel == "chat"
+        talking = job is not None and job.line.split()[0] in ("chat", "ab") and panel == "chat"
         if job is not None and (twice or talking):
             self.interrupt()
             return
         if panel == "command" or self.main.in_field:
+            if self.state.talk.revise:
+                self._change(replace(self.state, talk=replace(self.state.talk, revise=0)))
             self.main.leave_field()
+        elif self.state.token is not None:
+            self._change(talk.at(self.state, None))
+        elif self.state.anchor is not None:
+            self._change(replace(self.state, anchor=None))
         elif self.state.zoomed and job is None:
             self._change(deeds.zoom(self.state))
         if job is not None:
@@ -330,7 +337,7 @@ def check_config(config: Config) -> None:
     for name in config.keys:
         if name not in BY_ID:
             raise config.wrong(f"keys.{name}", f"unknown; known are {', '.join(BY_ID)}")
-    for scope in {key.scope for key in KEYS}:
+    for scope in sorted({scope for key in KEYS for scope in key.scope.split(",")}):
         _check_clashes(config, scope)
 
 

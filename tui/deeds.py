@@ -6,13 +6,22 @@ from dataclasses import replace
 
 from mlxfun.events import JobEnded
 from mlxfun.reports import EvaluateReport, StepReport
-from tui.layout import PANELS
+from tui.layout import PANELS, UPPER
 from tui.state import AppState
 
 
 def move(state: AppState, down: int, right: int) -> AppState:
     """The heatmap's cursor `down` layers and `right` experts further, kept on the map."""
-    return put(state, state.cursor[0] + down, state.cursor[1] + right)
+    state = replace(state, anchor=None)
+    if not state.heat.sort:
+        return put(state, state.cursor[0] + down, state.cursor[1] + right)
+    from tui.heat.order import column, expert, order_of
+
+    order, (position, here) = order_of(state), state.cursor
+    # On a sorted map the cursor keeps to its column: the same rank in the next layer.
+    at = column(order, position, here) + right
+    moved = put(state, position + down, max(0, at))
+    return replace(moved, cursor=(moved.cursor[0], expert(order, *moved.cursor)))
 
 
 def put(state: AppState, position: int, expert: int) -> AppState:
@@ -29,6 +38,16 @@ def put(state: AppState, position: int, expert: int) -> AppState:
     return replace(state, cursor=(position, expert))
 
 
+def point(state: AppState, position: int, at: int) -> AppState:
+    """The heatmap's cursor at a column of the map as it is shown."""
+    state = put(replace(state, anchor=None), position, at)
+    if not state.heat.sort:
+        return state
+    from tui.heat.order import expert, order_of
+
+    return replace(state, cursor=(state.cursor[0], expert(order_of(state), *state.cursor)))
+
+
 def next_metric(state: AppState, names: tuple[str, ...], shown: str) -> AppState:
     """The metric after `shown`, round and round."""
     if not names:
@@ -39,7 +58,8 @@ def next_metric(state: AppState, names: tuple[str, ...], shown: str) -> AppState
 
 
 def toggle(state: AppState, option: str) -> AppState:
-    """One of the heatmap's yes-or-no options the other way: log, per_layer, fit or table."""
+    """One of the heatmap's yes-or-no options the other way: log, per_layer, fit, sort
+    or table."""
     flag = not getattr(state.heat, option)
     match option:
         case "log":
@@ -48,6 +68,8 @@ def toggle(state: AppState, option: str) -> AppState:
             heat = replace(state.heat, per_layer=flag)
         case "fit":
             heat = replace(state.heat, fit=flag)
+        case "sort":
+            heat = replace(state.heat, sort=flag)
         case _:
             heat = replace(state.heat, table=flag)
     return replace(state, heat=heat)
@@ -58,7 +80,8 @@ def pick_panel(state: AppState, panel: str) -> AppState:
     if panel not in PANELS:
         return state
     beside = state.beside if panel == "experts" else panel
-    return replace(state, panel=panel, beside=beside, front=panel)
+    upper = panel if panel in UPPER else state.upper
+    return replace(state, panel=panel, beside=beside, front=panel, upper=upper)
 
 
 def reveal(state: AppState, panel: str, *, aside: bool = False) -> AppState:
@@ -67,7 +90,8 @@ def reveal(state: AppState, panel: str, *, aside: bool = False) -> AppState:
     aside: only where it takes nothing away, beside the heatmap.
     """
     beside = state.beside if panel == "experts" else panel
-    return replace(state, beside=beside, front=state.front if aside else panel)
+    upper = panel if panel in UPPER else state.upper
+    return replace(state, beside=beside, front=state.front if aside else panel, upper=upper)
 
 
 def news(event: JobEnded) -> str | None:
@@ -86,9 +110,12 @@ def news(event: JobEnded) -> str | None:
 _NEWS: dict[str, str | None] = {
     "plan": "plan",
     "chat": "chat",
+    "ab": "chat",
     "history": "history",
     "collect": "experts",
     "steer": None,
+    "probe": "plan",
+    "dossier": None,
 }
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from mlxfun.reports import SteerReport
+from tui import pick
 from tui.keymap import Key, keys_for
 from tui.state import AppState
 
 # Perplexity over the checkpoint's from which on the next step offered is no longer to apply.
 BEARABLE = 1.25
+# Commands of two words.
+FAMILIES = ("plan", "stats")
 
 
 def layer_at(state: AppState, position: int) -> int:
@@ -40,6 +43,13 @@ def steer_line(steering: SteerReport | None, layer: int, expert: int, way: str) 
     for option, pairs in (("--activate", up), ("--deactivate", down)):
         if pairs:
             words += [option, ",".join(f"{ly}:{e}" for ly, e in sorted(pairs))]
+    faders = steering.levels.items() if steering is not None else ()
+    # A fader under the key gives way to it.
+    levels = [
+        (ly, e, x) for ly, some in faders for e, x in some.items() if (ly, e) != (layer, expert)
+    ]
+    if levels:
+        words += ["--level", ",".join(f"{ly}:{e}={x:g}" for ly, e, x in sorted(levels))]
     return " ".join(words)
 
 
@@ -58,14 +68,34 @@ def command_line(state: AppState, key: Key, node: int | None = None) -> str:
         "steer_down": steer_line(view.steering, layer, expert, "down"),
         "steer_off": steer_line(view.steering, layer, expert, "off"),
         "node": str(node if node is not None else ""),
+        "marked": str(compared_with(state, node)),
     }
     return key.target.format(**values)
 
 
+def compared_with(state: AppState, node: int | None) -> int:
+    """The state that `node` is compared with: the marked one, the model's, its parent, any other."""
+    history = state.view.history
+    parents = {n.id: n.parent for n in history.nodes} if history else {}
+    current = history.current if history else None
+    wishes = (state.marked, current, parents.get(node) if node is not None else None, *parents)
+    return next((n for n in wishes if n is not None and n != node and n in parents), 0)
+
+
 def why_not(state: AppState, key: Key) -> str:
     """Why `key` does nothing now, in words; "" when it does something."""
-    if key.scope == "experts" and key.id != "why" and state.view.model is None:
+    if key.works_in("experts") and key.kind != "run" and state.view.model is None:
         return "no model yet"
+    if key.id == "compare" and len(state.view.history.nodes if state.view.history else ()) < 2:
+        return "there is one state only"
+    if key.id == "compare" and state.view.plan is not None:
+        return "a plan is staged: apply or discard it first"
+    if key.target.startswith("mix ") and key.id != "mix" and not state.mixer:
+        return "the mixer is empty: M in the map brings an expert here"
+    if key.target.startswith("pick "):
+        return pick.why_not(state)
+    if key.id == "apply" and uneven(state):
+        return f"{uneven(state)}: press E to even it out by score"
     measured = state.view.heat is not None and bool(state.view.heat.metrics)
     if key.id in ("prune", "why") and state.view.model is not None and not measured:
         return "nothing is measured yet: press c to calibrate"
@@ -84,7 +114,17 @@ def command_of(key: Key) -> str | None:
         return "chat"
     if key.kind == "do":
         return None
-    return key.target.split()[0].strip("{}").split("_")[0]
+    words = key.target.split()
+    if words[0] in FAMILIES:
+        return " ".join(words[:2])
+    return words[0].strip("{}").split("_")[0]
+
+
+def uneven(state: AppState) -> str:
+    """Which layers of a selection by hand lose more than others, "" when it can be applied."""
+    plan = state.view.plan
+    by_hand = state.draft is not None or (plan is not None and plan.strategy == "hand")
+    return pick.unevenness(state) if by_hand else ""
 
 
 def next_key(state: AppState) -> str:
@@ -94,9 +134,11 @@ def next_key(state: AppState) -> str:
         return ""
     if view.heat is None or not view.heat.metrics:
         return "collect"
-    if view.plan is not None:
+    if view.plan is not None or state.draft is not None:
+        if uneven(state):
+            return "pick_even"
         if view.scores is None:
-            return "preview"
+            return "preview" if state.draft is None else ""
         return "apply" if view.scores.ratio <= BEARABLE else "discard"
     if view.history and view.history.current != 0:
         return "save"
@@ -112,7 +154,9 @@ def next_step(state: AppState) -> str:
         return "No model yet: press : and type  load demo"
     words = {
         "collect": "Press c to calibrate: watch which experts work.",
-        "prune": "Press p to stage a prune; nothing is lost until you apply, and undo takes it back.",
+        "prune": "Press p to stage a prune, or pick experts with space; nothing is lost until you "
+        "apply, and undo takes it back.",
+        "pick_even": "The layers lose different numbers: E evens it out by score, space picks on.",
         "preview": "A plan is staged: v measures it, i talks to it, f swaps base and candidate.",
         "discard": "That costs a lot of quality: d discards, p stages a smaller prune, a applies "
         "all the same.",
@@ -134,7 +178,7 @@ def hints(state: AppState, panel: str, room: int) -> list[tuple[Key, bool, bool]
         key.id != leading,
         bool(why_not(state, key)),
         # The first few of the main job, then the panel's own keys, then the rest.
-        order.get(key.id, 4.5 if key.scope == panel else 20 + key.bar),
+        order.get(key.id, (2.5 if panel in ("chat", "mixer") else 4.5) + key.bar / 100 if key.works_in(panel) else 20 + key.bar),
     ))  # fmt: skip
     always = [key for key in shown if key.id in ("help", "command")]
     rest = [key for key in shown if key not in always]
@@ -151,7 +195,7 @@ def _main_keys(state: AppState) -> tuple[str, ...]:
     """The keys of the main job, those that matter now first."""
     view = state.view
     if state.job is not None:
-        return ("escape", "chat", "flip", "apply", "discard")
+        return ("escape", "to_map", "chat", "flip", "apply", "discard")
     if view.plan is not None:
         return ("preview", "apply", "discard", "flip", "chat", "undo", "prune", "collect", "save")
     if view.heat is None or not view.heat.metrics:

@@ -1,6 +1,7 @@
 """Every key of the screen, as data. Bindings, the key bar, F1, the palette and tests read this.
 
-scope: where a key works: "app" anywhere but in a text field, "experts" or "history" in that panel.
+scope: where a key works: "app" anywhere but in a text field, "experts" or "history" in that panel
+(several with commas), "always" in text fields too.
 kind: "run" queues the command line `target`; "fill" puts it on the command line to be finished;
 "do" is a deed of the screen itself: a verb with its arguments. `{...}` in a target is filled in
 from the state.
@@ -27,6 +28,10 @@ class Key:
     scope: str = "app"
     bar: int = 0
     glyph: str = ""
+
+    def works_in(self, scope: str) -> bool:
+        """Whether it belongs to `scope`."""
+        return scope in self.scope.split(",")
 
     @property
     def shown(self) -> str:
@@ -61,11 +66,14 @@ KEYS: tuple[Key, ...] = (
     Key("panel_history", "4", "history", "do", "panel history", "go to the tree of states"),
     Key("panel_log", "5", "log", "do", "panel log", "go to the reports"),
     Key("panel_command", "6", "command", "do", "stay_in_command", "go to the command line"),
+    Key("panel_mixer", "7", "mixer", "do", "panel mixer", "go to the steering mixer"),
     Key("zoom", "z", "zoom", "do", "zoom", "give the focused panel the whole screen, or back",
         bar=13),
     Key("theme", "t", "theme", "do", "next_theme", "next theme: dark, light, high contrast"),
     # The expert under the cursor.
-    Key("why", "w,enter", "why", "run", "why {expert}", "the numbers that condemn or spare it",
+    Key("dossier", "enter", "dossier", "run", "dossier {expert}",
+        "this expert at close quarters: figures, tokens, the one most like it", "experts", bar=20),
+    Key("why", "w", "why", "run", "why {expert}", "the numbers that condemn or spare it",
         "experts", bar=20),
     Key("steer_up", "plus,equals_sign", "in", "run", "{steer_up}",
         "always choose this expert", "experts", bar=21, glyph="+"),
@@ -80,6 +88,8 @@ KEYS: tuple[Key, ...] = (
         "compare within each layer or over the whole model", "experts", bar=26),
     Key("fit", "g", "fit/pan", "do", "toggle fit",
         "squeeze all experts into the width, or one column each and pan", "experts", bar=27),
+    Key("sort", "S", "sort", "do", "toggle sort",
+        "each layer's experts by score, the busiest first, or by number", "experts", bar=27),
     Key("table", "y", "table", "do", "toggle table", "the picture as a table of words",
         "experts", bar=28),
     Key("up", "up,k", "up", "do", "move -1 0", "layer above", "experts"),
@@ -91,11 +101,86 @@ KEYS: tuple[Key, ...] = (
     Key("page_up", "pageup", "page up", "do", "move -8 0", "eight layers up", "experts"),
     Key("page_down", "pagedown", "page down", "do", "move 8 0", "eight layers down",
         "experts"),
+    # The conversation.
+    Key("both", "A", "A/B", "do", "both", "ask base and candidate the same, side by side, or stop it",
+        bar=17),
+    Key("talk", "comma", "chat settings", "do", "talk",
+        "system prompt, temperature, length, seed and thinking of the chat", "app", glyph=","),
+    Key("token_left", "left,h", "token", "do", "token -1",
+        "the token before: the experts that served it light up", "chat", bar=20, glyph="←"),
+    Key("token_right", "right,l", "token", "do", "token 1",
+        "the next token: the experts that served it light up", "chat", bar=21, glyph="→"),
+    Key("again", "g", "ask again", "do", "again", "have the question answered anew", "chat", bar=22),
+    Key("revise", "enter", "edit", "do", "revise",
+        "edit the question; the conversation goes on from there", "chat", bar=23, glyph="enter"),
+    Key("copy", "y", "copy", "do", "copy", "copy the answer", "chat", bar=24),
+    Key("new_chat", "N", "new chat", "run", "chat --new", "forget the conversation", "chat", bar=25),
+    Key("brush", "B", "tint tokens", "do", "brush",
+        "tint the tokens that the expert under the cursor served, or stop it", "experts", bar=33),
+    Key("stats_diff", "D", "compare", "fill", "stats diff a.npz b.npz",
+        "two files of statistics against each other, in the map", "experts", bar=34),
+    # The steering mixer.
+    Key("mix", "M", "to mixer", "do", "mix add", "bring this expert to the steering mixer",
+        "experts", bar=24),
+    Key("mix_toggle", "space", "mute", "do", "mix toggle", "mute the channel, or bring it back",
+        "mixer", bar=20, glyph="space"),
+    Key("mix_up", "plus,equals_sign,right,l", "more", "do", "mix fade 1",
+        "move the fader up: the expert is chosen more often", "mixer", bar=21, glyph="+"),
+    Key("mix_down", "minus,left,h", "less", "do", "mix fade -1",
+        "move the fader down: the expert is chosen less often", "mixer", bar=22, glyph="-"),
+    Key("mix_turn", "enter", "turn", "do", "mix turn",
+        "always in, always out or a level; of a report its other mode", "mixer", bar=23),
+    Key("mix_remove", "backspace,delete", "remove", "do", "mix remove",
+        "take the channel out of the mixer", "mixer", bar=24, glyph="⌫"),
+    # Picking by hand.
+    Key("pick", "space", "pick", "do", "pick toggle",
+        "this expert, or the range, goes with the staged plan, or stays after all", "experts",
+        bar=19, glyph="space"),
+    Key("pick_more", "right_square_bracket", "more", "do", "pick dial 1",
+        "one expert more goes from every layer, the lowest scores first", "experts,plan", bar=29,
+        glyph="]"),
+    Key("pick_fewer", "left_square_bracket", "fewer", "do", "pick dial -1",
+        "one fewer goes from every layer, the highest scores stay", "experts,plan", bar=30,
+        glyph="["),
+    Key("pick_even", "E", "even out", "do", "pick even",
+        "as many from every layer as from the one that loses most, by score", "experts,plan",
+        bar=31),
+    Key("pick_below", "T", "threshold", "do", "pick threshold",
+        "everything goes that works no more than the expert under the cursor", "experts", bar=32),
+    Key("range_column", "C", "column", "do", "pick column",
+        "mark this expert number in all layers; space picks it", "experts"),
+    Key("range_row", "R", "row", "do", "pick row", "mark this layer; space picks it", "experts"),
+    Key("range_up", "shift+up,K", "mark up", "do", "stretch -1 0", "mark a range", "experts"),
+    Key("range_down", "shift+down,J", "mark down", "do", "stretch 1 0", "mark a range", "experts"),
+    Key("range_left", "shift+left,H", "mark left", "do", "stretch 0 -1", "mark a range",
+        "experts"),
+    Key("range_right", "shift+right,L", "mark right", "do", "stretch 0 1", "mark a range",
+        "experts"),
+    Key("dial_more", "plus,equals_sign", "more", "do", "pick dial 1",
+        "one expert more goes from every layer, the lowest scores first", "plan", bar=20,
+        glyph="+"),
+    Key("dial_fewer", "minus", "fewer", "do", "pick dial -1",
+        "one fewer goes from every layer, the highest scores stay", "plan", bar=21, glyph="-"),
+    Key("plan_save", "S", "save list", "fill", "plan save plan.json",
+        "write which experts stay, as a list that prune --expert-list reads", "plan", bar=22),
     Key("goto", "enter", "go there", "run", "goto {node}",
         "make the selected state the model's", "history", bar=20),
+    Key("mark", "space", "mark", "do", "mark", "mark this state, to compare others with it",
+        "history", bar=21, glyph="space"),
+    Key("compare", "equals_sign", "compare", "run", "compare {marked} {node}",
+        "perplexity, KL, size and experts of the marked state, or the model's, and this one",
+        "history", bar=22, glyph="="),
+    Key("name", "N", "name", "fill", "name {node}", "give this state a name", "history", bar=23),
+    Key("compact", "K", "compact", "run", "compact", "slice pruned experts out of memory",
+        "history", bar=24),
     # Everywhere, text fields included.
     Key("help", "f1", "help", "do", "help", "explain the focused panel and its keys", "always",
         bar=12, glyph="F1"),
+    Key("to_map", "f2", "map", "do", "panel experts",
+        "go to the experts, out of a text field too: an answer goes on", "always", bar=15,
+        glyph="F2"),
+    Key("to_mixer", "f7", "mixer", "do", "panel mixer",
+        "go to the steering mixer, out of a text field too: an answer goes on", "always"),
     Key("palette", "ctrl+p", "palette", "do", "palette", "search every command and key",
         "always", bar=14, glyph="^p"),
     Key("escape", "escape", "stop", "do", "escape",
@@ -118,7 +203,7 @@ def bindings(scope: str) -> Iterator[Binding]:
     field that has the focus.
     """
     for key in KEYS:
-        if key.scope == scope:
+        if key.works_in(scope):
             yield Binding(
                 key.keys,
                 f"screen.key('{key.id}')",
@@ -131,4 +216,4 @@ def bindings(scope: str) -> Iterator[Binding]:
 
 def keys_for(scope: str) -> list[Key]:
     """The keys that work while the panel `scope` has the focus: its own first."""
-    return [key for want in (scope, "app", "always") for key in KEYS if key.scope == want]
+    return [key for want in (scope, "app", "always") for key in KEYS if key.works_in(want)]

@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tui.state import AppState
 
-PANELS = ("experts", "chat", "plan", "history", "log")
+PANELS = ("experts", "chat", "plan", "history", "log", "mixer")
+# The keys that lead to them; 6 is the command line.
+NUMBERS = {"experts": 1, "chat": 2, "plan": 3, "history": 4, "log": 5, "mixer": 7}
+# These two share a place where all others have one of their own.
+UPPER = ("plan", "mixer")
 
 WIDE_COLUMNS, WIDE_ROWS = 110, 30
 SPLIT_ROWS = 22
@@ -29,12 +33,13 @@ class Arrangement:
 def arrange(width: int, height: int, state: AppState) -> Arrangement:
     """The arrangement for `width` x `height` cells.
 
-    Of `state` it reads panel, beside, front and zoomed.
+    Of `state` it reads panel, beside, front, upper and zoomed.
     """
     if state.zoomed:
         return Arrangement("single", (state.panel,), PANELS)
     if width >= WIDE_COLUMNS and height >= WIDE_ROWS:
-        return Arrangement("wide", PANELS, ())
+        hidden = {name for name in UPPER if name != state.upper}
+        return Arrangement("wide", tuple(p for p in PANELS if p not in hidden), ())
     if height >= SPLIT_ROWS:
         return Arrangement("split", ("experts", state.beside), PANELS[1:])
     return Arrangement("single", (state.front,), PANELS)

@@ -34,9 +34,10 @@ def items(state: AppState) -> list[Item]:
         if key.id in ("palette", "escape") or key.id.startswith("panel_command"):
             continue
         name = guide.command_of(key) or ""
+        said = key.target if key.kind == "run" and "{" not in key.target else name or key.label
         out.append(
             Item(
-                f"{name or key.label} ({key.shown})",
+                f"{said} ({key.shown})",
                 key.help,
                 guide.why_not(state, key),
                 key.id,

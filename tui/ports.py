@@ -57,8 +57,11 @@ class Engine(Protocol):
     def run(self, line: str) -> int:
         """Queue a command line and return its job id; errors arrive as `JobEnded`."""
 
-    def cancel(self) -> None:
-        """Cancel the running job; a second call drops the queued ones too."""
+    def cancel(self, only: str | None = None) -> None:
+        """Cancel the running job; a second call drops the queued ones too.
+
+        only: cancel nothing unless it is this line that runs.
+        """
 
     def complete(self, line: str) -> Sequence[Completion]:
         """How `line` may go on, best first."""

@@ -26,6 +26,7 @@ from tui.widgets.heatmap import Heatmap
 from tui.widgets.history import HistoryPanel
 from tui.widgets.keybar import KeyBar
 from tui.widgets.log import LogPanel
+from tui.widgets.mixer import MixerPanel
 from tui.widgets.panel import Panel
 from tui.widgets.plan import PlanPanel
 from tui.widgets.status import StatusLine
@@ -56,7 +57,7 @@ class MainScreen(Screen[None]):
     .-split #right, .-single #right { width: 1fr; }
     .-strip-only #left { height: 1; }
     .-single TabStrip { dock: top; }
-    .-wide #plan { height: 5fr; }
+    .-wide #plan, .-wide #mixer { height: 5fr; }
     .-wide #history { height: 2fr; min-height: 6; }
     .-wide #log { height: 4fr; }
     """
@@ -82,6 +83,7 @@ class MainScreen(Screen[None]):
                 yield ChatPanel()
             with Vertical(id="right"):
                 yield PlanPanel()
+                yield MixerPanel()
                 yield HistoryPanel()
                 yield LogPanel(self._renderer)
         yield CommandLine(self._complete, self._past)
@@ -97,11 +99,12 @@ class MainScreen(Screen[None]):
             self.query_one(ExpertsPanel).show(state)
             self.query_one(ChatPanel).show(state)
             self.query_one(PlanPanel).show(state)
+            self.query_one(MixerPanel).show(state)
             self.query_one(HistoryPanel).show(state)
             self.query_one(LogPanel).show(state)
             self.query_one(CommandLine).show(state, guide.next_step(state))
             self.query_one(StatusLine).show(state, now)
-            self.query_one(KeyBar).show(state, self.focused_panel)
+            self.query_one(KeyBar).show(state, self._keys_of)
         if self.focused is None and state.view.model is not None:
             self.focus_panel(state.panel)
 
@@ -133,6 +136,8 @@ class MainScreen(Screen[None]):
         marked = set()
         if self._state.view.plan is not None:
             marked.add("plan")
+        if any(channel.on for channel in self._state.mixer):
+            marked.add("mixer")
         if self._state.turns and not self._state.turns[-1].done:
             marked.add("chat")
         return frozenset(marked)
@@ -150,9 +155,19 @@ class MainScreen(Screen[None]):
         return self._state.panel
 
     @property
+    def _keys_of(self) -> str:
+        """The panel whose keys work now: none in a text field, where letters are letters."""
+        return "" if self.in_field else self.focused_panel
+
+    @property
     def selected_node(self) -> int | None:
         """The state under the cursor of the history panel."""
         return self.query_one(HistoryPanel).selected
+
+    @property
+    def mixer(self) -> MixerPanel:
+        """The steering mixer."""
+        return self.query_one(MixerPanel)
 
     @property
     def command(self) -> CommandLine:
@@ -188,11 +203,11 @@ class MainScreen(Screen[None]):
             if isinstance(ancestor, Panel):
                 self.post_message(PanelPicked(ancestor.panel, move=False))
                 return
-        self.query_one(KeyBar).show(self._state, self.focused_panel)
+        self.query_one(KeyBar).show(self._state, self._keys_of)
 
     def on_resize(self, _: events.Resize) -> None:
         self._arrange()
-        self.query_one(KeyBar).show(self._state, self.focused_panel)
+        self.query_one(KeyBar).show(self._state, self._keys_of)
 
     # Keys -------------------------------------------------------------------------------------
     def action_key(self, key: str) -> None:

@@ -5,10 +5,10 @@ Nothing here knows a widget. Clocks come in as arguments, so that a test can say
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from mlxfun.comparison_reports import DiffReport
 from mlxfun.events import (
     Event,
     JobEnded,
@@ -19,16 +19,21 @@ from mlxfun.events import (
     RoutingFrame,
     Token,
 )
-from mlxfun.reports import ChatReport, Report, SessionView
+from mlxfun.hand_reports import ProbeReport
+from mlxfun.reports import Report, SessionView
+from tui import turns
+from tui.mixer import Channel
+from tui.turns import Turn
 
 if TYPE_CHECKING:
     from mlxfun.events import Array
     from tui.ports import Row
 
 LOG_LIMIT = 200
-# Options of chat that take no value: what follows them is an option again, or the text.
-CHAT_FLAGS = ("--new", "--base", "--candidate", "--thinking", "--no-thinking")
-TURN_LIMIT = 200
+FADED = "steer --clear"
+"""How a line begins that names a whole steering: the one before it is history."""
+QUIET_LINE = "probe --tokens 512"
+"""The one command line that the screen sends by itself: it leaves no word in the log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,20 +47,19 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """One question and its answer. side: which model answered; note: why it ended, if not done.
+class Talk:
+    """How the chat field asks. None: the shell's default.
 
-    tokens and began (the clock at the first token) give the speed.
+    both: base and candidate are asked; revise: how many turns the next text takes back first.
     """
 
-    job: int
-    prompt: str
-    text: str = ""
-    side: str = ""
-    done: bool = False
-    note: str = ""
-    tokens: int = 0
-    began: float = 0.0
+    system: str | None = None
+    temperature: float | None = None
+    max_tokens: int | None = None
+    seed: int | None = None
+    thinking: bool | None = None
+    both: bool = False
+    revise: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +75,27 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class HeatOptions:
-    """How the heatmap is drawn. metric None: the best there is. fit: pool to the width, no pan."""
+    """How the heatmap is drawn. metric None: the best there is. fit: pool to the width, no pan.
+    sort: each layer's experts by score."""
 
     metric: str | None = None
     log: bool = False
     per_layer: bool = True
     fit: bool = True
     table: bool = False
+    sort: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Draft:
+    """Experts picked by hand that are not a command line yet.
+
+    gone: bool [L, E]; since: the clock at the last pick; sent: its command line is on its way.
+    """
+
+    gone: Array
+    since: float
+    sent: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,9 +105,15 @@ class AppState:
     jobs: what runs, the innermost last: a replay runs its lines as jobs inside its own.
     frame: the running calibration's newest heat. traffic: float64 [L, E], times each expert served
     the newest answer. lit: int32 [L, K], the experts of the newest token while one is generated.
-    cursor: (position of the MoE layer, expert). echo: the newest thing worth saying. lines: the
+    cursor: (position of the MoE layer, expert); anchor: the other corner of a range. draft: picks
+    by hand; probe: the newest quick measurement; probed: the state of the plan that was probed, or
+    "-" when plans cannot be. talk: the chat's settings; token: (job, index) of the token under the
+    transcript's cursor; brush: the tokens that the expert under the cursor served are tinted. mixer: the steering's channels; mixing:
+    its newest command line. compared: the last two files of statistics that were compared. limits: the guardrails that were set; marked: the state
+    that others are compared with. echo: the newest thing worth saying. lines: the
     command lines that succeeded. panel: the focused one; beside: the last focused or
-    revealed that is not the heatmap; front: the last of all, for screens with room for one; zoomed: the focused one has the screen to itself.
+    revealed that is not the heatmap; upper: the plan or the
+    mixer, whichever was last; front: the last of all, for screens with room for one; zoomed: the focused one has the screen to itself.
     """
 
     view: SessionView = field(default_factory=SessionView)
@@ -105,8 +129,21 @@ class AppState:
     lines: tuple[str, ...] = ()
     heat: HeatOptions = HeatOptions()
     cursor: tuple[int, int] = (0, 0)
+    anchor: tuple[int, int] | None = None
+    draft: Draft | None = None
+    probe: ProbeReport | None = None
+    probed: str = ""
+    talk: Talk = Talk()
+    token: tuple[int, int] | None = None
+    brush: bool = False
+    mixer: tuple[Channel, ...] = ()
+    mixing: str = ""
+    compared: DiffReport | None = None
+    limits: tuple[tuple[str, float], ...] = ()
+    marked: int | None = None
     panel: str = "experts"
     beside: str = "chat"
+    upper: str = "plan"
     front: str = "experts"
     zoomed: bool = False
 
@@ -122,36 +159,6 @@ class AppState:
     def row(self, name: str) -> Row | None:
         """The command called `name`, as the engine last declared it."""
         return next((row for row in self.rows if row.name == name), None)
-
-
-def split(line: str) -> list[str]:
-    """`line` in words, as a shell would; on white space when its quotes do not match."""
-    try:
-        return shlex.split(line)
-    except ValueError:
-        return line.split()
-
-
-def quoted_chat(text: str) -> str:
-    """The command line that says exactly `text` to the model."""
-    # A text that looks like an option must not become one.
-    guard = "-- " if text.startswith("-") else ""
-    return f"chat {guard}{shlex.quote(text)}"
-
-
-def prompt_of(line: str) -> str | None:
-    """What a chat command line says to the model; None for any other command or no text."""
-    words = split(line)
-    if not words or words[0] != "chat":
-        return None
-    place = 1
-    while place < len(words) and words[place].startswith("-"):
-        if words[place] == "--":
-            place += 1
-            break
-        alone = words[place] in CHAT_FLAGS or "=" in words[place]
-        place += 1 if alone else 2
-    return " ".join(words[place:]) or None
 
 
 def reduce(state: AppState, event: Event, now: float) -> AppState:
@@ -180,49 +187,25 @@ def reduce(state: AppState, event: Event, now: float) -> AppState:
 
 def _queued(state: AppState, event: JobQueued) -> AppState:
     queued = (*state.queued, (event.job, event.line))
-    return _asked(replace(state, queued=queued), event.job, event.line)
+    return replace(state, queued=queued, turns=turns.ask(state.turns, event.job, event.line))
 
 
 def _started(state: AppState, event: JobStarted, now: float) -> AppState:
     waiting = tuple(q for q in state.queued if q[0] != event.job)
     jobs = (*state.jobs, Job(event.job, event.line, now))
     # A line of a replay was never queued: its question shows from here on.
-    return _asked(replace(state, jobs=jobs, queued=waiting), event.job, event.line)
-
-
-def _asked(state: AppState, job: int, line: str) -> AppState:
-    """The state with the question that a chat line asks, once."""
-    prompt = prompt_of(line)
-    if prompt is None or _turn(state, job) is not None:
-        return state
-    return replace(state, turns=(*state.turns, Turn(job, prompt))[-TURN_LIMIT:])
-
-
-def _with_turn(state: AppState, turn: Turn) -> AppState:
-    turns = tuple(turn if old.job == turn.job else old for old in state.turns)
-    return replace(state, turns=turns)
-
-
-def _turn(state: AppState, job: int) -> Turn | None:
-    return next((turn for turn in reversed(state.turns) if turn.job == job), None)
+    asked = turns.ask(state.turns, event.job, event.line)
+    return replace(state, jobs=jobs, queued=waiting, turns=asked)
 
 
 def _token(state: AppState, event: Token, now: float) -> AppState:
-    turn = _turn(state, event.job)
-    if turn is not None:
-        turn = replace(
-            turn,
-            text=turn.text + event.text,
-            side=event.side,
-            tokens=turn.tokens + 1,
-            began=turn.began if turn.tokens else now,
-        )
-        state = _with_turn(state, turn)
+    state = replace(state, turns=turns.hear(state.turns, event, now))
+    turn = turns.find(state.turns, event.job)
     if event.experts is None or state.view.heat is None:
         return state
-    first = turn is None or turn.tokens == 1
+    first = turn is None or event.index == 0
     traffic = add_traffic(None if first else state.traffic, event.experts, state.view.heat.experts)
-    return replace(state, traffic=traffic, lit=event.experts)
+    return replace(state, traffic=traffic, lit=event.experts, token=None)
 
 
 def add_traffic(traffic: Array | None, experts: Array, count: int) -> Array:
@@ -240,8 +223,18 @@ def _ended(state: AppState, event: JobEnded) -> AppState:
     state = replace(state, queued=tuple(q for q in state.queued if q[0] != event.job))
     if any(job.id == event.job for job in state.jobs):
         jobs = tuple(job for job in state.jobs if job.id != event.job)
-        state = replace(state, jobs=jobs, frame=None, lit=None)
-    state = _close_turn(state, event)
+        state = replace(state, jobs=jobs, frame=None, lit=None, token=None)
+    state = replace(state, turns=turns.close(state.turns, event))
+    if isinstance(event.report, ProbeReport):
+        state = replace(state, probe=event.report)
+    if event.report is not None and event.report.kind == "settings":
+        state = replace(state, limits=_limits(event.report))
+    if isinstance(event.report, DiffReport):
+        heat = replace(state.heat, metric="A-B reap_sum")
+        state = replace(state, compared=event.report, heat=heat)
+    if event.line == QUIET_LINE:
+        # The screen asked by itself: whoever picks experts is not interrupted with it.
+        return state
     if event.report is not None:
         state = replace(state, lines=(*state.lines, event.line)[-LOG_LIMIT:])
         text, level = event.report.summary(), "ok"
@@ -251,25 +244,19 @@ def _ended(state: AppState, event: JobEnded) -> AppState:
     return _logged(state, Entry(level, event.line, text, event.report, event.seconds))
 
 
-# Why an answer ended, in words; nothing to say when the model itself was done.
-_ENDINGS = {"stop": "", "length": "cut off at --max-tokens", "cancelled": "stopped"}
-
-
-def _close_turn(state: AppState, event: JobEnded) -> AppState:
-    turn = _turn(state, event.job)
-    if turn is None:
-        return state
-    if isinstance(event.report, ChatReport):
-        report = event.report
-        note = _ENDINGS.get(report.finish_reason, report.finish_reason)
-        turn = replace(turn, prompt=report.prompt, text=report.text, side=report.side, note=note)
-    elif event.error is not None:
-        turn = replace(turn, note="stopped" if event.cancelled else event.error)
-    return _with_turn(state, replace(turn, done=True))
+def _limits(report: Report) -> tuple[tuple[str, float], ...]:
+    """The guardrails among the shell's settings."""
+    settings = report.data()["settings"]
+    named = ((name, settings.get(name)) for name in ("max-kl", "max-perplexity-ratio"))
+    return tuple((name, value) for name, value in named if value is not None)
 
 
 def _logged(state: AppState, entry: Entry) -> AppState:
-    return replace(state, log=(*state.log, entry)[-LOG_LIMIT:], echo=entry)
+    log = state.log
+    if log and all(e.level == "ok" and e.line.startswith(FADED) for e in (log[-1], entry)):
+        # A fader on its way leaves one report, not one for each step.
+        log = log[:-1]
+    return replace(state, log=(*log, entry)[-LOG_LIMIT:], echo=entry)
 
 
 def speed(state: AppState, now: float) -> float | None:

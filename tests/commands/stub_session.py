@@ -52,14 +52,10 @@ from mlxfun.reports import (
     StepReport,
     WhyReport,
 )
-
-LAYERS = (1, 3, 5)
-EXPERTS = 8
-TOP_K = 2
-EXPERT_BYTES = 1000
+from tests.commands.stub_hand import EXPERT_BYTES, EXPERTS, LAYERS, TOP_K, HandStub
 
 
-class StubSession:
+class StubSession(HandStub):
     """See `mlxfun.session.Session`. `gate` (if given) holds each collected sample until set."""
 
     def __init__(self, source: str | Path, seed: int = 0, gate: threading.Event | None = None):
@@ -82,6 +78,7 @@ class StubSession:
         self.auto_save: Path | None = None
         self.steering = SteerReport({}, {})
         self.turns = 0
+        self.taken = 0
 
     def _hash(self, dropped: tuple[int, ...]) -> str:
         return hashlib.blake2b(f"{self.source}{dropped}".encode(), digest_size=6).hexdigest()
@@ -350,6 +347,8 @@ class StubSession:
         return self.plan
 
     def chat(self, text: str, options: GenerateOptions, ctx: Context = SILENT) -> ChatReport:
+        if options.side == "candidate":
+            self._staged()
         words = f"turn {self.turns}: {text}".split(" ")
         said, reason = "", "stop"
         for index, word in enumerate(words[: options.max_tokens]):
@@ -358,6 +357,16 @@ class StubSession:
             ctx.emit(Token(0, self.live, index, index, piece))
         self.turns += 1
         return ChatReport(text, said, self.live, 5, 0, len(words), 50.0, reason)
+
+    def take_back(self, count: int) -> str:
+        if count > self.turns:
+            raise StateError(f"the conversation has {self.turns} questions to take back")
+        self.turns -= count
+        self.taken = count
+        return "what was asked"
+
+    def give_back(self) -> None:
+        self.turns += self.taken
 
     def reset_chat(self) -> None:
         self.turns = 0

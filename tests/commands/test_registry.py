@@ -23,6 +23,7 @@ NAMES = {
     "stats diff", "stats merge", "stats purge", "quit", "recover", "resume", "export heatmap", "export report", "export chat",
     "abliterate", "refusals",
     "amplify", "bake", "recipe",
+    "select", "probe", "ab", "stats rank", "name", "compare", "dossier",
 }  # fmt: skip
 
 
@@ -104,7 +105,7 @@ def test_the_overview_names_every_command() -> None:
 
 
 def test_help_of_a_family_shows_all_its_members() -> None:
-    assert help_text("stats").count("Usage: stats ") == 8
+    assert help_text("stats").count("Usage: stats ") == 9
 
 
 def test_a_family_alone_means_its_first_member() -> None:
@@ -121,7 +122,7 @@ def test_a_family_alone_means_its_first_member() -> None:
             "stats sav x",
             "stats: unknown action 'sav': did you mean save?; "
             "choose one of show, save, load, count, reset, "
-            "diff, merge, purge",
+            "diff, merge, rank, purge",
         ),
         ("prune --n-prun 4", "prune: no such option --n-prun: did you mean --n-prune?"),
         ("prune --zzz", "prune: no such option --zzz; see help prune"),
@@ -233,7 +234,7 @@ def test_completion_of_commands_options_and_values(bench: Bench) -> None:
         return [c.text for c in bench.engine.complete(line)]
 
     bench.do("collect --dataset demo:mixed", "prune --n-prune 1", "apply")
-    assert texts("pr") == ["prepare-dataset", "preview", "prune"]
+    assert texts("pr") == ["prepare-dataset", "preview", "probe", "prune"]
     assert texts("stats s") == ["save", "show"]
     assert texts("prune --me") == ["--metric"]
     assert "--n-prune" in texts("prune ")

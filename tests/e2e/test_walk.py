@@ -38,6 +38,7 @@ def test_it_runs_to_its_end_and_what_it_expects_holds(tmp_path: Path) -> None:
     assert [one["command"] for one in ran[1:-1]] == LINES
     failed = [one["command"] for one in ran if not one["ok"]]
     assert failed == [
+        "apply",
         "prune --n-prune 4 --budget global",
         "prune --n-prune 2 --expert-list kept.json",
     ]

@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from commands import registry
+from commands import reference, registry
 from commands.engine import Engine
 from mlxfun.reports import SessionView
 from tests.tui.driving import Shell
 from tui import guide, palette
 from tui.app import ShellApp
-from tui.keymap import KEYS
+from tui.keymap import BY_ID, KEYS
 from tui.state import AppState
 
+ROOT = Path(__file__).resolve().parents[2]
 ROWS = registry.rows(SessionView())
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_every_command_is_in_the_palette(row: registry.Row) -> None:
     assert row.name in {item.command for item in palette.items(AppState(rows=ROWS))}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_every_command_is_reached_from_line_palette_and_headless(row: registry.Row) -> None:
+    example = reference.examples(ROOT)[row.name]
+    assert registry.parse(example).command.name == row.name  # what is typed, and what -c takes
+    assert registry.parse(f"{row.name} --help").params == {"name": tuple(row.name.split())} or (
+        registry.COMMANDS[row.name].tail
+    )
+    entry = next(item for item in palette.items(AppState(rows=ROWS)) if item.command == row.name)
+    if entry.key is None:
+        return
+    key = BY_ID[entry.key]
+    assert key.kind == "do" or registry.parse(guide.command_line(AppState(rows=ROWS), key, node=0))
 
 
 @pytest.mark.parametrize("row", [r for r in ROWS if r.key], ids=lambda row: row.name)
@@ -40,7 +57,7 @@ def test_what_keys_run_or_offer_are_lines_that_parse() -> None:
 
 
 def test_a_chat_text_of_any_shape_parses_back_to_itself() -> None:
-    from tui.state import quoted_chat
+    from tui.turns import quoted_chat
 
     for text in ("--new", "it's", "a  b", "-", '"', "--n-prune 4 experts"):
         parsed = registry.parse(quoted_chat(text))

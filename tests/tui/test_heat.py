@@ -183,7 +183,7 @@ def test_two_layers_in_one_line_and_an_odd_one_out() -> None:
 
 def test_the_cursor_of_a_half_block_map_is_in_its_own_half() -> None:
     codes = np.zeros((2, 2), np.int64)
-    drawn = cells(codes, grid_for(2, 2, 80, 2), (1, 0))
+    drawn = cells(codes, grid_for(2, 2, 80, 2), ((1, 0), (1, 0)))
     assert drawn.tolist() == [[CURSOR * LEVELS, 0]]
     assert codes.tolist() == [[0, 0], [0, 0]]
 

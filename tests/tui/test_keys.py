@@ -7,8 +7,13 @@ from dataclasses import replace
 
 from tests.fake_engine import FakeEngine, FakeRow
 from tests.tui.driving import CALIBRATED, STAGED, Shell, drive, ready
+from tui import pick
 from tui.keymap import BY_ID, KEYS, Key
+from tui.mixer import Channel
 from tui.screen import MainScreen
+from tui.state import Talk
+from tui.widgets.chat import ChatPanel
+from tui.widgets.chat_settings import ChatSettings
 from tui.widgets.help import HelpScreen
 
 
@@ -33,22 +38,33 @@ RUN_LINES = {
     "steer_down": "steer --clear --deactivate 0:0",
     "steer_off": "steer --clear",
     "goto": "goto 0",
+    "dossier": "dossier 0:0",
+    "new_chat": "chat --new",
+    "compare": "compare 1 0",
+    "compact": "compact",
 }
 FILL_LINES = {
     "collect": "collect --dataset demo:mixed",
     "prune": "prune --n-prune 4",
     "save": "save out",
+    "plan_save": "plan save plan.json",
+    "stats_diff": "stats diff a.npz b.npz",
+    "name": "name 0",
 }
 
 
 async def home(shell: Shell, key: Key) -> None:
     """The focus where `key` works."""
-    shell.app.main.focus_panel("history" if key.scope == "history" else "experts")
+    place = key.scope.split(",")[0]
+    shell.app.main.focus_panel("experts" if place in ("app", "always") else place)
+    await shell.settle()
+    if place == "chat":
+        shell.app.main.leave_field()
     await shell.settle()
 
 
 def test_every_key_of_a_command_queues_its_line() -> None:
-    @ready(*CALIBRATED)
+    @ready(*STAGED, "apply", "undo", "chat hello")
     async def test(shell: Shell) -> None:
         for key in KEYS:
             for name in key.keys.split(",") if key.kind == "run" else ():
@@ -80,6 +96,26 @@ def shown(shell: Shell, name: str) -> bool:
     return panel is not None and panel.display and shell.app.main.focused_panel == name
 
 
+def going(shell: Shell) -> list[int]:
+    """How many experts each layer would lose."""
+    mask = pick.gone(shell.app.state)
+    return [] if mask is None else mask.sum(axis=1).tolist()
+
+
+def mixed(shell: Shell) -> list[str]:
+    return [
+        f"{'on' if c.on else 'off'} {c.way} {c.layer}:{c.expert} {c.level:g}"
+        for c in shell.app.state.mixer
+    ]
+
+
+def at_most_as_busy(shell: Shell, layer: int, expert: int) -> list[int]:
+    """How many of each layer have no more of its work than this expert."""
+    scores = shell.app.state.view.heat.metrics["reap_sum"].tolist()
+    limit = scores[layer][expert] / sum(scores[layer])
+    return [sum(x / sum(row) <= limit for x in row) for row in scores]
+
+
 DO_EFFECTS: dict[str, Callable[[Shell], bool]] = {
     "chat": lambda s: s.app.main.focused_panel == "chat" and s.app.main.in_field,
     "command": lambda s: s.app.main.command.input.has_focus,
@@ -91,7 +127,7 @@ DO_EFFECTS: dict[str, Callable[[Shell], bool]] = {
     "panel_log": lambda s: shown(s, "log"),
     "zoom": lambda s: s.app.state.zoomed,
     "theme": lambda s: s.app.theme == "mlxfun-light",
-    "metric": lambda s: s.app.state.heat.metric == "freq",
+    "metric": lambda s: s.app.state.heat.metric == "answer",
     "scale": lambda s: s.app.state.heat.log,
     "span": lambda s: not s.app.state.heat.per_layer,
     "fit": lambda s: not s.app.state.heat.fit,
@@ -104,6 +140,38 @@ DO_EFFECTS: dict[str, Callable[[Shell], bool]] = {
     "row_end": lambda s: s.app.state.cursor == (2, 15),
     "page_up": lambda s: s.app.state.cursor == (0, 5),
     "page_down": lambda s: s.app.state.cursor == (5, 5),
+    "pick": lambda s: going(s) == [0, 0, 1, 0, 0, 0],
+    "pick_more": lambda s: going(s) == [1] * 6,
+    "pick_fewer": lambda s: going(s) == [0] * 6 and s.app.state.draft is not None,
+    "pick_even": lambda s: going(s) == [0] * 6 and s.app.state.draft is not None,
+    "pick_below": lambda s: going(s) == at_most_as_busy(s, 2, 5),
+    "dial_more": lambda s: going(s) == [1] * 6,
+    "dial_fewer": lambda s: going(s) == [0] * 6 and s.app.state.draft is not None,
+    "range_column": lambda s: (s.app.state.anchor, s.app.state.cursor) == ((0, 5), (5, 5)),
+    "range_row": lambda s: (s.app.state.anchor, s.app.state.cursor) == ((2, 0), (2, 15)),
+    "range_up": lambda s: (s.app.state.anchor, s.app.state.cursor) == ((2, 5), (1, 5)),
+    "range_down": lambda s: (s.app.state.anchor, s.app.state.cursor) == ((2, 5), (3, 5)),
+    "range_left": lambda s: (s.app.state.anchor, s.app.state.cursor) == ((2, 5), (2, 4)),
+    "range_right": lambda s: (s.app.state.anchor, s.app.state.cursor) == ((2, 5), (2, 6)),
+    "mix": lambda s: shown(s, "mixer") and mixed(s) == ["on level 2:5 0.5"],
+    "mix_toggle": lambda s: mixed(s) == ["off level 2:5 0.5"],
+    "mix_up": lambda s: mixed(s) == ["on level 2:5 1"],
+    "mix_down": lambda s: mixed(s) == ["off level 2:5 0"],
+    "mix_turn": lambda s: mixed(s) == ["on in 2:5 0"],
+    "mix_remove": lambda s: mixed(s) == [],
+    "panel_mixer": lambda s: shown(s, "mixer"),
+    "sort": lambda s: s.app.state.heat.sort,
+    "to_map": lambda s: shown(s, "experts"),
+    "to_mixer": lambda s: shown(s, "mixer"),
+    "mark": lambda s: s.app.state.marked == 0,
+    "both": lambda s: s.app.state.talk.both and s.app.main.in_field,
+    "talk": lambda s: isinstance(s.app.screen, ChatSettings),
+    "token_left": lambda s: s.app.state.token == (s.app.state.turns[-1].job, 6),
+    "token_right": lambda s: s.app.state.token == (s.app.state.turns[-1].job, 0),
+    "again": lambda s: s.engine.lines[-1] == "chat --back 1",
+    "revise": lambda s: getattr(s.app.focused, "value", "") == "hello",
+    "copy": lambda s: s.app.clipboard == "An expert is a small network.",
+    "brush": lambda s: s.app.state.brush,
     "help": lambda s: isinstance(s.app.screen, HelpScreen),
     "palette": lambda s: not isinstance(s.app.screen, MainScreen | HelpScreen),
     "escape": lambda s: s.app.state.job is not None and "escape again" in s.echo,
@@ -113,22 +181,30 @@ DO_EFFECTS: dict[str, Callable[[Shell], bool]] = {
 
 
 def test_every_key_of_the_screen_itself_does_what_it_says() -> None:
-    @ready(*CALIBRATED)
+    @ready(*CALIBRATED, "chat hello")
     async def test(shell: Shell) -> None:
         app = shell.app
         for key in KEYS:
             if key.kind != "do" or key.id == "quit":
                 continue
             for name in key.keys.split(","):
+                shell.engine.finish()
+                await shell.settle()
                 while not isinstance(app.screen, MainScreen):
                     await shell.press("escape")
+                app.main.query_one(ChatPanel).fill("")
                 app.theme = "mlxfun-dark"
                 app.state = replace(
                     app.state,
                     cursor=(2, 5),
+                    anchor=None,
+                    draft=None,
+                    token=None,
+                    talk=Talk(),
+                    mixer=(Channel(True, "level", 2, 5, 0.5),) if key.works_in("mixer") else (),
                     zoomed=False,
                     heat=replace(app.state.heat, metric="reap_sum", log=False, per_layer=True,
-                                 fit=True, table=False),
+                                 fit=True, table=False, sort=False),
                 )  # fmt: skip
                 app._show()
                 if key.id in ("escape", "interrupt"):

@@ -10,13 +10,16 @@ from tui.state import AppState
 
 def test_a_big_terminal_shows_everything_and_needs_no_tabs() -> None:
     plan = arrange(160, 45, AppState())
-    assert (plan.mode, plan.visible, plan.tabs) == ("wide", PANELS, ())
+    shown = ("experts", "chat", "plan", "history", "log")
+    assert (plan.mode, plan.visible, plan.tabs) == ("wide", shown, ())
+    mixing = arrange(160, 45, AppState(upper="mixer"))
+    assert mixing.visible == ("experts", "chat", "history", "log", "mixer")
 
 
 def test_80x24_shows_the_experts_and_one_other_panel() -> None:
     plan = arrange(80, 24, AppState(panel="plan", beside="plan", front="plan"))
     assert (plan.mode, plan.visible) == ("split", ("experts", "plan"))
-    assert plan.tabs == ("chat", "plan", "history", "log")
+    assert plan.tabs == ("chat", "plan", "history", "log", "mixer")
 
 
 def test_going_to_the_experts_keeps_the_panel_beside_them() -> None:

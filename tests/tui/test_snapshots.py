@@ -12,7 +12,7 @@ import pytest
 from textual.pilot import Pilot
 
 from tests.fake_engine import FakeEngine
-from tests.tui.driving import STAGED, make
+from tests.tui.driving import CALIBRATED, STAGED, make
 
 SESSION = (*STAGED, "steer --activate 1:2 --deactivate 2:9", "preview", "chat 'What are you?'")
 
@@ -45,7 +45,8 @@ def picture(
 
 
 @pytest.mark.parametrize(
-    ("size", "name"), [((80, 24), "80x24"), ((120, 40), "120x40"), ((60, 18), "60x18")]
+    ("size", "name"),
+    [((80, 24), "80x24"), ((120, 40), "120x40"), ((60, 18), "60x18"), ((200, 50), "200x50")],
 )
 def test_a_staged_plan(snap_compare: Any, size: tuple[int, int], name: str) -> None:
     app, prepare = picture(SESSION)
@@ -76,3 +77,45 @@ def test_on_a_light_terminal(snap_compare: Any) -> None:
 def test_the_table_twin(snap_compare: Any) -> None:
     app, prepare = picture(SESSION, "y")
     assert snap_compare(app, terminal_size=(120, 40), run_before=prepare)
+
+
+# Scenes: lines played before, keys pressed. At one size each, and all looks between them.
+SCENES = {
+    "picking": ((*CALIBRATED,), ("right", "C", "space", "down", "shift+right", "shift+down")),
+    "both sides": ((*STAGED, "ab 'What is for breakfast?'"), ("2",)),
+    "mixer": ((*CALIBRATED, "steer --activate 1:2 --deactivate 2:9 --level 3:4=6,0:7=-3"), ("7",)),
+    "dossier": ((*CALIBRATED, "chat hello"), ("right", "enter")),
+    "tokens": ((*CALIBRATED, "chat 'What are you?'"), ("B", "i", "escape", "right")),
+    "difference": ((*CALIBRATED, "stats diff a.npz b.npz"), ("1",)),
+    "sorted": ((*STAGED, "apply", "name 1 small"), ("4", "space", "1", "S", "end")),
+}
+LOOKS = [
+    ("picking", (80, 24), "mlxfun-dark"),
+    ("both sides", (80, 24), "mlxfun-light"),
+    ("mixer", (80, 24), "mlxfun-dark"),
+    ("mixer", (60, 18), "no colour"),
+    ("dossier", (80, 24), "mlxfun-dark"),
+    ("tokens", (80, 24), "mlxfun-light"),
+    ("difference", (80, 24), "mlxfun-dark"),
+    ("sorted", (120, 40), "mlxfun-contrast"),
+]
+
+
+@pytest.mark.parametrize(
+    ("scene", "size", "look"), LOOKS, ids=[f"{s}-{w}x{h}-{k}" for s, (w, h), k in LOOKS]
+)
+def test_a_scene(
+    snap_compare: Any, monkeypatch: pytest.MonkeyPatch, scene: str, size: tuple[int, int], look: str
+) -> None:
+    if look == "no colour":
+        monkeypatch.setenv("NO_COLOR", "1")
+    lines, keys = SCENES[scene]
+    app, prepare = picture(lines, *keys, theme="" if look == "no colour" else look)
+
+    async def ready(pilot: Pilot[int]) -> None:
+        await prepare(pilot)
+        app.engine.finish()  # type: ignore[attr-defined]
+        app.pump()
+        await pilot.pause()
+
+    assert snap_compare(app, terminal_size=size, run_before=ready)

@@ -19,7 +19,8 @@ from mlxfun.events import (
     Token,
 )
 from mlxfun.reports import ChatReport, HeatView, SessionView, TextReport
-from tui.state import AppState, Entry, add_traffic, prompt_of, quoted_chat, reduce, speed
+from tui.state import AppState, Entry, add_traffic, reduce, speed
+from tui.turns import prompt_of, quoted_chat
 
 
 def after(*events: Event, state: AppState | None = None, now: float = 0.0) -> AppState:

@@ -58,8 +58,18 @@ def layout(layers: tuple[int, ...], experts: int, width: int, height: int, fit: 
     return Grid(gutter, pool, columns, cell, tall, half, lines)
 
 
-def cells(codes: Array, grid: Grid, cursor: tuple[int, int] | None) -> Array:
-    """Codes int32 [lines or pairs, columns] as drawn: pooled, with the cursor, two layers in one.
+Marks = tuple[tuple[int, int], tuple[int, int]]
+"""The corners of what the cursor marks, both inside: (position, expert) twice."""
+
+
+def corners(one: tuple[int, int], other: tuple[int, int]) -> Marks:
+    """Two opposite corners as (upper left, lower right)."""
+    (top, left), (bottom, right) = one, other
+    return (min(top, bottom), min(left, right)), (max(top, bottom), max(left, right))
+
+
+def cells(codes: Array, grid: Grid, marks: Marks | None) -> Array:
+    """Codes int32 [lines or pairs, columns] as drawn: pooled, with what is marked, two layers in one.
 
     Pooling takes the greatest code: the most important kind, then the hottest. In half-block grids
     an entry is `upper * BASE + lower`.
@@ -71,9 +81,10 @@ def cells(codes: Array, grid: Grid, cursor: tuple[int, int] | None) -> Array:
         codes = padded.reshape(count, grid.columns, grid.pool).max(axis=2)
     if not grid.half:
         return codes
-    if cursor is not None:
+    if marks is not None:
+        (top, left), (bottom, right) = marks
         codes = codes.copy()
-        codes[cursor[0], cursor[1] // grid.pool] = CURSOR * LEVELS
+        codes[top : bottom + 1, left // grid.pool : right // grid.pool + 1] = CURSOR * LEVELS
     if count % 2:
         void = np.full((1, codes.shape[1]), VOID * LEVELS, codes.dtype)
         codes = np.concatenate([codes, void])

@@ -6,7 +6,7 @@ looking up what to draw are array operations.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,18 +18,25 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 LEVELS = 24
 # Ordered by what must stay visible when several experts share one cell: the later one wins.
-PRUNED, UNSEEN, HEAT, PROTECTED, CONDEMNED, DOWN, UP, LIT, CURSOR, VOID = range(10)
-RAMPED = (HEAT, PROTECTED, CONDEMNED, DOWN, UP)
+PRUNED, UNSEEN, HEAT, APART, PROTECTED, CONDEMNED, DOWN, UP, LIT, CURSOR, VOID = range(11)
+RAMPED = (HEAT, APART, PROTECTED, CONDEMNED, DOWN, UP)
+STEPS = LEVELS // 2
+"""Levels of a difference on either side. A level is `2 * step + (more in A)`, so that in a pooled
+cell the greater difference wins, whichever way it goes."""
 
+APART_METRICS = ("reap_sum", "freq")
 PREFERRED = ("reap_sum", "reap", "freq")
 ANSWER = "answer"
+DIFFERENCE = "A-B "
+"""How the names of differences between two files begin; the metric follows."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeatModel:
     """What the heatmap draws. values: float64 [L, E] or None before anything was seen.
 
-    codes: int32 [L, E]; freq: [L, E] or None; metrics: the names that can be chosen now.
+    codes: int32 [L, E], columns as shown; freq: [L, E] or None; metrics: the names that can be
+    chosen now; order: the expert in each column, int [L, E], None while columns are numbers.
     """
 
     layers: tuple[int, ...]
@@ -43,6 +50,7 @@ class HeatModel:
     live: bool
     samples: int
     tokens: int
+    order: Array | None = None
 
 
 def heat_model(state: AppState) -> HeatModel | None:
@@ -50,15 +58,26 @@ def heat_model(state: AppState) -> HeatModel | None:
     heat = state.view.heat or blank(state.view)
     if heat is None:
         return None
+    if state.draft is not None:
+        heat = replace(heat, condemned=state.draft.gone)
     choices = sources(state, heat)
     metric = choose(state.heat.metric, tuple(choices), answering=state.lit is not None)
     values = choices.get(metric)
     freq = choices.get("freq")
+    apart = metric.startswith(DIFFERENCE)
     seen = None if values is None else (values if freq is None else freq) > 0
-    codes = encode(heat, values, seen, state.heat)
+    if apart and values is not None:
+        codes = encode_apart(heat, values, state.heat)
+    else:
+        codes = encode(heat, values, seen, state.heat)
     if state.lit is not None:
         light(codes, state.lit)
     frame = state.frame
+    from tui.heat.order import order_of  # needs this module first
+
+    order = order_of(state)
+    if order is not None:
+        codes = np.take_along_axis(codes, order, axis=1)
     return HeatModel(
         layers=heat.layers,
         experts=heat.experts,
@@ -71,6 +90,7 @@ def heat_model(state: AppState) -> HeatModel | None:
         live=frame is not None or state.lit is not None,
         samples=frame.samples if frame else heat.samples,
         tokens=frame.tokens if frame else heat.tokens,
+        order=order,
     )
 
 
@@ -92,6 +112,11 @@ def sources(state: AppState, heat: HeatView) -> dict[str, Array]:
         choices = {"freq": frame.freq.astype(np.float64), "reap_sum": frame.reap_sum}
     if state.traffic is not None and state.traffic.shape == heat.alive.shape:
         choices[ANSWER] = state.traffic
+    apart = state.compared
+    if apart is not None and apart.layers == heat.layers:
+        for name in APART_METRICS:
+            if name in apart.share and apart.share[name].shape == heat.alive.shape:
+                choices[DIFFERENCE + name] = apart.share[name]
     return choices
 
 
@@ -118,16 +143,23 @@ def levels(values: Array, options: HeatOptions) -> Array:
     return np.minimum((x * LEVELS).astype(np.int32), LEVELS - 1)
 
 
-def encode(heat: HeatView, values: Array | None, seen: Array | None, options: HeatOptions) -> Array:
-    """Cell codes int32 [L, E]; `seen` tells the experts that any token reached."""
-    shape = heat.alive.shape
-    kinds = np.full(shape, HEAT, np.int32)
-    if seen is None or values is None:
-        kinds[:] = UNSEEN
-        level = np.zeros(shape, np.int32)
-    else:
-        kinds[~seen] = UNSEEN
-        level = levels(np.where(heat.alive, values, 0.0), options)
+def encode_apart(heat: HeatView, values: Array, options: HeatOptions) -> Array:
+    """Cell codes int32 [L, E] of differences, in STEPS steps on either side of none."""
+    size = np.abs(values)
+    top = size.max(axis=1, keepdims=True) if options.per_layer else size.max(initial=0.0)
+    x = size / np.where(top > 0, top, 1.0)
+    if options.log:
+        x = np.log1p(999.0 * x) / np.log(1000.0)
+    step = np.minimum((x * STEPS).astype(np.int32), STEPS - 1)
+    kinds, level = _kinds(heat, APART), 2 * step + (values > 0)
+    level[kinds == PRUNED] = 0
+    codes: Array = kinds * LEVELS + level
+    return codes
+
+
+def _kinds(heat: HeatView, plain: int) -> Array:
+    """The kind of each expert, int32 [L, E]; `plain` where nothing stands out."""
+    kinds = np.full(heat.alive.shape, plain, np.int32)
     for flags, kind in (
         (heat.protected, PROTECTED),
         (heat.condemned, CONDEMNED),
@@ -136,6 +168,18 @@ def encode(heat: HeatView, values: Array | None, seen: Array | None, options: He
         (~heat.alive, PRUNED),
     ):
         kinds[flags] = kind
+    return kinds
+
+
+def encode(heat: HeatView, values: Array | None, seen: Array | None, options: HeatOptions) -> Array:
+    """Cell codes int32 [L, E]; `seen` tells the experts that any token reached."""
+    kinds = _kinds(heat, HEAT)
+    if seen is None or values is None:
+        kinds[kinds == HEAT] = UNSEEN
+        level = np.zeros(kinds.shape, np.int32)
+    else:
+        kinds[~seen & (kinds == HEAT)] = UNSEEN
+        level = levels(np.where(heat.alive, values, 0.0), options)
     level[(kinds == UNSEEN) | (kinds == PRUNED)] = 0
     return kinds * LEVELS + level
 

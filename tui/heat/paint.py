@@ -16,6 +16,7 @@ from rich.style import Style
 
 from tui.heat.grid import BASE
 from tui.heat.model import (
+    APART,
     CONDEMNED,
     CURSOR,
     DOWN,
@@ -25,6 +26,7 @@ from tui.heat.model import (
     PROTECTED,
     PRUNED,
     RAMPED,
+    STEPS,
     UNSEEN,
     UP,
 )
@@ -34,10 +36,13 @@ RGB = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Inks:
-    """The colours of one theme. ramp and doomed: anchors from cold to hot."""
+    """The colours of one theme. ramp and doomed: anchors from cold to hot; more and less: from no
+    difference to the greatest, orange and blue, which no colour vision confuses."""
 
     ramp: tuple[RGB, ...]
     doomed: tuple[RGB, ...]
+    more: tuple[RGB, ...]
+    less: tuple[RGB, ...]
     ground: RGB
     pruned: RGB
     faint: RGB
@@ -53,6 +58,8 @@ DARK = Inks(
     ramp=((24, 30, 48), (26, 62, 110), (24, 116, 170), (60, 176, 214), (150, 226, 240),
           (236, 252, 255)),
     doomed=((48, 22, 28), (96, 40, 50), (150, 66, 74), (190, 110, 112)),
+    more=((26, 28, 36), (110, 66, 20), (214, 130, 30), (255, 208, 120)),
+    less=((26, 28, 36), (24, 70, 130), (40, 130, 220), (150, 206, 255)),
     ground=(15, 18, 28),
     pruned=(28, 28, 32),
     faint=(88, 92, 108),
@@ -67,6 +74,8 @@ LIGHT = Inks(
     ramp=((228, 234, 240), (180, 212, 232), (112, 176, 216), (44, 126, 184), (16, 76, 140),
           (4, 30, 76)),
     doomed=((250, 226, 224), (240, 190, 188), (222, 140, 140), (190, 90, 96)),
+    more=((236, 238, 242), (250, 206, 150), (226, 136, 40), (140, 66, 0)),
+    less=((236, 238, 242), (160, 204, 246), (50, 124, 210), (8, 50, 120)),
     ground=(244, 246, 248),
     pruned=(214, 214, 216),
     faint=(140, 146, 158),
@@ -98,6 +107,9 @@ def ramp_colour(inks: Inks, kind: int, level: int) -> RGB:
     x = level / (LEVELS - 1)
     if kind == CONDEMNED:
         return blend(inks.doomed, x)
+    if kind == APART:
+        step, more = divmod(level, 2)
+        return blend(inks.more if more else inks.less, step / (STEPS - 1))
     if kind in RAMPED:
         return blend(inks.ramp, x)
     plain = {PRUNED: inks.pruned, LIT: inks.lit, CURSOR: inks.cursor}
@@ -108,6 +120,9 @@ def half_colour(inks: Inks, code: int) -> RGB:
     """The one colour that half a character cell has to say everything with."""
     kind, level = divmod(code, LEVELS)
     plain = {UP: inks.green, DOWN: inks.magenta}
+    if kind == PROTECTED:
+        # Half gold, half heat: marked, and still as light as its heat.
+        return blend((inks.gold, blend(inks.ramp, level / (LEVELS - 1))), 0.5)
     if kind == CONDEMNED:
         # No room for hatching: the colour alone must tell it from a cold cell.
         return blend(inks.doomed, 0.5 + 0.5 * level / (LEVELS - 1))
@@ -138,6 +153,8 @@ class HalfBlocks(dict[int, Segment]):
         if kinds == (CONDEMNED, CONDEMNED):
             # Both go: hatched, so that it shows without colour too.
             back, fore, glyph = fore, self.inks.ground, "▚"
+        elif kinds == (PROTECTED, PROTECTED):
+            fore, glyph = self.inks.ground, "◆"
         elif kinds == (UNSEEN, UNSEEN):
             fore, glyph = self.inks.faint, ":"
         else:
@@ -185,6 +202,14 @@ def _sign_colours(inks: Inks, kind: int, back: RGB) -> tuple[RGB, RGB]:
     if kind == PROTECTED and abs(luma(ink) - luma(back)) < 60:
         ink = (0, 0, 0) if luma(back) > 127 else (255, 255, 255)
     return ink, back
+
+
+def apart_legend(inks: Inks, steps: int = 8) -> list[Segment]:
+    """From more in B to more in A in `steps` columns."""
+    half = steps // 2
+    places = [(k, 0) for k in range(half, 0, -1)] + [(k, 1) for k in range(1, half + 1)]
+    levels = [2 * round(k * (STEPS - 1) / half) + side for k, side in places]
+    return [Segment(" ", _style(inks.faint, ramp_colour(inks, APART, level))) for level in levels]
 
 
 def legend(inks: Inks, steps: int = 8) -> list[Segment]:

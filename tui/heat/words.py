@@ -6,7 +6,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from tui.heat.model import ANSWER, Array, HeatModel
+from tui.heat.model import ANSWER, DIFFERENCE, Array, HeatModel
 from tui.text import ranges
 
 TITLES = {
@@ -66,12 +66,28 @@ def explain(model: HeatModel, cursor: tuple[int, int]) -> str:
     if model.values is None:
         return f"{name} nothing measured yet{tail}"
     values, alive = model.values[position], model.heat.alive[position]
+    if model.metric.startswith(DIFFERENCE):
+        return f"{name}{tail} · {apart(float(values[expert]), model.metric)}"
     if model.freq is not None and model.freq[position, expert] == 0:
         return f"{name} never seen in {model.tokens:,} tokens{tail}"
     place, of = rank(values, alive, expert)
     total = float(values[alive].sum())
     share = f", {values[expert] / total:.1%} of its layer" if total > 0 else ""
     return f"{name}{tail} · {model.metric} {figure(float(values[expert]))}, rank {place} of {of}{share}"
+
+
+def apart(value: float, metric: str) -> str:
+    """A difference of shares in words.
+
+    >>> apart(0.0214, "A-B freq"), apart(0.0, "A-B freq")
+    ("2.14 points more of its layer's freq in A than in B", 'the same share of freq in A and B')
+    """
+    name = metric.removeprefix(DIFFERENCE)
+    if value == 0:
+        return f"the same share of {name} in A and B"
+    more, less = ("A", "B") if value > 0 else ("B", "A")
+    points = f"{abs(value) * 100:.2f}"
+    return f"{points} points more of its layer's {name} in {more} than in {less}"
 
 
 def spread(values: Array) -> float:

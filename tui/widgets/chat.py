@@ -7,8 +7,10 @@ from textual.app import ComposeResult
 from textual.widget import Widget
 from textual.widgets import Input, Static
 
+from tui import talk
 from tui.messages import Said
-from tui.state import AppState, Turn
+from tui.state import AppState
+from tui.turns import Turn
 from tui.widgets.fields import Field
 from tui.widgets.panel import Panel
 from tui.widgets.transcript import Transcript
@@ -25,7 +27,15 @@ class ChatPanel(Panel):
         "What you type here goes to the live model: the candidate while a plan is staged, the "
         "base after f. The coloured bar at the left of an answer tells which one spoke. Steering "
         "and flipping take effect with the next token.\n\n"
-        "Escape stops the answer. While tokens come, their experts light up in the heatmap."
+        "Escape stops the answer (F2 goes to the map and F7 to the mixer while it runs on, so that "
+        "an expert can be steered in the middle of it); once more it leaves the field for the conversation. There left "
+        "and right move over the tokens, and the experts that served a token light up in the map; B "
+        "in the map tints the tokens that the expert under its cursor served. g asks again, Enter "
+        "edits a question and asks anew, y copies the answer, , (comma) sets system prompt, "
+        "temperature, length, seed and thinking.\n\n"
+        "A asks base and candidate the same, side by side: the first token in which they part is "
+        "marked, and the strip tells token by token how far the candidate's next word is from the "
+        "base's (KL, in nats)."
     )
 
     DEFAULT_CSS = """
@@ -56,14 +66,29 @@ class ChatPanel(Panel):
             welcome.update(words)
         transcript = self.query_one(Transcript)
         transcript.display = bool(state.turns)
-        transcript.show(state.turns)
+        transcript.show(state.turns, state.token, talk.tint(state))
         field = self.query_one("#say", Field)
         ready = state.view.model is not None
-        side = state.view.live if state.view.plan else "model"
-        field.input.placeholder = f"talk to the {side}" if ready else "no model yet"
-        self.subtitle(f"live: {state.view.live}" if state.view.plan else "")
+        field.sign("A/B ›" if state.talk.both else "›")
+        field.input.placeholder = self._invitation(state) if ready else "no model yet"
+        live = f"live: {state.view.live}" if state.view.plan else ""
+        self.subtitle(" · ".join(part for part in (live, talk.settings_words(state.talk)) if part))
         if state.turns:
             self._give_back(state.turns[-1], field)
+
+    @staticmethod
+    def _invitation(state: AppState) -> str:
+        if state.talk.both:
+            return "ask base and candidate the same"
+        if state.talk.revise:
+            return "ask anew"
+        return f"talk to the {state.view.live if state.view.plan else 'model'}"
+
+    def fill(self, text: str) -> None:
+        """Put `text` into the field, to be edited."""
+        field = self.query_one("#say", Field).input
+        field.value = text
+        field.cursor_position = len(text)
 
     def _give_back(self, turn: Turn, field: Field) -> None:
         """A text that failed goes back to the field, so that nobody types it twice."""

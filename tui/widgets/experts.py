@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 from rich.text import Text
@@ -12,20 +13,32 @@ from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import Static
 
-from tui import guide
+from mlxfun.comparison_reports import DiffReport
+from tui import guide, pick, talk
 from tui.keymap import bindings
 from tui.state import AppState
+from tui.turns import served
 from tui.widgets.heatmap import Heatmap
 from tui.widgets.legend import Legend
 from tui.widgets.line import Line
 from tui.widgets.panel import Panel
 
 
+def compared(report: DiffReport, metric: str) -> str:
+    """A comparison of two files in one line."""
+    name = metric.removeprefix("A-B ")
+    a, b = (Path(path).name for path in report.files)
+    return (
+        f"A {a} - B {b} · share of {name} · rank correlation {report.rank_correlation[name]:.2f} · "
+        f"{report.overlap[name]:.0%} of the lowest quarter in common"
+    )
+
+
 class TableTwin(ScrollableContainer, can_focus=True):
     """The heatmap as a table of words, for those who cannot or will not see colours."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        b for b in bindings("experts") if b.id in ("table", "metric", "why")
+        b for b in bindings("experts") if b.id in ("table", "metric", "why", "dossier")
     ]
 
 
@@ -39,9 +52,21 @@ class ExpertsPanel(Panel):
         "metric. Each layer has its own scale unless you press b.\n\n"
         "·  never seen     ╱  goes with the staged plan     ×  pruned\n"
         "▲  forced in      ▼  forced out     ◆  protected     yellow: at work this instant\n\n"
+        "After `stats diff A B` the map shows two files of statistics against each other (m comes "
+        "to it and leaves it): orange works more in A, blue more in B, as shares of the layer. "
+        "`stats rank A B --n-prune 4 --stage` stages what several files agree to need least.\n\n"
         "In a map with more layers than lines two layers share a line: never seen is ':', experts "
         "that go are red, forced in green, forced out magenta. The line below the map always says "
-        "it in words, and y turns the map into a table."
+        "it in words, and y turns the map into a table.\n\n"
+        "Enter looks at one expert closely: its figures among its layer's, the tokens that are its "
+        "own and the expert most like it. S sorts each layer by score, z gives the map the whole "
+        "screen, g shows every expert in a column of its own.\n\n"
+        "space picks the expert under the cursor: it goes with the staged plan, or stays after all. "
+        "Shift with the arrows marks a range, C this expert number in all layers, R the layer; "
+        "space then picks what is marked. ] and [ take one more or one fewer from every layer by "
+        "score, T takes everything that works no more than the expert under the cursor, E evens "
+        "the layers out. Bytes and work lost follow at once; when you rest, the selection becomes "
+        "a staged plan and is measured quickly."
     )
 
     SCOPED_CSS = False
@@ -90,7 +115,7 @@ class ExpertsPanel(Panel):
             self.query_one(Legend).display = False
             return
         # The numeric modules load here, after the first paint.
-        from tui.heat.model import heat_model
+        from tui.heat.model import DIFFERENCE, heat_model
         from tui.heat.words import explain, table
 
         model = heat_model(state)
@@ -99,14 +124,33 @@ class ExpertsPanel(Panel):
         if state.heat.table:
             self.query_one("#twin", Static).update(table(model))
         else:
-            heatmap.show(model, state.cursor, fit=state.heat.fit)
+            from tui.heat.order import column
+
+            places = [
+                (row, column(model.order, row, expert))
+                for row, expert in (state.cursor, state.anchor or state.cursor)
+            ]
+            heatmap.show(model, places[0], fit=state.heat.fit, anchor=places[1])
+        self.query_one(Legend).show(apart=model.metric.startswith(DIFFERENCE))
         self.query_one(Legend).display = bool(model.metric) and self.size.width >= 76
         said = guide.next_step(state) if not model.metric else ""
-        words = said or explain(model, state.cursor)
+        words = said or talk.token_words(state) or explain(model, state.cursor)
+        words += self._brushed(state)
         self.query_one("#words", Line).put(words)
         caption = self._caption(state, model.metric, model.samples)
         self._entitle(f"1 experts · {caption}")
-        self.query_one("#caption", Line).put(caption)
+        going = pick.tally(state)
+        self.query_one("#caption", Line).put(f"{going} · {caption}" if going else caption)
+        self.subtitle(going)
+
+    @staticmethod
+    def _brushed(state: AppState) -> str:
+        """How much of the newest answer the expert under the cursor served, while brushing."""
+        turn = state.turns[-1] if state.turns else None
+        if not state.brush or turn is None or not turn.pieces:
+            return " · its tokens are tinted (B)" if state.brush else ""
+        some, of = served(turn, *state.cursor)
+        return f" · served {some} of the answer's {of} tokens"
 
     def _entitle(self, title: str) -> None:
         # Setting it redraws the whole frame of the panel.
@@ -118,7 +162,10 @@ class ExpertsPanel(Panel):
     def _caption(state: AppState, metric: str, samples: int) -> str:
         if not metric:
             return "nothing measured yet"
+        ranked = " · by score" if state.heat.sort else ""
         scale = "log" if state.heat.log else "linear"
         span = "each layer" if state.heat.per_layer else "whole model"
-        live = "LIVE · " if state.frame is not None or state.lit is not None else ""
-        return f"{live}{metric} · {scale} · {span} · {samples} samples"
+        live = state.frame is not None or (state.lit is not None and state.token is None)
+        if state.compared is not None and metric.startswith("A-B "):
+            return compared(state.compared, metric)
+        return f"{'LIVE · ' if live else ''}{metric} · {scale} · {span}{ranked} · {samples} samples"

@@ -46,7 +46,7 @@ class Field(Horizontal):
 
     DEFAULT_CSS = """
     Field { height: 1; background: $surface; }
-    Field > .sign { width: 2; color: $foreground 60%; }
+    Field > .sign { width: auto; padding: 0 1 0 0; color: $foreground 60%; }
     Field:focus-within > .sign { color: $accent; text-style: bold; }
     """
 
@@ -54,6 +54,12 @@ class Field(Horizontal):
         super().__init__(id=id)
         self._sign = prompt
         self.input = self.make()
+
+    def sign(self, text: str) -> None:
+        """Show another sign in front."""
+        if text != self._sign:
+            self._sign = text
+            self.query_one(".sign", Static).update(text)
 
     def make(self) -> Input:
         """The input to use."""

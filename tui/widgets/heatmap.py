@@ -20,7 +20,7 @@ from tui.keymap import bindings
 from tui.messages import CursorPut
 
 if TYPE_CHECKING:
-    from tui.heat.grid import Grid
+    from tui.heat.grid import Grid, Marks
     from tui.heat.model import Array, HeatModel
     from tui.heat.paint import Blocks, HalfBlocks
 
@@ -45,6 +45,7 @@ class Heatmap(ScrollView, can_focus=True, inherit_bindings=False):
         super().__init__()
         self._model: HeatModel | None = None
         self._cursor = (0, 0)
+        self._anchor = (0, 0)
         self._fit = True
         self._grid: Grid | None = None
         self._drawn: Array | None = None
@@ -52,15 +53,28 @@ class Heatmap(ScrollView, can_focus=True, inherit_bindings=False):
         self._signed: HalfBlocks | Blocks | None = None
 
     # What is shown ----------------------------------------------------------------------------
-    def show(self, model: HeatModel, cursor: tuple[int, int], *, fit: bool) -> None:
-        """Draw `model`; only lines that differ from what is on screen are repainted."""
-        moved = cursor != self._cursor
-        before, self._cursor, self._model, self._fit = self._cursor, cursor, model, fit
+    def show(
+        self,
+        model: HeatModel,
+        cursor: tuple[int, int],
+        *,
+        fit: bool,
+        anchor: tuple[int, int] | None = None,
+    ) -> None:
+        """Draw `model`; only lines that differ from what is on screen are repainted.
+
+        anchor: the corner of a marked range opposite to the cursor.
+        """
+        anchor = anchor or cursor
+        moved, marked = cursor != self._cursor, anchor != self._anchor
+        rows = {self._cursor[0], self._anchor[0], cursor[0], anchor[0]}
+        self._cursor, self._anchor, self._model, self._fit = cursor, anchor, model, fit
         if not self._lay_out():
             return
         self._repaint()
+        if moved or marked:
+            self._refresh_cursor(min(rows), max(rows))
         if moved:
-            self._refresh_cursor(before)
             self._reveal()
 
     def _lay_out(self) -> bool:
@@ -100,7 +114,7 @@ class Heatmap(ScrollView, can_focus=True, inherit_bindings=False):
         assert self._model is not None
         assert self._grid is not None
         grid, old = self._grid, self._drawn
-        self._drawn = cells(self._model.codes, grid, self._cursor if self.has_focus else None)
+        self._drawn = cells(self._model.codes, grid, self._marks if self.has_focus else None)
         rows = changed(old, self._drawn)
         if rows is None:
             self.refresh()
@@ -108,11 +122,19 @@ class Heatmap(ScrollView, can_focus=True, inherit_bindings=False):
         for row in rows:
             self.refresh_lines(1 + row * grid.height, grid.height)
 
-    def _refresh_cursor(self, before: tuple[int, int]) -> None:
-        assert self._grid is not None
+    @property
+    def _marks(self) -> Marks:
+        from tui.heat.grid import corners
+
+        return corners(self._anchor, self._cursor)
+
+    def _refresh_cursor(self, top: int, bottom: int) -> None:
+        """Repaint the lines of the layers `top` to `bottom`, where marks were or are."""
+        grid = self._grid
+        assert grid is not None
         self.refresh_lines(self.scroll_offset.y)  # the header stands on whatever line is first
-        for position in {before[0], self._cursor[0]}:
-            self.refresh_lines(1 + self._grid.line_of(position), self._grid.height)
+        first, last = grid.line_of(top), grid.line_of(bottom) + grid.height
+        self.refresh_lines(1 + first, last - first)
 
     def _reveal(self) -> None:
         """Scroll so that the cursor's cell is on screen."""
@@ -157,8 +179,8 @@ class Heatmap(ScrollView, can_focus=True, inherit_bindings=False):
         shown = min(grid.columns - first, self._across(grid) // grid.width)
         codes = self._drawn[row, first : first + shown].tolist()
         segments = [table[code] for code in codes]
-        if self._cursor_line(grid) == row:
-            self._put_cursor(grid, segments, first)
+        if not grid.half and self._marks[0][0] <= row <= self._marks[1][0]:
+            self._put_marks(grid, segments, first)
         label = self._label(grid, row, base) if middle else Segment(" " * grid.gutter, base)
         return Strip([label, *segments], grid.gutter + len(segments) * grid.width)
 
@@ -178,14 +200,23 @@ class Heatmap(ScrollView, can_focus=True, inherit_bindings=False):
         text = f"{self._model.layers[position]}".rjust(grid.gutter - 1) + mark
         return Segment(text, base + (Style(bold=True) if on else Style(dim=True)))
 
-    def _put_cursor(self, grid: Grid, segments: list[Segment], first: int) -> None:
-        """Brackets round the cursor's cell; half-block maps paint it (see tui.heat.grid.cells)."""
-        place = self._cursor[1] // grid.pool - first
-        if grid.half or not self.has_focus or not 0 <= place < len(segments):
+    def _put_marks(self, grid: Grid, segments: list[Segment], first: int) -> None:
+        """Brackets round what is marked; half-block maps paint it (see tui.heat.grid.cells)."""
+        if not self.has_focus:
             return
-        text, style, _ = segments[place]
-        text = f"[{text[1:-1]}]" if grid.width >= 3 else "◆" * grid.width
-        segments[place] = Segment(text, (style or Style()) + self._cursor_ink(style))
+        (_, left), (_, right) = self._marks
+        start, end = left // grid.pool - first, right // grid.pool - first
+        for place in range(max(0, start), min(end, len(segments) - 1) + 1):
+            text, style, _ = segments[place]
+            if grid.width >= 3:
+                opens, closes = (
+                    "[" if place == start else text[0],
+                    "]" if place == end else text[-1],
+                )
+                text = f"{opens}{text[1:-1]}{closes}"
+            else:
+                text = "◆" * grid.width
+            segments[place] = Segment(text, (style or Style()) + self._cursor_ink(style))
 
     def _cursor_ink(self, style: Style | None) -> Style:
         """Orange where that shows, else black or white: it must also show without colour."""
@@ -214,7 +245,9 @@ class Heatmap(ScrollView, can_focus=True, inherit_bindings=False):
         place = grid.column_of(self._cursor[1]) + (grid.width - 1) // 2
         pieces = "".join(text)
         dim, loud = base + Style(dim=True), base + Style(bold=True)
-        segments = [Segment("E".rjust(grid.gutter - 1) + " ", dim)]
+        segments = [
+            Segment(("E" if self._model.order is None else "#").rjust(grid.gutter - 1) + " ", dim)
+        ]
         if x <= place < room:
             pointer = "▾" if not self._numbered(text, place) else text[place]
             segments += [Segment(pieces[x:place], dim), Segment(pointer, loud)]

@@ -40,7 +40,7 @@ def help_page(title: str, about: str, panel: str, state: AppState) -> Group:
 def in_order(panel: str) -> list[Key]:
     """The keys of a panel as its page lists them: what matters first, moving about last."""
     keys = keys_for(panel)
-    return sorted(keys, key=lambda key: (key.bar == 0, key.scope != panel))
+    return sorted(keys, key=lambda key: (key.bar == 0, not key.works_in(panel)))
 
 
 class HelpScreen(ModalScreen[None]):

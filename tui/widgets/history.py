@@ -15,17 +15,23 @@ from mlxfun.reports import HistoryNode, HistoryReport, readable_bytes
 from tui.keymap import bindings
 from tui.messages import KeyUsed
 from tui.state import AppState
-from tui.text import tree
+from tui.text import harmless, tree
+from tui.widgets.line import Line
 from tui.widgets.panel import Panel
 
+METER = 16
 SHORT = {"perplexity": "ppl", "kl_mean": "KL", "top1_agreement": "top-1"}
 
 
-def node_line(lead: str, node: HistoryNode, current: bool) -> Text:
-    """One state: its place in the tree, what made it, and its figures."""
+def node_line(lead: str, node: HistoryNode, current: bool, marked: bool = False) -> Text:
+    """One state: its place in the tree, its name and what made it, and its figures."""
     text = Text(lead, style="dim", no_wrap=True, overflow="ellipsis")
     text.append("● " if current else "○ ", "bold" if current else "")
+    if marked:
+        text.append("◆ ", "bold not dim")
     text.append(f"{node.id} ", "bold" if current else "dim not bold")
+    if node.label:
+        text.append(f"{harmless(node.label)}  ", "bold not dim italic")
     text.append(node.command, "bold not dim" if current else "not dim")
     text.append(f"  {node.state[:8]}", "dim")
     if node.bytes:
@@ -33,6 +39,19 @@ def node_line(lead: str, node: HistoryNode, current: bool) -> Text:
     for name, value in node.scores.items():
         text.append(f"  {SHORT.get(name, name)} {value:.4g}", "dim")
     return text
+
+
+def meter(history: HistoryReport, width: int) -> Text:
+    """How much of the undo budget is held."""
+    held = f"undo holds {readable_bytes(history.bytes_held)}"
+    if history.budget is None:
+        return Text(f"{held}, no limit", style="dim")
+    share = history.bytes_held / history.budget if history.budget else 1.0
+    said = f" {held} of {readable_bytes(history.budget)} ({share:.0%})"
+    room = max(4, min(METER, width - len(said) - 1))
+    style = "green" if share < 0.7 else "yellow" if share < 0.9 else "red"
+    full = round(min(share, 1.0) * room)
+    return Text.assemble(("━" * full, style), ("─" * (room - full), "dim"), (said, "dim"))
 
 
 class NodeList(OptionList, inherit_bindings=False):
@@ -66,15 +85,19 @@ class HistoryPanel(Panel):
     about = (
         "Every committed edit is a state in this tree; ● is where the model is. u goes one up, "
         "r down again, Enter goes straight to the selected state. An edit made after an undo "
-        "starts a branch: nothing is lost. States are restored bit for bit."
+        "starts a branch: nothing is lost. States are restored bit for bit.\n\n"
+        "space marks a state (◆) and = compares the selected one with it, or with the model's: "
+        "perplexity, KL, size and experts, measured on the same text. N names a state, K slices "
+        "pruned experts out of memory (compact). The meter shows what the undo budget holds."
     )
 
     def __init__(self) -> None:
         super().__init__()
-        self._shown: HistoryReport | None = None
+        self._shown: tuple[HistoryReport | None, int | None] | None = None
 
     def compose(self) -> ComposeResult:
         yield NodeList()
+        yield Line(id="meter")
 
     def entrance(self) -> Widget:
         return self.query_one(NodeList)
@@ -88,26 +111,28 @@ class HistoryPanel(Panel):
 
     def show(self, state: AppState) -> None:
         """Draw the tree of `state`."""
-        history = state.view.history
-        if history is self._shown:
+        history, marked = state.view.history, state.marked
+        before = self._shown
+        if before is not None and before[0] is history and before[1] == marked:
             return
-        self._shown = history
+        self._shown = (history, marked)
         nodes = self.query_one(NodeList)
+        selected = self.selected
         nodes.clear_options()
         if history is None:
-            self.subtitle("")
+            self.query_one("#meter", Line).put("")
             return
         lines = tree(history)
         nodes.add_options(
-            Option(node_line(lead, node, node.id == history.current), id=str(node.id))
+            Option(
+                node_line(lead, node, node.id == history.current, node.id == marked),
+                id=str(node.id),
+            )
             for lead, node in lines
         )
         places = [node.id for _, node in lines]
-        if history.current in places:
-            nodes.highlighted = places.index(history.current)
-        self.subtitle(self._held(history))
-
-    @staticmethod
-    def _held(history: HistoryReport) -> str:
-        limit = f" of {readable_bytes(history.budget)}" if history.budget is not None else ""
-        return f"undo holds {readable_bytes(history.bytes_held)}{limit}"
+        # Marking leaves the cursor alone; a change of the tree takes it to the model.
+        wanted = selected if before is not None and before[0] is history else history.current
+        if wanted in places:
+            nodes.highlighted = places.index(wanted)
+        self.query_one("#meter", Line).put(meter(history, max(20, self.size.width)))

@@ -13,6 +13,7 @@ from textual.app import ComposeResult
 from textual.widget import Widget
 from textual.widgets import Static
 
+from mlxfun.hand_reports import ABReport
 from mlxfun.reports import ChatReport, Report
 from tui.state import AppState, Entry
 from tui.text import duration, harmless
@@ -44,7 +45,7 @@ def entry_lines(
 ) -> Lines:
     """An entry as lines: its heading, then its report or the reason why there is none."""
     parts: list[RenderableType] = [heading(entry)]
-    if isinstance(entry.report, ChatReport):
+    if isinstance(entry.report, ChatReport | ABReport):
         # The answer stands in the chat; twice would push everything else away.
         parts.append(Text(entry.text, style="dim"))
     elif entry.report is not None:

@@ -8,7 +8,7 @@ from textual.containers import Vertical
 from textual.content import Content
 from textual.widget import Widget
 
-from tui.layout import PANELS
+from tui.layout import NUMBERS
 
 
 class Panel(Vertical):
@@ -50,7 +50,7 @@ class Panel(Vertical):
     def __init__(self) -> None:
         super().__init__(id=self.panel)
         self._subtitle = ""
-        self.border_title = f"{PANELS.index(self.panel) + 1} {self.title}"
+        self.border_title = f"{NUMBERS[self.panel]} {self.title}"
 
     def subtitle(self, text: str) -> None:
         """Write `text` into the lower edge. Drawing the frame anew is left out when it is there."""

@@ -2,23 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from rich.console import Group, RenderableType
 from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 from textual.app import ComposeResult
+from textual.binding import BindingType
 from textual.containers import VerticalScroll
 from textual.widget import Widget
 from textual.widgets import Static
 
+from mlxfun.hand_reports import ProbeReport
 from mlxfun.reports import EvaluateReport, PlanReport, SessionView, readable_bytes
-from tui import guide
+from tui import guide, pick
+from tui.keymap import bindings
 from tui.state import AppState
 from tui.text import bar, ranges
 from tui.widgets.panel import Panel
 
 GOOD, WARN, BAD = Style(color="green"), Style(color="yellow"), Style(color="red")
 DIM, BOLD = Style(dim=True), Style(bold=True)
+
+
+def draft_body(state: AppState) -> RenderableType:
+    """The panel while experts are being picked: arithmetic, nothing measured yet."""
+    from mlxfun import handpick
+
+    field, gone = pick.field_of(state), pick.gone(state)
+    assert field is not None
+    assert gone is not None
+    text = Text("selection by hand", BOLD)
+    text.append(f": {pick.tally(state) or 'nobody goes'}\n")
+    model = state.view.model
+    if model is not None and model.expert_bytes:
+        after = model.checkpoint_bytes - handpick.saved(model.expert_bytes, gone)
+        text.append(f"{readable_bytes(model.checkpoint_bytes)} → {readable_bytes(after)}\n", GOOD)
+    text.append("staged and probed when you rest", DIM)
+    parts: list[RenderableType] = [text]
+    broken, uneven = field.unrunnable(gone), pick.unevenness(state)
+    if broken:
+        parts.append(Text(f"! not staged: {broken}", BAD))
+    elif uneven:
+        parts.append(Text(f"! {uneven}: E evens it out by score", WARN))
+    losses = handpick.lost(field, gone)
+    rows = handpick.sets_of(field.layers, gone)
+    shares = None if losses is None else dict(zip(field.layers, map(float, losses), strict=True))
+    return Group(*parts, Text(), losses_table(rows, shares))
 
 
 def headline(plan: PlanReport, live: str) -> Text:
@@ -28,9 +60,13 @@ def headline(plan: PlanReport, live: str) -> Text:
     share = saved / plan.bytes_before if plan.bytes_before else 0.0
     rule = f" by {plan.metric}" if plan.metric else ""
     text = Text()
-    text.append(f"{plan.technique}", BOLD)
-    text.append(f"{rule}, {plan.strategy}: {gone} experts go\n")
-    text.append(f"{plan.experts_before} → {plan.experts_after} a layer, ")
+    if plan.strategy == "hand":
+        text.append("selection by hand", BOLD)
+        text.append(f": {gone} experts go\n")
+    else:
+        text.append(f"{plan.technique}", BOLD)
+        text.append(f"{rule}, {plan.strategy}: {gone} experts go\n")
+    text.append(f"{plan.experts_before} → {left(plan)} a layer, ")
     text.append(f"{readable_bytes(plan.bytes_before)} → {readable_bytes(plan.bytes_after)} ")
     text.append(f"(-{share:.0%})\n", GOOD)
     text.append("live now: ", DIM)
@@ -39,8 +75,25 @@ def headline(plan: PlanReport, live: str) -> Text:
     return text
 
 
-def verdict(scores: EvaluateReport | None) -> Text:
+def left(plan: PlanReport) -> str:
+    """How many experts a layer keeps, a range where layers differ."""
+    kept = [len(experts) for experts in plan.kept.values()]
+    return str(kept[0]) if len(set(kept)) == 1 else f"{min(kept)} to {max(kept)}"
+
+
+def quick(probe: ProbeReport) -> Text:
+    """A probe in two lines."""
+    style = GOOD if probe.ratio <= 1.05 else WARN if probe.ratio <= 1.25 else BAD
+    text = Text("quick probe: perplexity ")
+    text.append(f"{probe.ratio:.3f}x", style)
+    text.append(f", KL {probe.kl_mean:.4f}, same next token {probe.top1_agreement:.0%}\n")
+    return text.append(f"on {probe.tokens} tokens only; v measures thoroughly", DIM)
+
+
+def verdict(scores: EvaluateReport | None, probe: ProbeReport | None, plan: PlanReport) -> Text:
     """Before and after, or how to get it."""
+    if scores is None and probe is not None and probe.measured_state == plan.state_after:
+        return quick(probe)
     if scores is None:
         return Text("not measured yet: press v", WARN)
     ratio = scores.ratio
@@ -61,14 +114,46 @@ def verdict(scores: EvaluateReport | None) -> Text:
     return text
 
 
-def losses(plan: PlanReport) -> Table:
+def guardrails(limits: tuple[tuple[str, float], ...], scores: EvaluateReport | None) -> Text:
+    """Whether apply would let the plan pass, limit by limit."""
+    text = Text()
+    for name, limit in limits:
+        value = None
+        if scores is not None:
+            value = scores.kl_mean if name == "max-kl" else scores.ratio
+        said = "KL" if name == "max-kl" else "perplexity ratio"
+        if value is None:
+            text.append(f"guardrail {said} ≤ {limit:g}: apply measures first\n", DIM)
+        elif value <= limit:
+            text.append(f"✓ {said} {value:.4g} within {limit:g}\n", GOOD)
+        else:
+            text.append(f"✗ {said} {value:.4g} above {limit:g}: apply refuses\n", BAD)
+    text.rstrip()
+    return text
+
+
+def memory(view: SessionView) -> Text:
+    """What the staged side holds on top of the model, and how much room there is."""
+    assert view.plan is not None
+    peak = view.memory_active
+    text = Text(f"memory {readable_bytes(peak)}", DIM)
+    if view.memory_limit:
+        text.append(f" of {readable_bytes(view.memory_limit)} ({peak / view.memory_limit:.0%})")
+    return text.append(f", {readable_bytes(view.plan.delta_bytes)} of it for the plan")
+
+
+def losses_table(
+    pruned: Mapping[int, tuple[int, ...]], mass_lost: Mapping[int, float] | None
+) -> Table:
     """One line a layer: the share of its work that goes, and the experts."""
     out = Table(box=None, padding=(0, 1, 0, 0), show_edge=False, header_style="dim")
     out.add_column("layer", justify="right")
     out.add_column("work lost", no_wrap=True)
     out.add_column("experts that go", overflow="fold")
-    for layer, experts in sorted(plan.pruned.items()):
-        lost = plan.mass_lost.get(layer) if plan.mass_lost else None
+    for layer, experts in sorted(pruned.items()):
+        if not experts:
+            continue
+        lost = mass_lost.get(layer) if mass_lost else None
         if lost is None:
             cell = Text("unknown", DIM)
         else:
@@ -78,12 +163,20 @@ def losses(plan: PlanReport) -> Table:
     return out
 
 
-def plan_body(view: SessionView) -> RenderableType:
+def plan_body(
+    view: SessionView,
+    probe: ProbeReport | None = None,
+    limits: tuple[tuple[str, float], ...] = (),
+) -> RenderableType:
     """The whole panel for a staged plan."""
     assert view.plan is not None
     parts: list[RenderableType] = [headline(view.plan, view.live)]
     parts += [Text(f"! {warning}", WARN) for warning in view.plan.warnings]
-    parts += [Text(), verdict(view.scores), Text(), losses(view.plan)]
+    table = losses_table(view.plan.pruned, view.plan.mass_lost)
+    parts += [Text(), verdict(view.scores, probe, view.plan)]
+    parts += [guardrails(limits, view.scores)] if limits else []
+    parts += [memory(view)] if view.memory_active else []
+    parts += [Text(), table]
     return Group(*parts)
 
 
@@ -93,9 +186,15 @@ def empty_body(state: AppState) -> Text:
     if not measured:
         return Text("Nothing staged.\nPress c to calibrate, then p to stage a prune.")
     return Text(
-        "Nothing staged.\nPress p to stage a prune: you see here what goes and what it costs, "
-        "and decide then."
+        "Nothing staged.\nPress p to stage a prune, + for one expert of each layer, or pick experts "
+        "in the map with space: you see here what goes and what it costs, and decide then."
     )
+
+
+class PlanScroll(VerticalScroll):
+    """Scrolls with the arrows; the plan's own keys work here."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings("plan")]
 
 
 class PlanPanel(Panel):
@@ -108,7 +207,10 @@ class PlanPanel(Panel):
         "weights are untouched. 'work lost' is the share of the layer's summed metric that goes "
         "with the condemned experts: small is good.\n\n"
         "v measures perplexity and KL against the checkpoint, f swaps base and candidate, "
-        "a applies, d discards. Applying can be undone bit for bit."
+        "a applies, d discards. Applying can be undone bit for bit.\n\n"
+        "+ and - take one expert more or fewer from every layer by score, E evens the layers out, "
+        "S writes the list of experts that stay. Guardrails are set with `set max-kl 0.1` and `set "
+        "max-perplexity-ratio 1.1`: what is above them is not applied."
     )
 
     DEFAULT_CSS = """
@@ -121,20 +223,31 @@ class PlanPanel(Panel):
         self._shown: tuple[object, ...] = ()
 
     def compose(self) -> ComposeResult:
-        with VerticalScroll(can_focus=True):
+        with PlanScroll(can_focus=True):
             yield Static()
 
     def entrance(self) -> Widget:
-        return self.query_one(VerticalScroll)
+        return self.query_one(PlanScroll)
 
     def show(self, state: AppState) -> None:
         """Draw the plan of `state`."""
         view = state.view
         # Called on every event; the table is only built again when something in it changed.
-        shown = (view.plan, view.scores, view.live, guide.next_key(state))
+        shown = (
+            view.plan,
+            view.scores,
+            view.live,
+            guide.next_key(state),
+            state.draft,
+            state.probe,
+            state.limits,
+        )
         if all(a is b for a, b in zip(shown, self._shown, strict=False)) and self._shown:
             return
         self._shown = shown
-        body = plan_body(view) if view.plan else empty_body(state)
+        if state.draft is not None and state.view.heat is not None:
+            body = draft_body(state)
+        else:
+            body = plan_body(view, state.probe, state.limits) if view.plan else empty_body(state)
         self.query_one(Static).update(body)
-        self.subtitle("apply or discard" if view.plan else "")
+        self.subtitle("apply or discard" if view.plan and state.draft is None else "")

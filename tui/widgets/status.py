@@ -73,7 +73,8 @@ def parts(state: AppState, now: float) -> list[Part]:
         out.append(Part(6, Text(f"undo {readable_bytes(view.history.bytes_held)}{budget}")))
     if view.counting:
         out.append(Part(4, Text("counting chat")))
-    if view.steering and (view.steering.activated or view.steering.deactivated):
+    steering = view.steering
+    if steering and (steering.activated or steering.deactivated or steering.levels):
         out.append(Part(2, Text("steered ▲▼", Style(bold=True))))
     return out or [Part(0, Text("starting"))]
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from rich.text import Text
 from textual import events
 
-from tui.layout import PANELS
+from tui.layout import NUMBERS
 from tui.messages import PanelPicked
 from tui.widgets.line import Line
 
 NAMES = {"experts": "experts", "chat": "chat", "plan": "plan", "history": "history",
-         "log": "reports"}  # fmt: skip
+         "log": "reports", "mixer": "mixer"}  # fmt: skip
+SHORT = {"history": "tree", "log": "log", "experts": "map"}
+ROOM = 66
+"""Columns from which on the names are written out."""
 
 
 class TabStrip(Line):
@@ -31,9 +34,10 @@ class TabStrip(Line):
         text, self._spans = Text(no_wrap=True), []
         for name in names:
             start = text.cell_len
+            title = NAMES[name] if self.app.size.width >= ROOM else SHORT.get(name, NAMES[name])
             sign = "•" if name in marked and name not in visible else " "
             style = "bold reverse" if name in visible else "dim"
-            text.append(f" {PANELS.index(name) + 1} {NAMES[name]}{sign}", style)
+            text.append(f" {NUMBERS[name]} {title}{sign}", style)
             self._spans.append((start, text.cell_len, name))
             text.append(" ")
         self.put(text)

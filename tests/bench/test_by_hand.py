@@ -1,0 +1,72 @@
+"""What picking by hand costs: a key press on the biggest map, and the probe when the hand rests.
+
+Run with `pytest -m bench -s tests/bench/test_by_hand.py`. Keys in CPU time, so that a busy machine
+does not decide it.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from mlxfun import Session
+from mlxfun.hand_options import ProbeOptions, SelectOptions
+from mlxfun.options import CollectOptions, DatasetOptions
+from mlxfun.reports import HeatView, InfoReport, SessionView
+from tui import pick
+from tui.state import AppState
+from tui.widgets.plan import draft_body
+
+pytestmark = pytest.mark.bench
+
+LAYERS, EXPERTS = 94, 512
+KEY_MS, DIAL_MS, PROBE_SECONDS = 10.0, 50.0, 2.0
+
+
+def biggest() -> AppState:
+    no = np.zeros((LAYERS, EXPERTS), bool)
+    metrics = {"reap_sum": np.random.default_rng(0).random(no.shape)}
+    layers = tuple(range(LAYERS))
+    heat = HeatView(layers, EXPERTS, metrics, ~no, no, no, no, no, samples=1, tokens=1)
+    model = InfoReport(
+        *("", "", "", LAYERS, LAYERS, EXPERTS, EXPERTS, 8, "softmax", 1, 0, 1, 1, 10**9, "", None, ""),
+        0, None, expert_bytes=(1000,) * LAYERS,
+    )  # fmt: skip
+    return AppState(view=SessionView(heat=heat, model=model))
+
+
+def cpu_ms(work: Callable[[], object]) -> float:
+    found = []
+    for _ in range(9):
+        began = time.process_time()
+        work()
+        found.append((time.process_time() - began) * 1000)
+    return statistics.median(found)
+
+
+def test_a_pick_and_its_cost_follow_the_key() -> None:
+    state = pick.dial(biggest(), 1, 0.0)
+    toggled = cpu_ms(lambda: draft_body(pick.toggle(state, 0.0)))
+    dialled = cpu_ms(lambda: pick.dial(state, 1, 0.0))
+    print(f"\ntoggle with its figures {toggled:.1f} ms, dial {dialled:.1f} ms of CPU")
+    assert toggled <= KEY_MS
+    assert dialled <= DIAL_MS
+
+
+def test_a_probe_on_the_demo_takes_less_than_two_seconds() -> None:
+    session = Session.open("demo")
+    session.collect(CollectOptions(DatasetOptions("demo:mixed")))
+    session.select(SelectOptions(n_prune=2))
+    seconds = []
+    for _ in range(3):
+        # CPU time of all threads: an idle machine is never slower than that.
+        began = time.process_time()
+        session.probe(ProbeOptions())
+        seconds.append(time.process_time() - began)
+    session.close()
+    print(f"\nprobe: first {seconds[0]:.2f} s, then {min(seconds[1:]):.2f} s of CPU")
+    assert max(seconds) <= PROBE_SECONDS

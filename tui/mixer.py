@@ -1,0 +1,205 @@
+"""The steering mixer: channels for single experts and for whole reports. Pure.
+
+A channel is an expert or a scan's report with what it does: forced in or out, or a level that is
+added to its score; a report works one of two ways and can be limited to its strongest experts.
+Muted channels stay in the mixer. The mixer's command line always names the whole configuration,
+so that what a key does never depends on the past.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from mlxfun.reports import SteerReport
+
+if TYPE_CHECKING:
+    from mlxfun.comparison_reports import ScanReport
+    from tui.state import AppState
+
+STEP = 0.5
+MOST = 12.0
+WAYS = {"safety": ("safe", "unsafe"), "domain": ("boost", "suppress")}
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """One row. on: it works. layer and expert: of an expert, whose way is "in", "out" or "level".
+
+    path: of a report, whose technique is "safety" or "domain" and whose way is one of WAYS; most:
+    its strongest experts only; covers: all the (layer, expert) it may steer.
+    """
+
+    on: bool
+    way: str
+    layer: int = 0
+    expert: int = 0
+    level: float = 0.0
+    path: str = ""
+    technique: str = ""
+    name: str = ""
+    most: int | None = None
+    covers: frozenset[tuple[int, int]] = frozenset()
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """What it is a channel of."""
+        return self.path, self.layer, self.expert
+
+
+Channels = tuple[Channel, ...]
+
+
+def of_steering(report: SteerReport | None) -> Channels:
+    """A channel for each expert that is steered."""
+    if report is None:
+        return ()
+    out = [
+        Channel(True, way, layer, expert)
+        for way, sets in (("in", report.activated), ("out", report.deactivated))
+        for layer, experts in sets.items()
+        for expert in experts
+    ]
+    out += [
+        Channel(True, "level", layer, expert, level)
+        for layer, levels in report.levels.items()
+        for expert, level in levels.items()
+    ]
+    return tuple(out)
+
+
+def synced(channels: Channels, report: SteerReport | None) -> Channels:
+    """The channels after a change of the steering, wherever it came from.
+
+    What is steered is on; an expert that is not any more is muted, not gone. A report's own
+    experts get no channels of their own.
+    """
+    covered = {cell for c in channels if c.path and c.on for cell in c.covers}
+    steered = {c.key: c for c in of_steering(report)}
+    cells = {(c.layer, c.expert) for c in steered.values()}
+    out = []
+    for channel in channels:
+        if channel.path:
+            on = channel.on and not channel.covers.isdisjoint(cells)
+            out.append(replace(channel, on=on))
+            continue
+        now = steered.pop(channel.key, None)
+        own = (channel.layer, channel.expert)
+        if now is not None and not (own in covered and not channel.on):
+            out.append(now)
+        else:
+            out.append(replace(channel, on=False))
+    out += [c for c in steered.values() if (c.layer, c.expert) not in covered]
+    return tuple(out)
+
+
+def with_report(channels: Channels, report: ScanReport) -> Channels:
+    """With a muted channel for a scan's report, in place of an older one of the same file."""
+    covers = frozenset(
+        (layer, expert)
+        for sets in (report.more, report.less)
+        for layer, experts in sets.items()
+        for expert in experts
+    )
+    way = WAYS[report.technique][0]
+    channel = Channel(
+        False, way, path=report.path, technique=report.technique, name=report.name, covers=covers
+    )
+    return (*(c for c in channels if c.path != report.path), channel)
+
+
+def line(channels: Channels, steering: SteerReport | None = None) -> str:
+    """The command line that puts the channels into force and nothing else."""
+    words = ["steer", "--clear"]
+    on = [c for c in channels if c.on]
+    if steering is not None and steering.rule == "additive" and on:
+        words += ["--rule", "additive", "--boost-value", f"{steering.boost_value:g}"]
+        words += ["--mask-value", f"{steering.mask_value:g}"]
+    for option, way in (("--activate", "in"), ("--deactivate", "out")):
+        cells = sorted((c.layer, c.expert) for c in on if not c.path and c.way == way)
+        if cells:
+            words += [option, ",".join(f"{layer}:{expert}" for layer, expert in cells)]
+    levels = sorted((c.layer, c.expert, c.level) for c in on if c.way == "level" and c.level)
+    if levels:
+        words += ["--level", ",".join(f"{ly}:{e}={x:g}" for ly, e, x in levels)]
+    reports = [c for c in on if c.path]
+    for c in reports:
+        words += [f"--{c.technique}-map", shlex.quote(c.path), f"--{c.technique}-mode", c.way]
+    limits = [c.most for c in reports if c.most is not None]
+    if limits:
+        words += ["--max-experts", str(max(limits))]
+    return " ".join(words)
+
+
+# What the keys do ---------------------------------------------------------------------------------
+def toggled(channels: Channels, place: int) -> Channels:
+    """The channel on, or muted. Of reports of one kind only one works at a time."""
+    channel = channels[place]
+    changed = replace(channel, on=not channel.on)
+    if not changed.on and not channel.path:
+        return _at(channels, place, changed)
+    if changed.way == "level" and changed.on and not changed.level:
+        changed = replace(changed, level=STEP)
+    rest = tuple(
+        replace(c, on=False) if changed.on and c.path and c.technique == channel.technique else c
+        for c in channels
+    )
+    return _at(rest, place, changed)
+
+
+def faded(channels: Channels, place: int, steps: int) -> Channels:
+    """The fader `steps` up or down: an expert's level, or how many of a report's experts."""
+    channel = channels[place]
+    if channel.path:
+        count = channel.most if channel.most is not None else len(channel.covers)
+        most = max(1, min(len(channel.covers), count + steps))
+        limited = None if most == len(channel.covers) else most
+        return _at(toggled(channels, place) if not channel.on else channels, place,
+                   replace(channel, most=limited, on=True))  # fmt: skip
+    # From outside the fader's reach it comes in at the near end.
+    start = {"in": MOST + STEP, "out": -MOST - STEP}.get(channel.way, channel.level)
+    level = max(-MOST - STEP, min(MOST + STEP, start + steps * STEP))
+    if level > MOST:
+        return _at(channels, place, replace(channel, way="in", level=0.0, on=True))
+    if level < -MOST:
+        return _at(channels, place, replace(channel, way="out", level=0.0, on=True))
+    return _at(channels, place, replace(channel, way="level", level=level, on=bool(level)))
+
+
+def turned(channels: Channels, place: int) -> Channels:
+    """The other way: in, out, or a level for an expert; the report's other mode."""
+    channel = channels[place]
+    if channel.path:
+        one, other = WAYS[channel.technique]
+        return _at(channels, place, replace(channel, way=other if channel.way == one else one))
+    way = {"in": "out", "out": "level", "level": "in"}[channel.way]
+    level = STEP if way == "level" else 0.0
+    return _at(channels, place, replace(channel, way=way, level=level, on=True))
+
+
+def added(channels: Channels, layer: int, expert: int) -> tuple[Channels, int]:
+    """With a channel for an expert, on a low level when new, and its place."""
+    for place, channel in enumerate(channels):
+        if channel.key == ("", layer, expert):
+            return channels, place
+    return (*channels, Channel(True, "level", layer, expert, STEP)), len(channels)
+
+
+def removed(channels: Channels, place: int) -> Channels:
+    """Without a channel."""
+    return channels[:place] + channels[place + 1 :]
+
+
+def _at(channels: Channels, place: int, channel: Channel) -> Channels:
+    return (*channels[:place], channel, *channels[place + 1 :])
+
+
+def after_job(state: AppState, report: object) -> Channels:
+    """The channels once a job is over, with a channel for a new report."""
+    from mlxfun.comparison_reports import ScanReport
+
+    channels = state.mixer
+    if isinstance(report, ScanReport):
+        channels = with_report(channels, report)
+    return synced(channels, state.view.steering)
