@@ -39,6 +39,9 @@ DATA = ("dataset", "text_key", "max_samples", "max_tokens", "seed")
 MODES = click.Choice(["protect", "target"])
 LIST = FilePath((".json", ".csv"))
 MAP = FilePath((".json",))
+REFIT = click.option(
+    "--refit-experts", is_flag=True, help="Let the experts that stay take over, by least squares."
+)
 
 
 def map_options(away: str, stale: str) -> Decorator:
@@ -106,9 +109,7 @@ def _complete(call: Call, values: Params) -> None:
 @click.option(
     "--sequential", is_flag=True, help="Judge each layer on what the pruned ones before it put out."
 )
-@click.option(
-    "--refit-experts", is_flag=True, help="Let the experts that stay take over, by least squares."
-)
+@REFIT
 @map_options("drop them", "statistics and maps")
 def prune(call: Call) -> Report:
     """Stage a prune: choose the experts that go, without touching the model yet.
@@ -184,6 +185,7 @@ def prune(call: Call) -> Report:
     is_flag=True,
     help="Per expert, merge it only where the layer's output is better for it than if dropped.",
 )
+@REFIT
 @map_options("merge them away", "maps")
 def merge(call: Call) -> Report:
     """Stage a merge: experts that go are averaged into those most like them (REAM).

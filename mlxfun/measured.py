@@ -19,7 +19,7 @@ needs a backward pass that packed and Metal-only models do not have.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -40,10 +40,10 @@ from mlxfun.options import BUDGETS, METRICS, PRUNE_METRICS, PruneOptions
 from mlxfun.plans import PrunePlan
 from mlxfun.recalibrate import (
     Candidates,
-    Fit,
     Observed,
     Recalibration,
     by_output_error,
+    fit_notes,
     keep_by_output_error,
 )
 from mlxfun.reports import PlanReport, readable_bytes
@@ -105,7 +105,7 @@ def stage_prune(
             outcome.keep,
             request.options.metric if request.options.expert_list is None else None,
             decision.strategy,
-            (*decision.notes, *decision.warnings(outcome.keep), *_fit_notes(outcome.fits)),
+            (*decision.notes, *decision.warnings(outcome.keep), *fit_notes(outcome.fits)),
         )
         validate(plan, editor.resident)
     if not outcome.delta.layers:
@@ -168,18 +168,6 @@ def _padding_note(found: budget.Budgeted) -> str:
         f"for all, so the file keeps {held} a layer, {surplus} of which are never chosen and save "
         "no bytes"
     )
-
-
-def _fit_notes(fits: Sequence[Fit]) -> tuple[str, ...]:
-    if not fits:
-        return ()
-    used = [fit for fit in fits if fit.kept]
-    before, after = (float(np.mean([getattr(f, n) for f in fits])) for n in ("before", "after"))
-    text = (
-        f"refitted {len(used)} of {len(fits)} layers: the error of their outputs was "
-        f"{before:.1%} of their energy, and is {after:.1%}"
-    )
-    return (text,)
 
 
 # -- deciding ---------------------------------------------------------------------------------

@@ -95,7 +95,7 @@ class MergeOptions:
 
     data: what the experts are compared on. metric: the saliency that picks centroids and weighs
     members. expert_list: names the centroids. auto: members are merged only where that serves the
-    layer's output better than dropping them. max_*_tokens: how many tokens, evenly spread over
+    layer's output better than dropping them. refit_experts: as in PruneOptions. max_*_tokens: how many tokens, evenly spread over
     the data, experts are compared and aligned on; saliency uses all of them.
     """
 
@@ -116,6 +116,7 @@ class MergeOptions:
     domain_mode: str = "protect"
     allow_stale: bool = False
     auto: bool = False
+    refit_experts: bool = False
 
 
 @dataclass(frozen=True, slots=True)

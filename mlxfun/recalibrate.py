@@ -55,6 +55,18 @@ class Observed:
         return int(self.routed.inputs.shape[0])
 
 
+def fit_notes(fits: Sequence[Fit]) -> tuple[str, ...]:
+    """What the refits did, in a sentence."""
+    if not fits:
+        return ()
+    used = [fit for fit in fits if fit.kept]
+    before, after = (float(np.mean([getattr(f, n) for f in fits])) for n in ("before", "after"))
+    return (
+        f"refitted {len(used)} of {len(fits)} layers: the error of their outputs was "
+        f"{before:.1%} of their energy, and is {after:.1%}",
+    )
+
+
 Choose = Callable[["LayerTap", Observed], tuple[int, ...]]
 """(a layer, what it saw) -> the experts that stay, ascending, checkpoint numbers."""
 
@@ -161,14 +173,17 @@ class Recalibration:
         try:
             # Seen again, so that the choice and the weights are those of the model's own router.
             routed = observe(carrier, tap, ctx).routed
-            return self._refitted(tap, sliced, routed, wanted)
+            return self.refitted(tap, sliced, routed, wanted)
         finally:
             self._resident.swap(inverse)
 
-    def _refitted(
+    def refitted(
         self, tap: LayerTap, sliced: LayerDelta, routed: Routed, wanted: mx.array
     ) -> tuple[LayerDelta, Fit]:
-        """`sliced` with refitted output projections, if they are better as they are stored."""
+        """`sliced` with refitted output projections, if they are better as they are stored.
+
+        `sliced` must be swapped in. routed: what its experts are given. wanted: float32 [T, D].
+        """
         bank = self.bank(tap)
         whole = max(energy(wanted), 1e-30)
         rest = wanted - output(bank, routed)

@@ -103,6 +103,7 @@ class Merger:
         self._resident = resident
         self._options = options
         self._stored = stored
+        self._fits: list[recalibrate.Fit] = []
 
     def require_mergeable(self) -> None:
         """Raise PlanError for experts that cannot be merged, before any work."""
@@ -126,6 +127,8 @@ class Merger:
             for position, tap in enumerate(taps):
                 observed = observe(carrier, tap, picks, ctx)
                 layer = self._merge_layer(carrier, tap, observed, choose(position, observed.stats))
+                if self._options.refit_experts and layer.delta.live != tap.live:
+                    layer = replace(layer, delta=self._refitted(carrier, tap, layer.delta, ctx))
                 inverses.append(self._resident.swap(Delta((layer.delta,))))
                 merged[tap.layer.index] = layer
                 ctx.progress("merging", position + 1, len(taps), "layers")
@@ -137,17 +140,37 @@ class Merger:
             weights={index: layer.weights for index, layer in merged.items()},
             metric=self._options.metric,
             strategy=f"{self._options.similarity_mode}, {self._options.alignment}"
-            + (", auto" if self._options.auto else ""),
+            + (", auto" if self._options.auto else "")
+            + (", refitted" if self._options.refit_experts else ""),
             warnings=self._notes(merged),
         )
         return plan, Delta(tuple(layer.delta for layer in merged.values()))
 
     def _notes(self, merged: Mapping[int, MergedLayer]) -> tuple[str, ...]:
-        """How many experts were merged, where that was decided for each."""
+        """How many experts were merged, where that was decided for each; what a refit did."""
+        fits = recalibrate.fit_notes(self._fits)
         if not self._options.auto:
-            return ()
+            return fits
         taken = sum(len(g) - 1 for layer in merged.values() for g in layer.groups.values())
-        return (f"{taken} experts are merged, the others dropped: that serves the layers better",)
+        auto = f"{taken} experts are merged, the others dropped: that serves the layers better"
+        return (auto, *fits)
+
+    def _refitted(
+        self, carrier: Carrier, tap: LayerTap, merged: LayerDelta, ctx: Context
+    ) -> LayerDelta:
+        """The merged layer with output projections that make up for what merging lost."""
+        wanted = output(Bank.of(tap, self._modules), recalibrate.observe(carrier, tap, ctx).routed)
+        again = recalibrate.Recalibration(
+            self._model, self._resident, self._stored, follow=True, refit_experts=True
+        )
+        inverse = self._resident.swap(Delta((merged,)))
+        try:
+            routed = recalibrate.observe(carrier, tap, ctx).routed
+            delta, fit = again.refitted(tap, merged, routed, wanted)
+        finally:
+            self._resident.swap(inverse)
+        self._fits.append(fit)
+        return delta
 
     def _merge_layer(
         self, carrier: Carrier, tap: LayerTap, observed: Observed, centroids: tuple[int, ...]
