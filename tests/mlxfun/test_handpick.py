@@ -14,9 +14,9 @@ from mlxfun.options import (
     DatasetOptions,
     EvaluateOptions,
     GenerateOptions,
-    MergeOptions,
     PruneOptions,
 )
+from mlxfun.plans import MergePlan
 
 SCORES = np.array([[4.0, 1, 3, 2, 6, 5, 8, 7], [1.0, 2, 3, 4, 5, 6, 7, 8]])
 
@@ -240,8 +240,8 @@ def test_scores_of_another_state_are_used_knowingly_only(session) -> None:
 
 
 def test_a_merge_is_not_picked_apart(session) -> None:
-    data = DatasetOptions("demo:mixed", max_samples=2, max_tokens=24)
-    session.merge(MergeOptions(data, n_prune=1))
+    session.select(SelectOptions(drop={0: (3,)}))
+    session.editor.staged.plan = MergePlan({0: {1: (1, 3)}}, {0: {1: 0.5, 3: 0.5}})
     with pytest.raises(StateError, match="merge is staged"):
         session.select(SelectOptions(drop={0: (3,)}))
 
