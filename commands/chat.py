@@ -78,10 +78,12 @@ def _again(call: Call, text: str, options: GenerateOptions) -> Report:
     """Answer after taking questions back; if that fails the conversation is as it was."""
     taken = call.session.take_back(call["back"])
     try:
-        return call.session.chat(text or taken, options, call.ctx)
+        report = call.session.chat(text or taken, options, call.ctx)
     except MlxfunError:
         call.session.give_back()
         raise
+    del call.bench.turns[-call["back"] :]
+    return report
 
 
 @command("ab", group="chat", outside=True)

@@ -25,8 +25,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import click
-
 from mlxfun.errors import UsageError
 
 
@@ -139,6 +137,8 @@ def _table(config: Config, name: str, value: Any) -> dict[str, Any]:
 
 
 def _defaults(config: Config, name: str, value: Any) -> dict[str, Any]:
+    import click  # the screen reads this module too, and paints before it needs Click
+
     from commands.shell import SETTING_TYPES
 
     checked = {}
