@@ -354,15 +354,17 @@ def estimate_bytes(request: PruneRequest, shop: Workshop) -> int:
     """Bytes that the pass needs on top of the resident model: an upper estimate."""
     resident = request.editor.resident
     tokens = sum(len(sequence) for sequence in shop.calibration)
-    widest = stacks = 0
+    widest = stacks = width = 0
     for tap in resident.taps.layers:
         arrays = [resident.tree.get(p.path) for p in tap.layer.expert_parameters()]
         widest = max(widest, *(a.size * (8 if a.dtype == mx.uint32 else 1) for a in arrays))
+        for array in arrays:
+            # Packed weights hold at least four values in 32 bits, at most eight.
+            unpacked = array.shape[-1] * (8 if array.dtype == mx.uint32 else 1)
+            width = max(width, unpacked, array.shape[-2] if array.ndim > 1 else 0)
         if request.options.refit_experts:
             # One projection of each layer, both versions, while the plan is staged.
             stacks += max(a.nbytes for a in arrays)
-    hidden = request.anatomy.layers[0]
-    width = int(resident.tree.get(next(iter(hidden.parameters)).path).shape[-1])
     return stacks + 3 * 4 * widest + tokens * width * 4 * (8 + request.anatomy.top_k) + (768 << 20)
 
 

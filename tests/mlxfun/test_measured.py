@@ -146,3 +146,15 @@ def test_a_cancelled_pass_keeps_the_plan_that_was_staged(session):
         session.prune(PruneOptions(n_prune=4, refit_experts=True), Stop())
     assert session.view().plan == staged
     assert np.array_equal(logits(session), before)
+
+
+def test_what_an_applied_prune_left_can_be_pruned_by_output_error_again():
+    fresh = Session.open("demo")
+    fresh.collect(MIXED)
+    first = fresh.prune(PruneOptions(n_prune=3)).pruned
+    fresh.apply(ApplyOptions())
+    fresh.collect(MIXED)
+    plan = fresh.prune(PruneOptions(n_prune=2, metric="output_error", refit_experts=True))
+    assert (plan.experts_before, plan.experts_after) == (13, 11)
+    assert all(not set(gone) & set(first[layer]) for layer, gone in plan.pruned.items())
+    fresh.close()

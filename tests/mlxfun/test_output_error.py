@@ -184,3 +184,18 @@ def test_a_formula_that_does_not_give_what_was_seen_is_not_taken(rig):
     chosen = np.array(mx.argsort(logits, axis=-1)[:, :2])  # the lowest two: no router does that
     with pytest.raises(PlanError, match="no formula known"):
         Routing.of(tap, r.resident, Seen(logits, chosen, np.full((50, 2), 0.5)))
+
+
+@pytest.mark.parametrize(("turned", "taken"), [(1, True), (12, False)])
+def test_a_tie_that_went_the_other_way_does_not_refute_a_formula(rig, turned, taken):
+    r = rig("qwen3_moe")
+    logits = mx.random.normal((100, 8), key=mx.random.key(4))
+    chosen, weights = (np.array(a) for a in Routing("softmax", 2)(logits, mx.ones((8,), mx.bool_)))
+    for t in range(turned):
+        chosen[t, 0] = next(e for e in range(8) if e not in chosen[t])
+    seen = Seen(logits, chosen, weights)
+    if taken:
+        assert Routing.of(r.taps.layers[0], r.resident, seen).normalised
+    else:
+        with pytest.raises(PlanError, match="no formula known"):
+            Routing.of(r.taps.layers[0], r.resident, seen)
