@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 
 import pytest
@@ -16,3 +17,20 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLORTERM", "truecolor")
+
+
+@pytest.fixture(autouse=True)
+def waiting_ends_with_the_work(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pilot waits until the process uses little processor time, in steps of 20 ms. What these
+    tests wait for is that every message is handled, which it waits for as well, and exactly.
+    Snapshots are taken at rest, as Textual takes them.
+    """
+
+    async def briefly(min_sleep: float = 0.0, max_sleep: float = 1.0) -> None:
+        await asyncio.sleep(0.002)
+
+    if request.path.stem != "test_snapshots":
+        monkeypatch.setattr("textual.pilot.wait_for_idle", briefly)
+        monkeypatch.setattr("textual.app.wait_for_idle", briefly)

@@ -11,6 +11,7 @@ import pytest
 from commands.config import Config
 from mlxfun.errors import UsageError
 from tests.fake_engine import FakeEngine
+from tests.tui.driving import Shell
 from tui.app import ShellApp, check_config
 from tui.lines import LineHistory
 
@@ -56,13 +57,14 @@ def test_the_users_key_works_and_the_old_one_does_not() -> None:
             config=config("mlxfun-light", info="f9"),
         )
         async with app.run_test() as pilot:
-            await pilot.pause()
+            shell = Shell(engine, app, pilot)
+            await shell.settle()
             engine.finish()
-            await pilot.pause()
+            await shell.settle()
             assert app.theme == "mlxfun-light"
-            await pilot.press("n")
+            await shell.press("n")
             assert engine.lines == ["load demo"]
-            await pilot.press("f9")
+            await shell.press("f9")
             assert engine.lines == ["load demo", "info"]
 
     asyncio.run(body())
