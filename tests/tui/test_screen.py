@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from rich.text import Text
 from textual import events
 from textual.widget import Widget
@@ -23,7 +25,7 @@ from tui.widgets.command_line import CommandInput
 from tui.widgets.heatmap import Heatmap
 from tui.widgets.history import HistoryPanel, NodeList
 from tui.widgets.log import Reports
-from tui.widgets.plan import PlanPanel
+from tui.widgets.plan import PlanPanel, plan_body
 from tui.widgets.status import StatusLine
 from tui.widgets.tabs import TabStrip
 from tui.widgets.transcript import Transcript
@@ -588,3 +590,20 @@ def test_a_text_report_needs_no_renderer() -> None:
     from tui.app import plain_report
 
     assert str(plain_report(TextReport("[b]as it is[/b]"))) == "[b]as it is[/b]"
+
+
+def test_a_plan_in_which_everybody_stays_says_what_it_changes_in_its_own_words() -> None:
+    @ready(*STAGED)
+    async def test(shell: Shell) -> None:
+        view = shell.app.state.view
+        assert view.plan is not None
+        none = dict.fromkeys(view.plan.pruned, ())
+        plan = replace(view.plan, technique="bake", pruned=none, mass_lost=None)
+        text = Console(width=80, record=True, file=StringIO())
+        text.print(plan_body(replace(view, plan=plan)))
+        said = text.export_text()
+        assert "staged bake" in said
+        assert "work lost" not in said
+        assert "(-" not in said
+
+    drive(test)

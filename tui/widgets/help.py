@@ -28,6 +28,7 @@ def help_page(title: str, about: str, panel: str, state: AppState) -> Group:
         text = Text(key.help, style="dim" if reason else "")
         if reason:
             text.append(f" (not now: {reason})", "dim italic")
+        text.append(f"  {key.id}", "dim")  # its name in the user's configuration
         names = [key.glyph] if key.glyph else key.keys.split(",")
         table.add_row(" ".join(names), text)
     step = guide.next_step(state)

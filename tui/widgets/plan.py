@@ -60,6 +60,12 @@ def headline(plan: PlanReport, live: str) -> Text:
     share = saved / plan.bytes_before if plan.bytes_before else 0.0
     rule = f" by {plan.metric}" if plan.metric else ""
     text = Text()
+    if not gone and plan.strategy != "hand":
+        # An edit of weights or routers: everybody stays, and its own sentence says what changes.
+        text.append(f"{plan.summary()}\n")
+        text.append("live now: ", DIM)
+        text.append(live, BOLD)
+        return text.append("  (f swaps)", DIM)
     if plan.strategy == "hand":
         text.append("selection by hand", BOLD)
         text.append(f": {gone} experts go\n")
@@ -176,7 +182,7 @@ def plan_body(
     parts += [Text(), verdict(view.scores, probe, view.plan)]
     parts += [guardrails(limits, view.scores)] if limits else []
     parts += [memory(view)] if view.memory_active else []
-    parts += [Text(), table]
+    parts += [Text(), table] if table.row_count else []
     return Group(*parts)
 
 
