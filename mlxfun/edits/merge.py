@@ -14,7 +14,10 @@ what is measured and shown is what will be saved.
 A mean of weights is a mean of functions only for experts whose neurons correspond. Where they do
 not (experts trained from scratch rather than grown from one another), the mean cancels: on such a
 model merged experts put out a tenth of what their centroids did, and pruning to the same centroids
-was better (tests/bench/merge_quality.py prints the table). Preview, and compare with a prune.
+was better (tests/bench/merge_quality.py prints the table). Preview, and compare with a prune. Two
+options look at what the layer puts out: `auto` drops the members that are not worth their place
+(mlxfun.edits.choice), `refit_experts` fits the output projections that are left to the output of
+the unmerged layer (mlxfun.edits.refit), which makes up for most of what the mean has lost.
 """
 
 from __future__ import annotations

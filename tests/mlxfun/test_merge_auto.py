@@ -1,4 +1,4 @@
-"""merge --auto: members are taken in where that serves the layer's output, else dropped."""
+"""Merges that look at the layer's output: members dropped where that is better, experts refitted."""
 
 from __future__ import annotations
 
@@ -60,6 +60,26 @@ def test_the_layer_is_served_no_worse_than_by_a_prune_and_saved_as_staged(rig, n
     undo = r.resident.swap(delta)
     merged = r.logits(PREFILL)
     assert mx.array_equal(merged, r.saved_and_reloaded()(mx.array(PREFILL))).item()
+    r.resident.swap(undo)
+    assert mx.array_equal(before, r.logits(PREFILL), equal_nan=True).item()
+
+
+@pytest.mark.parametrize(("name", "mode"), CASES)
+def test_a_refit_makes_up_for_what_merging_loses_and_is_saved_as_staged(rig, name, mode):
+    r = rig(name, mode=mode)
+    before = r.logits(PREFILL)
+    _, plain = run_merge(r)
+    again, delta = run_merge(r, refit_experts=True)
+    assert mx.array_equal(before, r.logits(PREFILL), equal_nan=True).item()
+    assert "refitted" in again.strategy
+    assert any("refitted" in warning for warning in again.warnings)
+    merged, refitted = (first_layer_error(r, Delta(d.layers[:1])) for d in (plain, delta))
+    assert refitted <= merged * (1 + 1e-4)
+    if (name, mode) in QUICK:
+        assert refitted < 0.9 * merged
+    undo = r.resident.swap(delta)
+    live = r.logits(PREFILL)
+    assert mx.array_equal(live, r.saved_and_reloaded()(mx.array(PREFILL))).item()
     r.resident.swap(undo)
     assert mx.array_equal(before, r.logits(PREFILL), equal_nan=True).item()
 
