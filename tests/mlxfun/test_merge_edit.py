@@ -19,6 +19,7 @@ from mlxfun.errors import Cancelled
 from mlxfun.state import state_id
 
 PREFILL = [[3, 14, 15, 9, 26, 5, 35, 8, 9, 7, 9, 32, 38, 46, 26, 43, 3, 8, 32, 7]]
+MODES = tuple(tiny_models.MODES)
 STACKED = tuple(name for name in tiny_models.RUNNABLE if name != "dbrx")
 
 
@@ -53,8 +54,15 @@ def test_staged_saved_and_undone_merges_agree_bit_for_bit(rig, name):
     check_round_trip(rig(name))
 
 
-@pytest.mark.parametrize("mode", tuple(tiny_models.MODES))
-@pytest.mark.parametrize("name", STACKED)
+# Every family in one quantisation, and in the others among the slow tests.
+QUANTISED = [
+    pytest.param(name, mode, marks=() if i % len(MODES) == j else pytest.mark.slow)
+    for i, name in enumerate(STACKED)
+    for j, mode in enumerate(MODES)
+]
+
+
+@pytest.mark.parametrize(("name", "mode"), QUANTISED)
 def test_quantised_models_stay_in_their_quantisation_bit_for_bit(rig, name, mode):
     r = rig(name, mode=mode)
     before = {p: (a.dtype, a.shape) for p, a in tree_flatten(r.model.parameters())}
