@@ -32,7 +32,6 @@ from mlxfun.context import SILENT, Context
 from mlxfun.deltas import Delta, Resident
 from mlxfun.editor import Editor
 from mlxfun.edits.ablate import ROWS_AT_ONCE, ablate_delta, projections
-from mlxfun.edits.merge import Stored
 from mlxfun.errors import BudgetError, PlanError, StateError, UsageError
 from mlxfun.evaluate import Evaluator
 from mlxfun.expert_lists import read_maps
@@ -41,6 +40,7 @@ from mlxfun.judging import Panel, Prompts, answer_kl, ask_all
 from mlxfun.options import DatasetOptions, PruneOptions
 from mlxfun.refusals import RULE
 from mlxfun.reports import readable_bytes
+from mlxfun.surgery import Stored
 
 EXAMPLES = 3
 

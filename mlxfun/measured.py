@@ -256,7 +256,7 @@ class _Decision:
     def by_metric(self, tap: LayerTap, observed: Observed, metric: str) -> tuple[int, ...]:
         """The experts that stay by a metric of the layer's own statistics."""
         position = tap.layer.position
-        one = _one_layer(self.constraints, position, observed.stats.sums["freq"])
+        one = self.constraints.of_layer(position, observed.stats.sums["freq"])
         scores = observed.stats.score(metric)
         return selection.select(scores, one, replace(self.options, metric=metric)).keep[0]
 
@@ -270,20 +270,6 @@ class _Decision:
         )
         problem = by_output_error(pass_, self.request.editor.resident, tap, observed)
         return keep_by_output_error(problem, tap.live, self.options.n_prune or 0, candidates)
-
-
-def _one_layer(whole: Constraints, position: int, traffic: Array) -> Constraints:
-    one = slice(position, position + 1)
-    return Constraints(
-        layers=whole.layers[one],
-        alive=whole.alive[one],
-        protect=whole.protect[one],
-        target=whole.target[one],
-        top_k=whole.top_k[one],
-        n_group=whole.n_group[one],
-        topk_group=whole.topk_group[one],
-        traffic=traffic,
-    )
 
 
 # -- measuring on what was held out -----------------------------------------------------------

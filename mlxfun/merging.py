@@ -17,7 +17,7 @@ from mlxfun.calibrate import batch_shape, collect
 from mlxfun.context import SILENT, Context
 from mlxfun.datasets import batches, read_lines, tokenize
 from mlxfun.editor import Editor
-from mlxfun.edits.merge import Merger, Stored
+from mlxfun.edits.merge import Merger
 from mlxfun.edits.prune import validate
 from mlxfun.errors import BudgetError, PlanError, UsageError
 from mlxfun.expert_lists import Masks, read_expert_list, read_maps
@@ -33,6 +33,7 @@ from mlxfun.options import (
 from mlxfun.plans import PrunePlan
 from mlxfun.reports import PlanReport, readable_bytes
 from mlxfun.stats import RoutingStats
+from mlxfun.surgery import Stored
 
 if TYPE_CHECKING:
     from mlxfun.datasets import Batch
@@ -162,18 +163,7 @@ class _Chooser:
         """See mlxfun.edits.merge.Choose."""
         if self._fixed is not None:
             return self._fixed[self._request.anatomy.indices[position]]
-        one = slice(position, position + 1)
-        whole = self._whole
-        constraints = selection.Constraints(
-            layers=whole.layers[one],
-            alive=whole.alive[one],
-            protect=whole.protect[one],
-            target=whole.target[one],
-            top_k=whole.top_k[one],
-            n_group=whole.n_group[one],
-            topk_group=whole.topk_group[one],
-            traffic=stats.sums["freq"],
-        )
+        constraints = self._whole.of_layer(position, stats.sums["freq"])
         chosen = selection.select(stats.score(self._options.metric), constraints, self._options)
         self.warnings += chosen.warnings
         return chosen.keep[0]

@@ -28,15 +28,12 @@ from mlxfun.edits.routing import Routing, Seen
 from mlxfun.errors import PlanError
 from mlxfun.state import Rows
 from mlxfun.stats import SUMS, RoutingStats
-from mlxfun.surgery import dequantised, requantised, row_digests
+from mlxfun.surgery import Stored, dequantised, requantised, row_digests
 
 if TYPE_CHECKING:
     from mlxfun.datasets import Batch
     from mlxfun.events import Array
     from mlxfun.taps import LayerTap, Record
-
-Stored = Callable[[str], mx.Dtype]
-"""The dtype that a parameter is stored in, by path."""
 
 
 @dataclass(frozen=True, slots=True)

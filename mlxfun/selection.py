@@ -61,6 +61,20 @@ class Constraints:
         ones = (1,) * count
         return cls(tuple(layers), ~none, none, none, (top_k,) * count, ones, ones)
 
+    def of_layer(self, position: int, traffic: Scores) -> Constraints:
+        """Those of one MoE layer, [1, E]. traffic: [1, E], of that layer."""
+        one = slice(position, position + 1)
+        return Constraints(
+            layers=self.layers[one],
+            alive=self.alive[one],
+            protect=self.protect[one],
+            target=self.target[one],
+            top_k=self.top_k[one],
+            n_group=self.n_group[one],
+            topk_group=self.topk_group[one],
+            traffic=traffic,
+        )
+
     @property
     def shape(self) -> tuple[int, int]:
         """(L, E)."""

@@ -21,6 +21,10 @@ def flatten(tree: Any) -> list[tuple[str, mx.array]]:
     return cast(list[tuple[str, mx.array]], tree_flatten(tree))
 
 
+Stored = Callable[[str], mx.Dtype]
+"""The dtype that a parameter is stored in, by path."""
+
+
 class ParameterTree:
     """Parameters of one model by path. The module table is made once; swaps are dict writes."""
 

@@ -31,9 +31,16 @@ from mlxfun.ablation_plan import AblationPlan
 from mlxfun.anatomy.outputs import Output, gain
 from mlxfun.context import SILENT, Context
 from mlxfun.deltas import Delta, LayerDelta, Resident
-from mlxfun.edits.merge import Stored
 from mlxfun.state import RowId, Rows
-from mlxfun.surgery import PACKED, dequantised, requantised, rounded, row_digests, whole_digest
+from mlxfun.surgery import (
+    PACKED,
+    Stored,
+    dequantised,
+    requantised,
+    rounded,
+    row_digests,
+    whole_digest,
+)
 
 ROWS_AT_ONCE = 256 << 20
 """Bytes of a stack that are unpacked to float32 at a time."""

@@ -17,7 +17,7 @@ New rows are rounded to, or packed in, what they are stored in, right here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ from mlxfun.context import SILENT, Context
 from mlxfun.deltas import LayerDelta, Resident
 from mlxfun.edits.refit import left_out
 from mlxfun.state import Rows
-from mlxfun.surgery import dequantised, requantised, rounded, row_digests
+from mlxfun.surgery import Stored, dequantised, requantised, rounded, row_digests
 
 if TYPE_CHECKING:
     from mlxfun.events import Array
@@ -44,8 +44,6 @@ RIDGE = 1e-3
 
 LEAST_FACTOR = 0.25
 """Of v.x, where a fold must reach every token: below this the fold does not hold anyway."""
-
-Stored = Callable[[str], mx.Dtype]
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,15 +59,12 @@ from mlxfun.options import MergeOptions
 from mlxfun.plans import MergePlan
 from mlxfun.state import Rows
 from mlxfun.stats import SUMS, RoutingStats
-from mlxfun.surgery import requantised, rounded, row_digests, take_rows
+from mlxfun.surgery import Stored, requantised, rounded, row_digests, take_rows
 
 if TYPE_CHECKING:
     from mlxfun.datasets import Batch
     from mlxfun.events import Array
     from mlxfun.taps import LayerTap, Record
-
-Stored = Callable[[str], mx.Dtype]
-"""The dtype that a parameter is stored in, by path."""
 
 Choose = Callable[[int, RoutingStats], tuple[int, ...]]
 """(position of a layer, its statistics [1, E]) -> its centroids, ascending, checkpoint numbers."""
