@@ -7,9 +7,9 @@ model, and a plan that was staged before, as they were.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -30,31 +30,15 @@ from mlxfun.anatomy.outputs import COMPONENTS, LEAKS, Output, residual_outputs
 from mlxfun.answers import read_prompts
 from mlxfun.context import SILENT, Context
 from mlxfun.deltas import Delta, Resident
-from mlxfun.editor import Editor
 from mlxfun.edits.ablate import ROWS_AT_ONCE, ablate_delta, projections
-from mlxfun.errors import BudgetError, PlanError, StateError, UsageError
-from mlxfun.evaluate import Evaluator
+from mlxfun.errors import PlanError, StateError, UsageError
 from mlxfun.expert_lists import read_maps
-from mlxfun.export import ExportView
 from mlxfun.judging import Panel, Prompts, answer_kl, ask_all
 from mlxfun.options import DatasetOptions, PruneOptions
 from mlxfun.refusals import RULE
-from mlxfun.reports import readable_bytes
-from mlxfun.surgery import Stored
+from mlxfun.workshop import Workshop
 
 EXAMPLES = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Tools:
-    """What ablation works with. limit: bytes that may be active, None if unknown."""
-
-    tokenizer: Any
-    editor: Editor
-    evaluator: Evaluator
-    stored: Stored
-    export: Callable[[], ExportView]
-    limit: Callable[[], int | None]
 
 
 class Candidate:
@@ -84,8 +68,8 @@ class Candidate:
 class Ablations:
     """Stages ablations of one session's model, and remembers the front of its last search."""
 
-    def __init__(self, tools: Tools) -> None:
-        self._tools = tools
+    def __init__(self, shop: Workshop) -> None:
+        self._shop = shop
         self._last: Found | None = None
         self._searched_by = ""  # the command of the last search
 
@@ -95,7 +79,7 @@ class Ablations:
         Raises UsageError, DatasetError, PlanError, BudgetError or StateError ahead of the work
         where they can be foreseen, Cancelled in the middle of it.
         """
-        editor = self._tools.editor
+        editor = self._shop.editor
         _check(options)
         with editor.live("current"), editor.unsteered():
             if options.choose is not None:
@@ -104,7 +88,7 @@ class Ablations:
                 model = self._model(options)
                 self._require_memory(model.outputs)
                 anatomy = editor.resident.taps.anatomy
-                split, notes = read_split(options, self._tools.tokenizer, anatomy.vocabulary)
+                split, notes = read_split(options, self._shop.tokenizer, anatomy.vocabulary)
                 notes += planning.stale_maps(editor, _as_prune(options))
                 notes += self._leaks(options)
                 found = Finder(model, options, ctx).run(split, notes)
@@ -119,7 +103,7 @@ class Ablations:
         staged.evidence = (self._searched_by,) if options.choose is not None else ()
         staged.scores = _scores(report)
         staged.report = report = replace(
-            report, state_after=staged.state, bytes_after=self._tools.export().total_bytes()
+            report, state_after=staged.state, bytes_after=self._shop.export().total_bytes()
         )
         return report
 
@@ -127,10 +111,10 @@ class Ablations:
         found = self._last
         if found is None:
             raise StateError("there is no search to choose from; run abliterate --search N first")
-        if found.state != self._tools.editor.state:
+        if found.state != self._shop.editor.state:
             raise StateError(
                 f"the last search was made on state {found.state}, the model is at "
-                f"{self._tools.editor.state}; undo to that state, or search again"
+                f"{self._shop.editor.state}; undo to that state, or search again"
             )
         if not 0 <= number < len(found.plans):
             raise UsageError(
@@ -142,8 +126,8 @@ class Ablations:
     # -- what may be edited -------------------------------------------------------------------
 
     def _model(self, options: AblateOptions) -> Model:
-        tools = self._tools
-        resident = tools.editor.resident
+        shop = self._shop
+        resident = shop.editor.resident
         outputs = residual_outputs(resident.tree.modules, resident.taps.anatomy)
         wanted = {
             "all": COMPONENTS,
@@ -152,9 +136,9 @@ class Ablations:
         }[options.target]
         there = {output.component for output in outputs}
         return Model(
-            tools.tokenizer,
-            tools.editor,
-            tools.evaluator,
+            shop.tokenizer,
+            shop.editor,
+            shop.evaluator,
             tuple(o for o in outputs if o.component in wanted),
             tuple(c for c in wanted if c in there),
             self._safety_experts(options) if options.target == "safety-experts" else None,
@@ -162,7 +146,7 @@ class Ablations:
 
     def _safety_experts(self, options: AblateOptions) -> dict[int, tuple[int, ...]]:
         """{decoder layer: live experts that the safety map names}."""
-        taps = self._tools.editor.resident.taps
+        taps = self._shop.editor.resident.taps
         anatomy = taps.anatomy
         maps = read_maps(_as_prune(options), anatomy.indices, anatomy.num_experts)
         found = {
@@ -177,20 +161,17 @@ class Ablations:
         return found
 
     def _leaks(self, options: AblateOptions) -> list[str]:
-        layers = self._tools.editor.resident.taps.anatomy.layers
+        layers = self._shop.editor.resident.taps.anatomy.layers
         families = dict.fromkeys(layer.family for layer in layers)
         return [f"{f}: {LEAKS[f]}" for f in families if f in LEAKS and options.target == "all"]
 
     def _require_memory(self, outputs: tuple[Output, ...]) -> None:
         """Raise BudgetError with the figures if the new weights would not fit beside the old."""
-        needed = estimate_bytes(self._tools.editor.resident, outputs)
-        active, limit = int(mx.get_active_memory()), self._tools.limit()
-        if limit is not None and active + needed > limit:
-            raise BudgetError(
-                f"abliterating needs about {readable_bytes(needed)} on top of "
-                f"{readable_bytes(active)} in use, over the {readable_bytes(limit)} there are; use "
-                "--target dense-only, or a quantised version of the model"
-            )
+        self._shop.require_room(
+            estimate_bytes(self._shop.editor.resident, outputs),
+            "abliterating",
+            "use --target dense-only, or a quantised version of the model",
+        )
 
     # -- new weights --------------------------------------------------------------------------
 
@@ -201,11 +182,11 @@ class Ablations:
 
         Nothing of them is live afterwards.
         """
-        tools, plan = self._tools, found.plans[found.chosen]
-        resident = tools.editor.resident
-        before = tools.export().total_bytes()
+        shop, plan = self._shop, found.plans[found.chosen]
+        resident = shop.editor.resident
+        before = shop.export().total_bytes()
         outputs = residual_outputs(resident.tree.modules, resident.taps.anatomy)
-        delta = ablate_delta(projections(outputs, plan, resident), resident, tools.stored, ctx)
+        delta = ablate_delta(projections(outputs, plan, resident), resident, shop.stored, ctx)
         if not delta.layers:
             raise PlanError(
                 "the plan changes no weight: what it takes away is below the precision of the "
@@ -215,9 +196,9 @@ class Ablations:
         with candidate.side(True):
             now = self._ask(found.split.check, found.answer_tokens, ctx, "after")
             staged_kl = found.judge.harmless(ctx)[0] if found.judge is not None else None
-            key = f"{tools.editor.state}|{tools.editor.steering.key}"
-            kls = answer_kl(tools.evaluator, base, lambda: candidate.side(False), key, ctx)
-        refusals = _refusal_report(("staged", "current"), (base, now), kls, tools.tokenizer)
+            key = f"{shop.editor.state}|{shop.editor.steering.key}"
+            kls = answer_kl(shop.evaluator, base, lambda: candidate.side(False), key, ctx)
+        refusals = _refusal_report(("staged", "current"), (base, now), kls, shop.tokenizer)
         plan = replace(plan, warnings=(*found.warnings, *_doubts(found, staged_kl, refusals)))
         report = replace(
             _report(found, plan, candidate.delta),
@@ -229,8 +210,8 @@ class Ablations:
         return report, plan, candidate.delta
 
     def _ask(self, prompts: Prompts, tokens: int, ctx: Context, label: str) -> Panel:
-        network = self._tools.editor.resident.tree.modules[""]
-        return ask_all(network, self._tools.tokenizer, prompts, tokens, ctx, label)
+        network = self._shop.editor.resident.tree.modules[""]
+        return ask_all(network, self._shop.tokenizer, prompts, tokens, ctx, label)
 
     # -- counting -----------------------------------------------------------------------------
 
@@ -238,13 +219,13 @@ class Ablations:
         """Count refusals of the staged plan beside the current weights, or of those beside the
         checkpoint. Raises UsageError, DatasetError, Cancelled.
         """
-        tools, editor = self._tools, self._tools.editor
+        shop, editor = self._shop, self._shop.editor
         if options.tokens < 1:
             raise UsageError(f"--answer-tokens {options.tokens} must be at least 1")
         vocabulary = editor.resident.taps.anatomy.vocabulary
         notices, parts = [], []
         for data in (options.harmful, options.harmless):
-            prompts, skipped = read_prompts(data, tools.tokenizer, vocabulary)
+            prompts, skipped = read_prompts(data, shop.tokenizer, vocabulary)
             parts.append(tuple(prompts))
             if skipped:
                 notices.append(f"{skipped} prompts of {data.source} are too long and were left out")
@@ -259,8 +240,8 @@ class Ablations:
         if subject == "staged" or (editor.state, editor.steering.key) != (root, ""):
             with editor.live(subject):
                 now = self._ask(asked, options.tokens, ctx, subject)
-                kls = answer_kl(tools.evaluator, base, lambda: editor.live(reference), key, ctx)
-        report = _refusal_report(sides, (base, now), kls, tools.tokenizer)
+                kls = answer_kl(shop.evaluator, base, lambda: editor.live(reference), key, ctx)
+        report = _refusal_report(sides, (base, now), kls, shop.tokenizer)
         return replace(report, notices=tuple(notices))
 
 

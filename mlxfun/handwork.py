@@ -1,82 +1,60 @@
-"""What a person at a screen does between commands: pick experts by hand and probe the result."""
+"""Working by hand: pick the experts that go one by one, probe the result, look at one closely."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlxfun import dossier, handpick, measure, planning, sides, views
-from mlxfun.anatomy import Anatomy
+from mlxfun import dossier, handpick, measure, planning, views
 from mlxfun.context import SILENT, Context
-from mlxfun.conversation import Conversation
 from mlxfun.datasets import read_lines, tokenize
-from mlxfun.editor import Editor
 from mlxfun.edits.prune import prune_delta
 from mlxfun.errors import PlanError, StateError, UsageError
-from mlxfun.evaluate import EvalSet, Evaluator
-from mlxfun.export import ExportView
-from mlxfun.generate import Decoder
+from mlxfun.evaluate import EvalSet
 from mlxfun.hand_options import ProbeOptions, SelectOptions
-from mlxfun.hand_reports import ABReport, DossierReport, ProbeReport
-from mlxfun.node_reports import CompareReport
-from mlxfun.nodes import NodeComparer
-from mlxfun.observations import Observations
-from mlxfun.options import EvaluateOptions, GenerateOptions
+from mlxfun.hand_reports import DossierReport, ProbeReport
 from mlxfun.plans import PrunePlan
-from mlxfun.reports import EvaluateReport, HistoryReport, PlanReport, StepReport
-from mlxfun.taps import Taps
+from mlxfun.reports import PlanReport, StepReport
+from mlxfun.workshop import Workshop
 
 if TYPE_CHECKING:
     from mlxfun.events import Array
 
 
 class HandWork:
-    """The part of a `Session` that serves the hand; see there for the attributes."""
+    """Selecting and looking closely, on one session's model."""
 
-    command: str
-    model: Any
-    anatomy: Anatomy
-    editor: Editor
-    tokenizer: Any
-    _observations: Observations
-    _evaluator: Evaluator
-    _decoder: Decoder
-    _conversation: Conversation
-    _protected: Array
-    taps: Taps
-    _own: Callable[[], None]
-    _measure: Callable[[str, EvaluateOptions, Context], EvaluateReport]
-    _export_view: Callable[[], ExportView]
+    def __init__(self, shop: Workshop) -> None:
+        self._shop = shop
 
-    def select(self, options: SelectOptions) -> PlanReport | StepReport:
+    def select(self, options: SelectOptions, command: str = "") -> PlanReport | StepReport:
         """Change by hand which experts go, beginning with those of the staged plan, and stage that.
 
         A selection that is not even is staged all the same, so that it can be measured and talked
         to; apply refuses it. Without any expert left in it the staged plan is dropped. Raises
         UsageError or PlanError for what the model could not run; nothing changes then.
         """
-        self._own()
         field = self._field(options)
         start = self._selected()
         gone = handpick.picked(field, start, options)
         if not gone.any():
-            if self.editor.staged is None:
+            if self._shop.editor.staged is None:
                 raise UsageError("select: no expert is picked; name some with --drop L:E,...")
-            return self.editor.discard()
+            return self._shop.editor.discard()
         broken = field.unrunnable(gone)
         if broken:
             raise PlanError(f"{broken}; keep more of them, or `select --even` evens it out")
-        return self._stage_by_hand(field, gone, options)
+        return self._stage_by_hand(field, gone, options, command or "select")
 
     def probe(self, options: ProbeOptions, ctx: Context = SILENT) -> ProbeReport:
         """A quick measurement of the staged plan on few tokens. Changes nothing, not the preview."""
-        self._own()
-        staged = self.editor.require_staged("probe")
+        staged = self._shop.editor.require_staged("probe")
         data = _first(self._probe_set(options), options.tokens)
-        found = measure.measure(self.editor, self._evaluator, "staged", [data], tuple, ctx)
+        found = measure.measure(
+            self._shop.editor, self._shop.evaluator, "staged", [data], tuple, ctx
+        )
         assert found.kl_mean is not None
         assert found.top1_agreement is not None
         return ProbeReport(
@@ -89,44 +67,6 @@ class HandWork:
             top1_agreement=found.top1_agreement,
         )
 
-    def take_back(self, count: int) -> str:
-        """Forget the last `count` questions with their answers; the text of the first of them."""
-        self._own()
-        return self._conversation.take_back(count)
-
-    def give_back(self) -> None:
-        """Undo the last `take_back`."""
-        self._own()
-        self._conversation.give_back()
-
-    def ab(self, text: str, options: GenerateOptions, ctx: Context = SILENT) -> ABReport:
-        """Ask both sides the same, outside the conversation; `options.side` is not looked at.
-
-        Raises StateError when there are no two sides: see mlxfun.sides.
-        """
-        self._own()
-        return sides.compare(self.model, self._decoder, self.editor, (text, options), ctx)
-
-    def name_node(self, node: int, label: str) -> HistoryReport:
-        """Give a state of the history a name, or take it away with ""."""
-        self._own()
-        self.editor.history.name(node, label)
-        return self.editor.history.report()
-
-    def compare_nodes(
-        self, first: int, second: int, options: EvaluateOptions, ctx: Context = SILENT
-    ) -> CompareReport:
-        """Measure two states of the history on the same tokens; the model stays where it is."""
-        self._own()
-        comparer = NodeComparer(
-            self.anatomy,
-            self.editor,
-            self._observations.stats,
-            lambda: self._measure("current", options, ctx),
-            lambda: self._export_view().total_bytes(),
-        )
-        return comparer.compare(first, second)
-
     def dossier(
         self, layer: int, expert: int, options: ProbeOptions, ctx: Context = SILENT
     ) -> DossierReport:
@@ -134,17 +74,20 @@ class HandWork:
 
         Raises UsageError for an expert that does not exist, StateError for a pruned one.
         """
-        self._own()
-        with self.editor.live("current"), self.editor.unsteered():
-            why = views.why(self.anatomy, self.editor, self._observations.stats, layer, expert)
-            position = self.anatomy.position_of(layer)
+        with self._shop.editor.live("current"), self._shop.editor.unsteered():
+            why = views.why(
+                self._shop.anatomy, self._shop.editor, self._shop.observations.stats, layer, expert
+            )
+            position = self._shop.anatomy.position_of(layer)
             assert position is not None
-            tap = self.taps.layers[position]
+            tap = self._shop.editor.resident.taps.layers[position]
             if expert not in tap.live:
                 raise StateError(f"L{layer}:E{expert} is pruned: undo brings it back")
             data = _first(self._probe_set(options), options.tokens)
-            seen = dossier.watch(self.model, self.taps, position, data.sequences, ctx)
-            modules = dict(self.model.named_modules())
+            seen = dossier.watch(
+                self._shop.model, self._shop.editor.resident.taps, position, data.sequences, ctx
+            )
+            modules = self._shop.modules()
             partner, alike, note = dossier.partner(tap, modules, seen, expert)
         here = seen.experts == expert
         rows = dossier.top_tokens(seen.tokens, here.any(axis=1))
@@ -154,25 +97,25 @@ class HandWork:
             tokens=len(seen.tokens),
             served=int(here.any(axis=1).sum()),
             mean_weight=float(seen.weights[here].mean()) if here.any() else 0.0,
-            top_tokens=dossier.named(rows, self.tokenizer),
+            top_tokens=dossier.named(rows, self._shop.tokenizer),
             partner=partner,
             alike=alike,
             note=note,
         )
 
     def _field(self, options: SelectOptions) -> handpick.Field:
-        stats, layers = self._observations.stats, self.anatomy.layers
+        stats, layers = self._shop.observations.stats, self._shop.anatomy.layers
         ranking = options.even or options.below is not None or options.n_prune is not None
-        stale = stats is not None and stats.state != self.editor.state
+        stale = stats is not None and stats.state != self._shop.editor.state
         if stats is not None and ranking and stale and not options.allow_stale:
             raise StateError(
                 f"the statistics were made on state {stats.state}, the model is at "
-                f"{self.editor.state}; collect again, or use them knowingly with --allow-stale"
+                f"{self._shop.editor.state}; collect again, or use them knowingly with --allow-stale"
             )
         return handpick.Field(
-            layers=self.anatomy.indices,
-            alive=views.mask_of(self.anatomy, self.editor.committed),
-            protected=self._protected,
+            layers=self._shop.anatomy.indices,
+            alive=views.mask_of(self._shop.anatomy, self._shop.editor.committed),
+            protected=self._shop.protected,
             scores=stats.score(options.metric) if stats is not None else None,
             top_k=tuple(layer.top_k for layer in layers),
             groups=tuple(layer.n_group for layer in layers),
@@ -181,42 +124,35 @@ class HandWork:
 
     def _selected(self) -> Array:
         """The experts that go with the staged plan, bool [L, E]."""
-        staged = self.editor.staged
+        staged = self._shop.editor.staged
         if staged is None:
-            return np.zeros_like(self._protected)
+            return np.zeros_like(self._shop.protected)
         if staged.plan.technique != "prune":
             raise StateError(
                 f"{staged.plan.technique} is staged ({staged.command}), which is not made of "
                 "single experts: apply or discard it before you select"
             )
-        return views.sets_mask(self.anatomy, staged.report.pruned)
+        return views.sets_mask(self._shop.anatomy, staged.report.pruned)
 
     def _stage_by_hand(
-        self, field: handpick.Field, gone: Array, options: SelectOptions
+        self, field: handpick.Field, gone: Array, options: SelectOptions, command: str
     ) -> PlanReport:
-        editor, staged = self.editor, self.editor.staged
+        shop, editor, staged = self._shop, self._shop.editor, self._shop.editor.staged
         keep = dict(zip(field.layers, _kept(field.alive & ~gone), strict=True))
         named = options.metric if field.scores is not None else None
         plan = PrunePlan(keep, named, "hand", _warnings(field, gone))
-        evidence = self._observations.evidence if named else ()
-        command = self.command or "select"
+        evidence = shop.observations.evidence if named else ()
         if staged is not None and not options.clear:
             # A selection is made in steps, and a recipe needs all of them.
             evidence = (*staged.evidence, staged.command)
         with editor.live("current"):
             delta = prune_delta(plan, editor.resident)
-            before = self._export_view().total_bytes()
-        losses = handpick.lost(field, gone)
-        proposal = planning.Proposal(
-            plan,
-            delta,
-            command,
-            before,
-            None
-            if losses is None
-            else {ly: float(x) for ly, x in zip(field.layers, losses, strict=True)},
-        )
-        planning.stage(editor, self.anatomy, proposal, self._export_view)
+            before = shop.export().total_bytes()
+        losses, named_losses = handpick.lost(field, gone), None
+        if losses is not None:
+            named_losses = {ly: float(x) for ly, x in zip(field.layers, losses, strict=True)}
+        proposal = planning.Proposal(plan, delta, command, before, named_losses)
+        planning.stage(editor, shop.anatomy, proposal, shop.export)
         made = editor.require_staged("select")
         made.evidence = evidence
         made.report = replace(made.report, experts_after=min(map(len, keep.values())))
@@ -226,10 +162,13 @@ class HandWork:
         if options.data is not None:
             data = options.data
             tokens = tokenize(
-                read_lines(data), self.tokenizer, data.max_tokens, self.anatomy.vocabulary
+                read_lines(data),
+                self._shop.tokenizer,
+                data.max_tokens,
+                self._shop.anatomy.vocabulary,
             )
             return EvalSet(data.source, tuple(tokens))
-        held = self._observations.held_out
+        held = self._shop.observations.held_out
         if held is None:
             raise UsageError(
                 "no held-out samples to probe on: collect from a set with more samples than "

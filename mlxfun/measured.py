@@ -34,7 +34,7 @@ from mlxfun.datasets import batches
 from mlxfun.deltas import Delta
 from mlxfun.edits.boost import Edit
 from mlxfun.edits.prune import prune_layer, validate
-from mlxfun.errors import BudgetError, PlanError, StateError, UsageError
+from mlxfun.errors import PlanError, StateError, UsageError
 from mlxfun.evaluate import EvalSet, Evaluator
 from mlxfun.options import BUDGETS, METRICS, PRUNE_METRICS, PruneOptions
 from mlxfun.plans import PrunePlan
@@ -46,7 +46,7 @@ from mlxfun.recalibrate import (
     fit_notes,
     keep_by_output_error,
 )
-from mlxfun.reports import PlanReport, readable_bytes
+from mlxfun.reports import PlanReport
 from mlxfun.selection import Constraints
 from mlxfun.workshop import Workshop
 
@@ -356,11 +356,8 @@ def estimate_bytes(request: PruneRequest, shop: Workshop) -> int:
 
 def require_memory(request: PruneRequest, shop: Workshop) -> None:
     """Raise BudgetError with the figures if the pass would not fit."""
-    needed, active = estimate_bytes(request, shop), int(mx.get_active_memory())
-    limit = shop.memory_limit
-    if limit is not None and active + needed > limit:
-        raise BudgetError(
-            f"this prune needs about {readable_bytes(needed)} on top of {readable_bytes(active)} "
-            f"in use, over the {readable_bytes(limit)} there are; collect fewer samples, or prune "
-            "by a metric of the statistics alone"
-        )
+    shop.require_room(
+        estimate_bytes(request, shop),
+        "this prune",
+        "collect fewer samples, or prune by a metric of the statistics alone",
+    )

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
 from mlxfun import planning, selection
@@ -19,9 +18,8 @@ from mlxfun.datasets import batches, read_lines, tokenize
 from mlxfun.editor import Editor
 from mlxfun.edits.merge import Merger
 from mlxfun.edits.prune import validate
-from mlxfun.errors import BudgetError, PlanError, UsageError
+from mlxfun.errors import PlanError, UsageError
 from mlxfun.expert_lists import Masks, read_expert_list, read_maps
-from mlxfun.export import ExportView
 from mlxfun.options import (
     ALIGNMENTS,
     METRICS,
@@ -31,9 +29,9 @@ from mlxfun.options import (
     PruneOptions,
 )
 from mlxfun.plans import PrunePlan
-from mlxfun.reports import PlanReport, readable_bytes
+from mlxfun.reports import PlanReport
 from mlxfun.stats import RoutingStats
-from mlxfun.surgery import Stored
+from mlxfun.workshop import Workshop
 
 if TYPE_CHECKING:
     from mlxfun.datasets import Batch
@@ -45,21 +43,29 @@ PAIRS_AT_ONCE = 256 << 20
 
 @dataclass(frozen=True, slots=True)
 class MergeRequest:
-    """What a merge is planned from. memory_limit: bytes that may be active, None if unknown."""
+    """What a merge is planned from. batches: of the calibration set."""
 
-    model: nn.Module
-    anatomy: Anatomy
-    editor: Editor
+    shop: Workshop
     options: MergeOptions
     batches: Sequence[Batch]
-    stored: Stored
-    memory_limit: int | None
 
+    @classmethod
+    def of(cls, shop: Workshop, options: MergeOptions) -> MergeRequest:
+        """The request, its data set read. Raises DatasetError."""
+        vocabulary = shop.anatomy.vocabulary
+        lines = read_lines(options.data)
+        sequences = tokenize(lines, shop.tokenizer, options.data.max_tokens, vocabulary)
+        return cls(shop, options, batches(sequences, *batch_shape(None, None)))
 
-def read_batches(options: MergeOptions, tokenizer: Any, vocabulary: int | None) -> list[Batch]:
-    """The calibration set, in batches that suit the device. Raises DatasetError."""
-    sequences = tokenize(read_lines(options.data), tokenizer, options.data.max_tokens, vocabulary)
-    return batches(sequences, *batch_shape(None, None))
+    @property
+    def anatomy(self) -> Anatomy:
+        """Of the resident model."""
+        return self.shop.anatomy
+
+    @property
+    def editor(self) -> Editor:
+        """Where the model stands."""
+        return self.shop.editor
 
 
 def command_line(options: MergeOptions) -> str:
@@ -71,10 +77,7 @@ def command_line(options: MergeOptions) -> str:
 
 
 def stage_merge(
-    request: MergeRequest,
-    command: str,
-    export: Callable[[], ExportView],
-    ctx: Context = SILENT,
+    request: MergeRequest, command: str = "", ctx: Context = SILENT
 ) -> tuple[PlanReport, Array]:
     """Merge on the committed side and stage the result, in place of a staged plan.
 
@@ -82,22 +85,22 @@ def stage_merge(
     the model, and a plan that was staged before, as they were. Raises UsageError, PlanError and
     BudgetError ahead of the work where they can be foreseen.
     """
-    options, editor = request.options, request.editor
+    options, editor, shop = request.options, request.editor, request.shop
     _check(options)
     with editor.live("current"), editor.unsteered():
-        merger = Merger(request.model, editor.resident, options, request.stored)
+        merger = Merger(shop.model, editor.resident, options, shop.stored)
         merger.require_mergeable()
         maps = read_maps(_prune_options(options), request.anatomy.indices, _experts(request))
         stale = planning.stale_maps(editor, options)
         rehearse(request, maps)
         require_memory(request)
-        before = export().total_bytes()
+        before = shop.export().total_bytes()
         chosen = _Chooser(request, maps, _fixed(request, maps, ctx))
         plan, delta = merger.run(request.batches, chosen.choose, ctx)
     notes = (*maps.warnings, *stale, *dict.fromkeys(chosen.warnings), *plan.warnings)
     plan = replace(plan, warnings=notes)
-    proposal = planning.Proposal(plan, delta, command, before)
-    report = planning.stage(editor, request.anatomy, proposal, export)
+    proposal = planning.Proposal(plan, delta, command or command_line(options), before)
+    report = planning.stage(editor, request.anatomy, proposal, shop.export)
     return report, maps.protect
 
 
@@ -198,7 +201,7 @@ def _fixed(request: MergeRequest, maps: Masks, ctx: Context) -> dict[int, tuple[
     # unmerged model has to do.
     empty = RoutingStats.empty(request.anatomy.indices, _experts(request))
     stats, cancelled = collect(
-        request.model, request.editor.resident.taps, request.batches, empty, ctx
+        request.shop.model, request.editor.resident.taps, request.batches, empty, ctx
     )
     if cancelled:
         ctx.check()
@@ -264,11 +267,8 @@ def _widths(request: MergeRequest) -> tuple[int, int]:
 
 def require_memory(request: MergeRequest) -> None:
     """Raise BudgetError with the figures if merging would not fit."""
-    needed, active = estimate_bytes(request), int(mx.get_active_memory())
-    limit = request.memory_limit
-    if limit is not None and active + needed > limit:
-        raise BudgetError(
-            f"merging needs about {readable_bytes(needed)} on top of {readable_bytes(active)} in "
-            f"use, over the {readable_bytes(limit)} there are; use fewer samples, fewer "
-            "--max-similarity-tokens, or a quantised version of the model"
-        )
+    request.shop.require_room(
+        estimate_bytes(request),
+        "merging",
+        "use fewer samples, fewer --max-similarity-tokens, or a quantised version of the model",
+    )

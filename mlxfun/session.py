@@ -13,11 +13,9 @@ an array left lazy in one cannot be evaluated in another.
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
-import numpy as np
 
 from mlxfun import (
     boosting,
@@ -28,30 +26,27 @@ from mlxfun import (
     planning,
     saving,
     scanning,
+    sides,
     smoke,
     views,
 )
-from mlxfun import steering as steer
 from mlxfun import steering_files as wishes
-from mlxfun.ablating import Ablations, Tools
+from mlxfun.ablating import Ablations
 from mlxfun.ablation_options import AblateOptions, RefusalOptions
 from mlxfun.ablation_reports import AblationReport, RefusalReport
-from mlxfun.anatomy import discover
 from mlxfun.checkpoint.identity import full_digest
-from mlxfun.checkpoint.load import Loaded, load, memory_limit
+from mlxfun.checkpoint.load import Loaded, load
 from mlxfun.comparison_reports import ScanReport
 from mlxfun.context import SILENT, Context
 from mlxfun.conversation import Conversation
-from mlxfun.deltas import Reader, Resident
-from mlxfun.editor import Editor
 from mlxfun.errors import StateError, UsageError
-from mlxfun.evaluate import Evaluator
 from mlxfun.events import Notice
-from mlxfun.export import ExportView
 from mlxfun.generate import Decoded, Decoder
+from mlxfun.hand_options import ProbeOptions, SelectOptions
+from mlxfun.hand_reports import ABReport, DossierReport, ProbeReport
 from mlxfun.handwork import HandWork
-from mlxfun.head import HeadTap
-from mlxfun.observations import Observations
+from mlxfun.node_reports import CompareReport
+from mlxfun.nodes import NodeComparer
 from mlxfun.options import (
     AmplifyOptions,
     ApplyOptions,
@@ -82,40 +77,28 @@ from mlxfun.reports import (
     WhyReport,
 )
 from mlxfun.scan_reports import Identity
-from mlxfun.steering import Steering
-from mlxfun.taps import Taps
 from mlxfun.workshop import Workshop
 
 
-class Session(HandWork):
+class Session:
     """The engine's front door. See the module's text; every method runs on the opening thread."""
 
     def __init__(self, loaded: Loaded, *, undo_budget: int | None = None, seed: int = 0) -> None:
         """Wrap an already loaded model. Raises ModelError for a dense one."""
         self._thread = threading.get_ident()
         self._loaded = loaded
-        self.model = loaded.model
         self.tokenizer = loaded.tokenizer
         self.config = loaded.config
         self.seed = seed
         self.command = ""
-        self.anatomy = discover(self.model, self.config)
-        self.taps = Taps(self.model, self.anatomy)
-        self.taps.attach()
-        self.editor = Editor(
-            Resident(self.model, self.taps, self._open_checkpoint),
-            loaded.checkpoint_id,
-            f"load {loaded.model_id}",
-            undo_budget,
-        )
-        head = HeadTap(self.model, self.anatomy.head) if self.anatomy.head else None
-        self._evaluator = Evaluator(self.model, head, self.anatomy.vocabulary)
+        self._shop = shop = Workshop(loaded, undo_budget)
+        self.model, self.anatomy, self.taps = shop.model, shop.anatomy, shop.taps
+        self.editor = shop.editor
+        self._evaluator, self._observations = shop.evaluator, shop.observations
         self._decoder = Decoder(self.model, self.tokenizer, self.taps)
         self._conversation = Conversation(self.tokenizer, self._decoder, self.editor)
-        self._observations = Observations(loaded, self.anatomy, self.taps, self.editor)
-        kit = (self.tokenizer, self.editor, self._evaluator, self._stored_dtype, self._export_view)
-        self._ablations = Ablations(Tools(*kit, memory_limit))
-        self._protected = np.zeros((len(self.anatomy.layers), self.anatomy.num_experts), bool)
+        self._ablations = Ablations(shop)
+        self._hand = HandWork(shop)
         self._info: tuple[tuple[str, int], InfoReport] | None = None
 
     @classmethod
@@ -154,11 +137,13 @@ class Session(HandWork):
             state=self.state,
             live=self.editor.side,
             model=self._cheap_info(),
-            heat=views.heat(self.anatomy, self.editor, self._observations.stats, self._protected),
+            heat=views.heat(
+                self.anatomy, self.editor, self._observations.stats, self._shop.protected
+            ),
             plan=staged.report if staged else None,
             scores=staged.preview if staged else None,
             history=self.editor.history.report(),
-            steering=self._steer_report(()),
+            steering=views.steer_report(self.editor.steering),
             counting=self._observations.counting,
             memory_active=int(mx.get_active_memory()),
             memory_limit=self._cheap_info().memory_limit,
@@ -169,7 +154,7 @@ class Session(HandWork):
         self._own()
         digest = full_digest(self._loaded.path, ctx) if verify else None
         with self.editor.live("current"):
-            return views.info(self._loaded, self.anatomy, self.editor, self._export_view(), digest)
+            return views.info(self._loaded, self.anatomy, self.editor, self._shop.export(), digest)
 
     def _cheap_info(self) -> InfoReport:
         key = (self.state, self.editor.history.current.id)
@@ -184,6 +169,16 @@ class Session(HandWork):
     def why(self, layer: int, expert: int) -> WhyReport:
         """The numbers that condemned or spared expert `expert` of decoder layer `layer`."""
         return views.why(self.anatomy, self.editor, self._observations.stats, layer, expert)
+
+    def dossier(
+        self, layer: int, expert: int, options: ProbeOptions, ctx: Context = SILENT
+    ) -> DossierReport:
+        """One expert at close quarters, on the committed weights without steering.
+
+        Raises UsageError for an expert that does not exist, StateError for a pruned one.
+        """
+        self._own()
+        return self._hand.dossier(layer, expert, options, ctx)
 
     def history(self) -> HistoryReport:
         """The tree of states."""
@@ -253,15 +248,11 @@ class Session(HandWork):
         self._own()
         stats = self._observations.stats
         request = planning.PruneRequest(self.anatomy, self.editor, stats, options)
-        report, self._protected = measured.stage_prune(request, self._workshop(), self.command, ctx)
+        planned = measured.stage_prune(request, self._shop, self.command, ctx)
+        report, self._shop.protected = planned
         staged = self.editor.require_staged("prune")
         staged.evidence = self._observations.evidence if report.metric else ()
         return report
-
-    def _workshop(self) -> Workshop:
-        seen, stored, export = self._observations, self._stored_dtype, self._export_view
-        known = (self.model, self.anatomy, self.editor, self.tokenizer, self._evaluator)
-        return Workshop(*known, seen.calibration, seen.held_out, stored, export, memory_limit())
 
     def merge(self, options: MergeOptions, ctx: Context = SILENT) -> PlanReport:
         """Stage a merge of the committed weights, replacing a staged plan.
@@ -270,19 +261,14 @@ class Session(HandWork):
         figures if that would not fit. A cancel leaves everything as it was.
         """
         self._own()
-        request = merging.MergeRequest(
-            model=self.model,
-            anatomy=self.anatomy,
-            editor=self.editor,
-            options=options,
-            batches=merging.read_batches(options, self.tokenizer, self.anatomy.vocabulary),
-            stored=self._stored_dtype,
-            memory_limit=memory_limit(),
-        )
-        report, self._protected = merging.stage_merge(
-            request, self.command or merging.command_line(options), self._export_view, ctx
-        )
+        request = merging.MergeRequest.of(self._shop, options)
+        report, self._shop.protected = merging.stage_merge(request, self.command, ctx)
         return report
+
+    def select(self, options: SelectOptions) -> PlanReport | StepReport:
+        """Change by hand which experts go, and stage that; see mlxfun.handwork."""
+        self._own()
+        return self._hand.select(options, self.command)
 
     def abliterate(self, options: AblateOptions, ctx: Context = SILENT) -> AblationReport:
         """Stage the removal of a direction from the committed weights, see mlxfun.ablating."""
@@ -292,16 +278,12 @@ class Session(HandWork):
     def amplify(self, options: AmplifyOptions, ctx: Context = SILENT) -> PlanReport:
         """Stage boosts for the experts of a domain report; see mlxfun.boosting."""
         self._own()
-        return boosting.amplify(self._workshop(), options, self.command, ctx)
+        return boosting.amplify(self._shop, options, self.command, ctx)
 
     def bake(self, options: BakeOptions, ctx: Context = SILENT) -> PlanReport:
         """Stage the steering in force as a permanent edit; applying it clears the steering."""
         self._own()
-        return boosting.bake(self._workshop(), options, self.command, ctx)
-
-    def _stored_dtype(self, path: str) -> mx.Dtype:
-        known = self._loaded.stored_dtypes.get(path)
-        return self.editor.resident.tree.get(path).dtype if known is None else known
+        return boosting.bake(self._shop, options, self.command, ctx)
 
     def steer(self, options: SteerOptions) -> SteerReport:
         """Add to, or clear, the steering; the next token follows it.
@@ -311,27 +293,9 @@ class Session(HandWork):
         """
         self._own()
         now = Identity(self.checkpoint_id, self.state, self._loaded.model_id)
-        wish = wishes.read(options, self.editor.resident, now, self.editor.history.root.state)
-        self.editor.require_steerable()
-        wanted = Steering() if options.clear else self.editor.steering
-        wanted = replace(wanted.with_more(wish.activate, wish.deactivate), **wish.rule)
-        wanted = wanted.with_levels(options.levels)
-        checked, notices = steer.check(wanted, self.editor.resident)
+        checked, notices = wishes.changed(options, self.editor, now)
         self.editor.set_steering(checked)
-        unused = wishes.unused_values(wish, checked.rule)
-        return self._steer_report((*wish.notices, *unused, *notices))
-
-    def _steer_report(self, notices: tuple[str, ...]) -> SteerReport:
-        steering = self.editor.steering
-        return SteerReport(
-            dict(steering.activate),
-            dict(steering.deactivate),
-            notices,
-            steering.rule,
-            steering.boost_value,
-            steering.mask_value,
-            {layer: dict(levels) for layer, levels in steering.levels.items()},
-        )
+        return views.steer_report(checked, notices)
 
     # -- measuring ----------------------------------------------------------------------------
 
@@ -348,6 +312,25 @@ class Session(HandWork):
         staged = self.editor.require_staged("preview")
         staged.preview = self._measure("staged", options, ctx)
         return staged.preview
+
+    def probe(self, options: ProbeOptions, ctx: Context = SILENT) -> ProbeReport:
+        """A quick measurement of the staged plan on few tokens. Changes nothing, not the preview."""
+        self._own()
+        return self._hand.probe(options, ctx)
+
+    def compare_nodes(
+        self, first: int, second: int, options: EvaluateOptions, ctx: Context = SILENT
+    ) -> CompareReport:
+        """Measure two states of the history on the same tokens; the model stays where it is."""
+        self._own()
+        comparer = NodeComparer(
+            self.anatomy,
+            self.editor,
+            self._observations.stats,
+            lambda: self._measure("current", options, ctx),
+            lambda: self._shop.export().total_bytes(),
+        )
+        return comparer.compare(first, second)
 
     def _measure(self, subject: str, options: EvaluateOptions, ctx: Context) -> EvaluateReport:
         sets = measure.eval_sets(
@@ -379,6 +362,24 @@ class Session(HandWork):
     def reset_chat(self) -> None:
         """Start a new conversation."""
         self._conversation.reset()
+
+    def take_back(self, count: int) -> str:
+        """Forget the last `count` questions with their answers; the text of the first of them."""
+        self._own()
+        return self._conversation.take_back(count)
+
+    def give_back(self) -> None:
+        """Undo the last `take_back`."""
+        self._own()
+        self._conversation.give_back()
+
+    def ab(self, text: str, options: GenerateOptions, ctx: Context = SILENT) -> ABReport:
+        """Ask both sides the same, outside the conversation; `options.side` is not looked at.
+
+        Raises StateError when there are no two sides: see mlxfun.sides.
+        """
+        self._own()
+        return sides.compare(self.model, self._decoder, self.editor, (text, options), ctx)
 
     # -- history ------------------------------------------------------------------------------
 
@@ -422,6 +423,12 @@ class Session(HandWork):
         self._own()
         return self.editor.goto(node, ctx)
 
+    def name_node(self, node: int, label: str) -> HistoryReport:
+        """Give a state of the history a name, or take it away with ""."""
+        self._own()
+        self.editor.history.name(node, label)
+        return self.editor.history.report()
+
     # -- saving -------------------------------------------------------------------------------
 
     def save(self, options: SaveOptions, ctx: Context = SILENT) -> SaveReport:
@@ -433,7 +440,7 @@ class Session(HandWork):
             )
         with self.editor.live("current"):
             return saving.save(
-                self._loaded, self.editor, self.anatomy, self._export_view(), options, ctx
+                self._loaded, self.editor, self.anatomy, self._shop.export(), options, ctx
             )
 
     def close(self) -> None:
@@ -441,16 +448,6 @@ class Session(HandWork):
         self.taps.detach()
         self._decoder.clear()
         mx.clear_cache()
-
-    def _export_view(self) -> ExportView:
-        return ExportView(
-            self.model, self.editor.resident, self.anatomy, self._loaded.stored_dtypes
-        )
-
-    def _open_checkpoint(self) -> Reader:
-        return saving.open_checkpoint(
-            self._loaded, lambda path: self.editor.resident.tree.get(path).dtype
-        )
 
     def _own(self) -> None:
         if threading.get_ident() != self._thread:

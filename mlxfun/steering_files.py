@@ -9,7 +9,7 @@ out, weakest first, with a notice.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 
 from mlxfun.deltas import Resident
+from mlxfun.editor import Editor
 from mlxfun.errors import PlanError, UsageError
 from mlxfun.expert_lists import read_document, read_sets
 from mlxfun.options import STEER_RULES, ExpertSets, SteerOptions
 from mlxfun.scan_reports import Found, Identity, read_report, require_current
 from mlxfun.selection import Mask
+from mlxfun.steering import Steering, check
 from mlxfun.taps import LayerTap
 
 SAFETY_MODES = ("safe", "unsafe")
@@ -50,6 +52,21 @@ class Wish:
                     f"layer {layer}: experts {both} are asked to be both activated and "
                     "deactivated; leave one source out"
                 )
+
+
+def changed(
+    options: SteerOptions, editor: Editor, now: Identity
+) -> tuple[Steering, tuple[str, ...]]:
+    """What the options make of the steering in force, checked, and sentences for the user.
+
+    Changes nothing. Raises PlanError, UsageError and StateError as `read` and `steering.check` do.
+    """
+    wish = read(options, editor.resident, now, editor.history.root.state)
+    editor.require_steerable()
+    wanted = Steering() if options.clear else editor.steering
+    wanted = replace(wanted.with_more(wish.activate, wish.deactivate), **wish.rule)
+    checked, notices = check(wanted.with_levels(options.levels), editor.resident)
+    return checked, (*wish.notices, *unused_values(wish, checked.rule), *notices)
 
 
 def unused_values(wish: Wish, rule: str) -> tuple[str, ...]:

@@ -21,9 +21,11 @@ from mlxfun.reports import (
     LayerRow,
     LayersReport,
     StatsReport,
+    SteerReport,
     WhyReport,
 )
 from mlxfun.stats import RoutingStats
+from mlxfun.steering import Steering
 
 if TYPE_CHECKING:
     from mlxfun.events import Array
@@ -160,6 +162,19 @@ def heat(
         protected=protected,
         samples=stats.samples if stats is not None else 0,
         tokens=stats.tokens if stats is not None else 0,
+    )
+
+
+def steer_report(steering: Steering, notices: tuple[str, ...] = ()) -> SteerReport:
+    """The steering as plain data."""
+    return SteerReport(
+        dict(steering.activate),
+        dict(steering.deactivate),
+        notices,
+        steering.rule,
+        steering.boost_value,
+        steering.mask_value,
+        {layer: dict(levels) for layer, levels in steering.levels.items()},
     )
 
 

@@ -97,7 +97,7 @@ def real_model(model: str, data: str, count: int) -> dict[str, Any]:
 
     session = Session.open(model)
     options = MergeOptions(DatasetOptions(data, max_samples=64, max_tokens=256), n_prune=count)
-    given = merging.read_batches(options, session.tokenizer, session.anatomy.vocabulary)
+    given = merging.MergeRequest.of(session._shop, options).batches
     forward(session.model, given)
     plain = seconds(lambda: forward(session.model, given))
     merge = seconds(lambda: session.merge(options))

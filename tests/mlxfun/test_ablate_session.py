@@ -237,8 +237,7 @@ def test_targets_and_strengths_choose_the_parts(session, tmp_path):
 
 
 def test_too_little_memory_is_refused_with_the_figures(session, monkeypatch):
-    kit = replace(session._ablations._tools, limit=lambda: 1 << 20)
-    monkeypatch.setattr(session._ablations, "_tools", kit)
+    monkeypatch.setattr("mlxfun.workshop.memory_limit", lambda: 1 << 20)
     before = logits(session)
     with pytest.raises(BudgetError, match=r"needs about .*iB on top of .* over the 1.0 MiB"):
         session.abliterate(ABLATE)
@@ -256,7 +255,7 @@ def test_the_estimate_covers_making_the_new_weights(session):
     mx.clear_cache()
     active = mx.get_active_memory()
     mx.reset_peak_memory()
-    delta = ablate_delta(wanted, resident, session._stored_dtype)
+    delta = ablate_delta(wanted, resident, session._shop.stored)
     needed = mx.get_peak_memory() - active
     assert delta.bytes <= needed <= estimate_bytes(resident, outputs)
 

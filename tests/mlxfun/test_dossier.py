@@ -27,7 +27,7 @@ def session():
 
 def test_tokens_are_counted_as_one_by_one(session) -> None:
     report = session.dossier(2, 5, DATA)
-    data = session._probe_set(DATA)
+    data = session._hand._probe_set(DATA)
     left, served, seen = 150, Counter(), Counter()
     for sequence in data.sequences:
         part = sequence[:left]

@@ -88,7 +88,7 @@ def test_auto_takes_per_layer_what_moves_held_out_text_least(session, monkeypatc
 
 def test_the_held_out_measure_is_the_kl_that_a_preview_shows(session):
     with session.editor.live("current"):
-        held_out = measured.HeldOut.of(session._workshop())
+        held_out = measured.HeldOut.of(session._shop)
         assert held_out() == pytest.approx(0.0, abs=1e-5)
     session.prune(PruneOptions(n_prune=4))
     assert held_out() == pytest.approx(session.preview(EvaluateOptions()).kl_mean, rel=1e-3)
@@ -125,7 +125,7 @@ def test_too_many_experts_are_refused_before_any_forward(session, monkeypatch):
 
 def test_a_pass_that_does_not_fit_is_refused_with_the_figures(session, monkeypatch):
     staged = session.prune(PruneOptions(n_prune=2))
-    monkeypatch.setattr("mlxfun.session.memory_limit", lambda: 1000)
+    monkeypatch.setattr("mlxfun.workshop.memory_limit", lambda: 1000)
     with pytest.raises(BudgetError, match="over the 1000 B there are"):
         session.prune(PruneOptions(n_prune=4, refit_experts=True))
     assert session.view().plan == staged

@@ -185,7 +185,7 @@ def test_steering_is_off_while_merging_and_on_afterwards(session):
 
 
 def test_too_little_memory_is_refused_with_the_figures(session, monkeypatch):
-    monkeypatch.setattr("mlxfun.session.memory_limit", lambda: 1 << 20)
+    monkeypatch.setattr("mlxfun.workshop.memory_limit", lambda: 1 << 20)
     before = logits(session)
     with pytest.raises(
         BudgetError, match=r"merging needs about .*iB on top of .* over the 1.0 MiB"
@@ -196,11 +196,7 @@ def test_too_little_memory_is_refused_with_the_figures(session, monkeypatch):
 
 
 def test_the_estimate_covers_what_is_used(session):
-    request = merging.MergeRequest(
-        session.model, session.anatomy, session.editor, MERGE,
-        merging.read_batches(MERGE, session.tokenizer, session.anatomy.vocabulary),
-        session._stored_dtype, None,
-    )  # fmt: skip
+    request = merging.MergeRequest.of(session._shop, MERGE)
     mx.clear_cache()
     active = mx.get_active_memory()
     mx.reset_peak_memory()
