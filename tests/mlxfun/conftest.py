@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import tiny_models
 from rigs import Rig, make_rig
+
+from mlxfun import Session
+from mlxfun.options import SteerOptions
 
 
 @pytest.fixture
@@ -22,3 +25,24 @@ def rig() -> Callable[..., Rig]:
         return make_rig(model, config)
 
     return build
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Session]:
+    """The demo model, opened once for a module. A module that wants statistics in it has its own."""
+    session = Session.open("demo")
+    yield session
+    session.close()
+
+
+@pytest.fixture
+def session(shared: Session) -> Session:
+    """The shared model at its root: nothing staged, no steering, nothing said, nothing counted."""
+    if shared.editor.staged is not None:
+        shared.discard()
+    shared.steer(SteerOptions(clear=True))
+    shared.goto(0)
+    shared.set_counting(False)
+    shared.reset_chat()
+    shared.command = ""
+    return shared

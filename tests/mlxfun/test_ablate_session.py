@@ -48,24 +48,6 @@ FEW = replace(HARMFUL, max_samples=8), replace(HARMLESS, max_samples=8)
 SEARCH = AblateOptions(*FEW, layers="2-3", search=8, answer_tokens=4)
 
 
-@pytest.fixture(scope="module")
-def shared():
-    session = Session.open("demo")
-    yield session
-    session.close()
-
-
-@pytest.fixture
-def session(shared):
-    """The demo model at its root, nothing staged, no steering."""
-    if shared.editor.staged is not None:
-        shared.discard()
-    shared.steer(SteerOptions(clear=True))
-    shared.goto(0)
-    shared.command = ""
-    return shared
-
-
 def logits(session) -> np.ndarray:
     return np.array(session.model(mx.array(PROMPT)).astype(mx.float32))
 

@@ -27,23 +27,6 @@ PROMPT = [3, 14, 15, 9, 26, 5, 35, 8, 9, 7, 9, 32]
 
 
 @pytest.fixture(scope="module")
-def shared():
-    session = Session.open("demo")
-    yield session
-    session.close()
-
-
-@pytest.fixture
-def session(shared):
-    """The demo model: softmax routers without any bias."""
-    if shared.editor.staged is not None:
-        shared.discard()
-    shared.steer(SteerOptions(clear=True))
-    shared.goto(0)
-    return shared
-
-
-@pytest.fixture(scope="module")
 def biased(tmp_path_factory):
     """A random DeepSeek-V3 checkpoint: routers with a selection bias and groups."""
     path = tiny_checkpoints.write(

@@ -152,20 +152,11 @@ def test_many_odd_layers_are_counted_not_all_named() -> None:
 
 
 @pytest.fixture(scope="module")
-def opened():
+def shared():
     session = Session.open("demo")
     session.collect(CollectOptions(DatasetOptions("demo:mixed", max_samples=6, max_tokens=48)))
     yield session
     session.close()
-
-
-@pytest.fixture
-def session(opened):
-    if opened.editor.staged is not None:
-        opened.discard()
-    opened.goto(0)
-    opened.command = ""
-    return opened
 
 
 def test_a_selection_grows_step_by_step_and_is_the_staged_plan(session) -> None:

@@ -29,14 +29,6 @@ def shared():
     session.close()
 
 
-@pytest.fixture
-def session(shared):
-    if shared.editor.staged is not None:
-        shared.discard()
-    shared.goto(0)
-    return shared
-
-
 def logits(session) -> np.ndarray:
     return np.array(session.model(mx.array([[3, 14, 15, 9, 26, 5]])).astype(mx.float32))
 

@@ -32,24 +32,6 @@ PROMPT = [[3, 14, 15, 9, 26, 5, 35, 8, 9, 7, 9, 32]]
 MERGE = MergeOptions(DATA, n_prune=4)
 
 
-@pytest.fixture(scope="module")
-def shared():
-    session = Session.open("demo")
-    yield session
-    session.close()
-
-
-@pytest.fixture
-def session(shared):
-    """The demo model at its root, nothing staged, no steering."""
-    if shared.editor.staged is not None:
-        shared.discard()
-    shared.steer(SteerOptions(clear=True))
-    shared.goto(0)
-    shared.command = ""
-    return shared
-
-
 def logits(session) -> np.ndarray:
     return np.array(session.model(mx.array(PROMPT)).astype(mx.float32))
 

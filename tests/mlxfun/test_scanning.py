@@ -36,15 +36,6 @@ def shared():
     session.close()
 
 
-@pytest.fixture
-def session(shared):
-    if shared.editor.staged is not None:
-        shared.discard()
-    shared.steer(SteerOptions(clear=True))
-    shared.goto(0)
-    return shared
-
-
 @pytest.fixture(scope="module")
 def report(shared, tmp_path_factory):
     path = tmp_path_factory.mktemp("scan") / "safety_report.json"

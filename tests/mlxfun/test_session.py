@@ -35,18 +35,6 @@ def shared():
     session.close()
 
 
-@pytest.fixture
-def session(shared):
-    """The demo model at its root, with statistics, nothing staged, no steering."""
-    if shared.editor.staged is not None:
-        shared.discard()
-    shared.steer(SteerOptions(clear=True))
-    shared.goto(0)
-    shared.set_counting(False)
-    shared.reset_chat()
-    return shared
-
-
 def logits(session) -> np.ndarray:
     out = session.model(mx.array([PROMPT]))
     return np.array(out.astype(mx.float32))

@@ -6,7 +6,6 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxfun import Session
 from mlxfun.context import Context
 from mlxfun.datasets import prompt_tokens
 from mlxfun.errors import Cancelled, StateError
@@ -16,23 +15,6 @@ from mlxfun.options import ApplyOptions, GenerateOptions, SteerOptions
 
 ASK = "What is a good breakfast?"
 SHORT = GenerateOptions(max_tokens=6)
-
-
-@pytest.fixture(scope="module")
-def opened():
-    session = Session.open("demo")
-    yield session
-    session.close()
-
-
-@pytest.fixture
-def session(opened):
-    if opened.editor.staged is not None:
-        opened.discard()
-    opened.steer(SteerOptions(clear=True))
-    opened.goto(0)
-    opened.reset_chat()
-    return opened
 
 
 class Recorder(Context):
