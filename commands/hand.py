@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from commands.declare import DATASET, Call, command, positive, staged
+from commands.declare import DATASET, Call, Decorator, command, positive, stack, staged
 from commands.types import ExpertPairs, OneExpert
 from mlxfun.errors import UsageError
 from mlxfun.hand_options import DOSSIER_TOKENS, PROBE_TOKENS, ProbeOptions, SelectOptions
@@ -50,45 +50,46 @@ def select(call: Call) -> Report:
     return call.session.select(options)
 
 
+def text_options(what: str, tokens: int) -> Decorator:
+    """A little text to look at. what: it is for; tokens: how many by default."""
+    return stack(
+        click.option(
+            "--dataset", type=DATASET, help=f"{what} (default: held-out calibration samples)."
+        ),
+        click.option(
+            "--tokens",
+            type=click.IntRange(min=16),
+            default=tokens,
+            metavar="N",
+            help=f"How many tokens (default: {tokens}).",
+        ),
+    )
+
+
+def _text(call: Call) -> ProbeOptions:
+    """The values of `text_options`."""
+    source = call["dataset"]
+    data = DatasetOptions(call.bench.readable_source(source)) if source is not None else None
+    return ProbeOptions(data, call["tokens"])
+
+
 @command("probe", group="measure", when=staged, recorded=False)
-@click.option(
-    "--dataset", type=DATASET, help="What to probe on (default: held-out calibration samples)."
-)
-@click.option(
-    "--tokens",
-    type=click.IntRange(min=16),
-    default=PROBE_TOKENS,
-    metavar="N",
-    help=f"How many tokens (default: {PROBE_TOKENS}).",
-)
+@text_options("What to probe on", PROBE_TOKENS)
 def probe(call: Call) -> Report:
     """Measure the staged model quickly, on few tokens; preview is the thorough way.
 
     It changes nothing: guardrails of apply still ask for a preview.
     """
-    source = call["dataset"]
-    data = DatasetOptions(call.bench.readable_source(source)) if source is not None else None
-    return call.session.probe(ProbeOptions(data, call["tokens"]), call.ctx)
+    return call.session.probe(_text(call), call.ctx)
 
 
 @command("dossier", group="observe", outside=True)
 @click.argument("cell", type=OneExpert(), metavar="L:E")
-@click.option(
-    "--dataset", type=DATASET, help="Text to watch it on (default: held-out calibration samples)."
-)
-@click.option(
-    "--tokens",
-    type=click.IntRange(min=16),
-    default=DOSSIER_TOKENS,
-    metavar="N",
-    help=f"How many tokens (default: {DOSSIER_TOKENS}).",
-)
+@text_options("Text to watch it on", DOSSIER_TOKENS)
 def dossier(call: Call) -> Report:
     """Look at one expert closely: its figures, its tokens, and the expert most like it."""
-    source = call["dataset"]
-    data = DatasetOptions(call.bench.readable_source(source)) if source is not None else None
     layer, expert = call["cell"]
-    return call.session.dossier(layer, expert, ProbeOptions(data, call["tokens"]), call.ctx)
+    return call.session.dossier(layer, expert, _text(call), call.ctx)
 
 
 COMMANDS = (select, probe, dossier)

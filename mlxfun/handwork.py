@@ -9,7 +9,6 @@ import numpy as np
 
 from mlxfun import dossier, handpick, measure, planning, views
 from mlxfun.context import SILENT, Context
-from mlxfun.datasets import read_lines, tokenize
 from mlxfun.edits.prune import prune_delta
 from mlxfun.errors import PlanError, StateError, UsageError
 from mlxfun.evaluate import EvalSet
@@ -160,14 +159,8 @@ class HandWork:
 
     def _probe_set(self, options: ProbeOptions) -> EvalSet:
         if options.data is not None:
-            data = options.data
-            tokens = tokenize(
-                read_lines(data),
-                self._shop.tokenizer,
-                data.max_tokens,
-                self._shop.anatomy.vocabulary,
-            )
-            return EvalSet(data.source, tuple(tokens))
+            shop = self._shop
+            return measure.read_set(options.data, shop.tokenizer, shop.anatomy.vocabulary)
         held = self._shop.observations.held_out
         if held is None:
             raise UsageError(

@@ -22,7 +22,7 @@ from mlxfun.evaluate import (
     kl_figures,
     perplexity,
 )
-from mlxfun.options import ApplyOptions, EvaluateOptions
+from mlxfun.options import ApplyOptions, DatasetOptions, EvaluateOptions
 from mlxfun.reports import EvaluateReport, Sample
 
 Sampler = Callable[[], tuple[Sample, ...]]
@@ -82,16 +82,17 @@ def measure(
     )
 
 
+def read_set(data: DatasetOptions, tokenizer: Any, vocabulary: int | None) -> EvalSet:
+    """One set, as tokens. Raises DatasetError."""
+    lines = read_lines(data)
+    return EvalSet(data.source, tuple(tokenize(lines, tokenizer, data.max_tokens, vocabulary)))
+
+
 def eval_sets(
     options: EvaluateOptions, tokenizer: Any, vocabulary: int | None, held_out: EvalSet | None
 ) -> list[EvalSet]:
     """The sets that the options name, or what calibration held out. Raises UsageError, DatasetError."""
-    sets = [
-        EvalSet(
-            data.source, tuple(tokenize(read_lines(data), tokenizer, data.max_tokens, vocabulary))
-        )
-        for data in options.datasets
-    ]
+    sets = [read_set(data, tokenizer, vocabulary) for data in options.datasets]
     if sets:
         return sets
     if held_out is None:

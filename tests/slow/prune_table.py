@@ -73,8 +73,9 @@ def _row(metric: str | None, n_prune: int, report: EvaluateReport) -> Row:
     return Row(metric, n_prune, report.perplexity["all"], mean)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """What every table of prunes asks for."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--model", required=True)
     parser.add_argument("--calibration", required=True)
     parser.add_argument("--samples", type=int, default=64)
@@ -82,12 +83,21 @@ def main() -> None:
     parser.add_argument("--n-prune", type=int, nargs="+", default=[8, 16])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("evaluation", nargs="+")
-    asked = parser.parse_args()
-    session = Session.open(asked.model, seed=asked.seed)
+    return parser
+
+
+def opened(asked: argparse.Namespace) -> tuple[Session, DatasetOptions, list[DatasetOptions]]:
+    """(session, calibration set, evaluation sets) that the arguments name."""
     calibration = DatasetOptions(
         asked.calibration, max_samples=asked.samples, max_tokens=asked.tokens, seed=asked.seed
     )
     evaluation = [DatasetOptions(source, max_tokens=asked.tokens) for source in asked.evaluation]
+    return Session.open(asked.model, seed=asked.seed), calibration, evaluation
+
+
+def main() -> None:
+    asked = arguments(__doc__).parse_args()
+    session, calibration, evaluation = opened(asked)
     print(HEADING)
     for row in rows(session, calibration, evaluation, asked.n_prune):
         print(row, flush=True)

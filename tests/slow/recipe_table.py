@@ -9,7 +9,6 @@ Choices are made on the calibration samples and those held out, never on the eva
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from mlxfun.options import (
     EvaluateOptions,
     PruneOptions,
 )
+from tests.slow.prune_table import arguments, opened
 
 WAYS: Mapping[str, Mapping[str, Any]] = {
     "reap_sum": {},
@@ -82,21 +82,10 @@ def rows(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--calibration", required=True)
-    parser.add_argument("--samples", type=int, default=64)
-    parser.add_argument("--tokens", type=int, default=256)
-    parser.add_argument("--n-prune", type=int, nargs="+", default=[8, 16])
+    parser = arguments(__doc__)
     parser.add_argument("--way", nargs="+", default=list(WAYS), choices=list(WAYS))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("evaluation", nargs="+")
     asked = parser.parse_args()
-    session = Session.open(asked.model, seed=asked.seed)
-    calibration = DatasetOptions(
-        asked.calibration, max_samples=asked.samples, max_tokens=asked.tokens, seed=asked.seed
-    )
-    evaluation = [DatasetOptions(source, max_tokens=asked.tokens) for source in asked.evaluation]
+    session, calibration, evaluation = opened(asked)
     print(HEADING)
     for row in rows(session, calibration, evaluation, asked.n_prune, asked.way):
         print(row, flush=True)
