@@ -47,7 +47,7 @@ from mlxfun.edits.alignment import (
 )
 from mlxfun.edits.bank import Bank
 from mlxfun.edits.prune import prune_layer
-from mlxfun.edits.refit import output
+from mlxfun.edits.refit import Routed, output
 from mlxfun.edits.similarity import (
     Groups,
     group_weights,
@@ -57,6 +57,7 @@ from mlxfun.edits.similarity import (
 )
 from mlxfun.options import MergeOptions
 from mlxfun.plans import MergePlan
+from mlxfun.recalibrate import Recalibration
 from mlxfun.state import Rows
 from mlxfun.stats import SUMS, RoutingStats
 from mlxfun.surgery import Stored, requantised, rounded, row_digests, take_rows
@@ -92,6 +93,21 @@ class MergedLayer:
     delta: LayerDelta
 
 
+@dataclass(frozen=True, slots=True)
+class _Watch:
+    """A layer that is judged by what it puts out. wanted: float32 [T, D], what it put out unmerged,
+    over all tokens.
+    """
+
+    carrier: Carrier
+    tap: LayerTap
+    wanted: mx.array
+
+    def routed(self, ctx: Context = SILENT) -> Routed:
+        """What its experts are given as the layer stands now."""
+        return recalibrate.observe(self.carrier, self.tap, ctx).routed
+
+
 class Merger:
     """Merges a resident model layer by layer; the model is as before when `run` returns."""
 
@@ -123,12 +139,14 @@ class Merger:
         merged: dict[int, MergedLayer] = {}
         inverses: list[Delta] = []
         taps = self._resident.taps.layers
+        again = self._recalibration() if self._options.refit_experts else None
         try:
             for position, tap in enumerate(taps):
                 observed = observe(carrier, tap, picks, ctx)
-                layer = self._merge_layer(carrier, tap, observed, choose(position, observed.stats))
-                if self._options.refit_experts and layer.delta.live != tap.live:
-                    layer = replace(layer, delta=self._refitted(carrier, tap, layer.delta, ctx))
+                watch = self._watch(carrier, tap, ctx)
+                layer = self._merge_layer(watch, tap, observed, choose(position, observed.stats))
+                if again is not None and watch is not None and layer.delta.live != tap.live:
+                    layer = replace(layer, delta=self._refitted(again, watch, layer.delta, ctx))
                 inverses.append(self._resident.swap(Delta((layer.delta,))))
                 merged[tap.layer.index] = layer
                 ctx.progress("merging", position + 1, len(taps), "layers")
@@ -155,25 +173,32 @@ class Merger:
         auto = f"{taken} experts are merged, the others dropped: that serves the layers better"
         return (auto, *fits)
 
-    def _refitted(
-        self, carrier: Carrier, tap: LayerTap, merged: LayerDelta, ctx: Context
-    ) -> LayerDelta:
-        """The merged layer with output projections that make up for what merging lost."""
-        wanted = output(Bank.of(tap, self._modules), recalibrate.observe(carrier, tap, ctx).routed)
-        again = recalibrate.Recalibration(
+    def _recalibration(self) -> Recalibration:
+        return Recalibration(
             self._model, self._resident, self._stored, follow=True, refit_experts=True
         )
+
+    def _watch(self, carrier: Carrier, tap: LayerTap, ctx: Context) -> _Watch | None:
+        """The unmerged layer's output, if an option looks at it."""
+        if not (self._options.auto or self._options.refit_experts):
+            return None
+        routed = recalibrate.observe(carrier, tap, ctx).routed
+        return _Watch(carrier, tap, output(Bank.of(tap, self._modules), routed))
+
+    def _refitted(
+        self, again: Recalibration, watch: _Watch, merged: LayerDelta, ctx: Context
+    ) -> LayerDelta:
+        """The merged layer with output projections that make up for what merging lost."""
         inverse = self._resident.swap(Delta((merged,)))
         try:
-            routed = recalibrate.observe(carrier, tap, ctx).routed
-            delta, fit = again.refitted(tap, merged, routed, wanted)
+            delta, fit = again.refitted(watch.tap, merged, watch.routed(ctx), watch.wanted)
         finally:
             self._resident.swap(inverse)
         self._fits.append(fit)
         return delta
 
     def _merge_layer(
-        self, carrier: Carrier, tap: LayerTap, observed: Observed, centroids: tuple[int, ...]
+        self, watch: _Watch | None, tap: LayerTap, observed: Observed, centroids: tuple[int, ...]
     ) -> MergedLayer:
         """One layer, unchanged in the model. centroids: checkpoint numbers, ascending."""
         options, live = self._options, tap.live
@@ -196,8 +221,8 @@ class Merger:
             router_groups(tap.layer, len(live)),
         )
         matches = self._match(bank, neurons, groups)
-        if options.auto:
-            groups = self._worthwhile(carrier, tap, saliency, groups, matches)
+        if options.auto and watch is not None:
+            groups = self._worthwhile(watch, saliency, groups, matches)
         shares = {e: w for g in groups for e, w in zip(g, group_weights(saliency, g), strict=True)}
         return MergedLayer(
             {live[g[0]]: tuple(live[e] for e in g) for g in groups},
@@ -207,22 +232,20 @@ class Merger:
 
     def _worthwhile(
         self,
-        carrier: Carrier,
-        tap: LayerTap,
+        watch: _Watch,
         saliency: Array,
         groups: Groups,
         matches: Mapping[int, Array],
     ) -> Groups:
         """The groups without the members that are better dropped (mlxfun.edits.choice)."""
-        whole = Bank.of(tap, self._modules)
-        wanted = output(whole, recalibrate.observe(carrier, tap).routed)
+        tap, whole = watch.tap, Bank.of(watch.tap, self._modules)
         kept = tuple(tap.live[group[0]] for group in groups)
         sliced = prune_layer(self._resident, tap.layer, tap.live, kept)
         inverse = self._resident.swap(Delta((sliced,)))
         try:
             alone = Bank.of(tap, self._modules)
-            routed = recalibrate.observe(carrier, tap).routed
-            rest = wanted - output(alone, routed)
+            routed = watch.routed()
+            rest = watch.wanted - output(alone, routed)
             ordered = [
                 (group[0], *sorted(group[1:], key=lambda e: (-saliency[e], e))) for group in groups
             ]
