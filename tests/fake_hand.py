@@ -133,9 +133,11 @@ class FakeHand:
     def _do_ab(self, job: int, args: list[str]) -> Iterator[Event | Report]:
         left = ("Tea", " and", " toast", ",", " warm", ".")
         right = ("Tea", " and", " eggs", ",", " salted", " well", ".")
-        for side, pieces in (("base", left), ("candidate", right)):
-            for index, piece in enumerate(pieces):
-                yield Token(job, side, index, index, piece, *self._routed(index))
+        for index in range(max(len(left), len(right))):
+            for side, pieces in (("base", left), ("candidate", right)):
+                if index < len(pieces):
+                    routed = self._routed(index + 2 * (side == "base"))
+                    yield Token(job, side, index, index, pieces[index], *routed)
         ids = {piece: number for number, piece in enumerate((*left, *right))}
         answers = [
             Answer(side, label, "".join(some), some, tuple(ids[p] for p in some), "stop")
