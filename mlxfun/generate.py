@@ -129,6 +129,7 @@ class Decoder:
         begin = monotonic()
         produced: list[int] = []
         detokenizer = self._tokenizer.detokenizer
+        detokenizer.reset()
         reason, pure = "length", True
         try:
             logits = self._prefill(prompt, cache, on_routing, ctx)

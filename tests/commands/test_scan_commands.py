@@ -15,7 +15,14 @@ from commands.script import read_script
 from mlxfun.comparison_reports import PrepareReport, ScanReport, ScanRow
 from mlxfun.context import Context
 from mlxfun.errors import UsageError
-from mlxfun.options import DatasetOptions, PrepareOptions, ScanMap, ScanOptions, SteerOptions
+from mlxfun.options import (
+    DatasetOptions,
+    MapInForce,
+    PrepareOptions,
+    ScanMap,
+    ScanOptions,
+    SteerOptions,
+)
 from mlxfun.reports import SessionView, SteerReport
 from tests.commands.conftest import Bench
 
@@ -222,6 +229,17 @@ def test_additive_steering_is_shown_with_what_it_adds() -> None:
         console.print(render(SteerReport({3: (1,)}, {}, (), "additive", 1.5, -10000.0)))
     assert "adding +1.5 and -10000" in capture.get()
     assert "+1.5 activated, -10000 deactivated" in capture.get()
+
+
+def test_steering_by_reports_is_shown_with_their_share() -> None:
+    console = Console(width=120)
+    use = MapInForce(
+        "a[b].json", "domain", "suppress", 2, ((0, 1), (0, 2), (3, 4)), ((0, 1), (0, 2))
+    )
+    with console.capture() as capture:
+        console.print(render(SteerReport({}, {0: (1, 2)}, maps=(use,))))
+    words = " ".join(capture.get().split())
+    assert "domain report a[b].json, suppress: 2 of its experts" in words
 
 
 def test_a_hub_set_is_prepared_as_asked(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
