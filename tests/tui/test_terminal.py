@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -119,3 +120,43 @@ def test_a_terminate_signal_restores_the_terminal(shells: list[Terminal], tmp_pa
     assert code == 128 + signal.SIGTERM
     assert RESTORED in shell.output.decode("utf-8", "replace")
     assert "Traceback" not in shell.text
+
+
+def test_a_shell_killed_in_the_middle_of_an_edit_comes_back_with_history_and_plan(
+    shells: list[Terminal], tmp_path: Path
+) -> None:
+    shell = start(shells, tmp_path, (120, 40))
+    shell.rest(1.0)
+    untouched = states(shell)[-1]
+    for keys, text in (
+        (":collect --dataset demo:mixed --max-samples 12\r", "of the experts seen"),
+        (":prune --n-prune 2\r", "experts go"),
+        ("a", "apply: prune"),
+        (":prune --n-prune 1 --allow-stale\r", "experts go"),
+    ):
+        shell.send(keys)
+        shell.wait_for(text, 60.0)
+    shell.rest(0.5)
+    pruned = states(shell)[-1]
+    assert pruned != untouched
+    shell.send(":merge --n-prune 2 --dataset demo:mixed --refit-experts\r")
+    shell.wait_for("layers ")
+    os.kill(shell.pid, signal.SIGKILL)
+    assert shell.end() == -signal.SIGKILL
+
+    again = Terminal("--resume", size=(120, 40), home=tmp_path)
+    shells.append(again)
+    again.wait_for("the session is back", 60.0)
+    again.rest(0.5)
+    assert states(again)[-1] == pruned
+    assert "candidate" in again.text  # the second prune is staged as it was
+    again.send("d")
+    again.wait_for("discard", 10.0)
+    again.send("u")
+    again.wait_for(untouched, 10.0)
+    assert again.leave()[0] == 0
+
+
+def states(shell: Terminal) -> list[str]:
+    """The identities of the weights that the status line has named, the newest last."""
+    return re.findall(r"state ([0-9a-f]{8})", shell.text)
