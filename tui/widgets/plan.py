@@ -142,13 +142,10 @@ def memory(view: SessionView) -> Text:
     """What the staged side holds on top of the model, what making it took, and what there is."""
     assert view.plan is not None
     active, plan = view.memory_active, view.plan
-    text = Text(f"memory {readable_bytes(active)}, {readable_bytes(plan.delta_bytes)} of it ", DIM)
-    text.append("for the plan")
-    if plan.peak_bytes:
-        text.append(f"; {readable_bytes(plan.peak_bytes)} at its peak while it was staged")
+    text = Text(f"memory {readable_bytes(active)} ({readable_bytes(plan.delta_bytes)} for ", DIM)
+    text.append(f"the plan), staged with a peak of {readable_bytes(plan.peak_bytes)}")
     if view.memory_limit:
-        most = max(active, plan.peak_bytes)
-        text.append(f", {most / view.memory_limit:.0%} of {readable_bytes(view.memory_limit)}")
+        text.append(f" of {readable_bytes(view.memory_limit)}")
     return text
 
 
