@@ -93,8 +93,8 @@ def ab(call: Call) -> Report:
     """Ask base and candidate the same, side by side: where they part, and how far, token by token.
 
     With a plan staged the sides are the committed model and the plan; without one the checkpoint
-    and the model as it is, steering included. Prompt and seed are the same, the conversation is
-    left alone.
+    and the model as it is, steering included. They answer a token each in turn. Prompt and seed
+    are the same, the conversation is left alone.
     """
     return call.session.ab(" ".join(call["text"]), sampling(call), call.ctx)
 

@@ -183,13 +183,15 @@ class Traits(TypedDict, total=False):
     outside: bool
 
 
-def command(name: str, *, group: str, **traits: Unpack[Traits]) -> Callable[[Handler], Command]:
-    """Declare a command; see `Command` for the fields."""
+def command(
+    name: str, *, group: str, parser: type[click.Command] = click.Command, **traits: Unpack[Traits]
+) -> Callable[[Handler], Command]:
+    """Declare a command; see `Command` for the fields. parser: reads its words."""
 
     def declare(handler: Handler) -> Command:
         params = list(reversed(getattr(handler, "__click_params__", [])))
         tail = any(_is_text(p) for p in params)
-        built = click.Command(
+        built = parser(
             name,
             params=params,
             help=inspect.cleandoc(handler.__doc__ or ""),

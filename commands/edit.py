@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import click
 
 from commands.declare import (
@@ -18,11 +20,13 @@ from commands.declare import (
     pruned,
     staged,
 )
+from commands.maps import Limit, WithMaps
 from commands.types import ExpertPairs, Experts, FilePath, Levels
 from mlxfun.errors import StateError, UsageError
 from mlxfun.options import (
     ALIGNMENTS,
     BUDGETS,
+    MAP_MODES,
     METRICS,
     PRUNE_METRICS,
     SIMILARITY_MODES,
@@ -200,7 +204,7 @@ def merge(call: Call) -> Report:
     return call.session.merge(MergeOptions(data, **values), call.ctx)
 
 
-@command("steer", group="edit", between=True)
+@command("steer", group="edit", between=True, parser=WithMaps)
 @click.option(
     "--activate", type=ExpertPairs(), metavar="L:E,...", help="Force these into the top-k."
 )
@@ -215,25 +219,32 @@ def merge(call: Call) -> Report:
     help="Faders: add X to these experts' scores, for instance 3:7=1.5; 0 takes one away.",
 )
 @click.option("--clear", is_flag=True, help="Drop the steering in force first.")
-@click.option("--safety-map", type=MAP, help="safety_report.json of a safety scan.")
+@click.option(
+    "--safety-map",
+    type=MAP,
+    multiple=True,
+    help="safety_report.json of a safety scan; any number of them, like --domain-map.",
+)
 @click.option(
     "--safety-mode",
-    type=click.Choice(["safe", "unsafe"]),
-    default="safe",
-    help="safe: what works on harmful prompts in, what works on benign ones out. unsafe: reversed.",
+    type=click.Choice(MAP_MODES["safety"]),
+    multiple=True,
+    help="safe: what works on harmful prompts in, what works on benign ones out (default). "
+    "unsafe: reversed.",
 )
-@click.option("--domain-map", type=MAP, help="domain_report.json of a domain scan.")
+@click.option("--domain-map", type=MAP, multiple=True, help="domain_report.json of a domain scan.")
 @click.option(
     "--domain-mode",
-    type=click.Choice(["boost", "suppress"]),
-    default="boost",
-    help="The domain's experts in, or out.",
+    type=click.Choice(MAP_MODES["domain"]),
+    multiple=True,
+    help="The domain's experts in (boost, the default), or out.",
 )
 @click.option(
     "--max-experts",
-    type=positive,
+    type=Limit(),
+    multiple=True,
     metavar="N",
-    help="Take the N strongest of a map (default: all).",
+    help="Take the N strongest of a map, or all (default).",
 )
 @click.option("--config", type=MAP, help="JSON: activate, deactivate, mask_value, boost_value.")
 @click.option(
@@ -257,16 +268,22 @@ def merge(call: Call) -> Report:
 def steer(call: Call) -> Report:
     """Steer the router from the next token on, for instance steer --activate 3:7,5:0..2.
 
-    Experts come from the command line, from the report of a scan, or from a JSON file whose layers
-    are positions among the MoE layers. At most top-k experts of a layer can be activated: of a
-    report, the strongest. Steering changes no weights and is never saved; --clear ends it.
+    Experts come from the command line, from reports of scans, or from a JSON file whose layers are
+    positions among the MoE layers. At most top-k experts of a layer can be activated: of a report,
+    the strongest. Steering changes no weights and is never saved; --clear ends it.
+
+    A mode or --max-experts given once counts for all maps; given more often, each for the map
+    before it. Where maps disagree on an expert the later one decides, and before any map the
+    experts that you name; what is left out is said.
     """
     values = dict(call.params)
     for name in ("activate", "deactivate", "levels"):
         values[name] = values[name] or {}
-    for name in ("safety_map", "domain_map", "config"):
-        if values[name] is not None:
-            values[name] = call.bench.readable(values[name])
+    if values["config"] is not None:
+        values["config"] = call.bench.readable(values["config"])
+    values["maps"] = tuple(
+        replace(use, path=call.bench.readable(use.path)) for use in values["maps"]
+    )
     options = SteerOptions(**values)
     if options == SteerOptions():
         raise UsageError(

@@ -38,6 +38,7 @@ class Follower:
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._progress = ProgressLines(self.err)
         self._streamed: set[int] = set()
+        self._both: set[int] = set()  # jobs whose two answers grow at once: shown when they stand
         self._ended = 0
         engine.subscribe(self._events.put)
 
@@ -68,6 +69,8 @@ class Follower:
         return event if isinstance(event, JobEnded) and event.job == job else None
 
     def _print(self, event: Event, followed: int) -> None:
+        if isinstance(event, JobStarted) and event.line.split(None, 1)[:1] == ["ab"]:
+            self._both.add(event.job)
         match event:
             case Progress():
                 self._progress.show(event)
@@ -76,7 +79,7 @@ class Follower:
                 self.say(f"{event.level}: {event.text}")
             case JobStarted() if not self.as_json and not (self.stream and event.job == followed):
                 self.heading(event.line)
-            case Token() if self.stream:
+            case Token() if self.stream and event.job not in self._both:
                 self._token(event)
             case JobEnded():
                 self._progress.end()

@@ -269,6 +269,10 @@ def _steer(report: SteerReport) -> RenderableType:
         rows += [(f"{name}, layer {k}", experts_text(v)) for k, v in sets.items()]
     for layer, levels in report.levels.items():
         rows.append((f"level, layer {layer}", ", ".join(f"{e} {x:+g}" for e, x in levels.items())))
+    for use in report.maps:
+        rows.append(
+            (f"{use.kind} report", f"{use.path}, {use.mode}: {len(use.cells)} of its experts")
+        )
     return _with_notes(Group(text(report.summary()), _pairs(rows)), report.notices)
 
 

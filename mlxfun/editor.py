@@ -271,15 +271,24 @@ class Editor:
         finally:
             self.set_steering(steering)
 
+    def edits_to_root(self) -> tuple[bool, ...]:
+        """For each edit between the current state and the checkpoint, the newest first, whether
+        taking it back reads tensors from the checkpoint's files."""
+        return tuple(edge.release for edge in self._edges_to_root())
+
+    def _edges_to_root(self) -> Iterator[Delta]:
+        node: Node | None = self.history.current
+        while node is not None and node.edge is not None and node.parent is not None:
+            yield node.edge
+            node = node.parent
+
     @contextmanager
     def _at_root(self) -> Iterator[None]:
         back: list[Delta] = []
-        node: Node | None = self.history.current
         with self.unsteered():
             try:
-                while node is not None and node.edge is not None and node.parent is not None:
-                    back.append(self.swap(node.edge))
-                    node = node.parent
+                for edge in self._edges_to_root():
+                    back.append(self.swap(edge))  # noqa: PERF401 - what a failure has to take back
                 yield
             finally:
                 for delta in reversed(back):

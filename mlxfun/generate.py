@@ -6,7 +6,7 @@ takes effect on the next token, and a token's routing is that of the forward tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from mlxfun.context import SILENT, Context
 from mlxfun.datasets import require_known
 from mlxfun.errors import Cancelled
 from mlxfun.options import GenerateOptions
-from mlxfun.taps import Taps, stacked_routing
+from mlxfun.taps import Record, Taps, stacked_routing
 
 if TYPE_CHECKING:
     from mlxfun.events import Array
@@ -55,6 +55,20 @@ class Decoded:
     finish_reason: str
 
 
+Steps = Generator[None, None, Decoded]
+"""An answer on its way, see `Decoder.steps`."""
+
+
+def advance(steps: Steps) -> Decoded | None:
+    """Take the next step of an answer; what came of it once it is over, None before."""
+    try:
+        next(steps)
+    except StopIteration as over:
+        decoded: Decoded = over.value
+        return decoded
+    return None
+
+
 class Decoder:
     """Generates with one tapped model; keeps KV caches by (state, steering)."""
 
@@ -83,13 +97,32 @@ class Decoder:
         on_routing: OnRouting | None = None,
         ctx: Context = SILENT,
     ) -> Decoded:
-        """Answer `prompt`. `key()` names the state and steering in force at this moment.
+        """Answer `prompt` to its end; see `steps`. Between two tokens waiting jobs take their turn."""
+        steps = self.steps(prompt, options, key, on_token, on_routing, ctx)
+        while True:
+            decoded = advance(steps)
+            if decoded is not None:
+                return decoded
+            ctx.interlude()
 
-        A cancel ends the answer at the token reached, with finish_reason "cancelled".
+    def steps(
+        self,
+        prompt: Sequence[int],
+        options: GenerateOptions,
+        key: Callable[[], tuple[str, str]],
+        on_token: OnToken,
+        on_routing: OnRouting | None = None,
+        ctx: Context = SILENT,
+    ) -> Steps:
+        """An answer to `prompt`, step by step: the prompt is read, then each step is one token.
+
+        Answers may take turns on the model: each has a KV cache and random numbers of its own, and
+        between two steps nothing of it is left behind. Whoever takes a step sees to it that what
+        `key()` names, the state and steering in force, is live then. Nothing happens before the
+        first step. A cancel ends the answer at the token reached, with finish_reason "cancelled".
         """
         require_known(prompt, self._taps.anatomy.vocabulary, "the prompt")
-        mx.random.seed(options.seed)
-        sampler = make_sampler(temp=options.temperature, top_p=options.top_p)
+        draw = _Draws(options)
         started = key()
         cache = self._take(started, prompt)
         cached = len(cache.tokens)
@@ -97,22 +130,31 @@ class Decoder:
         produced: list[int] = []
         detokenizer = self._tokenizer.detokenizer
         detokenizer.reset()
-        with self._taps.recording(norms=on_routing is not None):
-            try:
-                logits = self._prefill(prompt, cache, on_routing, ctx)
-                reason = self._decode(
-                    logits,
-                    cache,
-                    options,
-                    sampler,
-                    (detokenizer, produced, on_token, on_routing),
-                    ctx,
-                )
-            except Cancelled:
-                reason = "cancelled"
+        reason, pure = "length", True
+        try:
+            logits = self._prefill(prompt, cache, on_routing, ctx)
+            for index in range(options.max_tokens):
+                yield
+                # Steering that changed half-way leaves keys and values of two models in the cache,
+                # also when it is back by the end.
+                pure = pure and key() == started
+                ctx.check()
+                token = draw(logits)
+                if token in self._tokenizer.eos_token_ids:
+                    reason = "stop"
+                    break
+                produced.append(token)
+                detokenizer.add_token(token)
+                routing: tuple[Array | None, Array | None] = (None, None)
+                if index + 1 < options.max_tokens:
+                    logits, records = self._forward([token], cache, on_routing)
+                    experts, weights = stacked_routing(records, self._taps.anatomy.top_k)
+                    routing = experts[:, 0], weights[:, 0]
+                on_token(index, token, detokenizer.last_segment, *routing)
+        except Cancelled:
+            reason = "cancelled"
         detokenizer.finalize()
-        if key() == started:
-            # Steering that changed half-way leaves keys and values of two models in the cache.
+        if pure:
             self._put(cache)
         return Decoded(tuple(produced), detokenizer.text, cached, monotonic() - begin, reason)
 
@@ -149,7 +191,7 @@ class Decoder:
         while len(cache.tokens) < len(prompt):
             ctx.check()
             chunk = list(prompt[len(cache.tokens) : len(cache.tokens) + PREFILL_STEP])
-            logits = self._forward(chunk, cache, on_routing, [])
+            logits, _ = self._forward(chunk, cache, on_routing)
             if len(prompt) > PREFILL_STEP:
                 ctx.progress("reading the prompt", len(cache.tokens), len(prompt), "tokens")
         if logits is None:
@@ -157,15 +199,14 @@ class Decoder:
         return logits
 
     def _forward(
-        self, tokens: list[int], cache: KVCache, on_routing: OnRouting | None, out: list[Any]
-    ) -> mx.array:
-        """Run `tokens` through the model: logits [1, V] of the last one.
-
-        `out` receives (experts, weights) [L, K] when one token was run.
-        """
-        logits: mx.array = self._model(mx.array([tokens]), cache=cache.layers)[:, -1]
+        self, tokens: list[int], cache: KVCache, on_routing: OnRouting | None
+    ) -> tuple[mx.array, list[list[Record]]]:
+        """Run `tokens` through the model: logits [1, V] of the last one, what was recorded."""
+        # The taps are shared: outside of its own forwards an answer must not be recording.
+        with self._taps.recording(norms=on_routing is not None):
+            logits: mx.array = self._model(mx.array([tokens]), cache=cache.layers)[:, -1]
+            records = self._taps.drain()
         cache.tokens.extend(tokens)
-        records = self._taps.drain()
         lazy = [a for layer in records for record in layer for a in record.arrays()]
         if on_routing is None:
             mx.eval(logits, *lazy)
@@ -173,39 +214,30 @@ class Decoder:
             sums = routing_sums(self._taps, records, mx.ones(len(tokens)))
             mx.eval(logits, sums, *lazy)
             on_routing(np.array(sums), len(tokens))
-        if len(tokens) == 1:
-            experts, weights = stacked_routing(records, self._taps.anatomy.top_k)
-            out.append((experts[:, 0], weights[:, 0]))
-        return logits
+        return logits, records
 
-    def _decode(
-        self,
-        logits: mx.array,
-        cache: KVCache,
-        options: GenerateOptions,
-        sampler: Callable[[mx.array], mx.array],
-        sink: tuple[Any, list[int], OnToken, OnRouting | None],
-        ctx: Context,
-    ) -> str:
-        detokenizer, produced, on_token, on_routing = sink
-        for index in range(options.max_tokens):
-            # mlx-lm's samplers take log-probabilities.
-            logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-            token = int(np.array(sampler(logprobs)).item())
-            if token in self._tokenizer.eos_token_ids:
-                return "stop"
-            produced.append(token)
-            detokenizer.add_token(token)
-            text = detokenizer.last_segment
-            if index + 1 == options.max_tokens:
-                on_token(index, token, text, None, None)
-                return "length"
-            ctx.check()
-            ctx.interlude()
-            routing: list[Any] = []
-            logits = self._forward([token], cache, on_routing, routing)
-            on_token(index, token, text, *routing[0])
-        return "length"
+
+class _Draws:
+    """Picks tokens, with random numbers that no other answer draws from."""
+
+    def __init__(self, options: GenerateOptions) -> None:
+        self._sampler = make_sampler(temp=options.temperature, top_p=options.top_p)
+        self._random = options.temperature > 0
+        self._seed = options.seed
+
+    def __call__(self, logits: mx.array) -> int:
+        # mlx-lm's samplers take log-probabilities.
+        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        if not self._random:
+            return int(np.array(self._sampler(logprobs)).item())
+        # They draw from MLX's one generator, whose state is the two halves of a seed: seeding with
+        # it goes on where this answer was.
+        mx.random.seed(self._seed)
+        token = int(np.array(self._sampler(logprobs)).item())
+        state: Any = mx.random.state
+        high, low = np.array(state[0]).tolist()
+        self._seed = high << 32 | low
+        return token
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from mlxfun.events import Array
+    from mlxfun.options import MapInForce
 
 
 def plain(value: Any) -> Any:
@@ -223,7 +224,7 @@ class PlanReport(Report):
 
 @dataclass(frozen=True, slots=True)
 class SteerReport(Report):
-    """Steering in force. boost_value and mask_value: what the additive rule adds. levels: faders."""
+    """Steering in force. *_value: what the additive rule adds. levels: faders. maps: of scans."""
 
     kind: ClassVar[str] = "steer"
     activated: dict[int, tuple[int, ...]]
@@ -233,13 +234,13 @@ class SteerReport(Report):
     boost_value: float = 0.0
     mask_value: float = 0.0
     levels: dict[int, dict[int, float]] = field(default_factory=dict)
+    maps: tuple[MapInForce, ...] = ()
 
     def summary(self) -> str:
         up, down = (sum(map(len, s.values())) for s in (self.activated, self.deactivated))
-        faders = sum(map(len, self.levels.values()))
-        if not (up or down or faders):
+        if not (up or down or self.levels):
             return "no steering"
-        on = f", {faders} on a level" if faders else ""
+        on = f", {sum(map(len, self.levels.values()))} on a level" if self.levels else ""
         text = f"steering: {up} activated, {down} deactivated{on}"
         if self.rule == "additive":
             text += f", adding {self.boost_value:+g} and {self.mask_value:+g}"

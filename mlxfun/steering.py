@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from mlxfun.anatomy import MoELayer
 from mlxfun.deltas import Resident
 from mlxfun.errors import PlanError
-from mlxfun.options import ExpertSets
+from mlxfun.options import ExpertSets, MapInForce
 from mlxfun.taps import LayerTap, LogitsRule
 
 Mask = NDArray[np.bool_]
@@ -62,7 +62,8 @@ class Steering:
     """What is steered. Both sets: {decoder layer: experts in checkpoint numbers}.
 
     rule: "steermoe" or "additive", which adds boost_value or mask_value. levels: {decoder layer:
-    {expert: what is added to its score}}.
+    {expert: what is added to its score}}. maps: the reports that some of the sets come from; they
+    say where it is from and steer nothing.
     """
 
     activate: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
@@ -71,6 +72,7 @@ class Steering:
     boost_value: float = BOOST
     mask_value: float = MASK
     levels: Mapping[int, Mapping[int, float]] = field(default_factory=dict)
+    maps: tuple[MapInForce, ...] = ()
 
     @property
     def empty(self) -> bool:

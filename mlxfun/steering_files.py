@@ -2,17 +2,24 @@
 
 A configuration is a JSON object with any of `activate` and `deactivate` ({layer: [experts]}),
 `rule`, `boost_value` and `mask_value`. Its layers are positions among the MoE layers, as in scan
-reports. A report names as many experts as it found; what a layer's router cannot carry is left
-out, weakest first, with a notice.
+reports.
+
+Several reports steer together. Where one wants an expert in and another wants it out, the later
+one decides, as it would if the two were given one after the other in two commands; sets and
+configurations, where a person has named the expert, decide before any report. The same order says
+who comes first where a layer's router cannot carry all that is asked; of one report the weakest
+are left out. Scores of different reports do not decide: their scales depend on the sets that were
+compared. Whatever is left out is said in a notice. Two sets that contradict each other are a
+mistake, and refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,31 +27,40 @@ from mlxfun.deltas import Resident
 from mlxfun.editor import Editor
 from mlxfun.errors import PlanError, UsageError
 from mlxfun.expert_lists import read_document, read_sets
-from mlxfun.options import STEER_RULES, ExpertSets, SteerOptions
+from mlxfun.options import MAP_MODES, STEER_RULES, ExpertSets, MapInForce, ScanMap, SteerOptions
 from mlxfun.scan_reports import Found, Identity, read_report, require_current
 from mlxfun.selection import Mask
 from mlxfun.steering import Steering, check
 from mlxfun.taps import LayerTap
 
-SAFETY_MODES = ("safe", "unsafe")
-DOMAIN_MODES = ("boost", "suppress")
 CONFIG_KEYS = ("activate", "deactivate", "rule", "boost_value", "mask_value", "layer_indices")
+DONE = ("activated", "deactivated")
 
 
 @dataclass(slots=True)
 class Wish:
-    """What is asked for: sets, the fields of Steering that change, sentences for the user."""
+    """What is asked for: sets, the fields of Steering that change, sentences for the user.
 
-    activate: ExpertSets
-    deactivate: ExpertSets
+    maps: the reports among the sources. asked_by: (layer, expert) -> who named it first.
+    """
+
+    activate: ExpertSets = field(default_factory=dict)
+    deactivate: ExpertSets = field(default_factory=dict)
     rule: dict[str, Any] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
+    maps: tuple[MapInForce, ...] = ()
+    asked_by: dict[tuple[int, int], str] = field(default_factory=dict)
 
-    def add(self, activate: ExpertSets, deactivate: ExpertSets) -> None:
-        """Join sets to what is wished. Raises PlanError where two sources contradict."""
-        for mine, new in ((self.activate, activate), (self.deactivate, deactivate)):
+    def add(self, sets: tuple[ExpertSets, ExpertSets], by: tuple[str, str]) -> None:
+        """Join (activate, deactivate) to what is wished. by: who asks for each.
+
+        Raises PlanError where they contradict what is wished already.
+        """
+        for mine, new, who in zip((self.activate, self.deactivate), sets, by, strict=True):
             for layer, experts in new.items():
                 mine[layer] = tuple(dict.fromkeys((*mine.get(layer, ()), *experts)))
+                for expert in experts:
+                    self.asked_by.setdefault((layer, expert), who)
         for layer, experts in self.activate.items():
             both = sorted(set(experts) & set(self.deactivate.get(layer, ())))
             if both:
@@ -52,6 +68,10 @@ class Wish:
                     f"layer {layer}: experts {both} are asked to be both activated and "
                     "deactivated; leave one source out"
                 )
+
+    def side(self, number: int) -> ExpertSets:
+        """What is activated (0) or deactivated (1)."""
+        return (self.activate, self.deactivate)[number]
 
 
 def changed(
@@ -64,9 +84,34 @@ def changed(
     wish = read(options, editor.resident, now, editor.history.root.state)
     editor.require_steerable()
     wanted = Steering() if options.clear else editor.steering
-    wanted = replace(wanted.with_more(wish.activate, wish.deactivate), **wish.rule)
+    maps = _in_force(wanted, wish)
+    wanted = replace(wanted.with_more(wish.activate, wish.deactivate), maps=maps, **wish.rule)
     checked, notices = check(wanted.with_levels(options.levels), editor.resident)
     return checked, (*wish.notices, *unused_values(wish, checked.rule), *notices)
+
+
+def _in_force(before: Steering, wish: Wish) -> tuple[MapInForce, ...]:
+    """The reports that steer once the wish is granted.
+
+    An expert that is named anew is no longer an older report's; one that was steered by hand the
+    same way stays so, and is not a newer report's.
+    """
+    reported = {cell for use in before.maps for cell in use.cells}
+    same = (_cells(before.activate) & _cells(wish.activate)) | (
+        _cells(before.deactivate) & _cells(wish.deactivate)
+    )
+    new = {use.path for use in wish.maps}
+    older = [_without(use, set(wish.asked_by)) for use in before.maps if use.path not in new]
+    newer = [_without(use, same - reported) for use in wish.maps]
+    return (*(use for use in older if use.cells), *newer)
+
+
+def _cells(sets: Mapping[int, tuple[int, ...]]) -> set[tuple[int, int]]:
+    return {(layer, expert) for layer, experts in sets.items() for expert in experts}
+
+
+def _without(use: MapInForce, cells: set[tuple[int, int]]) -> MapInForce:
+    return replace(use, cells=tuple(cell for cell in use.cells if cell not in cells))
 
 
 def unused_values(wish: Wish, rule: str) -> tuple[str, ...]:
@@ -84,19 +129,11 @@ def read(options: SteerOptions, resident: Resident, now: Identity, root: str) ->
     report of another state unless it is allowed.
     """
     _check_words(options)
-    wish = Wish({}, {})
-    wish.add(options.activate, options.deactivate)
-    anatomy = resident.taps.anatomy
-    for path, kind in ((options.safety_map, "safety"), (options.domain_map, "domain")):
-        if path is None:
-            continue
-        found = read_report(path, kind, anatomy.indices, anatomy.num_experts)
-        warning = require_current(path, found.identity, now, root, options.allow_stale)
-        wish.notices += [warning] if warning else []
-        up, down = _sides(found, kind, options)
-        _take(wish, found, (up, down), resident, options.max_experts)
+    wish = Wish()
+    wish.add((options.activate, options.deactivate), ("--activate", "--deactivate"))
     if options.config is not None:
         _read_config(options.config, wish, resident)
+    _read_maps(options, wish, resident, (now, root))
     for name in ("rule", "boost_value", "mask_value"):
         value = getattr(options, name)
         if value is not None:
@@ -105,19 +142,39 @@ def read(options: SteerOptions, resident: Resident, now: Identity, root: str) ->
     return wish
 
 
+def _read_maps(
+    options: SteerOptions, wish: Wish, resident: Resident, where: tuple[Identity, str]
+) -> None:
+    """Add the reports, the last one first: who comes later goes before."""
+    anatomy = resident.taps.anatomy
+    read = []
+    for use in options.maps:
+        found = read_report(use.path, use.kind, anatomy.indices, anatomy.num_experts)
+        read.append(
+            (use, found, require_current(use.path, found.identity, *where, options.allow_stale))
+        )
+    told: list[str] = []
+    for use, found, warning in reversed(read):
+        said = [warning] if warning else []
+        taken = _take(use, found, wish, resident)
+        wish.maps = (taken.use, *wish.maps)
+        wish.add(taken.sets, (str(use.path), str(use.path)))
+        told = [*said, *taken.notices, *told]
+    wish.notices += told
+
+
 def _check_words(options: SteerOptions) -> None:
-    for name, value, known in (
-        ("--safety-mode", options.safety_mode, SAFETY_MODES),
-        ("--domain-mode", options.domain_mode, DOMAIN_MODES),
-        ("--rule", options.rule or STEER_RULES[0], STEER_RULES),
-    ):
+    rule = options.rule or STEER_RULES[0]
+    words = [("--rule", rule, STEER_RULES)]
+    for use in options.maps:
+        if use.kind not in MAP_MODES:
+            raise UsageError(f"a map of kind {use.kind!r}: choose one of {', '.join(MAP_MODES)}")
+        words.append((f"--{use.kind}-mode", use.mode, MAP_MODES[use.kind]))
+        if use.most is not None and use.most < 1:
+            raise UsageError(f"--max-experts {use.most} must be at least 1")
+    for name, value, known in words:
         if value not in known:
             raise UsageError(f"{name} {value!r}: choose one of {', '.join(known)}")
-    if options.max_experts is not None:
-        if options.max_experts < 1:
-            raise UsageError(f"--max-experts {options.max_experts} must be at least 1")
-        if options.safety_map is None and options.domain_map is None:
-            raise UsageError("--max-experts limits a map: give --safety-map or --domain-map")
 
 
 def _check_values(wish: Wish) -> None:
@@ -128,49 +185,93 @@ def _check_values(wish: Wish) -> None:
             raise UsageError(f"{name} {value:g} must be a finite number {side} 0")
 
 
-def _sides(found: Found, kind: str, options: SteerOptions) -> tuple[Mask, Mask]:
+def _sides(found: Found, use: ScanMap) -> tuple[Mask, Mask]:
     """(activate, deactivate), bool [L, E]."""
     nothing = np.zeros_like(found.more)
-    if kind == "domain":
-        boost = options.domain_mode == "boost"
-        return (found.more, nothing) if boost else (nothing, found.more)
-    safe = options.safety_mode == "safe"
-    return (found.more, found.less) if safe else (found.less, found.more)
+    if use.kind == "domain":
+        return (found.more, nothing) if use.mode == "boost" else (nothing, found.more)
+    return (found.more, found.less) if use.mode == "safe" else (found.less, found.more)
 
 
-def _take(
-    wish: Wish, found: Found, sides: tuple[Mask, Mask], resident: Resident, most: int | None
-) -> None:
-    """Add what the routers can carry of a report, strongest |composite| first."""
-    up, down = sides
-    named = int((up | down).sum())
-    if not named:
-        wish.notices.append(f"{found.path} names no experts to steer: it has no effect")
-    left = most if most is not None else named
+class _Taken(NamedTuple):
+    """What is taken of a report. sets: (activate, deactivate)."""
+
+    sets: tuple[ExpertSets, ExpertSets]
+    use: MapInForce
+    notices: list[str]
+
+
+def _take(use: ScanMap, found: Found, wish: Wish, resident: Resident) -> _Taken:
+    """What the routers can carry of a report beside the wish, strongest |composite| first."""
+    up, down = _sides(found, use)
+    order = [(resident.taps.layers[row], e) for row, e in _strongest_first(found, up | down)]
+    names = tuple(sorted((tap.layer.index, expert) for tap, expert in order))
+    left = use.most if use.most is not None else len(names)
+    by_hand = wish.asked_by.keys() - {cell for other in wish.maps for cell in other.cells}
     chosen: tuple[ExpertSets, ExpertSets] = ({}, {})
-    over: dict[str, dict[int, list[int]]] = {"pruned": {}, "over": {}}
-    for row, expert in _strongest_first(found, up | down):
+    out: dict[_Reason, list[int]] = {}
+    for tap, expert in order:
         if left == 0:
             break
-        tap = resident.taps.layers[row]
-        layer, side = tap.layer.index, 0 if up[row, expert] else 1
-        taken = (*chosen[side].get(layer, ()), expert)
-        if expert not in tap.live:
-            over["pruned"].setdefault(layer, []).append(expert)
-        elif not (_may_activate, _may_deactivate)[side](tap, taken):
-            over["over"].setdefault(layer, []).append(expert)
-        else:
-            chosen[side][layer] = taken
-            left -= 1
-    for layer, experts in over["pruned"].items():
-        wish.notices.append(f"layer {layer}: experts {sorted(experts)} are pruned; left out")
-    for layer, experts in over["over"].items():
-        top_k = next(t.layer.top_k for t in resident.taps.layers if t.layer.index == layer)
-        wish.notices.append(
-            f"layer {layer}: each token uses {top_k} experts; of those the report names, the "
-            f"weakest, {sorted(experts)}, are left out"
+        side = 0 if up[tap.layer.position, expert] else 1
+        reason = _obstacle(tap, side, expert, wish, chosen[side])
+        if reason is not None:
+            out.setdefault(reason, []).append(expert)
+            continue
+        layer = tap.layer.index
+        chosen[side][layer] = (*chosen[side].get(layer, ()), expert)
+        left -= 1
+    notices = [] if names else [f"{found.path} names no experts to steer: it has no effect"]
+    notices += [_left_out(found, *item, resident) for item in sorted(out.items())]
+    theirs = tuple(sorted((_cells(chosen[0]) | _cells(chosen[1])) - by_hand))
+    in_force = MapInForce(str(use.path), use.kind, use.mode, use.most, names, theirs)
+    return _Taken(chosen, in_force, notices)
+
+
+class _Reason(NamedTuple):
+    """Why experts of a report are left out. why: 0 pruned, 1 who else is against it, 2 too many."""
+
+    why: int
+    layer: int
+    side: int
+    who: str = ""
+
+
+def _obstacle(
+    tap: LayerTap, side: int, expert: int, wish: Wish, chosen: ExpertSets
+) -> _Reason | None:
+    """What keeps a report's expert from being steered to `side`, None for nothing."""
+    layer = tap.layer.index
+    if expert in wish.side(1 - side).get(layer, ()):
+        return _Reason(1, layer, side, wish.asked_by[layer, expert])
+    if expert not in tap.live:
+        return _Reason(0, layer, side)
+    wished = wish.side(side).get(layer, ())
+    if expert in wished:
+        return None
+    # What a person asked for is checked later; here only living experts count.
+    beside = tuple(e for e in (*wished, *chosen.get(layer, ())) if e in tap.live)
+    together = tuple(dict.fromkeys((*beside, expert)))
+    fits = (_may_activate, _may_deactivate)[side](tap, together)
+    return None if fits else _Reason(2, layer, side)
+
+
+def _left_out(found: Found, reason: _Reason, experts: list[int], resident: Resident) -> str:
+    """The sentence that says so."""
+    why, layer, side, who = reason
+    if why == 0:
+        return f"layer {layer}: experts {sorted(experts)} are pruned; left out"
+    if why == 1:
+        mine, other = DONE[side], DONE[1 - side]
+        return (
+            f"layer {layer}: experts {sorted(experts)} are {other} as {who} asks, not {mine} as "
+            f"{found.path} does"
         )
-    wish.add(*chosen)
+    top_k = next(t.layer.top_k for t in resident.taps.layers if t.layer.index == layer)
+    return (
+        f"layer {layer}: each token uses {top_k} experts; of those {found.path} names, the "
+        f"weakest, {sorted(experts)}, are left out"
+    )
 
 
 def _strongest_first(found: Found, named: Mask) -> list[tuple[int, int]]:
@@ -224,7 +325,7 @@ def _read_config(path: Path, wish: Wish, resident: Resident) -> None:
         )
     if not any(sets):
         wish.notices.append(f"{path} names no experts to steer: it has no effect")
-    wish.add(*sets)
+    wish.add((sets[0], sets[1]), (str(path), str(path)))
     _config_rule(path, document, wish)
 
 

@@ -175,6 +175,7 @@ def steer_report(steering: Steering, notices: tuple[str, ...] = ()) -> SteerRepo
         steering.boost_value,
         steering.mask_value,
         {layer: dict(levels) for layer, levels in steering.levels.items()},
+        steering.maps,
     )
 
 

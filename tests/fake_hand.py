@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 
+from commands import registry
 from mlxfun.comparison_reports import DiffReport
 from mlxfun.events import Event, Progress, Token
 from mlxfun.hand_reports import ABReport, Answer, DossierReport, ProbeReport, TopToken
+from mlxfun.options import MapInForce
 from mlxfun.reports import (
     PlanReport,
     Report,
@@ -22,6 +25,8 @@ from mlxfun.reports import (
 MIB = 1 << 20
 EXPERT_BYTES = MIB // 24
 BY_HAND = "0a1d0a1d"
+CELLS = ((0, 1), (0, 2), (3, 4))
+"""What every scan's report names here."""
 
 # name, group, help, usage, when: see tests.fake_engine
 COMMANDS: tuple[tuple[str, str, str, str, str], ...] = (
@@ -118,7 +123,17 @@ class FakeHand:
             for layer, faders in levels.items():
                 flag[layer, [e for e, x in faders.items() if x * sign > 0]] = True
             flags.append(flag)
-        report = SteerReport(up, down, levels=levels)
+        maps = registry.parse(shlex.join(["steer", *args])).params["maps"]
+        uses: list[MapInForce] = []
+        taken = {(ly, e) for some in (up, down) for ly, es in some.items() for e in es}
+        for m in reversed(maps):
+            cells = tuple(cell for cell in CELLS if cell not in taken)[: m.most]
+            taken.update(cells)
+            uses.insert(0, MapInForce(str(m.path), m.kind, m.mode, m.most, CELLS, cells))
+            some = up if m.mode in ("safe", "boost") else down
+            for layer, expert in cells:
+                some[layer] = tuple(sorted({*some.get(layer, ()), expert}))
+        report = SteerReport(up, down, levels=levels, maps=tuple(uses))
         heat = replace(heat, activated=flags[0], deactivated=flags[1])
         self._view = replace(self._view, heat=heat, steering=report)
         yield report
@@ -133,9 +148,11 @@ class FakeHand:
     def _do_ab(self, job: int, args: list[str]) -> Iterator[Event | Report]:
         left = ("Tea", " and", " toast", ",", " warm", ".")
         right = ("Tea", " and", " eggs", ",", " salted", " well", ".")
-        for side, pieces in (("base", left), ("candidate", right)):
-            for index, piece in enumerate(pieces):
-                yield Token(job, side, index, index, piece, *self._routed(index))
+        for index in range(max(len(left), len(right))):
+            for side, pieces in (("base", left), ("candidate", right)):
+                if index < len(pieces):
+                    routed = self._routed(index + 2 * (side == "base"))
+                    yield Token(job, side, index, index, pieces[index], *routed)
         ids = {piece: number for number, piece in enumerate((*left, *right))}
         answers = [
             Answer(side, label, "".join(some), some, tuple(ids[p] for p in some), "stop")

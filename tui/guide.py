@@ -5,6 +5,7 @@ from __future__ import annotations
 from mlxfun.reports import SteerReport
 from tui import pick
 from tui.keymap import Key, keys_for
+from tui.mixer import map_words
 from tui.state import AppState
 
 # Perplexity over the checkpoint's from which on the next step offered is no longer to apply.
@@ -29,15 +30,23 @@ def steer_line(steering: SteerReport | None, layer: int, expert: int, way: str) 
     """The command line that steers one expert "up", "down" or "off" and keeps all other steering.
 
     It always names the whole configuration, so that what a key does never depends on the past.
+    Reports stay reports, except those of an expert that is turned off: they cannot spare one.
     """
     up = {(ly, e) for ly, es in (steering.activated if steering else {}).items() for e in es}
     down = {(ly, e) for ly, es in (steering.deactivated if steering else {}).items() for e in es}
+    uses = [
+        use
+        for use in (steering.maps if steering else ())
+        if way != "off" or (layer, expert) not in use.names
+    ]
+    theirs = {cell for use in uses for cell in use.cells}
+    up, down = ({c for c in some if c not in theirs} for some in (up, down))
     up.discard((layer, expert))
     down.discard((layer, expert))
     if way != "off":
         (up if way == "up" else down).add((layer, expert))
     words = ["steer", "--clear"]
-    if steering is not None and steering.rule == "additive" and (up or down):
+    if steering is not None and steering.rule == "additive" and (up or down or uses):
         words += ["--rule", "additive", "--boost-value", f"{steering.boost_value:g}"]
         words += ["--mask-value", f"{steering.mask_value:g}"]
     for option, pairs in (("--activate", up), ("--deactivate", down)):
@@ -50,6 +59,7 @@ def steer_line(steering: SteerReport | None, layer: int, expert: int, way: str) 
     ]
     if levels:
         words += ["--level", ",".join(f"{ly}:{e}={x:g}" for ly, e, x in sorted(levels))]
+    words += map_words([(use.kind, use.path, use.mode, use.most) for use in uses])
     return " ".join(words)
 
 

@@ -9,9 +9,11 @@ so that what a key does never depends on the past.
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from mlxfun.options import MAP_MODES, MapInForce
 from mlxfun.reports import SteerReport
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 STEP = 0.5
 MOST = 12.0
-WAYS = {"safety": ("safe", "unsafe"), "domain": ("boost", "suppress")}
+WAYS = MAP_MODES
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,7 @@ class Channel:
     """One row. on: it works. layer and expert: of an expert, whose way is "in", "out" or "level".
 
     path: of a report, whose technique is "safety" or "domain" and whose way is one of WAYS; most:
-    its strongest experts only; covers: all the (layer, expert) it may steer.
+    its strongest experts only; named: how many it could steer. Any number of reports may be on.
     """
 
     on: bool
@@ -40,7 +42,7 @@ class Channel:
     technique: str = ""
     name: str = ""
     most: int | None = None
-    covers: frozenset[tuple[int, int]] = frozenset()
+    named: int = 0
 
     @property
     def key(self) -> tuple[str, int, int]:
@@ -52,14 +54,16 @@ Channels = tuple[Channel, ...]
 
 
 def of_steering(report: SteerReport | None) -> Channels:
-    """A channel for each expert that is steered."""
+    """A channel for each expert that is steered, but for those that a report steers."""
     if report is None:
         return ()
+    theirs = {cell for use in report.maps for cell in use.cells}
     out = [
         Channel(True, way, layer, expert)
         for way, sets in (("in", report.activated), ("out", report.deactivated))
         for layer, experts in sets.items()
         for expert in experts
+        if (layer, expert) not in theirs
     ]
     out += [
         Channel(True, "level", layer, expert, level)
@@ -72,41 +76,55 @@ def of_steering(report: SteerReport | None) -> Channels:
 def synced(channels: Channels, report: SteerReport | None) -> Channels:
     """The channels after a change of the steering, wherever it came from.
 
-    What is steered is on; an expert that is not any more is muted, not gone. A report's own
-    experts get no channels of their own.
+    What is steered is on, the way it is steered; what is not any more is muted, not gone. The
+    experts of a report that is in force have no channels of their own.
     """
-    covered = {cell for c in channels if c.path and c.on for cell in c.covers}
     steered = {c.key: c for c in of_steering(report)}
-    cells = {(c.layer, c.expert) for c in steered.values()}
+    uses = {use.path: use for use in report.maps} if report is not None else {}
     out = []
     for channel in channels:
-        if channel.path:
-            on = channel.on and not channel.covers.isdisjoint(cells)
-            out.append(replace(channel, on=on))
-            continue
-        now = steered.pop(channel.key, None)
-        own = (channel.layer, channel.expert)
-        if now is not None and not (own in covered and not channel.on):
-            out.append(now)
-        else:
+        use = uses.pop(channel.path, None)
+        if use is not None:
+            out.append(_with_use(channel, use))
+        elif channel.path:
             out.append(replace(channel, on=False))
-    out += [c for c in steered.values() if (c.layer, c.expert) not in covered]
+        else:
+            out.append(steered.pop(channel.key, replace(channel, on=False)))
+    out += steered.values()
+    out += [_with_use(Channel(True, use.mode, path=path), use) for path, use in uses.items()]
     return tuple(out)
+
+
+def _with_use(channel: Channel, use: MapInForce) -> Channel:
+    """A report's channel as the report steers."""
+    named = len(use.names)
+    limit = use.most if use.most is not None and use.most < named else None
+    return replace(channel, on=True, way=use.mode, most=limit, technique=use.kind, named=named)
 
 
 def with_report(channels: Channels, report: ScanReport) -> Channels:
     """With a muted channel for a scan's report, in place of an older one of the same file."""
-    covers = frozenset(
-        (layer, expert)
-        for sets in (report.more, report.less)
-        for layer, experts in sets.items()
-        for expert in experts
-    )
+    # General experts of a domain scan are never steered.
+    tables = (report.more, report.less) if report.technique == "safety" else (report.more,)
+    named = sum(len(experts) for sets in tables for experts in sets.values())
     way = WAYS[report.technique][0]
     channel = Channel(
-        False, way, path=report.path, technique=report.technique, name=report.name, covers=covers
+        False, way, path=report.path, technique=report.technique, name=report.name, named=named
     )
     return (*(c for c in channels if c.path != report.path), channel)
+
+
+def map_words(uses: Sequence[tuple[str, str, str, int | None]]) -> list[str]:
+    """Options that put reports into force: (kind, path, mode, most) of each. Where they disagree
+    the later one decides."""
+    words: list[str] = []
+    limited = any(most is not None for *_, most in uses)
+    for kind, path, mode, most in uses:
+        words += [f"--{kind}-map", shlex.quote(path), f"--{kind}-mode", mode]
+        if limited:
+            # Given for one it has to be given for all: a single one would count for all.
+            words += ["--max-experts", "all" if most is None else str(most)]
+    return words
 
 
 def line(channels: Channels, steering: SteerReport | None = None) -> str:
@@ -123,40 +141,27 @@ def line(channels: Channels, steering: SteerReport | None = None) -> str:
     levels = sorted((c.layer, c.expert, c.level) for c in on if c.way == "level" and c.level)
     if levels:
         words += ["--level", ",".join(f"{ly}:{e}={x:g}" for ly, e, x in levels)]
-    reports = [c for c in on if c.path]
-    for c in reports:
-        words += [f"--{c.technique}-map", shlex.quote(c.path), f"--{c.technique}-mode", c.way]
-    limits = [c.most for c in reports if c.most is not None]
-    if limits:
-        words += ["--max-experts", str(max(limits))]
+    words += map_words([(c.technique, c.path, c.way, c.most) for c in on if c.path])
     return " ".join(words)
 
 
 # What the keys do ---------------------------------------------------------------------------------
 def toggled(channels: Channels, place: int) -> Channels:
-    """The channel on, or muted. Of reports of one kind only one works at a time."""
-    channel = channels[place]
-    changed = replace(channel, on=not channel.on)
-    if not changed.on and not channel.path:
-        return _at(channels, place, changed)
+    """The channel on, or muted."""
+    changed = replace(channels[place], on=not channels[place].on)
     if changed.way == "level" and changed.on and not changed.level:
         changed = replace(changed, level=STEP)
-    rest = tuple(
-        replace(c, on=False) if changed.on and c.path and c.technique == channel.technique else c
-        for c in channels
-    )
-    return _at(rest, place, changed)
+    return _at(channels, place, changed)
 
 
 def faded(channels: Channels, place: int, steps: int) -> Channels:
     """The fader `steps` up or down: an expert's level, or how many of a report's experts."""
     channel = channels[place]
     if channel.path:
-        count = channel.most if channel.most is not None else len(channel.covers)
-        most = max(1, min(len(channel.covers), count + steps))
-        limited = None if most == len(channel.covers) else most
-        return _at(toggled(channels, place) if not channel.on else channels, place,
-                   replace(channel, most=limited, on=True))  # fmt: skip
+        count = channel.most if channel.most is not None else channel.named
+        most = max(1, min(channel.named, count + steps))
+        limited = None if most == channel.named else most
+        return _at(channels, place, replace(channel, most=limited, on=True))
     # From outside the fader's reach it comes in at the near end.
     start = {"in": MOST + STEP, "out": -MOST - STEP}.get(channel.way, channel.level)
     level = max(-MOST - STEP, min(MOST + STEP, start + steps * STEP))

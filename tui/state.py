@@ -105,7 +105,8 @@ class AppState:
 
     jobs: what runs, the innermost last: a replay runs its lines as jobs inside its own.
     frame: the running calibration's newest heat. traffic: float64 [L, E], times each expert served
-    the newest answer. lit: int32 [L, K], the experts of the newest token while one is generated.
+    the newest answer. lit: int32 [L, K], the experts of the newest token while one is generated;
+    when both sides answer, both are those of the live side.
     cursor: (position of the MoE layer, expert); anchor: the other corner of a range. draft: picks
     by hand; probe: the newest quick measurement; probed: the state of the plan that was probed, or
     "-" when plans cannot be. talk: the chat's settings; token: (job, index) of the token under the
@@ -204,9 +205,18 @@ def _token(state: AppState, event: Token, now: float) -> AppState:
     turn = turns.find(state.turns, event.job)
     if event.experts is None or state.view.heat is None:
         return state
+    if turn is not None and turn.both and event.side != _live_of_both(state.view):
+        # Two answers grow at once: the map stays with the model that would run, and does not flicker.
+        return state
     first = turn is None or event.index == 0
     traffic = add_traffic(None if first else state.traffic, event.experts, state.view.heat.experts)
     return replace(state, traffic=traffic, lit=event.experts, token=None)
+
+
+def _live_of_both(view: SessionView) -> str:
+    """The side of an A/B that is live. Without a plan it is the model as it is, against the
+    checkpoint."""
+    return view.live if view.plan is not None else "candidate"
 
 
 def add_traffic(traffic: Array | None, experts: Array, count: int) -> Array:

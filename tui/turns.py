@@ -35,8 +35,8 @@ class Turn:
     """One question and its answer. side: which model answered; note: why it ended, if not done.
 
     tokens and began (the clock at the first token) give the speed. pieces: the tokens, as long as
-    they are kept. both: base and candidate were asked; other: the candidate's answer, comparison:
-    how they differ. kept: the model's conversation holds it. instead_of: the turns it replaces,
+    they are kept. both: base and candidate were asked, and answer in turn; other: the candidate's
+    answer, comparison: how they differ. kept: the model's conversation holds it. instead_of: the turns it replaces,
     which come back if it fails.
     """
 
@@ -144,16 +144,13 @@ def hear(turns: Turns, event: Token, now: float) -> Turns:
     turn = find(turns, event.job)
     if turn is None:
         return turns
+    turn = replace(turn, tokens=turn.tokens + 1, began=turn.began if turn.tokens else now)
     if turn.both and event.side == "candidate":
         return _with(turns, replace(turn, other=turn.other + event.text))
-    turn = replace(
-        turn,
-        text=turn.text + event.text,
-        side=event.side,
-        tokens=turn.tokens + 1,
-        began=turn.began if turn.tokens else now,
-        pieces=(*turn.pieces, Piece(event.text, event.experts)),
-    )
+    turn = replace(turn, text=turn.text + event.text, side=event.side)
+    if not turn.both:
+        # Of two answers side by side no token can be pointed at.
+        turn = replace(turn, pieces=(*turn.pieces, Piece(event.text, event.experts)))
     return _with(turns, turn)
 
 

@@ -1,4 +1,5 @@
-"""What picking by hand costs: a key press on the biggest map, and the probe when the hand rests.
+"""What the hand's commands cost: a pick on the biggest map, the probe when the hand rests, and what
+it takes to change sides between two tokens.
 
 Run with `pytest -m bench -s tests/bench/test_by_hand.py`. Keys in CPU time, so that a busy machine
 does not decide it.
@@ -15,7 +16,7 @@ import pytest
 
 from mlxfun import Session
 from mlxfun.hand_options import ProbeOptions, SelectOptions
-from mlxfun.options import CollectOptions, DatasetOptions
+from mlxfun.options import CollectOptions, DatasetOptions, GenerateOptions, SteerOptions
 from mlxfun.reports import HeatView, InfoReport, SessionView
 from tui import pick
 from tui.state import AppState
@@ -25,6 +26,8 @@ pytestmark = pytest.mark.bench
 
 LAYERS, EXPERTS = 94, 512
 KEY_MS, DIAL_MS, PROBE_SECONDS = 10.0, 50.0, 2.0
+SWAP_SHARE = 0.1
+"""Of a token: a side that answers is left and come back to, one change for each token."""
 
 
 def biggest() -> AppState:
@@ -70,3 +73,22 @@ def test_a_probe_on_the_demo_takes_less_than_two_seconds() -> None:
     session.close()
     print(f"\nprobe: first {seconds[0]:.2f} s, then {min(seconds[1:]):.2f} s of CPU")
     assert max(seconds) <= PROBE_SECONDS
+
+
+def test_changing_sides_costs_little_of_a_token() -> None:
+    session = Session.open("demo")
+    layers = session.anatomy.indices
+    session.select(SelectOptions(drop=dict.fromkeys(layers, (0, 1))))
+    session.steer(SteerOptions(deactivate=dict.fromkeys(layers, (5,))))
+    asked = GenerateOptions(max_tokens=48)
+    token = 1 / max(session.chat("What is a mortgage?", asked).tokens_per_second for _ in range(3))
+    swap = statistics.median(_seconds(session.flip) for _ in range(101))
+    session.close()
+    print(f"\na token {token * 1000:.2f} ms, a change of sides {swap * 1000:.2f} ms")
+    assert swap <= SWAP_SHARE * token
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began

@@ -77,6 +77,7 @@ class StubSession(HandStub):
         self.counting = False
         self.auto_save: Path | None = None
         self.steering = SteerReport({}, {})
+        self.steered: SteerOptions | None = None
         self.turns = 0
         self.taken = 0
 
@@ -307,6 +308,7 @@ class StubSession(HandStub):
         for layer in {**options.activate, **options.deactivate}:
             if layer not in LAYERS:
                 raise PlanError(f"layer {layer} has no experts: choose one of {LAYERS}")
+        self.steered = options
         self.steering = SteerReport(dict(options.activate), dict(options.deactivate))
         return self.steering
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from commands.follower import Follower
-from mlxfun.events import Event, JobEnded
+from mlxfun.events import Event, JobEnded, JobStarted, Token
 from mlxfun.reports import TextReport
 
 
@@ -45,3 +45,18 @@ def test_the_end_of_another_job_is_waited_past() -> None:
         source.say(JobEnded(job, "info", TextReport(f"job {job}"), None, 0.0, ""))
     follower.follow_briefly(2, 5.0)
     assert out.getvalue() == "job 1\njob 2\n"
+
+
+def test_two_answers_that_grow_at_once_are_shown_when_both_stand() -> None:
+    source, out = Source(), io.StringIO()
+    follower = Follower(source, stream=True, out=out, err=io.StringIO())
+    source.say(JobStarted(1, "chat hi"))
+    source.say(Token(1, "base", 0, 7, "Hello."))
+    source.say(JobEnded(1, "chat hi", TextReport("."), None, 0.0, ""))
+    source.say(JobStarted(2, "ab hi"))
+    for side, text in (("base", "Yes"), ("candidate", "No")):
+        source.say(Token(2, side, 0, 7, text))
+    source.say(JobEnded(2, "ab hi", TextReport("both"), None, 0.0, ""))
+    follower.follow(1)
+    follower.follow(2)
+    assert out.getvalue() == "Hello..\nboth\n"

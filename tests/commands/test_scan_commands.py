@@ -8,13 +8,22 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from commands import registry
+from commands.completion import complete
 from commands.render import render
+from commands.script import read_script
 from mlxfun.comparison_reports import PrepareReport, ScanReport, ScanRow
 from mlxfun.context import Context
-from mlxfun.options import DatasetOptions, PrepareOptions, ScanOptions, SteerOptions
-from mlxfun.reports import (
-    SteerReport,
+from mlxfun.errors import UsageError
+from mlxfun.options import (
+    DatasetOptions,
+    MapInForce,
+    PrepareOptions,
+    ScanMap,
+    ScanOptions,
+    SteerOptions,
 )
+from mlxfun.reports import SessionView, SteerReport
 from tests.commands.conftest import Bench
 
 
@@ -111,12 +120,11 @@ def test_steering_from_files_reaches_the_session_whole(bench: Bench) -> None:
     assert seen == [
         SteerOptions(
             deactivate={3: (1,)},
-            safety_map=Path("s.json"),
-            safety_mode="unsafe",
-            domain_map=Path("d.json"),
-            domain_mode="suppress",
+            maps=(
+                ScanMap(Path("s.json"), "safety", "unsafe", 5),
+                ScanMap(Path("d.json"), "domain", "suppress", 5),
+            ),
             config=Path("c.json"),
-            max_experts=5,
             rule="additive",
             boost_value=1.5,
             mask_value=-3.0,
@@ -127,12 +135,111 @@ def test_steering_from_files_reaches_the_session_whole(bench: Bench) -> None:
     assert "0.0 is not in the range x>0" in str(bench.run("steer --boost-value 0").error)
 
 
+A, B, S = ((Path(f"{name}.json"), kind) for name, kind in (
+    ("a", "domain"), ("b", "domain"), ("s", "safety"),
+))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "maps"),
+    [
+        ("--domain-mode suppress --domain-map a.json", [(*A, "suppress", None)]),
+        (
+            # Given once: for all, as where there is one of each kind.
+            "--safety-map s.json --max-experts 3 --domain-map a.json --domain-map b.json "
+            "--domain-mode suppress",
+            [(*S, "safe", 3), (*A, "suppress", 3), (*B, "suppress", 3)],
+        ),
+        (
+            # Given more than once: for the map before it.
+            "--domain-map a.json --domain-mode boost --max-experts 3 --safety-map s.json "
+            "--domain-map b.json --domain-mode suppress --max-experts all",
+            [(*A, "boost", 3), (*S, "safe", None), (*B, "suppress", None)],
+        ),
+        (
+            "--domain-map b.json --max-experts 2 --domain-map=a.json --max-experts=4",
+            [(*B, "boost", 2), (*A, "boost", 4)],
+        ),
+        (
+            "--domain-map a.json --domain-mode boost --domain-mode suppress",
+            [(*A, "suppress", None)],
+        ),
+        ("--safety-mode unsafe --domain-map a.json", [(*A, "boost", None)]),
+        ("--activate 3:7", []),
+    ],
+)
+def test_each_map_of_a_line_has_its_mode_and_its_limit(words: str, maps: list) -> None:
+    assert registry.parse(f"steer {words}").params["maps"] == tuple(ScanMap(*m) for m in maps)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            "--domain-mode boost --domain-map a.json --domain-map b.json --domain-mode suppress",
+            "--domain-mode boost stands before the first --domain-map: given more than once, each "
+            "counts for the map before it",
+        ),
+        (
+            "--max-experts 2 --domain-map a.json --safety-map s.json --max-experts 3",
+            "--max-experts 2 stands before the first --safety-map or --domain-map",
+        ),
+        ("--max-experts 3", "--max-experts limits a map: give --safety-map or --domain-map"),
+        ("--domain-map a.json --max-experts 0", "'0' is neither a number of experts, from 1 on"),
+        ("--domain-map a.json --max-experts few", "'few' is neither a number"),
+        ("--domain-map a.json --domain-mode up", "'up' is not one of 'boost', 'suppress'"),
+    ],
+)
+def test_a_line_whose_maps_make_no_sense_is_refused(words: str, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        registry.parse(f"steer {words}")
+
+
+def test_after_a_map_another_map_and_its_mode_are_completed() -> None:
+    def offered(line: str) -> list[str]:
+        return [found.text for found in complete(line, SessionView())]
+
+    line = "steer --domain-map a.json --domain-mode boost --domain-map b.json "
+    assert offered(line + "--dom") == ["--domain-map", "--domain-mode"]
+    assert offered(line + "--domain-mode s") == ["suppress"]
+    assert offered(line + "--max-experts a") == ["all"]
+
+
+def test_maps_are_recorded_and_replayed_in_their_order(bench: Bench, tmp_path: Path) -> None:
+    line = (
+        "steer --clear --domain-map 'my a.json' --domain-mode boost --max-experts 3 "
+        "--domain-map b.json --domain-mode suppress --max-experts all"
+    )
+    path = tmp_path / "s.mlxfun"
+    bench.do(f"record {path}", line, "record --stop")
+    (entry,) = [e for e in read_script(path).entries if e.line.startswith("steer")]
+    assert entry.line == line
+    assert [use.path.name for use in bench.sessions[0].steered.maps] == ["my a.json", "b.json"]
+    bench.sessions[0].steered = None
+    bench.do(f"replay {path}")
+    assert bench.sessions[-1].steered.maps == (
+        ScanMap(Path("my a.json"), "domain", "boost", 3),
+        ScanMap(Path("b.json"), "domain", "suppress", None),
+    )
+
+
 def test_additive_steering_is_shown_with_what_it_adds() -> None:
     console = Console(width=120)
     with console.capture() as capture:
         console.print(render(SteerReport({3: (1,)}, {}, (), "additive", 1.5, -10000.0)))
     assert "adding +1.5 and -10000" in capture.get()
     assert "+1.5 activated, -10000 deactivated" in capture.get()
+
+
+def test_steering_by_reports_is_shown_with_their_share() -> None:
+    console = Console(width=120)
+    use = MapInForce(
+        "a[b].json", "domain", "suppress", 2, ((0, 1), (0, 2), (3, 4)), ((0, 1), (0, 2))
+    )
+    with console.capture() as capture:
+        console.print(render(SteerReport({}, {0: (1, 2)}, maps=(use,))))
+    words = " ".join(capture.get().split())
+    assert "domain report a[b].json, suppress: 2 of its experts" in words
 
 
 def test_a_hub_set_is_prepared_as_asked(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

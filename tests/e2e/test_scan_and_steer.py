@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.conftest import COLLECT, Shell
+from tui import mixer
 
 SCAN = (
     "domain-scan --domain demo:python --general demo:medical --domain-name python "
@@ -55,6 +56,35 @@ def test_a_report_of_before_a_prune_needs_allow_stale_afterwards(shell: Shell) -
     assert "--allow-stale" in error
     shell.do("steer --domain-map domain_report.json --allow-stale")
     shell.do("steer --clear")
+
+
+def test_two_reports_in_the_mixer_steer_what_was_picked_by_hand(shell: Shell) -> None:
+    channels: mixer.Channels = ()
+    for name in ("python", "solidity"):
+        found = shell.do(SCAN.replace("python", name).replace("domain_report", name)).report
+        channels = mixer.with_report(channels, found)
+    channels = mixer.faded(mixer.turned(mixer.faded(channels, 0, 1), 1), 1, -1)
+    channels, _ = mixer.added(channels, 3, 7)
+    line = mixer.line(channels)
+    report = shell.do(line).report
+    one, two = report.maps
+    assert (one.mode, two.mode, two.most) == ("boost", "suppress", len(two.names) - 1)
+    assert [c.on for c in mixer.synced(channels, report)] == [True] * 3
+    named = {cell for use in report.maps for cell in use.names}
+    steered = report.data()
+    # By hand: the later report's strongest out, the earlier one's in where they are not out.
+    out = set(two.cells)
+    assert named >= out
+    into = {cell for cell in one.cells if cell not in out}
+    words = {way: ",".join(f"{ly}:{e}" for ly, e in sorted(cells))
+             for way, cells in (("activate", into), ("deactivate", out))}  # fmt: skip
+    by_hand = shell.do(
+        f"steer --clear --activate {words['activate']} --deactivate {words['deactivate']} "
+        "--level 3:7=0.5"
+    ).report.data()
+    for part in ("activated", "deactivated", "levels", "rule"):
+        assert steered[part] == by_hand[part]
+    assert by_hand["maps"] == []
 
 
 def test_statistics_of_two_texts_are_merged_and_prune_by_rank(shell: Shell) -> None:

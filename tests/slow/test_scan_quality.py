@@ -11,7 +11,7 @@ import pytest
 from mlxfun import Session, contrast, scan
 from mlxfun.contrast import Rules, SampleRouting
 from mlxfun.datasets import prompt_tokens, read_lines
-from mlxfun.options import DatasetOptions, GenerateOptions, ScanOptions, SteerOptions
+from mlxfun.options import DatasetOptions, GenerateOptions, ScanMap, ScanOptions, SteerOptions
 from tests.slow.conftest import Shared
 
 pytestmark = pytest.mark.slow
@@ -101,7 +101,7 @@ def test_steering_from_a_safety_report_moves_refusals_in_the_stated_direction(
     count = {"plain": refused(session, harmful)}
     for mode in ("safe", "unsafe"):
         session.steer(
-            SteerOptions(safety_map=path, safety_mode=mode, clear=True, rule="additive",
+            SteerOptions(maps=(ScanMap(path, "safety", mode),), clear=True, rule="additive",
                          boost_value=1.0, mask_value=-1.0)
         )  # fmt: skip
         count[mode] = refused(session, harmful)

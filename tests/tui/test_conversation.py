@@ -173,12 +173,41 @@ def test_both_sides_are_asked_from_the_field_until_it_is_switched_back() -> None
         shell.engine.step(8)
         await shell.settle()
         turn = shell.app.state.turns[-1]
-        assert (turn.text, turn.other) == ("Tea and toast, warm.", "Tea")
+        assert (turn.text, turn.other) == ("Tea and toast,", "Tea and eggs")
+        assert turn.tokens == 7, "both are answered at this speed"
         shell.engine.finish()
         await shell.settle()
         assert shell.app.state.turns[-1].comparison is not None
         await shell.press("escape", "A", *"x", "enter")
         assert shell.engine.lines[-1] == "chat x"
+
+    drive(test)
+
+
+@pytest.mark.parametrize(
+    ("lines", "lighting"),
+    [
+        (STAGED, "candidate"),
+        ((*STAGED, "flip"), "base"),
+        # Without a plan the live model stands second, against the checkpoint.
+        (CALIBRATED, "candidate"),
+    ],
+)
+def test_while_both_answer_the_map_shows_the_live_side(lines: tuple, lighting: str) -> None:
+    @ready(*lines)
+    async def test(shell: Shell) -> None:
+        shell.engine.run("ab tea")
+        heard = []
+        shell.engine.subscribe(lambda e: heard.append(e) if isinstance(e, Token) else None)
+        for tokens in range(1, 14):
+            while len(heard) < tokens:
+                shell.engine.step()
+            await shell.settle()
+            mine = [event for event in heard if event.side == lighting]
+            lit, traffic = shell.app.state.lit, shell.app.state.traffic
+            assert lit is (mine[-1].experts if mine else None)
+            assert traffic is None or traffic[0].sum() == 2 * len(mine)
+        assert {event.side for event in heard} == {"base", "candidate"}
 
     drive(test)
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from commands import registry
 from mlxfun.comparison_reports import ScanReport
+from mlxfun.options import MapInForce, ScanMap
 from mlxfun.reports import SteerReport
-from tests.tui.driving import Shell, drive, ready
+from tests.fake_engine import FakeEngine
+from tests.tui.driving import CALIBRATED, Shell, drive, ready
 from tui import mixer
 from tui.mixer import Channel
 from tui.widgets.mixer import fader, row
@@ -35,18 +38,35 @@ def test_the_line_names_what_is_on_and_parses() -> None:
 
 def test_reports_are_steered_by_whole_with_their_strongest() -> None:
     channels = mixer.with_report(CHANNELS, report("my python.json"))
-    channels = mixer.faded(mixer.toggled(channels, 3), 3, -2)
+    channels = mixer.faded(mixer.toggled(channels, 3), 3, -1)
     line = mixer.line(channels)
     assert line.endswith("--domain-map 'my python.json' --domain-mode boost --max-experts 2")
-    params = registry.parse(line).params
-    assert (str(params["domain_map"]), params["max_experts"]) == ("my python.json", 2)
+    (use,) = registry.parse(line).params["maps"]
+    assert (str(use.path), use.most) == ("my python.json", 2)
     assert mixer.line(mixer.turned(channels, 3)).count("--domain-mode suppress") == 1
 
 
-def test_of_two_reports_of_a_kind_one_works_at_a_time() -> None:
-    channels = mixer.with_report(mixer.with_report((), report("a.json")), report("b.json"))
-    channels = mixer.toggled(mixer.toggled(channels, 0), 1)
-    assert [channel.on for channel in channels] == [False, True]
+def test_any_number_of_reports_is_on_each_with_its_way_and_its_fader() -> None:
+    channels: mixer.Channels = ()
+    for path, technique in (("a.json", "domain"), ("b.json", "domain"), ("s.json", "safety")):
+        channels = mixer.with_report(channels, report(path, technique))
+    for place in range(3):
+        channels = mixer.toggled(channels, place)
+    assert [channel.on for channel in channels] == [True] * 3
+    channels = mixer.turned(mixer.faded(channels, 0, -1), 1)
+    line = mixer.line(channels)
+    assert line == (
+        "steer --clear --domain-map a.json --domain-mode boost --max-experts 2 "
+        "--domain-map b.json --domain-mode suppress --max-experts all "
+        "--safety-map s.json --safety-mode safe --max-experts all"
+    )
+    assert registry.parse(line).params["maps"] == (
+        ScanMap(Path("a.json"), "domain", "boost", 2),
+        ScanMap(Path("b.json"), "domain", "suppress", None),
+        ScanMap(Path("s.json"), "safety", "safe", None),
+    )
+    assert "--max-experts" not in mixer.line(mixer.faded(channels, 0, 1))
+    assert "a.json" not in mixer.line(mixer.toggled(channels, 0))
 
 
 def test_a_fader_ends_in_always_and_comes_back_from_there() -> None:
@@ -76,13 +96,40 @@ def test_the_mixer_follows_steering_from_elsewhere_and_keeps_what_is_muted() -> 
     assert [c.on for c in mixer.synced(shown, SteerReport({}, {}))] == [False] * 4
 
 
+PYTHON = MapInForce("python.json", "domain", "boost", 2, ((0, 1), (0, 2), (3, 4)), ((0, 1), (3, 4)))
+
+
 def test_a_reports_experts_get_no_channels_of_their_own() -> None:
     channels = mixer.toggled(mixer.with_report((), report()), 0)
-    shown = mixer.synced(channels, SteerReport({0: (1, 2), 3: (4,)}, {}))
-    assert [c.path for c in shown] == ["python.json"]
-    assert shown[0].on
-    off = mixer.synced(shown, SteerReport({1: (1,)}, {}))
-    assert [(c.path, c.on) for c in off] == [("python.json", False), ("", True)]
+    steering = SteerReport({0: (1, 7), 3: (4,)}, {0: (2,)}, maps=(PYTHON,))
+    shown = mixer.synced(channels, steering)
+    # The third that it names it does not steer: that one is somebody else's, and shown.
+    assert [(c.path, c.on, c.way, c.layer, c.expert) for c in shown] == [
+        ("python.json", True, "boost", 0, 0),
+        ("", True, "in", 0, 7),
+        ("", True, "out", 0, 2),
+    ]
+    off = mixer.synced(shown[:1], SteerReport({0: (1,), 3: (4,)}, {}))
+    assert [(c.path, c.on) for c in off] == [("python.json", False), ("", True), ("", True)]
+
+
+def test_the_mixer_follows_reports_steered_from_elsewhere() -> None:
+    channels: mixer.Channels = ()
+    for path in ("python.json", "b.json"):
+        channels = mixer.toggled(mixer.with_report(channels, report(path)), 0)
+    # Both name the same experts; only one is in force, in another way than here.
+    use = replace(PYTHON, path="b.json", mode="suppress")
+    shown = mixer.synced(channels, SteerReport({}, {0: (1,), 3: (4,)}, maps=(use,)))
+    assert [(c.path, c.on, c.way, c.most) for c in shown] == [
+        ("python.json", False, "boost", None),
+        ("b.json", True, "suppress", 2),
+    ]
+    # A limit that limits nothing is none, and a report that nobody scanned here has a channel, too.
+    safe = replace(PYTHON, path="s.json", kind="safety", mode="unsafe", most=3)
+    shown = mixer.synced((), SteerReport({}, {}, maps=(safe,)))
+    assert [(c.path, c.on, c.technique, c.way, c.most, c.named) for c in shown] == [
+        ("s.json", True, "safety", "unsafe", None, 3)
+    ]
 
 
 def test_faders_are_drawn_from_the_middle() -> None:
@@ -92,7 +139,7 @@ def test_faders_are_drawn_from_the_middle() -> None:
     assert row(CHANNELS[1], 60).plain == "● L2:E5    ·····█│······ -1.5"
     assert row(CHANNELS[2], 60).plain == "○ L1:E1    ██████│······ always out"
     drawn_report = row(mixer.with_report((), report())[0], 60).plain
-    assert drawn_report == "○ boost    █████████████ 4 of 4  domain python.json"
+    assert drawn_report == "○ boost    █████████████ 3 of 3  domain python.json"
 
 
 def test_an_expert_is_brought_from_the_map_and_faded_while_an_answer_runs() -> None:
@@ -133,9 +180,58 @@ def test_steering_keys_of_the_map_keep_the_faders() -> None:
     drive(test)
 
 
-def test_a_steering_that_is_refused_leaves_the_mixer_as_the_model_is() -> None:
-    from tests.fake_engine import FakeEngine
+def test_keys_of_the_map_leave_reports_what_they_are() -> None:
+    both = ("--domain-map a.json --domain-mode boost --max-experts 2 "
+            "--domain-map b.json --domain-mode suppress --max-experts all")  # fmt: skip
 
+    @ready(*CALIBRATED, f"steer --activate 5:5 {both}")
+    async def test(shell: Shell) -> None:
+        assert [(c.path, c.on) for c in shell.app.state.mixer] == [
+            ("", True), ("a.json", True), ("b.json", True),
+        ]  # fmt: skip
+        shell.app.state = replace(shell.app.state, cursor=(1, 9))
+        await shell.press("plus")
+        assert shell.engine.lines[-1] == f"steer --clear --activate 1:9,5:5 {both}"
+        shell.engine.finish()
+        await shell.settle()
+        await shell.press("0")
+        assert shell.engine.lines[-1] == f"steer --clear --activate 5:5 {both}"
+        shell.engine.finish()
+        await shell.settle()
+        # An expert of the reports cannot be spared by them: the others are named one by one.
+        shell.app.state = replace(shell.app.state, cursor=(0, 2))
+        await shell.press("0")
+        assert shell.engine.lines[-1] == ("steer --clear --activate 5:5 --deactivate 0:1,3:4")
+
+    drive(test)
+
+
+def test_two_reports_are_switched_on_by_keys() -> None:
+    class Scanning(FakeEngine):
+        def _scripted(self, job, line):
+            if line.startswith("domain-scan"):
+                yield report(line.split()[-1])
+            else:
+                yield from super()._scripted(job, line)
+
+    @ready("domain-scan --output a.json", "domain-scan --output b.json")
+    async def test(shell: Shell) -> None:
+        await shell.press("7", "space", "down", "enter", "space", "minus")
+        shell.engine.finish()
+        await shell.settle()
+        assert shell.engine.lines[-1] == (
+            "steer --clear --domain-map a.json --domain-mode boost --max-experts all "
+            "--domain-map b.json --domain-mode suppress --max-experts 2"
+        )
+        assert [(c.on, c.way, c.most) for c in shell.app.state.mixer] == [
+            (True, "boost", None),
+            (True, "suppress", 2),
+        ]
+
+    drive(test, engine=Scanning())
+
+
+def test_a_steering_that_is_refused_leaves_the_mixer_as_the_model_is() -> None:
     class Refusing(FakeEngine):
         def _do_steer(self, job, args):
             raise ValueError("layer 0: expert 0 is pruned in the live model")

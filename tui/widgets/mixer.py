@@ -44,7 +44,7 @@ def fader(channel: Channel) -> Text:
 
 def share(channel: Channel, width: int = 2 * HALF + 1) -> Text:
     """How many of a report's experts are taken, as a bar."""
-    whole = max(1, len(channel.covers))
+    whole = max(1, channel.named)
     full = round((channel.most or whole) / whole * width)
     return Text.assemble(("█" * full, UP), ("·" * (width - full), DIM))
 
@@ -54,7 +54,7 @@ def row(channel: Channel, width: int) -> Text:
     text = Text(no_wrap=True, overflow="ellipsis")
     text.append("● " if channel.on else "○ ", Style(bold=channel.on))
     if channel.path:
-        count = f"{channel.most or len(channel.covers)} of {len(channel.covers)}"
+        count = f"{channel.most or channel.named} of {channel.named}"
         text.append(f"{channel.way:<9}")
         text.append(share(channel))
         text.append(f" {count}  {channel.technique} ")
@@ -104,6 +104,8 @@ class MixerPanel(Panel):
         "mutes a channel and brings it back, Enter turns it (in, out, level; of a report its other "
         "mode), Backspace takes it away. The fader of a report says how many of its experts, the "
         "strongest first, are steered. safety-scan and domain-scan make reports."
+        " Any number of them may be on: where two disagree on an expert, the lower one in the list "
+        "decides, and a channel of the expert itself before both."
     )
 
     DEFAULT_CSS = """
