@@ -92,7 +92,7 @@ def test_a_calibration_is_cancelled_by_two_escapes(shells: list[Terminal], tmp_p
     shell.send("\r")
     shell.wait_for("samples/s")
     shell.send("\x1b")
-    shell.wait_for("escape again cancels")
+    shell.wait_for("esc again cancels")
     shell.send("\x1b")
     shell.wait_for("cancelled after", 5.0)
     assert shell.leave()[0] == 0
