@@ -323,8 +323,8 @@ class ShellApp(Hands):
         self.leave()
 
     def action_help_quit(self) -> None:
-        # Ctrl+C where it means nothing; Textual's own words name a key by its id.
-        self.notify(self.state.names.say("{quit} leaves"), markup=False)
+        # Ctrl+C where a user gave it no meaning: in our words, and where they are looked for.
+        self._say("info", self.state.names.say("{interrupt} cancels, {quit} leaves"))
 
     def leave(self) -> None:
         """Leave at once, in the middle of whatever runs."""

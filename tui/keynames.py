@@ -50,7 +50,9 @@ def canonical(key: str) -> str:
     name = "+".join([*sorted(set(held)), base])
     name = SAME.get(name, name)
     base = name.rpartition("+")[2]
-    if not (base in GLYPHS or len(format_key(base)) == 1) or not set(held) <= set(MODIFIERS):
+    sign = format_key(base)
+    known = base in GLYPHS or (len(sign) == 1 and sign.isprintable())
+    if not known or not set(held) <= set(MODIFIERS):
         raise ValueError(
             f"{key!r} is no key: it is a character or the name of one, as in space, enter, left, "
             "pageup, f9, and in front of it perhaps ctrl+, alt+ or shift+"
