@@ -15,7 +15,7 @@ from mlxfun.hand_reports import ProbeReport
 from mlxfun.reports import TextReport
 from tests.fake_engine import FakeEngine
 from tests.tui.driving import APPLIED, CALIBRATED, STAGED, Shell, drive, ready
-from tests.tui.test_keys import Willing
+from tests.tui.test_keys import RUN_LINES, Willing, home
 from tui import guide, palette, pick
 from tui.keymap import BY_ID, KEYS
 from tui.keynames import LIFELINES, USUAL, Names, canonical, parsed, why_not, written
@@ -259,6 +259,7 @@ def test_the_palette_lists_the_users_keys(stage: str) -> None:
         if item.key is not None:
             assert item.title.endswith(f"({THEIRS[item.key]})")
             assert usual_keys(f"{item.help} {item.reason}") == []
+            assert "{" not in f"{item.help} {item.reason}"
 
 
 def test_the_plan_panel_names_the_users_keys_whatever_it_shows() -> None:
@@ -305,6 +306,40 @@ def test_the_whole_screen_names_the_users_keys(size: tuple[int, int]) -> None:
     drive(test, size=size, keys=STRANGE)
 
 
+@pytest.mark.parametrize("panel", [panel.panel for panel in PANELS] + ["command"])
+def test_the_help_key_shows_a_page_that_speaks_of_the_users_keys(panel: str) -> None:
+    words = {
+        "experts": f"{LETTERS['pick_below']} takes everything that works no more",
+        "chat": f"alt+{LETTERS['escape']} stops the answer",
+        "plan": f"{LETTERS['preview']} measures perplexity",
+        "history": f"{LETTERS['mark']} marks a state",
+        "log": f"{LETTERS['zoom']} gives it the whole screen",
+        "mixer": f"{LETTERS['mix_turn']} turns it",
+        "command": f"opened with {LETTERS['panel_command']} it stays",
+    }
+
+    @ready(*CALIBRATED)
+    async def test(shell: Shell) -> None:
+        await shell.press(LETTERS[f"panel_{panel}"], STRANGE["help"])
+        said = page_of(shell)
+        assert words[panel] in said.replace("\n", " ")
+        assert not re.search(r"\{\w+\}", said)
+        await shell.press(STRANGE["help"])
+        assert shell.app.screen is shell.app.main
+
+    drive(test, keys=STRANGE)
+
+
+def test_the_line_below_the_map_names_the_key_that_tints() -> None:
+    @ready(*CALIBRATED)
+    async def test(shell: Shell) -> None:
+        await shell.press(LETTERS["panel_experts"], LETTERS["brush"])
+        said = str(shell.app.main.query_one("#words").visual)
+        assert said.endswith(f" · its tokens are tinted ({LETTERS['brush']})")
+
+    drive(test, keys=STRANGE)
+
+
 def test_empty_panels_name_the_users_keys() -> None:
     @ready()
     async def test(shell: Shell) -> None:
@@ -345,6 +380,20 @@ def test_renamed_keys_are_named_and_work_and_the_old_ones_do_nothing() -> None:
         assert shell.engine.lines[len(before) :][-1] == "apply"
 
     drive(test, keys={"apply": "f9,ctrl+a", "collect": "ctrl+g"})
+
+
+def test_every_renamed_key_of_a_command_works_and_none_of_the_old_ones() -> None:
+    @ready(*STAGED, "apply", "undo", "chat hello")
+    async def test(shell: Shell) -> None:
+        for key in (key for key in KEYS if key.kind == "run"):
+            await home(shell, key)
+            before = len(shell.engine.lines)
+            await shell.press(*key.keys.split(","))
+            assert shell.engine.lines[before:] == [], key.id
+            await shell.press(STRANGE[key.id])
+            assert shell.engine.lines[before:] == [RUN_LINES[key.id]], key.id
+
+    drive(test, engine=Willing(), keys=STRANGE)
 
 
 def test_brackets_as_keys_are_no_markup() -> None:
