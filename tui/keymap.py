@@ -61,7 +61,7 @@ KEYS: tuple[Key, ...] = (
     Key("panel_plan", "3", "plan", "do", "panel plan", "go to the staged plan"),
     Key("panel_history", "4", "history", "do", "panel history", "go to the tree of states"),
     Key("panel_log", "5", "log", "do", "panel log", "go to the reports"),
-    Key("panel_command", "6", "command", "do", "stay_in_command", "go to the command line"),
+    Key("panel_command", "6", "command line", "do", "stay_in_command", "go to the command line"),
     Key("panel_mixer", "7", "mixer", "do", "panel mixer", "go to the steering mixer"),
     Key("zoom", "z", "zoom", "do", "zoom", "give the focused panel the whole screen, or back",
         bar=13),

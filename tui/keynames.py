@@ -22,6 +22,7 @@ GLYPHS = {
     **{f"f{number}": f"F{number}" for number in range(1, 25)},
 }  # fmt: skip
 """Keys that are no character. All others are written as the character that they type."""
+SPOKEN = {",": "comma", ".": "full stop", ";": "semicolon"}
 SAME = {
     "return": "enter", "esc": "escape", "ctrl+i": "tab", "ctrl+m": "enter",
     "ctrl+left_square_bracket": "escape", "ctrl+space": "ctrl+@", "ctrl+at": "ctrl+@",
@@ -143,10 +144,14 @@ class Names:
     def say(self, template: str) -> str:
         """`template` with the name of a key for every {id}. Raises KeyError for an unknown id.
 
+        A key that would be taken for the sentence's own stop is spelled out.
+
         >>> USUAL.say("Press {collect} to calibrate, {palette} for all there is.")
         'Press c to calibrate, ^p for all there is.'
+        >>> USUAL.say("{talk} sets the system prompt")
+        'comma sets the system prompt'
         """
-        return _ID.sub(lambda found: self[found[1]], template)
+        return _ID.sub(lambda found: SPOKEN.get(self[found[1]], self[found[1]]), template)
 
     def bindings(self) -> dict[str, str]:
         """What Textual has to bind otherwise than the keymap says, {id: "a,b"}."""

@@ -31,7 +31,7 @@ def items(state: AppState) -> list[Item]:
     """Every entry, commands first: those of the main job in its order, then by name."""
     out: list[Item] = []
     for key in KEYS:
-        if key.id in ("palette", "escape") or key.id.startswith("panel_command"):
+        if key.id in ("palette", "escape"):
             continue
         name = command_of(key) or ""
         said, ways = command_words(key) or key.label, state.names.all(key.id)

@@ -156,7 +156,7 @@ def test_the_palette_holds_every_command_and_every_key() -> None:
     found = palette.items(AppState(view=engine.view(), rows=engine.rows()))
     assert {row.name for row in engine.rows()} <= {item.command for item in found}
     listed = {item.key for item in found}
-    assert {key.id for key in KEYS} - listed == {"palette", "escape", "panel_command"}
+    assert {key.id for key in KEYS} - listed == {"palette", "escape"}
 
 
 def test_what_cannot_be_chosen_now_says_why() -> None:
