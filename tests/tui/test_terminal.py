@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,6 +65,30 @@ def test_calibrate_prune_preview_apply_undo_and_save_by_keys_alone(
         "collect", "prune", "preview", "apply", "undo", "redo", "save",
     ]  # fmt: skip
     assert (tmp_path / "out" / "config.json").exists()
+
+
+def test_the_keys_of_the_users_configuration_are_named_and_work(
+    shells: list[Terminal], tmp_path: Path
+) -> None:
+    config = tmp_path / "keys.toml"
+    config.write_text('[keys]\ncollect = "f5"\nprune = "["\npick_fewer = ""\napply = "ctrl+g"\n')
+    shell = start(shells, tmp_path, (160, 45), "--config", str(config))
+    shell.rest(0.5)
+    for keys, text in (
+        ("\x1b[15~", "collect --dataset demo:mixed"),
+        (" --max-samples 12\r", "of the experts seen"),
+        ("[", "prune --n-prune 4"),
+        ("\r", "24 experts go"),
+        ("v", "same next token"),
+        ("\x07", "apply: prune"),
+        (":apply ", "--max-kl"),
+        ("\x1bOP", "Key ctrl+g; undo takes it back."),
+    ):
+        shell.send(keys)
+        shell.wait_for(text, 60.0)
+        shell.rest(0.3)
+    assert {"F5 calibrate", "[ prune", "^g apply"} <= set(re.split(" {2,}", shell.text))
+    assert shell.leave()[0] == 0
 
 
 def test_typing_is_echoed_at_once_while_a_calibration_runs(
