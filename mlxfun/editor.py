@@ -125,7 +125,8 @@ class Editor:
         base = self.committed
         edge = self.swap(delta)
         state = self._live_state()
-        self.staged = Staged(plan, command, edge, state, base, replace(report, state_after=state))
+        report = replace(report, state_after=state, peak_bytes=int(mx.get_peak_memory()))
+        self.staged = Staged(plan, command, edge, state, base, report)
         return self.staged
 
     def replace_steering(self, steering: Steering) -> None:

@@ -195,6 +195,7 @@ class PlanReport(Report):
 
     bytes_before/after: the model's parameters as they would be saved. mass_lost: per layer, the
     share of the summed metric that goes with the pruned experts (None without statistics).
+    peak_bytes: the most memory in use, model included, while it was planned and staged.
     """
 
     kind: ClassVar[str] = "plan"
@@ -211,6 +212,7 @@ class PlanReport(Report):
     mass_lost: dict[int, float] | None
     state_after: str
     warnings: tuple[str, ...] = ()
+    peak_bytes: int = 0
 
     def summary(self) -> str:
         gone = sum(len(v) for v in self.pruned.values())

@@ -455,3 +455,5 @@ class Session:
                 "a Session belongs to the thread that opened it (MLX streams are per thread); "
                 "use mlxfun.worker to drive one from another thread"
             )
+        # What a plan says of its peak is that of the call which staged it.
+        mx.reset_peak_memory()

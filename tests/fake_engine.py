@@ -369,6 +369,7 @@ class FakeEngine(FakeHand):
             bytes_before=6 * MIB,
             bytes_after=6 * MIB - count * MIB // 4,
             delta_bytes=24_576,
+            peak_bytes=20 * MIB,
             mass_lost={
                 layer: float(scores[layer, list(gone[layer])].sum() / scores[layer].sum())
                 for layer in heat.layers

@@ -28,7 +28,7 @@ from tui.hands import Hands
 from tui.keymap import BY_ID, KEYS, Key, keys_for
 from tui.keynames import Names
 from tui.lines import LineHistory
-from tui.messages import CursorPut, KeyUsed, LineEntered, PanelPicked, Said, Wake
+from tui.messages import CursorPut, ExpertPut, KeyUsed, LineEntered, PanelPicked, Said, Wake
 from tui.notification import notification
 from tui.palette import Commands, Item
 from tui.ports import Engine
@@ -200,6 +200,12 @@ class ShellApp(Hands):
     def _cursor_put(self, message: CursorPut) -> None:
         self._change(deeds.point(self.state, message.position, message.expert))
 
+    @on(ExpertPut)
+    def _expert_put(self, message: ExpertPut) -> None:
+        self._change(
+            deeds.put(replace(self.state, anchor=None), self.state.cursor[0], message.expert)
+        )
+
     @on(PanelPicked)
     def _panel_picked(self, message: PanelPicked) -> None:
         self._change(deeds.pick_panel(self.state, message.panel))
@@ -241,7 +247,10 @@ class ShellApp(Hands):
         verb, *arguments = target.split()
         verbs: dict[str, Callable[..., object]] = {
             "move": self._move,
+            "edge": lambda right: self._change(deeds.edge(self.state, int(right))),
             "toggle": self._toggle,
+            "shape": self._shape,
+            "closer": self._closer,
             "panel": self._go,
             "open_command": self.main.command.open,
             "stay_in_command": self.main.command.enter,
@@ -262,9 +271,18 @@ class ShellApp(Hands):
 
     def _toggle(self, option: str) -> None:
         self._change(deeds.toggle(self.state, option))
-        if option == "table":
-            # The map and its twin take turns: the focus goes along.
-            self.main.focus_panel("experts")
+
+    def _shape(self, wanted: str) -> None:
+        self._change(deeds.shape(self.state, wanted))
+        # The map, the layer and the table take turns: the focus goes along.
+        self.main.focus_panel("experts")
+
+    def _closer(self) -> None:
+        """From the map to a layer, from the layer to the expert under the cursor."""
+        if self.state.heat.shape == "layer":
+            self._use(BY_ID["dossier"])
+        else:
+            self._shape("layer")
 
     def _next_metric(self) -> None:
         from tui.heat.model import heat_model
@@ -306,6 +324,8 @@ class ShellApp(Hands):
             self._change(talk.at(self.state, None))
         elif self.state.anchor is not None:
             self._change(replace(self.state, anchor=None))
+        elif self.state.heat.shape == "layer" and panel == "experts":
+            self._shape("layer")
         elif self.state.zoomed and job is None:
             self._change(deeds.zoom(self.state))
         if job is not None:

@@ -11,8 +11,13 @@ from tui.state import AppState
 
 
 def move(state: AppState, down: int, right: int) -> AppState:
-    """The heatmap's cursor `down` layers and `right` experts further, kept on the map."""
+    """The heatmap's cursor `down` layers and `right` experts further, kept on the map.
+
+    On the page of one layer experts stand below one another: there the two change places.
+    """
     state = replace(state, anchor=None)
+    if state.heat.shape == "layer":
+        down, right = right, down
     if not state.heat.sort:
         return put(state, state.cursor[0] + down, state.cursor[1] + right)
     from tui.heat.order import column, expert, order_of
@@ -24,18 +29,30 @@ def move(state: AppState, down: int, right: int) -> AppState:
     return replace(moved, cursor=(moved.cursor[0], expert(order, *moved.cursor)))
 
 
+def edge(state: AppState, right: int) -> AppState:
+    """The heatmap's cursor on the first (-1) or last (1) expert of its layer, as it is shown."""
+    _, experts = _extent(state)
+    by = experts if right > 0 else -experts
+    across = state.heat.shape != "layer"
+    return move(state, 0, by) if across else move(state, by, 0)
+
+
 def put(state: AppState, position: int, expert: int) -> AppState:
     """The heatmap's cursor at a cell, kept on the map."""
-    view = state.view
-    if view.heat is not None:
-        count, experts = len(view.heat.layers), view.heat.experts
-    elif view.model is not None:
-        count, experts = view.model.moe_layers, view.model.experts
-    else:
+    count, experts = _extent(state)
+    if not count:
         return state
     position = max(0, min(position, count - 1))
     expert = max(0, min(expert, experts - 1))
     return replace(state, cursor=(position, expert))
+
+
+def _extent(state: AppState) -> tuple[int, int]:
+    """MoE layers and experts of the model, 0 without one."""
+    view = state.view
+    if view.heat is not None:
+        return len(view.heat.layers), view.heat.experts
+    return (view.model.moe_layers, view.model.experts) if view.model is not None else (0, 0)
 
 
 def point(state: AppState, position: int, at: int) -> AppState:
@@ -58,8 +75,7 @@ def next_metric(state: AppState, names: tuple[str, ...], shown: str) -> AppState
 
 
 def toggle(state: AppState, option: str) -> AppState:
-    """One of the heatmap's yes-or-no options the other way: log, per_layer, fit, sort
-    or table."""
+    """One of the heatmap's yes-or-no options the other way: log, per_layer, fit or sort."""
     flag = not getattr(state.heat, option)
     match option:
         case "log":
@@ -68,11 +84,15 @@ def toggle(state: AppState, option: str) -> AppState:
             heat = replace(state.heat, per_layer=flag)
         case "fit":
             heat = replace(state.heat, fit=flag)
-        case "sort":
-            heat = replace(state.heat, sort=flag)
         case _:
-            heat = replace(state.heat, table=flag)
+            heat = replace(state.heat, sort=flag)
     return replace(state, heat=heat)
+
+
+def shape(state: AppState, wanted: str) -> AppState:
+    """The experts as "map", "layer" or "table"; asked for what they are already, as the map."""
+    now = "map" if state.heat.shape == wanted else wanted
+    return replace(state, heat=replace(state.heat, shape=now))
 
 
 def pick_panel(state: AppState, panel: str) -> AppState:

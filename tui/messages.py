@@ -17,6 +17,14 @@ class CursorPut(Message):
         self.position, self.expert = position, expert
 
 
+class ExpertPut(Message):
+    """An expert of the layer under the cursor was pointed at."""
+
+    def __init__(self, expert: int) -> None:
+        super().__init__()
+        self.expert = expert
+
+
 class LineEntered(Message):
     """A command line was typed and sent."""
 

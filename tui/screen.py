@@ -22,7 +22,6 @@ from tui.state import AppState
 from tui.widgets.chat import ChatPanel
 from tui.widgets.command_line import CommandLine, Completer
 from tui.widgets.experts import ExpertsPanel
-from tui.widgets.heatmap import Heatmap
 from tui.widgets.history import HistoryPanel
 from tui.widgets.keybar import KeyBar
 from tui.widgets.log import LogPanel
@@ -194,7 +193,10 @@ class MainScreen(Screen[None]):
         """From a text field back to where keys are keys."""
         if self.focused_panel == "chat":
             transcript = self.query_one(Transcript)
-            (transcript if transcript.display else self.query_one(Heatmap)).focus()
+            if transcript.display:
+                transcript.focus()
+            else:
+                self.focus_panel("experts")
         else:
             self.focus_panel("experts" if self._state.panel == "chat" else self._state.panel)
 

@@ -77,13 +77,14 @@ class Entry:
 @dataclass(frozen=True, slots=True)
 class HeatOptions:
     """How the heatmap is drawn. metric None: the best there is. fit: pool to the width, no pan.
+    shape: "map", "layer" (the one under the cursor, expert by expert) or "table" (the map in words).
     sort: each layer's experts by score."""
 
     metric: str | None = None
     log: bool = False
     per_layer: bool = True
     fit: bool = True
-    table: bool = False
+    shape: str = "map"
     sort: bool = False
 
 

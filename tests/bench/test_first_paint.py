@@ -5,12 +5,11 @@ Run with `pytest -m bench -s tests/bench/test_first_paint.py`.
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.tui.terminal import Terminal
+from tests.terminal import Terminal
 
 pytestmark = pytest.mark.bench
 
@@ -21,10 +20,11 @@ BUDGET = 0.5
 def test_the_first_picture_is_there_in_half_a_second(tmp_path: Path) -> None:
     times = []
     for _ in range(ROUNDS):
-        terminal = Terminal("--demo", size=(80, 24), home=tmp_path)
+        terminal = Terminal.shell("--demo", home=tmp_path, size=(80, 24))
         terminal.wait_for("experts")
-        times.append(time.monotonic() - terminal.began)
-        terminal.leave()
+        assert terminal.painted is not None
+        times.append(terminal.painted - terminal.began)
+        terminal.close()
     print(f"\nfirst paint: {', '.join(f'{t * 1000:.0f}' for t in times)} ms")
     # The best of several: the others measure what else the machine was doing.
     assert min(times) <= BUDGET

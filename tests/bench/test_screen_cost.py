@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +16,11 @@ import pytest
 from mlxfun import demo
 from mlxfun.events import Progress, RoutingFrame
 from tests.fake_engine import FakeEngine
-from tests.slow.terminal import Terminal
+from tests.terminal import Terminal
 from tests.tui.driving import make
 
 pytestmark = pytest.mark.bench
 
-ROOT = Path(__file__).resolve().parents[2]
 FRAMES = 12 * 3600  # an hour at the usual rate
 SAMPLES = 6
 LETTERS = "".join(map(chr, range(0x430, 0x450)))
@@ -38,7 +36,7 @@ def resident_bytes() -> int:
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
 def test_memory_is_flat_over_an_hour_of_frames() -> None:
-    """An hour's frames as fast as they are drawn: heat, progress, and an answer's tokens."""
+    """An hour's frames, heat and progress, as fast as they can be drawn."""
     engine = FakeEngine()
     sizes: list[int] = []
 
@@ -68,9 +66,7 @@ def test_memory_is_flat_over_an_hour_of_frames() -> None:
 
 def test_a_key_is_painted_at_once_while_the_worker_is_saturated(tmp_path: Path) -> None:
     (tmp_path / "long.jsonl").write_bytes(demo.dataset_path("mixed").read_bytes() * 40)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(tmp_path / "state")}
-    command = [sys.executable, "-m", "commands.cli", "--demo"]
-    terminal = Terminal(command, environment, tmp_path, 120, 40)
+    terminal = Terminal.shell("--demo", home=tmp_path)
     try:
         terminal.wait_for(r"state [0-9a-f]{8}")
         terminal.type(":collect --dataset long.jsonl\r")

@@ -148,3 +148,35 @@ def test_without_the_extra_package_the_remedy_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DatasetError, match=r"pip install 'mlxfun\[dataset\]'"):
         prepare(PrepareOptions("a/b", tmp_path / "x.jsonl"))
+
+
+@pytest.mark.slow
+def test_the_datasets_package_itself_streams_a_data_set_of_files(tmp_path, monkeypatch):
+    """As from the Hub, but from a directory: the part of the work that is not ours to stand in for."""
+    pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    source = tmp_path / "set"
+    source.mkdir()
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"question {n}"},
+                {"role": "assistant", "content": "word " * n},
+            ],
+            "lang": "en" if n % 2 else "de",
+        }
+        for n in range(60)
+    ]
+    (source / "train.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", "utf-8")
+    output = tmp_path / "out.jsonl"
+    wanted = PrepareOptions(
+        str(source), output, where=(("lang", "en"),), min_chars=60, max_samples=7
+    )
+    report = prepare(wanted)
+    passing = [r for r in rows if r["lang"] == "en" and len(r["messages"][1]["content"]) > 48]
+    assert written(output) == [{"messages": r["messages"]} for r in passing[:7]]
+    assert report.seen == rows.index(passing[6]) + 1  # not a record more than was needed
+    with pytest.raises(DatasetError, match=r"Available splits: \['train'\]"):
+        prepare(replace(wanted, split="test"))
+    with pytest.raises(DatasetError, match="cannot open the data set"):
+        prepare(replace(wanted, source=str(tmp_path / "nothing")))

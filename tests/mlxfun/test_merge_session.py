@@ -14,6 +14,7 @@ from mlxfun import Session, merging
 from mlxfun.context import Context
 from mlxfun.errors import BudgetError, Cancelled, PlanError, UsageError
 from mlxfun.expert_lists import write_expert_list
+from mlxfun.hand_options import SelectOptions
 from mlxfun.options import (
     ApplyOptions,
     CollectOptions,
@@ -175,6 +176,15 @@ def test_too_little_memory_is_refused_with_the_figures(session, monkeypatch):
         session.merge(MERGE)
     assert session.editor.staged is None
     assert np.array_equal(logits(session), before)
+
+
+def test_a_plan_tells_the_peak_of_its_own_making(session):
+    active = mx.get_active_memory()
+    merged = session.merge(MERGE)
+    assert merged.peak_bytes > active + merged.delta_bytes
+    session.discard()
+    pruned = session.select(SelectOptions(drop={0: (1,)}))
+    assert active <= pruned.peak_bytes < merged.peak_bytes
 
 
 def test_the_estimate_covers_what_is_used(session):

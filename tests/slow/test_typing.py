@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.slow.conftest import ROOT, Shared
-from tests.slow.terminal import Terminal
+from tests.slow.conftest import Shared
+from tests.terminal import Terminal
 
 pytestmark = pytest.mark.slow
 
@@ -30,10 +30,7 @@ STATE = r"state ([0-9a-f]{8})"
 
 @pytest.fixture
 def terminal(shared: Shared, tmp_path: Path) -> Iterator[Terminal]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(tmp_path / "state")}
-    environment.pop("NO_COLOR", None)
-    command = [sys.executable, "-m", "commands.cli", str(shared.model)]
-    terminal = Terminal(command, environment, tmp_path, 120, 40)
+    terminal = Terminal.shell(str(shared.model), home=tmp_path)
     yield terminal
     terminal.close()
 

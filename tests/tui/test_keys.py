@@ -131,7 +131,8 @@ DO_EFFECTS: dict[str, Callable[[Shell], bool]] = {
     "scale": lambda s: s.app.state.heat.log,
     "span": lambda s: not s.app.state.heat.per_layer,
     "fit": lambda s: not s.app.state.heat.fit,
-    "table": lambda s: s.app.state.heat.table,
+    "closer": lambda s: s.app.state.heat.shape == "layer",
+    "table": lambda s: s.app.state.heat.shape == "table",
     "up": lambda s: s.app.state.cursor == (1, 5),
     "down": lambda s: s.app.state.cursor == (3, 5),
     "left": lambda s: s.app.state.cursor == (2, 4),
@@ -204,7 +205,7 @@ def test_every_key_of_the_screen_itself_does_what_it_says() -> None:
                     mixer=(Channel(True, "level", 2, 5, 0.5),) if key.works_in("mixer") else (),
                     zoomed=False,
                     heat=replace(app.state.heat, metric="reap_sum", log=False, per_layer=True,
-                                 fit=True, table=False, sort=False),
+                                 fit=True, shape="map", sort=False),
                 )  # fmt: skip
                 app._show()
                 if key.id in ("escape", "interrupt"):

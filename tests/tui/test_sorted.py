@@ -86,7 +86,7 @@ def test_the_least_busy_of_all_layers_are_picked_with_two_keys() -> None:
 def test_the_dossier_opens_for_the_key_and_not_for_the_typed_line() -> None:
     @ready(*CALIBRATED)
     async def test(shell: Shell) -> None:
-        await shell.press("right", "enter")
+        await shell.press("right", "W")
         assert shell.engine.lines[-1] == "dossier 0:1"
         shell.engine.finish()
         await shell.settle()

@@ -3,48 +3,68 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from mlxfun import demo
-from tests.tui.terminal import Terminal
+from tests.terminal import Terminal
 
 pytestmark = pytest.mark.slow
 
 # Letters that nothing on the screen contains: if one appears, it was typed.
 STRANGE = "жщфюэъыйцбгд"
-RESTORED = "\x1b[?1049l"
+RESTORED = b"\x1b[?1049l"
+ESCAPE, CTRL_Q, KILL_LINE = "\x1b", "\x11", "\x15"
+STATE = r"state ([0-9a-f]{8})"
+MOST_GAP = 0.100
+
+Start = Callable[..., Terminal]
 
 
 @pytest.fixture
-def shells(tmp_path: Path) -> Iterator[list[Terminal]]:
-    """Terminals that are put away whatever happens."""
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Opens shells in terminals of any size; they are put away whatever happens."""
     opened: list[Terminal] = []
-    yield opened
+
+    def start(*arguments: str, size: tuple[int, int] = (120, 40)) -> Terminal:
+        terminal = Terminal.shell(*arguments, home=tmp_path, size=size)
+        opened.append(terminal)
+        terminal.wait_for("the session is back" if "--resume" in arguments else "parameters")
+        return terminal
+
+    yield start
     for terminal in opened:
-        terminal.end()
+        terminal.close()
 
 
-def start(shells: list[Terminal], tmp_path: Path, size: tuple[int, int], *more: str) -> Terminal:
-    terminal = Terminal("--demo", *more, size=size, home=tmp_path)
-    shells.append(terminal)
-    terminal.wait_for("parameters")
-    return terminal
+def enter(shell: Terminal, line: str) -> None:
+    """Type a command and run it."""
+    shell.type(f":{KILL_LINE}{line}\r")
+
+
+def state(shell: Terminal) -> str:
+    """The identity of the committed weights that the status line shows."""
+    return shell.wait_for(STATE)[1]
+
+
+def leave(shell: Terminal) -> int:
+    shell.type(CTRL_Q)
+    return shell.end()
 
 
 @pytest.mark.parametrize("size", [(80, 24), (160, 45)])
 def test_calibrate_prune_preview_apply_undo_and_save_by_keys_alone(
-    shells: list[Terminal], tmp_path: Path, size: tuple[int, int]
+    start: Start, tmp_path: Path, size: tuple[int, int]
 ) -> None:
     record = tmp_path / "session.mlxfun"
-    shell = start(shells, tmp_path, size, "--record", str(record), "--output-root", str(tmp_path))
-    shell.send("c")
-    shell.rest(0.3)
-    shell.send(" --max-samples 12\r")
+    shell = start("--demo", "--record", str(record), "--output-root", str(tmp_path), size=size)
+    shell.type("c")
+    shell.wait_for("collect --dataset demo:mixed")
+    shell.type(" --max-samples 12\r")
     shell.wait_for("of the experts seen")
     for keys, text in (
         ("p", "prune --n-prune 4"),
@@ -56,10 +76,9 @@ def test_calibrate_prune_preview_apply_undo_and_save_by_keys_alone(
         ("s", "save out"),
         ("\r", "saved"),
     ):
-        shell.send(keys)
-        shell.wait_for(text, 60.0)
-    code, _ = shell.leave()
-    assert code == 0
+        shell.type(keys)
+        shell.wait_for(text)
+    assert leave(shell) == 0
     lines = [ln for ln in record.read_text().splitlines() if ln and not ln.startswith("#")]
     assert [line.split()[0] for line in lines] == [
         "collect", "prune", "preview", "apply", "undo", "redo", "save",
@@ -68,12 +87,12 @@ def test_calibrate_prune_preview_apply_undo_and_save_by_keys_alone(
 
 
 def test_the_keys_of_the_users_configuration_are_named_and_work(
-    shells: list[Terminal], tmp_path: Path
+    start: Start, tmp_path: Path
 ) -> None:
     config = tmp_path / "keys.toml"
     config.write_text('[keys]\ncollect = "f5"\nprune = "["\npick_fewer = ""\napply = "ctrl+g"\n')
-    shell = start(shells, tmp_path, (160, 45), "--config", str(config))
-    shell.rest(0.5)
+    shell = start("--demo", "--config", str(config), size=(160, 45))
+    shell.wait_for("F5 calibrate  ")
     for keys, text in (
         ("\x1b[15~", "collect --dataset demo:mixed"),
         (" --max-samples 12\r", "of the experts seen"),
@@ -82,65 +101,85 @@ def test_the_keys_of_the_users_configuration_are_named_and_work(
         ("v", "same next token"),
         ("\x07", "apply: prune"),
         (":apply ", "--max-kl"),
-        ("\x1bOP", "Key ctrl+g; undo takes it back."),
+        ("\x1bOP", r"Key ctrl\+g; undo takes it back\."),
     ):
-        shell.send(keys)
-        shell.wait_for(text, 60.0)
-        shell.rest(0.3)
-    assert {"F5 calibrate", "[ prune", "^g apply"} <= set(re.split(" {2,}", shell.text))
-    assert shell.leave()[0] == 0
+        shell.type(keys)
+        shell.wait_for(text)
+        if text == "same next token":
+            shell.wait_for(r"\^g apply  ")
+    assert leave(shell) == 0
 
 
-def test_typing_is_echoed_at_once_while_a_calibration_runs(
-    shells: list[Terminal], tmp_path: Path
-) -> None:
+def test_typing_is_echoed_at_once_while_a_calibration_runs(start: Start, tmp_path: Path) -> None:
     # Long enough that a fast machine is still calibrating when the last letter is typed.
     (tmp_path / "long.jsonl").write_bytes(demo.dataset_path("mixed").read_bytes() * 12)
-    shell = start(shells, tmp_path, (160, 45))
-    shell.send(f":collect --dataset {tmp_path / 'long.jsonl'}\r")
+    shell = start("--demo", size=(160, 45))
+    enter(shell, "collect --dataset long.jsonl")
     shell.wait_for("samples/s")
-    shell.send("i")
-    shell.rest(0.3)
+    shell.type("i")
+    time.sleep(0.3)
     gaps = []
     for letter in STRANGE:
-        shell.send(letter)
-        gaps.append(shell.wait_for(letter, 5.0))
-        shell.rest(0.1)
-    assert "of the experts seen" not in shell.text, "the calibration was over before the typing"
-    assert max(gaps) < 0.1, [f"{gap * 1000:.0f} ms" for gap in gaps]
+        gaps.append(shell.echo(letter))
+        time.sleep(0.1)
+    assert "of the experts seen" not in shell.text(), "it was over before the typing"
+    assert max(gaps) < MOST_GAP, [f"{gap * 1000:.0f} ms" for gap in gaps]
 
 
-def test_a_calibration_is_cancelled_by_two_escapes(shells: list[Terminal], tmp_path: Path) -> None:
-    shell = start(shells, tmp_path, (80, 24))
-    shell.send("c")
-    shell.rest(0.3)
-    shell.send("\r")
+def test_a_calibration_is_cancelled_by_two_escapes(start: Start) -> None:
+    shell = start("--demo", size=(80, 24))
+    enter(shell, "collect --dataset demo:mixed")
     shell.wait_for("samples/s")
-    shell.send("\x1b")
+    shell.type(ESCAPE)
     shell.wait_for("esc again cancels")
-    shell.send("\x1b")
+    shell.type(ESCAPE)
     shell.wait_for("cancelled after", 5.0)
-    assert shell.leave()[0] == 0
+    assert leave(shell) == 0
 
 
-def test_leaving_in_the_middle_of_a_job_is_quick_and_restores_the_terminal(
-    shells: list[Terminal], tmp_path: Path
-) -> None:
-    shell = start(shells, tmp_path, (80, 24))
-    shell.send("c")
-    shell.rest(0.3)
-    shell.send("\r")
+def test_leaving_in_the_middle_of_a_job_is_quick_and_restores_the_terminal(start: Start) -> None:
+    shell = start("--demo", size=(80, 24))
+    enter(shell, "collect --dataset demo:mixed")
     shell.wait_for("samples/s")
-    code, seconds = shell.leave()
-    assert code == 0
-    assert seconds < 3.0
-    assert RESTORED in shell.output.decode("utf-8", "replace")
+    began = time.monotonic()
+    assert leave(shell) == 0
+    assert time.monotonic() - began < 3.0
+    assert RESTORED in shell.output
 
 
-def test_a_terminate_signal_restores_the_terminal(shells: list[Terminal], tmp_path: Path) -> None:
-    shell = start(shells, tmp_path, (80, 24))
-    os.kill(shell.pid, signal.SIGTERM)
-    code, _ = shell.leave("")
-    assert code == 128 + signal.SIGTERM
-    assert RESTORED in shell.output.decode("utf-8", "replace")
-    assert "Traceback" not in shell.text
+def test_a_terminate_signal_restores_the_terminal(start: Start) -> None:
+    shell = start("--demo", size=(80, 24))
+    os.kill(shell.process.pid, signal.SIGTERM)
+    assert shell.end() == 128 + signal.SIGTERM
+    assert RESTORED in shell.output
+    assert b"Traceback" not in shell.output
+
+
+def test_a_shell_killed_in_the_middle_of_an_edit_comes_back_with_history_and_plan(
+    start: Start,
+) -> None:
+    shell = start("--demo")
+    untouched = state(shell)
+    enter(shell, "collect --dataset demo:mixed --max-samples 12")
+    shell.wait_for("of the experts seen")
+    enter(shell, "prune --n-prune 2")
+    shell.wait_for("16 -> 14")
+    shell.type("a")
+    shell.wait_for("apply: prune")
+    pruned = shell.wait_for(rf"state (?!{untouched})([0-9a-f]{{8}})")[1]
+    enter(shell, "prune --n-prune 1 --allow-stale")
+    shell.wait_for("14 -> 13")
+    enter(shell, "merge --n-prune 2 --dataset demo:mixed --refit-experts")
+    shell.wait_for("merging")
+    shell.process.kill()
+    assert shell.end() == -signal.SIGKILL
+
+    again = start("--resume")
+    again.wait_for(f"state {pruned}")
+    again.wait_for("14 → 13 a layer")  # the second prune is staged as it was
+    again.type("d")
+    again.wait_for("discard")
+    again.type("u")
+    again.wait_for("undo: prune")
+    again.wait_for(f"state {untouched}")
+    assert leave(again) == 0

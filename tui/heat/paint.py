@@ -138,6 +138,18 @@ def _style(fore: RGB, back: RGB, *, bold: bool = False) -> Style:
     return Style(color=Color.from_rgb(*fore), bgcolor=Color.from_rgb(*back), bold=bold)
 
 
+def sign(kind: int) -> str:
+    """One character that tells a kind of expert without colour; a space for one like any other."""
+    return "╱" if kind == CONDEMNED else _SIGNS.get(kind, " ")
+
+
+def expert_colour(inks: Inks, kind: int) -> RGB:
+    """The colour of a kind of expert where a bar's length tells its heat."""
+    named = {CONDEMNED: inks.red, UP: inks.green, DOWN: inks.magenta, PROTECTED: inks.gold,
+             LIT: inks.lit, UNSEEN: inks.faint, PRUNED: inks.faint}  # fmt: skip
+    return named.get(kind) or blend(inks.ramp, 0.55)
+
+
 class HalfBlocks(dict[int, Segment]):
     """Segments for pairs of codes, made when first needed and then only looked up."""
 

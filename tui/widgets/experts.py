@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from rich.text import Text
 from textual.app import ComposeResult
@@ -18,9 +18,13 @@ from tui.keymap import bindings
 from tui.state import AppState
 from tui.turns import served
 from tui.widgets.heatmap import Heatmap
+from tui.widgets.layer import LayerView
 from tui.widgets.legend import Legend
 from tui.widgets.line import Line
 from tui.widgets.panel import Panel
+
+if TYPE_CHECKING:
+    from tui.heat.model import HeatModel
 
 
 def compared(report: DiffReport, metric: str) -> str:
@@ -37,8 +41,16 @@ class TableTwin(ScrollableContainer, can_focus=True):
     """The heatmap as a table of words, for those who cannot or will not see colours."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        b for b in bindings("experts") if b.id in ("table", "metric", "why", "dossier")
+        b for b in bindings("experts") if b.id in ("table", "metric", "why", "closer", "dossier")
     ]
+
+
+SHAPES: tuple[tuple[type[Widget], str], ...] = (
+    (Heatmap, "map"),
+    (TableTwin, "table"),
+    (LayerView, "layer"),
+)
+"""What takes turns in the panel, and the name of each in the state."""
 
 
 class ExpertsPanel(Panel):
@@ -57,15 +69,18 @@ class ExpertsPanel(Panel):
         "In a map with more layers than lines two layers share a line: never seen is ':', experts "
         "that go are red, forced in green, forced out magenta. The line below the map always says "
         "it in words, and {table} turns the map into a table.\n\n"
-        "{dossier} looks at one expert closely: its figures among its layer's, the tokens that are "
-        "its own and the expert most like it. {sort} sorts each layer by score, {zoom} gives the "
-        "map the whole screen, {fit} shows every expert in a column of its own.\n\n"
+        "{closer} goes closer: to the layer under the cursor, a line for each expert, and from "
+        "there (or at once with {dossier}) to one expert: its figures, the tokens that are its own "
+        "and the expert most like it; {escape} goes back. 'cut here' is the work lost if an expert "
+        "goes with all that are less busy. {sort} sorts each layer by score, {zoom} gives the map "
+        "the whole screen, {fit} shows every expert in a column of its own.\n\n"
         "{pick} picks the expert under the cursor: it goes with the staged plan, or stays after "
         "all. {range_left}, {range_right}, {range_up} and {range_down} mark a range, "
         "{range_column} this expert number in all layers, {range_row} the layer; {pick} then "
         "picks what is marked. {pick_more} and {pick_fewer} take one more or one fewer from every "
         "layer by score, {pick_below} takes everything that works no more than the expert under "
-        "the cursor, {pick_even} evens the layers out. Bytes and work lost follow at once; when you rest, the selection becomes "
+        "the cursor, {pick_even} evens the layers out. Bytes and work lost follow at once; when "
+        "you rest, the selection becomes "
         "a staged plan and is measured quickly."
     )
 
@@ -86,6 +101,7 @@ class ExpertsPanel(Panel):
     def compose(self) -> ComposeResult:
         yield Static(id="empty")
         yield Heatmap()
+        yield LayerView()
         with TableTwin():
             yield Static(id="twin")
         with Horizontal(id="foot"):
@@ -94,16 +110,15 @@ class ExpertsPanel(Panel):
         yield Line(id="caption")
 
     def entrance(self) -> Widget:
-        twin = self.query_one(TableTwin)
-        return twin if twin.display else self.query_one(Heatmap)
+        widgets = [self.query_one(kind) for kind, _ in SHAPES]
+        return next((w for w in widgets if w.display), widgets[0])
 
     def show(self, state: AppState) -> None:
         """Draw the experts of `state`."""
-        heatmap, twin = self.query_one(Heatmap), self.query_one(TableTwin)
-        blank = state.view.model is None
+        heatmap, blank = self.query_one(Heatmap), state.view.model is None
         self.query_one("#empty").display = blank
-        heatmap.display = not blank and not state.heat.table
-        twin.display = not blank and state.heat.table
+        for kind, shape in SHAPES:
+            self.query_one(kind).display = not blank and state.heat.shape == shape
         if blank:
             self.query_one("#empty", Static).update(Text(guide.next_step(state)))
             self.query_one("#words", Line).put("")
@@ -117,8 +132,10 @@ class ExpertsPanel(Panel):
         model = heat_model(state)
         if model is None:
             return
-        if state.heat.table:
+        if state.heat.shape == "table":
             self.query_one("#twin", Static).update(table(model))
+        elif state.heat.shape == "layer":
+            self._show_layer(model, state)
         else:
             from tui.heat.order import column
 
@@ -127,8 +144,10 @@ class ExpertsPanel(Panel):
                 for row, expert in (state.cursor, state.anchor or state.cursor)
             ]
             heatmap.show(model, places[0], fit=state.heat.fit, anchor=places[1])
-        self.query_one(Legend).show(apart=model.metric.startswith(DIFFERENCE))
-        self.query_one(Legend).display = bool(model.metric) and self.size.width >= 76
+        legend = self.query_one(Legend)
+        legend.show(apart=model.metric.startswith(DIFFERENCE))
+        coloured = bool(model.metric) and state.heat.shape == "map"
+        legend.display = coloured and self.size.width >= 76
         said = guide.next_step(state) if not model.metric else ""
         words = said or talk.token_words(state) or explain(model, state.cursor)
         words += self._brushed(state)
@@ -138,6 +157,13 @@ class ExpertsPanel(Panel):
         going = pick.tally(state)
         self.query_one("#caption", Line).put(f"{going} · {caption}" if going else caption)
         self.subtitle(going)
+
+    def _show_layer(self, model: HeatModel, state: AppState) -> None:
+        from tui.heat.layer import layer_model
+
+        position, expert = state.cursor
+        marked = pick.marked(state)[position] if state.anchor is not None else None
+        self.query_one(LayerView).show(layer_model(model, position), expert, marked)
 
     @staticmethod
     def _brushed(state: AppState) -> str:

@@ -150,13 +150,14 @@ def guardrails(limits: tuple[tuple[str, float], ...], scores: EvaluateReport | N
 
 
 def memory(view: SessionView) -> Text:
-    """What the staged side holds on top of the model, and how much room there is."""
+    """What the staged side holds on top of the model, what making it took, and what there is."""
     assert view.plan is not None
-    peak = view.memory_active
-    text = Text(f"memory {readable_bytes(peak)}", DIM)
+    active, plan = view.memory_active, view.plan
+    text = Text(f"memory {readable_bytes(active)} ({readable_bytes(plan.delta_bytes)} for ", DIM)
+    text.append(f"the plan), staged with a peak of {readable_bytes(plan.peak_bytes)}")
     if view.memory_limit:
-        text.append(f" of {readable_bytes(view.memory_limit)} ({peak / view.memory_limit:.0%})")
-    return text.append(f", {readable_bytes(view.plan.delta_bytes)} of it for the plan")
+        text.append(f" of {readable_bytes(view.memory_limit)}")
+    return text
 
 
 def losses_table(

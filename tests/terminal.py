@@ -15,11 +15,13 @@ import re
 import select
 import struct
 import subprocess
+import sys
 import termios
 import threading
 import time
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[1]
 _TOKEN = re.compile(
     r"\x1b\[(?P<args>[0-9;:?<>=$]*)(?P<final>[@-~])"
     r"|\x1b[\]P_^][^\x07\x1b]*(?:\x07|\x1b\\)"
@@ -90,6 +92,7 @@ class Terminal:
         self.fd, inner = pty.openpty()
         fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         self.began = time.monotonic()
+        self.output = bytearray()
         self.painted: float | None = None
         self.process = subprocess.Popen(
             command, cwd=cwd, env={**environment, "TERM": "xterm-256color"}, stdin=inner,
@@ -114,6 +117,7 @@ class Terminal:
             except OSError:  # the program has gone
                 return
             now = time.monotonic()
+            self.output += data
             text = decode(data)
             with self._lock:
                 if self._awaited is not None and self._awaited in text:
@@ -122,6 +126,15 @@ class Terminal:
                 self.screen.feed(text)
                 if self.painted is None and self.screen.text().strip():
                     self.painted = now
+
+    @classmethod
+    def shell(cls, *arguments: str, home: Path, size: tuple[int, int] = (120, 40)) -> Terminal:
+        """`mlxfun-shell` with `arguments`, in `home`, which also keeps its state."""
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLORTERM": "truecolor"}
+        environment["XDG_STATE_HOME"] = str(home / "state")
+        environment.pop("NO_COLOR", None)
+        command = [sys.executable, "-m", "commands.cli", *arguments]
+        return cls(command, environment, home, *size)
 
     def type(self, text: str) -> None:
         """Keys, as the terminal sends them."""

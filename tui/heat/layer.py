@@ -1,0 +1,111 @@
+"""One layer, expert by expert: the step between the map and an expert's dossier. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tui.heat.model import DIFFERENCE, LEVELS, Array, HeatModel
+from tui.heat.words import spread
+
+HALF, MOST = 0.5, 0.9
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerModel:
+    """What the page of one layer shows; all arrays are by expert number, [E].
+
+    layer: the decoder layer. rows: the experts, int, in the order of the lines. kinds: int, see
+    tui.heat.model. values: float64, the metric, None before anything was seen. shares: of the
+    layer's total, 0 for pruned ones; below: the same with all less busy ones. chosen: how often it
+    was, or None; weight: its mean weight when chosen, NaN for never, or None.
+    """
+
+    layer: int
+    metric: str
+    rows: Array
+    kinds: Array
+    values: Array | None
+    shares: Array | None
+    below: Array | None
+    chosen: Array | None
+    weight: Array | None
+    summary: str
+
+
+def layer_model(model: HeatModel, position: int) -> LayerModel:
+    """The page of the MoE layer at `position` of a map."""
+    codes, order = model.codes[position], None if model.order is None else model.order[position]
+    kinds = codes // LEVELS
+    if order is not None:
+        kinds = np.empty_like(kinds)
+        kinds[order] = codes // LEVELS
+    rows = np.arange(model.experts) if order is None else order
+    alive = model.heat.alive[position]
+    values = None if model.values is None else model.values[position]
+    shares = below = None
+    if values is not None and not model.metric.startswith(DIFFERENCE):
+        shares, below = share_of(values, alive)
+    chosen = None if model.freq is None else model.freq[position]
+    return LayerModel(
+        layer=model.layers[position],
+        metric=model.metric,
+        rows=rows,
+        kinds=kinds,
+        values=values,
+        shares=shares,
+        below=below,
+        chosen=chosen,
+        weight=_mean_weight(model, position, chosen),
+        summary=_summary(model, position, shares),
+    )
+
+
+def share_of(values: Array, alive: Array) -> tuple[Array, Array]:
+    """(share of the total, share that goes with it and all living ones that are less busy), [E].
+
+    >>> share_of(np.array([1.0, 5.0, 2.0, 2.0]), np.array([True, True, True, False]))
+    (array([0.125, 0.625, 0.25 , 0.   ]), array([0.125, 1.   , 0.375, 0.   ]))
+    """
+    living = np.where(alive, np.nan_to_num(values), 0.0)
+    total = float(living.sum())
+    shares = living / total if total > 0 else np.zeros_like(living)
+    rising = np.argsort(living, kind="stable")
+    below = np.zeros_like(shares)
+    below[rising] = np.cumsum(shares[rising])
+    return shares, np.where(alive, below, 0.0)
+
+
+def busiest(shares: Array, part: float) -> int:
+    """How many of the busiest experts together do at least `part` of the work.
+
+    >>> busiest(np.array([0.125, 0.625, 0.25]), 0.5), busiest(np.array([0.125, 0.625, 0.25]), 0.9)
+    (1, 3)
+    """
+    done = np.cumsum(np.sort(shares)[::-1])
+    return int((done < part - 1e-12).sum()) + 1
+
+
+def _mean_weight(model: HeatModel, position: int, chosen: Array | None) -> Array | None:
+    """The mean routing weight of each expert when it is chosen, where a calibration told."""
+    weighted = model.heat.metrics.get("weighted_freq")
+    if weighted is None or chosen is None or model.live:
+        return None
+    total = weighted[position]
+    mean: Array = np.divide(total, chosen, out=np.full(total.shape, np.nan), where=chosen > 0)
+    return mean
+
+
+def _summary(model: HeatModel, position: int, shares: Array | None) -> str:
+    heat = model.heat
+    alive, condemned = heat.alive[position], heat.condemned[position]
+    count, going = int(alive.sum()), int(condemned.sum())
+    name = f"layer {model.layers[position]}"
+    if shares is None or not shares.any():
+        return f"{name} · {count} experts" + (f" · {going} go" if going else "")
+    living = shares[alive]
+    half, most = busiest(living, HALF), busiest(living, MOST)
+    parts = [name, f"{going} go with {shares[condemned].sum():.1%}"] if going else [name]
+    parts += [f"{half} of {count} do half the work, {most} do 90%", f"{spread(living):.0%} even"]
+    return " · ".join(parts)
