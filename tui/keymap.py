@@ -181,7 +181,7 @@ KEYS: tuple[Key, ...] = (
     Key("escape", "escape", "stop", "do", "escape",
         "leave a field; stop the answer; twice: cancel the running job", "always", bar=15),
     Key("interrupt", "ctrl+c", "cancel", "do", "interrupt",
-        "cancel the running job; in a text field with a selection, copy it", "always"),
+        "cancel the running job; in a text field ctrl+c copies what is selected there", "always"),
     Key("quit", "ctrl+q", "quit", "do", "leave", "leave the shell", "always", bar=16),
 )  # fmt: skip
 

@@ -51,16 +51,14 @@ USUAL_KEY = re.compile(
 NO_KEYS = (
     "more in A, blue more in B",
     "rank A B --n",
-    "diff A B",
-    "A - B",
     "Enter runs",  # a text field's own
+    "a text field ctrl+c copies",
     "enter takes them, escape leaves them",  # a dialog's own
     "escape closes",
     "x output norm",
     "of weight x norm",
     "in A and B",
     "B more",
-    "· served",
     "· its tokens",
 )
 

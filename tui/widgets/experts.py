@@ -63,8 +63,9 @@ class ExpertsPanel(Panel):
         "metric. Each layer has its own scale unless you press {span}.\n\n"
         "·  never seen     ╱  goes with the staged plan     ×  pruned\n"
         "▲  forced in      ▼  forced out     ◆  protected     yellow: at work this instant\n\n"
-        "After `stats diff A B` the map shows two files of statistics against each other ({metric} comes "
-        "to it and leaves it): orange works more in A, blue more in B, as shares of the layer. "
+        "After `stats diff A B` the map shows two files of statistics against each other ({metric} "
+        "comes to it and leaves it): orange works more in A, blue more in B, as shares of the "
+        "layer. "
         "`stats rank A B --n-prune 4 --stage` stages what several files agree to need least.\n\n"
         "In a map with more layers than lines two layers share a line: never seen is ':', experts "
         "that go are red, forced in green, forced out magenta. The line below the map always says "
@@ -80,8 +81,7 @@ class ExpertsPanel(Panel):
         "picks what is marked. {pick_more} and {pick_fewer} take one more or one fewer from every "
         "layer by score, {pick_below} takes everything that works no more than the expert under "
         "the cursor, {pick_even} evens the layers out. Bytes and work lost follow at once; when "
-        "you rest, the selection becomes "
-        "a staged plan and is measured quickly."
+        "you rest, the selection becomes a staged plan and is measured quickly."
     )
 
     SCOPED_CSS = False
