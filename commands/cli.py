@@ -190,6 +190,7 @@ def _engine(start: Start) -> Engine:
         undo_budget=budget,
         output_root=start.output_root,
         keep_going=start.keep_going,
+        keys=start.config.keys,
     )
     if start.resume or (start.front_end != "headless" and start.config.keep_sessions):
         _keep(engine)

@@ -9,7 +9,7 @@
     metric = "reap_sum"
     max-tokens = 512
 
-    [keys]                       # the name of a key (F1 and the palette show it) = the key
+    [keys]                       # the name of a key, which F1 shows = the keys, "" for none
     apply = "ctrl+a"
 
 What runs without a person, headless runs and replays, does not read it: a script does the same for
@@ -40,7 +40,7 @@ class Config:
     """What the file says; None and empty where it says nothing.
 
     refresh_rate: frames a second. undo_budget: bytes. defaults: names and values of `set`. keys:
-    {name of a key: the key, as Textual writes it}. lines: {name: its line}, `keys.apply` in a table.
+    {name of a key: the keys with commas, as Textual writes them, "" for none}. lines: {name: its line}, `keys.apply` in a table.
     """
 
     path: Path | None = None
@@ -155,8 +155,9 @@ def _defaults(config: Config, name: str, value: Any) -> dict[str, Any]:
 
 
 def _keys(config: Config, name: str, value: Any) -> dict[str, str]:
+    # Which names there are, and which keys, only the screen can judge.
     return {
-        key: _text(config, f"{name}.{key}", given)
+        key: given if given == "" else _text(config, f"{name}.{key}", given)
         for key, given in _table(config, name, value).items()
     }
 

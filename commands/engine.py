@@ -7,7 +7,8 @@ key and palette entry goes through `Engine.run`, so a recorded session is comple
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,7 @@ class Engine:
 
     seed: default of every command that draws. undo_budget: bytes the history may hold.
     output_root: commands write below it only. keep_going: replays go on after a failed command.
+    keys: the user's, which help pages name instead of the declared ones.
     """
 
     def __init__(
@@ -65,11 +67,13 @@ class Engine:
         output_root: Path | None = None,
         keep_going: bool = False,
         open_session: OpenSession = open_real_session,
+        keys: Mapping[str, str] | None = None,
     ) -> None:
         self._listeners: tuple[Listener, ...] = ()
+        self._help_text = partial(registry.help_text, keys=keys)
         self._view = SessionView()
         self._bench = Workbench(
-            Wiring(open_session, self._nested, registry.command_of, registry.help_text),
+            Wiring(open_session, self._nested, registry.command_of, self._help_text),
             journal=Journal(seed),
             settings=Settings(seed=seed),
             files=Files(output_root),
@@ -148,7 +152,7 @@ class Engine:
     def help(self, name: str | None) -> str:
         """A command's page, the overview for None, or the reason why there is none."""
         try:
-            return registry.help_text(name)
+            return self._help_text(name)
         except MlxfunError as problem:
             return str(problem)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -186,18 +187,22 @@ def _sentence(found: Command, problem: click.UsageError) -> str:
     return f"{found.name}: {text}"
 
 
-def help_text(name: str | None) -> str:
-    """The overview, or the page of one command. Raises UsageError for an unknown name."""
+def help_text(name: str | None, keys: Mapping[str, str] | None = None) -> str:
+    """The overview, or the page of one command. Raises UsageError for an unknown name.
+
+    keys: {command: the user's key for it, "" for none} where that is not the declared one.
+    """
     if not name:
         return _overview()
     family = [c for c in COMMANDS.values() if c.name.startswith(name + " ")]
     if name not in COMMANDS and family:
-        return "\n\n".join(help_text(c.name) for c in family)
+        return "\n\n".join(help_text(c.name, keys) for c in family)
     found, rest = resolve(name.split())
     if rest:
         raise UsageError(f"help: {name!r} is no command; type help for a list")
     context = click.Context(found.click, info_name=found.name, terminal_width=HELP_WIDTH)
-    facts = [f"key {found.key}"] if found.key else []
+    key = (keys or {}).get(found.name, found.key)
+    facts = [f"key {key}"] if key else []
     facts += ["undo takes it back"] if found.undoable else []
     facts += ["cannot be undone"] if found.danger else []
     page = found.click.get_help(context)

@@ -16,15 +16,17 @@ from typing import ClassVar
 from rich.console import RenderableType
 from rich.text import Text
 from textual import on
+from textual.binding import Binding, BindingType
 
 from commands.config import Config
 from mlxfun.events import Event, JobEnded
 from mlxfun.hand_reports import DossierReport
 from mlxfun.reports import Report, StepReport
-from tui import deeds, guide, pick, talk, themes
+from tui import deeds, guide, keynames, pick, talk, themes
 from tui.feed import Feed
 from tui.hands import Hands
 from tui.keymap import BY_ID, KEYS, Key, keys_for
+from tui.keynames import Names
 from tui.lines import LineHistory
 from tui.messages import CursorPut, ExpertPut, KeyUsed, LineEntered, PanelPicked, Said, Wake
 from tui.notification import notification
@@ -53,6 +55,11 @@ class ShellApp(Hands):
 
     TITLE = "mlxfun"
     COMMANDS: ClassVar = {Commands}
+    # Textual's own, which work over every screen, under the ids by which users rename them.
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding(BY_ID[id].keys, action, show=False, priority=True, id=id)
+        for id, action in (("quit", "quit"), ("palette", "command_palette"))
+    ]
     CSS = """
     * {
         scrollbar-color: $foreground 25%;
@@ -78,7 +85,7 @@ class ShellApp(Hands):
     ) -> None:
         super().__init__()
         self.engine = engine
-        self.state = AppState()
+        self.state = AppState(names=Names.of(config.keys))
         self._startup_lines = tuple(startup_lines)
         self._lines = lines or LineHistory(None)
         self._clock = clock
@@ -87,7 +94,7 @@ class ShellApp(Hands):
         for theme in themes.THEMES:
             self.register_theme(theme)
         self.theme = config.theme or themes.DARK.name
-        self.set_keymap(dict(config.keys))
+        self.set_keymap(self.state.names.bindings())
         self.main = MainScreen(
             engine.complete, self._lines.load(), renderer, lambda key: self._use(BY_ID[key])
         )
@@ -291,7 +298,7 @@ class ShellApp(Hands):
         name = self.main.focused_panel
         panel = self.main.panel_named(name)
         title = panel.title if panel else "command line"
-        about = panel.about if panel else self.main.command.about
+        about = self.state.names.say(panel.about if panel else self.main.command.about)
         typed = self.main.command.input.value.split()
         names = (" ".join(typed[:2]), *typed[:1])  # some commands have two words
         known = next((name for name in names if self.state.row(name)), None)
@@ -322,18 +329,22 @@ class ShellApp(Hands):
         elif self.state.zoomed and job is None:
             self._change(deeds.zoom(self.state))
         if job is not None:
-            self._say("info", f"escape again cancels: {job.line}")
+            self._say("info", f"{self.state.names['escape']} again cancels: {job.line}")
 
     def interrupt(self) -> None:
         """Cancel the running job; the model stays as it was before it."""
         if self.engine.busy is None and not self.engine.queue:
-            self._say("info", "nothing is running; ctrl+q leaves")
+            self._say("info", self.state.names.say("nothing is running; {quit} leaves"))
             return
         self.engine.cancel()
         self._say("info", "cancelling ...")
 
     async def action_quit(self) -> None:
         self.leave()
+
+    def action_help_quit(self) -> None:
+        # Ctrl+C where a user gave it no meaning: in our words, and where they are looked for.
+        self._say("info", self.state.names.say("{interrupt} cancels, {quit} leaves"))
 
     def leave(self) -> None:
         """Leave at once, in the middle of whatever runs."""
@@ -351,22 +362,26 @@ def full_report(report: Report) -> RenderableType:
 
 def check_config(config: Config) -> None:
     """Raise UsageError, with file and line, for a theme or a key that there is not."""
-    names = [theme.name for theme in themes.THEMES]
-    if config.theme not in (None, *names):
-        raise config.wrong("theme", f"{config.theme!r} is unknown; known are {', '.join(names)}")
-    for name in config.keys:
+    known = [theme.name for theme in themes.THEMES]
+    if config.theme not in (None, *known):
+        raise config.wrong("theme", f"{config.theme!r} is unknown; known are {', '.join(known)}")
+    for name, given in config.keys.items():
         if name not in BY_ID:
             raise config.wrong(f"keys.{name}", f"unknown; known are {', '.join(BY_ID)}")
+        problem = keynames.why_not(name, given)
+        if problem:
+            raise config.wrong(f"keys.{name}", problem)
+    names = Names.of(config.keys)
     for scope in sorted({scope for key in KEYS for scope in key.scope.split(",")}):
-        _check_clashes(config, scope)
+        _check_clashes(config, names, scope)
 
 
-def _check_clashes(config: Config, scope: str) -> None:
+def _check_clashes(config: Config, names: Names, scope: str) -> None:
     """No key may mean two things in one place."""
     taken: dict[str, str] = {}
     for key in keys_for(scope):
-        for name in config.keys.get(key.id, key.keys).split(","):
-            other = taken.setdefault(name.strip(), key.id)
+        for name in names.keys[key.id]:
+            other = taken.setdefault(name, key.id)
             if other == key.id:
                 continue
             changed, kept = (key.id, other) if key.id in config.keys else (other, key.id)

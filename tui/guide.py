@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+from rich.cells import cell_len
+
 from mlxfun.reports import SteerReport
 from tui import pick
-from tui.keymap import Key, keys_for
+from tui.keymap import Key, command_of, keys_for
+from tui.keynames import Names
 from tui.mixer import map_words
 from tui.state import AppState
 
 # Perplexity over the checkpoint's from which on the next step offered is no longer to apply.
 BEARABLE = 1.25
-# Commands of two words.
-FAMILIES = ("plan", "stats")
+# What to do next, by the id of the key that leads on.
+STEPS = {
+    "collect": "Press {collect} to calibrate: watch which experts work.",
+    "prune": "Press {prune} to stage a prune, or pick experts with {pick}; nothing is lost until "
+    "you apply, and undo takes it back.",
+    "pick_even": "The layers lose different numbers: {pick_even} evens it out by score, {pick} "
+    "picks on.",
+    "preview": "A plan is staged: {preview} measures it, {chat} talks to it, {flip} swaps base and "
+    "candidate.",
+    "discard": "That costs a lot of quality: {discard} discards, {prune} stages a smaller prune, "
+    "{apply} applies all the same.",
+    "apply": "Measured. Press {apply} to apply, {discard} to discard, {flip} to compare base and "
+    "candidate.",
+    "save": "Applied. {undo} undoes, {save} saves the model, {chat} chats with it.",
+}
 
 
 def layer_at(state: AppState, position: int) -> int:
@@ -101,14 +117,14 @@ def why_not(state: AppState, key: Key) -> str:
     if key.id == "compare" and state.view.plan is not None:
         return "a plan is staged: apply or discard it first"
     if key.target.startswith("mix ") and key.id != "mix" and not state.mixer:
-        return "the mixer is empty: M in the map brings an expert here"
+        return state.names.say("the mixer is empty: {mix} in the map brings an expert here")
     if key.target.startswith("pick "):
         return pick.why_not(state)
     if key.id == "apply" and uneven(state):
-        return f"{uneven(state)}: press E to even it out by score"
+        return f"{uneven(state)}: {state.names.say('press {pick_even} to even it out by score')}"
     measured = state.view.heat is not None and bool(state.view.heat.metrics)
     if key.id in ("prune", "why") and state.view.model is not None and not measured:
-        return "nothing is measured yet: press c to calibrate"
+        return state.names.say(pick.UNMEASURED)
     name = command_of(key)
     if name is None:
         return ""
@@ -116,18 +132,6 @@ def why_not(state: AppState, key: Key) -> str:
     if row is None:
         return "" if state.rows else "still starting"
     return "" if row.enabled else (row.reason or "not possible now")
-
-
-def command_of(key: Key) -> str | None:
-    """The command that `key` needs, None for a thing of the screen itself."""
-    if key.id == "chat":
-        return "chat"
-    if key.kind == "do":
-        return None
-    words = key.target.split()
-    if words[0] in FAMILIES:
-        return " ".join(words[:2])
-    return words[0].strip("{}").split("_")[0]
 
 
 def uneven(state: AppState) -> str:
@@ -161,19 +165,8 @@ def next_step(state: AppState) -> str:
         label = state.job.progress.label if state.job.progress else "starting"
         return f"{state.job.line}: {label} ..."
     if state.view.model is None:
-        return "No model yet: press : and type  load demo"
-    words = {
-        "collect": "Press c to calibrate: watch which experts work.",
-        "prune": "Press p to stage a prune, or pick experts with space; nothing is lost until you "
-        "apply, and undo takes it back.",
-        "pick_even": "The layers lose different numbers: E evens it out by score, space picks on.",
-        "preview": "A plan is staged: v measures it, i talks to it, f swaps base and candidate.",
-        "discard": "That costs a lot of quality: d discards, p stages a smaller prune, a applies "
-        "all the same.",
-        "apply": "Measured. Press a to apply, d to discard, f to compare base and candidate.",
-        "save": "Applied. u undoes, s saves the model, i chats with it.",
-    }
-    return words.get(next_key(state), "")
+        return state.names.say("No model yet: press {command} and type  load demo")
+    return state.names.say(STEPS.get(next_key(state), ""))
 
 
 def hints(state: AppState, panel: str, room: int) -> list[tuple[Key, bool, bool]]:
@@ -181,8 +174,8 @@ def hints(state: AppState, panel: str, room: int) -> list[tuple[Key, bool, bool]
 
     What applies now comes first, in the order of the main job; greyed ones fill what is left.
     """
-    leading = next_key(state)
-    shown = [key for key in keys_for(panel) if key.bar]
+    leading, names = next_key(state), state.names
+    shown = [key for key in keys_for(panel) if key.bar and names.all(key.id)]
     order = {name: place for place, name in enumerate(_main_keys(state))}
     shown.sort(key=lambda key: (
         key.id != leading,
@@ -193,10 +186,10 @@ def hints(state: AppState, panel: str, room: int) -> list[tuple[Key, bool, bool]
     always = [key for key in shown if key.id in ("help", "command")]
     rest = [key for key in shown if key not in always]
     out: list[tuple[Key, bool, bool]] = []
-    room -= sum(width(key) for key in always)
+    room -= sum(width(key, names) for key in always)
     for key in rest:
-        if width(key) <= room:
-            room -= width(key)
+        if width(key, names) <= room:
+            room -= width(key, names)
             out.append((key, not why_not(state, key), key.id == leading))
     return out + [(key, True, False) for key in always]
 
@@ -213,6 +206,6 @@ def _main_keys(state: AppState) -> tuple[str, ...]:
     return ("prune", "undo", "redo", "chat", "save", "collect", "evaluate")
 
 
-def width(key: Key) -> int:
+def width(key: Key, names: Names) -> int:
     """Columns that a key takes in the bar."""
-    return len(key.shown) + len(key.label) + 3
+    return cell_len(names[key.id]) + len(key.label) + 3

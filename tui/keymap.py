@@ -4,7 +4,10 @@ scope: where a key works: "app" anywhere but in a text field, "experts" or "hist
 (several with commas), "always" in text fields too.
 kind: "run" queues the command line `target`; "fill" puts it on the command line to be finished;
 "do" is a deed of the screen itself: a verb with its arguments. `{...}` in a target is filled in
-from the state.
+from the state, in a help text it is the name of a key (see tui.keynames).
+
+These are the keys as they come. What a key is called on the screen is asked of the state's
+`names`, since users have their own.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from textual.binding import Binding
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key. bar: its rank in the key bar, 0 for not there; glyph: how the bar writes it."""
+    """One key. keys: as Textual writes them; bar: its rank in the key bar, 0 for not there."""
 
     id: str
     keys: str
@@ -27,16 +30,10 @@ class Key:
     help: str
     scope: str = "app"
     bar: int = 0
-    glyph: str = ""
 
     def works_in(self, scope: str) -> bool:
         """Whether it belongs to `scope`."""
         return scope in self.scope.split(",")
-
-    @property
-    def shown(self) -> str:
-        """The key as a person would write it."""
-        return self.glyph or self.keys.split(",")[0]
 
 
 KEYS: tuple[Key, ...] = (
@@ -58,14 +55,13 @@ KEYS: tuple[Key, ...] = (
     Key("evaluate", "e", "evaluate", "run", "evaluate", "measure the committed model"),
     Key("info", "n", "info", "run", "info", "describe the resident model"),
     # Moving about.
-    Key("command", "colon,slash", "command", "do", "open_command", "type any command", bar=11,
-        glyph=":"),
+    Key("command", "colon,slash", "command", "do", "open_command", "type any command", bar=11),
     Key("panel_experts", "1", "experts", "do", "panel experts", "go to the experts"),
     Key("panel_chat", "2", "chat", "do", "panel chat", "go to the chat"),
     Key("panel_plan", "3", "plan", "do", "panel plan", "go to the staged plan"),
     Key("panel_history", "4", "history", "do", "panel history", "go to the tree of states"),
     Key("panel_log", "5", "log", "do", "panel log", "go to the reports"),
-    Key("panel_command", "6", "command", "do", "stay_in_command", "go to the command line"),
+    Key("panel_command", "6", "command line", "do", "stay_in_command", "go to the command line"),
     Key("panel_mixer", "7", "mixer", "do", "panel mixer", "go to the steering mixer"),
     Key("zoom", "z", "zoom", "do", "zoom", "give the focused panel the whole screen, or back",
         bar=13),
@@ -79,9 +75,9 @@ KEYS: tuple[Key, ...] = (
     Key("why", "w", "why", "run", "why {expert}", "the numbers that condemn or spare it",
         "experts", bar=20),
     Key("steer_up", "plus,equals_sign", "in", "run", "{steer_up}",
-        "always choose this expert", "experts", bar=21, glyph="+"),
+        "always choose this expert", "experts", bar=21),
     Key("steer_down", "minus", "out", "run", "{steer_down}", "never choose this expert",
-        "experts", bar=22, glyph="-"),
+        "experts", bar=22),
     Key("steer_off", "0", "let be", "run", "{steer_off}", "stop steering this expert",
         "experts", bar=23),
     Key("metric", "m", "metric", "do", "next_metric", "show the next metric", "experts", bar=24),
@@ -108,14 +104,14 @@ KEYS: tuple[Key, ...] = (
     Key("both", "A", "A/B", "do", "both", "ask base and candidate the same, side by side, or stop it",
         bar=17),
     Key("talk", "comma", "chat settings", "do", "talk",
-        "system prompt, temperature, length, seed and thinking of the chat", "app", glyph=","),
+        "system prompt, temperature, length, seed and thinking of the chat", "app"),
     Key("token_left", "left,h", "token", "do", "token -1",
-        "the token before: the experts that served it light up", "chat", bar=20, glyph="←"),
+        "the token before: the experts that served it light up", "chat", bar=20),
     Key("token_right", "right,l", "token", "do", "token 1",
-        "the next token: the experts that served it light up", "chat", bar=21, glyph="→"),
+        "the next token: the experts that served it light up", "chat", bar=21),
     Key("again", "g", "ask again", "do", "again", "have the question answered anew", "chat", bar=22),
     Key("revise", "enter", "edit", "do", "revise",
-        "edit the question; the conversation goes on from there", "chat", bar=23, glyph="enter"),
+        "edit the question; the conversation goes on from there", "chat", bar=23),
     Key("copy", "y", "copy", "do", "copy", "copy the answer", "chat", bar=24),
     Key("new_chat", "N", "new chat", "run", "chat --new", "forget the conversation", "chat", bar=25),
     Key("brush", "B", "tint tokens", "do", "brush",
@@ -126,33 +122,31 @@ KEYS: tuple[Key, ...] = (
     Key("mix", "M", "to mixer", "do", "mix add", "bring this expert to the steering mixer",
         "experts", bar=24),
     Key("mix_toggle", "space", "mute", "do", "mix toggle", "mute the channel, or bring it back",
-        "mixer", bar=20, glyph="space"),
+        "mixer", bar=20),
     Key("mix_up", "plus,equals_sign,right,l", "more", "do", "mix fade 1",
-        "move the fader up: the expert is chosen more often", "mixer", bar=21, glyph="+"),
+        "move the fader up: the expert is chosen more often", "mixer", bar=21),
     Key("mix_down", "minus,left,h", "less", "do", "mix fade -1",
-        "move the fader down: the expert is chosen less often", "mixer", bar=22, glyph="-"),
+        "move the fader down: the expert is chosen less often", "mixer", bar=22),
     Key("mix_turn", "enter", "turn", "do", "mix turn",
         "always in, always out or a level; of a report its other mode", "mixer", bar=23),
     Key("mix_remove", "backspace,delete", "remove", "do", "mix remove",
-        "take the channel out of the mixer", "mixer", bar=24, glyph="⌫"),
+        "take the channel out of the mixer", "mixer", bar=24),
     # Picking by hand.
     Key("pick", "space", "pick", "do", "pick toggle",
         "this expert, or the range, goes with the staged plan, or stays after all", "experts",
-        bar=19, glyph="space"),
+        bar=19),
     Key("pick_more", "right_square_bracket", "more", "do", "pick dial 1",
-        "one expert more goes from every layer, the lowest scores first", "experts,plan", bar=29,
-        glyph="]"),
+        "one expert more goes from every layer, the lowest scores first", "experts,plan", bar=29),
     Key("pick_fewer", "left_square_bracket", "fewer", "do", "pick dial -1",
-        "one fewer goes from every layer, the highest scores stay", "experts,plan", bar=30,
-        glyph="["),
+        "one fewer goes from every layer, the highest scores stay", "experts,plan", bar=30),
     Key("pick_even", "E", "even out", "do", "pick even",
         "as many from every layer as from the one that loses most, by score", "experts,plan",
         bar=31),
     Key("pick_below", "T", "threshold", "do", "pick threshold",
         "everything goes that works no more than the expert under the cursor", "experts", bar=32),
     Key("range_column", "C", "column", "do", "pick column",
-        "mark this expert number in all layers; space picks it", "experts"),
-    Key("range_row", "R", "row", "do", "pick row", "mark this layer; space picks it", "experts"),
+        "mark this expert number in all layers; {pick} picks it", "experts"),
+    Key("range_row", "R", "row", "do", "pick row", "mark this layer; {pick} picks it", "experts"),
     Key("range_up", "shift+up,K", "mark up", "do", "stretch -1 0", "mark a range", "experts"),
     Key("range_down", "shift+down,J", "mark down", "do", "stretch 1 0", "mark a range", "experts"),
     Key("range_left", "shift+left,H", "mark left", "do", "stretch 0 -1", "mark a range",
@@ -160,42 +154,40 @@ KEYS: tuple[Key, ...] = (
     Key("range_right", "shift+right,L", "mark right", "do", "stretch 0 1", "mark a range",
         "experts"),
     Key("dial_more", "plus,equals_sign", "more", "do", "pick dial 1",
-        "one expert more goes from every layer, the lowest scores first", "plan", bar=20,
-        glyph="+"),
+        "one expert more goes from every layer, the lowest scores first", "plan", bar=20),
     Key("dial_fewer", "minus", "fewer", "do", "pick dial -1",
-        "one fewer goes from every layer, the highest scores stay", "plan", bar=21, glyph="-"),
+        "one fewer goes from every layer, the highest scores stay", "plan", bar=21),
     Key("plan_save", "S", "save list", "fill", "plan save plan.json",
         "write which experts stay, as a list that prune --expert-list reads", "plan", bar=22),
     Key("goto", "enter", "go there", "run", "goto {node}",
         "make the selected state the model's", "history", bar=20),
     Key("mark", "space", "mark", "do", "mark", "mark this state, to compare others with it",
-        "history", bar=21, glyph="space"),
+        "history", bar=21),
     Key("compare", "equals_sign", "compare", "run", "compare {marked} {node}",
         "perplexity, KL, size and experts of the marked state, or the model's, and this one",
-        "history", bar=22, glyph="="),
+        "history", bar=22),
     Key("name", "N", "name", "fill", "name {node}", "give this state a name", "history", bar=23),
     Key("compact", "K", "compact", "run", "compact", "slice pruned experts out of memory",
         "history", bar=24),
     # Everywhere, text fields included.
     Key("help", "f1", "help", "do", "help", "explain the focused panel and its keys", "always",
-        bar=12, glyph="F1"),
+        bar=12),
     Key("to_map", "f2", "map", "do", "panel experts",
-        "go to the experts, out of a text field too: an answer goes on", "always", bar=15,
-        glyph="F2"),
+        "go to the experts, out of a text field too: an answer goes on", "always", bar=15),
     Key("to_mixer", "f7", "mixer", "do", "panel mixer",
         "go to the steering mixer, out of a text field too: an answer goes on", "always"),
     Key("palette", "ctrl+p", "palette", "do", "palette", "search every command and key",
-        "always", bar=14, glyph="^p"),
+        "always", bar=14),
     Key("escape", "escape", "stop", "do", "escape",
-        "leave a field; stop the answer; twice: cancel the running job", "always", bar=15,
-        glyph="esc"),
+        "leave a field; stop the answer; twice: cancel the running job", "always", bar=15),
     Key("interrupt", "ctrl+c", "cancel", "do", "interrupt",
-        "cancel the running job; in a text field with a selection, copy it", "always"),
-    Key("quit", "ctrl+q", "quit", "do", "leave", "leave the shell", "always", bar=16,
-        glyph="^q"),
+        "cancel the running job; in a text field ctrl+c copies what is selected there", "always"),
+    Key("quit", "ctrl+q", "quit", "do", "leave", "leave the shell", "always", bar=16),
 )  # fmt: skip
 
 BY_ID = {key.id: key for key in KEYS}
+# Commands of two words.
+FAMILIES = ("plan", "stats")
 
 
 def bindings(scope: str) -> Iterator[Binding]:
@@ -212,7 +204,6 @@ def bindings(scope: str) -> Iterator[Binding]:
                 f"screen.key('{key.id}')",
                 key.label,
                 id=key.id,
-                tooltip=key.help,
                 priority=key.id != "interrupt",  # a field may copy first
             )
 
@@ -220,3 +211,20 @@ def bindings(scope: str) -> Iterator[Binding]:
 def keys_for(scope: str) -> list[Key]:
     """The keys that work while the panel `scope` has the focus: its own first."""
     return [key for want in (scope, "app", "always") for key in KEYS if key.works_in(want)]
+
+
+def command_of(key: Key) -> str | None:
+    """The command that `key` needs, None for a thing of the screen itself."""
+    if key.id == "chat":
+        return "chat"
+    if key.kind == "do":
+        return None
+    words = key.target.split()
+    if words[0] in FAMILIES:
+        return " ".join(words[:2])
+    return words[0].strip("{}").split("_")[0]
+
+
+def command_words(key: Key) -> str:
+    """What is typed instead of pressing `key`: its whole line where that never changes."""
+    return key.target if key.kind == "run" and "{" not in key.target else command_of(key) or ""

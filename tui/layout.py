@@ -9,8 +9,6 @@ if TYPE_CHECKING:
     from tui.state import AppState
 
 PANELS = ("experts", "chat", "plan", "history", "log", "mixer")
-# The keys that lead to them; 6 is the command line.
-NUMBERS = {"experts": 1, "chat": 2, "plan": 3, "history": 4, "log": 5, "mixer": 7}
 # These two share a place where all others have one of their own.
 UPPER = ("plan", "mixer")
 

@@ -11,7 +11,7 @@ from rich.text import Text
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 
 from tui import guide
-from tui.keymap import KEYS
+from tui.keymap import KEYS, command_of, command_words
 from tui.state import AppState
 
 
@@ -31,14 +31,14 @@ def items(state: AppState) -> list[Item]:
     """Every entry, commands first: those of the main job in its order, then by name."""
     out: list[Item] = []
     for key in KEYS:
-        if key.id in ("palette", "escape") or key.id.startswith("panel_command"):
+        if key.id in ("palette", "escape"):
             continue
-        name = guide.command_of(key) or ""
-        said = key.target if key.kind == "run" and "{" not in key.target else name or key.label
+        name = command_of(key) or ""
+        said, ways = command_words(key) or key.label, state.names.all(key.id)
         out.append(
             Item(
-                f"{said} ({key.shown})",
-                key.help,
+                f"{said} ({ways[0]})" if ways else said,
+                state.names.say(key.help),
                 guide.why_not(state, key),
                 key.id,
                 name,

@@ -21,6 +21,7 @@ REST = 0.7
 """Seconds without a pick after which the draft becomes a command line."""
 
 DEFAULT_METRIC = "reap_sum"
+UNMEASURED = "nothing is measured yet: press {collect} to calibrate"
 
 
 def metric_of(state: AppState) -> str:
@@ -157,7 +158,7 @@ def threshold(state: AppState, now: float) -> AppState:
     if field is None or before is None:
         return state
     if field.scores is None:
-        return _said(state, "nothing is measured yet: press c to calibrate")
+        return _said(state, state.names.say(UNMEASURED))
     living = np.where(field.alive, field.scores, 0.0)
     total = living.sum(axis=1, keepdims=True)
     share = np.divide(living, total, out=np.zeros_like(living), where=total > 0)

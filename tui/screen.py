@@ -124,7 +124,7 @@ class MainScreen(Screen[None]):
             self._rescue_focus(plan)
         strip = self.query_one(TabStrip)
         strip.display = bool(plan.tabs)
-        strip.show(plan.tabs, plan.visible, self._marked())
+        strip.show(plan, self._marked(), state.names)
 
     def _rescue_focus(self, plan: Arrangement) -> None:
         """A focus whose panel has left the screen goes to one that is on it."""

@@ -22,6 +22,7 @@ from mlxfun.events import (
 from mlxfun.hand_reports import ProbeReport
 from mlxfun.reports import Report, SessionView
 from tui import turns
+from tui.keynames import USUAL, Names
 from tui.mixer import Channel
 from tui.turns import Turn
 
@@ -103,6 +104,7 @@ class Draft:
 class AppState:
     """Everything the screen shows.
 
+    names: what the keys are called, in every sentence.
     jobs: what runs, the innermost last: a replay runs its lines as jobs inside its own.
     frame: the running calibration's newest heat. traffic: float64 [L, E], times each expert served
     the newest answer. lit: int32 [L, K], the experts of the newest token while one is generated;
@@ -120,6 +122,7 @@ class AppState:
 
     view: SessionView = field(default_factory=SessionView)
     rows: tuple[Row, ...] = ()
+    names: Names = USUAL
     jobs: tuple[Job, ...] = ()
     queued: tuple[tuple[int, str], ...] = ()
     frame: RoutingFrame | None = None

@@ -21,6 +21,7 @@ max-tokens = 512
 
 [keys]
 apply = "ctrl+a"
+discard = ""
 """
 
 
@@ -31,7 +32,7 @@ def test_all_that_it_may_say_is_read(tmp_path: Path) -> None:
     assert (config.theme, config.refresh_rate, config.keep_sessions) == ("mlxfun-light", 10, False)
     assert config.undo_budget == 2 << 30
     assert config.defaults == {"metric": "freq", "max-tokens": 512}
-    assert config.keys == {"apply": "ctrl+a"}
+    assert config.keys == {"apply": "ctrl+a", "discard": ""}
 
 
 def test_without_a_file_of_the_user_everything_is_as_it_comes(

@@ -87,6 +87,12 @@ def test_no_two_commands_share_a_key() -> None:
     assert len(keys) == len(set(keys))
 
 
+def test_a_help_page_names_the_key_that_the_user_chose() -> None:
+    assert help_text("apply").endswith("\n\nKey a; undo takes it back.")
+    assert help_text("apply", {"apply": "ctrl+a"}).endswith("Key ctrl+a; undo takes it back.")
+    assert help_text("apply", {"apply": ""}).endswith("\n\nUndo takes it back.")
+
+
 @pytest.mark.parametrize("name", sorted(NAMES))
 def test_every_command_explains_itself(name: str) -> None:
     command = COMMANDS[name]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from textual.pilot import Pilot
 
+from commands.config import Config
 from tests.fake_engine import FakeEngine
 from tui.app import ShellApp
 from tui.lines import LineHistory
@@ -38,6 +40,12 @@ class Shell:
         await self.pilot.pause()
 
     @property
+    def screen(self) -> str:
+        """All that can be read on the screen, line by line."""
+        strips = self.app.screen._compositor.render_strips()
+        return "\n".join("".join(segment.text for segment in strip) for strip in strips)
+
+    @property
     def echo(self) -> str:
         """What the echo line says."""
         return str(self.app.main.query_one("#echo").visual)
@@ -49,10 +57,19 @@ def clock() -> float:
 
 
 def make(
-    engine: FakeEngine, lines: Path | None = None, now: Callable[[], float] = clock
+    engine: FakeEngine,
+    lines: Path | None = None,
+    now: Callable[[], float] = clock,
+    keys: Mapping[str, str] = MappingProxyType({}),
 ) -> ShellApp:
-    """The application on `engine`, remembering command lines in `lines`."""
-    return ShellApp(engine, startup_lines=["load demo"], lines=LineHistory(lines), clock=now)
+    """The application on `engine`, remembering command lines in `lines`. keys: the user's own."""
+    return ShellApp(
+        engine,
+        startup_lines=["load demo"],
+        lines=LineHistory(lines),
+        clock=now,
+        config=Config(keys=keys),
+    )
 
 
 def drive(
@@ -62,12 +79,13 @@ def drive(
     engine: FakeEngine | None = None,
     lines: Path | None = None,
     now: Callable[[], float] = clock,
+    keys: Mapping[str, str] = MappingProxyType({}),
 ) -> Shell:
     """Run `test` against a shell of `size`; returns the shell, its application ended."""
     engine = engine or FakeEngine()
 
     async def body() -> Shell:
-        app = make(engine, lines, now)
+        app = make(engine, lines, now, keys)
         async with app.run_test(size=size) as pilot:
             shell = Shell(engine, app, pilot)
             await shell.settle()

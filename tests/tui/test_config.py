@@ -44,6 +44,31 @@ def test_one_key_cannot_mean_two_things() -> None:
     ):
         check_config(config(apply="u"))
     check_config(config(apply="u", undo="f9"))
+    # However it is written.
+    with pytest.raises(UsageError, match=r"keys\.apply: right_square_bracket is the key of pick_m"):
+        check_config(config(apply="]"))
+
+
+@pytest.mark.parametrize(
+    ("keys", "problem"),
+    [
+        ({"apply": "ctl+a"}, "keys.apply: 'ctl+a' is no key: it is a character or the name of one"),
+        ({"apply": "f9,shift+a"}, "keys.apply: 'shift+a' types a character of its own"),
+        ({"palette": ""}, "keys.palette: it needs a key: what has none is reached by it"),
+        ({"help": "h"}, "keys.help: h is for typing, and this key works in text fields too"),
+        ({"escape": "tab"}, "keys.escape: tab is for typing, and this key works in text fields"),
+    ],
+)
+def test_what_cannot_be_a_key_is_named_with_its_line(keys: dict[str, str], problem: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        check_config(config(**keys))
+    assert str(caught.value).startswith(f"config.toml:4: {problem}")
+
+
+def test_keys_can_be_taken_away_given_twice_and_exchanged() -> None:
+    check_config(config(apply="", undo=""))
+    check_config(config(apply="f9, ctrl+a"))
+    check_config(config(apply="u", undo="a"))
 
 
 def test_the_users_key_works_and_the_old_one_does_not() -> None:

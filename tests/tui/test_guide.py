@@ -12,6 +12,7 @@ from tests.fake_engine import FakeEngine
 from tests.tui.driving import APPLIED, CALIBRATED, STAGED
 from tui import guide
 from tui.keymap import BY_ID, KEYS
+from tui.keynames import USUAL
 from tui.state import AppState
 
 
@@ -40,7 +41,7 @@ def test_every_stage_of_the_main_job_has_a_next_key_and_says_so(
 ) -> None:
     state = state_after(*lines)
     assert guide.next_key(state) == key
-    assert BY_ID[key].shown in guide.next_step(state).replace(".", " ").replace(":", " ").split()
+    assert USUAL[key] in guide.next_step(state).replace(".", " ").replace(":", " ").split()
     assert guide.why_not(state, BY_ID[key]) == ""
     bar = guide.hints(state, "experts", 80)
     assert bar[0] == (BY_ID[key], True, True)
@@ -56,7 +57,7 @@ def test_keys_that_do_nothing_say_why() -> None:
 @pytest.mark.parametrize("room", [20, 58, 78, 118, 198])
 def test_the_key_bar_fits_and_always_offers_help_and_the_command_line(room: int) -> None:
     bar = guide.hints(state_after("load demo", *STAGED), "experts", room)
-    assert sum(guide.width(key) for key, _, _ in bar) <= max(room, 20)
+    assert sum(guide.width(key, USUAL) for key, _, _ in bar) <= max(room, 20)
     assert [key.id for key, _, _ in bar[-2:]] == ["command", "help"]
 
 

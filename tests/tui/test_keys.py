@@ -175,7 +175,7 @@ DO_EFFECTS: dict[str, Callable[[Shell], bool]] = {
     "brush": lambda s: s.app.state.brush,
     "help": lambda s: isinstance(s.app.screen, HelpScreen),
     "palette": lambda s: not isinstance(s.app.screen, MainScreen | HelpScreen),
-    "escape": lambda s: s.app.state.job is not None and "escape again" in s.echo,
+    "escape": lambda s: s.app.state.job is not None and "esc again" in s.echo,
     "interrupt": lambda s: s.engine.cancelled == 1,
     "quit": lambda s: s.app.return_code == 0 and not s.app.is_running,
 }

@@ -15,6 +15,7 @@ from tests.fake_engine import FakeEngine
 from tests.tui.driving import CALIBRATED, STAGED, Shell, drive, ready
 from tui import palette
 from tui.keymap import KEYS
+from tui.keynames import USUAL
 from tui.screen import MainScreen
 from tui.state import AppState, Job
 from tui.text import tree
@@ -27,6 +28,7 @@ from tui.widgets.transcript import turn_lines
 @pytest.mark.parametrize(
     "module",
     [
+        "tui.keynames",
         "tui.text",
         "tui.heat.paint",
         "tui.heat.words",
@@ -142,7 +144,7 @@ def test_the_status_line_fits_and_keeps_the_job_longest(width: int) -> None:
 
 
 def test_the_key_bar_knows_where_each_of_its_keys_is() -> None:
-    text, spans = bar_text([(KEYS[0], True, True), (KEYS[1], False, False)])
+    text, spans = bar_text([(KEYS[0], True, True), (KEYS[1], False, False)], USUAL)
     assert text.plain == "c calibrate  p prune  "
     assert [text.plain[a:b] for a, b, _ in spans] == ["c calibrate", "p prune"]
 
@@ -154,7 +156,7 @@ def test_the_palette_holds_every_command_and_every_key() -> None:
     found = palette.items(AppState(view=engine.view(), rows=engine.rows()))
     assert {row.name for row in engine.rows()} <= {item.command for item in found}
     listed = {item.key for item in found}
-    assert {key.id for key in KEYS} - listed == {"palette", "escape", "panel_command"}
+    assert {key.id for key in KEYS} - listed == {"palette", "escape"}
 
 
 def test_what_cannot_be_chosen_now_says_why() -> None:

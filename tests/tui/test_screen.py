@@ -271,7 +271,7 @@ def test_two_escapes_cancel_and_one_only_asks() -> None:
         await shell.settle()
         await shell.press("escape")
         assert shell.engine.cancelled == 0
-        assert shell.echo == "· escape again cancels: collect --dataset demo:mixed"
+        assert shell.echo == "· esc again cancels: collect --dataset demo:mixed"
         clock.now += 5.0
         await shell.press("escape")
         assert shell.engine.cancelled == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.text import Text
 from textual import on
 from textual.app import ComposeResult
 from textual.widget import Widget
@@ -15,7 +16,8 @@ from tui.widgets.fields import Field
 from tui.widgets.panel import Panel
 from tui.widgets.transcript import Transcript
 
-WELCOME = "Press i and ask something.\nThe experts at work light up while it answers."
+WELCOME = "Press {chat} and ask something.\nThe experts at work light up while it answers."
+UNLOADED = "A model has to be loaded first."
 
 
 class ChatPanel(Panel):
@@ -25,15 +27,16 @@ class ChatPanel(Panel):
     title = "chat"
     about = (
         "What you type here goes to the live model: the candidate while a plan is staged, the "
-        "base after f. The coloured bar at the left of an answer tells which one spoke. Steering "
+        "base after {flip}. The coloured bar at the left of an answer tells which one spoke. Steering "
         "and flipping take effect with the next token.\n\n"
-        "Escape stops the answer (F2 goes to the map and F7 to the mixer while it runs on, so that "
-        "an expert can be steered in the middle of it); once more it leaves the field for the conversation. There left "
-        "and right move over the tokens, and the experts that served a token light up in the map; B "
-        "in the map tints the tokens that the expert under its cursor served. g asks again, Enter "
-        "edits a question and asks anew, y copies the answer, , (comma) sets system prompt, "
-        "temperature, length, seed and thinking.\n\n"
-        "A asks base and candidate the same, side by side: the first token in which they part is "
+        "{escape} stops the answer ({to_map} goes to the map and {to_mixer} to the mixer while it "
+        "runs on, so that an expert can be steered in the middle of it); once more it leaves the "
+        "field for the conversation. There {token_left} and {token_right} move over the tokens, "
+        "and the experts that served a token light up in the map; {brush} in the map tints the "
+        "tokens that the expert under its cursor served. {again} asks again, {revise} edits a "
+        "question and asks anew, {copy} copies the answer, {talk} sets system prompt, temperature, "
+        "length, seed and thinking.\n\n"
+        "{both} asks base and candidate the same, side by side: the first token in which they part is "
         "marked, and the strip tells token by token how far the candidate's next word is from the "
         "base's (KL, in nats)."
     )
@@ -58,12 +61,13 @@ class ChatPanel(Panel):
 
     def show(self, state: AppState) -> None:
         """Draw the conversation of `state`."""
+        self.entitle(state.names)
         welcome = self.query_one("#welcome", Static)
         welcome.display = not state.turns
-        words = WELCOME if state.view.model else "A model has to be loaded first."
+        words = state.names.say(WELCOME if state.view.model else UNLOADED)
         if words != self._welcome:
             self._welcome = words
-            welcome.update(words)
+            welcome.update(Text(words))
         transcript = self.query_one(Transcript)
         transcript.display = bool(state.turns)
         transcript.show(state.turns, state.token, talk.tint(state))

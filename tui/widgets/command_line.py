@@ -15,6 +15,7 @@ from textual.suggester import Suggester
 from textual.widget import Widget
 from textual.widgets import Input
 
+from tui.keynames import USUAL, Names
 from tui.messages import LineEntered
 from tui.ports import Completion
 from tui.state import AppState, Entry
@@ -118,8 +119,8 @@ class CommandLine(Vertical):
 
     about = (
         "Type any command. Tab completes and goes round, the arrow right takes what is shown dim, "
-        "up and down walk through earlier lines, Enter runs, Escape leaves. Opened with : it takes one "
-        "line and gives the focus back; opened with 6 it stays. `help` lists the "
+        "up and down walk through earlier lines, Enter runs, {escape} leaves. Opened with {command} it "
+        "takes one line and gives the focus back; opened with {panel_command} it stays. `help` lists the "
         "commands, `help prune` explains one."
     )
 
@@ -129,6 +130,7 @@ class CommandLine(Vertical):
         self._past = past
         self._echo: Entry | None = None
         self._hint = ""
+        self._names = USUAL
         self._back: Widget | None = None
 
     def compose(self) -> ComposeResult:
@@ -142,7 +144,7 @@ class CommandLine(Vertical):
 
     def show(self, state: AppState, hint: str) -> None:
         """Show the newest message of `state`; `hint` where there is none."""
-        self._echo, self._hint = state.echo, hint
+        self._echo, self._hint, self._names = state.echo, hint, state.names
         self._draw()
 
     def fill(self, line: str) -> None:
@@ -170,7 +172,7 @@ class CommandLine(Vertical):
             mark, style = MARKS[self._echo.level]
             text = Text(mark, style=style, no_wrap=True, overflow="ellipsis")
             plain = Style(bold=False, color=None if self._echo.level == "error" else "default")
-            text.append(one_line(self._echo), plain)
+            text.append(one_line(self._echo, self._names), plain)
         else:
             text = Text(self._hint, style="dim", no_wrap=True, overflow="ellipsis")
         self.query_one("#echo", Line).put(text)
@@ -200,10 +202,10 @@ class CommandLine(Vertical):
         self._draw()
 
 
-def one_line(entry: Entry) -> str:
+def one_line(entry: Entry, names: Names) -> str:
     """What the echo line says of an entry: a page of text only that it is there."""
     if entry.report is not None and "\n" in entry.text.strip():
-        return f"{entry.line}: see the reports (5)"
+        return f"{entry.line}: {names.say('see the reports ({panel_log})')}"
     return " ".join(entry.text.split())
 
 

@@ -9,7 +9,6 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Horizontal, ScrollableContainer
-from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import Static
 
@@ -61,26 +60,28 @@ class ExpertsPanel(Panel):
     title = "experts"
     about = (
         "One cell is one expert of one layer: the brighter, the more it works by the chosen "
-        "metric. Each layer has its own scale unless you press b.\n\n"
+        "metric. Each layer has its own scale unless you press {span}.\n\n"
         "·  never seen     ╱  goes with the staged plan     ×  pruned\n"
         "▲  forced in      ▼  forced out     ◆  protected     yellow: at work this instant\n\n"
-        "After `stats diff A B` the map shows two files of statistics against each other (m comes "
-        "to it and leaves it): orange works more in A, blue more in B, as shares of the layer. "
+        "After `stats diff A B` the map shows two files of statistics against each other ({metric} "
+        "comes to it and leaves it): orange works more in A, blue more in B, as shares of the "
+        "layer. "
         "`stats rank A B --n-prune 4 --stage` stages what several files agree to need least.\n\n"
         "In a map with more layers than lines two layers share a line: never seen is ':', experts "
         "that go are red, forced in green, forced out magenta. The line below the map always says "
-        "it in words, and y turns the map into a table.\n\n"
-        "Enter goes closer: to the layer under the cursor, a line for each expert, and from there "
-        "(or at once with W) to one expert: its figures, the tokens that are its own and the expert most "
-        "like it; Escape goes back. 'cut here' is the work lost if an expert goes with all that are "
-        "less busy. S sorts each layer by score, z gives the map the whole screen, g shows every "
-        "expert in a column of its own.\n\n"
-        "space picks the expert under the cursor: it goes with the staged plan, or stays after all. "
-        "Shift with the arrows marks a range, C this expert number in all layers, R the layer; "
-        "space then picks what is marked. ] and [ take one more or one fewer from every layer by "
-        "score, T takes everything that works no more than the expert under the cursor, E evens "
-        "the layers out. Bytes and work lost follow at once; when you rest, the selection becomes "
-        "a staged plan and is measured quickly."
+        "it in words, and {table} turns the map into a table.\n\n"
+        "{closer} goes closer: to the layer under the cursor, a line for each expert, and from "
+        "there (or at once with {dossier}) to one expert: its figures, the tokens that are its own "
+        "and the expert most like it; {escape} goes back. 'cut here' is the work lost if an expert "
+        "goes with all that are less busy. {sort} sorts each layer by score, {zoom} gives the map "
+        "the whole screen, {fit} shows every expert in a column of its own.\n\n"
+        "{pick} picks the expert under the cursor: it goes with the staged plan, or stays after "
+        "all. {range_left}, {range_right}, {range_up} and {range_down} mark a range, "
+        "{range_column} this expert number in all layers, {range_row} the layer; {pick} then "
+        "picks what is marked. {pick_more} and {pick_fewer} take one more or one fewer from every "
+        "layer by score, {pick_below} takes everything that works no more than the expert under "
+        "the cursor, {pick_even} evens the layers out. Bytes and work lost follow at once; when "
+        "you rest, the selection becomes a staged plan and is measured quickly."
     )
 
     SCOPED_CSS = False
@@ -96,10 +97,6 @@ class ExpertsPanel(Panel):
     ExpertsPanel TableTwin { height: 1fr; overflow: auto auto; scrollbar-size-horizontal: 1; background: $background; scrollbar-size-vertical: 1; }
     ExpertsPanel TableTwin Static { width: auto; }
     """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._entitled = ""
 
     def compose(self) -> ComposeResult:
         yield Static(id="empty")
@@ -125,7 +122,7 @@ class ExpertsPanel(Panel):
         if blank:
             self.query_one("#empty", Static).update(Text(guide.next_step(state)))
             self.query_one("#words", Line).put("")
-            self._entitle("1 experts")
+            self.entitle(state.names)
             self.query_one(Legend).display = False
             return
         # The numeric modules load here, after the first paint.
@@ -156,7 +153,7 @@ class ExpertsPanel(Panel):
         words += self._brushed(state)
         self.query_one("#words", Line).put(words)
         caption = self._caption(state, model.metric, model.samples)
-        self._entitle(f"1 experts · {caption}")
+        self.entitle(state.names, caption)
         going = pick.tally(state)
         self.query_one("#caption", Line).put(f"{going} · {caption}" if going else caption)
         self.subtitle(going)
@@ -173,15 +170,9 @@ class ExpertsPanel(Panel):
         """How much of the newest answer the expert under the cursor served, while brushing."""
         turn = state.turns[-1] if state.turns else None
         if not state.brush or turn is None or not turn.pieces:
-            return " · its tokens are tinted (B)" if state.brush else ""
+            return state.names.say(" · its tokens are tinted ({brush})") if state.brush else ""
         some, of = served(turn, *state.cursor)
         return f" · served {some} of the answer's {of} tokens"
-
-    def _entitle(self, title: str) -> None:
-        # Setting it redraws the whole frame of the panel.
-        if title != self._entitled:
-            self._entitled = title
-            self.border_title = Content(title)
 
     @staticmethod
     def _caption(state: AppState, metric: str, samples: int) -> str:

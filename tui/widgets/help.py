@@ -8,13 +8,13 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 from textual.app import ComposeResult
-from textual.binding import BindingType
+from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from tui import guide
-from tui.keymap import Key, keys_for
+from tui.keymap import BY_ID, Key, keys_for
 from tui.state import AppState
 
 
@@ -25,12 +25,12 @@ def help_page(title: str, about: str, panel: str, state: AppState) -> Group:
     table.add_column(overflow="fold")
     for key in in_order(panel):
         reason = guide.why_not(state, key)
-        text = Text(key.help, style="dim" if reason else "")
+        text = Text(state.names.say(key.help), style="dim" if reason else "")
         if reason:
             text.append(f" (not now: {reason})", "dim italic")
         text.append(f"  {key.id}", "dim")  # its name in the user's configuration
-        names = [key.glyph] if key.glyph else key.keys.split(",")
-        table.add_row(" ".join(names), text)
+        # As Text: a bracket is a key, not markup.
+        table.add_row(Text("  ".join(state.names.all(key.id)) or state.names[key.id]), text)
     step = guide.next_step(state)
     parts = [Text(title, style="bold underline"), Text(), Text(about), Text()]
     if step:
@@ -47,7 +47,11 @@ def in_order(panel: str) -> list[Key]:
 class HelpScreen(ModalScreen[None]):
     """Shows a page until it is dismissed."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [("escape,f1,q,enter", "dismiss", "close")]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        ("escape,q,enter", "dismiss", "close"),
+        # The key that opened it, whichever the user has made that.
+        Binding(BY_ID["help"].keys, "dismiss", "close", id="help"),
+    ]
 
     DEFAULT_CSS = """
     HelpScreen { align: center middle; }

@@ -83,12 +83,12 @@ class HistoryPanel(Panel):
     panel = "history"
     title = "history"
     about = (
-        "Every committed edit is a state in this tree; ● is where the model is. u goes one up, "
-        "r down again, Enter goes straight to the selected state. An edit made after an undo "
+        "Every committed edit is a state in this tree; ● is where the model is. {undo} goes one "
+        "up, {redo} down again, {goto} goes straight to the selected state. An edit made after an undo "
         "starts a branch: nothing is lost. States are restored bit for bit.\n\n"
-        "space marks a state (◆) and = compares the selected one with it, or with the model's: "
-        "perplexity, KL, size and experts, measured on the same text. N names a state, K slices "
-        "pruned experts out of memory (compact). The meter shows what the undo budget holds."
+        "{mark} marks a state (◆) and {compare} compares the selected one with it, or with the "
+        "model's: perplexity, KL, size and experts, measured on the same text. {name} names a "
+        "state, {compact} slices pruned experts out of memory (compact). The meter shows what the undo budget holds."
     )
 
     def __init__(self) -> None:
@@ -111,6 +111,7 @@ class HistoryPanel(Panel):
 
     def show(self, state: AppState) -> None:
         """Draw the tree of `state`."""
+        self.entitle(state.names)
         history, marked = state.view.history, state.marked
         before = self._shown
         if before is not None and before[0] is history and before[1] == marked:

@@ -8,6 +8,7 @@ from textual import events
 
 from tui import guide
 from tui.keymap import Key
+from tui.keynames import Names
 from tui.messages import KeyUsed
 from tui.state import AppState
 from tui.widgets.line import Line
@@ -27,7 +28,7 @@ class KeyBar(Line):
     def show(self, state: AppState, panel: str) -> None:
         """Draw the keys for `state` while `panel` has the focus."""
         hints = guide.hints(state, panel, self.app.size.width - 2)
-        text, self._spans = bar_text(hints)
+        text, self._spans = bar_text(hints, state.names)
         self.put(text)
 
     def on_click(self, event: events.Click) -> None:
@@ -36,7 +37,9 @@ class KeyBar(Line):
                 self.post_message(KeyUsed(key))
 
 
-def bar_text(hints: list[tuple[Key, bool, bool]]) -> tuple[Text, list[tuple[int, int, str]]]:
+def bar_text(
+    hints: list[tuple[Key, bool, bool]], names: Names
+) -> tuple[Text, list[tuple[int, int, str]]]:
     """The line, and for each key its columns [start, end) and its id."""
     text, spans = Text(no_wrap=True, overflow="ellipsis"), []
     for key, applies, leads in hints:
@@ -45,7 +48,7 @@ def bar_text(hints: list[tuple[Key, bool, bool]]) -> tuple[Text, list[tuple[int,
         label = Style() if applies else Style(dim=True)
         if leads:
             sign, label = Style(bold=True, reverse=True), Style(bold=True)
-        text.append(key.shown, sign)
+        text.append(names[key.id], sign)
         text.append(f" {key.label}", label)
         spans.append((start, text.cell_len, key.id))
         text.append("  ")

@@ -70,7 +70,7 @@ class LogPanel(Panel):
     title = "reports"
     about = (
         "Every command leaves its report here: ✓ done, ✗ failed and why, ! worth knowing. "
-        "Scroll with the arrow keys and Page Up and Page Down; z gives it the whole screen."
+        "Scroll with the arrow keys and Page Up and Page Down; {zoom} gives it the whole screen."
     )
 
     DEFAULT_CSS = """
@@ -91,6 +91,7 @@ class LogPanel(Panel):
 
     def show(self, state: AppState) -> None:
         """Draw the log of `state`."""
+        self.entitle(state.names)
         if state.log is self._log:
             return
         self._log = state.log

@@ -19,6 +19,10 @@ from tui.state import AppState
 from tui.text import shortened
 from tui.widgets.panel import Panel
 
+NOBODY = (
+    "Nobody is steered. Press {mix} on an expert in the map to bring it here, or type "
+    "domain-scan or safety-scan for a whole report."
+)
 HALF = 6
 """Columns on each side of a fader's middle."""
 UP, DOWN, DIM = Style(color="green"), Style(color="magenta"), Style(dim=True)
@@ -99,10 +103,10 @@ class MixerPanel(Panel):
     about = (
         "Every steered expert and every scan report is a channel; what you change here counts from "
         "the next token on, in the middle of an answer too, and changes no weights.\n\n"
-        "M in the map brings the expert under the cursor here. + and - move its fader: a number "
-        "that is added to the router's score, up to always in or always out at the ends. space "
-        "mutes a channel and brings it back, Enter turns it (in, out, level; of a report its other "
-        "mode), Backspace takes it away. The fader of a report says how many of its experts, the "
+        "{mix} in the map brings the expert under the cursor here. {mix_up} and {mix_down} move "
+        "its fader: a number that is added to the router's score, up to always in or always out "
+        "at the ends. {mix_toggle} mutes a channel and brings it back, {mix_turn} turns it (in, "
+        "out, level; of a report its other mode), {mix_remove} takes it away. The fader of a report says how many of its experts, the "
         "strongest first, are steered. safety-scan and domain-scan make reports."
         " Any number of them may be on: where two disagree on an expert, the lower one in the list "
         "decides, and a channel of the expert itself before both."
@@ -117,11 +121,7 @@ class MixerPanel(Panel):
         self._shown: tuple[Channel, ...] | None = None
 
     def compose(self) -> ComposeResult:
-        yield Static(
-            "Nobody is steered. Press M on an expert in the map to bring it here, or type "
-            "domain-scan or safety-scan for a whole report.",
-            id="unsteered",
-        )
+        yield Static(id="unsteered")
         yield ChannelList()
 
     def entrance(self) -> Widget:
@@ -138,10 +138,13 @@ class MixerPanel(Panel):
 
     def show(self, state: AppState) -> None:
         """Draw the channels of `state`."""
+        self.entitle(state.names)
         if state.mixer == self._shown:
             return
         self._shown = state.mixer
-        self.query_one("#unsteered").display = not state.mixer
+        nobody = self.query_one("#unsteered", Static)
+        nobody.display = not state.mixer
+        nobody.update(Text(state.names.say(NOBODY)))
         rows = self.query_one(ChannelList)
         place = rows.highlighted or 0
         rows.clear_options()

@@ -1,4 +1,4 @@
-"""What all panels share: a frame with a number and a title, and a page of help."""
+"""What all panels share: a frame with a key and a title, and a page of help."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from textual.containers import Vertical
 from textual.content import Content
 from textual.widget import Widget
 
-from tui.layout import NUMBERS
+from tui.keynames import Names
 
 
 class Panel(Vertical):
-    """A framed part of the screen. The screen finds panels by `panel`, their name in the layout."""
+    """A framed part of the screen. The screen finds panels by `panel`, their name in the layout.
+
+    about: the page of help, a template with ids of keys as `Names.say` takes it.
+    """
 
     panel: ClassVar[str] = ""
     title: ClassVar[str] = ""
@@ -50,7 +53,17 @@ class Panel(Vertical):
     def __init__(self) -> None:
         super().__init__(id=self.panel)
         self._subtitle = ""
-        self.border_title = f"{NUMBERS[self.panel]} {self.title}"
+        self._entitled = ""
+        self.border_title = self.title
+
+    def entitle(self, names: Names, caption: str = "") -> None:
+        """Write the key that leads here, the title and a caption into the upper edge."""
+        ways = names.all(f"panel_{self.panel}")[:1]
+        title = " · ".join([" ".join([*ways, self.title]), *([caption] if caption else [])])
+        # Setting it redraws the whole frame of the panel.
+        if title != self._entitled:
+            self._entitled = title
+            self.border_title = Content(title)
 
     def subtitle(self, text: str) -> None:
         """Write `text` into the lower edge. Drawing the frame anew is left out when it is there."""

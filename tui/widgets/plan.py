@@ -19,10 +19,17 @@ from mlxfun.hand_reports import ProbeReport
 from mlxfun.reports import EvaluateReport, PlanReport, SessionView, readable_bytes
 from tui import guide, pick
 from tui.keymap import bindings
+from tui.keynames import USUAL, Names
 from tui.state import AppState
 from tui.text import bar, ranges
 from tui.widgets.panel import Panel
 
+UNMEASURED = "Nothing staged.\nPress {collect} to calibrate, then {prune} to stage a prune."
+MEASURED = (
+    "Nothing staged.\nPress {prune} to stage a prune, {dial_more} for one expert of each layer, or "
+    "pick experts in the map with {pick}: you see here what goes and what it costs, and decide "
+    "then."
+)
 GOOD, WARN, BAD = Style(color="green"), Style(color="yellow"), Style(color="red")
 DIM, BOLD = Style(dim=True), Style(bold=True)
 
@@ -46,14 +53,15 @@ def draft_body(state: AppState) -> RenderableType:
     if broken:
         parts.append(Text(f"! not staged: {broken}", BAD))
     elif uneven:
-        parts.append(Text(f"! {uneven}: E evens it out by score", WARN))
+        way = state.names.say("{pick_even} evens it out by score")
+        parts.append(Text(f"! {uneven}: {way}", WARN))
     losses = handpick.lost(field, gone)
     rows = handpick.sets_of(field.layers, gone)
     shares = None if losses is None else dict(zip(field.layers, map(float, losses), strict=True))
     return Group(*parts, Text(), losses_table(rows, shares))
 
 
-def headline(plan: PlanReport, live: str) -> Text:
+def headline(plan: PlanReport, live: str, names: Names) -> Text:
     """The plan in three lines."""
     gone = sum(len(experts) for experts in plan.pruned.values())
     saved = plan.bytes_before - plan.bytes_after
@@ -65,7 +73,7 @@ def headline(plan: PlanReport, live: str) -> Text:
         text.append(f"{plan.summary()}\n")
         text.append("live now: ", DIM)
         text.append(live, BOLD)
-        return text.append("  (f swaps)", DIM)
+        return text.append(names.say("  ({flip} swaps)"), DIM)
     if plan.strategy == "hand":
         text.append("selection by hand", BOLD)
         text.append(f": {gone} experts go\n")
@@ -77,7 +85,7 @@ def headline(plan: PlanReport, live: str) -> Text:
     text.append(f"(-{share:.0%})\n", GOOD)
     text.append("live now: ", DIM)
     text.append(live, BOLD)
-    text.append("  (f swaps)", DIM)
+    text.append(names.say("  ({flip} swaps)"), DIM)
     return text
 
 
@@ -87,21 +95,24 @@ def left(plan: PlanReport) -> str:
     return str(kept[0]) if len(set(kept)) == 1 else f"{min(kept)} to {max(kept)}"
 
 
-def quick(probe: ProbeReport) -> Text:
+def quick(probe: ProbeReport, names: Names) -> Text:
     """A probe in two lines."""
     style = GOOD if probe.ratio <= 1.05 else WARN if probe.ratio <= 1.25 else BAD
     text = Text("quick probe: perplexity ")
     text.append(f"{probe.ratio:.3f}x", style)
     text.append(f", KL {probe.kl_mean:.4f}, same next token {probe.top1_agreement:.0%}\n")
-    return text.append(f"on {probe.tokens} tokens only; v measures thoroughly", DIM)
+    way = names.say("{preview} measures thoroughly")
+    return text.append(f"on {probe.tokens} tokens only; {way}", DIM)
 
 
-def verdict(scores: EvaluateReport | None, probe: ProbeReport | None, plan: PlanReport) -> Text:
+def verdict(view: SessionView, probe: ProbeReport | None, names: Names) -> Text:
     """Before and after, or how to get it."""
+    plan, scores = view.plan, view.scores
+    assert plan is not None
     if scores is None and probe is not None and probe.measured_state == plan.state_after:
-        return quick(probe)
+        return quick(probe, names)
     if scores is None:
-        return Text("not measured yet: press v", WARN)
+        return Text(names.say("not measured yet: press {preview}"), WARN)
     ratio = scores.ratio
     style = GOOD if ratio <= 1.05 else WARN if ratio <= 1.25 else BAD
     text = Text("perplexity ")
@@ -174,13 +185,14 @@ def plan_body(
     view: SessionView,
     probe: ProbeReport | None = None,
     limits: tuple[tuple[str, float], ...] = (),
+    names: Names = USUAL,
 ) -> RenderableType:
     """The whole panel for a staged plan."""
     assert view.plan is not None
-    parts: list[RenderableType] = [headline(view.plan, view.live)]
+    parts: list[RenderableType] = [headline(view.plan, view.live, names)]
     parts += [Text(f"! {warning}", WARN) for warning in view.plan.warnings]
     table = losses_table(view.plan.pruned, view.plan.mass_lost)
-    parts += [Text(), verdict(view.scores, probe, view.plan)]
+    parts += [Text(), verdict(view, probe, names)]
     parts += [guardrails(limits, view.scores)] if limits else []
     parts += [memory(view)] if view.memory_active else []
     parts += [Text(), table] if table.row_count else []
@@ -191,11 +203,8 @@ def empty_body(state: AppState) -> Text:
     """The panel without a plan: what to do to get one."""
     measured = state.view.heat is not None and bool(state.view.heat.metrics)
     if not measured:
-        return Text("Nothing staged.\nPress c to calibrate, then p to stage a prune.")
-    return Text(
-        "Nothing staged.\nPress p to stage a prune, + for one expert of each layer, or pick experts "
-        "in the map with space: you see here what goes and what it costs, and decide then."
-    )
+        return Text(state.names.say(UNMEASURED))
+    return Text(state.names.say(MEASURED))
 
 
 class PlanScroll(VerticalScroll):
@@ -213,10 +222,10 @@ class PlanPanel(Panel):
         "A staged plan is live but not committed: the chat talks to the candidate, the committed "
         "weights are untouched. 'work lost' is the share of the layer's summed metric that goes "
         "with the condemned experts: small is good.\n\n"
-        "v measures perplexity and KL against the checkpoint, f swaps base and candidate, "
-        "a applies, d discards. Applying can be undone bit for bit.\n\n"
-        "+ and - take one expert more or fewer from every layer by score, E evens the layers out, "
-        "S writes the list of experts that stay. Guardrails are set with `set max-kl 0.1` and `set "
+        "{preview} measures perplexity and KL against the checkpoint, {flip} swaps base and "
+        "candidate, {apply} applies, {discard} discards. Applying can be undone bit for bit.\n\n"
+        "{dial_more} and {dial_fewer} take one expert more or fewer from every layer by score, "
+        "{pick_even} evens the layers out, {plan_save} writes the list of experts that stay. Guardrails are set with `set max-kl 0.1` and `set "
         "max-perplexity-ratio 1.1`: what is above them is not applied."
     )
 
@@ -238,6 +247,7 @@ class PlanPanel(Panel):
 
     def show(self, state: AppState) -> None:
         """Draw the plan of `state`."""
+        self.entitle(state.names)
         view = state.view
         # Called on every event; the table is only built again when something in it changed.
         shown = (
@@ -254,7 +264,9 @@ class PlanPanel(Panel):
         self._shown = shown
         if state.draft is not None and state.view.heat is not None:
             body = draft_body(state)
+        elif view.plan is not None:
+            body = plan_body(view, state.probe, state.limits, state.names)
         else:
-            body = plan_body(view, state.probe, state.limits) if view.plan else empty_body(state)
+            body = empty_body(state)
         self.query_one(Static).update(body)
         self.subtitle("apply or discard" if view.plan and state.draft is None else "")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from rich.text import Text
 from textual import events
 
-from tui.layout import NUMBERS
+from tui.keynames import Names
+from tui.layout import Arrangement
 from tui.messages import PanelPicked
 from tui.widgets.line import Line
 
@@ -27,17 +28,16 @@ class TabStrip(Line):
         super().__init__(id="tabs")
         self._spans: list[tuple[int, int, str]] = []
 
-    def show(
-        self, names: tuple[str, ...], visible: tuple[str, ...], marked: frozenset[str]
-    ) -> None:
-        """Draw `names`; `marked` ones have something to say."""
+    def show(self, arrangement: Arrangement, marked: frozenset[str], keys: Names) -> None:
+        """Draw the tabs with the keys that lead to them; `marked` ones have something to say."""
         text, self._spans = Text(no_wrap=True), []
-        for name in names:
+        for name in arrangement.tabs:
             start = text.cell_len
             title = NAMES[name] if self.app.size.width >= ROOM else SHORT.get(name, NAMES[name])
-            sign = "•" if name in marked and name not in visible else " "
-            style = "bold reverse" if name in visible else "dim"
-            text.append(f" {NUMBERS[name]} {title}{sign}", style)
+            visible = name in arrangement.visible
+            sign = "•" if name in marked and not visible else " "
+            words = (*keys.all(f"panel_{name}")[:1], f"{title}{sign}")
+            text.append(f" {' '.join(words)}", "bold reverse" if visible else "dim")
             self._spans.append((start, text.cell_len, name))
             text.append(" ")
         self.put(text)
