@@ -148,6 +148,8 @@ class FakeHand:
     def _do_ab(self, job: int, args: list[str]) -> Iterator[Event | Report]:
         left = ("Tea", " and", " toast", ",", " warm", ".")
         right = ("Tea", " and", " eggs", ",", " salted", " well", ".")
+        if "at length" in args[-1]:
+            right *= 40
         for index in range(max(len(left), len(right))):
             for side, pieces in (("base", left), ("candidate", right)):
                 if index < len(pieces):

@@ -14,7 +14,7 @@ from tui import clipboard, talk, turns
 from tui.state import AppState, Talk
 from tui.widgets.both import both_lines, figures, level
 from tui.widgets.chat_settings import ChatSettings, read, shown
-from tui.widgets.transcript import Traced, turn_lines
+from tui.widgets.transcript import Traced, Transcript, turn_lines
 
 CONSOLE = Console(width=60, color_system="truecolor")
 
@@ -333,3 +333,25 @@ def test_on_a_mac_without_pbcopy_the_terminal_is_asked(monkeypatch: pytest.Monke
     sent = []
     assert clipboard.copy("a\nb", sent.append, platform="darwin").startswith("sent 2 lines")
     assert sent == ["a\nb"]
+
+
+def test_two_long_answers_are_read_from_their_heads_and_the_next_question_is_followed() -> None:
+    @ready(*STAGED)
+    async def test(shell: Shell) -> None:
+        transcript = shell.app.main.query_one(Transcript)
+        await shell.press("2", "1")
+        shell.engine.run("ab 'tell me at length'")
+        shell.engine.step(200)
+        await shell.settle()
+        assert transcript.scroll_offset.y == transcript.max_scroll_y > 0, "it follows what grows"
+        shell.engine.finish()
+        await shell.settle()
+        first = transcript.render_line(0).text
+        assert "tell me at length" in first
+        transcript.scroll_to(y=3, animate=False)
+        await shell.press("B")
+        assert transcript.scroll_offset.y == 3, "who reads on is left in peace"
+        await shell.play("chat 'and now?'")
+        assert transcript.scroll_offset.y == transcript.max_scroll_y
+
+    drive(test, size=(80, 24))

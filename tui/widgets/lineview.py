@@ -28,7 +28,7 @@ class LineView(ScrollView, can_focus=True):
     """Draws blocks. to_head: a new last block is shown from its first line when it does not fit;
     else the view follows the end, unless the reader scrolled away from it."""
 
-    to_head = False
+    to_head: bool = False
 
     DEFAULT_CSS = """
     LineView { height: 1fr; scrollbar-size-vertical: 1; background: $background;

@@ -121,7 +121,8 @@ class Transcript(LineView):
 
     def __init__(self) -> None:
         super().__init__()
-        self._shown: tuple[object, ...] = ()
+        self._turns: tuple[Turn, ...] | None = None
+        self._pointed: tuple[object, object] = (None, None)
 
     def show(
         self,
@@ -131,10 +132,10 @@ class Transcript(LineView):
     ) -> None:
         """Draw `turns`, oldest first. token: (job, index) under the cursor; tint: (position,
         expert) whose tokens are tinted."""
-        shown = (turns, token, tint)
-        if len(self._shown) == 3 and self._shown[0] is turns and self._shown[1:] == shown[1:]:
+        if turns is self._turns and self._pointed == (token, tint):
             return
-        self._shown = shown
+        self._aim(self._turns or (), turns)
+        self._turns, self._pointed = turns, (token, tint)
         console = self.app.console
         blocks = []
         for place, turn in enumerate(turns):
@@ -151,3 +152,15 @@ class Transcript(LineView):
                 )
             )
         self.show_blocks(blocks)
+
+    def _aim(self, before: tuple[Turn, ...], after: tuple[Turn, ...]) -> None:
+        """Where to look: a new question brings its answer into view, and two answers that are over
+        are read side by side from their heads."""
+        self.to_head = False
+        if not after:
+            return
+        earlier = next((turn for turn in before if turn.job == after[-1].job), None)
+        if earlier is None:
+            self._following = True
+        elif after[-1].both:
+            self.to_head = after[-1].done and not earlier.done
