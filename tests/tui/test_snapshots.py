@@ -1,4 +1,4 @@
-"""A few pictures of the screen. Small and smooth on purpose: strips are tested in words elsewhere.
+"""Pictures of the screen: whole at every size and look, each panel alone, and scenes.
 
 After a wanted change: `pytest tests/tui/test_snapshots.py --snapshot-update`, then look at them.
 """
@@ -44,13 +44,38 @@ def picture(
     return app, prepare
 
 
-@pytest.mark.parametrize(
-    ("size", "name"),
-    [((80, 24), "80x24"), ((120, 40), "120x40"), ((60, 18), "60x18"), ((200, 50), "200x50")],
-)
-def test_a_staged_plan(snap_compare: Any, size: tuple[int, int], name: str) -> None:
-    app, prepare = picture(SESSION)
+SIZES = [(60, 18), (80, 24), (120, 40), (200, 50)]
+LOOKS = ["mlxfun-dark", "mlxfun-light", "no colour"]
+PANELS = {"experts": "1", "chat": "2", "plan": "3", "history": "4", "log": "5", "mixer": "7"}
+
+
+def theme_of(look: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The theme to set for a look; terminals without colours have none."""
+    if look != "no colour":
+        return look
+    monkeypatch.setenv("NO_COLOR", "1")
+    return ""
+
+
+@pytest.mark.parametrize("look", LOOKS)
+@pytest.mark.parametrize("size", SIZES, ids=[f"{w}x{h}" for w, h in SIZES])
+def test_the_whole_screen(
+    snap_compare: Any, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], look: str
+) -> None:
+    app, prepare = picture(SESSION, theme=theme_of(look, monkeypatch))
     assert snap_compare(app, terminal_size=size, run_before=prepare)
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_a_panel_on_its_own(snap_compare: Any, panel: str) -> None:
+    lines = SESSION if panel == "plan" else (*SESSION, "apply")
+    app, prepare = picture(lines, PANELS[panel])
+    assert snap_compare(app, terminal_size=(60, 18), run_before=prepare)
+
+
+def test_a_command_line_on_its_way(snap_compare: Any) -> None:
+    app, prepare = picture((), "colon", "c", "o", "l")
+    assert snap_compare(app, terminal_size=(60, 18), run_before=prepare)
 
 
 def test_a_calibration_on_its_way(snap_compare: Any) -> None:
@@ -60,17 +85,6 @@ def test_a_calibration_on_its_way(snap_compare: Any) -> None:
 
 def test_the_first_sight_of_a_loaded_model(snap_compare: Any) -> None:
     app, prepare = picture(())
-    assert snap_compare(app, terminal_size=(80, 24), run_before=prepare)
-
-
-def test_without_colour(snap_compare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NO_COLOR", "1")
-    app, prepare = picture(SESSION)
-    assert snap_compare(app, terminal_size=(80, 24), run_before=prepare)
-
-
-def test_on_a_light_terminal(snap_compare: Any) -> None:
-    app, prepare = picture(SESSION, theme="mlxfun-light")
     assert snap_compare(app, terminal_size=(80, 24), run_before=prepare)
 
 
@@ -90,7 +104,7 @@ SCENES = {
     "difference": ((*CALIBRATED, "stats diff a.npz b.npz"), ("1",)),
     "sorted": ((*STAGED, "apply", "name 1 small"), ("4", "space", "1", "S", "end")),
 }
-LOOKS = [
+SHOTS = [
     ("picking", (80, 24), "mlxfun-dark"),
     ("both sides", (80, 24), "mlxfun-light"),
     ("mixer", (80, 24), "mlxfun-dark"),
@@ -105,15 +119,13 @@ LOOKS = [
 
 
 @pytest.mark.parametrize(
-    ("scene", "size", "look"), LOOKS, ids=[f"{s}-{w}x{h}-{k}" for s, (w, h), k in LOOKS]
+    ("scene", "size", "look"), SHOTS, ids=[f"{s}-{w}x{h}-{k}" for s, (w, h), k in SHOTS]
 )
 def test_a_scene(
     snap_compare: Any, monkeypatch: pytest.MonkeyPatch, scene: str, size: tuple[int, int], look: str
 ) -> None:
-    if look == "no colour":
-        monkeypatch.setenv("NO_COLOR", "1")
     lines, keys = SCENES[scene]
-    app, prepare = picture(lines, *keys, theme="" if look == "no colour" else look)
+    app, prepare = picture(lines, *keys, theme=theme_of(look, monkeypatch))
 
     async def ready(pilot: Pilot[int]) -> None:
         await prepare(pilot)

@@ -151,6 +151,8 @@ class ExpertsPanel(Panel):
         said = guide.next_step(state) if not model.metric else ""
         words = said or talk.token_words(state) or explain(model, state.cursor)
         words += self._brushed(state)
+        if state.heat.shape == "layer":
+            words += state.names.say(" · {escape}: the map")
         self.query_one("#words", Line).put(words)
         caption = self._caption(state, model.metric, model.samples)
         self.entitle(state.names, caption)
