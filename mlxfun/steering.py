@@ -24,10 +24,12 @@ An empty configuration installs nothing, so it changes nothing, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from hashlib import blake2b
 from math import isfinite, log
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -223,18 +225,11 @@ def install(steering: Steering, resident: Resident) -> None:
             tap.bias = baked_bias(steering, tap, own, up, down)
             mx.eval(tap.bias)
             continue
-        margin = GROUP_MARGIN if tap.layer.grouped else MARGIN
         forcing = steering.rule != "additive" and (up | down).any()
-        forced = logits_rule(up, down, margin) if forcing else None
-        tap.logits_rule = _chained(additive_rule(added) if added.any() else None, forced)
-
-
-def _chained(first: LogitsRule | None, then: LogitsRule | None) -> LogitsRule | None:
-    """Both rules, one after the other."""
-    if first is None or then is None:
-        return first or then
-    one, other = first, then
-    return lambda logits: other(one(logits))
+        nobody = np.zeros_like(up)
+        forced = (up, down) if forcing else (nobody, nobody)
+        margin = GROUP_MARGIN if tap.layer.grouped else MARGIN
+        tap.logits_rule = rule_of(added, *forced, margin)
 
 
 def addends(steering: Steering, tap: LayerTap, up: Mask, down: Mask) -> NDArray[np.float64]:
@@ -270,28 +265,68 @@ def mask(tap: LayerTap, experts: tuple[int, ...]) -> Mask:
 
 def logits_rule(up: Mask, down: Mask, margin: float) -> LogitsRule:
     """SteerMoE's rule as a function of logits [..., R]; dtype kept."""
-    raised, lowered = mx.array(up), mx.array(down)
-    mx.eval(raised, lowered)
-    raises, lowers = bool(up.any()), bool(down.any())
+    return rule_of(np.zeros(len(up)), up, down, margin)
 
-    def margin_at(extreme: mx.array, dtype: mx.Dtype) -> mx.array:
-        # In bfloat16 the next number above 10 is 0.06 away: 0.01 alone would round to a tie.
-        return mx.maximum(margin, 2 * mx.finfo(dtype).eps * mx.abs(extreme))
 
-    def rule(logits: mx.array) -> mx.array:
+def rule_of(added: NDArray[np.float64], up: Mask, down: Mask, margin: float) -> LogitsRule:
+    """Logits [..., R] with `added` [R], then forced by SteerMoE's rule; dtype kept."""
+    wanted = _Wanted(bool(added.any()), bool(up.any()), bool(down.any()), margin)
+    given = [
+        mx.array(values)
+        for values, asked in ((added.astype(np.float32), wanted.adds), (up, wanted.raises),
+                              (down, wanted.lowers))
+        if asked
+    ]  # fmt: skip
+    mx.eval(given)
+    rule = _rule(wanted, mx.default_device() == mx.Device(mx.gpu))
+    return lambda logits: rule(logits, *given)
+
+
+class _Wanted(NamedTuple):
+    """The parts of a rule."""
+
+    adds: bool
+    raises: bool
+    lowers: bool
+    margin: float
+
+
+@cache
+def _rule(wanted: _Wanted, fused: bool) -> Callable[..., mx.array]:
+    """(logits [..., R], then the arrays [R] of each part) -> steered logits.
+
+    Decoding on a GPU is bound by launches: fused, a rule is one kernel and one more for each
+    extreme that it looks for, instead of twelve. Every layer shares the few that there are, so
+    that a change of steering in the middle of an answer compiles nothing.
+    """
+
+    def rule(logits: mx.array, *given: mx.array) -> mx.array:
+        parts = iter(given)
+        if wanted.adds:
+            logits = _added(logits, next(parts))
         steered = logits.astype(mx.float32)
-        if raises:
+        if wanted.raises:
             top = mx.max(logits, axis=-1, keepdims=True).astype(mx.float32)
-            steered = mx.where(raised, top + margin_at(top, logits.dtype), steered)
-        if lowers:
+            above = top + _margin_at(top, logits.dtype, wanted.margin)
+            steered = mx.where(next(parts), above, steered)
+        if wanted.lowers:
             low = mx.min(logits, axis=-1, keepdims=True).astype(mx.float32)
-            steered = mx.where(lowered, low - margin_at(low, logits.dtype), steered)
+            below = low - _margin_at(low, logits.dtype, wanted.margin)
+            steered = mx.where(next(parts), below, steered)
         return steered.astype(logits.dtype)
 
-    # Decoding on a GPU is bound by launches: fused, the rule is two or three kernels
-    # instead of twelve.
-    on_gpu = mx.default_device() == mx.Device(mx.gpu)
-    return mx.compile(rule, shapeless=True) if on_gpu else rule
+    return mx.compile(rule, shapeless=True) if fused else rule
+
+
+def _added(logits: mx.array, values: mx.array) -> mx.array:
+    """In float32; never beyond the range of the logits' dtype."""
+    limits = mx.finfo(logits.dtype)
+    return mx.clip(logits.astype(mx.float32) + values, limits.min, limits.max).astype(logits.dtype)
+
+
+def _margin_at(extreme: mx.array, dtype: mx.Dtype, margin: float) -> mx.array:
+    # In bfloat16 the next number above 10 is 0.06 away: 0.01 alone would round to a tie.
+    return mx.maximum(margin, 2 * mx.finfo(dtype).eps * mx.abs(extreme))
 
 
 def steered_bias(layer: MoELayer, bias: mx.array, up: Mask, down: Mask) -> mx.array:
@@ -317,12 +352,5 @@ def raised_above_fill(layer: MoELayer, bias: mx.array) -> mx.array:
 
 def additive_rule(values: NDArray[np.float64]) -> LogitsRule:
     """Add values [R] to logits [..., R] in float32; dtype kept, never beyond its range."""
-    added = mx.array(values, mx.float32)
-    mx.eval(added)
-
-    def rule(logits: mx.array) -> mx.array:
-        limits = mx.finfo(logits.dtype)
-        wide = logits.astype(mx.float32) + added
-        return mx.clip(wide, limits.min, limits.max).astype(logits.dtype)
-
-    return rule
+    nobody = np.zeros(len(values), np.bool_)
+    return rule_of(values, nobody, nobody, MARGIN)

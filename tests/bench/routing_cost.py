@@ -69,8 +69,15 @@ def timed(work: Callable[[], None]) -> float:
 
 def ratio(plain: Callable[[], None], other: Callable[[], None], pairs: int) -> dict[str, float]:
     """Median seconds of both, and the median of the ratios of neighbouring runs."""
+    return ratio_of(lambda: timed(plain), lambda: timed(other), pairs)
+
+
+def ratio_of(
+    plain: Callable[[], float], other: Callable[[], float], pairs: int
+) -> dict[str, float]:
+    """The same for two that take their own time, in seconds."""
     plain(), other(), plain(), other()
-    runs = [(timed(plain), timed(other)) for _ in range(pairs)]
+    runs = [(plain(), other()) for _ in range(pairs)]
     return {
         "plain_s": median(a for a, _ in runs),
         "other_s": median(b for _, b in runs),
@@ -139,23 +146,31 @@ def decode_ratio(rig: Any, pairs: int, steps: int = 32) -> dict[str, Any]:
         with rig.taps.recording(norms=False):
             run(True)
 
-    up = {layer.index: (1,) for layer in rig.anatomy.layers}
-    down = {layer.index: (2, 3) for layer in rig.anatomy.layers}
-    one = {rig.anatomy.layers[0].index: (1,)}
+    indices = rig.anatomy.indices
+    up, down = dict.fromkeys(indices, (1,)), dict.fromkeys(indices, (2, 3))
+    installing: list[float] = []
 
-    def steered(steering: Steering) -> None:
-        steer.install(steering, rig.resident)
-        run(False)
-        steer.install(Steering(), rig.resident)
+    def steered(steering: Steering) -> dict[str, float]:
+        """The decoding alone: a steering is installed once and then meets every token."""
+
+        def timed_steered() -> float:
+            installing.append(timed(lambda: steer.install(steering, rig.resident)))
+            seconds = timed(lambda: run(False))
+            steer.install(Steering(), rig.resident)
+            return seconds
+
+        return ratio_of(lambda: timed(lambda: run(False)), timed_steered, pairs)
 
     return {
         "tapped": ratio(untapped, lambda: run(False), pairs),
         "routing per token": ratio(untapped, routing_only, pairs),
         "routing and norms per token": ratio(untapped, recording, pairs),
-        "one expert steered": ratio(lambda: run(False), lambda: steered(Steering(one)), pairs),
-        "every layer steered": ratio(
-            lambda: run(False), lambda: steered(Steering(up, down)), pairs
-        ),
+        "one expert steered": steered(Steering({indices[0]: (1,)})),
+        "every layer: one in": steered(Steering(up)),
+        "every layer: two out": steered(Steering({}, down)),
+        "every layer: one in, two out": steered(Steering(up, down)),
+        "every layer: a fader": steered(Steering(levels={key: {1: 0.5} for key in indices})),
+        "installing_ms": median(installing) * 1000,
     }
 
 
