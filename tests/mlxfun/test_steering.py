@@ -216,3 +216,20 @@ def test_the_rule_is_part_of_what_a_cache_is_valid_for():
     }
     assert len(keys) == 4
     assert Steering(*sets, "steermoe", 3.0).key == Steering(*sets).key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float32])
+@pytest.mark.parametrize("parts", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 1, 1), (1, 1, 1)])
+def test_the_fused_rule_of_gpus_is_the_plain_one_bit_for_bit(parts, dtype):
+    """Slow since on a CPU fusing starts a compiler."""
+    rng = np.random.default_rng(3)
+    wanted = steer._Wanted(*map(bool, parts), margin=steer.MARGIN)
+    arrays = (rng.normal(size=16).astype(np.float32), rng.random(16) < 0.2, rng.random(16) > 0.8)
+    given = [mx.array(array) for array, part in zip(arrays, parts, strict=True) if part]
+    plain, fused = (steer._rule(wanted, fuse) for fuse in (False, True))
+    for shape in ((1, 7, 16), (2, 1, 16)):
+        logits = mx.array(9 * rng.normal(size=shape)).astype(dtype)
+        out = fused(logits, *given)
+        assert out.dtype == dtype
+        assert mx.array_equal(out, plain(logits, *given)).item()
