@@ -278,17 +278,20 @@ def _steer(report: SteerReport) -> RenderableType:
 
 @render.register
 def _evaluate(report: EvaluateReport) -> RenderableType:
-    names = ("perplexity", "95 % interval", "checkpoint", "ratio", "tokens")
+    # Narrow titles and two decimals: the table has to fit beside the heatmap.
+    names = ("ppl", "95 %", "ratio", "tokens")
     table = _table("data set", *names, numbers=names)
-    for name, value in report.perplexity.items():
+    rows = dict(report.perplexity)
+    if len(rows) == 2:
+        rows.pop("all", None)  # of one set it would be the same again
+    for name, value in rows.items():
         low, high = report.interval.get(name, (math.nan, math.nan))
         base = report.baseline.get(name)
         tokens = report.tokens if name == "all" else report.tokens_per_set.get(name)
         table.add_row(
             text(name),
-            f"{value:.3f}",
-            f"{low:.3f} to {high:.3f}",
-            f"{base:.3f}" if base is not None else "",
+            f"{value:.2f}",
+            f"{low:.2f} to {high:.2f}",
             f"{value / base:.3f}" if base else "",
             f"{tokens:,}" if tokens is not None else "",
         )
