@@ -28,7 +28,7 @@ class HandWork:
     def __init__(self, shop: Workshop) -> None:
         self._shop = shop
 
-    def select(self, options: SelectOptions, command: str = "") -> PlanReport | StepReport:
+    def select(self, options: SelectOptions) -> PlanReport | StepReport:
         """Change by hand which experts go, beginning with those of the staged plan, and stage that.
 
         A selection that is not even is staged all the same, so that it can be measured and talked
@@ -45,7 +45,7 @@ class HandWork:
         broken = field.unrunnable(gone)
         if broken:
             raise PlanError(f"{broken}; keep more of them, or `select --even` evens it out")
-        return self._stage_by_hand(field, gone, options, command or "select")
+        return self._stage_by_hand(field, gone, options)
 
     def probe(self, options: ProbeOptions, ctx: Context = SILENT) -> ProbeReport:
         """A quick measurement of the staged plan on few tokens. Changes nothing, not the preview."""
@@ -134,7 +134,7 @@ class HandWork:
         return views.sets_mask(self._shop.anatomy, staged.report.pruned)
 
     def _stage_by_hand(
-        self, field: handpick.Field, gone: Array, options: SelectOptions, command: str
+        self, field: handpick.Field, gone: Array, options: SelectOptions
     ) -> PlanReport:
         shop, editor, staged = self._shop, self._shop.editor, self._shop.editor.staged
         keep = dict(zip(field.layers, _kept(field.alive & ~gone), strict=True))
@@ -142,8 +142,9 @@ class HandWork:
         plan = PrunePlan(keep, named, "hand", _warnings(field, gone))
         evidence = shop.observations.evidence if named else ()
         if staged is not None and not options.clear:
-            # A selection is made in steps, and a recipe needs all of them.
-            evidence = (*staged.evidence, staged.command)
+            evidence = staged.evidence or evidence
+        # Made in steps, but history and recipe tell the selection as it stands.
+        command = handpick.change_line(field.layers, np.zeros_like(gone), gone)
         with editor.live("current"):
             delta = prune_delta(plan, editor.resident)
             before = shop.export().total_bytes()

@@ -268,7 +268,7 @@ class Session:
     def select(self, options: SelectOptions) -> PlanReport | StepReport:
         """Change by hand which experts go, and stage that; see mlxfun.handwork."""
         self._own()
-        return self._hand.select(options, self.command)
+        return self._hand.select(options)
 
     def abliterate(self, options: AblateOptions, ctx: Context = SILENT) -> AblationReport:
         """Stage the removal of a direction from the committed weights, see mlxfun.ablating."""

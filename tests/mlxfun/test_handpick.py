@@ -237,12 +237,15 @@ def test_a_merge_is_not_picked_apart(session) -> None:
         session.select(SelectOptions(drop={0: (3,)}))
 
 
-def test_the_recipe_of_a_selection_holds_each_of_its_steps(session) -> None:
+def test_history_and_recipe_tell_a_selection_made_in_steps_as_it_stands(session) -> None:
     for line, change in (
         ("select --drop 0:3", SelectOptions(drop={0: (3,)})),
         ("select --even", SelectOptions(even=True)),
     ):
         session.command = line
-        session.select(change)
+        plan = session.select(change)
     session.apply(ApplyOptions())
-    assert session.editor.history.current.recipe[-2:] == ("select --drop 0:3", "select --even")
+    node = session.editor.history.current
+    whole = ",".join(f"{layer}:{e}" for layer, experts in plan.pruned.items() for e in experts)
+    assert node.recipe[-1] == node.command == f"select --drop {whole}"
+    assert [line.split()[0] for line in node.recipe] == ["collect", "select"]
