@@ -27,6 +27,7 @@ from tui.feed import Feed
 from tui.hands import Hands
 from tui.keymap import BY_ID, KEYS, Key, keys_for
 from tui.keynames import Names
+from tui.layout import PANELS, arrange
 from tui.lines import LineHistory
 from tui.messages import CursorPut, ExpertPut, KeyUsed, LineEntered, PanelPicked, Said, Wake
 from tui.notification import notification
@@ -99,6 +100,7 @@ class ShellApp(Hands):
             engine.complete, self._lines.load(), renderer, lambda key: self._use(BY_ID[key])
         )
         self._escaped = float("-inf")
+        self._asked: dict[int, str] = {}
         self._typed = 0
         self._opened = 0
 
@@ -150,15 +152,18 @@ class ShellApp(Hands):
         if isinstance(event, JobEnded):
             self._remix(event)
             self._over(event)
+            if self.state.talk.both and guide.nothing_to_compare(self.state):
+                # The last question to both has been asked; the next one goes to the model.
+                self.state = replace(self.state, talk=replace(self.state.talk, both=False))
 
     def _over(self, event: JobEnded) -> None:
         """A job has ended: show where its outcome is, call back whoever turned away."""
+        asked_from = self._asked.pop(event.job, None)
         if isinstance(event.report, DossierReport) and event.job == self._opened:
             self.push_screen(HelpScreen(dossier_page(event.report, self.state)))
         panel = deeds.news(event)
         if panel is not None and not self._first_load(event):
-            aside = isinstance(event.report, StepReport) or event.line.startswith("select")
-            self.state = deeds.reveal(self.state, panel, aside=aside)
+            self._tell(event, panel, asked_from)
         if event.report is not None and event.report.kind == "quit":
             self.leave()
         if event.usage and event.job == self._typed and not self.main.command.input.value:
@@ -166,6 +171,18 @@ class ShellApp(Hands):
             self.main.command.fill(event.line)
         if event.seconds >= LONG_JOB and not event.cancelled:
             self._announce(event)
+
+    def _tell(self, event: JobEnded, panel: str, asked_from: str | None) -> None:
+        """Bring the panel with the outcome into view, unless that would take away the one in which
+        a person is at work: then a mark on its tab has to do."""
+        aside = isinstance(event.report, StepReport) or event.line.startswith("select")
+        shown = deeds.reveal(self.state, panel, aside=aside)
+        focused = self.main.focused_panel
+        visible = arrange(self.size.width, self.size.height, shown).visible
+        elsewhere = asked_from not in (None, focused)
+        if focused in PANELS and focused not in visible and (self.main.in_field or elsewhere):
+            shown = deeds.noted(self.state, panel)
+        self.state = shown
 
     def _first_load(self, event: JobEnded) -> bool:
         """Whether this is the model that the shell was started with: no news, but the scene."""

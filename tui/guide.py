@@ -110,12 +110,32 @@ def compared_with(state: AppState, node: int | None) -> int:
 
 def why_not(state: AppState, key: Key) -> str:
     """Why `key` does nothing now, in words; "" when it does something."""
-    if key.works_in("experts") and key.kind != "run" and state.view.model is None:
-        return "no model yet"
+    reason = _compare_reason(state, key) or _edit_reason(state, key)
+    name = command_of(key)
+    if reason or name is None:
+        return reason
+    row = state.row(name)
+    if row is None:
+        return "" if state.rows else "still starting"
+    return "" if row.enabled else (row.reason or "not possible now")
+
+
+def _compare_reason(state: AppState, key: Key) -> str:
+    """Why there is nothing to hold against each other."""
+    if key.id == "both" and not state.talk.both and nothing_to_compare(state):
+        return "nothing to compare: the model is as it was loaded; stage a plan, or steer"
     if key.id == "compare" and len(state.view.history.nodes if state.view.history else ()) < 2:
         return "there is one state only"
-    if key.id == "compare" and state.view.plan is not None:
+    if key.id in ("compare", "goto") and state.view.plan is not None:
         return "a plan is staged: apply or discard it first"
+    return ""
+
+
+def _edit_reason(state: AppState, key: Key) -> str:
+    """Why experts cannot be picked, pruned, applied or mixed."""
+    loaded = state.view.model is not None
+    if key.works_in("experts") and key.kind != "run" and not loaded:
+        return "no model yet"
     if key.target.startswith("mix ") and key.id != "mix" and not state.mixer:
         return state.names.say("the mixer is empty: {mix} in the map brings an expert here")
     if key.target.startswith("pick "):
@@ -123,15 +143,22 @@ def why_not(state: AppState, key: Key) -> str:
     if key.id == "apply" and uneven(state):
         return f"{uneven(state)}: {state.names.say('press {pick_even} to even it out by score')}"
     measured = state.view.heat is not None and bool(state.view.heat.metrics)
-    if key.id in ("prune", "why") and state.view.model is not None and not measured:
+    if key.id in ("prune", "why") and loaded and not measured:
         return state.names.say(pick.UNMEASURED)
-    name = command_of(key)
-    if name is None:
-        return ""
-    row = state.row(name)
-    if row is None:
-        return "" if state.rows else "still starting"
-    return "" if row.enabled else (row.reason or "not possible now")
+    return ""
+
+
+def nothing_to_compare(state: AppState) -> bool:
+    """Whether both sides would be the same: no plan, no edit, no steering."""
+    view = state.view
+    steering, history = view.steering, view.history
+    steered = steering is not None and (
+        steering.activated or steering.deactivated or steering.levels
+    )
+    edited = history is not None and any(
+        n.id == history.current and n.parent is not None for n in history.nodes
+    )
+    return view.plan is None and not steered and not edited
 
 
 def uneven(state: AppState) -> str:

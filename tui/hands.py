@@ -23,6 +23,7 @@ class Hands(App[int]):
     state: AppState
     main: MainScreen
     _clock: Callable[[], float]
+    _asked: dict[int, str]  # job -> the panel from which it was asked for
 
     def _show(self) -> None:
         raise NotImplementedError
@@ -49,6 +50,7 @@ class Hands(App[int]):
             "mix": self._mix,
             "mark": lambda: self._change(replace(self.state, marked=self.main.selected_node)),
             "both": self._both,
+            "converse": self._converse,
             "talk": self._talk,
             "token": lambda by: self._change(talk.step(self.state, int(by))),
             "again": self._again,
@@ -69,13 +71,21 @@ class Hands(App[int]):
             if pick.wants_probe(self.state) and self.state.view.plan is not None:
                 # Asked once for each plan, whatever comes of it.
                 self.state = replace(self.state, probed=self.state.view.plan.state_after)
-                self.engine.run(QUIET_LINE)
+                self._asked[self.engine.run(QUIET_LINE)] = self._workplace
         return self.state is not before
 
     def _run(self, line: str) -> int:
         """Queue a command line that a person asked for: a probe in its way is dropped."""
         self.engine.cancel(only=QUIET_LINE)
-        return self.engine.run(line)
+        job = self.engine.run(line)
+        self._asked[job] = self._workplace
+        return job
+
+    @property
+    def _workplace(self) -> str:
+        """The panel in which a person is at work; whoever types a command comes from one."""
+        focused = self.main.focused_panel
+        return self.state.panel if focused == "command" else focused
 
     def _pick(self, what: str, *arguments: str) -> None:
         """Change what goes, by hand; a probe of what went before is of no use any more."""
@@ -135,6 +145,11 @@ class Hands(App[int]):
         """The chat field asks both sides, or one again."""
         wish = replace(self.state.talk, both=not self.state.talk.both, revise=0)
         self._change(replace(self.state, talk=wish))
+        self._go("chat")
+
+    def _converse(self) -> None:
+        """Talk to the live model alone."""
+        self._change(replace(self.state, talk=replace(self.state.talk, both=False)))
         self._go("chat")
 
     def _talk(self) -> None:

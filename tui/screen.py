@@ -128,11 +128,12 @@ class MainScreen(Screen[None]):
 
     def _rescue_focus(self, plan: Arrangement) -> None:
         """A focus whose panel has left the screen goes to one that is on it."""
-        if self.focused is not None and self.focused_panel not in (*plan.visible, "command"):
+        gone = self.focused_panel not in (*plan.visible, "command")
+        if self.focused is not None and gone and not self.in_field:
             self.focus_panel(plan.visible[-1])
 
     def _marked(self) -> frozenset[str]:
-        marked = set()
+        marked = set(self._state.unseen)
         if self._state.view.plan is not None:
             marked.add("plan")
         if any(channel.on for channel in self._state.mixer):
