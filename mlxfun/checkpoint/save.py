@@ -17,7 +17,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxfun.checkpoint import atomic
+from mlxfun.checkpoint import atomic, replaceable
 from mlxfun.checkpoint.card import BASE_CARD, Card
 from mlxfun.checkpoint.gate import LogitsFn, Weights, check, forward
 from mlxfun.checkpoint.headers import INDEX, weight_files
@@ -69,7 +69,10 @@ def write(export: Export, options: SaveOptions, ctx: Context = SILENT) -> SaveRe
     """
     if options.max_shard_bytes < 1:
         raise UsageError(f"shards of {options.max_shard_bytes} bytes hold nothing")
-    target = _checked_target(export.source, options)
+    try:
+        target = _checked_target(export.source, options)
+    except (OSError, RuntimeError) as error:  # a name that no file system takes, a loop of links
+        raise SaveError(f"{options.path} could not be written: {short(error)}") from error
     weights, config, logits = export.weights, export.config, export.logits
     if options.quantize is not None:
         packed = Requantised(weights, config, options.quantize, options.group_size)
@@ -90,6 +93,7 @@ def write(export: Export, options: SaveOptions, ctx: Context = SILENT) -> SaveRe
         ctx.check()
         files = tuple(sorted(str(f.relative_to(temporary)) for f in _all_files(temporary)))
         size = sum((temporary / name).stat().st_size for name in files)
+        replaceable.keep_git(target, temporary)
         atomic.commit(temporary, target)
     return SaveReport(
         path=str(target),
@@ -147,11 +151,11 @@ def _checked_target(source: Path, options: SaveOptions) -> Path:
     if not target.is_dir():
         raise SaveError(f"{options.path} is a file; name a directory")
     if any(target.iterdir()):
-        _check_replaceable(target, options)
+        _check_replaceable(source, target, options)
     return target
 
 
-def _check_replaceable(target: Path, options: SaveOptions) -> None:
+def _check_replaceable(source: Path, target: Path, options: SaveOptions) -> None:
     if not options.force:
         raise SaveError(f"{options.path} is not empty; choose another place or add --force")
     here = Path.cwd()
@@ -160,12 +164,8 @@ def _check_replaceable(target: Path, options: SaveOptions) -> None:
             f"{options.path} is or holds the current directory, which --force would replace; run "
             "the shell from elsewhere"
         )
-    if not (target / "config.json").exists():
-        # --force replaces a whole directory: it must not cost anybody their home.
-        raise SaveError(
-            f"{options.path} is not empty and holds no model, so --force does not replace it; "
-            "choose another place"
-        )
+    rewritten = {str(file.relative_to(source)): file for file in _companions(source)}
+    replaceable.require(target, options.path, rewritten)
 
 
 def _require_space(target: Path, needed: int) -> None:
