@@ -21,7 +21,7 @@ from commands.declare import (
     staged,
 )
 from commands.maps import Limit, WithMaps
-from commands.types import ExpertPairs, Experts, FilePath, Levels
+from commands.types import ExpertPairs, Experts, FilePath, Levels, NewFile
 from mlxfun.errors import StateError, UsageError
 from mlxfun.options import (
     ALIGNMENTS,
@@ -346,7 +346,7 @@ def plan_show(call: Call) -> Report:
 
 
 @command("plan save", group="edit", when=listable, outside=True)
-@click.argument("path", type=LIST)
+@click.argument("path", type=NewFile((".json", ".csv")))
 def plan_save(call: Call) -> Report:
     """Write which experts stay as an expert list, JSON or CSV by the file's name.
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from commands.declare import Call, always, command
 from commands.types import FilePath, Source
-from mlxfun.errors import StateError
+from mlxfun.errors import SaveError, StateError
 from mlxfun.options import SaveOptions
 from mlxfun.reports import Report, TextReport
 
@@ -80,8 +78,11 @@ def recover(call: Call) -> Report:
     """Put back models that a killed save --force had moved aside in a directory (default: here)."""
     from mlxfun.checkpoint import atomic
 
-    directory: Path = call["directory"]
-    places = [str(atomic.recover(backup)) for backup in atomic.recoverable(directory)]
+    directory = call.bench.files.writable_directory(call["directory"])
+    try:
+        places = [str(atomic.recover(backup)) for backup in atomic.recoverable(directory)]
+    except OSError as problem:
+        raise SaveError(f"cannot recover in {directory}: {problem.strerror or problem}") from None
     if not places:
         raise StateError(f"nothing to recover in {directory.resolve()}")
     return TextReport(f"put back {', '.join(places)}")

@@ -17,11 +17,11 @@ from commands.declare import (
     positive,
     stack,
 )
-from commands.types import FilePath
+from commands.types import NewFile
 from mlxfun.options import PrepareOptions, ScanOptions
 from mlxfun.reports import Report
 
-JSON = FilePath((".json",))
+JSON = NewFile((".json",))
 
 
 def _set(name: str, what: str) -> Decorator:
@@ -111,7 +111,7 @@ class _Where(click.ParamType[tuple[str, str]]):
 
 @command("prepare-dataset", group="observe", when=always, outside=True)
 @click.argument("source", metavar="HUB_ID")
-@click.option("--output", type=FilePath((".jsonl",)), required=True, help="The JSONL to write.")
+@click.option("--output", type=NewFile((".jsonl",)), required=True, help="The JSONL to write.")
 @click.option("--split", default="train", help="Which split (default: train).")
 @click.option("--subset", metavar="NAME", help="Which configuration of the data set.")
 @click.option("--revision", metavar="REV", help="Branch, tag or commit on the Hub.")

@@ -162,10 +162,23 @@ class FilePath(click.ParamType[Path]):
             self.fail("the path is empty", param, ctx)
         if "\0" in str(value):
             self.fail(f"the path {value!r} holds a zero byte", param, ctx)
-        return Path(value).expanduser()
+        try:
+            return Path(value).expanduser()
+        except RuntimeError:
+            self.fail(f"the path {value!r} names a user whose home is unknown", param, ctx)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
         return [CompletionItem(name) for name in files(incomplete, self.extensions)]
+
+
+class NewFile(FilePath):
+    """A file to be written, of one of the kinds that its ending says."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = super().convert(value, param, ctx)
+        if path.suffix.lower() not in self.extensions:
+            self.fail(f"{str(path)!r} must end in {' or '.join(self.extensions)}", param, ctx)
+        return path
 
 
 class Source(click.ParamType[str]):

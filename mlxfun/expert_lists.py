@@ -20,12 +20,24 @@ from typing import Any
 import numpy as np
 
 from mlxfun.errors import PlanError, UsageError
+from mlxfun.files import Kind, json_with, write_text
 from mlxfun.options import ExpertSets, PruneOptions
 from mlxfun.selection import Mask
 
 VERSION = "1.0"
 MODES = ("protect", "target")
 _MAX_RANGE = 100_000
+_COLUMNS = ("layer", "expert", "action")
+
+
+def _is_list(path: Path) -> bool:
+    if path.suffix.lower() != ".csv":
+        return json_with("keep_map")(path)
+    head = path.read_bytes()[:200].decode("utf-8-sig", "replace").partition("\n")[0]
+    return set(_COLUMNS) <= {name.strip() for name in head.split(",")}
+
+
+LIST = Kind("expert list", _is_list)
 
 
 # --- command lines ---------------------------------------------------------------------------
@@ -88,7 +100,7 @@ def write_expert_list(path: Path, keep: Mapping[int, Sequence[int]], experts: in
 
     keep: {decoder layer: experts that stay} for every MoE layer. experts: how many there were.
 
-    Raises PlanError when the file cannot be written.
+    Raises SaveError when the file cannot be written.
     """
     layers = sorted(keep)
     if path.suffix.lower() == ".csv":
@@ -101,16 +113,13 @@ def write_expert_list(path: Path, keep: Mapping[int, Sequence[int]], experts: in
             "layer_indices": layers,
         }
         text = json.dumps(document, indent=2) + "\n"
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise PlanError(f"cannot write {path}: {error.strerror}") from error
+    write_text(path, text, LIST)
 
 
 def _csv_text(layers: list[int], keep: Mapping[int, Sequence[int]], experts: int) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["layer", "expert", "action", "layer_index"])
+    writer.writerow([*_COLUMNS, "layer_index"])
     for position, layer in enumerate(layers):
         staying = set(keep[layer])
         for expert in range(experts):
@@ -172,7 +181,7 @@ def _read_csv(path: Path, layers: Sequence[int], experts: int) -> ExpertSets:
     keep: dict[int, set[int]] = {}
     prune: dict[int, set[int]] = {}
     reader = csv.DictReader(io.StringIO(_read_text(path)), skipinitialspace=True)
-    if not {"layer", "expert", "action"} <= set(reader.fieldnames or ()):
+    if not set(_COLUMNS) <= set(reader.fieldnames or ()):
         raise PlanError(f"{path} needs the columns layer, expert and action")
     for row in reader:
         where = f"{path}:{reader.line_num}"

@@ -7,7 +7,6 @@ flags rest on; readers that do not know these keys ignore them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +17,14 @@ import numpy as np
 from mlxfun.contrast import Contrast
 from mlxfun.errors import PlanError, StateError
 from mlxfun.expert_lists import read_document, read_table
+from mlxfun.files import Kind, json_with, write_json
 from mlxfun.selection import Mask
 
 if TYPE_CHECKING:
     from mlxfun.events import Array
 
 DIGITS = 8
+REPORT = Kind("report of a scan", json_with("composite_score"))
 
 TABLES = {
     "safety": ("hcdg_experts", "hrcg_experts"),
@@ -64,7 +65,7 @@ def write_report(
 
     layers: the decoder layers of the L rows. about: model, state and the data sets, as JSON.
 
-    Raises PlanError when the file cannot be written.
+    Raises SaveError when the file cannot be written.
     """
     rows, experts = found.composite.shape
     above, below = TABLES[kind]
@@ -87,19 +88,7 @@ def write_report(
         "stability": _listed(found.stability),
         "risk_difference": None if difference is None else _listed(difference),
     }
-    write_json(path, document | about)
-
-
-def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Write a JSON object, whole or not at all. Raises PlanError when it cannot be written."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(document, allow_nan=False) + "\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise PlanError(f"cannot write {path}: {error.strerror}") from error
+    write_json(path, document | about, REPORT)
 
 
 def _listed(values: Array) -> Any:

@@ -12,16 +12,18 @@ and f the expert's output, summed over the tokens routed to an expert:
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
 from mlxfun.errors import DatasetError, PlanError, UsageError
+from mlxfun.files import Kind, writing
 from mlxfun.options import METRICS
 
 if TYPE_CHECKING:
@@ -32,6 +34,17 @@ SUMS = ("freq", "weighted_freq_sum", "ean_sum", "reap_sum", "reap_sq_sum")
 
 MEAN_RANK = "reap_rank"
 """In statistics merged by rank: the summed rank scores of the mean (the metric reap)."""
+
+
+def _has_sums(path: Path) -> bool:
+    try:
+        with ZipFile(path) as archive:
+            return {"freq.npy", "reap_sum.npy"} <= set(archive.namelist())
+    except (BadZipFile, NotImplementedError):
+        return False
+
+
+STATISTICS = Kind("routing statistics", _has_sums)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +128,13 @@ class RoutingStats:
         return 3 * max(self.samples, 1) if self.unseen(alive) else None
 
     def save(self, path: Path) -> None:
-        """Write an `.npz` that other tools of the family read (extra keys are ignored there)."""
+        """Write an `.npz` that other tools of the family read (extra keys are ignored there).
+
+        Raises SaveError when it cannot be written.
+        """
         rows, experts = self.shape
         arrays: dict[str, Any] = dict(self.sums)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.partial")
-        with temporary.open("wb") as file:
+        with writing(path, STATISTICS) as file:
             np.savez_compressed(
                 file,
                 **arrays,
@@ -137,7 +151,6 @@ class RoutingStats:
                 combined=np.str_(self.combined),
                 sources=np.int64(self.sources),
             )
-        temporary.replace(path)
 
     def _reap_count(self) -> Array:
         """What others divide reap_sum by to get the mean [L, E].
@@ -195,7 +208,7 @@ class RoutingStats:
 
 
 def _read_npz(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not os.path.exists(path):
         raise DatasetError(f"{path} does not exist; give a file written by `stats save`")
     try:
         # np.load leaves the file open when it fails half-way.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,13 @@ def resolve(source: str | Path, revision: str | None, ctx: Context) -> Source:
     text = str(source)
     if source == DEMO:
         return Source(demo.model_path(), DEMO)
-    path = Path(text).expanduser()
-    if path.is_dir():
+    # Not as methods of Path, which raise for names that no file system, or user, has.
+    path = Path(os.path.expanduser(text))
+    if os.path.isdir(path):
         if revision is not None:
             raise ModelError(f"--revision {revision} needs a Hub id, and {text} is a directory")
         return Source(path, path.resolve().name)
-    if path.exists():
+    if os.path.exists(path):
         raise ModelError(f"{text} is a file; name the directory that holds config.json")
     # The Hub's client costs half a second to import, so only a plausible id pays for it.
     if isinstance(source, str) and text.count("/") == 1:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxfun.errors import PlanError, UsageError
+from mlxfun.errors import PlanError, SaveError, UsageError
 from mlxfun.expert_lists import (
     parse_expert_pairs,
     parse_experts,
@@ -161,8 +161,28 @@ def test_unreadable_lists_are_refused(tmp_path: Path) -> None:
     (tmp_path / "b.json").write_bytes(b"\xff\xfe")
     with pytest.raises(PlanError, match="is not UTF-8 text"):
         read_expert_list(tmp_path / "b.json", DENSE_FIRST, 4)
-    with pytest.raises(PlanError, match="cannot write"):
-        write_expert_list(tmp_path / "no" / "a.json", {0: (0,)}, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("config.json", '{"model_type": "qwen3_moe"}'), ("scores.csv", "name,score\nann,3\n")],
+)
+def test_a_list_is_not_written_over_a_file_of_another_kind(
+    tmp_path: Path, name: str, content: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(SaveError, match="exists and is no expert list; choose another name"):
+        write_expert_list(tmp_path / name, {0: (0,)}, 2)
+    assert (tmp_path / name).read_text() == content
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.csv"])
+def test_a_list_is_written_over_an_older_one_and_into_new_directories(
+    tmp_path: Path, name: str
+) -> None:
+    for keep in ({4: (0, 1)}, {4: (1,)}):
+        write_expert_list(tmp_path / "deep" / "er" / name, keep, 2)
+        assert read_expert_list(tmp_path / "deep" / "er" / name, (4,), 2) == keep
 
 
 # --- maps ------------------------------------------------------------------------------------
