@@ -21,7 +21,7 @@ from commands.declare import (
     staged,
 )
 from commands.maps import Limit, WithMaps
-from commands.types import ExpertPairs, Experts, FilePath, Levels, NewFile
+from commands.types import ExpertPairs, Experts, FilePath, Levels, NewFile, Number
 from mlxfun.errors import StateError, UsageError
 from mlxfun.options import (
     ALIGNMENTS,
@@ -254,13 +254,13 @@ def merge(call: Call) -> Report:
 )
 @click.option(
     "--boost-value",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     metavar="X",
     help="What the additive rule adds for activated experts (default: 2).",
 )
 @click.option(
     "--mask-value",
-    type=click.FloatRange(max=0, max_open=True),
+    type=Number(max=0, max_open=True),
     metavar="X",
     help="What it adds for deactivated ones, below 0 (default: -10000, never chosen).",
 )
@@ -294,12 +294,10 @@ def steer(call: Call) -> Report:
 
 
 @command("apply", group="edit", undoable=True, key="a", when=staged)
-@click.option(
-    "--max-kl", type=click.FloatRange(min=0), metavar="X", help="Refuse above this mean KL."
-)
+@click.option("--max-kl", type=Number(min=0), metavar="X", help="Refuse above this mean KL.")
 @click.option(
     "--max-perplexity-ratio",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     metavar="Y",
     help="Refuse above this perplexity, as a multiple of the checkpoint's.",
 )

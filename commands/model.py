@@ -6,7 +6,7 @@ import click
 
 from commands.declare import Call, always, command
 from commands.types import FilePath, Source
-from mlxfun.errors import SaveError, StateError
+from mlxfun.errors import ModelError, SaveError, StateError
 from mlxfun.options import SaveOptions
 from mlxfun.reports import Report, TextReport
 
@@ -69,7 +69,10 @@ def save(call: Call) -> Report:
 @command("smoke-test", group="model")
 def smoke_test(call: Call) -> Report:
     """Check that the live model still works: finite logits, sane text, routing in range."""
-    return call.session.smoke_test(call.ctx)
+    report = call.session.smoke_test(call.ctx)
+    if not report.passed:  # an error, so that a script stops there
+        raise ModelError(f"{report.summary()}; undo the last edit, or discard the staged one")
+    return report
 
 
 @command("recover", group="model", when=always, recorded=False)

@@ -17,7 +17,7 @@ from commands.declare import (
     positive,
     stack,
 )
-from commands.types import NewFile
+from commands.types import NewFile, Number
 from mlxfun.options import PrepareOptions, ScanOptions
 from mlxfun.reports import Report
 
@@ -33,14 +33,14 @@ rules = stack(
     click.option("--output", type=JSON, required=True, help="Where the report is written."),
     click.option(
         "--threshold-percentile",
-        type=click.FloatRange(50, 100, max_open=True),
+        type=Number(50, 100, max_open=True),
         default=90.0,
         metavar="P",
         help="Flag only the outermost 100 - P percent on each side (default: 90).",
     ),
     click.option(
         "--alpha",
-        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        type=Number(0, 1, min_open=True, max_open=True),
         default=0.01,
         metavar="Q",
         help="Bound on the share of false discoveries among the flagged (default: 0.01).",

@@ -14,7 +14,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from mlxfun.errors import UsageError
-from mlxfun.options import ExpertSets
+from mlxfun.options import ExpertSets, require_seed
 from mlxfun.reports import SessionView
 
 MAX_COMPLETIONS = 200
@@ -147,6 +147,30 @@ class Size(_Parsed):
             raise ValueError(f"{text!r} is not a size, for instance 500MB, 2GiB or 4096")
         power = " kmgt".index(match[2].lower() or " ")
         return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+
+
+class Number(click.FloatRange):
+    """A finite number within bounds: comparisons alone let infinity, or NaN, through."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return number
+
+
+class Seed(_Parsed):
+    """`"7"` -> 7, of the numbers that every generator takes."""
+
+    name = "seed"
+
+    @staticmethod
+    def parse(text: str) -> int:
+        try:
+            return require_seed(int(text))
+        except ValueError:  # also of a number with thousands of digits
+            shown = text if len(text) < 40 else f"{text[:40]}..."
+            raise ValueError(f"{shown!r} is not a whole number") from None
 
 
 class FilePath(click.ParamType[Path]):

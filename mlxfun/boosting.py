@@ -99,8 +99,11 @@ def amplify(
 
 
 def _check(options: AmplifyOptions) -> None:
-    if not options.scale > 0:
-        raise UsageError(f"--scale {options.scale:g} must be above 0")
+    if not 0 < options.scale <= steer.MOST:
+        raise UsageError(
+            f"--scale {options.scale:g} must be above 0 and at most {steer.MOST:g}, where an expert "
+            "is as good as forced"
+        )
     if not 0 <= options.threshold < 1:
         raise UsageError(f"--threshold {options.threshold:g} must be at least 0 and below 1")
 

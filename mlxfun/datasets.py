@@ -166,6 +166,8 @@ def _read_jsonl(file: Path, text_key: str) -> list[Line]:
             ) from error
         except RecursionError as error:
             raise DatasetError(f"{where}: nested too deeply to be a sample") from error
+        except ValueError as error:
+            raise DatasetError(f"{where}: a number of thousands of digits is no sample") from error
         if not isinstance(record, dict):
             raise DatasetError(f"{where}: expected a JSON object, found {_kind(record)}")
         lines.append(_parse(record, text_key, where))

@@ -336,6 +336,8 @@ def read_document(path: Path) -> dict[str, Any]:
         document = json.loads(_read_text(path), object_pairs_hook=unique)
     except (json.JSONDecodeError, RecursionError) as error:
         raise PlanError(f"{path} is not valid JSON ({error}); write it anew") from error
+    except ValueError as error:  # what Python says tells how to lift its limit
+        raise PlanError(f"{path} holds a number of thousands of digits; write it anew") from error
     if not isinstance(document, dict):
         raise PlanError(f"{path} does not hold a JSON object; write it anew")
     return document

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from mlxfun.events import Array
 
 DIGITS = 8
+ROUNDING = 1e-6
+"""How far beyond its bounds a score may be for having been rounded by another tool."""
 REPORT = Kind("report of a scan", json_with("composite_score"))
 
 TABLES = {
@@ -109,14 +111,17 @@ def read_report(path: Path, kind: str, layers: Sequence[int], experts: int) -> F
     above, below = TABLES[kind]
     shape = (len(layers), experts)
     try:
-        composite = np.array(document.get("composite_score"), dtype=np.float64)
-    except (TypeError, ValueError):
-        composite = np.empty(0)
-    if composite.shape != shape or not np.isfinite(composite).all():
+        found = np.array(document.get("composite_score"))
+    except ValueError:  # rows of different lengths
+        found = np.empty(0)
+    # Of a number too large for a float NumPy makes an object. NaN is within no bounds.
+    numbers = found.dtype.kind in "iuf" and found.shape == shape
+    if not numbers or not (np.abs(found) <= 1 + ROUNDING).all():
         raise PlanError(
-            f"{path} needs composite_score as {shape[0]} x {shape[1]} numbers (layers x experts); "
-            "make the report on this model"
+            f"{path} needs composite_score as {shape[0]} x {shape[1]} numbers (layers x experts) "
+            "from -1 to 1; make the report on this model"
         )
+    composite = found.astype(np.float64)
     return Found(
         path,
         read_table(path, document, above, layers, experts),

@@ -22,7 +22,7 @@ from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
-from mlxfun.errors import DatasetError, PlanError, UsageError
+from mlxfun.errors import DatasetError, ModelError, PlanError, UsageError
 from mlxfun.files import Kind, writing
 from mlxfun.options import METRICS
 
@@ -45,6 +45,15 @@ def _has_sums(path: Path) -> bool:
 
 
 STATISTICS = Kind("routing statistics", _has_sums)
+
+
+def require_finite(sums: Array) -> None:
+    """Raise ModelError for sums of what a broken model computed."""
+    if not np.isfinite(sums).all():
+        raise ModelError(
+            "the model computes NaN or infinity on this text, so nothing can be counted; "
+            "smoke-test tells more, undo the edit that broke it"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +90,12 @@ class RoutingStats:
         return int(rows), int(columns)
 
     def plus(self, update: Array, samples: int, tokens: int, steered: bool = False) -> RoutingStats:
-        """With one batch's sums, float [L, S, E] in the order of SUMS, added in float64."""
+        """With one batch's sums, float [L, S, E] in the order of SUMS, added in float64.
+
+        Raises ModelError for NaN and infinity.
+        """
         wide = update.astype(np.float64)
+        require_finite(wide)
         sums = {name: self.sums[name] + wide[:, i] for i, name in enumerate(SUMS)}
         return replace(
             self,

@@ -86,10 +86,11 @@ def write(export: Export, options: SaveOptions, ctx: Context = SILENT) -> SaveRe
         _write_weights(temporary, weights, options.max_shard_bytes, ctx)
         _write_json(temporary / "config.json", _cleaned(config, weights.names))
         for name, content in export.metadata.items():
+            _require_finite(name, content)
             _write_json(temporary / name, content)
         _write_card(temporary, target.name, export, config, total)
         atomic.sync_tree(temporary)
-        gate = check(temporary, weights, logits, ctx)
+        gate = check(temporary, weights, export.source, logits, ctx)
         ctx.check()
         files = tuple(sorted(str(f.relative_to(temporary)) for f in _all_files(temporary)))
         size = sum((temporary / name).stat().st_size for name in files)
@@ -253,6 +254,14 @@ def _cleaned(config: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     if packed or any(name.endswith(".scales") for name in names):
         return config
     return {key: value for key, value in config.items() if key != "quantization_config"}
+
+
+def _require_finite(name: str, content: Any) -> None:
+    """Metadata is read by other tools, most of which know no NaN; some configs do have infinity."""
+    try:
+        json.dumps(content, allow_nan=False)
+    except ValueError as error:
+        raise SaveError(f"{name} would hold NaN or infinity; undo the edit it tells of") from error
 
 
 def _write_json(path: Path, content: Any) -> None:

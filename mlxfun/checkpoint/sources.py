@@ -78,7 +78,7 @@ def read_config(path: Path) -> dict[str, Any]:
             f"{file}:{error.lineno}:{error.colno} is not valid JSON ({error.msg}); "
             "restore the file from the model's source"
         ) from error
-    except (UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # no UTF-8, or a number of thousands of digits
         raise ModelError(f"{file} is not a JSON text; restore it from its source") from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise ModelError(f"{file} names no model_type, so it does not describe a language model")
