@@ -12,8 +12,6 @@ and f the expert's output, summed over the tokens routed to an expert:
 
 from __future__ import annotations
 
-import os
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +23,7 @@ import numpy as np
 from mlxfun.errors import DatasetError, ModelError, PlanError, UsageError
 from mlxfun.files import Kind, writing
 from mlxfun.options import METRICS
+from mlxfun.stats_archive import Archive
 
 if TYPE_CHECKING:
     from mlxfun.events import Array
@@ -179,10 +178,10 @@ class RoutingStats:
 
     @classmethod
     def load(cls, path: Path, layer_indices: tuple[int, ...], experts: int) -> RoutingStats:
-        """Read an `.npz`, with or without the extra keys.
+        """Read an `.npz` made on a model of that anatomy, with or without the extra keys.
 
-        Raises DatasetError for a file that is missing or not statistics, PlanError for another
-        shape than the model's.
+        Raises DatasetError for a file that is missing or not statistics, PlanError for other
+        layers or another shape than the model's.
         """
         stats = cls.read(path)
         shape = (len(layer_indices), experts)
@@ -193,51 +192,41 @@ class RoutingStats:
                 f"the model has {shape[0]} x {shape[1]}; collect on this model, or load the model "
                 "they were made on"
             )
+        # Files of other tools, and merges of them, count positions and name no model.
+        positions = not stats.model and stats.layer_indices == tuple(range(shape[0]))
+        if stats.layer_indices != layer_indices and not positions:
+            raise PlanError(
+                f"{path} holds statistics of the decoder layers {_listed(stats.layer_indices)}; "
+                f"the model's are {_listed(layer_indices)}; collect on this model"
+            )
         return replace(stats, layer_indices=layer_indices)
 
     @classmethod
     def read(cls, path: Path) -> RoutingStats:
         """Read an `.npz` as it is, of any model. Without layer_indices, positions stand for them.
 
-        Raises DatasetError for a file that is missing or not statistics.
+        Raises DatasetError for a file that is missing, not statistics, or holds a value that
+        cannot be.
         """
-        data = _read_npz(path)
-        zeros = np.zeros(data["freq"].shape)
-        combined = str(data.get("combined", ""))
+        data = Archive(path)
+        combined = data.combined
+        if combined == "rank" and MEAN_RANK not in data:
+            raise DatasetError(f"{path} was merged by rank but lacks {MEAN_RANK}")
         names = (*SUMS, MEAN_RANK) if combined == "rank" else SUMS
-        indices = data.get("layer_indices", np.arange(len(zeros)))
+        layers = data.layers
         return cls(
-            sums={name: data.get(name, zeros).astype(np.float64) for name in names},
-            layer_indices=tuple(int(i) for i in indices),
-            samples=int(data.get("samples", 0)),
-            tokens=int(data.get("tokens", 0)),
-            model=str(data.get("model", "")),
-            model_name=str(data.get("model_name", "")),
-            state=str(data.get("state", "")),
-            steered=bool(data.get("steered", False)),
+            sums={name: data.sums(name) for name in names},
+            layer_indices=tuple(range(data.shape[0])) if layers is None else layers,
+            samples=data.count("samples"),
+            tokens=data.count("tokens"),
+            model=data.text("model"),
+            model_name=data.text("model_name"),
+            state=data.text("state"),
+            steered=data.flag("steered"),
             combined=combined,
-            sources=int(data.get("sources", 1)),
+            sources=data.count("sources", default=1, least=1),
         )
 
 
-def _read_npz(path: Path) -> dict[str, Any]:
-    if not os.path.exists(path):
-        raise DatasetError(f"{path} does not exist; give a file written by `stats save`")
-    try:
-        # np.load leaves the file open when it fails half-way.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            data = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, KeyError, BadZipFile, zlib.error) as error:
-        # What NumPy says is meant for programmers (it suggests to unpickle the file).
-        raise DatasetError(
-            f"{path} is not an .npz of routing statistics, or is damaged; give a file written by "
-            "`stats save`"
-        ) from error
-    missing = [name for name in ("freq", "reap_sum") if name not in data]
-    if missing:
-        raise DatasetError(f"{path} lacks {', '.join(missing)}; it is not routing statistics")
-    if any(data[n].shape != data["freq"].shape or data[n].ndim != 2 for n in SUMS if n in data):
-        raise DatasetError(f"{path}: statistics must be [layers, experts]")
-    if str(data.get("combined", "")) == "rank" and MEAN_RANK not in data:
-        raise DatasetError(f"{path} was merged by rank but lacks {MEAN_RANK}")
-    return data
+def _listed(layers: tuple[int, ...]) -> str:
+    return ", ".join(map(str, layers))
