@@ -351,7 +351,7 @@ def plan_save(call: Call) -> Report:
     The list is that of the staged plan, or of the applied prune when nothing is staged. prune
     --expert-list reads it, on this model or on a quantised copy of it.
     """
-    from mlxfun.expert_lists import write_expert_list  # brings NumPy: not at the top
+    from mlxfun.expert_lists import Maker, write_expert_list  # brings NumPy: not at the top
 
     view = call.session.view()
     why_not = listable(view)
@@ -359,7 +359,9 @@ def plan_save(call: Call) -> Report:
         raise StateError(f"there is no list to write: {why_not}")
     keep = view.plan.kept if view.plan else _living(view.heat)
     path = call.bench.writable(call["path"])
-    write_expert_list(path, keep, view.heat.experts)
+    name = view.model.model_id if view.model else ""
+    made_on = Maker(call.session.checkpoint_id, name)
+    write_expert_list(path, keep, view.heat.experts, made_on)
     kept, of = sum(map(len, keep.values())), len(keep) * view.heat.experts
     return TextReport(f"wrote {path}: {kept} of {of} experts stay, {of - kept} go")
 

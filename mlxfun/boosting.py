@@ -112,7 +112,7 @@ def _amplification(shop: Workshop, options: AmplifyOptions) -> tuple[Addends, st
     """Boosts of the report's domain experts, the domain's name, and notes."""
     anatomy, editor = shop.anatomy, shop.editor
     found = read_report(options.domain_map, "domain", anatomy.indices, anatomy.num_experts)
-    now = Identity(editor.checkpoint_id, editor.state)
+    now = Identity(editor.checkpoint_id, editor.state, editor.model_name)
     stale = require_current(
         found.path, found.identity, now, editor.history.root.state, options.allow_stale
     )

@@ -95,16 +95,29 @@ def _is_number(text: str) -> bool:
 # --- keep lists ------------------------------------------------------------------------------
 
 
-def write_expert_list(path: Path, keep: Mapping[int, Sequence[int]], experts: int) -> None:
+@dataclass(frozen=True, slots=True)
+class Maker:
+    """The model a list is made on: its checkpoint's identity and its name; "" for unknown."""
+
+    model: str = ""
+    name: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.model})" if self.name else self.model
+
+
+def write_expert_list(
+    path: Path, keep: Mapping[int, Sequence[int]], experts: int, made_on: Maker | None = None
+) -> None:
     """Write a keep list, CSV when the name ends in .csv and JSON otherwise.
 
     keep: {decoder layer: experts that stay} for every MoE layer. experts: how many there were.
 
     Raises SaveError when the file cannot be written.
     """
-    layers = sorted(keep)
+    layers, made_on = sorted(keep), made_on or Maker()
     if path.suffix.lower() == ".csv":
-        text = _csv_text(layers, keep, experts)
+        text = _csv_text(layers, keep, experts, made_on)
     else:
         document = {
             "version": VERSION,
@@ -112,20 +125,41 @@ def write_expert_list(path: Path, keep: Mapping[int, Sequence[int]], experts: in
             "keep_map": {str(i): [int(e) for e in keep[layer]] for i, layer in enumerate(layers)},
             "layer_indices": layers,
         }
+        if made_on.model:
+            document |= {"model": made_on.model, "model_name": made_on.name}
         text = json.dumps(document, indent=2) + "\n"
     write_text(path, text, LIST)
 
 
-def _csv_text(layers: list[int], keep: Mapping[int, Sequence[int]], experts: int) -> str:
+def _csv_text(
+    layers: list[int], keep: Mapping[int, Sequence[int]], experts: int, made_on: Maker
+) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow([*_COLUMNS, "layer_index"])
+    known = [made_on.model] if made_on.model else []
+    writer.writerow([*_COLUMNS, "layer_index", *(["model"] if known else [])])
     for position, layer in enumerate(layers):
         staying = set(keep[layer])
         for expert in range(experts):
             action = "keep" if expert in staying else "prune"
-            writer.writerow([position, expert, action, layer])
+            writer.writerow([position, expert, action, layer, *known])
     return stream.getvalue()
+
+
+def list_warning(path: Path, now: Maker) -> str:
+    """That a list was made on another model than `now`; "" if it was not, or does not say.
+
+    No error: a list serves a quantised copy of its model as well.
+    """
+    if path.suffix.lower() == ".csv":
+        row = next(csv.DictReader(io.StringIO(_read_text(path)), skipinitialspace=True), {})
+        made_on = Maker(str(row.get("model") or ""))
+    else:
+        found = read_document(path)
+        made_on = Maker(*(str(found.get(key) or "") for key in ("model", "model_name")))
+    if made_on.model in ("", now.model):
+        return ""
+    return f"{path} was made on the model {made_on}, this is {now}"
 
 
 def read_expert_list(path: Path, layers: Sequence[int], experts: int) -> ExpertSets:
@@ -143,6 +177,11 @@ def read_expert_list(path: Path, layers: Sequence[int], experts: int) -> ExpertS
         entries = document.get("keep_map")
         if not isinstance(entries, dict):
             raise PlanError(f"{path} is no expert list, as it has no keep_map; see plan save")
+        stated = document.get("original_num_experts", experts)
+        if type(stated) is not int or stated != experts:
+            raise PlanError(
+                f"{path} is for a model with {stated!r} experts a layer; this model has {experts}"
+            )
         where = _layer_keys(path, entries, document.get("layer_indices"), layers)
         found = {where[key]: _experts(path, key, entries[key], experts) for key in entries}
     missing = [layer for layer in layers if layer not in found]
@@ -199,6 +238,12 @@ def _read_csv(path: Path, layers: Sequence[int], experts: int) -> ExpertSets:
         if both:
             raise PlanError(f"{path}: layer {layer} both keeps and prunes {_listed(both)}")
         rest = set(range(experts)) - prune.get(layer, set())
+        unsaid = sorted(rest - keep.get(layer, rest))
+        if unsaid and layer in prune:
+            raise PlanError(
+                f"{path}: layer {layer} keeps some experts and prunes others, and says nothing "
+                f"about {_listed(unsaid)}; this model has {experts}, so the list may be of another"
+            )
         found[layer] = tuple(sorted(keep.get(layer, rest)))
     return found
 

@@ -18,7 +18,7 @@ import numpy as np
 from mlxfun import combine
 from mlxfun.comparison_reports import RankReport, RankRow
 from mlxfun.errors import PlanError, UsageError
-from mlxfun.expert_lists import write_expert_list
+from mlxfun.expert_lists import Maker, write_expert_list
 from mlxfun.stats import RoutingStats
 
 if TYPE_CHECKING:
@@ -116,7 +116,9 @@ def rank_files(
         experts = total.shape[1]
         keep = {ly: tuple(e for e in range(experts) if e not in set(gone_)) for ly, gone_ in
                 chosen.items()}  # fmt: skip
-        write_expert_list(output, keep, experts)
+        first = runs[0][1]
+        made_on = Maker(first.model, first.model_name)
+        write_expert_list(output, keep, experts, made_on)
     return RankReport(
         files=tuple(map(str, files)),
         metric=options.metric,

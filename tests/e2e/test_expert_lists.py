@@ -82,3 +82,31 @@ def test_experts_to_ignore_bind_a_list_too(shell: Shell) -> None:
     shell.do("plan save list.json", "discard")
     found = shell.refused(f"prune --expert-list list.json --ignore-experts {gone}")
     assert f"L0:E{gone}" in found
+
+
+def test_a_list_for_fewer_experts_is_not_taken_for_one_of_this_model(
+    shell: Shell, tmp_path: Path
+) -> None:
+    keep = {str(i): list(range(6)) for i in range(LAYERS)}
+    (tmp_path / "l.json").write_text(json.dumps({"original_num_experts": 8, "keep_map": keep}))
+    assert shell.refused("prune --expert-list l.json") == (
+        "l.json is for a model with 8 experts a layer; this model has 16"
+    )
+
+
+@pytest.mark.parametrize("name", ["list.json", "list.csv"])
+def test_a_list_of_another_checkpoint_is_used_and_said_to_be_one(
+    shell: Shell, tmp_path: Path, name: str
+) -> None:
+    shell.do("prune --n-prune 4", f"plan save {name}", "discard")
+    plain = shell.do(f"prune --expert-list {name}").report
+    assert not any("was made on the model" in text for text in plain.warnings)
+    other = "f" * 32
+    text = (tmp_path / name).read_text()
+    assert shell.checkpoint in text
+    (tmp_path / name).write_text(text.replace(shell.checkpoint, other))
+    for line in ("prune", "merge --dataset demo:mixed --max-samples 2 --max-tokens 16"):
+        warned = shell.do(f"{line} --expert-list {name}").report.warnings
+        (found,) = [text for text in warned if "was made on the model" in text]
+        assert other in found
+        assert found.endswith(f"this is demo ({shell.checkpoint})")
