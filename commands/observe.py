@@ -154,10 +154,12 @@ def rank(call: Call) -> Report:
     names = ("metric", "n_prune", "min_rank", "max_rank", "model_wide", "allow_stale")
     output = call["output"]
     session = call.session if call["stage"] else None  # says so first when there is no model
+    heat = session.view().heat if session is not None else None
     report = rank_files(
         [call.bench.readable(path) for path in call["files"]],
         RankOptions(**{name: call[name] for name in names}),
         call.bench.writable(output) if output is not None else None,
+        heat.alive if heat is not None else None,
     )
     if session is None:
         return report

@@ -62,7 +62,8 @@ class RoutingStats:
     sums: accumulator name -> float64 [L, E]. layer_indices: decoder layer of each row. model and
     state: checkpoint id and state of the weights ("" when a file does not say). steered: some of
     the tokens were routed under steering. combined: "" for a run, "sum" or "rank" for a merge of
-    `sources` runs; see mlxfun.combine.
+    `sources` runs; see mlxfun.combine. alive: bool [L, E], who could be chosen; None where a file
+    does not say.
     """
 
     sums: Mapping[str, Array]
@@ -75,6 +76,7 @@ class RoutingStats:
     steered: bool = False
     combined: str = ""
     sources: int = 1
+    alive: Array | None = None
 
     @classmethod
     def empty(cls, layer_indices: tuple[int, ...], experts: int, **identity: Any) -> RoutingStats:
@@ -146,6 +148,8 @@ class RoutingStats:
         """
         rows, experts = self.shape
         arrays: dict[str, Any] = dict(self.sums)
+        if self.alive is not None:
+            arrays["alive"] = self.alive
         with writing(path, STATISTICS) as file:
             np.savez_compressed(
                 file,
@@ -225,6 +229,7 @@ class RoutingStats:
             steered=data.flag("steered"),
             combined=combined,
             sources=data.count("sources", default=1, least=1),
+            alive=data.mask("alive"),
         )
 
 

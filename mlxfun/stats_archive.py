@@ -90,6 +90,13 @@ class Archive:
             raise self._wrong(f"{name} is neither true nor false")
         return bool(found)
 
+    def mask(self, name: str) -> Array | None:
+        """bool [L, E], None where the file has none."""
+        found = self._data.get(name)
+        if found is not None and (found.shape != self.shape or found.dtype.kind != "b"):
+            raise self._wrong(f"{name} is not true or false for each expert of {_size(self.shape)}")
+        return found
+
     @property
     def combined(self) -> str:
         """How the file was merged, "" if it was not."""

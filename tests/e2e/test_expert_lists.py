@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Shell
+from tests.e2e.conftest import COLLECT, Shell
 
 LAYERS, EXPERTS = 6, 16
 
@@ -110,3 +110,21 @@ def test_a_list_of_another_checkpoint_is_used_and_said_to_be_one(
         (found,) = [text for text in warned if "was made on the model" in text]
         assert other in found
         assert found.endswith(f"this is demo ({shell.checkpoint})")
+
+
+def test_ranks_of_a_pruned_model_choose_among_the_living(shell: Shell) -> None:
+    shell.do("prune --n-prune 4", "apply")
+    for name in ("python", "solidity"):
+        shell.do(
+            f"collect --dataset demo:{name} --max-samples 4 --max-tokens 48",
+            f"stats save {name}.npz",
+        )
+    line = "stats rank python.npz solidity.npz --n-prune 2"
+    shell.do(f"{line} --output keep.json")
+    staged = shell.do(f"{line} --stage").report
+    assert [len(experts) for experts in staged.chosen.values()] == [2] * LAYERS
+    assert shell.engine.view().plan.experts_after == 10
+    kept = shell.engine.view().plan.kept
+    shell.do("discard", "prune --expert-list keep.json")
+    assert shell.engine.view().plan.kept == kept
+    shell.do("discard", COLLECT)

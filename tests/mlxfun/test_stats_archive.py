@@ -91,6 +91,8 @@ WRONG: list[tuple[str, Any, str]] = [
     ("combined", np.str_("max"), "combined 'max' is none of sum, rank"),
     ("model", np.float64(3), "model is not a text"),
     ("state", np.array(["a", "b"]), "state is not a text"),
+    ("alive", np.ones((2, 3), bool), "alive is not true or false for each expert of 2 x 4"),
+    ("alive", np.ones((2, 4)), "alive is not true or false for each expert of 2 x 4"),
     ("steered", np.str_("yes"), "steered is neither true nor false"),
 ]
 
