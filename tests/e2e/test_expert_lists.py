@@ -127,4 +127,4 @@ def test_ranks_of_a_pruned_model_choose_among_the_living(shell: Shell) -> None:
     kept = shell.engine.view().plan.kept
     shell.do("discard", "prune --expert-list keep.json")
     assert shell.engine.view().plan.kept == kept
-    shell.do("discard", COLLECT)
+    shell.do("discard", "goto 0", COLLECT)
