@@ -90,6 +90,17 @@ class Editor:
             return self.staged.base
         return tuple(tap.live for tap in self.resident.taps.layers)
 
+    def steering_of(self, side: str) -> Steering:
+        """What steers a side of `live` while it runs. A plan that makes steering permanent has it
+        in force on the committed side only, also while the candidate is live.
+        """
+        if side == "checkpoint":
+            return Steering()
+        staged = self.staged
+        if staged is None or staged.steering is None:
+            return self.steering
+        return Steering() if side == "staged" else staged.steering
+
     def key(self) -> tuple[str, str]:
         """What a KV cache is valid for: weights and steering in force."""
         return self.live_state, self.steering.key

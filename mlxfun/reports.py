@@ -133,7 +133,10 @@ class LayersReport(Report):
 
 @dataclass(frozen=True, slots=True)
 class CollectReport(Report):
-    """A calibration run. coverage: share of (layer, expert) pairs seen; unseen lists the rest."""
+    """A calibration run. coverage: share of (layer, expert) pairs seen; unseen lists the rest.
+
+    steering_off: the steering in force was left out.
+    """
 
     kind: ClassVar[str] = "collect"
     dataset: str
@@ -146,6 +149,7 @@ class CollectReport(Report):
     suggested_samples: int | None
     held_out: int
     cancelled: bool
+    steering_off: bool = False
 
     def summary(self) -> str:
         text = (
@@ -156,12 +160,14 @@ class CollectReport(Report):
             text = f"cancelled after {self.samples} of {self.samples_planned} samples: {text}"
         if self.unseen and self.suggested_samples:
             text += f"; {len(self.unseen)} never seen, try {self.suggested_samples} samples"
+        if self.steering_off:
+            text += "; steering was off while calibrating (chat counts with it: `stats count on`)"
         return text
 
 
 @dataclass(frozen=True, slots=True)
 class StatsReport(Report):
-    """The statistics in hand. per_layer: {metric: [L, E]} summary rows are made by renderers."""
+    """The statistics in hand. steered: some were counted in chat while steering was in force."""
 
     kind: ClassVar[str] = "stats"
     action: str
@@ -178,12 +184,14 @@ class StatsReport(Report):
     most: tuple[tuple[int, int, float], ...]
     combined: str = ""  # "sum" or "rank" for a merge of `sources` runs
     sources: int = 1
+    steered: bool = False
 
     def summary(self) -> str:
         where = f" ({self.path})" if self.path else ""
         if self.combined:
             where += f", merged by {self.combined} from {self.sources} runs"
         stale = "; taken on another state of the weights" if self.stale else ""
+        stale += "; some of it from steered chat" if self.steered else ""
         return (
             f"stats {self.action}{where}: {self.samples} samples, {self.tokens:,} tokens, "
             f"coverage {self.coverage:.1%}, counting chat {'on' if self.counting else 'off'}{stale}"

@@ -192,7 +192,7 @@ class Session:
     # -- statistics ---------------------------------------------------------------------------
 
     def collect(self, options: CollectOptions, ctx: Context = SILENT) -> CollectReport:
-        """Calibrate on the committed weights. A cancel keeps what was collected and says so."""
+        """Calibrate on the committed weights without steering. A cancel keeps what was collected."""
         self._own()
         return self._observations.collect(options, self.command, ctx)
 

@@ -205,6 +205,7 @@ def stats_report(
         most=tuple(reversed(named[-EXTREMES:])),
         combined=stats.combined,
         sources=stats.sources,
+        steered=stats.steered,
     )
 
 
