@@ -307,7 +307,8 @@ def apply(call: Call) -> Report:
     """Commit the staged plan as a new step of the history.
 
     With a limit, from here or from set, a preview is made if there is none, and apply refuses when
-    it exceeds the limit.
+    it exceeds the limit. Steering is no part of what is applied: a preview that was made while
+    steering is made again without.
     """
     settings = call.bench.settings
     limits = {

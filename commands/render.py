@@ -298,7 +298,11 @@ def _evaluate(report: EvaluateReport) -> RenderableType:
     parts: list[RenderableType] = [text(report.summary()), table]
     for sample in report.samples:
         parts += [text(f"> {sample.prompt}", "dim"), text(sample.text)]
-    notes = (*report.notes, *(("measured while steering",) if report.steered else ()))
+    kept = report.subject == "current"
+    steered = "steering is no part of the weights: " + (
+        "the history keeps no score of this" if kept else "guardrails of apply measure without it"
+    )
+    notes = (*report.notes, *((steered,) if report.steered else ()))
     return _with_notes(Group(*parts), notes)
 
 

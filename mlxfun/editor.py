@@ -19,6 +19,7 @@ from mlxfun.deltas import Delta, Resident
 from mlxfun.edits.prune import compact_delta
 from mlxfun.errors import StateError
 from mlxfun.history import History, Node
+from mlxfun.options import EvaluateOptions
 from mlxfun.plans import Plan
 from mlxfun.reports import EvaluateReport, PlanReport, StepReport
 from mlxfun.state import state_id
@@ -33,8 +34,8 @@ class Staged:
     """A candidate. edge: the delta to the side that is not live now. base: experts before it.
 
     evidence: the commands that made the statistics it was decided on. scores: what was measured
-    while it was planned. steering: what the plan makes
-    permanent, in force on the base's side only.
+    while it was planned. preview: the newest measurement, by the options in asked. steering: what
+    the plan makes permanent, in force on the base's side only.
     """
 
     plan: Plan
@@ -46,6 +47,7 @@ class Staged:
     live: bool = True
     evidence: tuple[str, ...] = ()
     preview: EvaluateReport | None = None
+    asked: EvaluateOptions | None = None
     scores: dict[str, float] = field(default_factory=dict)
     steering: Steering | None = None
 

@@ -36,6 +36,11 @@ def readable_bytes(count: int | float) -> str:
     return f"{sign}{size:.1f} TiB"
 
 
+def counted(count: int, one: str, more: str) -> str:
+    """`count` with its words: 1 expert goes, 4 experts go."""
+    return f"{count:,} {one if count == 1 else more}"
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """Base class."""
@@ -270,7 +275,8 @@ class EvaluateReport(Report):
     perplexity: per data set and "all"; interval: 95 % confidence interval of each. kl_* and
     top1_agreement compare token distributions with the checkpoint (mean over tokens of
     KL(checkpoint || subject) in nats; p99 over tokens); vs_current holds the same three against
-    the committed state. baseline: the checkpoint's perplexity on the same tokens.
+    the committed state. baseline: the checkpoint's perplexity on the same tokens. steered: steering
+    was in force on the subject, as it never is on the checkpoint.
     """
 
     kind: ClassVar[str] = "evaluate"
@@ -297,8 +303,9 @@ class EvaluateReport(Report):
 
     def summary(self) -> str:
         low, high = self.interval["all"]
+        how = f"{self.subject}, while steering" if self.steered else self.subject
         text = (
-            f"{self.subject}: perplexity {self.perplexity['all']:.3f} [{low:.3f}, {high:.3f}] "
+            f"{how}: perplexity {self.perplexity['all']:.3f} [{low:.3f}, {high:.3f}] "
             f"({self.ratio:.3f}x the checkpoint) over {self.tokens:,} tokens"
         )
         if self.kl_mean is not None:

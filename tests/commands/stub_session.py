@@ -332,7 +332,7 @@ class StubSession(HandStub):
             top1_agreement=1 - 0.01 * gone if options.kl else None,
             vs_current=None,
             samples=(),
-            steered=False,
+            steered=bool(self.steering.activated or self.steering.deactivated),
         )
 
     def evaluate(self, options: EvaluateOptions, ctx: Context = SILENT) -> EvaluateReport:

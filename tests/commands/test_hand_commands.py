@@ -110,7 +110,7 @@ def test_states_are_named_and_compared(bench: Bench) -> None:
     data = report.data()
     assert (data["a"]["perplexity"], data["b"]["perplexity"]) == (12.0, 13.0)
     assert data["datasets"] == ["demo:eval"]
-    assert "(1.083x)" in report.summary()
+    assert "(1.083x node 0's)" in report.summary()
 
 
 def test_guardrails_that_were_set_count_for_apply_until_they_are_off(bench: Bench) -> None:
