@@ -199,9 +199,9 @@ def merge(call: Call) -> Report:
     """
     values = {name: value for name, value in call.params.items() if name not in DATA}
     _complete(call, values)
-    source = call.bench.dataset(call["dataset"])
-    data = dataset_options(source, call.params, call.bench.settings.seed)
-    return call.session.merge(MergeOptions(data, **values), call.ctx)
+    with call.bench.dataset(call["dataset"]) as source:
+        data = dataset_options(source, call.params, call.bench.settings.seed)
+        return call.session.merge(MergeOptions(data, **values), call.ctx)
 
 
 @command("steer", group="edit", between=True, parser=WithMaps)
