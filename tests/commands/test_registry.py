@@ -209,7 +209,7 @@ def test_every_synonym_leads_somewhere_and_hides_no_command() -> None:
 
 
 @pytest.mark.parametrize(
-    "word", ["calibrate", "measure", "print", "run", "impact", "revert", "tree"]
+    "word", ["calibrate", "measure", "print", "run", "impact", "result", "tree"]
 )
 def test_a_far_off_word_never_suggests_to_change_weights_or_to_lose_something(
     word: str, monkeypatch: pytest.MonkeyPatch
@@ -217,7 +217,7 @@ def test_a_far_off_word_never_suggests_to_change_weights_or_to_lose_something(
     monkeypatch.setattr(registry, "MEANT", {})
     said = error(word)
     edits = "prune", "merge", "select", "abliterate", "amplify", "bake", "compact", "steer"
-    for name in (*edits, "recover", "discard"):
+    for name in (*edits, "resume", "discard"):
         assert name not in said
 
 
