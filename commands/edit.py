@@ -37,7 +37,7 @@ from mlxfun.options import (
     PruneOptions,
     SteerOptions,
 )
-from mlxfun.reports import HeatView, Report, TextReport
+from mlxfun.reports import HeatView, Report, TextReport, counted
 
 DATA = ("dataset", "text_key", "max_samples", "max_tokens", "seed")
 MODES = click.Choice(["protect", "target"])
@@ -364,7 +364,9 @@ def plan_save(call: Call) -> Report:
     path = call.bench.writable(call["path"])
     write_expert_list(path, keep, view.heat.experts)
     kept, of = sum(map(len, keep.values())), len(keep) * view.heat.experts
-    return TextReport(f"wrote {path}: {kept} of {of} experts stay, {of - kept} go")
+    return TextReport(
+        f"wrote {path}: {kept} of {of} experts stay, {counted(of - kept, 'goes', 'go')}"
+    )
 
 
 def _living(heat: HeatView) -> dict[int, tuple[int, ...]]:

@@ -48,6 +48,6 @@ class CompareReport(Report):
         off = "; steering was off for both" if self.steering_off else ""
         return (
             f"node {a.node} against {b.node}: perplexity {a.perplexity:.3f} and "
-            f"{b.perplexity:.3f} ({b.perplexity / a.perplexity:.3f}x node {a.node}'s) on {self.tokens:,} "
-            f"tokens, {counted(apart, 'expert differs', 'experts differ')}{off}"
+            f"{b.perplexity:.3f} ({b.perplexity / a.perplexity:.3f}x node {a.node}'s) "
+            f"on {counted(self.tokens, 'token', 'tokens')}, {counted(apart, 'expert differs', 'experts differ')}{off}"
         )

@@ -107,36 +107,6 @@ class InfoReport(Report):
 
 
 @dataclass(frozen=True, slots=True)
-class LayerRow:
-    """One MoE layer as anatomy found it. layer: decoder index; position: 0..L-1."""
-
-    layer: int
-    position: int
-    router: str
-    score: str
-    experts: int
-    kept: int
-    top_k: int
-    groups: int
-    groups_kept: int
-    shared_experts: int
-    selection_bias: bool
-    path: str
-
-
-@dataclass(frozen=True, slots=True)
-class LayersReport(Report):
-    """Anatomy as a table."""
-
-    kind: ClassVar[str] = "layers"
-    config_key: str
-    rows: tuple[LayerRow, ...]
-
-    def summary(self) -> str:
-        return f"{len(self.rows)} MoE layers; the expert count is config key {self.config_key}"
-
-
-@dataclass(frozen=True, slots=True)
 class CollectReport(Report):
     """A calibration run. coverage: share of (layer, expert) pairs seen; unseen lists the rest.
 
@@ -158,7 +128,8 @@ class CollectReport(Report):
 
     def summary(self) -> str:
         text = (
-            f"{self.samples} samples, {self.tokens:,} tokens at {self.tokens_per_second:,.0f} "
+            f"{counted(self.samples, 'sample', 'samples')}, "
+            f"{counted(self.tokens, 'token', 'tokens')} at {self.tokens_per_second:,.0f} "
             f"tokens/s; {self.coverage:.1%} of the experts seen"
         )
         if self.cancelled:
@@ -198,8 +169,8 @@ class StatsReport(Report):
         stale = "; taken on another state of the weights" if self.stale else ""
         stale += "; some of it from steered chat" if self.steered else ""
         return (
-            f"stats {self.action}{where}: {self.samples} samples, {self.tokens:,} tokens, "
-            f"coverage {self.coverage:.1%}, counting chat {'on' if self.counting else 'off'}{stale}"
+            f"stats {self.action}{where}: {counted(self.samples, 'sample', 'samples')}, "
+            f"{counted(self.tokens, 'token', 'tokens')}, coverage {self.coverage:.1%}, counting chat {'on' if self.counting else 'off'}{stale}"
         )
 
 
@@ -228,11 +199,19 @@ class PlanReport(Report):
     warnings: tuple[str, ...] = ()
     peak_bytes: int = 0
 
+    @property
+    def left(self) -> str:
+        """How many experts a layer keeps: "12", or "11 to 12" where layers differ, as they may when
+        picked by hand or for a global budget."""
+        each = [len(experts) for experts in self.kept.values()] or [self.experts_after]
+        least, most = min(each), max(each)
+        return str(most) if least == most else f"{least} to {most}"
+
     def summary(self) -> str:
-        gone = sum(len(v) for v in self.pruned.values())
+        gone = counted(sum(map(len, self.pruned.values())), "expert goes", "experts go")
         size = f"{readable_bytes(self.bytes_before)} -> {readable_bytes(self.bytes_after)}"
-        each = f"{self.experts_before} -> {self.experts_after} a layer"
-        return f"staged {self.technique}: {gone} experts go ({each}), {size}"
+        each = f"{self.experts_before} -> {self.left} a layer"
+        return f"staged {self.technique}: {gone} ({each}), {size}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,7 +308,8 @@ class ChatReport(Report):
 
     def summary(self) -> str:
         rate = f"{self.tokens_per_second:.1f} tokens/s"
-        return f"{self.generated_tokens} tokens at {rate} ({self.finish_reason})"
+        made = counted(self.generated_tokens, "token", "tokens")
+        return f"{made} at {rate} ({self.finish_reason})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -380,7 +360,7 @@ class HistoryReport(Report):
     def summary(self) -> str:
         limit = f" of {readable_bytes(self.budget)}" if self.budget is not None else ""
         return (
-            f"{len(self.nodes)} nodes, at node {self.current}, "
+            f"{counted(len(self.nodes), 'node', 'nodes')}, at node {self.current}, "
             f"{readable_bytes(self.bytes_held)}{limit} held"
         )
 

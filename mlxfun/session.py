@@ -45,6 +45,7 @@ from mlxfun.generate import Decoded, Decoder
 from mlxfun.hand_options import ProbeOptions, SelectOptions
 from mlxfun.hand_reports import ABReport, DossierReport, ProbeReport
 from mlxfun.handwork import HandWork
+from mlxfun.layer_reports import LayersReport
 from mlxfun.measuring import Measurements
 from mlxfun.node_reports import CompareReport
 from mlxfun.options import (
@@ -66,7 +67,6 @@ from mlxfun.reports import (
     EvaluateReport,
     HistoryReport,
     InfoReport,
-    LayersReport,
     PlanReport,
     SaveReport,
     SessionView,

@@ -20,6 +20,7 @@ from mlxfun.comparison_reports import ScanReport, ScanRow
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import DatasetError, ModelError, PlanError, SaveError, StateError
 from mlxfun.events import RoutingFrame, Token
+from mlxfun.layer_reports import LayerRow, LayersReport
 from mlxfun.options import (
     AmplifyOptions,
     ApplyOptions,
@@ -41,8 +42,6 @@ from mlxfun.reports import (
     HistoryNode,
     HistoryReport,
     InfoReport,
-    LayerRow,
-    LayersReport,
     PlanReport,
     SaveReport,
     SessionView,

@@ -14,6 +14,7 @@ from commands.progress import ProgressLines, describe
 from commands.render import experts_text, render, report_json, safe
 from mlxfun.events import JobEnded, Progress
 from mlxfun.options import CollectOptions, DatasetOptions, EvaluateOptions, PruneOptions
+from mlxfun.recipes import RecipeReport, Variant
 from mlxfun.reports import ChatReport, HistoryNode, HistoryReport, Report, SaveReport, TextReport
 from tests.commands.conftest import Bench
 from tests.commands.stub_session import StubSession
@@ -174,3 +175,12 @@ def test_a_steered_measurement_says_what_it_is_not_used_for(
     assert steered is not None
     assert "note:" not in shown(plain)
     assert shown(steered).splitlines()[-1] == note
+
+
+def test_a_ratio_of_perplexities_says_that_it_is_over_the_checkpoints() -> None:
+    variant = Variant("prune --n-prune 4", 4 << 20, 0.25, 1.5, 1.0)
+    report = RecipeReport("a.recipe", "at most 5 MB", 6 << 20, (variant,), 0, ("report.json",))
+    assert report.summary().endswith("KL 0.2500, of 1 variant")
+    header, row = shown(report).splitlines()[1:3]
+    assert header.split() == ["variant", "size", "KL", "x", "checkpoint"]
+    assert row.split()[-2:] == ["0.2500", "1.500"]
