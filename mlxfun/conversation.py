@@ -136,6 +136,8 @@ class Conversation:
             while (decoded := advance(steps)) is None:
                 pass
             out.append(Sample(text, decoded.text))
+        if asked:
+            ctx.progress("answering samples", len(out), len(asked), "samples")
         return tuple(out)
 
     def _prompts(
