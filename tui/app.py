@@ -29,7 +29,16 @@ from tui.keymap import BY_ID, KEYS, Key, keys_for
 from tui.keynames import Names
 from tui.layout import PANELS, arrange
 from tui.lines import LineHistory
-from tui.messages import CursorPut, ExpertPut, KeyUsed, LineEntered, PanelPicked, Said, Wake
+from tui.messages import (
+    CursorPut,
+    ExpertPut,
+    KeyUsed,
+    LineEntered,
+    PanelPicked,
+    Remarked,
+    Said,
+    Wake,
+)
 from tui.notification import notification
 from tui.palette import Commands, Item
 from tui.ports import Engine
@@ -168,7 +177,7 @@ class ShellApp(Hands):
             self.leave()
         if event.usage and event.job == self._typed and not self.main.command.input.value:
             # A slip of the fingers is corrected, not typed again.
-            self.main.command.fill(event.line)
+            self.main.command.give_back(event.line)
         if event.seconds >= LONG_JOB and not event.cancelled:
             self._announce(event)
 
@@ -228,6 +237,10 @@ class ShellApp(Hands):
         self._change(deeds.pick_panel(self.state, message.panel))
         if message.move:
             self.main.focus_panel(message.panel)
+
+    @on(Remarked)
+    def _remarked(self, message: Remarked) -> None:
+        self._say(message.level, message.text)
 
     @on(KeyUsed)
     def _key_used(self, message: KeyUsed) -> None:
