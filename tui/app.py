@@ -50,6 +50,8 @@ from tui.widgets.help import HelpScreen, help_page
 FRAMES_PER_SECOND = 12
 REMOTE_FRAMES_PER_SECOND = 4
 DOUBLE_ESCAPE = 1.5
+PARTING = 5.0
+"""Seconds in which the key that leaves is taken for the answer to what would be lost."""
 LONG_JOB = 10.0
 USUAL = Config()
 
@@ -104,11 +106,12 @@ class ShellApp(Hands):
         for theme in themes.THEMES:
             self.register_theme(theme)
         self.theme = config.theme or themes.DARK.name
+        self.ansi_theme_dark, self.ansi_theme_light = themes.ON_DARK, themes.ON_LIGHT
         self.set_keymap(self.state.names.bindings())
         self.main = MainScreen(
             engine.complete, self._lines.load(), renderer, lambda key: self._use(BY_ID[key])
         )
-        self._escaped = float("-inf")
+        self._escaped = self._parting = float("-inf")
         self._asked: dict[int, str] = {}
         self._typed = 0
         self._opened = 0
@@ -292,7 +295,7 @@ class ShellApp(Hands):
             "palette": self.action_command_palette,
             "escape": self._escape,
             "interrupt": self.interrupt,
-            "leave": self.leave,
+            "leave": self._leave_or_ask,
         }
         verbs[verb](*arguments)
 
@@ -370,6 +373,16 @@ class ShellApp(Hands):
         self._say("info", "cancelling ...")
 
     async def action_quit(self) -> None:
+        self._leave_or_ask()
+
+    def _leave_or_ask(self) -> None:
+        """Leave; what would be lost with it is said first, once."""
+        now, lost = self._clock(), guide.unsaved(self.state)
+        if lost and now - self._parting > PARTING:
+            self._parting = now
+            ways = self.state.names.say("{save} saves, {quit} again leaves")
+            self._say("warning", f"{lost}: {ways}")
+            return
         self.leave()
 
     def action_help_quit(self) -> None:

@@ -162,6 +162,15 @@ def nothing_to_compare(state: AppState) -> bool:
     return view.plan is None and not steered and not edited
 
 
+def unsaved(state: AppState) -> str:
+    """What would be lost by leaving now, "" for nothing."""
+    view = state.view
+    if view.plan is not None:
+        return "a plan is staged and not applied"
+    edited = view.history is not None and view.history.current != 0
+    return "the edits are not saved" if edited and view.state not in state.saved else ""
+
+
 def uneven(state: AppState) -> str:
     """Which layers of a selection by hand lose more than others, "" when it can be applied."""
     plan = state.view.plan

@@ -148,7 +148,7 @@ class ExpertsPanel(Panel):
             ]
             heatmap.show(model, places[0], fit=state.heat.fit, anchor=places[1])
         said = guide.next_step(state) if not model.metric else ""
-        words = said or talk.token_words(state) or explain(model, state.cursor)
+        words = said or talk.token_words(state) or explain(model, state.cursor, state.view.steering)
         words += self._brushed(state)
         if state.heat.shape == "layer":
             words += state.names.say(" · {escape}: the map")
