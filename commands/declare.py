@@ -67,23 +67,18 @@ def steered(view: SessionView) -> str | None:
     return with_model(view) or (None if active else "nothing is steered: run steer first")
 
 
-def settled(view: SessionView) -> str | None:
-    """Needs that no plan is staged."""
-    return "a plan is staged: apply or discard it first" if view.plan else None
-
-
 def undoable(view: SessionView) -> str | None:
-    """Needs a parent of the current history node, and nothing staged."""
+    """Needs a parent of the current history node."""
     history = view.history
     here = {n.id: n.parent for n in history.nodes}.get(history.current) if history else None
-    return with_model(view) or settled(view) or (None if here is not None else "nothing to undo")
+    return with_model(view) or (None if here is not None else "nothing to undo")
 
 
 def redoable(view: SessionView) -> str | None:
-    """Needs a child of the current history node, and nothing staged."""
+    """Needs a child of the current history node."""
     history = view.history
     below = history is not None and any(n.parent == history.current for n in history.nodes)
-    return with_model(view) or settled(view) or (None if below else "nothing to redo")
+    return with_model(view) or (None if below else "nothing to redo")
 
 
 def pruned(view: SessionView) -> str | None:

@@ -127,7 +127,7 @@ def _compare_reason(state: AppState, key: Key) -> str:
         return "nothing to compare: the model is as it was loaded; stage a plan, or steer"
     if key.id == "compare" and len(state.view.history.nodes if state.view.history else ()) < 2:
         return "there is one state only"
-    if key.id in ("compare", "goto") and state.view.plan is not None:
+    if key.id == "compare" and state.view.plan is not None:
         return "a plan is staged: apply or discard it first"
     return ""
 

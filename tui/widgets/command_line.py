@@ -23,6 +23,9 @@ from tui.widgets.fields import Field, FieldInput
 from tui.widgets.line import Line
 from tui.widgets.log import MARKS
 
+LOUD = ("warning", "error")
+"""Messages that hide the completions of a line until it is touched."""
+
 Completer = Callable[[str], Sequence[Completion]]
 
 
@@ -132,7 +135,7 @@ class CommandLine(Vertical):
         self._hint = ""
         self._names = USUAL
         self._back: Widget | None = None
-        self._refused = ""
+        self._refused = ""  # the line as it was when something was said that matters more
         self._logged = False
 
     def compose(self) -> ComposeResult:
@@ -146,6 +149,8 @@ class CommandLine(Vertical):
 
     def show(self, state: AppState, hint: str) -> None:
         """Show the newest message of `state`; `hint` where there is none."""
+        if state.echo is not self._echo and state.echo and state.echo.level in LOUD:
+            self._refused = self.input.value
         self._echo, self._hint, self._names = state.echo, hint, state.names
         self._logged = bool(state.log) and state.log[-1] is state.echo
         self._draw()
@@ -156,7 +161,7 @@ class CommandLine(Vertical):
         self.open()
 
     def give_back(self, line: str) -> None:
-        """Offer a line that was refused for correcting; the reason stays until it is touched."""
+        """Offer a line that was refused for correcting."""
         self._refused = line
         self.fill(line)
 
