@@ -8,6 +8,7 @@ from mlxfun.events import JobEnded
 from mlxfun.reports import EvaluateReport, StepReport
 from tui.layout import PANELS, UPPER
 from tui.state import AppState
+from tui.turns import begins_anew
 
 
 def move(state: AppState, down: int, right: int) -> AppState:
@@ -101,7 +102,8 @@ def pick_panel(state: AppState, panel: str) -> AppState:
         return state
     beside = state.beside if panel == "experts" else panel
     upper = panel if panel in UPPER else state.upper
-    return replace(state, panel=panel, beside=beside, front=panel, upper=upper)
+    unseen = state.unseen - {panel}
+    return replace(state, panel=panel, beside=beside, front=panel, upper=upper, unseen=unseen)
 
 
 def reveal(state: AppState, panel: str, *, aside: bool = False) -> AppState:
@@ -111,7 +113,13 @@ def reveal(state: AppState, panel: str, *, aside: bool = False) -> AppState:
     """
     beside = state.beside if panel == "experts" else panel
     upper = panel if panel in UPPER else state.upper
-    return replace(state, beside=beside, front=state.front if aside else panel, upper=upper)
+    front, unseen = state.front if aside else panel, state.unseen - {panel}
+    return replace(state, beside=beside, front=front, upper=upper, unseen=unseen)
+
+
+def noted(state: AppState, panel: str) -> AppState:
+    """`panel` has news, and the screen stays as it is."""
+    return replace(state, unseen=state.unseen | {panel})
 
 
 def news(event: JobEnded) -> str | None:
@@ -123,6 +131,8 @@ def news(event: JobEnded) -> str | None:
     if isinstance(event.report, StepReport):
         # Where the model now stands is seen in the tree; staging has a panel of its own.
         return None if event.report.action in ("flip", "discard") else "history"
+    if begins_anew(event.line):
+        return "chat"
     return _NEWS.get(event.report.kind, "log")
 
 

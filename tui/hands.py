@@ -23,6 +23,7 @@ class Hands(App[int]):
     state: AppState
     main: MainScreen
     _clock: Callable[[], float]
+    _asked: dict[int, str]  # job -> the panel from which it was asked for
 
     def _show(self) -> None:
         raise NotImplementedError
@@ -49,6 +50,7 @@ class Hands(App[int]):
             "mix": self._mix,
             "mark": lambda: self._change(replace(self.state, marked=self.main.selected_node)),
             "both": self._both,
+            "converse": self._converse,
             "talk": self._talk,
             "token": lambda by: self._change(talk.step(self.state, int(by))),
             "again": self._again,
@@ -69,13 +71,21 @@ class Hands(App[int]):
             if pick.wants_probe(self.state) and self.state.view.plan is not None:
                 # Asked once for each plan, whatever comes of it.
                 self.state = replace(self.state, probed=self.state.view.plan.state_after)
-                self.engine.run(QUIET_LINE)
+                self._asked[self.engine.run(QUIET_LINE)] = self._workplace
         return self.state is not before
 
     def _run(self, line: str) -> int:
         """Queue a command line that a person asked for: a probe in its way is dropped."""
         self.engine.cancel(only=QUIET_LINE)
-        return self.engine.run(line)
+        job = self.engine.run(line)
+        self._asked[job] = self._workplace
+        return job
+
+    @property
+    def _workplace(self) -> str:
+        """The panel in which a person is at work; whoever types a command comes from one."""
+        focused = self.main.focused_panel
+        return self.state.panel if focused == "command" else focused
 
     def _pick(self, what: str, *arguments: str) -> None:
         """Change what goes, by hand; a probe of what went before is of no use any more."""
@@ -137,6 +147,11 @@ class Hands(App[int]):
         self._change(replace(self.state, talk=wish))
         self._go("chat")
 
+    def _converse(self) -> None:
+        """Talk to the live model alone."""
+        self._change(replace(self.state, talk=replace(self.state.talk, both=False)))
+        self._go("chat")
+
     def _talk(self) -> None:
         self.push_screen(ChatSettings(self.state.talk), self._talk_set)
 
@@ -147,8 +162,14 @@ class Hands(App[int]):
     def _again(self) -> None:
         line = talk.again_line(self.state)
         if line:
+            same = not self.state.talk.temperature
             self._change(talk.after_again(self.state))
             self._run(line)
+            if same:
+                words = (
+                    "asked again; at temperature 0 the answer stays the same: {talk} sets another"
+                )
+                self._say("info", self.state.names.say(words))
         else:
             self._say("warning", "ask again: the conversation does not hold this question")
 

@@ -48,7 +48,7 @@ KEYS: tuple[Key, ...] = (
     Key("discard", "d", "discard", "run", "discard", "drop the staged plan", bar=5),
     Key("flip", "f,x", "flip A/B", "run", "flip",
         "swap which model is live: base or candidate", bar=6),
-    Key("chat", "i", "chat", "do", "panel chat", "talk to the live model", bar=7),
+    Key("chat", "i", "chat", "do", "converse", "talk to the live model", bar=7),
     Key("undo", "u", "undo", "run", "undo", "take the last step back, bit for bit", bar=8),
     Key("redo", "r,ctrl+r", "redo", "run", "redo", "repeat the step taken back", bar=9),
     Key("save", "s", "save", "fill", "{save}", "write the model to a directory", bar=10),
@@ -170,7 +170,7 @@ KEYS: tuple[Key, ...] = (
     Key("compare", "equals_sign", "compare", "run", "compare {marked} {node}",
         "perplexity, KL, size and experts of the marked state, or the model's, and this one",
         "history", bar=22),
-    Key("name", "N", "name", "fill", "name {node}", "give this state a name", "history", bar=23),
+    Key("name", "N", "name", "fill", "name {node} ", "give this state a name", "history", bar=23),
     Key("compact", "K", "compact", "run", "compact", "slice pruned experts out of memory",
         "history", bar=24),
     # Everywhere, text fields included.
@@ -213,8 +213,10 @@ def bindings(scope: str) -> Iterator[Binding]:
 
 
 def keys_for(scope: str) -> list[Key]:
-    """The keys that work while the panel `scope` has the focus: its own first."""
-    return [key for want in (scope, "app", "always") for key in KEYS if key.works_in(want)]
+    """The keys that work while the panel `scope` has the focus: its own first. On the command line
+    letters are letters."""
+    wanted = ("always",) if scope == "command" else (scope, "app", "always")
+    return [key for want in wanted for key in KEYS if key.works_in(want)]
 
 
 def command_of(key: Key) -> str | None:

@@ -103,7 +103,7 @@ class MainScreen(Screen[None]):
             self.query_one(LogPanel).show(state)
             self.query_one(CommandLine).show(state, guide.next_step(state))
             self.query_one(StatusLine).show(state, now)
-            self.query_one(KeyBar).show(state, self._keys_of)
+            self._show_keys()
         if self.focused is None and state.view.model is not None:
             self.focus_panel(state.panel)
 
@@ -128,11 +128,12 @@ class MainScreen(Screen[None]):
 
     def _rescue_focus(self, plan: Arrangement) -> None:
         """A focus whose panel has left the screen goes to one that is on it."""
-        if self.focused is not None and self.focused_panel not in (*plan.visible, "command"):
+        gone = self.focused_panel not in (*plan.visible, "command")
+        if self.focused is not None and gone and not self.in_field:
             self.focus_panel(plan.visible[-1])
 
     def _marked(self) -> frozenset[str]:
-        marked = set()
+        marked = set(self._state.unseen)
         if self._state.view.plan is not None:
             marked.add("plan")
         if any(channel.on for channel in self._state.mixer):
@@ -153,10 +154,8 @@ class MainScreen(Screen[None]):
                 return "command"
         return self._state.panel
 
-    @property
-    def _keys_of(self) -> str:
-        """The panel whose keys work now: none in a text field, where letters are letters."""
-        return "" if self.in_field else self.focused_panel
+    def _show_keys(self) -> None:
+        self.query_one(KeyBar).show(self._state, self.focused_panel, typing=self.in_field)
 
     @property
     def selected_node(self) -> int | None:
@@ -205,11 +204,11 @@ class MainScreen(Screen[None]):
             if isinstance(ancestor, Panel):
                 self.post_message(PanelPicked(ancestor.panel, move=False))
                 return
-        self.query_one(KeyBar).show(self._state, self._keys_of)
+        self._show_keys()
 
     def on_resize(self, _: events.Resize) -> None:
         self._arrange()
-        self.query_one(KeyBar).show(self._state, self._keys_of)
+        self._show_keys()
 
     # Keys -------------------------------------------------------------------------------------
     def action_key(self, key: str) -> None:

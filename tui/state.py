@@ -117,7 +117,8 @@ class AppState:
     that others are compared with. echo: the newest thing worth saying. lines: the
     command lines that succeeded. panel: the focused one; beside: the last focused or
     revealed that is not the heatmap; upper: the plan or the
-    mixer, whichever was last; front: the last of all, for screens with room for one; zoomed: the focused one has the screen to itself.
+    mixer, whichever was last; front: the last of all, for screens with room for one; unseen: panels with news that nobody has
+    looked at; saved: the states of weights that were written to disk; zoomed: the focused one has the screen to itself.
     """
 
     view: SessionView = field(default_factory=SessionView)
@@ -150,6 +151,8 @@ class AppState:
     beside: str = "chat"
     upper: str = "plan"
     front: str = "experts"
+    unseen: frozenset[str] = frozenset()
+    saved: frozenset[str] = frozenset()
     zoomed: bool = False
 
     @property
@@ -241,8 +244,12 @@ def _ended(state: AppState, event: JobEnded) -> AppState:
         jobs = tuple(job for job in state.jobs if job.id != event.job)
         state = replace(state, jobs=jobs, frame=None, lit=None, token=None)
     state = replace(state, turns=turns.close(state.turns, event))
+    if event.error is None and turns.begins_anew(event.line):
+        state = replace(state, turns=(), token=None)
     if isinstance(event.report, ProbeReport):
         state = replace(state, probe=event.report)
+    if event.report is not None and event.report.kind == "save":
+        state = replace(state, saved=state.saved | {state.view.state})
     if event.report is not None and event.report.kind == "settings":
         state = replace(state, limits=_limits(event.report))
     if isinstance(event.report, DiffReport):

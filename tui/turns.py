@@ -108,6 +108,12 @@ def asked_of(line: str) -> Asked | None:
     return Asked(words[0], " ".join(words[place:]) or None, back, new)
 
 
+def begins_anew(line: str) -> bool:
+    """Whether `line` does nothing but drop the conversation."""
+    asked = asked_of(line)
+    return asked is not None and asked.new and asked.text is None
+
+
 def prompt_of(line: str) -> str | None:
     """What a chat command line says to the model; None for any other command or no text."""
     asked = asked_of(line)

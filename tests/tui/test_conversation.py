@@ -14,6 +14,7 @@ from tui import clipboard, talk, turns
 from tui.state import AppState, Talk
 from tui.widgets.both import both_lines, figures, level
 from tui.widgets.chat_settings import ChatSettings, read, shown
+from tui.widgets.tabs import TabStrip
 from tui.widgets.transcript import Traced, Transcript, turn_lines
 
 CONSOLE = Console(width=60, color_system="truecolor")
@@ -342,9 +343,11 @@ def test_two_long_answers_are_read_from_their_heads_and_the_next_question_is_fol
         await shell.press("2", "1")
         shell.engine.run("ab 'tell me at length'")
         shell.engine.step(200)
-        await shell.settle()
+        for _ in range(4):  # it appears, is laid out, and is scrolled then
+            await shell.settle()
         assert transcript.scroll_offset.y == transcript.max_scroll_y > 0, "it follows what grows"
         shell.engine.finish()
+        await shell.settle()
         await shell.settle()
         first = transcript.render_line(0).text
         assert "tell me at length" in first
@@ -352,6 +355,80 @@ def test_two_long_answers_are_read_from_their_heads_and_the_next_question_is_fol
         await shell.press("B")
         assert transcript.scroll_offset.y == 3, "who reads on is left in peace"
         await shell.play("chat 'and now?'")
+        await shell.settle()
         assert transcript.scroll_offset.y == transcript.max_scroll_y
+
+    drive(test, size=(80, 24))
+
+
+def test_what_is_typed_into_the_chat_stays_there_whatever_ends_meanwhile() -> None:
+    @ready(*STAGED)
+    async def test(shell: Shell) -> None:
+        await shell.press("1", "v", "i", "w", "h")
+        shell.engine.finish()
+        await shell.settle()
+        await shell.press("a", "d")
+        assert shell.app.focused.value == "whad"
+        assert shell.engine.lines[-1] == "preview", "nothing was applied or discarded"
+        assert "plan" in shell.app.state.unseen
+        assert "3 plan•" in str(shell.app.main.query_one(TabStrip).visual)
+        await shell.press("escape", "3")
+        assert shell.app.state.unseen == frozenset()
+
+    drive(test, size=(80, 24))
+
+
+def test_the_end_of_an_answer_leaves_the_hands_on_the_mixer() -> None:
+    @ready(*CALIBRATED, "steer --level 1:2=1")
+    async def test(shell: Shell) -> None:
+        await shell.press("i", "h", "o", "enter")
+        shell.engine.step(3)
+        await shell.settle()
+        await shell.press("f7")
+        assert shell.app.main.focused_panel == "mixer"
+        shell.engine.finish()
+        await shell.settle()
+        assert shell.app.main.focused_panel == "mixer"
+        await shell.press("minus")
+        assert shell.engine.lines[-1] == "steer --clear --level 1:2=0.5"
+
+    drive(test, size=(80, 24))
+
+
+def test_whoever_waits_where_the_command_was_given_is_shown_its_outcome() -> None:
+    @ready(*CALIBRATED)
+    async def test(shell: Shell) -> None:
+        await shell.press("7", "e")
+        shell.engine.finish()
+        await shell.settle()
+        assert shell.app.main.focused_panel == "log"
+
+    drive(test, size=(80, 24))
+
+
+def test_a_question_to_both_sides_ends_with_what_there_was_to_compare() -> None:
+    @ready(*STAGED)
+    async def test(shell: Shell) -> None:
+        await shell.press("A", "escape", "d")
+        shell.engine.finish()
+        await shell.settle()
+        assert not shell.app.state.talk.both
+        await shell.press("A")
+        assert "nothing to compare" in shell.echo
+        await shell.play("prune --n-prune 4")
+        await shell.press("1", "A", "escape", "1", "i")
+        assert not shell.app.state.talk.both, "i talks to one again"
+
+    drive(test)
+
+
+def test_a_new_conversation_begins_with_an_empty_page() -> None:
+    @ready(*CALIBRATED, "chat hello", "chat again")
+    async def test(shell: Shell) -> None:
+        await shell.play("chat --new")
+        assert shell.app.state.turns == ()
+        assert shell.app.state.beside == "chat"
+        await shell.play("chat --new hello")
+        assert [turn.prompt for turn in shell.app.state.turns] == ["hello"]
 
     drive(test, size=(80, 24))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from mlxfun.reports import SteerReport
 from tests.fake_engine import FakeEngine, FakeRow
 from tests.tui.driving import CALIBRATED, STAGED, Shell, drive, ready
 from tui import pick
@@ -49,7 +50,7 @@ FILL_LINES = {
     "save": "save out",
     "plan_save": "plan save plan.json",
     "stats_diff": "stats diff a.npz b.npz",
-    "name": "name 0",
+    "name": "name 0 ",
 }
 
 
@@ -208,6 +209,9 @@ def test_every_key_of_the_screen_itself_does_what_it_says() -> None:
                                  fit=True, shape="map", sort=False),
                 )  # fmt: skip
                 app._show()
+                if key.id == "both":
+                    steering = SteerReport({0: (1,)}, {})
+                    app.state = replace(app.state, view=replace(app.state.view, steering=steering))
                 if key.id in ("escape", "interrupt"):
                     shell.engine.run("evaluate")
                     shell.engine.step()

@@ -55,7 +55,7 @@ def test_a_mark_leaves_the_cursor_where_it_is() -> None:
         await shell.press("j", "equals_sign")
         assert shell.engine.lines[-1] == "compare 0 1"
         await shell.press("N")
-        assert shell.app.main.command.input.value == "name 1"
+        assert shell.app.main.command.input.value == "name 1 "
 
     drive(test)
 

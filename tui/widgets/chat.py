@@ -98,7 +98,7 @@ class ChatPanel(Panel):
         """A text that failed goes back to the field, so that nobody types it twice."""
         failed = turn.done and not turn.text and turn.note not in ("", "stopped")
         if failed and self._failed != turn.job and not field.input.value:
-            field.input.value = turn.prompt
+            self.fill(turn.prompt)
             self._failed = turn.job
 
     @on(Input.Submitted)
