@@ -79,6 +79,7 @@ class _Kitchen:
     def __init__(self, bench: Workbench, recipe: Recipe, output: Path, ctx: Context) -> None:
         self.bench, self.recipe, self.output, self.ctx = bench, recipe, output, ctx
         self.node = 0
+        self.steered = False
 
     def run(self) -> RecipeReport:
         """Prepare, try, keep, go on."""
@@ -93,6 +94,9 @@ class _Kitchen:
         for number, steps in enumerate(self.recipe.variants):
             self.ctx.progress("trying variants", number, len(self.recipe.variants), "variants")
             variants.append(self._tried(steps))
+        if self.steered:
+            text = "variants were measured while steering, which is no part of what is kept"
+            self.ctx.emit(Notice("warning", text))
         kept = best(variants, self.recipe.target)
         files = self._write(variants, kept)
         if kept is None:
@@ -135,6 +139,7 @@ class _Kitchen:
             raise _Failed("it staged nothing that could be measured")
         if report.kl_mean is None:
             raise _Failed("the judge line leaves out the KL, which variants are compared by")
+        self.steered = self.steered or report.steered
         return report, plan.bytes_after
 
     def _back(self) -> None:

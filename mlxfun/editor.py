@@ -19,6 +19,7 @@ from mlxfun.deltas import Delta, Resident
 from mlxfun.edits.prune import compact_delta
 from mlxfun.errors import StateError
 from mlxfun.history import History, Node
+from mlxfun.options import EvaluateOptions
 from mlxfun.plans import Plan
 from mlxfun.reports import EvaluateReport, PlanReport, StepReport
 from mlxfun.state import state_id
@@ -33,8 +34,8 @@ class Staged:
     """A candidate. edge: the delta to the side that is not live now. base: experts before it.
 
     evidence: the commands that made the statistics it was decided on. scores: what was measured
-    while it was planned. steering: what the plan makes
-    permanent, in force on the base's side only.
+    while it was planned. preview: the newest measurement, by the options in asked. steering: what
+    the plan makes permanent, in force on the base's side only.
     """
 
     plan: Plan
@@ -46,6 +47,7 @@ class Staged:
     live: bool = True
     evidence: tuple[str, ...] = ()
     preview: EvaluateReport | None = None
+    asked: EvaluateOptions | None = None
     scores: dict[str, float] = field(default_factory=dict)
     steering: Steering | None = None
 
@@ -90,6 +92,17 @@ class Editor:
         if self.staged is not None and self.staged.live:
             return self.staged.base
         return tuple(tap.live for tap in self.resident.taps.layers)
+
+    def steering_of(self, side: str) -> Steering:
+        """What steers a side of `live` while it runs. A plan that makes steering permanent has it
+        in force on the committed side only, also while the candidate is live.
+        """
+        if side == "checkpoint":
+            return Steering()
+        staged = self.staged
+        if staged is None or staged.steering is None:
+            return self.steering
+        return Steering() if side == "staged" else staged.steering
 
     def key(self) -> tuple[str, str]:
         """What a KV cache is valid for: weights and steering in force."""

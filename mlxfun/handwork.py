@@ -64,6 +64,7 @@ class HandWork:
             baseline=found.baseline["all"],
             kl_mean=found.kl_mean,
             top1_agreement=found.top1_agreement,
+            steered=found.steered,
         )
 
     def dossier(
@@ -111,6 +112,8 @@ class HandWork:
                 f"the statistics were made on state {stats.state}, the model is at "
                 f"{self._shop.editor.state}; collect again, or use them knowingly with --allow-stale"
             )
+        if stats is not None and ranking:
+            planning.require_tokens(stats)
         return handpick.Field(
             layers=self._shop.anatomy.indices,
             alive=views.mask_of(self._shop.anatomy, self._shop.editor.committed),

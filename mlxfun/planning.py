@@ -33,6 +33,11 @@ from mlxfun.stats import RoutingStats
 if TYPE_CHECKING:
     from mlxfun.events import Array
 
+STEERED = (
+    "some of the statistics were counted while steering was in force, which is no part of the "
+    "weights; collect to judge the weights alone"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class PruneRequest:
@@ -101,8 +106,9 @@ def plan_prune(request: PruneRequest) -> tuple[PrunePlan, Array]:
     chosen = selection.select(scores, constraints, options)
     strategy = "model-wide" if options.model_wide else options.strategy
     keep = dict(zip(anatomy.indices, chosen.keep, strict=True))
-    plan = PrunePlan(keep, options.metric, strategy, (*notes, *chosen.warnings))
-    return plan, constraints.protect
+    steered = request.stats is not None and request.stats.steered
+    warnings = (*notes, *chosen.warnings, *((STEERED,) if steered else ()))
+    return PrunePlan(keep, options.metric, strategy, warnings), constraints.protect
 
 
 def scores_of(request: PruneRequest) -> Array:
@@ -120,7 +126,14 @@ def scores_of(request: PruneRequest) -> Array:
             f"the statistics were made on state {stats.state}, the model is at "
             f"{request.editor.state}; collect again, or use them knowingly with --allow-stale"
         )
+    require_tokens(stats)
     return stats.score(options.metric)
+
+
+def require_tokens(stats: RoutingStats) -> None:
+    """Raise StateError for statistics that no token has gone into: all experts would be alike."""
+    if not any(values.any() for values in stats.sums.values()):
+        raise StateError("the statistics hold no token at all: collect first, or load others")
 
 
 def constraints_for(request: PruneRequest) -> tuple[selection.Constraints, tuple[str, ...]]:

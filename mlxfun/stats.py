@@ -61,9 +61,10 @@ class RoutingStats:
 
     sums: accumulator name -> float64 [L, E]. layer_indices: decoder layer of each row. model and
     state: checkpoint id and state of the weights ("" when a file does not say). steered: some of
-    the tokens were routed under steering. combined: "" for a run, "sum" or "rank" for a merge of
-    `sources` runs; see mlxfun.combine. alive: bool [L, E], who could be chosen; None where a file
-    does not say.
+    the tokens were routed under steering, in chat that was counted: a calibration runs without
+    (older files may be of one that ran with it). combined: "" for a run, "sum" or "rank" for a
+    merge of `sources` runs; see mlxfun.combine. alive: bool [L, E], who could be chosen; None
+    where a file does not say.
     """
 
     sums: Mapping[str, Array]

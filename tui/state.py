@@ -118,7 +118,7 @@ class AppState:
     command lines that succeeded. panel: the focused one; beside: the last focused or
     revealed that is not the heatmap; upper: the plan or the
     mixer, whichever was last; front: the last of all, for screens with room for one; unseen: panels with news that nobody has
-    looked at; zoomed: the focused one has the screen to itself.
+    looked at; saved: the states of weights that were written to disk; zoomed: the focused one has the screen to itself.
     """
 
     view: SessionView = field(default_factory=SessionView)
@@ -152,6 +152,7 @@ class AppState:
     upper: str = "plan"
     front: str = "experts"
     unseen: frozenset[str] = frozenset()
+    saved: frozenset[str] = frozenset()
     zoomed: bool = False
 
     @property
@@ -206,7 +207,9 @@ def _started(state: AppState, event: JobStarted, now: float) -> AppState:
 
 
 def _token(state: AppState, event: Token, now: float) -> AppState:
-    state = replace(state, turns=turns.hear(state.turns, event, now))
+    # A token ends the step that its job told progress of.
+    jobs = tuple(replace(j, progress=None) if j.id == event.job else j for j in state.jobs)
+    state = replace(state, jobs=jobs, turns=turns.hear(state.turns, event, now))
     turn = turns.find(state.turns, event.job)
     if event.experts is None or state.view.heat is None:
         return state
@@ -245,6 +248,8 @@ def _ended(state: AppState, event: JobEnded) -> AppState:
         state = replace(state, turns=(), token=None)
     if isinstance(event.report, ProbeReport):
         state = replace(state, probe=event.report)
+    if event.report is not None and event.report.kind == "save":
+        state = replace(state, saved=state.saved | {state.view.state})
     if event.report is not None and event.report.kind == "settings":
         state = replace(state, limits=_limits(event.report))
     if isinstance(event.report, DiffReport):

@@ -45,6 +45,14 @@ class Shell:
         strips = self.app.screen._compositor.render_strips()
         return "\n".join("".join(segment.text for segment in strip) for strip in strips)
 
+    async def until(self, holds: Callable[[], bool], tries: int = 50) -> None:
+        """Let the screen go on until `holds`: what appears is laid out, and scrolled only then."""
+        for _ in range(tries):
+            if holds():
+                return
+            await self.settle()
+        assert holds(), "it never came to that"
+
     @property
     def echo(self) -> str:
         """What the echo line says."""

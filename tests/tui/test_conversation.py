@@ -340,23 +340,22 @@ def test_two_long_answers_are_read_from_their_heads_and_the_next_question_is_fol
     @ready(*STAGED)
     async def test(shell: Shell) -> None:
         transcript = shell.app.main.query_one(Transcript)
+
+        def at_the_end() -> bool:
+            return transcript.scroll_offset.y == transcript.max_scroll_y > 0
+
         await shell.press("2", "1")
         shell.engine.run("ab 'tell me at length'")
         shell.engine.step(200)
-        for _ in range(4):  # it appears, is laid out, and is scrolled then
-            await shell.settle()
-        assert transcript.scroll_offset.y == transcript.max_scroll_y > 0, "it follows what grows"
+        await shell.until(at_the_end)
         shell.engine.finish()
-        await shell.settle()
-        await shell.settle()
-        first = transcript.render_line(0).text
-        assert "tell me at length" in first
+        await shell.until(lambda: "tell me at length" in transcript.render_line(0).text)
         transcript.scroll_to(y=3, animate=False)
         await shell.press("B")
+        await shell.settle()
         assert transcript.scroll_offset.y == 3, "who reads on is left in peace"
         await shell.play("chat 'and now?'")
-        await shell.settle()
-        assert transcript.scroll_offset.y == transcript.max_scroll_y
+        await shell.until(at_the_end)
 
     drive(test, size=(80, 24))
 
