@@ -55,7 +55,8 @@ def save(call: Call) -> Report:
     """Write the model as a directory that stock mlx_lm.load opens, and check that it does.
 
     What is saved is the applied state: a staged plan is not part of it, apply it first. The
-    directory appears whole or not at all; an existing one is only replaced with --force.
+    directory appears whole or not at all; an existing one is only replaced with --force, and only
+    if it holds a model and nothing else. Of a clone, what belongs to git stays.
     """
     options = SaveOptions(
         path=call.bench.writable(call["path"]),

@@ -146,7 +146,10 @@ class Size(_Parsed):
         if match is None:
             raise ValueError(f"{text!r} is not a size, for instance 500MB, 2GiB or 4096")
         power = " kmgt".index(match[2].lower() or " ")
-        return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+        size = float(match[1]) * (1024 if match[3] else 1000) ** power
+        if size >= 2**63:
+            raise ValueError(f"{text[:40]!r} is more than any machine holds")
+        return int(size)
 
 
 class Number(click.FloatRange):

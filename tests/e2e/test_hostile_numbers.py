@@ -161,6 +161,13 @@ def test_nothing_is_counted_and_nothing_scanned_on_a_broken_model(broken: Shell)
     assert not Path("p.json").exists()
 
 
+def test_hostile_numbers_before_a_model_is_loaded_are_misuse(program: Program) -> None:
+    for option, value in (("--seed", "-1"), ("--seed", HUGE), ("--undo-budget", "9" * 400)):
+        done = program.run("--headless", "--demo", option, value, "-c", "quit")
+        assert done.returncode == 2, done.stderr
+        assert "Traceback" not in done.stderr
+
+
 def test_a_smoke_test_that_fails_exits_1(program: Program) -> None:
     source = demo.model_path()
     target = program.directory / "m"
