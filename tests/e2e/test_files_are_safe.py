@@ -212,3 +212,24 @@ def test_a_name_that_cannot_be_is_a_sentence_for_what_reads(
 ) -> None:
     refusal = shell.refused(line.format("n" * 300), usage)
     assert "unexpected" not in refusal
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("r-report/report.json", '{"name": "mine"}', "exists and is no report of a recipe"),
+        ("r-report/loss.svg", "my drawing", "exists and is no picture"),
+        ("r-report", "a file", "Not a directory"),
+    ],
+)
+def test_a_recipe_writes_over_nothing_of_yours_and_says_so_before_it_tries(
+    shell: Shell, name: str, content: str, message: str
+) -> None:
+    Path("r.recipe").write_text(
+        "collect --dataset gone.jsonl\nat most 9 MB\ntry prune --n-prune 4\n"
+    )
+    Path(name).parent.mkdir(exist_ok=True)
+    Path(name).write_text(content)
+    refusal = shell.refused("recipe r.recipe")
+    assert message in refusal
+    assert Path(name).read_text() == content
