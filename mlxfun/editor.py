@@ -18,6 +18,7 @@ from mlxfun.context import SILENT, Context
 from mlxfun.deltas import Delta, Resident
 from mlxfun.edits.prune import compact_delta
 from mlxfun.errors import StateError
+from mlxfun.events import Notice
 from mlxfun.history import History, Node
 from mlxfun.plans import Plan
 from mlxfun.reports import EvaluateReport, PlanReport, StepReport
@@ -167,10 +168,13 @@ class Editor:
         self.staged = None
         return self._step("discard", staged.command, self.state, began)
 
-    def apply(self, scores: dict[str, float]) -> StepReport:
-        """Commit the staged plan as a history node."""
+    def apply(self, scores: dict[str, float], ctx: Context = SILENT) -> StepReport:
+        """Commit the staged plan as a history node. Raises BudgetError, and changes nothing."""
         staged = self.require_staged("apply")
         before, began = self.state, perf_counter()
+        edge = staged.edge
+        held = edge.bytes if staged.live else self.resident.made_bytes(edge)
+        self._make_room(staged.command, staged.state, held, ctx)
         if not staged.live:
             self.flip("candidate")
         # From here on undo leads back: what the checkpoint holds need not be held for it.
@@ -185,6 +189,10 @@ class Editor:
         node.scores.update({**staged.scores, **scores})
         self.staged = None
         return self._step("apply", node.command, before, began)
+
+    def _make_room(self, command: str, state: str, held: int, ctx: Context) -> None:
+        for sentence in self.history.make_room(command, state, held):
+            ctx.emit(Notice("warning", sentence))
 
     def undo(self) -> StepReport:
         """Back to the parent state, bit for bit."""
@@ -204,7 +212,7 @@ class Editor:
         """To any state of the tree."""
         self.require_unstaged("goto")
         before, began = self.state, perf_counter()
-        arrived = self.history.goto(node, lambda delta: self.swap(delta, ctx))
+        arrived = self.history.goto(node, lambda delta: self.swap(delta, ctx), self.swap)
         return self._step("goto", arrived.command, before, began)
 
     def compact(self, command: str, ctx: Context = SILENT) -> StepReport:
@@ -217,9 +225,11 @@ class Editor:
                 "nothing to compact: no pruned experts are held in memory; apply a prune first"
             )
         self.resident.require_checkpoint()
+        state = self._live_state()  # of the live experts, so slicing the rest away keeps it
+        self._make_room(command, state, self.resident.made_bytes(delta), ctx)
         held = _bytes(self.resident)
         inverse = self.swap(delta, ctx)
-        self.history.add(command, self._live_state(), inverse)
+        self.history.add(command, state, inverse)
         mx.clear_cache()
         step = self._step("compact", command, before, began)
         return replace(step, bytes_freed=held - _bytes(self.resident))

@@ -391,7 +391,7 @@ class Session:
         if (options.max_kl, options.max_perplexity_ratio) != (None, None):
             scores = staged.preview or self.preview(EvaluateOptions(), ctx)
             measure.require_within(scores, options)
-        return self.editor.apply(measure.scores(staged.preview) if staged.preview else {})
+        return self.editor.apply(measure.scores(staged.preview) if staged.preview else {}, ctx)
 
     def discard(self) -> StepReport:
         """Drop the staged plan."""
