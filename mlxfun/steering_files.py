@@ -83,11 +83,30 @@ def changed(
     """
     wish = read(options, editor.resident, now, editor.history.root.state)
     editor.require_steerable()
-    wanted = Steering() if options.clear else editor.steering
-    maps = _in_force(wanted, wish)
-    wanted = replace(wanted.with_more(wish.activate, wish.deactivate), maps=maps, **wish.rule)
-    checked, notices = check(wanted.with_levels(options.levels), editor.resident)
-    return checked, (*wish.notices, *unused_values(wish, checked.rule), *notices)
+    before, gone = (Steering(), ()) if options.clear else still_there(editor)
+    maps = _in_force(before, wish)
+    wanted = replace(before.with_more(wish.activate, wish.deactivate), maps=maps, **wish.rule)
+    asked = Steering(wish.activate, wish.deactivate, levels=options.levels).cells
+    checked, notices = check(
+        wanted.with_levels(options.levels), editor.resident, before.cells - asked
+    )
+    return checked, (*gone, *wish.notices, *unused_values(wish, checked.rule), *notices)
+
+
+def still_there(editor: Editor) -> tuple[Steering, tuple[str, ...]]:
+    """The steering in force without experts that a committed prune took away, and a sentence for
+    each layer of them. Those of a staged plan stay: they are back when it is discarded."""
+    living = dict(zip(editor.resident.taps.anatomy.indices, editor.committed, strict=True))
+    gone: dict[int, list[int]] = {}
+    for layer, expert in sorted(editor.steering.cells):
+        if expert not in living[layer]:
+            gone.setdefault(layer, []).append(expert)
+    said = tuple(
+        f"layer {ly}: experts {es} are pruned, so steering lets go of them"
+        for ly, es in gone.items()
+    )
+    cells = {(layer, expert) for layer, experts in gone.items() for expert in experts}
+    return editor.steering.without(cells), said
 
 
 def _in_force(before: Steering, wish: Wish) -> tuple[MapInForce, ...]:
