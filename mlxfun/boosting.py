@@ -142,11 +142,11 @@ def bake(shop: Workshop, options: BakeOptions, command: str, ctx: Context = SILE
     applied. Raises StateError without steering, PlanError for what a router cannot hold.
     """
     editor = shop.editor
-    steering = editor.steering
-    if steering.empty:
-        raise StateError("nothing is steered, so there is nothing to bake; run steer first")
     with editor.live("current"):
+        # Of this side: while a bake is staged, its candidate runs without.
         steering = editor.steering
+        if steering.empty:
+            raise StateError("nothing is steered, so there is nothing to bake; run steer first")
         edit = _edit(shop)
         wished = _wished(shop, steering)
         require_bakeable(steering, [tap for tap, *_ in wished])
