@@ -34,6 +34,7 @@ from mlxfun.plans import BoostPlan
 from mlxfun.reports import PlanReport
 from mlxfun.scan_reports import Identity, read_report, require_current
 from mlxfun.steering import Steering
+from mlxfun.steering_files import line_of, still_there
 from mlxfun.workshop import Workshop
 
 if TYPE_CHECKING:
@@ -176,6 +177,8 @@ def bake(shop: Workshop, options: BakeOptions, command: str, ctx: Context = SILE
         )
     report = _stage(shop, plan, deltas, fitted, command or _line("bake", options))
     editor.replace_steering(steering)
+    # Set as it stands, whatever steps led there: reports, faders, experts pruned since.
+    editor.require_staged("bake").evidence = (line_of(still_there(steering, editor)[0]),)
     return report
 
 

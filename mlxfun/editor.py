@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
@@ -25,6 +26,9 @@ from mlxfun.reports import EvaluateReport, PlanReport, StepReport
 from mlxfun.state import state_id
 from mlxfun.steering import Steering
 
+if TYPE_CHECKING:
+    from mlxfun.events import Array
+
 Live = tuple[tuple[int, ...], ...]
 """The live experts of each MoE layer, [L][kept]."""
 
@@ -33,9 +37,10 @@ Live = tuple[tuple[int, ...], ...]
 class Staged:
     """A candidate. edge: the delta to the side that is not live now. base: experts before it.
 
-    evidence: the commands that made the statistics it was decided on. scores: what was measured
-    while it was planned. steering: what the plan makes
-    permanent, in force on the base's side only.
+    evidence: the commands that made what it was decided on; made_on: the state that they looked
+    at, "" for the one it is staged on. protected: bool [L, E], whom it was told to spare, None for
+    a plan that cannot be told. scores: what was measured while it was planned. steering: what the
+    plan makes permanent, in force on the base's side only.
     """
 
     plan: Plan
@@ -46,6 +51,8 @@ class Staged:
     report: PlanReport
     live: bool = True
     evidence: tuple[str, ...] = ()
+    made_on: str = ""
+    protected: Array | None = None
     preview: EvaluateReport | None = None
     scores: dict[str, float] = field(default_factory=dict)
     steering: Steering | None = None
@@ -90,6 +97,17 @@ class Editor:
         if self.staged is not None and self.staged.live:
             return self.staged.base
         return tuple(tap.live for tap in self.resident.taps.layers)
+
+    @property
+    def protected(self) -> Array | None:
+        """Whom the newest plan that could be told was told to spare, bool [L, E], None without one.
+
+        That is the staged plan, or one that was applied on the way to where the model stands. What
+        was discarded or undone protects nobody any more.
+        """
+        if self.staged is not None and self.staged.protected is not None:
+            return self.staged.protected
+        return self.history.protected
 
     def key(self) -> tuple[str, str]:
         """What a KV cache is valid for: weights and steering in force."""
@@ -186,6 +204,7 @@ class Editor:
             evidence=staged.evidence,
             plan=staged.plan,
         )
+        node.made_on, node.protected = staged.made_on, staged.protected
         node.scores.update({**staged.scores, **scores})
         self.staged = None
         return self._step("apply", node.command, before, began)

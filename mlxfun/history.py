@@ -13,11 +13,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from mlxfun.deltas import Delta
 from mlxfun.errors import BudgetError, StateError
 from mlxfun.plans import Plan
 from mlxfun.reports import HistoryNode, HistoryReport, readable_bytes
+
+if TYPE_CHECKING:
+    from mlxfun.events import Array
 
 Swap = Callable[[Delta], Delta]
 
@@ -26,8 +30,8 @@ Swap = Callable[[Delta], Delta]
 class Node:
     """One state. edge: the delta between this node and its parent, see the module's text.
 
-    recipe: the commands that lead here from the parent; plan: what they decided, if it was a plan.
-    label: what a person calls it.
+    recipe: the commands that lead here from the parent, the last one made the edit; plan: what they
+    decided, if it was a plan. made_on, protected: as in `Staged`. label: what a person calls it.
     """
 
     id: int
@@ -37,6 +41,8 @@ class Node:
     recipe: tuple[str, ...]
     edge: Delta | None
     plan: Plan | None = None
+    made_on: str = ""
+    protected: Array | None = None
     scores: dict[str, float] = field(default_factory=dict)
     children: list[Node] = field(default_factory=list)
     label: str = ""
@@ -227,6 +233,35 @@ class History:
             chain.append(node)
             node = node.parent
         return chain[::-1]
+
+    @property
+    def protected(self) -> Array | None:
+        """Whom the newest plan on the way here that could be told was told to spare."""
+        masks = (node.protected for node in reversed(self.ancestors()))
+        return next((mask for mask in masks if mask is not None), None)
+
+    def recipe(self) -> list[str]:
+        """The commands that make the current state out of the checkpoint.
+
+        Statistics are collected at the state they were made on, once, however many decisions they
+        served; all else that an edit rests on comes right before it, each time.
+        """
+        path = self.ancestors()
+        collected: list[list[str]] = [[] for _ in path]
+        edits: list[list[str]] = [[] for _ in path]
+        for place, node in enumerate(path[1:]):
+            *evidence, command = node.recipe
+            states = [before.state for before in path[: place + 1]]
+            if node.made_on:
+                at = states.index(node.made_on) if node.made_on in states else place
+                there = collected[at]
+                known = there[: len(evidence)] == evidence
+                more = evidence[: len(there)] == there
+                there += [] if known else evidence[len(there) :] if more else evidence
+                evidence = []
+            edits[place] = [*evidence, command]
+        pairs = zip(collected, edits, strict=True)
+        return [line for ahead, edit in pairs for line in (*ahead, *edit)]
 
     def report(self) -> HistoryReport:
         """The tree as data."""

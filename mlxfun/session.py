@@ -248,10 +248,11 @@ class Session:
         self._own()
         stats = self._observations.stats
         request = planning.PruneRequest(self.anatomy, self.editor, stats, options)
-        planned = measured.stage_prune(request, self._shop, self.command, ctx)
-        report, self._shop.protected = planned
+        report, protected = measured.stage_prune(request, self._shop, self.command, ctx)
         staged = self.editor.require_staged("prune")
-        staged.evidence = self._observations.evidence if report.metric else ()
+        staged.protected = protected
+        if stats is not None and (report.metric or options.refit_experts):
+            staged.evidence, staged.made_on = self._observations.evidence, stats.state
         return report
 
     def merge(self, options: MergeOptions, ctx: Context = SILENT) -> PlanReport:
@@ -262,7 +263,8 @@ class Session:
         """
         self._own()
         request = merging.MergeRequest.of(self._shop, options)
-        report, self._shop.protected = merging.stage_merge(request, self.command, ctx)
+        report, protected = merging.stage_merge(request, self.command, ctx)
+        self.editor.require_staged("merge").protected = protected
         return report
 
     def select(self, options: SelectOptions) -> PlanReport | StepReport:

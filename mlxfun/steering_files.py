@@ -27,6 +27,7 @@ from mlxfun.deltas import Resident
 from mlxfun.editor import Editor
 from mlxfun.errors import PlanError, UsageError
 from mlxfun.expert_lists import read_document, read_sets
+from mlxfun.handpick import spell
 from mlxfun.options import MAP_MODES, STEER_RULES, ExpertSets, MapInForce, ScanMap, SteerOptions
 from mlxfun.scan_reports import Found, Identity, read_report, require_current
 from mlxfun.selection import Mask
@@ -83,7 +84,7 @@ def changed(
     """
     wish = read(options, editor.resident, now, editor.history.root.state)
     editor.require_steerable()
-    before, gone = (Steering(), ()) if options.clear else still_there(editor)
+    before, gone = (Steering(), ()) if options.clear else still_there(editor.steering, editor)
     maps = _in_force(before, wish)
     wanted = replace(before.with_more(wish.activate, wish.deactivate), maps=maps, **wish.rule)
     asked = Steering(wish.activate, wish.deactivate, levels=options.levels).cells
@@ -93,12 +94,12 @@ def changed(
     return checked, (*gone, *wish.notices, *unused_values(wish, checked.rule), *notices)
 
 
-def still_there(editor: Editor) -> tuple[Steering, tuple[str, ...]]:
-    """The steering in force without experts that a committed prune took away, and a sentence for
+def still_there(steering: Steering, editor: Editor) -> tuple[Steering, tuple[str, ...]]:
+    """A steering without experts that a committed prune took away, and a sentence for
     each layer of them. Those of a staged plan stay: they are back when it is discarded."""
     living = dict(zip(editor.resident.taps.anatomy.indices, editor.committed, strict=True))
     gone: dict[int, list[int]] = {}
-    for layer, expert in sorted(editor.steering.cells):
+    for layer, expert in sorted(steering.cells):
         if expert not in living[layer]:
             gone.setdefault(layer, []).append(expert)
     said = tuple(
@@ -106,7 +107,24 @@ def still_there(editor: Editor) -> tuple[Steering, tuple[str, ...]]:
         for ly, es in gone.items()
     )
     cells = {(layer, expert) for layer, experts in gone.items() for expert in experts}
-    return editor.steering.without(cells), said
+    return steering.without(cells), said
+
+
+def line_of(steering: Steering) -> str:
+    """The command that puts `steering` into force, whatever is steered before.
+
+    >>> line_of(Steering({3: (7, 8)}, levels={5: {1: -0.5}}))
+    'steer --clear --activate 3:7..8 --level 5:1=-0.5'
+    """
+    words = ["steer", "--clear"]
+    for name, sets in (("--activate", steering.activate), ("--deactivate", steering.deactivate)):
+        words += [name, spell(sets)] if any(sets.values()) else []
+    faders = [f"{ly}:{e}={x!r}" for ly, some in steering.levels.items() for e, x in some.items()]
+    words += ["--level", ",".join(faders)] if faders else []
+    if steering.rule != STEER_RULES[0]:
+        words += ["--rule", steering.rule, "--boost-value", repr(steering.boost_value)]
+        words += ["--mask-value", repr(steering.mask_value)]
+    return " ".join(words)
 
 
 def _in_force(before: Steering, wish: Wish) -> tuple[MapInForce, ...]:
