@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlxfun import planning
+from mlxfun import planning, views
 from mlxfun import steering as steer
 from mlxfun.boost_reports import BoostReport, BoostRow
 from mlxfun.calibrate import batch_shape
@@ -33,8 +33,9 @@ from mlxfun.options import AmplifyOptions, BakeOptions, DatasetOptions
 from mlxfun.plans import BoostPlan
 from mlxfun.reports import PlanReport
 from mlxfun.scan_reports import Identity, read_report, require_current
+from mlxfun.steer_lines import line_of
 from mlxfun.steering import Steering
-from mlxfun.steering_files import line_of, still_there
+from mlxfun.steering_files import still_there
 from mlxfun.workshop import Workshop
 
 if TYPE_CHECKING:
@@ -178,7 +179,8 @@ def bake(shop: Workshop, options: BakeOptions, command: str, ctx: Context = SILE
     report = _stage(shop, plan, deltas, fitted, command or _line("bake", options))
     editor.replace_steering(steering)
     # Set as it stands, whatever steps led there: reports, faders, experts pruned since.
-    editor.require_staged("bake").evidence = (line_of(still_there(steering, editor)[0]),)
+    living, _ = still_there(steering, editor)
+    editor.require_staged("bake").evidence = (line_of(views.steer_report(living)),)
     return report
 
 

@@ -287,8 +287,8 @@ class Session:
         self._own()
         return boosting.bake(self._shop, options, self.command, ctx)
 
-    def steer(self, options: SteerOptions) -> SteerReport:
-        """Add to, or clear, the steering; the next token follows it.
+    def steer(self, options: SteerOptions | SteerReport) -> SteerReport:
+        """Add to, or clear, the steering; the next token follows it. A report puts back its own.
 
         Raises PlanError for a file or a set that cannot be carried out, StateError for a report
         of another state without allow_stale; the steering in force stays then.

@@ -27,8 +27,8 @@ from mlxfun.deltas import Resident
 from mlxfun.editor import Editor
 from mlxfun.errors import PlanError, UsageError
 from mlxfun.expert_lists import read_document, read_sets
-from mlxfun.handpick import spell
 from mlxfun.options import MAP_MODES, STEER_RULES, ExpertSets, MapInForce, ScanMap, SteerOptions
+from mlxfun.reports import SteerReport
 from mlxfun.scan_reports import Found, Identity, read_report, require_current
 from mlxfun.selection import Mask
 from mlxfun.steering import Steering, check
@@ -76,12 +76,15 @@ class Wish:
 
 
 def changed(
-    options: SteerOptions, editor: Editor, now: Identity
+    options: SteerOptions | SteerReport, editor: Editor, now: Identity
 ) -> tuple[Steering, tuple[str, ...]]:
     """What the options make of the steering in force, checked, and sentences for the user.
 
-    Changes nothing. Raises PlanError, UsageError and StateError as `read` and `steering.check` do.
+    A report, which is of steering that was in force before, is taken as it stands. Changes nothing. Raises PlanError, UsageError and StateError as `read` and `steering.check` do.
     """
+    if isinstance(options, SteerReport):
+        editor.require_steerable()
+        return still_there(_reported(options), editor)
     wish = read(options, editor.resident, now, editor.history.root.state)
     editor.require_steerable()
     before, gone = (Steering(), ()) if options.clear else still_there(editor.steering, editor)
@@ -92,6 +95,18 @@ def changed(
         wanted.with_levels(options.levels), editor.resident, before.cells - asked
     )
     return checked, (*gone, *wish.notices, *unused_values(wish, checked.rule), *notices)
+
+
+def _reported(report: SteerReport) -> Steering:
+    return Steering(
+        report.activated,
+        report.deactivated,
+        report.rule,
+        report.boost_value,
+        report.mask_value,
+        report.levels,
+        report.maps,
+    )
 
 
 def still_there(steering: Steering, editor: Editor) -> tuple[Steering, tuple[str, ...]]:
@@ -108,23 +123,6 @@ def still_there(steering: Steering, editor: Editor) -> tuple[Steering, tuple[str
     )
     cells = {(layer, expert) for layer, experts in gone.items() for expert in experts}
     return steering.without(cells), said
-
-
-def line_of(steering: Steering) -> str:
-    """The command that puts `steering` into force, whatever is steered before.
-
-    >>> line_of(Steering({3: (7, 8)}, levels={5: {1: -0.5}}))
-    'steer --clear --activate 3:7..8 --level 5:1=-0.5'
-    """
-    words = ["steer", "--clear"]
-    for name, sets in (("--activate", steering.activate), ("--deactivate", steering.deactivate)):
-        words += [name, spell(sets)] if any(sets.values()) else []
-    faders = [f"{ly}:{e}={x!r}" for ly, some in steering.levels.items() for e, x in some.items()]
-    words += ["--level", ",".join(faders)] if faders else []
-    if steering.rule != STEER_RULES[0]:
-        words += ["--rule", steering.rule, "--boost-value", repr(steering.boost_value)]
-        words += ["--mask-value", repr(steering.mask_value)]
-    return " ".join(words)
 
 
 def _in_force(before: Steering, wish: Wish) -> tuple[MapInForce, ...]:
