@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -137,6 +138,11 @@ class _Kitchen:
             raise _Failed("it staged nothing that could be measured")
         if report.kl_mean is None:
             raise _Failed("the judge line leaves out the KL, which variants are compared by")
+        if not math.isfinite(report.kl_mean) or not math.isfinite(report.ratio):
+            raise _Failed(
+                f"the model computes no numbers any more: KL {report.kl_mean:g}, perplexity "
+                f"{report.ratio:g}x the checkpoint's"
+            )
         return report, plan.bytes_after
 
     def _back(self) -> None:
@@ -189,7 +195,7 @@ class _Kitchen:
             "variants": [asdict(v) | {"meets": target.met_by(v)} for v in variants],
         }
         texts = {
-            "report.json": json.dumps(document, indent=2) + "\n",
+            "report.json": json.dumps(document, indent=2, allow_nan=False) + "\n",
             "loss.svg": loss_svg(variants, target, kept),
         }
         try:
