@@ -141,7 +141,7 @@ class _Kitchen:
         if not math.isfinite(report.kl_mean) or not math.isfinite(report.ratio):
             raise _Failed(
                 f"the model computes no numbers any more: KL {report.kl_mean:g}, perplexity "
-                f"{report.ratio:g}x the checkpoint's"
+                f"ratio {report.ratio:g}"
             )
         return report, plan.bytes_after
 
