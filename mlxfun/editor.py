@@ -192,7 +192,7 @@ class Editor:
         before, began = self.state, perf_counter()
         edge = staged.edge
         held = edge.bytes if staged.live else self.resident.made_bytes(edge)
-        self._make_room(staged.command, staged.state, held, ctx)
+        going = self.history.room_for(staged.command, staged.state, held)
         if not staged.live:
             self.flip("candidate")
         # From here on undo leads back: what the checkpoint holds need not be held for it.
@@ -207,10 +207,11 @@ class Editor:
         node.made_on, node.protected = staged.made_on, staged.protected
         node.scores.update({**staged.scores, **scores})
         self.staged = None
+        self._drop(going, ctx)
         return self._step("apply", node.command, before, began)
 
-    def _make_room(self, command: str, state: str, held: int, ctx: Context) -> None:
-        for sentence in self.history.make_room(command, state, held):
+    def _drop(self, nodes: list[Node], ctx: Context) -> None:
+        for sentence in self.history.drop(nodes):
             ctx.emit(Notice("warning", sentence))
 
     def undo(self) -> StepReport:
@@ -245,10 +246,11 @@ class Editor:
             )
         self.resident.require_checkpoint()
         state = self._live_state()  # of the live experts, so slicing the rest away keeps it
-        self._make_room(command, state, self.resident.made_bytes(delta), ctx)
+        going = self.history.room_for(command, state, self.resident.made_bytes(delta))
         held = _bytes(self.resident)
         inverse = self.swap(delta, ctx)
         self.history.add(command, state, inverse)
+        self._drop(going, ctx)
         mx.clear_cache()
         step = self._step("compact", command, before, began)
         return replace(step, bytes_freed=held - _bytes(self.resident))

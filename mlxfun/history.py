@@ -10,7 +10,7 @@ more than the budget; a later step that needs the room drops branches that lead 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -64,38 +64,43 @@ class History:
         """Bytes of edit-made tensors in all edges."""
         return sum(map(_held, self._nodes))
 
-    def make_room(self, command: str, state: str, more: int) -> tuple[str, ...]:
-        """Room for a step from here that holds `more` bytes; a sentence for each branch dropped.
+    def room_for(self, command: str, state: str, more: int) -> list[Node]:
+        """What has to go for a step from here that holds `more` bytes. Changes nothing.
 
-        Branches that do not lead here go until it fits, those in which no state has a name first,
-        then the oldest. Raises BudgetError with the figures, and drops nothing, if the way from
-        the root alone leaves too little.
+        Branches that lead away from here, those in which no state has a name first, then the
+        oldest. Raises BudgetError with the figures if the way from the root leaves too little.
         """
         if self.budget is None or more <= 0:
-            return ()
+            return []
         path, again = self.ancestors(), self._child(command, state)
-        needed = sum(_held(node) for node in path) + more
+        needed = sum(map(_held, path)) + more
         if needed > self.budget:
             raise BudgetError(
                 f"undoing this would need {readable_bytes(more)} on top of "
                 f"{readable_bytes(needed - more)} held, over the undo budget of "
                 f"{readable_bytes(self.budget)}; raise it with --undo-budget, or save and reload"
             )
+        # A step that is taken again replaces the edge it made before.
+        excess = self.bytes_held + more - self.budget - (_held(again) if again is not None else 0)
         others = [n for n in self._there() if n not in path and n is not again and _held(n)]
         others.sort(key=lambda node: (any(n.label for n in _branch(node)), node.id))
-        said = []
-        spare = more - (_held(again) if again is not None else 0)
+        going: list[Node] = []
+        gone: set[int] = set()
         for node in others:
-            if self.bytes_held + spare <= self.budget:
-                break
-            # What the step makes again stays a node, and so does all that leads to it.
-            if node.id not in self._dropped:
-                said.append(self._drop(node))
-        return tuple(said)
+            if excess > 0 and node.id not in gone:
+                fresh = [n for n in _branch(node) if n.id not in gone]
+                gone |= {n.id for n in fresh}
+                excess -= sum(map(_held, fresh))
+                going.append(node)
+        return going
+
+    def drop(self, nodes: Sequence[Node]) -> tuple[str, ...]:
+        """Forget branches, as `room_for` chose them; a sentence for each."""
+        return tuple(map(self._drop, nodes))
 
     def _drop(self, node: Node) -> str:
         branch = _branch(node)
-        held = sum(_held(n) for n in branch)
+        held = sum(map(_held, branch))
         assert node.parent is not None
         node.parent.children.remove(node)
         if self._last_child.get(node.parent.id) is node:
@@ -130,7 +135,7 @@ class History:
 
         Doing the same again from the same node finds the node that is already there, so that
         repeating apply and undo does not grow the tree. evidence: the commands that made the
-        statistics it was decided on. Ask `make_room` before the model is changed: this never
+        statistics it was decided on. Ask `room_for` before the model is changed: this never
         refuses, as a step that is taken has to be on record.
         """
         recipe = (*evidence, command)

@@ -93,6 +93,9 @@ def test_branches_that_lead_away_from_here_make_room_and_that_is_said(session):
     session.prune(PruneOptions(n_prune=2, refit_experts=True))
     session.apply(ApplyOptions())
     refitted, listener = logits(session), Listener()
+    with pytest.raises(Cancelled):
+        session.compact(CancelledAt(3))
+    assert len(session.history().nodes) == 3, "a compact that is cancelled drops nothing"
     session.compact(listener)
     assert listener.said == [
         "node 1 (prune --n-prune 4 --refit-experts) is dropped from the history: 3.0 MiB to keep "
@@ -108,6 +111,45 @@ def test_branches_that_lead_away_from_here_make_room_and_that_is_said(session):
     session.undo()
     assert np.array_equal(logits(session), base)
     assert session.redo().node == 2, "redo no longer leads to the one that was dropped"
+
+
+def test_the_oldest_branch_goes_first_and_one_with_a_name_last(session):
+    counts = (2, 4, 6)
+    for count in counts:
+        session.goto(0)
+        session.prune(PruneOptions(n_prune=count, refit_experts=True))
+        session.apply(ApplyOptions())
+    session.goto(0)
+    session.name_node(1, "the gentle one")
+    held = {n.id: n.bytes for n in session.history().nodes}
+    assert min(held[1], held[2], held[3]) > MIB
+    drop(session, 5)  # from the second prune on, routers as sliced are held: a few KiB
+    session.editor.history.budget = held[1] + held[3] + 100_000
+    drop(session, 6)
+    assert [n.id for n in session.history().nodes] == [0, 1, 3, 4, 5]
+    session.editor.history.budget = held[1] + 100_000
+    drop(session, 7)
+    assert [n.id for n in session.history().nodes] == [0, 1, 4, 5, 6]
+    session.goto(1)
+    assert session.history().current == 1
+
+
+def test_a_branch_goes_with_all_beyond_it(session):
+    session.editor.history.budget = None
+    session.prune(REFIT)
+    session.apply(ApplyOptions())
+    drop(session, 5)
+    session.goto(0)
+    drop(session, 5)
+    session.editor.history.budget = MIB
+    listener = Listener()
+    session.select(SelectOptions(drop=dict.fromkeys(session.anatomy.indices, (6,))))
+    session.apply(ApplyOptions(), listener)
+    assert [n.id for n in session.history().nodes] == [0, 3, 4]
+    assert "node 1 (prune --n-prune 4 --refit-experts) with 1 beyond it is" in listener.said[0]
+    for node in (1, 2):
+        with pytest.raises(StateError, match=f"node {node} was dropped"):
+            session.goto(node)
 
 
 def test_a_refused_apply_leaves_the_side_that_was_live(session):
