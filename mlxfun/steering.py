@@ -24,7 +24,7 @@ An empty configuration installs nothing, so it changes nothing, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from hashlib import blake2b
@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 from mlxfun.anatomy import MoELayer
 from mlxfun.deltas import Resident
 from mlxfun.errors import PlanError
-from mlxfun.options import ExpertSets, MapInForce
+from mlxfun.options import MapInForce
 from mlxfun.taps import LayerTap, LogitsRule
 
 Mask = NDArray[np.bool_]
@@ -95,7 +95,9 @@ class Steering:
         text = repr((*sets, self.rule, *values, *faders))
         return blake2b(text.encode(), digest_size=6).hexdigest()
 
-    def with_more(self, activate: ExpertSets, deactivate: ExpertSets) -> Steering:
+    def with_more(
+        self, activate: Mapping[int, Sequence[int]], deactivate: Mapping[int, Sequence[int]]
+    ) -> Steering:
         """This steering with more experts; a newer wish replaces an older opposite one."""
         up = {layer: set(experts) for layer, experts in self.activate.items()}
         down = {layer: set(experts) for layer, experts in self.deactivate.items()}
@@ -110,6 +112,16 @@ class Steering:
         """(decoder layer, expert) of all that are steered."""
         parts = (self.activate, self.deactivate, self.levels)
         return frozenset((layer, e) for sets in parts for layer, some in sets.items() for e in some)
+
+    def shared(self, other: Steering) -> frozenset[tuple[int, int]]:
+        """(decoder layer, expert) of all that both steer in the same way, and to the same level."""
+        return frozenset(
+            cell for cell in self.cells & other.cells if self._way(*cell) == other._way(*cell)
+        )
+
+    def _way(self, layer: int, expert: int) -> tuple[bool, bool, float]:
+        up, down = (expert in side.get(layer, ()) for side in (self.activate, self.deactivate))
+        return up, down, self.levels.get(layer, {}).get(expert, 0.0)
 
     def without(self, gone: Cells) -> Steering:
         """This steering without some experts."""

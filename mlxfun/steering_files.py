@@ -80,21 +80,34 @@ def changed(
 ) -> tuple[Steering, tuple[str, ...]]:
     """What the options make of the steering in force, checked, and sentences for the user.
 
-    A report, which is of steering that was in force before, is taken as it stands. Changes nothing. Raises PlanError, UsageError and StateError as `read` and `steering.check` do.
+    A report, which is of steering that was in force before, is taken as it stands. Changes nothing.
+    Raises PlanError, UsageError and StateError as `read` and `steering.check` do.
     """
     if isinstance(options, SteerReport):
         editor.require_steerable()
         return still_there(_reported(options), editor)
     wish = read(options, editor.resident, now, editor.history.root.state)
     editor.require_steerable()
-    before, gone = (Steering(), ()) if options.clear else still_there(editor.steering, editor)
+    asked = Steering(wish.activate, wish.deactivate, levels=options.levels)
+    before, gone = still_there(editor.steering, editor)
+    settled = before.cells - asked.cells
+    if options.clear:
+        asked, gone = _repeated(asked, editor)
+        before, settled = Steering(), asked.shared(editor.steering)
     maps = _in_force(before, wish)
-    wanted = replace(before.with_more(wish.activate, wish.deactivate), maps=maps, **wish.rule)
-    asked = Steering(wish.activate, wish.deactivate, levels=options.levels).cells
-    checked, notices = check(
-        wanted.with_levels(options.levels), editor.resident, before.cells - asked
-    )
+    wanted = replace(before.with_more(asked.activate, asked.deactivate), maps=maps, **wish.rule)
+    checked, notices = check(wanted.with_levels(asked.levels), editor.resident, settled)
     return checked, (*gone, *wish.notices, *unused_values(wish, checked.rule), *notices)
+
+
+def _repeated(asked: Steering, editor: Editor) -> tuple[Steering, tuple[str, ...]]:
+    """`asked` without what was in force and is pruned by now, and a sentence for each layer.
+
+    The mixer and the keys say all that is in force anew, so what is repeated is not a new wish.
+    """
+    gone = editor.steering.cells - still_there(editor.steering, editor)[0].cells
+    _, said = still_there(asked.without(asked.cells - gone), editor)
+    return asked.without(gone), said
 
 
 def _reported(report: SteerReport) -> Steering:
