@@ -255,6 +255,8 @@ def _front_end(start: Start, engine: Engine) -> int:
             code = show(engine, startup_lines=start.lines, renderer=render, config=start.config)
         except UsageError as problem:  # what only the screen can judge: themes and keys
             raise click.UsageError(str(problem)) from None
+        if engine.recording is not None:
+            click.echo(f"recorded: {NAME} --headless --replay {engine.recording}", err=True)
         return int(code)
     from commands.follower import Follower
 

@@ -360,6 +360,13 @@ def plan_save(call: Call) -> Report:
     if why_not is not None or view.heat is None:
         raise StateError(f"there is no list to write: {why_not}")
     keep = view.plan.kept if view.plan else _living(view.heat)
+    counts = sorted({len(experts) for experts in keep.values()})
+    if len(counts) > 1:
+        raise StateError(
+            f"the layers keep different numbers of experts ({counts[0]} to {counts[-1]}), and a list "
+            "is read for one number only: `select --even` evens a selection out, another budget "
+            "than global prunes evenly; `save` writes the model as it is"
+        )
     path = call.bench.writable(call["path"])
     write_expert_list(path, keep, view.heat.experts)
     kept, of = sum(map(len, keep.values())), len(keep) * view.heat.experts

@@ -110,6 +110,11 @@ class Engine:
         """Record to `path` from the start; call it before the first `run`. See `Journal.attach`."""
         return self._bench.journal.attach(path)
 
+    @property
+    def recording(self) -> Path | None:
+        """The file that is being recorded to."""
+        return self._bench.journal.path
+
     def keep(self, folder: Path) -> None:
         """Keep the session in `folder` until `forget`, so that it survives a crash.
 

@@ -112,6 +112,8 @@ class HandWork:
                 f"the statistics were made on state {stats.state}, the model is at "
                 f"{editor.state}; collect again, or use them knowingly with --allow-stale"
             )
+        if stats is not None and ranking:
+            planning.require_tokens(stats)
         return handpick.Field(
             layers=self._shop.anatomy.indices,
             alive=views.mask_of(self._shop.anatomy, editor.committed),

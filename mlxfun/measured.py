@@ -343,14 +343,15 @@ def estimate_bytes(request: PruneRequest, shop: Workshop) -> int:
     widest = stacks = width = 0
     for tap in resident.taps.layers:
         arrays = [resident.tree.get(p.path) for p in tap.layer.expert_parameters()]
-        widest = max(widest, *(a.size * (8 if a.dtype == mx.uint32 else 1) for a in arrays))
+        sizes = (a.size * (8 if a.dtype == mx.uint32 else 1) for a in arrays)
+        widest = max(widest, *sizes, 0)
         for array in arrays:
             # Packed weights hold at least four values in 32 bits, at most eight.
             unpacked = array.shape[-1] * (8 if array.dtype == mx.uint32 else 1)
             width = max(width, unpacked, array.shape[-2] if array.ndim > 1 else 0)
         if request.options.refit_experts:
             # One projection of each layer, both versions, while the plan is staged.
-            stacks += max(a.nbytes for a in arrays)
+            stacks += max((a.nbytes for a in arrays), default=0)
     return stacks + 3 * 4 * widest + tokens * width * 4 * (8 + request.anatomy.top_k) + (768 << 20)
 
 

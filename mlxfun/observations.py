@@ -203,6 +203,8 @@ class Observations:
 
     def _count(self, sums: Any, tokens: int, end: bool, ctx: Context) -> None:
         """Add a chat forward to the statistics, if they are of the weights that ran."""
+        if not self.counting:
+            return  # it stopped in the middle of this answer
         stats = self.stats or self._empty_stats()
         if end:
             self.stats = replace(stats, samples=stats.samples + 1)

@@ -113,7 +113,14 @@ def scores_of(request: PruneRequest) -> Array:
             f"the statistics were made on state {stats.state}, the model is at "
             f"{request.editor.state}; collect again, or use them knowingly with --allow-stale"
         )
+    require_tokens(stats)
     return stats.score(options.metric)
+
+
+def require_tokens(stats: RoutingStats) -> None:
+    """Raise StateError for statistics that no token has gone into: all experts would be alike."""
+    if not any(values.any() for values in stats.sums.values()):
+        raise StateError("the statistics hold no token at all: collect first, or load others")
 
 
 def constraints_for(request: PruneRequest) -> tuple[selection.Constraints, tuple[str, ...]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import mlx.core as mx
@@ -96,7 +96,7 @@ def _metadata(editor: Editor, anatomy: Anatomy) -> dict[str, Any]:
             "keep_map": kept,
             "layer_indices": list(anatomy.indices),
         }
-        silent = {str(k): list(v) for p in prunes for k, v in p.dead.items()}
+        silent = _never_chosen(prunes, kept)
         files["reap_metadata.json"] |= {"never_chosen": silent} if silent else {}
     if merges:
         files["ream_metadata.json"] = {
@@ -119,6 +119,18 @@ def _metadata(editor: Editor, anatomy: Anatomy) -> dict[str, Any]:
         if isinstance(plan, BoostPlan):  # of several, the last is written
             files[names[plan.technique]] = plan.metadata()
     return files
+
+
+def _never_chosen(
+    prunes: Sequence[PrunePlan], kept: Mapping[str, Sequence[int]]
+) -> dict[str, list[int]]:
+    """{decoder layer: experts that are there and that the router can never choose}."""
+    silent: dict[str, set[int]] = {}
+    for plan in prunes:
+        for layer, experts in plan.dead.items():
+            silent.setdefault(str(layer), set()).update(experts)
+    found = {layer: sorted(experts & set(kept[layer])) for layer, experts in silent.items()}
+    return {layer: experts for layer, experts in found.items() if experts}
 
 
 def _ablation_metadata(plans: Sequence[AblationPlan]) -> dict[str, Any]:

@@ -29,7 +29,16 @@ from tui.keymap import BY_ID, KEYS, Key, keys_for
 from tui.keynames import Names
 from tui.layout import PANELS, arrange
 from tui.lines import LineHistory
-from tui.messages import CursorPut, ExpertPut, KeyUsed, LineEntered, PanelPicked, Said, Wake
+from tui.messages import (
+    CursorPut,
+    ExpertPut,
+    KeyUsed,
+    LineEntered,
+    PanelPicked,
+    Remarked,
+    Said,
+    Wake,
+)
 from tui.notification import notification
 from tui.palette import Commands, Item
 from tui.ports import Engine
@@ -41,6 +50,8 @@ from tui.widgets.help import HelpScreen, help_page
 FRAMES_PER_SECOND = 12
 REMOTE_FRAMES_PER_SECOND = 4
 DOUBLE_ESCAPE = 1.5
+PARTING = 5.0
+"""Seconds in which the key that leaves is taken for the answer to what would be lost."""
 LONG_JOB = 10.0
 USUAL = Config()
 
@@ -95,11 +106,12 @@ class ShellApp(Hands):
         for theme in themes.THEMES:
             self.register_theme(theme)
         self.theme = config.theme or themes.DARK.name
+        self.ansi_theme_dark, self.ansi_theme_light = themes.ON_DARK, themes.ON_LIGHT
         self.set_keymap(self.state.names.bindings())
         self.main = MainScreen(
             engine.complete, self._lines.load(), renderer, lambda key: self._use(BY_ID[key])
         )
-        self._escaped = float("-inf")
+        self._escaped = self._parting = float("-inf")
         self._asked: dict[int, str] = {}
         self._typed = 0
         self._opened = 0
@@ -168,7 +180,7 @@ class ShellApp(Hands):
             self.leave()
         if event.usage and event.job == self._typed and not self.main.command.input.value:
             # A slip of the fingers is corrected, not typed again.
-            self.main.command.fill(event.line)
+            self.main.command.give_back(event.line)
         if event.seconds >= LONG_JOB and not event.cancelled:
             self._announce(event)
 
@@ -229,6 +241,10 @@ class ShellApp(Hands):
         if message.move:
             self.main.focus_panel(message.panel)
 
+    @on(Remarked)
+    def _remarked(self, message: Remarked) -> None:
+        self._say(message.level, message.text)
+
     @on(KeyUsed)
     def _key_used(self, message: KeyUsed) -> None:
         self._use(BY_ID[message.key])
@@ -279,7 +295,7 @@ class ShellApp(Hands):
             "palette": self.action_command_palette,
             "escape": self._escape,
             "interrupt": self.interrupt,
-            "leave": self.leave,
+            "leave": self._leave_or_ask,
         }
         verbs[verb](*arguments)
 
@@ -357,6 +373,16 @@ class ShellApp(Hands):
         self._say("info", "cancelling ...")
 
     async def action_quit(self) -> None:
+        self._leave_or_ask()
+
+    def _leave_or_ask(self) -> None:
+        """Leave; what would be lost with it is said first, once."""
+        now, lost = self._clock(), guide.unsaved(self.state)
+        if lost and now - self._parting > PARTING:
+            self._parting = now
+            ways = self.state.names.say("{save} saves, {quit} again leaves")
+            self._say("warning", f"{lost}: {ways}")
+            return
         self.leave()
 
     def action_help_quit(self) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 from rich.cells import cell_len
 
 from mlxfun.reports import SteerReport
 from tui import pick
-from tui.keymap import Key, command_of, keys_for
-from tui.keynames import Names
+from tui.keymap import BY_ID, Key, command_of, keys_for
 from tui.mixer import map_words
 from tui.state import AppState
 
@@ -126,7 +127,7 @@ def _compare_reason(state: AppState, key: Key) -> str:
         return "nothing to compare: the model is as it was loaded; stage a plan, or steer"
     if key.id == "compare" and len(state.view.history.nodes if state.view.history else ()) < 2:
         return "there is one state only"
-    if key.id in ("compare", "goto") and state.view.plan is not None:
+    if key.id == "compare" and state.view.plan is not None:
         return "a plan is staged: apply or discard it first"
     return ""
 
@@ -159,6 +160,15 @@ def nothing_to_compare(state: AppState) -> bool:
         n.id == history.current and n.parent is not None for n in history.nodes
     )
     return view.plan is None and not steered and not edited
+
+
+def unsaved(state: AppState) -> str:
+    """What would be lost by leaving now, "" for nothing."""
+    view = state.view
+    if view.plan is not None:
+        return "a plan is staged and not applied"
+    edited = view.history is not None and view.history.current != 0
+    return "the edits are not saved" if edited and view.state not in state.saved else ""
 
 
 def uneven(state: AppState) -> str:
@@ -196,29 +206,83 @@ def next_step(state: AppState) -> str:
     return state.names.say(STEPS.get(next_key(state), ""))
 
 
-def hints(state: AppState, panel: str, room: int) -> list[tuple[Key, bool, bool]]:
-    """Keys for a bar of `room` columns: (key, applies now, is the next step).
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """One key in the bar. key: its id, "" for one of a text field's own; leads: is the next step."""
+
+    sign: str
+    label: str
+    key: str
+    applies: bool = True
+    leads: bool = False
+
+    @property
+    def width(self) -> int:
+        """Columns that it takes."""
+        return cell_len(self.sign) + len(self.label) + 3
+
+
+# What a text field does with keys that are no letters. Where letters are typed, none is a command.
+FIELDS = {
+    "command": (Hint("enter", "run", "", leads=True), Hint("tab", "complete", ""),
+                Hint("↑", "earlier", "")),
+    "chat": (Hint("enter", "send", "", leads=True),),
+}  # fmt: skip
+
+
+def hints(state: AppState, panel: str, room: int, *, typing: bool = False) -> list[Hint]:
+    """Keys for a bar of `room` columns while `panel` has the focus. typing: in a text field of it.
 
     What applies now comes first, in the order of the main job; greyed ones fill what is left.
     """
-    leading, names = next_key(state), state.names
-    shown = [key for key in keys_for(panel) if key.bar and names.all(key.id)]
+    always = [_hint(state, key) for key in _always(panel, typing=typing) if state.names.all(key.id)]
+    rest = _typing_hints(state, panel) if typing else _panel_hints(state, panel)
+    out: list[Hint] = []
+    room -= sum(hint.width for hint in always)
+    for hint in rest:
+        if hint.width <= room:
+            room -= hint.width
+            out.append(hint)
+    return out + always
+
+
+def _always(panel: str, *, typing: bool) -> list[Key]:
+    """The keys that have a place at the end of the bar."""
+    kept = ("help",) if typing else ("help", "command")
+    return [key for key in keys_for(panel) if key.id in kept]
+
+
+def _typing_hints(state: AppState, panel: str) -> list[Hint]:
+    """The field's own keys, then those that work in fields too."""
+    wanted = ("escape", "palette", "to_map", "to_mixer", "quit")
+    more = [_hint(state, BY_ID[id]) for id in wanted if state.names.all(id)]
+    if state.job is None:
+        more[0] = replace(more[0], label="leave")
+    return [*FIELDS[panel], *more]
+
+
+def _panel_hints(state: AppState, panel: str) -> list[Hint]:
+    kept = ("help", "command")
+    shown = [key for key in keys_for(panel) if key.bar and state.names.all(key.id)]
     order = {name: place for place, name in enumerate(_main_keys(state))}
-    shown.sort(key=lambda key: (
-        key.id != leading,
-        bool(why_not(state, key)),
-        # The first few of the main job, then the panel's own keys, then the rest.
-        order.get(key.id, (2.5 if panel in ("chat", "mixer") else 4.5) + key.bar / 100 if key.works_in(panel) else 20 + key.bar),
-    ))  # fmt: skip
-    always = [key for key in shown if key.id in ("help", "command")]
-    rest = [key for key in shown if key not in always]
-    out: list[tuple[Key, bool, bool]] = []
-    room -= sum(width(key, names) for key in always)
-    for key in rest:
-        if width(key, names) <= room:
-            room -= width(key, names)
-            out.append((key, not why_not(state, key), key.id == leading))
-    return out + [(key, True, False) for key in always]
+    inside = panel == "experts" and state.heat.shape == "layer"
+    if inside:
+        # The way on and the way back come first.
+        order |= {"closer": -2, "escape": -1}
+
+    def rank(key: Key) -> tuple[bool, bool, float]:
+        own = (2.5 if panel in ("chat", "mixer") else 4.5) + key.bar / 100
+        place = order.get(key.id, own if key.works_in(panel) else 20 + key.bar)
+        return key.id != next_key(state) or inside, bool(why_not(state, key)), place
+
+    out = [_hint(state, key) for key in sorted(shown, key=rank) if key.id not in kept]
+    words = {"closer": "dossier", "escape": "back"} if inside and state.job is None else {}
+    return [replace(hint, label=words.get(hint.key, hint.label)) for hint in out]
+
+
+def _hint(state: AppState, key: Key) -> Hint:
+    leads = key.id == next_key(state)
+    return Hint(state.names[key.id], key.label, key.id, not why_not(state, key), leads)
 
 
 def _main_keys(state: AppState) -> tuple[str, ...]:
@@ -231,8 +295,3 @@ def _main_keys(state: AppState) -> tuple[str, ...]:
     if view.heat is None or not view.heat.metrics:
         return ("collect", "chat", "evaluate", "save")
     return ("prune", "undo", "redo", "chat", "save", "collect", "evaluate")
-
-
-def width(key: Key, names: Names) -> int:
-    """Columns that a key takes in the bar."""
-    return cell_len(names[key.id]) + len(key.label) + 3

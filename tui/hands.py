@@ -162,8 +162,14 @@ class Hands(App[int]):
     def _again(self) -> None:
         line = talk.again_line(self.state)
         if line:
+            same = not self.state.talk.temperature
             self._change(talk.after_again(self.state))
             self._run(line)
+            if same:
+                words = (
+                    "asked again; at temperature 0 the answer stays the same: {talk} sets another"
+                )
+                self._say("info", self.state.names.say(words))
         else:
             self._say("warning", "ask again: the conversation does not hold this question")
 

@@ -213,8 +213,10 @@ def bindings(scope: str) -> Iterator[Binding]:
 
 
 def keys_for(scope: str) -> list[Key]:
-    """The keys that work while the panel `scope` has the focus: its own first."""
-    return [key for want in (scope, "app", "always") for key in KEYS if key.works_in(want)]
+    """The keys that work while the panel `scope` has the focus: its own first. On the command line
+    letters are letters."""
+    wanted = ("always",) if scope == "command" else (scope, "app", "always")
+    return [key for want in wanted for key in KEYS if key.works_in(want)]
 
 
 def command_of(key: Key) -> str | None:

@@ -41,6 +41,14 @@ class Said(Message):
         self.text = text
 
 
+class Remarked(Message):
+    """A widget has something to say to the person. level: as in the log."""
+
+    def __init__(self, level: str, text: str) -> None:
+        super().__init__()
+        self.level, self.text = level, text
+
+
 class PanelPicked(Message):
     """A panel was chosen, by focus or on the tab strip. move: the focus is to follow."""
 

@@ -199,7 +199,10 @@ def resting(state: AppState, now: float) -> str:
         return ""
     from mlxfun.handpick import change_line
 
-    return change_line(field.layers, heat.condemned, draft.gone)
+    line = change_line(field.layers, heat.condemned, draft.gone)
+    metric = metric_of(state)
+    # What is lost is told by the metric that was picked by.
+    return f"{line} --metric {metric}" if line and metric != DEFAULT_METRIC else line
 
 
 def settle(state: AppState, now: float) -> AppState:

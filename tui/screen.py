@@ -103,7 +103,7 @@ class MainScreen(Screen[None]):
             self.query_one(LogPanel).show(state)
             self.query_one(CommandLine).show(state, guide.next_step(state))
             self.query_one(StatusLine).show(state, now)
-            self.query_one(KeyBar).show(state, self._keys_of)
+            self._show_keys()
         if self.focused is None and state.view.model is not None:
             self.focus_panel(state.panel)
 
@@ -154,10 +154,8 @@ class MainScreen(Screen[None]):
                 return "command"
         return self._state.panel
 
-    @property
-    def _keys_of(self) -> str:
-        """The panel whose keys work now: none in a text field, where letters are letters."""
-        return "" if self.in_field else self.focused_panel
+    def _show_keys(self) -> None:
+        self.query_one(KeyBar).show(self._state, self.focused_panel, typing=self.in_field)
 
     @property
     def selected_node(self) -> int | None:
@@ -206,11 +204,11 @@ class MainScreen(Screen[None]):
             if isinstance(ancestor, Panel):
                 self.post_message(PanelPicked(ancestor.panel, move=False))
                 return
-        self.query_one(KeyBar).show(self._state, self._keys_of)
+        self._show_keys()
 
     def on_resize(self, _: events.Resize) -> None:
         self._arrange()
-        self.query_one(KeyBar).show(self._state, self._keys_of)
+        self._show_keys()
 
     # Keys -------------------------------------------------------------------------------------
     def action_key(self, key: str) -> None:

@@ -118,7 +118,7 @@ class AppState:
     command lines that succeeded. panel: the focused one; beside: the last focused or
     revealed that is not the heatmap; upper: the plan or the
     mixer, whichever was last; front: the last of all, for screens with room for one; unseen: panels with news that nobody has
-    looked at; zoomed: the focused one has the screen to itself.
+    looked at; saved: the states of weights that were written to disk; zoomed: the focused one has the screen to itself.
     """
 
     view: SessionView = field(default_factory=SessionView)
@@ -152,6 +152,7 @@ class AppState:
     upper: str = "plan"
     front: str = "experts"
     unseen: frozenset[str] = frozenset()
+    saved: frozenset[str] = frozenset()
     zoomed: bool = False
 
     @property
@@ -245,6 +246,8 @@ def _ended(state: AppState, event: JobEnded) -> AppState:
         state = replace(state, turns=(), token=None)
     if isinstance(event.report, ProbeReport):
         state = replace(state, probe=event.report)
+    if event.report is not None and event.report.kind == "save":
+        state = replace(state, saved=state.saved | {state.view.state})
     if event.report is not None and event.report.kind == "settings":
         state = replace(state, limits=_limits(event.report))
     if isinstance(event.report, DiffReport):

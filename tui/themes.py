@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.terminal_theme import TerminalTheme
 from textual.theme import Theme
 
 DARK = Theme(
@@ -47,6 +48,21 @@ CONTRAST = Theme(
     dark=True,
 )
 THEMES = (DARK, LIGHT, CONTRAST)
+
+# What red, green and the like are in texts. Light enough on dark, and dark enough on light, to be
+# read when a terminal without colours shows them in greys.
+ON_DARK = TerminalTheme(
+    (13, 16, 23),
+    (215, 220, 230),
+    [(40, 46, 58), (255, 107, 107), (127, 216, 143), (255, 180, 84), (95, 179, 217),
+     (224, 150, 240), (110, 205, 225), (215, 220, 230)],
+)  # fmt: skip
+ON_LIGHT = TerminalTheme(
+    (247, 248, 250),
+    (29, 36, 48),
+    [(29, 36, 48), (168, 20, 34), (20, 104, 46), (134, 76, 0), (20, 92, 140), (130, 30, 140),
+     (0, 98, 118), (110, 118, 130)],
+)  # fmt: skip
 
 
 def after(name: str) -> str:

@@ -56,6 +56,13 @@ def test_without_a_plan_there_is_nothing_to_show_or_to_write(shell: Shell, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_list_that_could_not_be_read_back_is_not_written(shell: Shell, tmp_path: Path) -> None:
+    shell.do("select --drop 0:1")
+    assert "keep different numbers of experts (15 to 16)" in shell.refused("plan save list.json")
+    assert list(tmp_path.iterdir()) == []
+    shell.do("select --even", "plan save list.json")
+
+
 def test_a_list_may_not_remove_what_a_map_protects(shell: Shell, tmp_path: Path) -> None:
     gone = shell.do("prune --n-prune 4").report.data()["pruned"]["0"]
     shell.do("plan save list.json", "discard")

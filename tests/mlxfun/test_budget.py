@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import product
 
 import mlx.core as mx
@@ -15,6 +16,7 @@ from mlxfun.deltas import Delta
 from mlxfun.edits.boost import Edit
 from mlxfun.edits.prune import prune_layer
 from mlxfun.errors import PlanError, StateError, UsageError
+from mlxfun.hand_options import SelectOptions
 from mlxfun.options import (
     ApplyOptions,
     CollectOptions,
@@ -168,7 +170,20 @@ def test_a_budget_in_a_session_claims_no_bytes_that_are_not_saved(biased, tmp_pa
     again = Session.open(tmp_path / "out")
     assert np.array_equal(np.array(again.model(mx.array(PREFILL))), staged)
     again.close()
+    silent = never_chosen(tmp_path / "out")
+    assert {layer: len(experts) for layer, experts in silent.items()} == {str(second): 4}
+    dead = silent[str(second)]
+    gone = (dead[0], dead[-1])  # one of each group
+    biased.select(SelectOptions(drop={first: (0, 7), second: gone}))
+    biased.apply(ApplyOptions())
+    biased.save(SaveOptions(tmp_path / "less"))
+    assert never_chosen(tmp_path / "less") == {str(second): dead[1:-1]}, "who is gone is not silent"
     biased.undo()
+    biased.undo()
+
+
+def never_chosen(model):
+    return json.loads((model / "reap_metadata.json").read_text())["never_chosen"]
 
 
 def test_a_measured_budget_is_staged_previewed_and_undone(biased):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from mlxfun import Session, measured
 from mlxfun.context import Context
 from mlxfun.errors import BudgetError, Cancelled, PlanError, StateError, UsageError
+from mlxfun.hand_options import SelectOptions
 from mlxfun.options import (
     ApplyOptions,
     CollectOptions,
@@ -16,6 +19,8 @@ from mlxfun.options import (
     EvaluateOptions,
     PruneOptions,
 )
+from tests.mlxfun import tiny_checkpoints
+from tests.tiny_models import CONFIGS
 
 MIXED = CollectOptions(DatasetOptions("demo:mixed", max_samples=6, max_tokens=48))
 EVAL = EvaluateOptions((DatasetOptions("demo:eval", max_samples=4, max_tokens=48),), kl=False)
@@ -150,3 +155,25 @@ def test_what_an_applied_prune_left_can_be_pruned_by_output_error_again():
     assert (plan.experts_before, plan.experts_after) == (13, 11)
     assert all(not set(gone) & set(first[layer]) for layer, gone in plan.pruned.items())
     fresh.close()
+
+
+def test_experts_that_are_no_stack_are_pruned_layer_by_layer_and_refuse_the_rest_in_words(tmp_path):
+    config = CONFIGS["dbrx"]
+    path = tiny_checkpoints.write(tmp_path / "dbrx", {**config, "vocab_size": 4096})
+    with closing(Session.open(path)) as session:
+        session.collect(CollectOptions(DatasetOptions("demo:mixed", max_samples=4, max_tokens=32)))
+        for options in ({"metric": "output_error"}, {"refit_experts": True}):
+            with pytest.raises(PlanError, match=r"\(dbrx\) are no stack of known projections"):
+                session.prune(PruneOptions(n_prune=1, **options))
+        plan = session.prune(PruneOptions(n_prune=1, sequential=True))
+        assert {len(experts) for experts in plan.pruned.values()} == {1}
+
+
+def test_statistics_without_a_token_rank_nobody():
+    with closing(Session.open("demo")) as session:
+        session._observations.stats = session._observations._empty_stats()
+        with pytest.raises(StateError, match="hold no token at all: collect first"):
+            session.prune(PruneOptions(n_prune=4))
+        with pytest.raises(StateError, match="hold no token at all"):
+            session.select(SelectOptions(n_prune=4))
+        session.select(SelectOptions(drop={0: (1,)}))  # by hand needs no statistics

@@ -11,7 +11,7 @@ from mlxfun.reports import SteerReport
 from tests.fake_engine import FakeEngine
 from tests.tui.driving import APPLIED, CALIBRATED, STAGED
 from tui import guide
-from tui.keymap import BY_ID, KEYS
+from tui.keymap import BY_ID, KEYS, keys_for
 from tui.keynames import USUAL
 from tui.state import AppState
 
@@ -44,7 +44,7 @@ def test_every_stage_of_the_main_job_has_a_next_key_and_says_so(
     assert USUAL[key] in guide.next_step(state).replace(".", " ").replace(":", " ").split()
     assert guide.why_not(state, BY_ID[key]) == ""
     bar = guide.hints(state, "experts", 80)
-    assert bar[0] == (BY_ID[key], True, True)
+    assert (bar[0].key, bar[0].applies, bar[0].leads) == (key, True, True)
 
 
 def test_keys_that_do_nothing_say_why() -> None:
@@ -57,13 +57,32 @@ def test_keys_that_do_nothing_say_why() -> None:
 @pytest.mark.parametrize("room", [20, 58, 78, 118, 198])
 def test_the_key_bar_fits_and_always_offers_help_and_the_command_line(room: int) -> None:
     bar = guide.hints(state_after("load demo", *STAGED), "experts", room)
-    assert sum(guide.width(key, USUAL) for key, _, _ in bar) <= max(room, 20)
-    assert [key.id for key, _, _ in bar[-2:]] == ["command", "help"]
+    assert sum(hint.width for hint in bar) <= max(room, 20)
+    assert [hint.key for hint in bar[-2:]] == ["command", "help"]
 
 
 def test_at_80_columns_a_staged_plan_shows_all_that_can_be_done_with_it() -> None:
     bar = guide.hints(state_after("load demo", *STAGED), "plan", 78)
-    assert {"preview", "apply", "discard", "flip"} <= {key.id for key, _, _ in bar}
+    assert {"preview", "apply", "discard", "flip"} <= {hint.key for hint in bar}
+
+
+@pytest.mark.parametrize(("panel", "leads"), [("command", "enter run"), ("chat", "enter send")])
+@pytest.mark.parametrize("lines", [(), STAGED])
+def test_in_a_text_field_no_letter_is_offered_as_a_key(
+    lines: tuple[str, ...], panel: str, leads: str
+) -> None:
+    bar = guide.hints(state_after("load demo", *lines), panel, 118, typing=True)
+    assert f"{bar[0].sign} {bar[0].label}" == leads
+    assert all(len(hint.sign) > 1 or hint.sign == "↑" for hint in bar), bar
+    assert {"escape", "help", "palette", "to_map"} <= {hint.key for hint in bar}
+    assert all(key.scope == "always" for key in keys_for("command"))
+
+
+def test_in_a_layer_the_bar_leads_on_to_the_expert_and_back_to_the_map() -> None:
+    state = state_after("load demo", *STAGED)
+    state = replace(state, heat=replace(state.heat, shape="layer"))
+    bar = guide.hints(state, "experts", 58)
+    assert [(hint.sign, hint.label) for hint in bar[:2]] == [("enter", "dossier"), ("esc", "back")]
 
 
 def test_prefilled_lines_suggest_a_quarter_of_the_experts_and_then_the_last_line() -> None:

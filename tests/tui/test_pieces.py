@@ -13,9 +13,8 @@ from mlxfun.events import Progress
 from mlxfun.reports import HistoryNode, HistoryReport
 from tests.fake_engine import FakeEngine
 from tests.tui.driving import CALIBRATED, STAGED, Shell, drive, ready
-from tui import palette
+from tui import guide, palette
 from tui.keymap import KEYS
-from tui.keynames import USUAL
 from tui.screen import MainScreen
 from tui.state import AppState, Job
 from tui.text import tree
@@ -144,7 +143,12 @@ def test_the_status_line_fits_and_keeps_the_job_longest(width: int) -> None:
 
 
 def test_the_key_bar_knows_where_each_of_its_keys_is() -> None:
-    text, spans = bar_text([(KEYS[0], True, True), (KEYS[1], False, False)], USUAL)
+    text, spans = bar_text(
+        [
+            guide.Hint("c", "calibrate", "collect", leads=True),
+            guide.Hint("p", "prune", "prune", applies=False),
+        ]
+    )
     assert text.plain == "c calibrate  p prune  "
     assert [text.plain[a:b] for a, b, _ in spans] == ["c calibrate", "p prune"]
 

@@ -14,6 +14,7 @@ from textual import events
 from textual.widget import Widget
 from textual.widgets import Static
 
+from mlxfun.events import Notice
 from mlxfun.reports import Report, TextReport
 from tests.fake_engine import FakeEngine
 from tests.tui.driving import APPLIED, CALIBRATED, STAGED, Shell, drive, ready
@@ -24,6 +25,7 @@ from tui.widgets.chat import ChatPanel
 from tui.widgets.command_line import CommandInput
 from tui.widgets.heatmap import Heatmap
 from tui.widgets.history import HistoryPanel, NodeList
+from tui.widgets.legend import Legend
 from tui.widgets.log import Reports
 from tui.widgets.plan import PlanPanel, plan_body
 from tui.widgets.status import StatusLine
@@ -607,3 +609,82 @@ def test_a_plan_in_which_everybody_stays_says_what_it_changes_in_its_own_words()
         assert "(-" not in said
 
     drive(test)
+
+
+def test_leaving_with_unsaved_edits_is_asked_once() -> None:
+    @ready(*APPLIED)
+    async def test(shell: Shell) -> None:
+        await shell.press("ctrl+q")
+        assert shell.app.is_running
+        assert shell.echo == "! the edits are not saved: s saves, ^q again leaves"
+        await shell.play("save out")
+        shell.app._parting = float("-inf")
+        await shell.pilot.press("ctrl+q")
+
+    assert drive(test).app.return_code == 0
+
+
+def test_a_staged_plan_is_not_left_behind_by_accident_and_twice_is_an_answer() -> None:
+    @ready(*STAGED)
+    async def test(shell: Shell) -> None:
+        await shell.press("ctrl+q")
+        assert "a plan is staged and not applied" in shell.echo
+        assert shell.app.is_running
+        await shell.pilot.press("ctrl+q")
+
+    assert drive(test).app.return_code == 0
+
+
+def test_several_pasted_lines_become_one_and_none_is_lost() -> None:
+    @ready(*CALIBRATED)
+    async def test(shell: Shell) -> None:
+        await shell.press("i")
+        shell.app.focused.post_message(events.Paste("first line\n  second line\n\nthird"))
+        await shell.settle()
+        assert shell.app.focused.value == "first line second line third"
+        assert shell.echo == "· 3 lines were pasted as one"
+
+    drive(test)
+
+
+def test_the_reason_for_a_refused_line_stays_until_the_line_is_touched() -> None:
+    @ready(*CALIBRATED)
+    async def test(shell: Shell) -> None:
+        await shell.press("colon", *"colle", "enter")
+        shell.engine.finish()
+        await shell.settle()
+        assert shell.app.main.command.input.value == "colle"
+        refused = shell.echo
+        assert refused.startswith("✗ ")
+        await shell.press("c")
+        assert shell.echo != refused
+
+    drive(test)
+
+
+def test_a_message_that_does_not_fit_says_where_it_is_whole() -> None:
+    @ready(*CALIBRATED)
+    async def test(shell: Shell) -> None:
+        shell.engine._emit(Notice("warning", "a long tale " * 12))
+        await shell.settle()
+        assert shell.echo.endswith("… (5)")
+        shell.engine._emit(Notice("warning", "a short one"))
+        await shell.settle()
+        assert shell.echo == "! a short one"
+
+    drive(test, size=(80, 24))
+
+
+def test_the_words_about_an_expert_come_before_the_legend() -> None:
+    @ready(*CALIBRATED, "steer --level 2:5=1.5")
+    async def test(shell: Shell) -> None:
+        assert shell.app.main.query_one(Legend).display
+        shell.app.state = replace(shell.app.state, cursor=(2, 5))
+        shell.app._show()
+        await shell.settle()
+        words = str(shell.app.main.query_one("#words").visual)
+        assert "raised by 1.5" in words
+        assert words.endswith("% of its layer")
+        assert not shell.app.main.query_one(Legend).display
+
+    drive(test, size=(80, 24))

@@ -51,8 +51,13 @@ def state(shell: Terminal) -> str:
     return shell.wait_for(STATE)[1]
 
 
-def leave(shell: Terminal) -> int:
+def leave(shell: Terminal, *, losing: str = "") -> int:
+    """Leave. losing: what is asked about first."""
+    time.sleep(0.3)  # right behind an escape it would be another key
     shell.type(CTRL_Q)
+    if losing:
+        shell.wait_for(losing)
+        shell.type(CTRL_Q)
     return shell.end()
 
 
@@ -79,6 +84,7 @@ def test_calibrate_prune_preview_apply_undo_and_save_by_keys_alone(
         shell.type(keys)
         shell.wait_for(text)
     assert leave(shell) == 0
+    assert f"--replay {record}".encode() in shell.output, "how to repeat it is the last word"
     lines = [ln for ln in record.read_text().splitlines() if ln and not ln.startswith("#")]
     assert [line.split()[0] for line in lines] == [
         "collect", "prune", "preview", "apply", "undo", "redo", "save",
@@ -107,7 +113,8 @@ def test_the_keys_of_the_users_configuration_are_named_and_work(
         shell.wait_for(text)
         if text == "same next token":
             shell.wait_for(r"\^g apply  ")
-    assert leave(shell) == 0
+    shell.type(ESCAPE)
+    assert leave(shell, losing="the edits are not saved") == 0
 
 
 def test_typing_is_echoed_at_once_while_a_calibration_runs(start: Start, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from mlxfun.reports import SteerReport
 from tui.heat.model import ANSWER, DIFFERENCE, Array, HeatModel
 from tui.text import ranges
 
@@ -39,29 +40,36 @@ def rank(values: Array, alive: Array, expert: int) -> tuple[int, int]:
     return better + 1, int(alive.sum())
 
 
-def status(model: HeatModel, position: int, expert: int) -> str:
+def status(
+    model: HeatModel, position: int, expert: int, steering: SteerReport | None = None
+) -> str:
     """What stands out about an expert, "" when nothing does."""
     heat = model.heat
+    levels = steering.levels.get(model.layers[position], {}) if steering is not None else {}
+    level = levels.get(expert)
     words = [
         word
         for flags, word in (
             (heat.condemned, "GOES with the staged plan"),
             (heat.protected, "protected"),
-            (heat.activated, "forced in by steering"),
-            (heat.deactivated, "forced out by steering"),
+            (heat.activated, "forced in by steering" if level is None else f"raised by {level:g}"),
+            (
+                heat.deactivated,
+                "forced out by steering" if level is None else f"lowered by {-level:g}",
+            ),
         )
         if flags[position, expert]
     ]
     return ", ".join(words)
 
 
-def explain(model: HeatModel, cursor: tuple[int, int]) -> str:
+def explain(model: HeatModel, cursor: tuple[int, int], steering: SteerReport | None = None) -> str:
     """One line about the expert at `cursor` = (position of the MoE layer, expert)."""
     position, expert = cursor
     name = f"L{model.layers[position]}:E{expert}"
     if not model.heat.alive[position, expert]:
         return f"{name} pruned away; undo brings it back"
-    said = status(model, position, expert)
+    said = status(model, position, expert, steering)
     tail = f" · {said}" if said else ""
     if model.values is None:
         return f"{name} nothing measured yet{tail}"

@@ -23,6 +23,9 @@ from tui.widgets.fields import Field, FieldInput
 from tui.widgets.line import Line
 from tui.widgets.log import MARKS
 
+LOUD = ("warning", "error")
+"""Messages that hide the completions of a line until it is touched."""
+
 Completer = Callable[[str], Sequence[Completion]]
 
 
@@ -132,6 +135,8 @@ class CommandLine(Vertical):
         self._hint = ""
         self._names = USUAL
         self._back: Widget | None = None
+        self._refused = ""  # the line as it was when something was said that matters more
+        self._logged = False
 
     def compose(self) -> ComposeResult:
         yield Line(id="echo")
@@ -144,13 +149,21 @@ class CommandLine(Vertical):
 
     def show(self, state: AppState, hint: str) -> None:
         """Show the newest message of `state`; `hint` where there is none."""
+        if state.echo is not self._echo and state.echo and state.echo.level in LOUD:
+            self._refused = self.input.value
         self._echo, self._hint, self._names = state.echo, hint, state.names
+        self._logged = bool(state.log) and state.log[-1] is state.echo
         self._draw()
 
     def fill(self, line: str) -> None:
         """Offer `line` for finishing and sending."""
         self.input.fill(line)
         self.open()
+
+    def give_back(self, line: str) -> None:
+        """Offer a line that was refused for correcting."""
+        self._refused = line
+        self.fill(line)
 
     def open(self) -> None:
         """Take the focus for one line; Enter gives it back to whoever has it now."""
@@ -164,7 +177,8 @@ class CommandLine(Vertical):
 
     def _draw(self) -> None:
         options: Sequence[Completion] = ()
-        if self.input.has_focus and self.input.value.strip():
+        typed = self.input.value
+        if self.input.has_focus and typed.strip() and typed != self._refused:
             options = self._complete(self.input.value)
         if options:
             text = completions(options)
@@ -173,6 +187,11 @@ class CommandLine(Vertical):
             text = Text(mark, style=style, no_wrap=True, overflow="ellipsis")
             plain = Style(bold=False, color=None if self._echo.level == "error" else "default")
             text.append(one_line(self._echo, self._names), plain)
+            where = self._names.say(" ({panel_log})")
+            if self._logged and text.cell_len > self.size.width - 2 > len(where):
+                # What does not fit is read in the reports.
+                text.truncate(self.size.width - 2 - len(where), overflow="ellipsis")
+                text.append(where, Style(bold=False, dim=True))
         else:
             text = Text(self._hint, style="dim", no_wrap=True, overflow="ellipsis")
         self.query_one("#echo", Line).put(text)

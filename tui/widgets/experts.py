@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from rich.cells import cell_len
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import BindingType
@@ -45,6 +46,8 @@ class TableTwin(ScrollableContainer, can_focus=True):
     ]
 
 
+LEGEND = 24
+"""Columns that the legend takes beside the words."""
 SHAPES: tuple[tuple[type[Widget], str], ...] = (
     (Heatmap, "map"),
     (TableTwin, "table"),
@@ -144,16 +147,17 @@ class ExpertsPanel(Panel):
                 for row, expert in (state.cursor, state.anchor or state.cursor)
             ]
             heatmap.show(model, places[0], fit=state.heat.fit, anchor=places[1])
-        legend = self.query_one(Legend)
-        legend.show(apart=model.metric.startswith(DIFFERENCE))
-        coloured = bool(model.metric) and state.heat.shape == "map"
-        legend.display = coloured and self.size.width >= 76
         said = guide.next_step(state) if not model.metric else ""
-        words = said or talk.token_words(state) or explain(model, state.cursor)
+        words = said or talk.token_words(state) or explain(model, state.cursor, state.view.steering)
         words += self._brushed(state)
         if state.heat.shape == "layer":
             words += state.names.say(" · {escape}: the map")
         self.query_one("#words", Line).put(words)
+        legend = self.query_one(Legend)
+        legend.show(apart=model.metric.startswith(DIFFERENCE))
+        coloured = bool(model.metric) and state.heat.shape == "map"
+        # What the words say is nowhere else.
+        legend.display = coloured and self.size.width - LEGEND > max(54, cell_len(words))
         caption = self._caption(state, model.metric, model.samples)
         self.entitle(state.names, caption)
         going = pick.tally(state)

@@ -7,7 +7,7 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal
 from textual.widgets import Input, Static
 
-from tui.messages import KeyUsed
+from tui.messages import KeyUsed, Remarked
 
 
 class FieldInput(Input):
@@ -29,6 +29,15 @@ class FieldInput(Input):
             await self.app.run_action(bound.binding.action, self)
             return
         await super()._on_key(event)
+
+    def _on_paste(self, event: events.Paste) -> None:
+        lines = [line.strip() for line in event.text.splitlines() if line.strip()]
+        if len(lines) > 1:
+            # A field has one line. Textual would keep the first and drop the others.
+            event.stop()
+            event.prevent_default()
+            self.insert_text_at_cursor(" ".join(lines))
+            self.post_message(Remarked("info", f"{len(lines)} lines were pasted as one"))
 
     async def action_submit(self) -> None:
         line, self.value = self.value, ""

@@ -7,8 +7,6 @@ from rich.text import Text
 from textual import events
 
 from tui import guide
-from tui.keymap import Key
-from tui.keynames import Names
 from tui.messages import KeyUsed
 from tui.state import AppState
 from tui.widgets.line import Line
@@ -25,31 +23,29 @@ class KeyBar(Line):
         super().__init__(id="keys")
         self._spans: list[tuple[int, int, str]] = []
 
-    def show(self, state: AppState, panel: str) -> None:
-        """Draw the keys for `state` while `panel` has the focus."""
-        hints = guide.hints(state, panel, self.app.size.width - 2)
-        text, self._spans = bar_text(hints, state.names)
+    def show(self, state: AppState, panel: str, *, typing: bool) -> None:
+        """Draw the keys for `state` while `panel` has the focus, or a text field of it."""
+        hints = guide.hints(state, panel, self.app.size.width - 2, typing=typing)
+        text, self._spans = bar_text(hints)
         self.put(text)
 
     def on_click(self, event: events.Click) -> None:
         for start, end, key in self._spans:
-            if start <= event.x - 1 < end:
+            if key and start <= event.x - 1 < end:
                 self.post_message(KeyUsed(key))
 
 
-def bar_text(
-    hints: list[tuple[Key, bool, bool]], names: Names
-) -> tuple[Text, list[tuple[int, int, str]]]:
+def bar_text(hints: list[guide.Hint]) -> tuple[Text, list[tuple[int, int, str]]]:
     """The line, and for each key its columns [start, end) and its id."""
     text, spans = Text(no_wrap=True, overflow="ellipsis"), []
-    for key, applies, leads in hints:
+    for hint in hints:
         start = text.cell_len
-        sign = Style(bold=True, color="cyan") if applies else Style(dim=True)
-        label = Style() if applies else Style(dim=True)
-        if leads:
+        sign = Style(bold=True, color="cyan") if hint.applies else Style(dim=True)
+        label = Style() if hint.applies else Style(dim=True)
+        if hint.leads:
             sign, label = Style(bold=True, reverse=True), Style(bold=True)
-        text.append(names[key.id], sign)
-        text.append(f" {key.label}", label)
-        spans.append((start, text.cell_len, key.id))
+        text.append(hint.sign, sign)
+        text.append(f" {hint.label}", label)
+        spans.append((start, text.cell_len, hint.key))
         text.append("  ")
     return text, spans
