@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import click
 
 from commands.declare import (
@@ -27,12 +30,14 @@ text_options = stack(
 )
 
 
-def _data(call: Call) -> DatasetOptions | None:
+@contextmanager
+def _text(call: Call) -> Iterator[DatasetOptions | None]:
     """The calibration text, None where none was ever named: not every router needs it."""
     if call["dataset"] is None and call.bench.settings.dataset is None:
-        return None
-    source = call.bench.dataset(call["dataset"])
-    return dataset_options(source, call.params, call.bench.settings.seed)
+        yield None
+        return
+    with call.bench.dataset(call["dataset"]) as source:
+        yield dataset_options(source, call.params, call.bench.settings.seed)
 
 
 @command("amplify", group="edit")
@@ -65,14 +70,10 @@ def amplify(call: Call) -> Report:
     scales do there. Elsewhere the boost is folded into the router's rows by least squares, and the
     report says how much of it tokens get.
     """
-    options = AmplifyOptions(
-        call.bench.readable(call["domain_map"]),
-        _data(call),
-        call["scale"],
-        call["threshold"],
-        call["allow_stale"],
-    )
-    return call.session.amplify(options, call.ctx)
+    domain_map = call.bench.readable(call["domain_map"])
+    rule = call["scale"], call["threshold"], call["allow_stale"]
+    with _text(call) as data:
+        return call.session.amplify(AmplifyOptions(domain_map, data, *rule), call.ctx)
 
 
 @command("bake", group="edit", when=steered)
@@ -83,7 +84,8 @@ def bake(call: Call) -> Report:
     A router with a selection bias holds any steering exactly. Others hold what is constant: the
     additive rule, and deactivation; the report says how well.
     """
-    return call.session.bake(BakeOptions(_data(call)), call.ctx)
+    with _text(call) as data:
+        return call.session.bake(BakeOptions(data), call.ctx)
 
 
 COMMANDS = (amplify, bake)

@@ -37,7 +37,7 @@ from mlxfun.options import (
     PruneOptions,
     SteerOptions,
 )
-from mlxfun.reports import HeatView, Report, TextReport
+from mlxfun.reports import HeatView, Report, TextReport, counted
 
 DATA = ("dataset", "text_key", "max_samples", "max_tokens", "seed")
 MODES = click.Choice(["protect", "target"])
@@ -199,9 +199,9 @@ def merge(call: Call) -> Report:
     """
     values = {name: value for name, value in call.params.items() if name not in DATA}
     _complete(call, values)
-    source = call.bench.dataset(call["dataset"])
-    data = dataset_options(source, call.params, call.bench.settings.seed)
-    return call.session.merge(MergeOptions(data, **values), call.ctx)
+    with call.bench.dataset(call["dataset"]) as source:
+        data = dataset_options(source, call.params, call.bench.settings.seed)
+        return call.session.merge(MergeOptions(data, **values), call.ctx)
 
 
 @command("steer", group="edit", between=True, parser=WithMaps)
@@ -307,7 +307,8 @@ def apply(call: Call) -> Report:
     """Commit the staged plan as a new step of the history.
 
     With a limit, from here or from set, a preview is made if there is none, and apply refuses when
-    it exceeds the limit.
+    it exceeds the limit. Steering is no part of what is applied: a preview that was made while
+    steering is made again without.
     """
     settings = call.bench.settings
     limits = {
@@ -370,7 +371,9 @@ def plan_save(call: Call) -> Report:
     path = call.bench.writable(call["path"])
     write_expert_list(path, keep, view.heat.experts)
     kept, of = sum(map(len, keep.values())), len(keep) * view.heat.experts
-    return TextReport(f"wrote {path}: {kept} of {of} experts stay, {of - kept} go")
+    return TextReport(
+        f"wrote {path}: {kept} of {of} experts stay, {counted(of - kept, 'goes', 'go')}"
+    )
 
 
 def _living(heat: HeatView) -> dict[int, tuple[int, ...]]:

@@ -69,6 +69,8 @@ class Follower:
         return event if isinstance(event, JobEnded) and event.job == job else None
 
     def _print(self, event: Event, followed: int) -> None:
+        if isinstance(event, Token):
+            self._progress.end()
         if isinstance(event, JobStarted) and event.line.split(None, 1)[:1] == ["ab"]:
             self._both.add(event.job)
         match event:

@@ -50,7 +50,8 @@ def name(call: Call) -> Report:
 def compare(call: Call) -> Report:
     """Measure two states of the history on the same tokens: perplexity, KL, size, who is left.
 
-    The model stays where it is. With --samples answers are shown, too.
+    The model stays where it is, and steering is off for both: a state is weights. With --samples
+    answers are shown, too.
     """
     return call.session.compare_nodes(call["first"], call["second"], options(call), call.ctx)
 

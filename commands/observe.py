@@ -38,13 +38,14 @@ NPZ = FilePath((".npz",))
 def collect(call: Call) -> Report:
     """Run text through the model and count what each expert does.
 
-    Cancelling keeps what was collected so far and says how much that is.
+    Steering is off meanwhile: what is counted is what the weights do, as in scans. Cancelling
+    keeps what was collected so far and says how much that is.
     """
-    source = call.bench.dataset(call["dataset"])
     batch = {k: call[k] for k in ("batch_tokens", "max_batch") if call[k] is not None}
-    data = dataset_options(source, call.params, call.bench.settings.seed)
-    options = CollectOptions(data, add=call["add"], known=call.bench.known, **batch)
-    return call.session.collect(options, call.ctx)
+    with call.bench.dataset(call["dataset"]) as source:
+        data = dataset_options(source, call.params, call.bench.settings.seed)
+        options = CollectOptions(data, add=call["add"], known=call.bench.known, **batch)
+        return call.session.collect(options, call.ctx)
 
 
 @command("stats show", group="observe", when=with_stats)

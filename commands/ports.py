@@ -15,6 +15,7 @@ from mlxfun.comparison_reports import ScanReport
 from mlxfun.context import SILENT, Context
 from mlxfun.hand_options import ProbeOptions, SelectOptions
 from mlxfun.hand_reports import ABReport, DossierReport, ProbeReport
+from mlxfun.layer_reports import LayersReport
 from mlxfun.node_reports import CompareReport
 from mlxfun.options import (
     AmplifyOptions,
@@ -35,7 +36,6 @@ from mlxfun.reports import (
     EvaluateReport,
     HistoryReport,
     InfoReport,
-    LayersReport,
     PlanReport,
     SaveReport,
     SessionView,

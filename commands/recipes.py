@@ -81,6 +81,7 @@ class _Kitchen:
         self.bench, self.recipe, self.output, self.ctx = bench, recipe, output, ctx
         self.node = 0
         self.steering: SteerReport | None = None
+        self.steered = False
 
     def run(self) -> RecipeReport:
         """Prepare, try, keep, go on."""
@@ -96,6 +97,9 @@ class _Kitchen:
         for number, steps in enumerate(self.recipe.variants):
             self.ctx.progress("trying variants", number, len(self.recipe.variants), "variants")
             variants.append(self._tried(steps))
+        if self.steered:
+            text = "variants were measured while steering, which is no part of what is kept"
+            self.ctx.emit(Notice("warning", text))
         kept = best(variants, self.recipe.target)
         files = self._write(variants, kept)
         if kept is None:
@@ -143,6 +147,7 @@ class _Kitchen:
                 f"the model computes no numbers any more: KL {report.kl_mean:g}, perplexity "
                 f"ratio {report.ratio:g}"
             )
+        self.steered = self.steered or report.steered
         return report, plan.bytes_after
 
     def _back(self) -> None:

@@ -38,6 +38,48 @@ COMMANDS: dict[str, Command] = {c.name: c for module in MODULES for c in module.
 # A family typed without its second word means this member.
 FAMILIES = {"stats": "stats show", "plan": "plan show"}
 
+SYNONYMS = {
+    "load": "open download",
+    "info": "model status",
+    "info --verify": "verify digest",
+    "layers": "anatomy expert experts",
+    "save": "write w store",
+    "save --quantize": "quantize quantise",
+    "smoke-test": "test check",
+    "collect": "calibrate calibration observe watch",
+    "stats count": "count",
+    "stats diff": "diff",
+    "stats purge": "purge",
+    "stats rank": "rank",
+    "why": "explain reason",
+    "dossier": "inspect",
+    "prune": "pruning remove shrink reap",
+    "merge": "ream average",
+    "abliterate": "ablate",
+    "amplify": "boost",
+    "steer": "force mute",
+    "apply": "commit accept",
+    "discard": "reject",
+    "flip": "switch toggle swap",
+    "evaluate": "measure score perplexity ppl benchmark bench",
+    "chat": "ask talk say generate",
+    "undo": "revert rollback back",
+    "redo": "forward",
+    "goto": "checkout jump",
+    "history": "log tree nodes states",
+    "name": "label rename tag",
+    "set": "options settings config",
+    "replay": "run play script source",
+    "help": "? man usage commands keys",
+    "quit": "exit q x bye close",
+}
+"""{command: words that people use for it}, for the sentence about an unknown command."""
+MEANT = {word: name for name, words in SYNONYMS.items() for word in words.split()}
+
+CLOSE, VERY_CLOSE = 0.6, 0.8
+"""How like a command a word must be to be taken for it (difflib's ratio), and how like one that
+changes weights or loses something: "calibrate" is 0.74 like "abliterate"."""
+
 HELP_WIDTH = 78
 _OPTION = re.compile(r"--?[A-Za-z][A-Za-z-]*(=.*)?\Z", re.DOTALL)
 
@@ -138,13 +180,23 @@ def resolve(tokens: list[str]) -> tuple[Command, list[str]]:
             f"{first}: unknown action {tokens[1]!r}{nearest(tokens[1], members)}; "
             f"choose one of {', '.join(members)}"
         )
-    known = [*COMMANDS, *FAMILIES]
-    raise UsageError(f"unknown command {first!r}{nearest(first, known)}; type help for a list")
+    raise UsageError(f"unknown command {first!r}{_meant(first)}; type help for a list")
 
 
-def nearest(word: str, known: list[str]) -> str:
+def _meant(word: str) -> str:
+    """The command that an unknown word means, as `nearest` says it."""
+    word = word.lower()
+    if word in MEANT:
+        return f": did you mean {MEANT[word]}?"
+    harmless = {c.name for c in COMMANDS.values() if not (c.group == "edit" or c.danger)}
+    return nearest(word, [*COMMANDS, *FAMILIES], VERY_CLOSE) or nearest(
+        word, [*harmless, *FAMILIES], CLOSE
+    )
+
+
+def nearest(word: str, known: list[str], cutoff: float = CLOSE) -> str:
     """`": did you mean ...?"`, or nothing when no known word is close."""
-    close = get_close_matches(word, known, n=1)
+    close = get_close_matches(word, known, n=1, cutoff=cutoff)
     return f": did you mean {close[0]}?" if close else ""
 
 

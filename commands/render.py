@@ -20,6 +20,7 @@ from mlxfun.boost_reports import BoostReport
 from mlxfun.comparison_reports import CombineReport, DiffReport, RankReport, ScanReport
 from mlxfun.events import JobEnded
 from mlxfun.hand_reports import ABReport, DossierReport
+from mlxfun.layer_reports import LayersReport
 from mlxfun.node_reports import CompareReport
 from mlxfun.recipes import RecipeReport
 from mlxfun.reports import (
@@ -27,7 +28,6 @@ from mlxfun.reports import (
     EvaluateReport,
     HistoryReport,
     InfoReport,
-    LayersReport,
     PlanReport,
     Report,
     SaveReport,
@@ -35,6 +35,7 @@ from mlxfun.reports import (
     StatsReport,
     SteerReport,
     WhyReport,
+    counted,
     readable_bytes,
 )
 
@@ -298,7 +299,11 @@ def _evaluate(report: EvaluateReport) -> RenderableType:
     parts: list[RenderableType] = [text(report.summary()), table]
     for sample in report.samples:
         parts += [text(f"> {sample.prompt}", "dim"), text(sample.text)]
-    notes = (*report.notes, *(("measured while steering",) if report.steered else ()))
+    kept = report.subject == "current"
+    steered = "steering is no part of the weights: " + (
+        "the history keeps no score of this" if kept else "guardrails of apply measure without it"
+    )
+    notes = (*report.notes, *((steered,) if report.steered else ()))
     return _with_notes(Group(*parts), notes)
 
 
@@ -334,7 +339,7 @@ def _history(report: HistoryReport) -> RenderableType:
 
 @render.register
 def _recipe(report: RecipeReport) -> RenderableType:
-    numbers = ("size", "KL", "ratio")
+    numbers = ("size", "KL", "x checkpoint")
     table = _table("", "variant", *numbers, numbers=numbers)
     for number, variant in enumerate(report.variants):
         mark = "*" if number == report.kept else ""
@@ -364,7 +369,8 @@ def _compare(report: CompareReport) -> RenderableType:
     for f in both:
         table.add_column(text(f"{f.node} {f.name}"))
     lines: tuple[tuple[str, list[str]], ...] = (
-        ("perplexity", [f"{f.perplexity:.3f} ({f.ratio:.3f}x)" for f in both]),
+        ("perplexity", [f"{f.perplexity:.3f}" for f in both]),
+        ("x checkpoint", [f"{f.ratio:.3f}" for f in both]),
         ("KL", ["" if f.kl_mean is None else f"{f.kl_mean:.4f}" for f in both]),
         ("size", [readable_bytes(f.bytes) for f in both]),
         ("experts", [str(f.experts) for f in both]),
@@ -386,7 +392,10 @@ def _compare(report: CompareReport) -> RenderableType:
 def _save(report: SaveReport) -> RenderableType:
     rows: list[tuple[str, Any]] = [
         ("saved", report.path),
-        ("size", f"{readable_bytes(report.bytes)} in {len(report.files)} files"),
+        (
+            "size",
+            f"{readable_bytes(report.bytes)} in {counted(len(report.files), 'file', 'files')}",
+        ),
         ("experts", f"{report.experts} per layer"),
         ("quantisation", report.quantization),
         *((f"check {name}", outcome) for name, outcome in report.gate.items()),
@@ -429,7 +438,9 @@ def _ablation(report: AblationReport) -> RenderableType:
                 f"{count.harmless} of {count.of_harmless}" if count else "",
                 " ".join(f"{k} {v:g}" for k, v in point.strengths.items()),
             )
-        speed = f"{report.trials} trials ({report.trials_per_minute:.0f} a minute)"
+        speed = (
+            f"{counted(report.trials, 'trial', 'trials')} ({report.trials_per_minute:.0f} a minute)"
+        )
         parts += [text(f"{speed}, judged by {report.judged}; --choose stages another point"), table]
     if report.refusals is not None:
         parts.append(_refusals(report.refusals))

@@ -15,7 +15,7 @@ from commands.workbench import Files, Workbench
 from mlxfun.context import Context
 from mlxfun.errors import Cancelled, MlxfunError, StateError, UsageError
 from mlxfun.events import JobEnded, Notice
-from mlxfun.reports import Report
+from mlxfun.reports import Report, counted
 
 
 class ReplayError(MlxfunError):
@@ -39,7 +39,8 @@ class ReplayReport(Report):
 
     def summary(self) -> str:
         return (
-            f"replayed {self.script}: {self.commands} commands, {self.compared} states as recorded, "
+            f"replayed {self.script}: {counted(self.commands, 'command', 'commands')}, "
+            f"{counted(self.compared, 'state', 'states')} as recorded, "
             f"{self.expectations} expectations met; output under {self.output_root}"
         )
 

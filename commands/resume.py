@@ -21,7 +21,7 @@ from commands.script import Entry, read_script
 from mlxfun.context import Context
 from mlxfun.errors import StateError, UsageError
 from mlxfun.events import Notice
-from mlxfun.reports import Report
+from mlxfun.reports import Report, counted
 
 if TYPE_CHECKING:
     from commands.script import Journal
@@ -41,7 +41,7 @@ class ResumeReport(Report):
     cut: str | None
 
     def summary(self) -> str:
-        text = f"the session is back: {self.commands} commands"
+        text = f"the session is back: {counted(self.commands, 'command', 'commands')}"
         if self.passed:
             text += f", {self.passed} that only wrote files left out"
         if self.cut:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import gc
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlxfun.context import Context
-from mlxfun.errors import StateError, UsageError
+from mlxfun.errors import DatasetError, StateError, UsageError
 from mlxfun.events import Notice
 from mlxfun.reports import ChatReport, Report, SessionView
 
@@ -184,14 +185,27 @@ class Workbench:
         if session is not None:
             session.close()
 
-    def dataset(self, source: str | None) -> str:
-        """The data set to use, remembered for the next command that names none."""
+    @contextmanager
+    def dataset(self, source: str | None) -> Iterator[str]:
+        """The data set to use inside the block: `source`, or the one remembered.
+
+        A named one is remembered for the next command that names none, unless it cannot be read:
+        it is not there, or the block raises DatasetError.
+        """
         chosen = source or self.settings.dataset
         if chosen is None:
             raise UsageError("which data set? Give --dataset PATH, or --dataset demo:mixed")
-        if source is not None:
-            self.settings = replace(self.settings, dataset=source)
-        return self.readable_source(chosen)
+        found = self.readable_source(chosen)
+        # Looked for as well: not every command gets as far as reading it, or needs to.
+        good = source is not None and (found.startswith("demo:") or Path(found).exists())
+        try:
+            yield found
+        except DatasetError:
+            good = False
+            raise
+        finally:
+            if good:
+                self.settings = replace(self.settings, dataset=source)
 
     def readable_source(self, source: str) -> str:
         """`source` with a path resolved as `Files.readable` does."""

@@ -233,11 +233,15 @@ class Ablations:
         sides = ("staged", "current") if editor.staged is not None else ("current", "checkpoint")
         subject, reference = sides
         root = editor.history.root.state
-        key = f"{editor.state}|{editor.steering.key}" if subject == "staged" else f"{root}|"
+        steering = editor.steering_of("current").key
+        steered = [side for side in sides if not editor.steering_of(side).empty]
+        if steered:
+            notices.append(f"counted while steering: {' and '.join(steered)}")
+        key = f"{editor.state}|{steering}" if subject == "staged" else f"{root}|"
         with editor.live(reference):
             base = self._ask(asked, options.tokens, ctx, reference)
         now, kls = base, (0.0, 0.0)
-        if subject == "staged" or (editor.state, editor.steering.key) != (root, ""):
+        if subject == "staged" or (editor.state, steering) != (root, ""):
             with editor.live(subject):
                 now = self._ask(asked, options.tokens, ctx, subject)
                 kls = answer_kl(shop.evaluator, base, lambda: editor.live(reference), key, ctx)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mlxfun.reports import PlanReport
+from mlxfun.reports import PlanReport, counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +34,14 @@ class BoostReport(PlanReport):
             for sign in (1, -1)
         )
         what = f" {self.subject}" if self.subject else ""
-        parts = [f"{n} experts {verb}" for n, verb in ((up, "raised"), (down, "lowered")) if n]
+        parts = [
+            f"{counted(n, 'expert', 'experts')} {verb}"
+            for n, verb in ((up, "raised"), (down, "lowered"))
+            if n
+        ]
         worst = min((row.r2 for row in self.rows), default=1.0)
         how = "exactly" if worst == 1.0 else f"R^2 at least {worst:.3f}"
         return (
-            f"staged {self.technique}{what}: {', '.join(parts)} in {len(self.rows)} layers, {how}"
+            f"staged {self.technique}{what}: {', '.join(parts)} in "
+            f"{counted(len(self.rows), 'layer', 'layers')}, {how}"
         )

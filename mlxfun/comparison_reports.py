@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mlxfun.reports import Report
+from mlxfun.reports import Report, counted
 
 if TYPE_CHECKING:
     from mlxfun.events import Array
@@ -56,8 +56,8 @@ class ScanReport(Report):
         more, less = (sum(len(v) for v in sets.values()) for sets in (self.more, self.less))
         one, two = ("harmful", "benign") if self.technique == "safety" else (self.name, "general")
         return (
-            f"{self.technique} scan: {more} experts work more on {one}, {less} more on {two} text, "
-            f"of {self.experts} (q <= {self.alpha:g}); wrote {self.path}"
+            f"{self.technique} scan: {counted(more, 'expert works', 'experts work')} more on {one}, "
+            f"{less} more on {two} text, of {self.experts} (q <= {self.alpha:g}); wrote {self.path}"
         )
 
 
@@ -82,8 +82,8 @@ class CombineReport(Report):
     def summary(self) -> str:
         how = f" by {self.combined}" if self.action == "merge" else ""
         return (
-            f"stats {self.action}{how}: {self.samples} samples, {self.tokens:,} tokens from "
-            f"{len(self.files)} files; wrote {self.path}"
+            f"stats {self.action}{how}: {counted(self.samples, 'sample', 'samples')}, "
+            f"{counted(self.tokens, 'token', 'tokens')} from {len(self.files)} files; wrote {self.path}"
         )
 
 

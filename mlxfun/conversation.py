@@ -11,7 +11,7 @@ from mlxfun.editor import Editor
 from mlxfun.errors import StateError, UsageError
 from mlxfun.evaluate import EvalSet
 from mlxfun.events import Token
-from mlxfun.generate import Decoded, Decoder
+from mlxfun.generate import Decoded, Decoder, advance
 from mlxfun.options import EvaluateOptions, GenerateOptions
 from mlxfun.reports import ChatReport, Sample
 
@@ -116,20 +116,28 @@ class Conversation:
     def samples(
         self, options: EvaluateOptions, sets: Sequence[EvalSet], ctx: Context = SILENT
     ) -> tuple[Sample, ...]:
-        """Greedy answers of the live side to the first prompts of the data sets."""
-        if options.samples < 1:
-            return ()
-        out = []
-        for prompt, text in self._prompts(options, sets)[: options.samples]:
+        """Greedy answers of the live side to the first prompts of the data sets.
+
+        Nobody takes a turn between their tokens: what steers now must not meet a borrowed side, nor
+        change a measurement half-way.
+        """
+        out: list[Sample] = []
+        asked = self._prompts(options, sets)[: options.samples] if options.samples > 0 else []
+        for prompt, text in asked:
             ctx.check()
-            decoded = self._decoder.run(
+            ctx.progress("answering samples", len(out), len(asked), "samples")
+            steps = self._decoder.steps(
                 prompt,
                 GenerateOptions(max_tokens=options.sample_tokens),
                 self._editor.key,
                 lambda *_: None,
                 ctx=ctx,
             )
+            while (decoded := advance(steps)) is None:
+                pass
             out.append(Sample(text, decoded.text))
+        if asked:
+            ctx.progress("answering samples", len(out), len(asked), "samples")
         return tuple(out)
 
     def _prompts(

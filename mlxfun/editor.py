@@ -21,6 +21,7 @@ from mlxfun.edits.prune import compact_delta
 from mlxfun.errors import StateError
 from mlxfun.events import Notice
 from mlxfun.history import History, Node
+from mlxfun.options import EvaluateOptions
 from mlxfun.plans import Plan
 from mlxfun.reports import EvaluateReport, PlanReport, StepReport
 from mlxfun.state import state_id
@@ -39,8 +40,9 @@ class Staged:
 
     evidence: the commands that made what it was decided on; made_on: the state that they looked
     at, "" for the one it is staged on. protected: bool [L, E], whom it was told to spare, None for
-    a plan that cannot be told. scores: what was measured while it was planned. steering: what the
-    plan makes permanent, in force on the base's side only.
+    a plan that cannot be told. scores: what was measured while it was planned. preview: the newest
+    measurement, by the options in asked. steering: what the plan makes permanent, in force on the
+    base's side only.
     """
 
     plan: Plan
@@ -54,6 +56,7 @@ class Staged:
     made_on: str = ""
     protected: Array | None = None
     preview: EvaluateReport | None = None
+    asked: EvaluateOptions | None = None
     scores: dict[str, float] = field(default_factory=dict)
     steering: Steering | None = None
 
@@ -108,6 +111,17 @@ class Editor:
         if self.staged is not None and self.staged.protected is not None:
             return self.staged.protected
         return self.history.protected
+
+    def steering_of(self, side: str) -> Steering:
+        """What steers a side of `live` while it runs. A plan that makes steering permanent has it
+        in force on the committed side only, also while the candidate is live.
+        """
+        if side == "checkpoint":
+            return Steering()
+        staged = self.staged
+        if staged is None or staged.steering is None:
+            return self.steering
+        return Steering() if side == "staged" else staged.steering
 
     def key(self) -> tuple[str, str]:
         """What a KV cache is valid for: weights and steering in force."""

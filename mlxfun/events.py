@@ -24,7 +24,11 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Progress(Event):
-    """How far the running job is. `seconds` since this label began."""
+    """How far a step of the running job is. `seconds` since the step began.
+
+    A step is over when the job sends a Progress with another label, a Token, or its JobEnded: from
+    then on its Progress is history and should not be shown any more.
+    """
 
     job: int
     label: str
@@ -63,7 +67,7 @@ class RoutingFrame(Event):
 
 @dataclass(frozen=True, slots=True)
 class Token(Event):
-    """One generated token.
+    """One generated token; it ends the step that its job sent Progress of (reading the prompt).
 
     side: "base" or "candidate". experts: int32 [L, K], the experts that served the forward which
     *consumed* this token (-1 where unused); weights: float32 [L, K]. Both are None for a token

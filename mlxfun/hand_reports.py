@@ -13,6 +13,7 @@ class ProbeReport(Report):
     """A quick measurement of the staged plan `measured_state`; a preview is the thorough one.
 
     perplexity of the plan and of the checkpoint (baseline) on the same few tokens; kl_mean in nats.
+    steered: steering was in force on the plan, as it never is on the checkpoint.
     """
 
     kind: ClassVar[str] = "probe"
@@ -23,6 +24,7 @@ class ProbeReport(Report):
     baseline: float
     kl_mean: float
     top1_agreement: float
+    steered: bool = False
 
     @property
     def ratio(self) -> float:
@@ -30,8 +32,9 @@ class ProbeReport(Report):
         return self.perplexity / self.baseline
 
     def summary(self) -> str:
+        how = "probe, while steering" if self.steered else "probe"
         return (
-            f"probe: perplexity {self.perplexity:.2f} ({self.ratio:.3f}x the checkpoint), KL "
+            f"{how}: perplexity {self.perplexity:.2f} ({self.ratio:.3f}x the checkpoint), KL "
             f"{self.kl_mean:.4f}, same next token {self.top1_agreement:.1%}, on {self.tokens} tokens"
         )
 

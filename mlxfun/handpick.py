@@ -17,7 +17,7 @@ import numpy as np
 
 from mlxfun.errors import PlanError, UsageError
 from mlxfun.hand_options import SelectOptions
-from mlxfun.reports import PlanReport
+from mlxfun.reports import PlanReport, counted
 
 if TYPE_CHECKING:
     from mlxfun.events import Array
@@ -75,7 +75,7 @@ class Field:
             left = [int((self.alive & ~gone)[row, p.start : p.stop].sum()) for p in self.parts(row)]
             if len(left) == 1 and left[0] < self.top_k[row]:
                 return (
-                    f"layer {layer} would keep {left[0]} experts, and every token uses "
+                    f"layer {layer} would keep {counted(left[0], 'expert', 'experts')}, and every token uses "
                     f"{self.top_k[row]}"
                 )
             if len(left) > 1 and (len(set(left)) > 1 or left[0] < self._needed(row)):

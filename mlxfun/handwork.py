@@ -64,6 +64,7 @@ class HandWork:
             baseline=found.baseline["all"],
             kl_mean=found.kl_mean,
             top1_agreement=found.top1_agreement,
+            steered=found.steered,
         )
 
     def dossier(

@@ -77,7 +77,7 @@ def measure(
         top1_agreement=against["top1_agreement"],
         vs_current=kl_figures(compared["current"]) if "current" in compared else None,
         samples=samples,
-        steered=not editor.steering.empty,
+        steered=not editor.steering_of(subject).empty,
         notes=(),
     )
 
@@ -104,7 +104,10 @@ def eval_sets(
 
 
 def scores(report: EvaluateReport) -> dict[str, float]:
-    """What the history shows of a measurement."""
+    """What the history keeps of a measurement: nothing of a steered one, since a node stands for
+    weights and steering is no part of them."""
+    if report.steered:
+        return {}
     found = {"perplexity": report.perplexity["all"]}
     if report.kl_mean is not None:
         found["kl_mean"] = report.kl_mean
@@ -113,9 +116,8 @@ def scores(report: EvaluateReport) -> dict[str, float]:
 
 def _references(editor: Editor, subject: str) -> tuple[str, ...]:
     """What the subject is compared with: the checkpoint always, the current state if it differs."""
-    if subject == "staged" and (len(editor.history.ancestors()) > 1 or not editor.steering.empty):
-        return "checkpoint", "current"
-    return ("checkpoint",)
+    changed = len(editor.history.ancestors()) > 1 or not editor.steering_of("current").empty
+    return ("checkpoint", "current") if subject == "staged" and changed else ("checkpoint",)
 
 
 def _state(editor: Editor, subject: str) -> str:
@@ -127,9 +129,8 @@ def _state(editor: Editor, subject: str) -> str:
 def _reference(
     editor: Editor, evaluator: Evaluator, side: str, data: EvalSet, ctx: Context
 ) -> Reference:
-    steering = "" if side == "checkpoint" else editor.steering.key
     state = editor.history.root.state if side == "checkpoint" else editor.state
-    key = f"{state}|{steering}"
+    key = f"{state}|{editor.steering_of(side).key}"
     if evaluator.has_reference(key, data):
         return evaluator.reference(key, data)
     with editor.live(side):

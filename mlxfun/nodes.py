@@ -20,8 +20,8 @@ Bytes = Callable[[], int]
 
 
 class NodeComparer:
-    """measure: the committed weights; saved: their bytes. Restores where the model stood, and what
-    redo leads to, whatever happens."""
+    """measure: the committed weights; saved: their bytes. Restores where the model stood, what redo
+    leads to and the steering, whatever happens."""
 
     def __init__(
         self, anatomy: Anatomy, editor: Editor, stats: RoutingStats | None, measure: Measure,
@@ -34,7 +34,7 @@ class NodeComparer:
         """Raises StateError while a plan is staged, or for a node that is not there."""
         editor = self._editor
         editor.require_unstaged("compare")
-        with editor.history.excursion(editor.swap):
+        with editor.unsteered(), editor.history.excursion(editor.swap):
             one = self._look(first)
             other = self._look(second)
         (a, living_a, report), (b, living_b, _) = one, other
@@ -45,6 +45,7 @@ class NodeComparer:
             datasets=report.datasets,
             only_a=self._only(living_a, living_b),
             only_b=self._only(living_b, living_a),
+            steering_off=not editor.steering.empty,
         )
 
     def _look(self, number: int) -> tuple[NodeFigures, Live, EvaluateReport]:

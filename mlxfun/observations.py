@@ -54,7 +54,8 @@ class Observations:
     def collect(
         self, options: CollectOptions, command: str = "", ctx: Context = SILENT
     ) -> CollectReport:
-        """Calibrate on the committed weights. A cancel keeps what was collected and says so."""
+        """Calibrate on the committed weights without steering: prunes decide by these numbers, and
+        steering is no part of the weights. A cancel keeps what was collected and says so."""
         wanted = options.data.max_samples
         lines = read_lines(replace(options.data, max_samples=None))
         chosen, held = planning.split_samples(
@@ -80,12 +81,12 @@ class Observations:
     def _run(
         self, sequences: list[Tokens], options: CollectOptions, start: RoutingStats, ctx: Context
     ) -> tuple[RoutingStats, bool]:
-        with self._editor.live("current"):
+        with self._editor.live("current"), self._editor.unsteered():
             return calibrate.collect(
                 self._loaded.model,
                 self._taps,
                 batches(sequences, *calibrate.batch_shape(options.batch_tokens, options.max_batch)),
-                replace(start, steered=start.steered or not self._editor.steering.empty),
+                start,
                 ctx,
             )
 
@@ -121,6 +122,7 @@ class Observations:
             suggested_samples=stats.suggested_samples(alive),
             held_out=len(self.held_out.sequences) if self.held_out else 0,
             cancelled=cancelled,
+            steering_off=not self._editor.steering_of("current").empty,
         )
 
     def _empty_stats(self) -> RoutingStats:

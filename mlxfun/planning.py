@@ -26,6 +26,11 @@ from mlxfun.stats import RoutingStats
 if TYPE_CHECKING:
     from mlxfun.events import Array
 
+STEERED = (
+    "some of the statistics were counted while steering was in force, which is no part of the "
+    "weights; collect to judge the weights alone"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class PruneRequest:
@@ -94,8 +99,9 @@ def plan_prune(request: PruneRequest) -> tuple[PrunePlan, Array]:
     chosen = selection.select(scores, constraints, options)
     strategy = "model-wide" if options.model_wide else options.strategy
     keep = dict(zip(anatomy.indices, chosen.keep, strict=True))
-    plan = PrunePlan(keep, options.metric, strategy, (*notes, *chosen.warnings))
-    return plan, constraints.protect
+    steered = request.stats is not None and request.stats.steered
+    warnings = (*notes, *chosen.warnings, *((STEERED,) if steered else ()))
+    return PrunePlan(keep, options.metric, strategy, warnings), constraints.protect
 
 
 def scores_of(request: PruneRequest) -> Array:

@@ -14,7 +14,7 @@ from html import escape
 from typing import ClassVar
 
 from mlxfun.errors import UsageError
-from mlxfun.reports import Report, readable_bytes
+from mlxfun.reports import Report, counted, readable_bytes
 
 UNITS = {
     "": 1, "b": 1, "byte": 1, "bytes": 1,
@@ -132,7 +132,7 @@ class RecipeReport(Report):
         return (
             f"{self.script}: {self.target}: kept {chosen.line}, "
             f"{readable_bytes(self.bytes_before)} -> {readable_bytes(chosen.bytes)}, KL {kl:.4f}, "
-            f"of {len(self.variants)} variants"
+            f"of {counted(len(self.variants), 'variant', 'variants')}"
         )
 
 

@@ -36,6 +36,11 @@ def readable_bytes(count: int | float) -> str:
     return f"{sign}{size:.1f} TiB"
 
 
+def counted(count: int, one: str, more: str) -> str:
+    """`count` with its words: 1 expert goes, 4 experts go."""
+    return f"{count:,} {one if count == 1 else more}"
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """Base class."""
@@ -102,38 +107,11 @@ class InfoReport(Report):
 
 
 @dataclass(frozen=True, slots=True)
-class LayerRow:
-    """One MoE layer as anatomy found it. layer: decoder index; position: 0..L-1."""
-
-    layer: int
-    position: int
-    router: str
-    score: str
-    experts: int
-    kept: int
-    top_k: int
-    groups: int
-    groups_kept: int
-    shared_experts: int
-    selection_bias: bool
-    path: str
-
-
-@dataclass(frozen=True, slots=True)
-class LayersReport(Report):
-    """Anatomy as a table."""
-
-    kind: ClassVar[str] = "layers"
-    config_key: str
-    rows: tuple[LayerRow, ...]
-
-    def summary(self) -> str:
-        return f"{len(self.rows)} MoE layers; the expert count is config key {self.config_key}"
-
-
-@dataclass(frozen=True, slots=True)
 class CollectReport(Report):
-    """A calibration run. coverage: share of (layer, expert) pairs seen; unseen lists the rest."""
+    """A calibration run. coverage: share of (layer, expert) pairs seen; unseen lists the rest.
+
+    steering_off: the steering in force was left out.
+    """
 
     kind: ClassVar[str] = "collect"
     dataset: str
@@ -146,22 +124,26 @@ class CollectReport(Report):
     suggested_samples: int | None
     held_out: int
     cancelled: bool
+    steering_off: bool = False
 
     def summary(self) -> str:
         text = (
-            f"{self.samples} samples, {self.tokens:,} tokens at {self.tokens_per_second:,.0f} "
+            f"{counted(self.samples, 'sample', 'samples')}, "
+            f"{counted(self.tokens, 'token', 'tokens')} at {self.tokens_per_second:,.0f} "
             f"tokens/s; {self.coverage:.1%} of the experts seen"
         )
         if self.cancelled:
             text = f"cancelled after {self.samples} of {self.samples_planned} samples: {text}"
         if self.unseen and self.suggested_samples:
             text += f"; {len(self.unseen)} never seen, try {self.suggested_samples} samples"
+        if self.steering_off:
+            text += "; steering was off while calibrating (chat counts with it: `stats count on`)"
         return text
 
 
 @dataclass(frozen=True, slots=True)
 class StatsReport(Report):
-    """The statistics in hand. per_layer: {metric: [L, E]} summary rows are made by renderers."""
+    """The statistics in hand. steered: some were counted in chat while steering was in force."""
 
     kind: ClassVar[str] = "stats"
     action: str
@@ -178,15 +160,17 @@ class StatsReport(Report):
     most: tuple[tuple[int, int, float], ...]
     combined: str = ""  # "sum" or "rank" for a merge of `sources` runs
     sources: int = 1
+    steered: bool = False
 
     def summary(self) -> str:
         where = f" ({self.path})" if self.path else ""
         if self.combined:
             where += f", merged by {self.combined} from {self.sources} runs"
         stale = "; taken on another state of the weights" if self.stale else ""
+        stale += "; some of it from steered chat" if self.steered else ""
         return (
-            f"stats {self.action}{where}: {self.samples} samples, {self.tokens:,} tokens, "
-            f"coverage {self.coverage:.1%}, counting chat {'on' if self.counting else 'off'}{stale}"
+            f"stats {self.action}{where}: {counted(self.samples, 'sample', 'samples')}, "
+            f"{counted(self.tokens, 'token', 'tokens')}, coverage {self.coverage:.1%}, counting chat {'on' if self.counting else 'off'}{stale}"
         )
 
 
@@ -215,11 +199,19 @@ class PlanReport(Report):
     warnings: tuple[str, ...] = ()
     peak_bytes: int = 0
 
+    @property
+    def left(self) -> str:
+        """How many experts a layer keeps: "12", or "11 to 12" where layers differ, as they may when
+        picked by hand or for a global budget."""
+        each = [len(experts) for experts in self.kept.values()] or [self.experts_after]
+        least, most = min(each), max(each)
+        return str(most) if least == most else f"{least} to {most}"
+
     def summary(self) -> str:
-        gone = sum(len(v) for v in self.pruned.values())
+        gone = counted(sum(map(len, self.pruned.values())), "expert goes", "experts go")
         size = f"{readable_bytes(self.bytes_before)} -> {readable_bytes(self.bytes_after)}"
-        each = f"{self.experts_before} -> {self.experts_after} a layer"
-        return f"staged {self.technique}: {gone} experts go ({each}), {size}"
+        each = f"{self.experts_before} -> {self.left} a layer"
+        return f"staged {self.technique}: {gone} ({each}), {size}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +254,8 @@ class EvaluateReport(Report):
     perplexity: per data set and "all"; interval: 95 % confidence interval of each. kl_* and
     top1_agreement compare token distributions with the checkpoint (mean over tokens of
     KL(checkpoint || subject) in nats; p99 over tokens); vs_current holds the same three against
-    the committed state. baseline: the checkpoint's perplexity on the same tokens.
+    the committed state. baseline: the checkpoint's perplexity on the same tokens. steered: steering
+    was in force on the subject, as it never is on the checkpoint.
     """
 
     kind: ClassVar[str] = "evaluate"
@@ -289,8 +282,9 @@ class EvaluateReport(Report):
 
     def summary(self) -> str:
         low, high = self.interval["all"]
+        how = f"{self.subject}, while steering" if self.steered else self.subject
         text = (
-            f"{self.subject}: perplexity {self.perplexity['all']:.3f} [{low:.3f}, {high:.3f}] "
+            f"{how}: perplexity {self.perplexity['all']:.3f} [{low:.3f}, {high:.3f}] "
             f"({self.ratio:.3f}x the checkpoint) over {self.tokens:,} tokens"
         )
         if self.kl_mean is not None:
@@ -314,7 +308,8 @@ class ChatReport(Report):
 
     def summary(self) -> str:
         rate = f"{self.tokens_per_second:.1f} tokens/s"
-        return f"{self.generated_tokens} tokens at {rate} ({self.finish_reason})"
+        made = counted(self.generated_tokens, "token", "tokens")
+        return f"{made} at {rate} ({self.finish_reason})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,7 +360,7 @@ class HistoryReport(Report):
     def summary(self) -> str:
         limit = f" of {readable_bytes(self.budget)}" if self.budget is not None else ""
         return (
-            f"{len(self.nodes)} nodes, at node {self.current}, "
+            f"{counted(len(self.nodes), 'node', 'nodes')}, at node {self.current}, "
             f"{readable_bytes(self.bytes_held)}{limit} held"
         )
 

@@ -162,6 +162,6 @@ def _notices(
         notices.append(
             f"{few} samples in a set find only large differences; some dozens are better"
         )
-    if not request.editor.steering.empty:
+    if not request.editor.steering_of("current").empty:
         notices.append("the steering in force was left out of the scan")
     return tuple(notices)

@@ -45,8 +45,9 @@ from mlxfun.generate import Decoded, Decoder
 from mlxfun.hand_options import ProbeOptions, SelectOptions
 from mlxfun.hand_reports import ABReport, DossierReport, ProbeReport
 from mlxfun.handwork import HandWork
+from mlxfun.layer_reports import LayersReport
+from mlxfun.measuring import Measurements
 from mlxfun.node_reports import CompareReport
-from mlxfun.nodes import NodeComparer
 from mlxfun.options import (
     AmplifyOptions,
     ApplyOptions,
@@ -66,7 +67,6 @@ from mlxfun.reports import (
     EvaluateReport,
     HistoryReport,
     InfoReport,
-    LayersReport,
     PlanReport,
     SaveReport,
     SessionView,
@@ -94,9 +94,10 @@ class Session:
         self._shop = shop = Workshop(loaded, undo_budget)
         self.model, self.anatomy, self.taps = shop.model, shop.anatomy, shop.taps
         self.editor = shop.editor
-        self._evaluator, self._observations = shop.evaluator, shop.observations
+        self._observations = shop.observations
         self._decoder = Decoder(self.model, self.tokenizer, self.taps)
         self._conversation = Conversation(self.tokenizer, self._decoder, self.editor)
+        self._measurements = Measurements(shop, self._conversation)
         self._ablations = Ablations(shop)
         self._hand = HandWork(shop)
         self._info: tuple[tuple[str, int], InfoReport] | None = None
@@ -192,7 +193,7 @@ class Session:
     # -- statistics ---------------------------------------------------------------------------
 
     def collect(self, options: CollectOptions, ctx: Context = SILENT) -> CollectReport:
-        """Calibrate on the committed weights. A cancel keeps what was collected and says so."""
+        """Calibrate on the committed weights without steering. A cancel keeps what was collected."""
         self._own()
         return self._observations.collect(options, self.command, ctx)
 
@@ -302,18 +303,17 @@ class Session:
     # -- measuring ----------------------------------------------------------------------------
 
     def evaluate(self, options: EvaluateOptions, ctx: Context = SILENT) -> EvaluateReport:
-        """Measure the committed weights."""
+        """Measure the committed weights, steering included.
+
+        The history keeps the figures as the state's scores, but none that steering had a part in.
+        """
         self._own()
-        report = self._measure("current", options, ctx)
-        self.editor.history.current.scores.update(measure.scores(report))
-        return report
+        return self._measurements.evaluate(options, ctx)
 
     def preview(self, options: EvaluateOptions, ctx: Context = SILENT) -> EvaluateReport:
         """Measure the staged weights; the same figures as `evaluate` after `apply`."""
         self._own()
-        staged = self.editor.require_staged("preview")
-        staged.preview = self._measure("staged", options, ctx)
-        return staged.preview
+        return self._measurements.preview(options, ctx)
 
     def probe(self, options: ProbeOptions, ctx: Context = SILENT) -> ProbeReport:
         """A quick measurement of the staged plan on few tokens. Changes nothing, not the preview."""
@@ -323,29 +323,10 @@ class Session:
     def compare_nodes(
         self, first: int, second: int, options: EvaluateOptions, ctx: Context = SILENT
     ) -> CompareReport:
-        """Measure two states of the history on the same tokens; the model stays where it is."""
+        """Measure two states of the history on the same tokens, without steering: a state is
+        weights. The model stays where it is."""
         self._own()
-        comparer = NodeComparer(
-            self.anatomy,
-            self.editor,
-            self._observations.stats,
-            lambda: self._measure("current", options, ctx),
-            lambda: self._shop.export().total_bytes(),
-        )
-        return comparer.compare(first, second)
-
-    def _measure(self, subject: str, options: EvaluateOptions, ctx: Context) -> EvaluateReport:
-        sets = measure.eval_sets(
-            options, self.tokenizer, self.anatomy.vocabulary, self._observations.held_out
-        )
-        return measure.measure(
-            self.editor,
-            self._evaluator,
-            subject,
-            sets,
-            lambda: self._conversation.samples(options, sets, ctx),
-            ctx,
-        )
+        return self._measurements.compare(first, second, options, ctx)
 
     def refusals(self, options: RefusalOptions, ctx: Context = SILENT) -> RefusalReport:
         """Count refusals of the staged plan, or of the committed weights; see mlxfun.refusals."""
@@ -386,13 +367,15 @@ class Session:
     # -- history ------------------------------------------------------------------------------
 
     def apply(self, options: ApplyOptions, ctx: Context = SILENT) -> StepReport:
-        """Commit the staged plan; with guardrails set, preview first and refuse with the figures."""
+        """Commit the staged plan; with guardrails set, preview first and refuse with the figures.
+
+        Guardrails judge what would be committed, and steering is no part of it: a preview that was
+        measured while steering does not decide, it is made again without.
+        """
         self._own()
         staged = self.editor.require_staged("apply")
         handpick.require_even(staged.report)
-        if (options.max_kl, options.max_perplexity_ratio) != (None, None):
-            scores = staged.preview or self.preview(EvaluateOptions(), ctx)
-            measure.require_within(scores, options)
+        self._measurements.guard(staged, options, ctx)
         return self.editor.apply(measure.scores(staged.preview) if staged.preview else {}, ctx)
 
     def discard(self) -> StepReport:

@@ -40,8 +40,9 @@ class RoutingStats:
 
     sums: accumulator name -> float64 [L, E]. layer_indices: decoder layer of each row. model and
     state: checkpoint id and state of the weights ("" when a file does not say). steered: some of
-    the tokens were routed under steering. combined: "" for a run, "sum" or "rank" for a merge of
-    `sources` runs; see mlxfun.combine.
+    the tokens were routed under steering, in chat that was counted: a calibration runs without
+    (older files may be of one that ran with it). combined: "" for a run, "sum" or "rank" for a
+    merge of `sources` runs; see mlxfun.combine.
     """
 
     sums: Mapping[str, Array]

@@ -14,12 +14,11 @@ from mlxfun.checkpoint.load import Loaded, memory_limit
 from mlxfun.editor import Editor
 from mlxfun.errors import UsageError
 from mlxfun.export import ExportView
+from mlxfun.layer_reports import LayerRow, LayersReport
 from mlxfun.options import METRICS
 from mlxfun.reports import (
     HeatView,
     InfoReport,
-    LayerRow,
-    LayersReport,
     StatsReport,
     SteerReport,
     WhyReport,
@@ -205,6 +204,7 @@ def stats_report(
         most=tuple(reversed(named[-EXTREMES:])),
         combined=stats.combined,
         sources=stats.sources,
+        steered=stats.steered,
     )
 
 
@@ -270,5 +270,5 @@ def _verdict(
         text += "in statistics merged by rank"
     if editor.staged is not None:
         report = editor.staged.report
-        text += f"; {report.technique} ({report.strategy}) keeps {report.experts_after} a layer"
+        text += f"; {report.technique} ({report.strategy}) keeps {report.left} a layer"
     return text

@@ -81,6 +81,10 @@ class JobContext(Context):
 
     def emit(self, event: Event) -> None:
         """Pass `event` on. The engine does not know job numbers, so they are filled in here."""
+        if isinstance(event, Token):
+            # It ends the step: nothing of that may come later, and the next begins anew.
+            self.flush()
+            self._label = None
         if isinstance(event, RoutingFrame | Token | Progress) and event.job != self.job:
             event = replace(event, job=self.job)
         self._emit(event)

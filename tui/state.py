@@ -207,7 +207,9 @@ def _started(state: AppState, event: JobStarted, now: float) -> AppState:
 
 
 def _token(state: AppState, event: Token, now: float) -> AppState:
-    state = replace(state, turns=turns.hear(state.turns, event, now))
+    # A token ends the step that its job told progress of.
+    jobs = tuple(replace(j, progress=None) if j.id == event.job else j for j in state.jobs)
+    state = replace(state, jobs=jobs, turns=turns.hear(state.turns, event, now))
     turn = turns.find(state.turns, event.job)
     if event.experts is None or state.view.heat is None:
         return state

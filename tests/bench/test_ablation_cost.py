@@ -83,7 +83,9 @@ def test_a_trial_costs_little_more_than_a_forward_of_its_prompts(session: Sessio
         tuple(read_prompts(DatasetOptions(f"demo:{name}"), session.tokenizer, None)[0])
         for name in ("harmful", "harmless")
     ))  # fmt: skip
-    judge = FirstToken(session._evaluator, ask_all(session.model, session.tokenizer, prompts, 4))
+    judge = FirstToken(
+        session._shop.evaluator, ask_all(session.model, session.tokenizer, prompts, 4)
+    )
     resident = session.editor.resident
     outputs = residual_outputs(resident.tree.modules, session.anatomy)
     projector = Projector(resident, outputs)

@@ -20,6 +20,7 @@ from mlxfun.comparison_reports import ScanReport, ScanRow
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import DatasetError, ModelError, PlanError, SaveError, StateError
 from mlxfun.events import RoutingFrame, Token
+from mlxfun.layer_reports import LayerRow, LayersReport
 from mlxfun.options import (
     AmplifyOptions,
     ApplyOptions,
@@ -41,8 +42,6 @@ from mlxfun.reports import (
     HistoryNode,
     HistoryReport,
     InfoReport,
-    LayerRow,
-    LayersReport,
     PlanReport,
     SaveReport,
     SessionView,
@@ -335,7 +334,7 @@ class StubSession(HandStub):
             top1_agreement=1 - 0.01 * gone if options.kl else None,
             vs_current=None,
             samples=(),
-            steered=False,
+            steered=bool(self.steering.activated or self.steering.deactivated),
         )
 
     def evaluate(self, options: EvaluateOptions, ctx: Context = SILENT) -> EvaluateReport:

@@ -352,7 +352,7 @@ def test_ctrl_c_at_the_prompt_clears_the_line(shell: Terminal) -> None:
 
 def test_tab_completes_and_the_history_is_kept(program: Program, shell: Terminal) -> None:
     shell.type("hist\t\n")
-    shell.wait_for("1 nodes, at node 0")
+    shell.wait_for("1 node, at node 0")
     shell.type("quit\n")
     assert shell.end() == 0
     kept = (program.directory / "state" / "mlxfun" / "plain_history").read_text()

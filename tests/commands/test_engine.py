@@ -175,6 +175,30 @@ def test_collect_remembers_the_last_data_set(bench: Bench) -> None:
     assert ended.report.dataset == "demo:solidity"
 
 
+def remembered(bench: Bench) -> str | None:
+    report = bench.do("set")[0].report
+    assert report is not None
+    name: str | None = report.data()["settings"]["dataset"]
+    return name
+
+
+@pytest.mark.parametrize("command", ["collect", "merge --n-prune 1", "bake"])
+def test_a_mistyped_data_set_is_not_remembered(bench: Bench, tmp_path: Path, command: str) -> None:
+    bench.do("steer --activate 1:2")
+    bench.run(f"{command} --dataset {tmp_path}/nofile.jsonl")
+    assert remembered(bench) is None
+    bench.do("collect --dataset demo:solidity")
+    bench.run(f"{command} --dataset {tmp_path}/nofile.jsonl")
+    assert remembered(bench) == "demo:solidity"
+    bench.do(f"{command} --dataset demo:python")
+    assert remembered(bench) == "demo:python"
+
+
+def test_a_data_set_that_could_be_read_is_remembered_whatever_else_fails(bench: Bench) -> None:
+    assert "leaves" in (bench.run("merge --n-prune 99 --dataset demo:python").error or "")
+    assert remembered(bench) == "demo:python"
+
+
 def test_chat_takes_text_as_it_is(bench: Bench) -> None:
     for line, prompt in (
         ("chat what's up?", "what's up?"),

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from commands.follower import Follower
-from mlxfun.events import Event, JobEnded, JobStarted, Token
+from mlxfun.events import Event, JobEnded, JobStarted, Progress, Token
 from mlxfun.reports import TextReport
 
 
@@ -45,6 +45,20 @@ def test_the_end_of_another_job_is_waited_past() -> None:
         source.say(JobEnded(job, "info", TextReport(f"job {job}"), None, 0.0, ""))
     follower.follow_briefly(2, 5.0)
     assert out.getvalue() == "job 1\njob 2\n"
+
+
+def test_progress_of_a_step_comes_before_the_token_that_ends_it() -> None:
+    source, both = Source(), io.StringIO()
+    follower = Follower(source, stream=True, out=both, err=both)
+    source.say(JobStarted(1, "chat hi"))
+    for done in (512, 1024):
+        source.say(Progress(1, "reading the prompt", done, 1941, "tokens", 0.0))
+    source.say(Token(1, "base", 0, 7, "Hello."))
+    source.say(JobEnded(1, "chat hi", TextReport("."), None, 0.0, ""))
+    follower.follow(1)
+    assert both.getvalue().splitlines()[1:] == [
+        "reading the prompt: 1,024 of 1,941 tokens (53%)", "Hello.."
+    ]  # fmt: skip
 
 
 def test_two_answers_that_grow_at_once_are_shown_when_both_stand() -> None:

@@ -110,7 +110,7 @@ def test_states_are_named_and_compared(bench: Bench) -> None:
     data = report.data()
     assert (data["a"]["perplexity"], data["b"]["perplexity"]) == (12.0, 13.0)
     assert data["datasets"] == ["demo:eval"]
-    assert "(1.083x)" in report.summary()
+    assert "(1.083x node 0's)" in report.summary()
 
 
 def test_guardrails_that_were_set_count_for_apply_until_they_are_off(bench: Bench) -> None:
@@ -140,7 +140,8 @@ def test_a_comparison_shows_names_as_they_are_in_a_narrow_panel() -> None:
         console.print(render(CompareReport(a, b, 99, ("s",), {0: (3, 4)}, {})))
     assert [line.split() for line in capture.get().splitlines()[2:]] == [
         ["0", "load", "demo", "1", "[b]small[/b]"],
-        ["perplexity", "22.000", "(1.000x)", "33.000", "(1.500x)"],
+        ["perplexity", "22.000", "33.000"],
+        ["x", "checkpoint", "1.000", "1.500"],
         ["KL", "0.0000"],
         ["size", "6.0", "MiB", "5.0", "MiB"],
         ["experts", "96", "72"],

@@ -13,7 +13,7 @@ import pytest
 from commands.recipe_file import expand, read_recipe
 from mlxfun.context import SILENT
 from mlxfun.errors import UsageError
-from mlxfun.events import JobEnded
+from mlxfun.events import JobEnded, Notice
 from mlxfun.recipes import RecipeReport
 from tests.commands.conftest import Bench
 from tests.commands.stub_session import StubSession
@@ -92,6 +92,20 @@ def test_variants_of_several_steps_leave_the_model_where_it_was(make_bench: Make
     by_hand.do("load demo", "collect --dataset demo:mixed --max-samples 4")
     by_hand.do("prune --n-prune 1", "apply", "prune --n-prune 3 --allow-stale", "apply")
     assert bench.engine.view().state == by_hand.engine.view().state
+
+
+def test_variants_that_are_measured_while_steering_are_kept_with_a_warning(
+    make_bench: MakeBench, here: Path
+):
+    plain = RECIPE.replace("save small\n", "")
+    steered = plain.replace("# the stub", "steer --activate 1:2\n# the stub")
+    warning = Notice(
+        "warning", "variants were measured while steering, which is no part of what is kept"
+    )
+    for text, warnings in ((plain, 0), (steered, 1)):
+        bench = make_bench()
+        bench.do(write(here, "19 kB", text))
+        assert bench.events.count(warning) == warnings
 
 
 def test_the_report_is_written_as_data_and_as_a_picture(make_bench: MakeBench, here: Path):

@@ -177,6 +177,50 @@ def test_a_line_that_is_wrong_gets_one_sentence_with_the_remedy(line: str, messa
         assert error(line) == message
 
 
+@pytest.mark.parametrize(
+    ("word", "command"),
+    [
+        ("calibrate", "collect"), ("Calibrate", "collect"), ("measure", "evaluate"),
+        ("exit", "quit"), ("q", "quit"), ("open", "load"), ("write", "save"), ("w", "save"),
+        ("diff", "stats diff"), ("quantize", "save --quantize"), ("commit", "apply"),
+        ("back", "undo"), ("run", "replay"), ("ablate", "abliterate"), ("log", "history"),
+        ("?", "help"), ("colect", "collect"), ("abliterat", "abliterate"), ("stear", "steer"),
+    ],
+)  # fmt: skip
+def test_words_that_people_use_lead_to_the_command(word: str, command: str) -> None:
+    said = f"unknown command {word!r}: did you mean {command}?; type help for a list"
+    assert error(f"{word} something") == said
+    with pytest.raises(UsageError) as caught:
+        help_text(word)
+    assert str(caught.value) == said
+
+
+def test_every_synonym_leads_somewhere_and_hides_no_command() -> None:
+    for words, target in ((w, t) for t, w in registry.SYNONYMS.items()):
+        name = target.partition(" --")[0]
+        assert name in COMMANDS
+        assert target == name or f"--{target.partition(' --')[2]}" in {
+            option for p in COMMANDS[name].click.params for option in p.opts
+        }
+        for word in words.split():
+            assert word not in {n.split()[0] for n in COMMANDS}
+    listed = [word for words in registry.SYNONYMS.values() for word in words.split()]
+    assert len(listed) == len(set(listed))
+
+
+@pytest.mark.parametrize(
+    "word", ["calibrate", "measure", "print", "run", "impact", "result", "tree"]
+)
+def test_a_far_off_word_never_suggests_to_change_weights_or_to_lose_something(
+    word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "MEANT", {})
+    said = error(word)
+    edits = "prune", "merge", "select", "abliterate", "amplify", "bake", "compact", "steer"
+    for name in (*edits, "resume", "discard"):
+        assert name not in said
+
+
 def test_an_expert_is_named_as_reports_name_it() -> None:
     for line in ("why 3:7", "why L3:E7", "why l3:e7"):
         assert parse(line).params["cell"] == (3, 7)

@@ -14,7 +14,9 @@ from commands.progress import ProgressLines, describe
 from commands.render import experts_text, render, report_json, safe
 from mlxfun.events import JobEnded, Progress
 from mlxfun.options import CollectOptions, DatasetOptions, EvaluateOptions, PruneOptions
+from mlxfun.recipes import RecipeReport, Variant
 from mlxfun.reports import ChatReport, HistoryNode, HistoryReport, Report, SaveReport, TextReport
+from tests.commands.conftest import Bench
 from tests.commands.stub_session import StubSession
 
 EVIL = "[bold red]\x1b[31m\x07\r\u202e\x9b"
@@ -152,3 +154,33 @@ def test_arrays_in_reports_become_lists() -> None:
     node = HistoryNode(0, None, "load", "abc", 0, {"kl": np.float64(0.5)})
     found = report_json(JobEnded(1, "h", HistoryReport((node,), 0, 0, None), None, 0.1, "abc"))
     assert json.dumps(found["data"]["nodes"][0]["scores"]) == '{"kl": 0.5}'
+
+
+@pytest.mark.parametrize(
+    ("command", "consequence"),
+    [
+        ("evaluate", "the history keeps no score of this"),
+        ("preview", "guardrails of apply measure without it"),
+    ],
+)
+def test_a_steered_measurement_says_what_it_is_not_used_for(
+    bench: Bench, command: str, consequence: str
+) -> None:
+    note = f"note: steering is no part of the weights: {consequence}"
+    bench.do("collect --dataset demo:mixed", "prune --n-prune 2")
+    plain = bench.do(command)[0].report
+    bench.do("steer --activate 1:2")
+    steered = bench.do(command)[0].report
+    assert plain is not None
+    assert steered is not None
+    assert "note:" not in shown(plain)
+    assert shown(steered).splitlines()[-1] == note
+
+
+def test_a_ratio_of_perplexities_says_that_it_is_over_the_checkpoints() -> None:
+    variant = Variant("prune --n-prune 4", 4 << 20, 0.25, 1.5, 1.0)
+    report = RecipeReport("a.recipe", "at most 5 MB", 6 << 20, (variant,), 0, ("report.json",))
+    assert report.summary().endswith("KL 0.2500, of 1 variant")
+    header, row = shown(report).splitlines()[1:3]
+    assert header.split() == ["variant", "size", "KL", "x", "checkpoint"]
+    assert row.split()[-2:] == ["0.2500", "1.500"]

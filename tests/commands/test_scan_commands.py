@@ -83,7 +83,7 @@ def test_a_scan_is_shown_as_a_table_of_the_strongest(bench: Bench) -> None:
     report = bench.do(line)[0].report
     assert isinstance(report, ScanReport)
     text = shown(report)
-    assert "safety scan: 1 experts work more on harmful, 0 more on benign text, of 24" in text
+    assert "safety scan: 1 expert works more on harmful, 0 more on benign text, of 24" in text
     assert "composite  frequency     gate" in text
     assert "3:5" in text
     assert "+0.250" in text

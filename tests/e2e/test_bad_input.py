@@ -169,7 +169,9 @@ def test_a_data_set_that_cannot_be_read_is_named_with_its_line(
     Path("sub").mkdir()
     for name, content in SETS.items():
         Path(name).write_bytes(content)
+    remembered = shell.do("set").report.data()["settings"]["dataset"]
     assert shell.refused(f"{command} --dataset {dataset}") == message
+    assert shell.do("set").report.data()["settings"]["dataset"] == remembered == "demo:mixed"
 
 
 @pytest.mark.parametrize(

@@ -319,7 +319,7 @@ def test_one_forward_judges_as_a_loop_over_full_logits_does(session):
         tuple(read_prompts(data, session.tokenizer, None)[0][:6]) for data in (HARMFUL, HARMLESS)
     ]
     panel = ask_all(session.model, session.tokenizer, Prompts(*prompts), 4)
-    judge = FirstToken(session._evaluator, panel)
+    judge = FirstToken(session._shop.evaluator, panel)
 
     def last(prompt) -> np.ndarray:
         row = np.array(session.model(mx.array(prompt[None])).astype(mx.float32))[0, -1]
@@ -339,7 +339,7 @@ def test_one_forward_judges_as_a_loop_over_full_logits_does(session):
     assert false == pytest.approx(np.mean([np.exp(a) @ weights for a in after]), abs=1e-5)
     # The same at the first token of the answers, and over all of their tokens.
     first, _ = answer_kl(
-        session._evaluator, panel, lambda: session.editor.live("current"), f"{session.state}|"
+        session._shop.evaluator, panel, lambda: session.editor.live("current"), f"{session.state}|"
     )
     assert first == pytest.approx(naive, rel=1e-3, abs=1e-5)
 

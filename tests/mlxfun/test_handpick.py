@@ -90,7 +90,7 @@ def test_groups_lose_the_same_number_each() -> None:
 @pytest.mark.parametrize(
     ("kind", "gone", "sentence"),
     [
-        ({}, mask(range(7), ()), "layer 3 would keep 1 experts, and every token uses 2"),
+        ({}, mask(range(7), ()), "layer 3 would keep 1 expert, and every token uses 2"),
         (
             {"groups": 2},
             mask((0,), ()),
@@ -216,7 +216,7 @@ def test_without_anybody_left_in_it_the_plan_is_dropped(session) -> None:
 
 def test_what_cannot_run_changes_nothing(session) -> None:
     staged = session.select(SelectOptions(drop={0: (3,)}))
-    with pytest.raises(PlanError, match="layer 2 would keep 1 experts, and every token uses 2"):
+    with pytest.raises(PlanError, match="layer 2 would keep 1 expert, and every token uses 2"):
         session.select(SelectOptions(drop={2: tuple(range(15))}))
     assert session.view().plan is staged
 

@@ -255,6 +255,20 @@ def test_progress_held_back_is_sent_when_the_next_step_begins() -> None:
     assert [(p.label, p.done) for p in sent] == [("load", 1), ("load", 5), ("check", 0)]
 
 
+def test_a_token_ends_the_step_before_it() -> None:
+    clock, sent = Clock(), []
+    context = JobContext(1, threading.Event(), sent.append, clock)
+    for done in (512, 1024):
+        context.progress("reading the prompt", done, 1941, "tokens")
+    context.emit(Token(1, "base", 0, 5, "hi"))
+    clock.now = 9.0
+    context.progress("reading the prompt", 512, 1941, "tokens")  # of the other side of an A/B
+    context.flush()
+    assert [getattr(event, "done", "token") for event in sent] == [512, 1024, "token", 512]
+    assert isinstance(sent[-1], Progress)
+    assert sent[-1].seconds == 0.0, "a step of the same name begins anew"
+
+
 def test_events_of_the_engine_get_the_number_of_their_job() -> None:
     sent: list[Event] = []
     context = JobContext(9, threading.Event(), sent.append)

@@ -107,7 +107,7 @@ def test_a_hand_that_rests_becomes_one_command_line_and_is_probed() -> None:
         await shell.settle()
         await shell.settle()
         assert engine.lines[before:] == [line, QUIET_LINE]  # once for each plan
-        assert "quick probe: perplexity 1.056x, KL 0.0412" in plan_text(shell)
+        assert "quick probe: perplexity 1.056x the checkpoint's, KL 0.0412" in plan_text(shell)
         assert shell.app.state.log[-1].line == line  # the probe leaves the log alone
 
     drive(test, now=clock)

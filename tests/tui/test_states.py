@@ -14,7 +14,7 @@ from tests.tui.test_guide import state_after
 from tui import guide
 from tui.keymap import BY_ID
 from tui.widgets.history import meter, node_line
-from tui.widgets.plan import guardrails, left, memory
+from tui.widgets.plan import guardrails, memory
 
 NODE = HistoryNode(1, 0, "prune --n-prune 4", "e5f60718aa", 0, {}, "small [b]one[/b]")
 
@@ -86,5 +86,5 @@ def test_the_plan_tells_memory_and_uneven_layers() -> None:
     )
     plan = state.view.plan
     assert plan is not None
-    assert left(plan) == "12"
-    assert left(replace(plan, kept={**plan.kept, 0: (1, 2, 3)})) == "3 to 12"
+    assert plan.left == "12"
+    assert replace(plan, kept={**plan.kept, 0: (1, 2, 3)}).left == "3 to 12"

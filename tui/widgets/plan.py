@@ -16,7 +16,7 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from mlxfun.hand_reports import ProbeReport
-from mlxfun.reports import EvaluateReport, PlanReport, SessionView, readable_bytes
+from mlxfun.reports import EvaluateReport, PlanReport, SessionView, counted, readable_bytes
 from tui import guide, pick
 from tui.keymap import bindings
 from tui.keynames import USUAL, Names
@@ -67,6 +67,7 @@ def headline(plan: PlanReport, live: str, names: Names) -> Text:
     saved = plan.bytes_before - plan.bytes_after
     share = saved / plan.bytes_before if plan.bytes_before else 0.0
     rule = f" by {plan.metric}" if plan.metric else ""
+    goes = counted(gone, "expert goes", "experts go")
     text = Text()
     if not gone and plan.strategy != "hand":
         # An edit of weights or routers: everybody stays, and its own sentence says what changes.
@@ -76,11 +77,11 @@ def headline(plan: PlanReport, live: str, names: Names) -> Text:
         return text.append(names.say("  ({flip} swaps)"), DIM)
     if plan.strategy == "hand":
         text.append("selection by hand", BOLD)
-        text.append(f": {gone} experts go\n")
+        text.append(f": {goes}\n")
     else:
         text.append(f"{plan.technique}", BOLD)
-        text.append(f"{rule}, {plan.strategy}: {gone} experts go\n")
-    text.append(f"{plan.experts_before} → {left(plan)} a layer, ")
+        text.append(f"{rule}, {plan.strategy}: {goes}\n")
+    text.append(f"{plan.experts_before} → {plan.left} a layer, ")
     text.append(f"{readable_bytes(plan.bytes_before)} → {readable_bytes(plan.bytes_after)} ")
     text.append(f"(-{share:.0%})\n", GOOD)
     text.append("live now: ", DIM)
@@ -89,17 +90,14 @@ def headline(plan: PlanReport, live: str, names: Names) -> Text:
     return text
 
 
-def left(plan: PlanReport) -> str:
-    """How many experts a layer keeps, a range where layers differ."""
-    kept = [len(experts) for experts in plan.kept.values()]
-    return str(kept[0]) if len(set(kept)) == 1 else f"{min(kept)} to {max(kept)}"
-
-
 def quick(probe: ProbeReport, names: Names) -> Text:
     """A probe in two lines."""
     style = GOOD if probe.ratio <= 1.05 else WARN if probe.ratio <= 1.25 else BAD
     text = Text("quick probe: perplexity ")
     text.append(f"{probe.ratio:.3f}x", style)
+    text.append(" the checkpoint's")
+    if probe.steered:
+        text.append(" while steering", WARN)
     text.append(f", KL {probe.kl_mean:.4f}, same next token {probe.top1_agreement:.0%}\n")
     way = names.say("{preview} measures thoroughly")
     return text.append(f"on {probe.tokens} tokens only; {way}", DIM)
@@ -139,7 +137,7 @@ def guardrails(limits: tuple[tuple[str, float], ...], scores: EvaluateReport | N
         if scores is not None:
             value = scores.kl_mean if name == "max-kl" else scores.ratio
         said = "KL" if name == "max-kl" else "perplexity ratio"
-        if value is None:
+        if value is None or (scores is not None and scores.steered):
             text.append(f"guardrail {said} ≤ {limit:g}: apply measures first\n", DIM)
         elif value <= limit:
             text.append(f"✓ {said} {value:.4g} within {limit:g}\n", GOOD)
