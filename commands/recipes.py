@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +22,7 @@ from mlxfun.errors import Cancelled, MlxfunError, StateError, UsageError
 from mlxfun.events import JobEnded, Notice
 from mlxfun.files import Kind, beginning_with, json_with, require_writable, write_text
 from mlxfun.recipes import RecipeReport, Variant, best, loss_svg, shortfall
-from mlxfun.reports import EvaluateReport, Report
+from mlxfun.reports import EvaluateReport, Report, SteerReport
 
 NOT_TRIED = ("apply", "discard", "flip", "compact", "steer", "plan show", "plan save")
 """Commands of the group edit that stage nothing."""
@@ -85,6 +86,7 @@ class _Kitchen:
     def __init__(self, bench: Workbench, recipe: Recipe, output: Path, ctx: Context) -> None:
         self.bench, self.recipe, self.output, self.ctx = bench, recipe, output, ctx
         self.node = 0
+        self.steering: SteerReport | None = None
         self.steered = False
 
     def run(self) -> RecipeReport:
@@ -96,6 +98,7 @@ class _Kitchen:
         if view.plan is not None:
             raise StateError("a plan is staged; apply or discard it before running a recipe")
         self.node, size = view.history.current, view.model.checkpoint_bytes
+        self.steering = view.steering
         variants = []
         for number, steps in enumerate(self.recipe.variants):
             self.ctx.progress("trying variants", number, len(self.recipe.variants), "variants")
@@ -145,6 +148,11 @@ class _Kitchen:
             raise _Failed("it staged nothing that could be measured")
         if report.kl_mean is None:
             raise _Failed("the judge line leaves out the KL, which variants are compared by")
+        if not math.isfinite(report.kl_mean) or not math.isfinite(report.ratio):
+            raise _Failed(
+                f"the model computes no numbers any more: KL {report.kl_mean:g}, perplexity "
+                f"ratio {report.ratio:g}"
+            )
         self.steered = self.steered or report.steered
         return report, plan.bytes_after
 
@@ -156,6 +164,14 @@ class _Kitchen:
         history = self.bench.view().history
         if history is not None and history.current != self.node:
             self._noted(f"goto {self.node}", lambda: session.goto(self.node))
+        steering = self.steering
+        if steering is not None and self.bench.view().steering != steering:
+            from mlxfun.steer_lines import line_of  # brings NumPy, which the first paint is without
+
+            # A variant baked it and was applied. Written down is what came of it: experts that
+            # were pruned before the recipe cannot be named again.
+            restored = session.steer(steering)
+            self._noted(line_of(restored), lambda: restored)
 
     def _noted(self, line: str, act: Callable[[], Report]) -> None:
         """Do what `line` does, also where a cancelled job would do no more, and write it down."""
@@ -190,7 +206,7 @@ class _Kitchen:
             "variants": [asdict(v) | {"meets": target.met_by(v)} for v in variants],
         }
         texts = {
-            "report.json": json.dumps(document, indent=2) + "\n",
+            "report.json": json.dumps(document, indent=2, allow_nan=False) + "\n",
             "loss.svg": loss_svg(variants, target, kept),
         }
         for name, text in texts.items():

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlxfun import planning
+from mlxfun import planning, views
 from mlxfun import steering as steer
 from mlxfun.boost_reports import BoostReport, BoostRow
 from mlxfun.calibrate import batch_shape
@@ -33,7 +33,9 @@ from mlxfun.options import AmplifyOptions, BakeOptions, DatasetOptions
 from mlxfun.plans import BoostPlan
 from mlxfun.reports import PlanReport
 from mlxfun.scan_reports import Identity, read_report, require_current
+from mlxfun.steer_lines import line_of
 from mlxfun.steering import Steering
+from mlxfun.steering_files import still_there
 from mlxfun.workshop import Workshop
 
 if TYPE_CHECKING:
@@ -145,11 +147,11 @@ def bake(shop: Workshop, options: BakeOptions, command: str, ctx: Context = SILE
     applied. Raises StateError without steering, PlanError for what a router cannot hold.
     """
     editor = shop.editor
-    steering = editor.steering
-    if steering.empty:
-        raise StateError("nothing is steered, so there is nothing to bake; run steer first")
     with editor.live("current"):
+        # Of this side: while a bake is staged, its candidate runs without.
         steering = editor.steering
+        if steering.empty:
+            raise StateError("nothing is steered, so there is nothing to bake; run steer first")
         edit = _edit(shop)
         wished = _wished(shop, steering)
         require_bakeable(steering, [tap for tap, *_ in wished])
@@ -179,6 +181,9 @@ def bake(shop: Workshop, options: BakeOptions, command: str, ctx: Context = SILE
         )
     report = _stage(shop, plan, deltas, fitted, command or _line("bake", options))
     editor.replace_steering(steering)
+    # Set as it stands, whatever steps led there: reports, faders, experts pruned since.
+    living, _ = still_there(steering, editor)
+    editor.require_staged("bake").evidence = (line_of(views.steer_report(living)),)
     return report
 
 

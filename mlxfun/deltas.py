@@ -101,6 +101,12 @@ class Resident:
         """Raise ModelError if what a release lets go of could not be read back."""
         self._checkpoint()
 
+    def made_bytes(self, delta: Delta) -> int:
+        """Bytes of edit-made arrays that swapping `delta` in would take out of the model, which is
+        what its inverse would hold."""
+        paths = (path for layer in delta.layers for path in layer.arrays)
+        return sum(self.tree.get(path).nbytes for path in paths if path in self.made)
+
     def swap(self, delta: Delta, ctx: Context = SILENT) -> Delta:
         """Exchange `delta` with what the model holds; the returned inverse undoes it bit for bit.
 

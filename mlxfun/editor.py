@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
@@ -18,12 +19,16 @@ from mlxfun.context import SILENT, Context
 from mlxfun.deltas import Delta, Resident
 from mlxfun.edits.prune import compact_delta
 from mlxfun.errors import StateError
+from mlxfun.events import Notice
 from mlxfun.history import History, Node
 from mlxfun.options import EvaluateOptions
 from mlxfun.plans import Plan
 from mlxfun.reports import EvaluateReport, PlanReport, StepReport
 from mlxfun.state import state_id
 from mlxfun.steering import Steering
+
+if TYPE_CHECKING:
+    from mlxfun.events import Array
 
 Live = tuple[tuple[int, ...], ...]
 """The live experts of each MoE layer, [L][kept]."""
@@ -33,9 +38,11 @@ Live = tuple[tuple[int, ...], ...]
 class Staged:
     """A candidate. edge: the delta to the side that is not live now. base: experts before it.
 
-    evidence: the commands that made the statistics it was decided on. scores: what was measured
-    while it was planned. preview: the newest measurement, by the options in asked. steering: what
-    the plan makes permanent, in force on the base's side only.
+    evidence: the commands that made what it was decided on; made_on: the state that they looked
+    at, "" for the one it is staged on. protected: bool [L, E], whom it was told to spare, None for
+    a plan that cannot be told. scores: what was measured while it was planned. preview: the newest
+    measurement, by the options in asked. steering: what the plan makes permanent, in force on the
+    base's side only.
     """
 
     plan: Plan
@@ -46,6 +53,8 @@ class Staged:
     report: PlanReport
     live: bool = True
     evidence: tuple[str, ...] = ()
+    made_on: str = ""
+    protected: Array | None = None
     preview: EvaluateReport | None = None
     asked: EvaluateOptions | None = None
     scores: dict[str, float] = field(default_factory=dict)
@@ -92,6 +101,17 @@ class Editor:
         if self.staged is not None and self.staged.live:
             return self.staged.base
         return tuple(tap.live for tap in self.resident.taps.layers)
+
+    @property
+    def protected(self) -> Array | None:
+        """Whom the newest plan that could be told was told to spare, bool [L, E], None without one.
+
+        That is the staged plan, or one that was applied on the way to where the model stands. What
+        was discarded or undone protects nobody any more.
+        """
+        if self.staged is not None and self.staged.protected is not None:
+            return self.staged.protected
+        return self.history.protected
 
     def steering_of(self, side: str) -> Steering:
         """What steers a side of `live` while it runs. A plan that makes steering permanent has it
@@ -181,10 +201,13 @@ class Editor:
         self.staged = None
         return self._step("discard", staged.command, self.state, began)
 
-    def apply(self, scores: dict[str, float]) -> StepReport:
-        """Commit the staged plan as a history node."""
+    def apply(self, scores: dict[str, float], ctx: Context = SILENT) -> StepReport:
+        """Commit the staged plan as a history node. Raises BudgetError, and changes nothing."""
         staged = self.require_staged("apply")
         before, began = self.state, perf_counter()
+        edge = staged.edge
+        held = edge.bytes if staged.live else self.resident.made_bytes(edge)
+        going = self.history.room_for(staged.command, staged.state, held)
         if not staged.live:
             self.flip("candidate")
         # From here on undo leads back: what the checkpoint holds need not be held for it.
@@ -196,9 +219,15 @@ class Editor:
             evidence=staged.evidence,
             plan=staged.plan,
         )
+        node.made_on, node.protected = staged.made_on, staged.protected
         node.scores.update({**staged.scores, **scores})
         self.staged = None
+        self._drop(going, ctx)
         return self._step("apply", node.command, before, began)
+
+    def _drop(self, nodes: list[Node], ctx: Context) -> None:
+        for sentence in self.history.drop(nodes):
+            ctx.emit(Notice("warning", sentence))
 
     def undo(self) -> StepReport:
         """Back to the parent state, bit for bit."""
@@ -218,7 +247,7 @@ class Editor:
         """To any state of the tree."""
         self.require_unstaged("goto")
         before, began = self.state, perf_counter()
-        arrived = self.history.goto(node, lambda delta: self.swap(delta, ctx))
+        arrived = self.history.goto(node, lambda delta: self.swap(delta, ctx), self.swap)
         return self._step("goto", arrived.command, before, began)
 
     def compact(self, command: str, ctx: Context = SILENT) -> StepReport:
@@ -231,9 +260,12 @@ class Editor:
                 "nothing to compact: no pruned experts are held in memory; apply a prune first"
             )
         self.resident.require_checkpoint()
+        state = self._live_state()  # of the live experts, so slicing the rest away keeps it
+        going = self.history.room_for(command, state, self.resident.made_bytes(delta))
         held = _bytes(self.resident)
         inverse = self.swap(delta, ctx)
-        self.history.add(command, self._live_state(), inverse)
+        self.history.add(command, state, inverse)
+        self._drop(going, ctx)
         mx.clear_cache()
         step = self._step("compact", command, before, began)
         return replace(step, bytes_freed=held - _bytes(self.resident))

@@ -105,19 +105,23 @@ class HandWork:
 
     def _field(self, options: SelectOptions) -> handpick.Field:
         stats, layers = self._shop.observations.stats, self._shop.anatomy.layers
+        editor = self._shop.editor
         ranking = options.even or options.below is not None or options.n_prune is not None
-        stale = stats is not None and stats.state != self._shop.editor.state
+        stale = stats is not None and stats.state != editor.state
         if stats is not None and ranking and stale and not options.allow_stale:
             raise StateError(
                 f"the statistics were made on state {stats.state}, the model is at "
-                f"{self._shop.editor.state}; collect again, or use them knowingly with --allow-stale"
+                f"{editor.state}; collect again, or use them knowingly with --allow-stale"
             )
         if stats is not None and ranking:
             planning.require_tokens(stats)
         return handpick.Field(
             layers=self._shop.anatomy.indices,
-            alive=views.mask_of(self._shop.anatomy, self._shop.editor.committed),
-            protected=self._shop.protected,
+            alive=views.mask_of(self._shop.anatomy, editor.committed),
+            # --clear starts from nothing: the staged plan's own protection goes with it.
+            protected=self._shop.spared(
+                editor.history.protected if options.clear else editor.protected
+            ),
             scores=stats.score(options.metric) if stats is not None else None,
             top_k=tuple(layer.top_k for layer in layers),
             groups=tuple(layer.n_group for layer in layers),
@@ -128,7 +132,7 @@ class HandWork:
         """The experts that go with the staged plan, bool [L, E]."""
         staged = self._shop.editor.staged
         if staged is None:
-            return np.zeros_like(self._shop.protected)
+            return self._shop.spared(None)
         if staged.plan.technique != "prune":
             raise StateError(
                 f"{staged.plan.technique} is staged ({staged.command}), which is not made of "
@@ -143,9 +147,11 @@ class HandWork:
         keep = dict(zip(field.layers, _kept(field.alive & ~gone), strict=True))
         named = options.metric if field.scores is not None else None
         plan = PrunePlan(keep, named, "hand", _warnings(field, gone))
-        evidence = shop.observations.evidence if named else ()
-        if staged is not None and not options.clear:
-            evidence = staged.evidence or evidence
+        basis: tuple[tuple[str, ...], str] = ((), "")
+        if shop.observations.stats is not None and named:
+            basis = shop.observations.evidence, shop.observations.stats.state
+        if staged is not None and not options.clear and staged.evidence:
+            basis = staged.evidence, staged.made_on
         # Made in steps, but history and recipe tell the selection as it stands.
         command = handpick.change_line(field.layers, np.zeros_like(gone), gone)
         with editor.live("current"):
@@ -157,7 +163,7 @@ class HandWork:
         proposal = planning.Proposal(plan, delta, command, before, named_losses)
         planning.stage(editor, shop.anatomy, proposal, shop.export)
         made = editor.require_staged("select")
-        made.evidence = evidence
+        (made.evidence, made.made_on), made.protected = basis, field.protected
         made.report = replace(made.report, experts_after=min(map(len, keep.values())))
         return made.report
 

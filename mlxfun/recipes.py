@@ -6,6 +6,7 @@ it would be saved, and by its loss: the mean KL divergence from the checkpoint, 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ class Target:
 
     def met_by(self, variant: Variant) -> bool:
         """Whether a measured variant keeps within the limit."""
-        return variant.kl is not None and self._price(variant) <= self.limit
+        return variant.measured and self._price(variant) <= self.limit
 
     def _price(self, variant: Variant) -> float:
         assert variant.kl is not None
@@ -65,15 +66,15 @@ def parse_target(text: str) -> Target:
         )
     number = float(match[1].replace("_", ""))
     target = Target("KL", number) if unit == "kl" else Target("bytes", number * UNITS[unit])
-    if not target.limit > 0:
-        raise UsageError(f"{text!r}: the limit must be above 0")
+    if not 0 < target.limit < math.inf:
+        raise UsageError(f"{text!r}: the limit must be above 0 and finite")
     return target
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
     """One tried variant. kl and ratio (perplexity over the checkpoint's) are None when it failed,
-    with the reason in `error`.
+    with the reason in `error`. One whose figures are no numbers counts as failed too.
     """
 
     line: str
@@ -82,6 +83,11 @@ class Variant:
     ratio: float | None
     seconds: float
     error: str = ""
+
+    @property
+    def measured(self) -> bool:
+        """Whether there are figures to judge it by."""
+        return all(x is not None and math.isfinite(x) for x in (self.kl, self.ratio))
 
 
 def best(variants: Sequence[Variant], target: Target) -> int | None:
@@ -92,7 +98,7 @@ def best(variants: Sequence[Variant], target: Target) -> int | None:
 
 def shortfall(variants: Sequence[Variant], target: Target) -> str:
     """A sentence that says how far the nearest variant is from a target that none meets."""
-    measured = [v for v in variants if v.kl is not None]
+    measured = [v for v in variants if v.measured]
     if not measured:
         reasons = "; ".join(f"{v.line}: {v.error}" for v in variants[:3])
         return f"none of the {len(variants)} variants could be measured ({reasons})"
@@ -154,7 +160,7 @@ class _Axis:
 
 def loss_svg(variants: Sequence[Variant], target: Target, kept: int | None) -> str:
     """Loss against bytes as an SVG document: a point per measured variant, the limit as a line."""
-    measured = [(i, v, v.kl) for i, v in enumerate(variants) if v.kl is not None]
+    measured = [(i, v, v.kl) for i, v in enumerate(variants) if v.kl is not None and v.measured]
     sizes = [v.bytes / 1e6 for _, v, _ in measured]
     losses = [kl for *_, kl in measured]
     if target.of == "bytes":

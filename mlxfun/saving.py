@@ -70,21 +70,13 @@ def save(
                 checkpoint_id=loaded.checkpoint_id,
                 experts=len(editor.committed[0]),
                 metadata=_metadata(editor, anatomy),
-                recipe=_recipe(editor),
+                recipe=editor.history.recipe(),
                 scores=dict(editor.history.current.scores),
                 logits=model,
             ),
             options,
             ctx,
         )
-
-
-def _recipe(editor: Editor) -> list[str]:
-    """Every command from the checkpoint to here, each once in a row."""
-    lines: list[str] = []
-    for node in editor.history.ancestors():
-        lines += [line for line in node.recipe if line not in lines or line == node.command]
-    return lines
 
 
 def _metadata(editor: Editor, anatomy: Anatomy) -> dict[str, Any]:

@@ -249,10 +249,11 @@ class Session:
         self._own()
         stats = self._observations.stats
         request = planning.PruneRequest(self.anatomy, self.editor, stats, options)
-        planned = measured.stage_prune(request, self._shop, self.command, ctx)
-        report, self._shop.protected = planned
+        report, protected = measured.stage_prune(request, self._shop, self.command, ctx)
         staged = self.editor.require_staged("prune")
-        staged.evidence = self._observations.evidence if report.metric else ()
+        staged.protected = protected
+        if stats is not None and (report.metric or options.refit_experts):
+            staged.evidence, staged.made_on = self._observations.evidence, stats.state
         return report
 
     def merge(self, options: MergeOptions, ctx: Context = SILENT) -> PlanReport:
@@ -263,7 +264,8 @@ class Session:
         """
         self._own()
         request = merging.MergeRequest.of(self._shop, options)
-        report, self._shop.protected = merging.stage_merge(request, self.command, ctx)
+        report, protected = merging.stage_merge(request, self.command, ctx)
+        self.editor.require_staged("merge").protected = protected
         return report
 
     def select(self, options: SelectOptions) -> PlanReport | StepReport:
@@ -286,8 +288,8 @@ class Session:
         self._own()
         return boosting.bake(self._shop, options, self.command, ctx)
 
-    def steer(self, options: SteerOptions) -> SteerReport:
-        """Add to, or clear, the steering; the next token follows it.
+    def steer(self, options: SteerOptions | SteerReport) -> SteerReport:
+        """Add to, or clear, the steering; the next token follows it. A report puts back its own.
 
         Raises PlanError for a file or a set that cannot be carried out, StateError for a report
         of another state without allow_stale; the steering in force stays then.
@@ -374,7 +376,7 @@ class Session:
         staged = self.editor.require_staged("apply")
         handpick.require_even(staged.report)
         self._measurements.guard(staged, options, ctx)
-        return self.editor.apply(measure.scores(staged.preview) if staged.preview else {})
+        return self.editor.apply(measure.scores(staged.preview) if staged.preview else {}, ctx)
 
     def discard(self) -> StepReport:
         """Drop the staged plan."""

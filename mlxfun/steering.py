@@ -24,7 +24,7 @@ An empty configuration installs nothing, so it changes nothing, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from hashlib import blake2b
@@ -38,10 +38,13 @@ from numpy.typing import NDArray
 from mlxfun.anatomy import MoELayer
 from mlxfun.deltas import Resident
 from mlxfun.errors import PlanError
-from mlxfun.options import ExpertSets, MapInForce
+from mlxfun.options import MapInForce
 from mlxfun.taps import LayerTap, LogitsRule
 
 Mask = NDArray[np.bool_]
+
+Cells = Collection[tuple[int, int]]
+"""(decoder layer, expert) pairs."""
 
 MARGIN = 0.01
 """SteerMoE's distance from the row's extreme."""
@@ -92,7 +95,9 @@ class Steering:
         text = repr((*sets, self.rule, *values, *faders))
         return blake2b(text.encode(), digest_size=6).hexdigest()
 
-    def with_more(self, activate: ExpertSets, deactivate: ExpertSets) -> Steering:
+    def with_more(
+        self, activate: Mapping[int, Sequence[int]], deactivate: Mapping[int, Sequence[int]]
+    ) -> Steering:
         """This steering with more experts; a newer wish replaces an older opposite one."""
         up = {layer: set(experts) for layer, experts in self.activate.items()}
         down = {layer: set(experts) for layer, experts in self.deactivate.items()}
@@ -101,6 +106,36 @@ class Steering:
                 same.setdefault(layer, set()).update(experts)
                 other.setdefault(layer, set()).difference_update(experts)
         return replace(self, activate=_frozen(up), deactivate=_frozen(down))
+
+    @property
+    def cells(self) -> frozenset[tuple[int, int]]:
+        """(decoder layer, expert) of all that are steered."""
+        parts = (self.activate, self.deactivate, self.levels)
+        return frozenset((layer, e) for sets in parts for layer, some in sets.items() for e in some)
+
+    def shared(self, other: Steering) -> frozenset[tuple[int, int]]:
+        """(decoder layer, expert) of all that both steer in the same way, and to the same level."""
+        return frozenset(
+            cell for cell in self.cells & other.cells if self._way(*cell) == other._way(*cell)
+        )
+
+    def _way(self, layer: int, expert: int) -> tuple[bool, bool, float]:
+        up, down = (expert in side.get(layer, ()) for side in (self.activate, self.deactivate))
+        return up, down, self.levels.get(layer, {}).get(expert, 0.0)
+
+    def without(self, gone: Cells) -> Steering:
+        """This steering without some experts."""
+        up, down = (
+            _frozen({ly: {e for e in some if (ly, e) not in gone} for ly, some in sets.items()})
+            for sets in (self.activate, self.deactivate)
+        )
+        maps = (
+            replace(use, cells=tuple(cell for cell in use.cells if cell not in gone))
+            for use in self.maps
+        )
+        kept = tuple(use for use in maps if use.cells)
+        silent = {ly: {e: 0.0 for e in some if (ly, e) in gone} for ly, some in self.levels.items()}
+        return replace(self, activate=up, deactivate=down, maps=kept).with_levels(silent)
 
     def with_levels(self, levels: Mapping[int, Mapping[int, float]]) -> Steering:
         """This steering with faders set anew; one at 0 is taken away."""
@@ -115,11 +150,14 @@ def _frozen(sets: dict[int, set[int]]) -> dict[int, tuple[int, ...]]:
     return {layer: tuple(sorted(experts)) for layer, experts in sorted(sets.items()) if experts}
 
 
-def check(steering: Steering, resident: Resident) -> tuple[Steering, tuple[str, ...]]:
+def check(
+    steering: Steering, resident: Resident, settled: Cells = frozenset()
+) -> tuple[Steering, tuple[str, ...]]:
     """Validate against the live experts; cap activations at top-k, with a notice.
 
-    Raises PlanError for an unknown layer or expert, a contradiction, or more deactivations than
-    the router can do without.
+    settled: what was in force before and is not asked for now. It may not be live on this side,
+    and a layer in which nothing else is steered stays as it is. Raises PlanError for an unknown
+    layer or expert, a contradiction, or more deactivations than the router can do without.
     """
     taps = {tap.layer.index: tap for tap in resident.taps.layers}
     notices: list[str] = []
@@ -130,17 +168,14 @@ def check(steering: Steering, resident: Resident) -> tuple[Steering, tuple[str, 
             raise PlanError(
                 f"decoder layer {layer} is not an MoE layer; they are {known[0]}..{known[-1]}"
             )
-        tap = taps[layer]
         up, down = steering.activate.get(layer, ()), steering.deactivate.get(layer, ())
-        _check_experts(tap, up, down)
-        _check_levels(tap, steering.levels.get(layer, {}))
-        if len(up) > tap.layer.top_k:
-            notices.append(
-                f"layer {layer}: {len(up)} experts activated but each token uses "
-                f"{tap.layer.top_k}; taking {list(up[: tap.layer.top_k])}"
-            )
-            up = up[: tap.layer.top_k]
-        notices += _check_groups(tap, up, down)
+        levels = steering.levels.get(layer, {})
+        asked = [e for e in (*up, *down, *levels) if (layer, e) not in settled]
+        if asked:
+            _check_there(taps[layer], asked)
+            _check_levels(taps[layer], levels)
+            up, said = _carried(taps[layer], up, down)
+            notices += said
         if up:
             activate[layer] = up
     return replace(steering, activate=activate, deactivate=dict(steering.deactivate)), tuple(
@@ -148,8 +183,24 @@ def check(steering: Steering, resident: Resident) -> tuple[Steering, tuple[str, 
     )
 
 
+def _carried(
+    tap: LayerTap, up: tuple[int, ...], down: tuple[int, ...]
+) -> tuple[tuple[int, ...], list[str]]:
+    """What the router can carry of `up`, beside what sleeps while it is not live; notices."""
+    top_k, notices = tap.layer.top_k, []
+    awake, barred = (tuple(e for e in side if e in tap.live) for side in (up, down))
+    _check_experts(tap, awake, barred)
+    if len(awake) > top_k:
+        notices.append(
+            f"layer {tap.layer.index}: {len(awake)} experts activated but each token uses "
+            f"{top_k}; taking {list(awake[:top_k])}"
+        )
+        up = tuple(e for e in up if e not in awake[top_k:])
+        awake = awake[:top_k]
+    return up, [*notices, *_check_groups(tap, awake, barred)]
+
+
 def _check_levels(tap: LayerTap, levels: Mapping[int, float]) -> None:
-    _check_there(tap, levels)
     for expert, level in levels.items():
         if not isfinite(level) or abs(level) > MOST:
             raise PlanError(
@@ -160,7 +211,6 @@ def _check_levels(tap: LayerTap, levels: Mapping[int, float]) -> None:
 
 def _check_experts(tap: LayerTap, up: tuple[int, ...], down: tuple[int, ...]) -> None:
     layer = tap.layer
-    _check_there(tap, (*up, *down))
     both = sorted(set(up) & set(down))
     if both:
         raise PlanError(f"layer {layer.index}: experts {both} are both activated and deactivated")

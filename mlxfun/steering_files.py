@@ -27,6 +27,7 @@ from mlxfun.editor import Editor
 from mlxfun.errors import PlanError, UsageError
 from mlxfun.expert_lists import read_document, read_sets
 from mlxfun.options import MAP_MODES, STEER_RULES, ExpertSets, MapInForce, ScanMap, SteerOptions
+from mlxfun.reports import SteerReport
 from mlxfun.scan_reports import Found, Identity, read_report, require_current
 from mlxfun.selection import Mask
 from mlxfun.steering import FORCED, Steering, check
@@ -76,19 +77,66 @@ class Wish:
 
 
 def changed(
-    options: SteerOptions, editor: Editor, now: Identity
+    options: SteerOptions | SteerReport, editor: Editor, now: Identity
 ) -> tuple[Steering, tuple[str, ...]]:
     """What the options make of the steering in force, checked, and sentences for the user.
 
-    Changes nothing. Raises PlanError, UsageError and StateError as `read` and `steering.check` do.
+    A report, which is of steering that was in force before, is taken as it stands. Changes nothing.
+    Raises PlanError, UsageError and StateError as `read` and `steering.check` do.
     """
+    if isinstance(options, SteerReport):
+        editor.require_steerable()
+        return still_there(_reported(options), editor)
     wish = read(options, editor.resident, now, editor.history.root.state)
     editor.require_steerable()
-    wanted = Steering() if options.clear else editor.steering
-    maps = _in_force(wanted, wish)
-    wanted = replace(wanted.with_more(wish.activate, wish.deactivate), maps=maps, **wish.rule)
-    checked, notices = check(wanted.with_levels(options.levels), editor.resident)
-    return checked, (*wish.notices, *unused_values(wish, checked.rule), *notices)
+    asked = Steering(wish.activate, wish.deactivate, levels=options.levels)
+    before, gone = still_there(editor.steering, editor)
+    settled = before.cells - asked.cells
+    if options.clear:
+        asked, gone = _repeated(asked, editor)
+        before, settled = Steering(), asked.shared(editor.steering)
+    maps = _in_force(before, wish)
+    wanted = replace(before.with_more(asked.activate, asked.deactivate), maps=maps, **wish.rule)
+    checked, notices = check(wanted.with_levels(asked.levels), editor.resident, settled)
+    return checked, (*gone, *wish.notices, *unused_values(wish, checked.rule), *notices)
+
+
+def _repeated(asked: Steering, editor: Editor) -> tuple[Steering, tuple[str, ...]]:
+    """`asked` without what was in force and is pruned by now, and a sentence for each layer.
+
+    The mixer and the keys say all that is in force anew, so what is repeated is not a new wish.
+    """
+    gone = editor.steering.cells - still_there(editor.steering, editor)[0].cells
+    _, said = still_there(asked.without(asked.cells - gone), editor)
+    return asked.without(gone), said
+
+
+def _reported(report: SteerReport) -> Steering:
+    return Steering(
+        report.activated,
+        report.deactivated,
+        report.rule,
+        report.boost_value,
+        report.mask_value,
+        report.levels,
+        report.maps,
+    )
+
+
+def still_there(steering: Steering, editor: Editor) -> tuple[Steering, tuple[str, ...]]:
+    """A steering without experts that a committed prune took away, and a sentence for
+    each layer of them. Those of a staged plan stay: they are back when it is discarded."""
+    living = dict(zip(editor.resident.taps.anatomy.indices, editor.committed, strict=True))
+    gone: dict[int, list[int]] = {}
+    for layer, expert in sorted(steering.cells):
+        if expert not in living[layer]:
+            gone.setdefault(layer, []).append(expert)
+    said = tuple(
+        f"layer {ly}: experts {es} are pruned, so steering lets go of them"
+        for ly, es in gone.items()
+    )
+    cells = {(layer, expert) for layer, experts in gone.items() for expert in experts}
+    return steering.without(cells), said
 
 
 def _in_force(before: Steering, wish: Wish) -> tuple[MapInForce, ...]:

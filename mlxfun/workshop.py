@@ -29,10 +29,7 @@ if TYPE_CHECKING:
 
 
 class Workshop:
-    """A session makes one and hands it to the techniques.
-
-    protected: bool [L, E], the experts that the newest plan was told to spare.
-    """
+    """A session makes one and hands it to the techniques."""
 
     def __init__(self, loaded: Loaded, undo_budget: int | None = None) -> None:
         """Wrap an already loaded model. Raises ModelError for a dense one."""
@@ -49,13 +46,21 @@ class Workshop:
         head = HeadTap(self.model, self.anatomy.head) if self.anatomy.head else None
         self.evaluator = Evaluator(self.model, head, self.anatomy.vocabulary)
         self.observations = Observations(loaded, self.anatomy, self.taps, self.editor)
-        shape = len(self.anatomy.layers), self.anatomy.num_experts
-        self.protected: Array = np.zeros(shape, bool)
 
     def _open_checkpoint(self) -> Reader:
         return saving.open_checkpoint(
             self._loaded, lambda path: self.editor.resident.tree.get(path).dtype
         )
+
+    @property
+    def protected(self) -> Array:
+        """bool [L, E], the experts to spare, see `Editor.protected`."""
+        return self.spared(self.editor.protected)
+
+    def spared(self, mask: Array | None) -> Array:
+        """bool [L, E]; None is nobody."""
+        shape = len(self.anatomy.layers), self.anatomy.num_experts
+        return np.zeros(shape, np.bool_) if mask is None else mask
 
     @property
     def calibration(self) -> Sequence[Tokens]:

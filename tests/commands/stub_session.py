@@ -303,7 +303,10 @@ class StubSession(HandStub):
         self.plan = replace(plan, technique=technique, strategy="selection bias", mass_lost=None)
         return self.plan
 
-    def steer(self, options: SteerOptions) -> SteerReport:
+    def steer(self, options: SteerOptions | SteerReport) -> SteerReport:
+        if isinstance(options, SteerReport):
+            self.steering = options
+            return options
         for layer in {**options.activate, **options.deactivate}:
             if layer not in LAYERS:
                 raise PlanError(f"layer {layer} has no experts: choose one of {LAYERS}")

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from commands.recipe_file import expand, read_recipe
+from mlxfun.context import SILENT
 from mlxfun.errors import UsageError
 from mlxfun.events import JobEnded, Notice
 from mlxfun.recipes import RecipeReport
 from tests.commands.conftest import Bench
+from tests.commands.stub_session import StubSession
 
 MakeBench = Callable[..., Bench]
 
@@ -140,6 +144,39 @@ def test_a_variant_that_fails_is_passed_over_with_its_reason(make_bench: MakeBen
     assert report.kept == 0
     assert "at most 6" in report.variants[1].error
     assert report.variants[1].kl is None
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+@pytest.mark.parametrize("figure", ["kl_mean", "perplexity"])
+def test_a_variant_that_computes_no_numbers_any_more_has_failed(
+    make_bench: MakeBench,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    figure: str,
+    broken: float,
+):
+    sound = StubSession.preview
+
+    def preview(self, options, ctx=SILENT):
+        report = sound(self, options, ctx)
+        if self._staged().experts_after != 6:
+            return report
+        value = broken if figure == "kl_mean" else dict.fromkeys(report.perplexity, broken)
+        return replace(report, **{figure: value})
+
+    monkeypatch.setattr(StubSession, "preview", preview)
+    report = report_of(make_bench(), write(here, "9 KL"))
+    failed = [v for v in report.variants if "--n-prune 2" in v.line]
+    assert [(v.kl, v.ratio) for v in failed] == [(None, None)] * 2
+    assert all("computes no numbers any more: KL" in v.error for v in failed)
+    assert "--n-prune 3" in report.variants[report.kept].line
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    text = (here / "a-report" / "report.json").read_text()
+    meets = [v["meets"] for v in json.loads(text, parse_constant=refuse)["variants"]]
+    assert meets == [True, True, False, False, True, True, True]
 
 
 @pytest.mark.parametrize(

@@ -211,6 +211,34 @@ def test_an_activation_that_no_constant_can_hold_is_refused_with_the_way_out(ses
     assert session.view().steering.activated == {2: (5,)}
 
 
+@pytest.mark.parametrize("side", ["candidate", "base"])
+def test_a_second_bake_takes_the_place_of_the_first_on_either_side(biased, side):
+    layer = biased.anatomy.indices[0]
+    biased.steer(SteerOptions(clear=True, deactivate={layer: (1,)}))
+    steered = logits(biased)
+    first = biased.bake(BakeOptions())
+    biased.flip(side)
+    assert biased.bake(BakeOptions()).state_after == first.state_after
+    assert biased.editor.side == "candidate"
+    assert biased.view().steering.deactivated == {}
+    assert np.array_equal(logits(biased), steered)
+    biased.discard()
+    assert biased.view().steering.deactivated == {layer: (1,)}
+    biased.steer(SteerOptions(clear=True))
+
+
+def test_a_bake_that_is_refused_leaves_the_staged_one(session):
+    session.steer(SteerOptions(deactivate={2: (14,)}))
+    plan = session.bake(BakeOptions(TEXT))
+    answer = logits(session)
+    with pytest.raises(UsageError, match="give --dataset"):
+        session.bake(BakeOptions())
+    assert session.view().plan is plan
+    assert session.editor.side == "candidate"
+    assert session.view().steering.deactivated == {}
+    assert np.array_equal(logits(session), answer)
+
+
 def test_there_must_be_steering_to_bake(session):
     with pytest.raises(StateError, match="nothing is steered"):
         session.bake(BakeOptions(TEXT))

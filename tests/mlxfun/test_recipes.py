@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -41,7 +42,7 @@ def test_a_target_reads_as_it_is_said(text, target):
 
 
 @pytest.mark.parametrize("text", ["at most", "at most x MB", "at most 5 parsecs", "at most -1 KL",
-                                  "at least 5 MB", "at most 0 KL"])  # fmt: skip
+                                  "at least 5 MB", "at most 0 KL", f"at most {10**400}"])  # fmt: skip
 def test_what_is_no_target_is_refused(text):
     with pytest.raises(UsageError, match=r"is no target|must be above 0"):
         parse_target(text)
@@ -54,6 +55,24 @@ def test_what_is_no_target_is_refused(text):
 )  # fmt: skip
 def test_a_size_keeps_the_least_loss_and_a_loss_the_smallest_size(text, kept):
     assert best(VARIANTS, parse_target(text)) == kept
+
+
+@pytest.mark.parametrize("kl", [math.nan, math.inf])
+@pytest.mark.parametrize("text", ["at most 5 MB", "at most 0.4 KL"])
+def test_a_loss_that_is_no_number_meets_no_target(kl, text):
+    broken = (variant("broken", 1_000_000, kl), Variant("half", 1_000_000, 0.01, kl, 0.5))
+    target = parse_target(text)
+    assert best(broken, target) is None
+    assert best((*broken, *VARIANTS), target) == 4
+    assert shortfall(broken, target).startswith("none of the 2 variants could be measured")
+    assert shortfall((*broken, VARIANTS[4]), parse_target("at most 2 MB")) == (
+        "none of the 1 measured variants keeps within at most 2000000 bytes; the nearest has "
+        "6000000 bytes: large"
+    )
+    drawn = loss_svg((*broken, *VARIANTS), target, 4)
+    assert len(ET.fromstring(drawn).findall(f"{SVG}circle")) == 4
+    assert "nan" not in drawn
+    assert "inf" not in drawn
 
 
 def test_equal_sizes_are_decided_by_the_loss():

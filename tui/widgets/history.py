@@ -85,7 +85,8 @@ class HistoryPanel(Panel):
     about = (
         "Every committed edit is a state in this tree; ● is where the model is. {undo} goes one "
         "up, {redo} down again, {goto} goes straight to the selected state. An edit made after an undo "
-        "starts a branch: nothing is lost. States are restored bit for bit.\n\n"
+        "starts a branch and loses none; only an undo budget may let old branches go, and it says so. "
+        "States are restored bit for bit.\n\n"
         "{mark} marks a state (◆) and {compare} compares the selected one with it, or with the "
         "model's: perplexity, KL, size and experts, measured on the same text. {name} names a "
         "state, {compact} slices pruned experts out of memory (compact). The meter shows what the undo budget holds."
