@@ -13,7 +13,7 @@ from commands.declare import (
     positive,
     stack,
 )
-from commands.types import FilePath
+from commands.types import FilePath, Number
 from mlxfun.ablation_options import POSITIONS, TARGETS, AblateOptions, RefusalOptions
 from mlxfun.errors import UsageError
 from mlxfun.options import DatasetOptions
@@ -83,7 +83,7 @@ def _sets(call: Call) -> tuple[DatasetOptions | None, DatasetOptions | None]:
 )
 @click.option(
     "--max-kl",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     default=0.1,
     metavar="X",
     help="Bound on a search's first-token KL on harmless prompts (default: 0.1).",

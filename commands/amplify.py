@@ -16,7 +16,7 @@ from commands.declare import (
     stack,
     steered,
 )
-from commands.types import FilePath
+from commands.types import FilePath, Number
 from mlxfun.options import AmplifyOptions, BakeOptions, DatasetOptions
 from mlxfun.reports import Report
 
@@ -49,14 +49,14 @@ def _text(call: Call) -> Iterator[DatasetOptions | None]:
 )
 @click.option(
     "--scale",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(0, 100, min_open=True),
     default=0.5,
     metavar="X",
     help="Boost of an expert with composite score 1 (default: 0.5).",
 )
 @click.option(
     "--threshold",
-    type=click.FloatRange(0, 1, max_open=True),
+    type=Number(0, 1, max_open=True),
     default=0.0,
     metavar="C",
     help="Composite score at which boosts begin (default: 0).",

@@ -8,18 +8,19 @@ from typing import Any
 import click
 
 from commands.declare import Call, command, positive, stack
+from commands.types import Number, Seed
 from mlxfun.errors import MlxfunError, UsageError
 from mlxfun.options import GenerateOptions
 from mlxfun.reports import Report, TextReport
 
 sampling_options = stack(
     click.option("--system", metavar="TEXT", help="System prompt."),
-    click.option("--temperature", type=click.FloatRange(min=0), metavar="T", help="0 is greedy."),
+    click.option("--temperature", type=Number(min=0), metavar="T", help="0 is greedy."),
     click.option(
-        "--top-p", type=click.FloatRange(0, 1, min_open=True), metavar="P", help="Nucleus sampling."
+        "--top-p", type=Number(0, 1, min_open=True), metavar="P", help="Nucleus sampling."
     ),
     click.option("--max-tokens", type=positive, metavar="N", help="Longest answer."),
-    click.option("--seed", type=int, metavar="N", help="Seed of the sampling."),
+    click.option("--seed", type=Seed(), metavar="N", help="Seed of the sampling."),
     click.option("--thinking/--no-thinking", default=None, help="For templates that know it."),
 )
 

@@ -18,6 +18,7 @@ import click
 
 from commands import interrupts
 from commands.config import Config, read_config
+from commands.types import Seed
 from mlxfun import __version__
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Start:
     help="Save below DIR only. For a replay, the default is a temporary directory.",
 )
 @click.option("--json", "as_json", is_flag=True, help="With --headless: one JSON object a command.")
-@click.option("--seed", type=int, metavar="N", help="Seed of everything drawn (default: 0).")
+@click.option("--seed", type=Seed(), metavar="N", help="Seed of everything drawn (default: 0).")
 @click.option("--undo-budget", metavar="SIZE", help="What the undo history may hold, e.g. 2GiB.")
 @click.option(
     "--config",

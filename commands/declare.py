@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import click
 
-from commands.types import FilePath, Source
+from commands.types import FilePath, Seed, Source
 from mlxfun.demo import DATASETS
 from mlxfun.options import DatasetOptions
 from mlxfun.reports import Report, SessionView
@@ -225,7 +225,9 @@ data_options = stack(
     click.option(
         "--max-tokens", type=positive, metavar="N", help="Cut a line after N tokens (default: 512)."
     ),
-    click.option("--seed", type=int, metavar="N", help="Which lines are drawn (default: --seed)."),
+    click.option(
+        "--seed", type=Seed(), metavar="N", help="Which lines are drawn (default: --seed)."
+    ),
 )
 
 

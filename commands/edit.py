@@ -21,7 +21,7 @@ from commands.declare import (
     staged,
 )
 from commands.maps import Limit, WithMaps
-from commands.types import ExpertPairs, Experts, FilePath, Levels
+from commands.types import ExpertPairs, Experts, FilePath, Levels, NewFile, Number
 from mlxfun.errors import StateError, UsageError
 from mlxfun.options import (
     ALIGNMENTS,
@@ -254,13 +254,13 @@ def merge(call: Call) -> Report:
 )
 @click.option(
     "--boost-value",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     metavar="X",
     help="What the additive rule adds for activated experts (default: 2).",
 )
 @click.option(
     "--mask-value",
-    type=click.FloatRange(max=0, max_open=True),
+    type=Number(max=0, max_open=True),
     metavar="X",
     help="What it adds for deactivated ones, below 0 (default: -10000, never chosen).",
 )
@@ -294,12 +294,10 @@ def steer(call: Call) -> Report:
 
 
 @command("apply", group="edit", undoable=True, key="a", when=staged)
-@click.option(
-    "--max-kl", type=click.FloatRange(min=0), metavar="X", help="Refuse above this mean KL."
-)
+@click.option("--max-kl", type=Number(min=0), metavar="X", help="Refuse above this mean KL.")
 @click.option(
     "--max-perplexity-ratio",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     metavar="Y",
     help="Refuse above this perplexity, as a multiple of the checkpoint's.",
 )
@@ -347,14 +345,14 @@ def plan_show(call: Call) -> Report:
 
 
 @command("plan save", group="edit", when=listable, outside=True)
-@click.argument("path", type=LIST)
+@click.argument("path", type=NewFile((".json", ".csv")))
 def plan_save(call: Call) -> Report:
     """Write which experts stay as an expert list, JSON or CSV by the file's name.
 
     The list is that of the staged plan, or of the applied prune when nothing is staged. prune
     --expert-list reads it, on this model or on a quantised copy of it.
     """
-    from mlxfun.expert_lists import write_expert_list  # brings NumPy: not at the top
+    from mlxfun.expert_lists import Maker, write_expert_list  # brings NumPy: not at the top
 
     view = call.session.view()
     why_not = listable(view)
@@ -369,7 +367,9 @@ def plan_save(call: Call) -> Report:
             "than global prunes evenly; `save` writes the model as it is"
         )
     path = call.bench.writable(call["path"])
-    write_expert_list(path, keep, view.heat.experts)
+    name = view.model.model_id if view.model else ""
+    made_on = Maker(call.session.checkpoint_id, name)
+    write_expert_list(path, keep, view.heat.experts, made_on)
     kept, of = sum(map(len, keep.values())), len(keep) * view.heat.experts
     return TextReport(
         f"wrote {path}: {kept} of {of} experts stay, {counted(of - kept, 'goes', 'go')}"

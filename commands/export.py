@@ -10,8 +10,9 @@ import click
 
 from commands.declare import Call, Command, command, with_model, with_stats
 from commands.session_report import session_report
-from commands.types import FilePath
-from mlxfun.errors import SaveError, StateError, UsageError
+from commands.types import NewFile
+from mlxfun.errors import SaveError, StateError
+from mlxfun.files import require_writable, writing
 from mlxfun.options import METRICS
 from mlxfun.reports import ChatReport, Report, TextReport, readable_bytes
 
@@ -19,21 +20,16 @@ HEATMAP = (".svg", ".png", ".csv", ".md")
 CHAT = (".md", ".json")
 
 
-def _write(call: Call, kinds: tuple[str, ...], make: Callable[[str], str | bytes]) -> Report:
+def _write(call: Call, make: Callable[[str], str | bytes]) -> Report:
     """Write what `make` gives for the kind of file that PATH's name says."""
     path: Path = call.bench.writable(call["path"])
-    kind = path.suffix.lower()
-    if kind not in kinds:
-        raise UsageError(f"{path} is none of {', '.join(kinds)}: end its name in one of them")
+    require_writable(path)
     if path.exists() and not call["force"]:
         raise SaveError(f"{path} exists: choose another name, or add --force")
-    made = make(kind)
+    made = make(path.suffix.lower())
     data = made.encode() if isinstance(made, str) else made
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    except OSError as problem:
-        raise SaveError(f"cannot write {path}: {problem.strerror or problem}") from None
+    with writing(path) as file:
+        file.write(data)
     return TextReport(f"wrote {path} ({readable_bytes(len(data))})")
 
 
@@ -41,7 +37,7 @@ force = click.option("--force", is_flag=True, help="Write over a file of that na
 
 
 @command("export heatmap", group="observe", when=with_stats, outside=True)
-@click.argument("path", type=FilePath(HEATMAP))
+@click.argument("path", type=NewFile(HEATMAP))
 @click.option(
     "--metric", type=click.Choice(METRICS), help="What is drawn (default: reap_sum, see set)."
 )
@@ -63,27 +59,27 @@ def heatmap(call: Call) -> Report:
         ".csv": pictures.table,
         ".md": pictures.markdown,
     }
-    return _write(call, HEATMAP, lambda kind: kinds[kind](drawn))
+    return _write(call, lambda kind: kinds[kind](drawn))
 
 
 @command("export report", group="history", when=with_model, outside=True)
-@click.argument("path", type=FilePath((".md",)))
+@click.argument("path", type=NewFile((".md",)))
 @force
 def report(call: Call) -> Report:
     """Write the session as Markdown: the model, its states with their scores, every command."""
     text = session_report(call.bench.view(), call.bench.journal.lines)
-    return _write(call, (".md",), lambda _: text)
+    return _write(call, lambda _: text)
 
 
 @command("export chat", group="chat", when=with_model, outside=True)
-@click.argument("path", type=FilePath(CHAT))
+@click.argument("path", type=NewFile(CHAT))
 @force
 def chat(call: Call) -> Report:
     """Write what was said in this session, with the side that answered: .md or .json."""
     turns = call.bench.turns
     if not turns:
         raise StateError("nothing has been said yet: chat first")
-    return _write(call, CHAT, lambda kind: _conversation(turns, kind))
+    return _write(call, lambda kind: _conversation(turns, kind))
 
 
 def _conversation(turns: list[ChatReport], kind: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from commands.declare import DATASET, Call, Decorator, command, positive, stack, staged
-from commands.types import ExpertPairs, OneExpert
+from commands.types import ExpertPairs, Number, OneExpert
 from mlxfun.errors import UsageError
 from mlxfun.hand_options import DOSSIER_TOKENS, PROBE_TOKENS, ProbeOptions, SelectOptions
 from mlxfun.options import METRICS, DatasetOptions
@@ -18,7 +18,7 @@ from mlxfun.reports import Report
 @click.option("--clear", is_flag=True, help="Start from nothing, not from the staged plan.")
 @click.option(
     "--below",
-    type=click.FloatRange(0, 1),
+    type=Number(0, 1),
     metavar="X",
     help="All with less than this share of their layer's metric go too: 0.01 is one percent.",
 )

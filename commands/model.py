@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from commands.declare import Call, always, command
 from commands.types import FilePath, Source
-from mlxfun.errors import StateError
+from mlxfun.errors import ModelError, SaveError, StateError
 from mlxfun.options import SaveOptions
 from mlxfun.reports import Report, TextReport
 
@@ -57,7 +55,8 @@ def save(call: Call) -> Report:
     """Write the model as a directory that stock mlx_lm.load opens, and check that it does.
 
     What is saved is the applied state: a staged plan is not part of it, apply it first. The
-    directory appears whole or not at all; an existing one is only replaced with --force.
+    directory appears whole or not at all; an existing one is only replaced with --force, and only
+    if it holds a model and nothing else. Of a clone, what belongs to git stays.
     """
     options = SaveOptions(
         path=call.bench.writable(call["path"]),
@@ -71,7 +70,10 @@ def save(call: Call) -> Report:
 @command("smoke-test", group="model")
 def smoke_test(call: Call) -> Report:
     """Check that the live model still works: finite logits, sane text, routing in range."""
-    return call.session.smoke_test(call.ctx)
+    report = call.session.smoke_test(call.ctx)
+    if not report.passed:  # an error, so that a script stops there
+        raise ModelError(f"{report.summary()}; undo the last edit, or discard the staged one")
+    return report
 
 
 @command("recover", group="model", when=always, recorded=False)
@@ -80,8 +82,11 @@ def recover(call: Call) -> Report:
     """Put back models that a killed save --force had moved aside in a directory (default: here)."""
     from mlxfun.checkpoint import atomic
 
-    directory: Path = call["directory"]
-    places = [str(atomic.recover(backup)) for backup in atomic.recoverable(directory)]
+    directory = call.bench.files.writable_directory(call["directory"])
+    try:
+        places = [str(atomic.recover(backup)) for backup in atomic.recoverable(directory)]
+    except OSError as problem:
+        raise SaveError(f"cannot recover in {directory}: {problem.strerror or problem}") from None
     if not places:
         raise StateError(f"nothing to recover in {directory.resolve()}")
     return TextReport(f"put back {', '.join(places)}")

@@ -16,13 +16,14 @@ from commands.declare import (
     positive,
     with_stats,
 )
-from commands.types import FilePath, OneExpert
+from commands.types import FilePath, NewFile, OneExpert
 from mlxfun.errors import UsageError
 from mlxfun.hand_options import SelectOptions
 from mlxfun.options import METRICS, CollectOptions
 from mlxfun.reports import Report
 
 NPZ = FilePath((".npz",))
+NEW_NPZ = NewFile((".npz",))
 
 
 @command("collect", group="observe", key="c")
@@ -55,7 +56,7 @@ def show(call: Call) -> Report:
 
 
 @command("stats save", group="observe", when=with_stats, outside=True)
-@click.argument("path", type=NPZ)
+@click.argument("path", type=NEW_NPZ)
 def save(call: Call) -> Report:
     """Write the statistics to an .npz file."""
     return call.session.save_stats(call.bench.writable(call["path"]))
@@ -70,7 +71,7 @@ def load(call: Call) -> Report:
 
 @command("stats count", group="observe")
 @click.argument("switch", type=click.Choice(["on", "off"]), metavar="on|off")
-@click.option("--auto-save", type=NPZ, help="Write the statistics here after every answer.")
+@click.option("--auto-save", type=NEW_NPZ, help="Write the statistics here after every answer.")
 def count(call: Call) -> Report:
     """Count chat traffic into the statistics too, or stop doing so."""
     path = call["auto_save"]
@@ -95,7 +96,7 @@ allow_stale = click.option(
 @command("stats diff", group="observe", when=always, outside=True)
 @click.argument("a", type=NPZ)
 @click.argument("b", type=NPZ)
-@click.option("--output", type=FilePath((".json",)), help="Write the differences as JSON.")
+@click.option("--output", type=NewFile((".json",)), help="Write the differences as JSON.")
 @allow_stale
 def diff(call: Call) -> Report:
     """Compare two .npz files: do they rank the experts alike, and where not?
@@ -115,7 +116,7 @@ def diff(call: Call) -> Report:
 
 @command("stats merge", group="observe", when=always, outside=True)
 @click.argument("files", type=NPZ, nargs=-1, required=True, metavar="A B...")
-@click.option("--output", type=NPZ, required=True, help="Where the merged .npz is written.")
+@click.option("--output", type=NEW_NPZ, required=True, help="Where the merged .npz is written.")
 @click.option(
     "--by",
     type=click.Choice(["sum", "rank"]),
@@ -140,7 +141,7 @@ def merge(call: Call) -> Report:
 )
 @click.option("--max-rank", type=positive, metavar="R", help="Only those never below rank R.")
 @click.option("--model-wide", is_flag=True, help="The same expert numbers in every layer.")
-@click.option("--output", type=FilePath((".json", ".csv")), help="Write who stays as a list.")
+@click.option("--output", type=NewFile((".json", ".csv")), help="Write who stays as a list.")
 @click.option("--stage", is_flag=True, help="Stage the selection.")
 @allow_stale
 def rank(call: Call) -> Report:
@@ -154,10 +155,12 @@ def rank(call: Call) -> Report:
     names = ("metric", "n_prune", "min_rank", "max_rank", "model_wide", "allow_stale")
     output = call["output"]
     session = call.session if call["stage"] else None  # says so first when there is no model
+    heat = session.view().heat if session is not None else None
     report = rank_files(
         [call.bench.readable(path) for path in call["files"]],
         RankOptions(**{name: call[name] for name in names}),
         call.bench.writable(output) if output is not None else None,
+        heat.alive if heat is not None else None,
     )
     if session is None:
         return report
@@ -168,7 +171,7 @@ def rank(call: Call) -> Report:
 @command("stats purge", group="observe", when=always, outside=True)
 @click.argument("a", type=NPZ)
 @click.argument("b", type=NPZ)
-@click.option("--output", type=NPZ, required=True, help="Where the remaining .npz is written.")
+@click.option("--output", type=NEW_NPZ, required=True, help="Where the remaining .npz is written.")
 @allow_stale
 def purge(call: Call) -> Report:
     """Take the run in B out of the sums in A that it went into."""

@@ -20,11 +20,17 @@ from commands.workbench import Files, Workbench
 from mlxfun.context import Context
 from mlxfun.errors import Cancelled, MlxfunError, StateError, UsageError
 from mlxfun.events import JobEnded, Notice
+from mlxfun.files import Kind, beginning_with, json_with, require_writable, write_text
 from mlxfun.recipes import RecipeReport, Variant, best, loss_svg, shortfall
 from mlxfun.reports import EvaluateReport, Report, SteerReport
 
 NOT_TRIED = ("apply", "discard", "flip", "compact", "steer", "plan show", "plan save")
 """Commands of the group edit that stage nothing."""
+WRITTEN = {
+    "report.json": Kind("report of a recipe", json_with("variants")),
+    "loss.svg": Kind("picture", beginning_with(b"<svg")),
+}
+"""What a recipe leaves in its output directory."""
 
 
 class RecipeError(MlxfunError):
@@ -53,8 +59,8 @@ def recipe(call: Call) -> Report:
     path = bench.readable(call["path"])
     found = read_recipe(path, lambda line, tried: _check(bench, line, tried))
     output = bench.writable(call["output"] or Path(f"{path.stem}-report"))
-    if output.exists() and not output.is_dir():
-        raise UsageError(f"--output {output} is a file; name a directory")
+    for name, kind in WRITTEN.items():  # before variants are tried, which takes long
+        require_writable(output / name, kind)
     before = bench.files
     bench.files = Files(before.root, path.resolve().parent)
     try:
@@ -203,12 +209,8 @@ class _Kitchen:
             "report.json": json.dumps(document, indent=2, allow_nan=False) + "\n",
             "loss.svg": loss_svg(variants, target, kept),
         }
-        try:
-            self.output.mkdir(parents=True, exist_ok=True)
-            for name, text in texts.items():
-                (self.output / name).write_text(text, "utf-8")
-        except OSError as problem:
-            raise UsageError(f"cannot write to {self.output}: {problem.strerror}") from None
+        for name, text in texts.items():
+            write_text(self.output / name, text, WRITTEN[name])
         return tuple(str(self.output / name) for name in texts)
 
 

@@ -17,11 +17,11 @@ from commands.declare import (
     positive,
     stack,
 )
-from commands.types import FilePath
+from commands.types import NewFile, Number
 from mlxfun.options import PrepareOptions, ScanOptions
 from mlxfun.reports import Report
 
-JSON = FilePath((".json",))
+JSON = NewFile((".json",))
 
 
 def _set(name: str, what: str) -> Decorator:
@@ -33,14 +33,14 @@ rules = stack(
     click.option("--output", type=JSON, required=True, help="Where the report is written."),
     click.option(
         "--threshold-percentile",
-        type=click.FloatRange(50, 100, max_open=True),
+        type=Number(50, 100, max_open=True),
         default=90.0,
         metavar="P",
         help="Flag only the outermost 100 - P percent on each side (default: 90).",
     ),
     click.option(
         "--alpha",
-        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        type=Number(0, 1, min_open=True, max_open=True),
         default=0.01,
         metavar="Q",
         help="Bound on the share of false discoveries among the flagged (default: 0.01).",
@@ -111,7 +111,7 @@ class _Where(click.ParamType[tuple[str, str]]):
 
 @command("prepare-dataset", group="observe", when=always, outside=True)
 @click.argument("source", metavar="HUB_ID")
-@click.option("--output", type=FilePath((".jsonl",)), required=True, help="The JSONL to write.")
+@click.option("--output", type=NewFile((".jsonl",)), required=True, help="The JSONL to write.")
 @click.option("--split", default="train", help="Which split (default: train).")
 @click.option("--subset", metavar="NAME", help="Which configuration of the data set.")
 @click.option("--revision", metavar="REV", help="Branch, tag or commit on the Hub.")

@@ -30,6 +30,7 @@ from typing import IO
 from commands.workbench import Loaded
 from mlxfun import __version__
 from mlxfun.errors import UsageError
+from mlxfun.options import require_seed
 
 MAGIC = "#!mlxfun-session"
 FORMAT = 1
@@ -142,9 +143,10 @@ def _check_header(key: str, value: str) -> None:
         raise ValueError(f"header line {key!r} is not one of {', '.join(KEYS)} with a value")
     if key == "seed":
         try:
-            int(value)
-        except ValueError:
-            raise ValueError(f"the seed {value.strip()!r} is not a whole number") from None
+            require_seed(int(value))
+        except (ValueError, UsageError):
+            shown = value.strip()[:40]
+            raise ValueError(f"the seed {shown!r} is not a whole number from 0 on") from None
 
 
 def _version(package: str) -> str:

@@ -13,14 +13,14 @@ from commands import expect as expectations
 from commands import resume
 from commands.declare import DATASET, Call, Command, always, command, positive
 from commands.replay import run_script
-from commands.types import FilePath
+from commands.types import FilePath, Number, Seed
 from commands.workbench import Settings
 from mlxfun.errors import UsageError
 from mlxfun.options import METRICS
 from mlxfun.reports import Report, TextReport
 
 
-class Limit(click.FloatRange):
+class Limit(Number):
     """A number above 0, or off."""
 
     name = "number or off"
@@ -41,11 +41,11 @@ OFF = object()
 """The value of a limit that is taken away; None means that no value was typed."""
 
 SETTING_TYPES: dict[str, click.ParamType[Any]] = {
-    "seed": click.INT,
+    "seed": Seed(),
     "dataset": DATASET,
     "metric": click.Choice(METRICS),
-    "temperature": click.FloatRange(min=0),
-    "top-p": click.FloatRange(0, 1, min_open=True),
+    "temperature": Number(min=0),
+    "top-p": Number(0, 1, min_open=True),
     "max-tokens": positive,
     "max-kl": Limit(),
     "max-perplexity-ratio": Limit(),

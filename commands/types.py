@@ -14,7 +14,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from mlxfun.errors import UsageError
-from mlxfun.options import ExpertSets
+from mlxfun.options import ExpertSets, require_seed
 from mlxfun.reports import SessionView
 
 MAX_COMPLETIONS = 200
@@ -146,7 +146,34 @@ class Size(_Parsed):
         if match is None:
             raise ValueError(f"{text!r} is not a size, for instance 500MB, 2GiB or 4096")
         power = " kmgt".index(match[2].lower() or " ")
-        return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+        size = float(match[1]) * (1024 if match[3] else 1000) ** power
+        if size >= 2**63:
+            raise ValueError(f"{text[:40]!r} is more than any machine holds")
+        return int(size)
+
+
+class Number(click.FloatRange):
+    """A finite number within bounds: comparisons alone let infinity, or NaN, through."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return number
+
+
+class Seed(_Parsed):
+    """`"7"` -> 7, of the numbers that every generator takes."""
+
+    name = "seed"
+
+    @staticmethod
+    def parse(text: str) -> int:
+        try:
+            return require_seed(int(text))
+        except ValueError:  # also of a number with thousands of digits
+            shown = text if len(text) < 40 else f"{text[:40]}..."
+            raise ValueError(f"{shown!r} is not a whole number") from None
 
 
 class FilePath(click.ParamType[Path]):
@@ -162,10 +189,23 @@ class FilePath(click.ParamType[Path]):
             self.fail("the path is empty", param, ctx)
         if "\0" in str(value):
             self.fail(f"the path {value!r} holds a zero byte", param, ctx)
-        return Path(value).expanduser()
+        try:
+            return Path(value).expanduser()
+        except RuntimeError:
+            self.fail(f"the path {value!r} names a user whose home is unknown", param, ctx)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
         return [CompletionItem(name) for name in files(incomplete, self.extensions)]
+
+
+class NewFile(FilePath):
+    """A file to be written, of one of the kinds that its ending says."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = super().convert(value, param, ctx)
+        if path.suffix.lower() not in self.extensions:
+            self.fail(f"{str(path)!r} must end in {' or '.join(self.extensions)}", param, ctx)
+        return path
 
 
 class Source(click.ParamType[str]):

@@ -6,6 +6,7 @@ It lives on the worker thread, like the session in it.
 from __future__ import annotations
 
 import gc
+import os
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlxfun.context import Context
-from mlxfun.errors import DatasetError, StateError, UsageError
+from mlxfun.errors import DatasetError, SaveError, StateError, UsageError
 from mlxfun.events import Notice
 from mlxfun.reports import ChatReport, Report, SessionView
 
@@ -54,12 +55,24 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The resident model as a replay names it. state: the one right after loading."""
+    """The resident model as a replay names it. state: the one right after loading.
+
+    directory: where its files are, which nothing is written to.
+    """
 
     source: str
     revision: str | None
     checkpoint: str
     state: str
+    directory: Path
+
+    def owns(self, path: Path) -> bool:
+        """Whether `path` lies inside the model's directory, or is a file that it links to."""
+        target, own = (Path(os.path.realpath(p)) for p in (path, self.directory))
+        if target.is_relative_to(own):
+            return True
+        # A snapshot of the Hub's cache consists of links.
+        return target in {Path(os.path.realpath(f)) for f in own.glob("*")}
 
 
 @dataclass(slots=True)
@@ -86,14 +99,20 @@ class Files:
             )
         return target
 
+    def writable_directory(self, path: Path) -> Path:
+        """Where a command that writes below the directory `path` shall do so: the root, too."""
+        if self.root is not None and (self.root / path).resolve() == self.root.resolve():
+            return self.root
+        return self.writable(path)
+
     def readable(self, path: Path) -> Path:
         """Where to read `path`: what this run wrote first, then here, then beside the script."""
-        path = path.expanduser()
+        path = Path(os.path.expanduser(path))  # Path.expanduser raises for an unknown user
         if path.is_absolute():
             return path
-        if self.root is not None and (self.root / path).exists():
+        if self.root is not None and _there(self.root / path):
             return self.root / path
-        if self.script is not None and not path.exists() and (self.script / path).exists():
+        if self.script is not None and not _there(path) and _there(self.script / path):
             return self.script / path
         return path
 
@@ -162,7 +181,10 @@ class Workbench:
         )
         self.close()
         self._session = opened
-        self.loaded = Loaded(source, revision, opened.checkpoint_id, opened.state)
+        report = opened.info()
+        self.loaded = Loaded(
+            source, revision, opened.checkpoint_id, opened.state, Path(report.source).absolute()
+        )
         # Loading imports transformers, hundreds of thousands of objects that live for ever. A full
         # collection walks them all under the interpreter's lock, and the screen stands still.
         gc.collect()
@@ -172,12 +194,12 @@ class Workbench:
 
             offer(self.sessions, ctx)
         self.offering = False
-        return opened.info()
+        return report
 
     def _local(self, source: str) -> str | Path:
         """A path if there is one (or it was meant as one), otherwise a Hub id as typed."""
         path = self.files.readable(Path(source))
-        return path if path.exists() or source.startswith((".", "/", "~")) else source
+        return path if _there(path) or source.startswith((".", "/", "~")) else source
 
     def close(self) -> None:
         """Let the session go."""
@@ -197,7 +219,7 @@ class Workbench:
             raise UsageError("which data set? Give --dataset PATH, or --dataset demo:mixed")
         found = self.readable_source(chosen)
         # Looked for as well: not every command gets as far as reading it, or needs to.
-        good = source is not None and (found.startswith("demo:") or Path(found).exists())
+        good = source is not None and (found.startswith("demo:") or _there(Path(found)))
         try:
             yield found
         except DatasetError:
@@ -216,8 +238,19 @@ class Workbench:
         return self.files.readable(path)
 
     def writable(self, path: Path) -> Path:
-        """See `Files.writable`."""
-        return self.files.writable(path)
+        """See `Files.writable`. Raises SaveError for a file of the resident model, too."""
+        target = self.files.writable(path)
+        if self.loaded is not None and self.loaded.owns(target):
+            raise SaveError(
+                f"{path} belongs to the model that is loaded from {self.loaded.directory}; choose "
+                "another place"
+            )
+        return target
+
+
+def _there(path: Path) -> bool:
+    # Not path.exists(), which raises OSError for a name that no file system takes.
+    return os.path.exists(path)
 
 
 def _offer_recovery(directory: Path, ctx: Context) -> None:

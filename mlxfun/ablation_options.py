@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlxfun.errors import UsageError
-from mlxfun.options import DatasetOptions
+from mlxfun.options import DatasetOptions, require_seed
 
 POSITIONS = ("last", "mean")
 TARGETS = ("all", "safety-experts", "dense-only")
@@ -45,6 +45,9 @@ class AblateOptions:
     answer_tokens: int = 32
     seed: int = 0
     allow_stale: bool = False
+
+    def __post_init__(self) -> None:
+        require_seed(self.seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +108,7 @@ def parse_range(text: str, option: str) -> tuple[int, int]:
     (2, 5)
     """
     first, dash, last = text.partition("-")
-    if not first.isdigit() or (dash and not last.isdigit()):
+    if len(text) > 20 or not first.isdigit() or (dash and not last.isdigit()):
         raise UsageError(f"{option}: {text!r} is no range of layers, for instance 2-5")
     low, high = int(first), int(last) if dash else int(first)
     if high < low:

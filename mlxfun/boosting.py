@@ -101,8 +101,11 @@ def amplify(
 
 
 def _check(options: AmplifyOptions) -> None:
-    if not options.scale > 0:
-        raise UsageError(f"--scale {options.scale:g} must be above 0")
+    if not 0 < options.scale <= steer.MOST:
+        raise UsageError(
+            f"--scale {options.scale:g} must be above 0 and at most {steer.MOST:g}, where an expert "
+            "is as good as forced"
+        )
     if not 0 <= options.threshold < 1:
         raise UsageError(f"--threshold {options.threshold:g} must be at least 0 and below 1")
 
@@ -111,7 +114,7 @@ def _amplification(shop: Workshop, options: AmplifyOptions) -> tuple[Addends, st
     """Boosts of the report's domain experts, the domain's name, and notes."""
     anatomy, editor = shop.anatomy, shop.editor
     found = read_report(options.domain_map, "domain", anatomy.indices, anatomy.num_experts)
-    now = Identity(editor.checkpoint_id, editor.state)
+    now = Identity(editor.checkpoint_id, editor.state, editor.model_name)
     stale = require_current(
         found.path, found.identity, now, editor.history.root.state, options.allow_stale
     )

@@ -176,7 +176,14 @@ def merge(runs: Sequence[Named], by: str = "sum", allow_stale: bool = False) -> 
         steered=any(stats.steered for stats in parts),
         combined=by,
         sources=sum(stats.sources for stats in parts),
+        alive=alive_in_all(parts),
     )
+
+
+def alive_in_all(runs: Sequence[RoutingStats]) -> Array | None:
+    """bool [L, E]: the experts that could be chosen in every run that says so; None if none does."""
+    known = [stats.alive for stats in runs if stats.alive is not None]
+    return np.logical_and.reduce(known) if known else None
 
 
 def _added(arrays: list[Array]) -> Array:

@@ -8,6 +8,7 @@ Nothing here depends on the weights; the tokenizer is mlx-lm's TokenizerWrapper.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,8 +107,8 @@ def read_lines(options: DatasetOptions) -> list[Line]:
 def _resolve(source: str) -> Path:
     if source.startswith("demo:"):
         return demo.dataset_path(source.removeprefix("demo:"))
-    path = Path(source).expanduser()
-    if not path.exists():
+    path = Path(os.path.expanduser(source))
+    if not os.path.exists(path):  # path.exists() raises for a name that is too long
         sets = ", ".join(f"demo:{name}" for name in demo.DATASETS)
         raise DatasetError(f"no such file or directory: {source}; bundled sample sets are {sets}")
     return path
@@ -165,6 +166,8 @@ def _read_jsonl(file: Path, text_key: str) -> list[Line]:
             ) from error
         except RecursionError as error:
             raise DatasetError(f"{where}: nested too deeply to be a sample") from error
+        except ValueError as error:
+            raise DatasetError(f"{where}: a number of thousands of digits is no sample") from error
         if not isinstance(record, dict):
             raise DatasetError(f"{where}: expected a JSON object, found {_kind(record)}")
         lines.append(_parse(record, text_key, where))

@@ -71,6 +71,7 @@ class Editor:
         self.steering = Steering()
         self.staged: Staged | None = None
         self.checkpoint_id = checkpoint_id
+        self.model_name = ""
         self.history = History(self._live_state(), command, budget)
 
     # -- where the model stands ---------------------------------------------------------------

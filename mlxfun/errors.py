@@ -32,7 +32,7 @@ class BudgetError(MlxfunError):
 
 
 class SaveError(MlxfunError):
-    """A model that could not be written, or that failed the gate after writing."""
+    """A file or model that could not be written, or a model that failed the gate after writing."""
 
 
 class Cancelled(MlxfunError):

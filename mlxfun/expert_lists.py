@@ -20,12 +20,24 @@ from typing import Any
 import numpy as np
 
 from mlxfun.errors import PlanError, UsageError
+from mlxfun.files import Kind, json_with, write_text
 from mlxfun.options import ExpertSets, PruneOptions
 from mlxfun.selection import Mask
 
 VERSION = "1.0"
 MODES = ("protect", "target")
 _MAX_RANGE = 100_000
+_COLUMNS = ("layer", "expert", "action")
+
+
+def _is_list(path: Path) -> bool:
+    if path.suffix.lower() != ".csv":
+        return json_with("keep_map")(path)
+    head = path.read_bytes()[:200].decode("utf-8-sig", "replace").partition("\n")[0]
+    return set(_COLUMNS) <= {name.strip() for name in head.split(",")}
+
+
+LIST = Kind("expert list", _is_list)
 
 
 # --- command lines ---------------------------------------------------------------------------
@@ -83,16 +95,29 @@ def _is_number(text: str) -> bool:
 # --- keep lists ------------------------------------------------------------------------------
 
 
-def write_expert_list(path: Path, keep: Mapping[int, Sequence[int]], experts: int) -> None:
+@dataclass(frozen=True, slots=True)
+class Maker:
+    """The model a list is made on: its checkpoint's identity and its name; "" for unknown."""
+
+    model: str = ""
+    name: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.model})" if self.name else self.model
+
+
+def write_expert_list(
+    path: Path, keep: Mapping[int, Sequence[int]], experts: int, made_on: Maker | None = None
+) -> None:
     """Write a keep list, CSV when the name ends in .csv and JSON otherwise.
 
     keep: {decoder layer: experts that stay} for every MoE layer. experts: how many there were.
 
-    Raises PlanError when the file cannot be written.
+    Raises SaveError when the file cannot be written.
     """
-    layers = sorted(keep)
+    layers, made_on = sorted(keep), made_on or Maker()
     if path.suffix.lower() == ".csv":
-        text = _csv_text(layers, keep, experts)
+        text = _csv_text(layers, keep, experts, made_on)
     else:
         document = {
             "version": VERSION,
@@ -100,23 +125,41 @@ def write_expert_list(path: Path, keep: Mapping[int, Sequence[int]], experts: in
             "keep_map": {str(i): [int(e) for e in keep[layer]] for i, layer in enumerate(layers)},
             "layer_indices": layers,
         }
+        if made_on.model:
+            document |= {"model": made_on.model, "model_name": made_on.name}
         text = json.dumps(document, indent=2) + "\n"
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise PlanError(f"cannot write {path}: {error.strerror}") from error
+    write_text(path, text, LIST)
 
 
-def _csv_text(layers: list[int], keep: Mapping[int, Sequence[int]], experts: int) -> str:
+def _csv_text(
+    layers: list[int], keep: Mapping[int, Sequence[int]], experts: int, made_on: Maker
+) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["layer", "expert", "action", "layer_index"])
+    known = [made_on.model] if made_on.model else []
+    writer.writerow([*_COLUMNS, "layer_index", *(["model"] if known else [])])
     for position, layer in enumerate(layers):
         staying = set(keep[layer])
         for expert in range(experts):
             action = "keep" if expert in staying else "prune"
-            writer.writerow([position, expert, action, layer])
+            writer.writerow([position, expert, action, layer, *known])
     return stream.getvalue()
+
+
+def list_warning(path: Path, now: Maker) -> str:
+    """That a list was made on another model than `now`; "" if it was not, or does not say.
+
+    No error: a list serves a quantised copy of its model as well.
+    """
+    if path.suffix.lower() == ".csv":
+        row = next(csv.DictReader(io.StringIO(_read_text(path)), skipinitialspace=True), {})
+        made_on = Maker(str(row.get("model") or ""))
+    else:
+        found = read_document(path)
+        made_on = Maker(*(str(found.get(key) or "") for key in ("model", "model_name")))
+    if made_on.model in ("", now.model):
+        return ""
+    return f"{path} was made on the model {made_on}, this is {now}"
 
 
 def read_expert_list(path: Path, layers: Sequence[int], experts: int) -> ExpertSets:
@@ -134,6 +177,11 @@ def read_expert_list(path: Path, layers: Sequence[int], experts: int) -> ExpertS
         entries = document.get("keep_map")
         if not isinstance(entries, dict):
             raise PlanError(f"{path} is no expert list, as it has no keep_map; see plan save")
+        stated = document.get("original_num_experts", experts)
+        if type(stated) is not int or stated != experts:
+            raise PlanError(
+                f"{path} is for a model with {stated!r} experts a layer; this model has {experts}"
+            )
         where = _layer_keys(path, entries, document.get("layer_indices"), layers)
         found = {where[key]: _experts(path, key, entries[key], experts) for key in entries}
     missing = [layer for layer in layers if layer not in found]
@@ -172,7 +220,7 @@ def _read_csv(path: Path, layers: Sequence[int], experts: int) -> ExpertSets:
     keep: dict[int, set[int]] = {}
     prune: dict[int, set[int]] = {}
     reader = csv.DictReader(io.StringIO(_read_text(path)), skipinitialspace=True)
-    if not {"layer", "expert", "action"} <= set(reader.fieldnames or ()):
+    if not set(_COLUMNS) <= set(reader.fieldnames or ()):
         raise PlanError(f"{path} needs the columns layer, expert and action")
     for row in reader:
         where = f"{path}:{reader.line_num}"
@@ -190,6 +238,12 @@ def _read_csv(path: Path, layers: Sequence[int], experts: int) -> ExpertSets:
         if both:
             raise PlanError(f"{path}: layer {layer} both keeps and prunes {_listed(both)}")
         rest = set(range(experts)) - prune.get(layer, set())
+        unsaid = sorted(rest - keep.get(layer, rest))
+        if unsaid and layer in prune:
+            raise PlanError(
+                f"{path}: layer {layer} keeps some experts and prunes others, and says nothing "
+                f"about {_listed(unsaid)}; this model has {experts}, so the list may be of another"
+            )
         found[layer] = tuple(sorted(keep.get(layer, rest)))
     return found
 
@@ -327,6 +381,8 @@ def read_document(path: Path) -> dict[str, Any]:
         document = json.loads(_read_text(path), object_pairs_hook=unique)
     except (json.JSONDecodeError, RecursionError) as error:
         raise PlanError(f"{path} is not valid JSON ({error}); write it anew") from error
+    except ValueError as error:  # what Python says tells how to lift its limit
+        raise PlanError(f"{path} holds a number of thousands of digits; write it anew") from error
     if not isinstance(document, dict):
         raise PlanError(f"{path} does not hold a JSON object; write it anew")
     return document

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from mlxfun.comparison_reports import PrepareReport
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import DatasetError, UsageError
+from mlxfun.files import Kind, require_writable, writing
 from mlxfun.options import PrepareOptions
 
 Record = Mapping[str, Any]
@@ -20,6 +22,17 @@ Stream = Callable[[PrepareOptions], Iterable[Record]]
 
 CHECK_EVERY = 50
 """Records between two looks at whether the job was cancelled."""
+
+
+def _is_jsonl(path: Path) -> bool:
+    with path.open("rb") as file:
+        try:
+            return isinstance(json.loads(file.readline()), dict)
+        except (ValueError, RecursionError):
+            return False
+
+
+JSONL = Kind("JSONL data set", _is_jsonl)
 
 
 def hub_stream(options: PrepareOptions) -> Iterable[Record]:
@@ -52,35 +65,28 @@ def prepare(
     """Write the records that pass the filters as JSONL, whole or not at all.
 
     Raises UsageError for impossible numbers, DatasetError when nothing passes or a column is
-    missing, Cancelled between records.
+    missing, SaveError when the file cannot be written, Cancelled between records.
     """
     _check(options)
+    require_writable(options.output, JSONL)
     seen, written = 0, 0
-    partial = options.output.with_name(f".{options.output.name}.partial")
-    try:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as file:
-            for record in _records(options, stream):
-                if seen % CHECK_EVERY == 0:
-                    ctx.check()
-                    ctx.progress("preparing", written, options.max_samples, "samples")
-                seen += 1
-                line = _line(record, options)
-                if line is None:
-                    continue
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-                written += 1
-                if written == options.max_samples:
-                    break
+    with writing(options.output, JSONL) as file:
+        for record in _records(options, stream):
+            if seen % CHECK_EVERY == 0:
+                ctx.check()
+                ctx.progress("preparing", written, options.max_samples, "samples")
+            seen += 1
+            line = _line(record, options)
+            if line is None:
+                continue
+            file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
+            written += 1
+            if written == options.max_samples:
+                break
         if not written:
             raise DatasetError(
                 f"none of the {seen} records of {options.source} passed the filters; loosen them"
             )
-        partial.replace(options.output)
-    except OSError as error:
-        raise DatasetError(f"cannot write {options.output}: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)
     return PrepareReport(options.source, options.split, str(options.output), seen, written)
 
 
@@ -96,8 +102,6 @@ def _check(options: PrepareOptions) -> None:
         raise UsageError(
             f"--max-chars {options.max_chars} is below --min-chars {options.min_chars}"
         )
-    if options.output.is_dir():
-        raise UsageError(f"{options.output} is a directory; name a .jsonl file in it")
 
 
 def _records(options: PrepareOptions, stream: Stream) -> Iterator[Record]:

@@ -132,6 +132,7 @@ class Observations:
             model=self._loaded.checkpoint_id,
             model_name=self._loaded.model_id,
             state=self._editor.state,
+            alive=views.mask_of(self._anatomy, self._editor.committed),
         )
 
     def _require_same_state(self, stats: RoutingStats) -> None:

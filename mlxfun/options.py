@@ -7,9 +7,24 @@ checkpoint for as long as the session lives, whatever was pruned before.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 
+from mlxfun.errors import UsageError
+
 ExpertSets = dict[int, tuple[int, ...]]
+
+SEEDS = range(2**63)
+"""What NumPy's generators and MLX's take."""
+
+
+def require_seed(seed: int) -> int:
+    """`seed` itself. Raises UsageError for one that some generator would not take."""
+    if seed not in SEEDS:
+        shown = seed if abs(seed) < 10**20 else "that is given"
+        raise UsageError(f"the seed {shown} must be at least 0 and below 2^63")
+    return seed
+
 
 METRICS = ("freq", "weighted_freq", "reap", "ean", "reap_sum", "reap_sq")
 PRUNE_METRICS = (*METRICS, "output_error", "auto")
@@ -32,6 +47,9 @@ class DatasetOptions:
     max_samples: int | None = None
     max_tokens: int = 512
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_seed(self.seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +245,7 @@ class EvaluateOptions:
 
 @dataclass(frozen=True, slots=True)
 class GenerateOptions:
-    """Decoding. side: "live", "base" or "candidate"."""
+    """Decoding. side: "live", "base" or "candidate". Raises UsageError for impossible numbers."""
 
     max_tokens: int = 256
     temperature: float = 0.0
@@ -236,6 +254,13 @@ class GenerateOptions:
     side: str = "live"
     system: str | None = None
     thinking: bool | None = None
+
+    def __post_init__(self) -> None:
+        require_seed(self.seed)
+        if not 0 <= self.temperature < inf:
+            raise UsageError(f"--temperature {self.temperature:g} must be a number from 0 on")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"--top-p {self.top_p:g} must be above 0 and at most 1")
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,14 @@ from mlxfun.deltas import Delta
 from mlxfun.editor import Editor, Live
 from mlxfun.edits.prune import prune_delta, validate
 from mlxfun.errors import PlanError, StateError, UsageError
-from mlxfun.expert_lists import Masks, read_document, read_expert_list, read_maps
+from mlxfun.expert_lists import (
+    Maker,
+    Masks,
+    list_warning,
+    read_document,
+    read_expert_list,
+    read_maps,
+)
 from mlxfun.export import ExportView
 from mlxfun.options import METRICS, MergeOptions, PruneOptions
 from mlxfun.plans import Plan, PrunePlan
@@ -155,13 +162,18 @@ def constraints_of(
 
 
 def stale_maps(editor: Editor, options: PruneOptions | MergeOptions) -> list[str]:
-    """Warnings about maps made on other weights; StateError unless --allow-stale."""
-    now, root = Identity(editor.checkpoint_id, editor.state), editor.history.root.state
+    """Warnings about maps made on other weights, StateError unless --allow-stale; and about a list
+    made on another model.
+    """
+    now = Identity(editor.checkpoint_id, editor.state, editor.model_name)
+    root = editor.history.root.state
     found = [
         require_current(path, identity_of(read_document(path)), now, root, options.allow_stale)
         for path in (options.safety_map, options.domain_map)
         if path is not None
     ]
+    if options.expert_list is not None:
+        found.append(list_warning(options.expert_list, Maker(now.model, now.model_name)))
     return [warning for warning in found if warning]
 
 

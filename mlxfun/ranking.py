@@ -18,7 +18,7 @@ import numpy as np
 from mlxfun import combine
 from mlxfun.comparison_reports import RankReport, RankRow
 from mlxfun.errors import PlanError, UsageError
-from mlxfun.expert_lists import write_expert_list
+from mlxfun.expert_lists import Maker, write_expert_list
 from mlxfun.stats import RoutingStats
 
 if TYPE_CHECKING:
@@ -51,8 +51,12 @@ def ranks(score: Array) -> Array:
     return result
 
 
-def choose(found: Sequence[Array], options: RankOptions) -> tuple[Array, Array]:
+def choose(
+    found: Sequence[Array], options: RankOptions, alive: Array | None = None
+) -> tuple[Array, Array]:
     """(summed ranks int64 [L, E], who goes bool [L, E]) of the ranks in each run.
+
+    alive: bool [L, E], who may go at all; None: everybody.
 
     Raises UsageError for options that choose nobody in particular, PlanError when fewer experts
     than asked for are within the limits.
@@ -67,6 +71,8 @@ def choose(found: Sequence[Array], options: RankOptions) -> tuple[Array, Array]:
     free = np.logical_and(
         (stack >= (low or 1)).all(axis=0), (stack <= (high or stack.shape[2])).all(axis=0)
     )
+    if alive is not None:
+        free &= alive
     if options.model_wide:
         everywhere = np.asarray(free.all(axis=0))
         gone = _largest(total.sum(axis=0), everywhere, options, "in every layer")
@@ -95,28 +101,39 @@ def _largest(total: Array, free: Array, options: RankOptions, where: str) -> Arr
 
 
 def rank_files(
-    files: Sequence[Path], options: RankOptions, output: Path | None = None
+    files: Sequence[Path],
+    options: RankOptions,
+    output: Path | None = None,
+    alive: Array | None = None,
 ) -> RankReport:
     """Rank the experts by two to four files; with `output` write who stays as an expert list.
 
-    Raises UsageError for another number of files, and what `combine.require_alike` raises.
+    alive: bool [L, E], who is there in the model that the choice is for. Experts that the files say
+    were pruned are left out as well.
+
+    Raises UsageError for another number of files, PlanError for files of another shape than the
+    model's, and what `combine.require_alike` raises.
     """
     if not 2 <= len(files) <= MOST_FILES:
         raise UsageError(f"stats rank compares 2 to {MOST_FILES} files, not {len(files)}")
     runs = [(path, RoutingStats.read(path)) for path in files]
     warnings = combine.require_alike(runs, options.allow_stale)
     each = [ranks(stats.score(options.metric)) for _, stats in runs]
-    total, gone = choose(each, options)
+    living = _living([stats for _, stats in runs], alive)
+    total, gone = choose(each, options, living)
     layers = runs[0][1].layer_indices
     chosen = {
         layer: tuple(int(e) for e in np.flatnonzero(row))
         for layer, row in zip(layers, gone, strict=True)
     }
     if output is not None:
-        experts = total.shape[1]
-        keep = {ly: tuple(e for e in range(experts) if e not in set(gone_)) for ly, gone_ in
-                chosen.items()}  # fmt: skip
-        write_expert_list(output, keep, experts)
+        stays = [tuple(np.flatnonzero(row).tolist()) for row in living & ~gone]
+        write_expert_list(
+            output,
+            dict(zip(layers, stays, strict=True)),
+            total.shape[1],
+            _maker([stats for _, stats in runs]),
+        )
     return RankReport(
         files=tuple(map(str, files)),
         metric=options.metric,
@@ -124,16 +141,38 @@ def rank_files(
         layers=layers,
         experts=int(total.shape[1]),
         chosen=chosen,
-        rows=_rows(total, each, layers),
+        rows=_rows(np.where(living, total, 0), each, layers),
         notices=warnings,
     )
 
 
+def _living(runs: Sequence[RoutingStats], alive: Array | None) -> Array:
+    """bool [L, E]: alive in the model, and in every file that says so."""
+    shape = runs[0].shape
+    if alive is not None and alive.shape != shape:
+        raise PlanError(
+            f"the files are of {shape[0]} layers x {shape[1]} experts, and the model has "
+            f"{alive.shape[0]} x {alive.shape[1]}; collect on this model"
+        )
+    recorded = combine.alive_in_all(runs)
+    living = np.ones(shape, dtype=np.bool_)
+    for known in (recorded, alive):
+        living &= True if known is None else known
+    return living
+
+
+def _maker(runs: Sequence[RoutingStats]) -> Maker:
+    """The model that all runs were made on."""
+    same = len({stats.model for stats in runs}) == 1
+    return Maker(runs[0].model, runs[0].model_name) if same else Maker()
+
+
 def _rows(total: Array, each: Sequence[Array], layers: Sequence[int]) -> tuple[RankRow, ...]:
-    """The experts with the largest sums, over the whole model."""
+    """The experts with the largest sums, over the whole model; a sum of 0 is no expert's."""
     order = np.argsort(-total, axis=None, kind="stable")[:SHOWN]
     cells = zip(*np.unravel_index(order, total.shape), strict=True)
     return tuple(
         RankRow(layers[r], int(e), tuple(int(one[r, e]) for one in each), int(total[r, e]))
         for r, e in cells
+        if total[r, e]
     )

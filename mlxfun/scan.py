@@ -19,6 +19,7 @@ from mlxfun.context import SILENT, Context
 from mlxfun.contrast import SampleRouting
 from mlxfun.datasets import Batch, Line, Message, Tokenizer, batches, prompt_tokens, tokenize
 from mlxfun.errors import DatasetError
+from mlxfun.stats import require_finite
 from mlxfun.taps import LayerTap, Record, Taps
 
 if TYPE_CHECKING:
@@ -77,7 +78,10 @@ def _answer_start(
 def scan(
     model: nn.Module, taps: Taps, found: Sequence[Sample], ctx: Context = SILENT, label: str = ""
 ) -> SampleRouting:
-    """Run every sample once. Raises Cancelled between batches; nothing is kept then."""
+    """Run every sample once. Raises Cancelled between batches; nothing is kept then.
+
+    Raises ModelError where the model computes NaN or infinity.
+    """
     shape = (len(found), len(taps.layers), taps.anatomy.num_experts)
     selected, weight = np.zeros(shape), np.zeros(shape)
     answers = np.zeros(shape[1:])
@@ -87,6 +91,7 @@ def scan(
             ctx.check()
             in_answer = _answer_mask(batch, found)
             sums = _run(model, taps, batch, in_answer).astype(np.float64)  # [L, B, 3, E]
+            require_finite(sums)
             rows = list(batch.rows)
             selected[rows] = sums[:, :, 0].swapaxes(0, 1)
             weight[rows] = sums[:, :, 1].swapaxes(0, 1)

@@ -7,7 +7,6 @@ flags rest on; readers that do not know these keys ignore them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +17,16 @@ import numpy as np
 from mlxfun.contrast import Contrast
 from mlxfun.errors import PlanError, StateError
 from mlxfun.expert_lists import read_document, read_table
+from mlxfun.files import Kind, json_with, write_json
 from mlxfun.selection import Mask
 
 if TYPE_CHECKING:
     from mlxfun.events import Array
 
 DIGITS = 8
+ROUNDING = 1e-6
+"""How far beyond its bounds a score may be for having been rounded by another tool."""
+REPORT = Kind("report of a scan", json_with("composite_score"))
 
 TABLES = {
     "safety": ("hcdg_experts", "hrcg_experts"),
@@ -64,7 +67,7 @@ def write_report(
 
     layers: the decoder layers of the L rows. about: model, state and the data sets, as JSON.
 
-    Raises PlanError when the file cannot be written.
+    Raises SaveError when the file cannot be written.
     """
     rows, experts = found.composite.shape
     above, below = TABLES[kind]
@@ -87,19 +90,7 @@ def write_report(
         "stability": _listed(found.stability),
         "risk_difference": None if difference is None else _listed(difference),
     }
-    write_json(path, document | about)
-
-
-def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Write a JSON object, whole or not at all. Raises PlanError when it cannot be written."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(document, allow_nan=False) + "\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise PlanError(f"cannot write {path}: {error.strerror}") from error
+    write_json(path, document | about, REPORT)
 
 
 def _listed(values: Array) -> Any:
@@ -120,14 +111,17 @@ def read_report(path: Path, kind: str, layers: Sequence[int], experts: int) -> F
     above, below = TABLES[kind]
     shape = (len(layers), experts)
     try:
-        composite = np.array(document.get("composite_score"), dtype=np.float64)
-    except (TypeError, ValueError):
-        composite = np.empty(0)
-    if composite.shape != shape or not np.isfinite(composite).all():
+        found = np.array(document.get("composite_score"))
+    except ValueError:  # rows of different lengths
+        found = np.empty(0)
+    # Of a number too large for a float NumPy makes an object. NaN is within no bounds.
+    numbers = found.dtype.kind in "iuf" and found.shape == shape
+    if not numbers or not (np.abs(found) <= 1 + ROUNDING).all():
         raise PlanError(
-            f"{path} needs composite_score as {shape[0]} x {shape[1]} numbers (layers x experts); "
-            "make the report on this model"
+            f"{path} needs composite_score as {shape[0]} x {shape[1]} numbers (layers x experts) "
+            "from -1 to 1; make the report on this model"
         )
+    composite = found.astype(np.float64)
     return Found(
         path,
         read_table(path, document, above, layers, experts),

@@ -15,9 +15,9 @@ from mlxfun.context import Context
 from mlxfun.contrast import Contrast, Rules, SampleRouting
 from mlxfun.datasets import read_lines
 from mlxfun.editor import Editor
-from mlxfun.errors import UsageError
+from mlxfun.files import require_writable
 from mlxfun.options import DatasetOptions, ExpertSets, ScanOptions
-from mlxfun.scan_reports import write_report
+from mlxfun.scan_reports import REPORT, write_report
 from mlxfun.selection import Mask
 from mlxfun.taps import Taps
 
@@ -42,8 +42,7 @@ def run(kind: str, request: ScanRequest, ctx: Context) -> ScanReport:
     Both sets are read and the rules checked before the first forward.
     """
     options, loaded = request.options, request.loaded
-    if options.output.is_dir():
-        raise UsageError(f"--output {options.output} is a directory; name a .json file in it")
+    require_writable(options.output, REPORT)
     rules = Rules(options.threshold_percentile, options.alpha, seed=options.first.seed)
     rules.check()
     sets = (options.first, options.second)

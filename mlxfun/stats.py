@@ -12,17 +12,18 @@ and f the expert's output, summed over the tokens routed to an expert:
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
-from mlxfun.errors import DatasetError, PlanError, UsageError
+from mlxfun.errors import DatasetError, ModelError, PlanError, UsageError
+from mlxfun.files import Kind, writing
 from mlxfun.options import METRICS
+from mlxfun.stats_archive import Archive
 
 if TYPE_CHECKING:
     from mlxfun.events import Array
@@ -34,6 +35,26 @@ MEAN_RANK = "reap_rank"
 """In statistics merged by rank: the summed rank scores of the mean (the metric reap)."""
 
 
+def _has_sums(path: Path) -> bool:
+    try:
+        with ZipFile(path) as archive:
+            return {"freq.npy", "reap_sum.npy"} <= set(archive.namelist())
+    except (BadZipFile, NotImplementedError):
+        return False
+
+
+STATISTICS = Kind("routing statistics", _has_sums)
+
+
+def require_finite(sums: Array) -> None:
+    """Raise ModelError for sums of what a broken model computed."""
+    if not np.isfinite(sums).all():
+        raise ModelError(
+            "the model computes NaN or infinity on this text, so nothing can be counted; "
+            "smoke-test tells more, undo the edit that broke it"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class RoutingStats:
     """Accumulated statistics and what they were made on.
@@ -42,7 +63,8 @@ class RoutingStats:
     state: checkpoint id and state of the weights ("" when a file does not say). steered: some of
     the tokens were routed under steering, in chat that was counted: a calibration runs without
     (older files may be of one that ran with it). combined: "" for a run, "sum" or "rank" for a
-    merge of `sources` runs; see mlxfun.combine.
+    merge of `sources` runs; see mlxfun.combine. alive: bool [L, E], who could be chosen; None
+    where a file does not say.
     """
 
     sums: Mapping[str, Array]
@@ -55,6 +77,7 @@ class RoutingStats:
     steered: bool = False
     combined: str = ""
     sources: int = 1
+    alive: Array | None = None
 
     @classmethod
     def empty(cls, layer_indices: tuple[int, ...], experts: int, **identity: Any) -> RoutingStats:
@@ -69,8 +92,12 @@ class RoutingStats:
         return int(rows), int(columns)
 
     def plus(self, update: Array, samples: int, tokens: int, steered: bool = False) -> RoutingStats:
-        """With one batch's sums, float [L, S, E] in the order of SUMS, added in float64."""
+        """With one batch's sums, float [L, S, E] in the order of SUMS, added in float64.
+
+        Raises ModelError for NaN and infinity.
+        """
         wide = update.astype(np.float64)
+        require_finite(wide)
         sums = {name: self.sums[name] + wide[:, i] for i, name in enumerate(SUMS)}
         return replace(
             self,
@@ -116,12 +143,15 @@ class RoutingStats:
         return 3 * max(self.samples, 1) if self.unseen(alive) else None
 
     def save(self, path: Path) -> None:
-        """Write an `.npz` that other tools of the family read (extra keys are ignored there)."""
+        """Write an `.npz` that other tools of the family read (extra keys are ignored there).
+
+        Raises SaveError when it cannot be written.
+        """
         rows, experts = self.shape
         arrays: dict[str, Any] = dict(self.sums)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.partial")
-        with temporary.open("wb") as file:
+        if self.alive is not None:
+            arrays["alive"] = self.alive
+        with writing(path, STATISTICS) as file:
             np.savez_compressed(
                 file,
                 **arrays,
@@ -138,7 +168,6 @@ class RoutingStats:
                 combined=np.str_(self.combined),
                 sources=np.int64(self.sources),
             )
-        temporary.replace(path)
 
     def _reap_count(self) -> Array:
         """What others divide reap_sum by to get the mean [L, E].
@@ -154,10 +183,10 @@ class RoutingStats:
 
     @classmethod
     def load(cls, path: Path, layer_indices: tuple[int, ...], experts: int) -> RoutingStats:
-        """Read an `.npz`, with or without the extra keys.
+        """Read an `.npz` made on a model of that anatomy, with or without the extra keys.
 
-        Raises DatasetError for a file that is missing or not statistics, PlanError for another
-        shape than the model's.
+        Raises DatasetError for a file that is missing or not statistics, PlanError for other
+        layers or another shape than the model's.
         """
         stats = cls.read(path)
         shape = (len(layer_indices), experts)
@@ -168,51 +197,42 @@ class RoutingStats:
                 f"the model has {shape[0]} x {shape[1]}; collect on this model, or load the model "
                 "they were made on"
             )
+        # Files of other tools, and merges of them, count positions and name no model.
+        positions = not stats.model and stats.layer_indices == tuple(range(shape[0]))
+        if stats.layer_indices != layer_indices and not positions:
+            raise PlanError(
+                f"{path} holds statistics of the decoder layers {_listed(stats.layer_indices)}; "
+                f"the model's are {_listed(layer_indices)}; collect on this model"
+            )
         return replace(stats, layer_indices=layer_indices)
 
     @classmethod
     def read(cls, path: Path) -> RoutingStats:
         """Read an `.npz` as it is, of any model. Without layer_indices, positions stand for them.
 
-        Raises DatasetError for a file that is missing or not statistics.
+        Raises DatasetError for a file that is missing, not statistics, or holds a value that
+        cannot be.
         """
-        data = _read_npz(path)
-        zeros = np.zeros(data["freq"].shape)
-        combined = str(data.get("combined", ""))
+        data = Archive(path)
+        combined = data.combined
+        if combined == "rank" and MEAN_RANK not in data:
+            raise DatasetError(f"{path} was merged by rank but lacks {MEAN_RANK}")
         names = (*SUMS, MEAN_RANK) if combined == "rank" else SUMS
-        indices = data.get("layer_indices", np.arange(len(zeros)))
+        layers = data.layers
         return cls(
-            sums={name: data.get(name, zeros).astype(np.float64) for name in names},
-            layer_indices=tuple(int(i) for i in indices),
-            samples=int(data.get("samples", 0)),
-            tokens=int(data.get("tokens", 0)),
-            model=str(data.get("model", "")),
-            model_name=str(data.get("model_name", "")),
-            state=str(data.get("state", "")),
-            steered=bool(data.get("steered", False)),
+            sums={name: data.sums(name) for name in names},
+            layer_indices=tuple(range(data.shape[0])) if layers is None else layers,
+            samples=data.count("samples"),
+            tokens=data.count("tokens"),
+            model=data.text("model"),
+            model_name=data.text("model_name"),
+            state=data.text("state"),
+            steered=data.flag("steered"),
             combined=combined,
-            sources=int(data.get("sources", 1)),
+            sources=data.count("sources", default=1, least=1),
+            alive=data.mask("alive"),
         )
 
 
-def _read_npz(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise DatasetError(f"{path} does not exist; give a file written by `stats save`")
-    try:
-        # np.load leaves the file open when it fails half-way.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            data = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, KeyError, BadZipFile, zlib.error) as error:
-        # What NumPy says is meant for programmers (it suggests to unpickle the file).
-        raise DatasetError(
-            f"{path} is not an .npz of routing statistics, or is damaged; give a file written by "
-            "`stats save`"
-        ) from error
-    missing = [name for name in ("freq", "reap_sum") if name not in data]
-    if missing:
-        raise DatasetError(f"{path} lacks {', '.join(missing)}; it is not routing statistics")
-    if any(data[n].shape != data["freq"].shape or data[n].ndim != 2 for n in SUMS if n in data):
-        raise DatasetError(f"{path}: statistics must be [layers, experts]")
-    if str(data.get("combined", "")) == "rank" and MEAN_RANK not in data:
-        raise DatasetError(f"{path} was merged by rank but lacks {MEAN_RANK}")
-    return data
+def _listed(layers: tuple[int, ...]) -> str:
+    return ", ".join(map(str, layers))

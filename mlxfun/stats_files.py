@@ -9,9 +9,10 @@ import numpy as np
 
 from mlxfun import combine
 from mlxfun.comparison_reports import CombineReport, DiffReport, DiffRow
-from mlxfun.scan_reports import write_json
+from mlxfun.files import Kind, json_with, write_json
 from mlxfun.stats import RoutingStats
 
+DIFFERENCE = Kind("comparison of statistics", json_with("share_difference"))
 SHOWN = 10
 """How many experts a comparison names."""
 
@@ -20,14 +21,14 @@ def diff_files(a: Path, b: Path, output: Path | None, allow_stale: bool = False)
     """Compare two files; with `output` write every number as JSON.
 
     Raises DatasetError, PlanError for files that cannot be compared, StateError for different
-    weights unless it is allowed.
+    weights unless it is allowed, SaveError for a file that cannot be written.
     """
     runs = [(path, RoutingStats.read(path)) for path in (a, b)]
     warnings = combine.require_alike(runs, allow_stale)
     (_, one), (_, two) = runs
     found = combine.diff(one, two)
     if output is not None:
-        write_json(output, _document(runs, found))
+        write_json(output, _document(runs, found), DIFFERENCE)
     return DiffReport(
         files=(str(a), str(b)),
         path=str(output) if output is not None else None,

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,11 +30,13 @@ from mlxfun.options import MAP_MODES, STEER_RULES, ExpertSets, MapInForce, ScanM
 from mlxfun.reports import SteerReport
 from mlxfun.scan_reports import Found, Identity, read_report, require_current
 from mlxfun.selection import Mask
-from mlxfun.steering import Steering, check
+from mlxfun.steering import FORCED, Steering, check
 from mlxfun.taps import LayerTap
 
 CONFIG_KEYS = ("activate", "deactivate", "rule", "boost_value", "mask_value", "layer_indices")
 DONE = ("activated", "deactivated")
+LOWEST = 1e9
+"""How far down a mask may go: far below every logit, and still a number in every format."""
 
 
 @dataclass(slots=True)
@@ -226,11 +227,11 @@ def _check_words(options: SteerOptions) -> None:
 
 
 def _check_values(wish: Wish) -> None:
-    for name, sign in (("boost_value", 1), ("mask_value", -1)):
+    for name, sign, most in (("boost_value", 1, FORCED), ("mask_value", -1, LOWEST)):
         value = wish.rule.get(name)
-        if value is not None and not (isfinite(value) and value * sign > 0):
-            side = "above" if sign > 0 else "below"
-            raise UsageError(f"{name} {value:g} must be a finite number {side} 0")
+        if value is not None and not 0 < value * sign <= most:
+            side = "above 0 and at most" if sign > 0 else "below 0 and at least"
+            raise UsageError(f"{name} {value:g} must be {side} {sign * most:g}")
 
 
 def _sides(found: Found, use: ScanMap) -> tuple[Mask, Mask]:
@@ -384,7 +385,10 @@ def _config_rule(path: Path, document: dict[str, Any], wish: Wish) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise PlanError(f"{path}: {key} {value!r} is not a number")
-        wish.rule[key] = float(value)
+        try:
+            wish.rule[key] = float(value)
+        except OverflowError as error:
+            raise PlanError(f"{path}: {key} is a number beyond all bounds") from error
     rule = document.get("rule")
     if rule is not None:
         if rule not in STEER_RULES:

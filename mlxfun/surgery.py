@@ -21,6 +21,11 @@ def flatten(tree: Any) -> list[tuple[str, mx.array]]:
     return cast(list[tuple[str, mx.array]], tree_flatten(tree))
 
 
+def finite(array: mx.array) -> bool:
+    """Whether every value is a number; packed integers always are."""
+    return not mx.issubdtype(array.dtype, mx.floating) or bool(mx.isfinite(array).all().item())
+
+
 Stored = Callable[[str], mx.Dtype]
 """The dtype that a parameter is stored in, by path."""
 

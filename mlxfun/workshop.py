@@ -42,6 +42,7 @@ class Workshop:
         resident = Resident(self.model, self.taps, self._open_checkpoint)
         began = f"load {loaded.model_id}"
         self.editor = Editor(resident, loaded.checkpoint_id, began, undo_budget)
+        self.editor.model_name = loaded.model_id
         head = HeadTap(self.model, self.anatomy.head) if self.anatomy.head else None
         self.evaluator = Evaluator(self.model, head, self.anatomy.vocabulary)
         self.observations = Observations(loaded, self.anatomy, self.taps, self.editor)

@@ -1,7 +1,8 @@
 """The gate that every saved model passes before it gets its name.
 
 Stock mlx-lm must load the directory strictly, every tensor must come back bit for bit, and the
-logits of a fixed probe must be those of the resident model. Tensors are compared one at a time.
+logits of a fixed probe must be those of the resident model; NaN and infinity are refused unless
+the checkpoint has them already. Tensors are compared one at a time.
 The second forward holds the whole model only if there is room; otherwise MLX's lazy evaluation
 reads each layer's weights when its turn comes and lets go of them after it.
 """
@@ -22,6 +23,7 @@ from mlxfun.checkpoint.headers import read_headers
 from mlxfun.checkpoint.load import HALF, LOAD_ERRORS, memory_limit, needs_float32, on_cpu, short
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import ModelError, SaveError
+from mlxfun.surgery import finite
 
 PROBE_TOKENS = 48
 # The second model, its activations, and room for everything else on the device.
@@ -45,10 +47,15 @@ class Weights(Protocol):
 
 
 def check(
-    directory: Path, weights: Weights, logits: LogitsFn | None = None, ctx: Context = SILENT
+    directory: Path,
+    weights: Weights,
+    source: Path,
+    logits: LogitsFn | None = None,
+    ctx: Context = SILENT,
 ) -> dict[str, str]:
     """Run the gate on a written directory; returns {check: outcome} for the report.
 
+    source: the checkpoint it was made from; NaN and infinity that are not in there are refused.
     logits: int32 [1, T] tokens -> [1, T, V] logits of the model that was saved, None to leave
     that comparison out.
 
@@ -63,7 +70,7 @@ def check(
         raise SaveError(
             f"the saved model loads with other parameters than were saved, first {missing[0]}"
         )
-    _compare_tensors(loaded, weights, ctx)
+    _compare_tensors(loaded, weights, source, ctx)
     outcome["tensors"] = f"{len(names)} identical"
     if logits is None:
         outcome["logits"] = "not compared"
@@ -72,10 +79,16 @@ def check(
     whole = _fits(total)
     ctx.progress("gate: logits", 0, 1)
     tokens = probe_tokens(_vocabulary(config))
-    if not same_bits(logits(tokens), forward(_load(directory)[0], tokens, whole)):
+    found = forward(_load(directory)[0], tokens, whole)
+    if not same_bits(logits(tokens), found):
         raise SaveError(
             "the saved model's tensors are identical but its logits are not: config.json does not "
             "describe the model that was saved"
+        )
+    if not finite(found) and _computes(source, tokens, whole):
+        raise SaveError(
+            "the saved model's logits hold NaN or infinity, which the checkpoint's do not; undo "
+            "the edit that brought them in"
         )
     ctx.progress("gate: logits", 1, 1)
     outcome["logits"] = "identical, whole model" if whole else "identical, layer by layer"
@@ -127,7 +140,9 @@ def _parameters(model: nn.Module) -> dict[str, mx.array]:
     return dict(cast(list[tuple[str, mx.array]], tree_flatten(model.parameters())))
 
 
-def _compare_tensors(loaded: dict[str, mx.array], weights: Weights, ctx: Context) -> None:
+def _compare_tensors(
+    loaded: dict[str, mx.array], weights: Weights, source: Path, ctx: Context
+) -> None:
     total = sum(weights.nbytes(name) for name in weights.names)
     done = 0
     for name in weights.names:
@@ -140,8 +155,34 @@ def _compare_tensors(loaded: dict[str, mx.array], weights: Weights, ctx: Context
                 f"{name} was saved as {expected.dtype} {list(expected.shape)} and read back as "
                 f"{found.dtype} {list(found.shape)} with other contents"
             )
+        if not finite(expected) and _sound(source, name):
+            raise SaveError(
+                f"{name} holds NaN or infinity, which the checkpoint's does not; undo the edit "
+                "that brought it in"
+            )
         done += weights.nbytes(name)
         ctx.progress("gate: tensors", done, total, "B")
+
+
+# Both are asked for what is not finite, hence hardly ever: the checkpoint is opened anew. One that
+# cannot be read any more is no excuse.
+
+
+def _computes(source: Path, tokens: mx.array, whole: bool) -> bool:
+    """Whether the checkpoint's logits are free of NaN and infinity."""
+    try:
+        return finite(forward(_load(source)[0], tokens, whole))
+    except SaveError:
+        return True
+
+
+def _sound(source: Path, name: str) -> bool:
+    """Whether the checkpoint has that tensor without NaN and infinity."""
+    try:
+        original = _parameters(_load(source)[0]).get(name)
+    except SaveError:
+        return True
+    return original is None or finite(original)
 
 
 def _widen(array: mx.array) -> mx.array:

@@ -17,7 +17,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxfun.checkpoint import atomic
+from mlxfun.checkpoint import atomic, replaceable
 from mlxfun.checkpoint.card import BASE_CARD, Card
 from mlxfun.checkpoint.gate import LogitsFn, Weights, check, forward
 from mlxfun.checkpoint.headers import INDEX, weight_files
@@ -69,7 +69,10 @@ def write(export: Export, options: SaveOptions, ctx: Context = SILENT) -> SaveRe
     """
     if options.max_shard_bytes < 1:
         raise UsageError(f"shards of {options.max_shard_bytes} bytes hold nothing")
-    target = _checked_target(export.source, options)
+    try:
+        target = _checked_target(export.source, options)
+    except (OSError, RuntimeError) as error:  # a name that no file system takes, a loop of links
+        raise SaveError(f"{options.path} could not be written: {short(error)}") from error
     weights, config, logits = export.weights, export.config, export.logits
     if options.quantize is not None:
         packed = Requantised(weights, config, options.quantize, options.group_size)
@@ -83,13 +86,15 @@ def write(export: Export, options: SaveOptions, ctx: Context = SILENT) -> SaveRe
         _write_weights(temporary, weights, options.max_shard_bytes, ctx)
         _write_json(temporary / "config.json", _cleaned(config, weights.names))
         for name, content in export.metadata.items():
+            _require_finite(name, content)
             _write_json(temporary / name, content)
         _write_card(temporary, target.name, export, config, total)
         atomic.sync_tree(temporary)
-        gate = check(temporary, weights, logits, ctx)
+        gate = check(temporary, weights, export.source, logits, ctx)
         ctx.check()
         files = tuple(sorted(str(f.relative_to(temporary)) for f in _all_files(temporary)))
         size = sum((temporary / name).stat().st_size for name in files)
+        replaceable.keep_git(target, temporary)
         atomic.commit(temporary, target)
     return SaveReport(
         path=str(target),
@@ -147,11 +152,11 @@ def _checked_target(source: Path, options: SaveOptions) -> Path:
     if not target.is_dir():
         raise SaveError(f"{options.path} is a file; name a directory")
     if any(target.iterdir()):
-        _check_replaceable(target, options)
+        _check_replaceable(source, target, options)
     return target
 
 
-def _check_replaceable(target: Path, options: SaveOptions) -> None:
+def _check_replaceable(source: Path, target: Path, options: SaveOptions) -> None:
     if not options.force:
         raise SaveError(f"{options.path} is not empty; choose another place or add --force")
     here = Path.cwd()
@@ -160,12 +165,8 @@ def _check_replaceable(target: Path, options: SaveOptions) -> None:
             f"{options.path} is or holds the current directory, which --force would replace; run "
             "the shell from elsewhere"
         )
-    if not (target / "config.json").exists():
-        # --force replaces a whole directory: it must not cost anybody their home.
-        raise SaveError(
-            f"{options.path} is not empty and holds no model, so --force does not replace it; "
-            "choose another place"
-        )
+    rewritten = {str(file.relative_to(source)): file for file in _companions(source)}
+    replaceable.require(target, options.path, rewritten)
 
 
 def _require_space(target: Path, needed: int) -> None:
@@ -253,6 +254,14 @@ def _cleaned(config: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     if packed or any(name.endswith(".scales") for name in names):
         return config
     return {key: value for key, value in config.items() if key != "quantization_config"}
+
+
+def _require_finite(name: str, content: Any) -> None:
+    """Metadata is read by other tools, most of which know no NaN; some configs do have infinity."""
+    try:
+        json.dumps(content, allow_nan=False)
+    except ValueError as error:
+        raise SaveError(f"{name} would hold NaN or infinity; undo the edit it tells of") from error
 
 
 def _write_json(path: Path, content: Any) -> None:

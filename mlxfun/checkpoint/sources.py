@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,13 @@ def resolve(source: str | Path, revision: str | None, ctx: Context) -> Source:
     text = str(source)
     if source == DEMO:
         return Source(demo.model_path(), DEMO)
-    path = Path(text).expanduser()
-    if path.is_dir():
+    # Not as methods of Path, which raise for names that no file system, or user, has.
+    path = Path(os.path.expanduser(text))
+    if os.path.isdir(path):
         if revision is not None:
             raise ModelError(f"--revision {revision} needs a Hub id, and {text} is a directory")
         return Source(path, path.resolve().name)
-    if path.exists():
+    if os.path.exists(path):
         raise ModelError(f"{text} is a file; name the directory that holds config.json")
     # The Hub's client costs half a second to import, so only a plausible id pays for it.
     if isinstance(source, str) and text.count("/") == 1:
@@ -76,7 +78,7 @@ def read_config(path: Path) -> dict[str, Any]:
             f"{file}:{error.lineno}:{error.colno} is not valid JSON ({error.msg}); "
             "restore the file from the model's source"
         ) from error
-    except (UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # no UTF-8, or a number of thousands of digits
         raise ModelError(f"{file} is not a JSON text; restore it from its source") from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise ModelError(f"{file} names no model_type, so it does not describe a language model")

@@ -30,8 +30,9 @@ from mlxfun.carry import Carrier
 from mlxfun.context import SILENT, Context
 from mlxfun.deltas import LayerDelta, Resident
 from mlxfun.edits.refit import left_out
+from mlxfun.errors import PlanError
 from mlxfun.state import Rows
-from mlxfun.surgery import Stored, dequantised, requantised, rounded, row_digests
+from mlxfun.surgery import Stored, dequantised, finite, requantised, rounded, row_digests
 
 if TYPE_CHECKING:
     from mlxfun.events import Array
@@ -173,6 +174,12 @@ class Edit:
 
     def _delta(self, tap: LayerTap, arrays: dict[str, mx.array]) -> LayerDelta:
         mx.eval(list(arrays.values()))
+        for path, array in arrays.items():
+            if not finite(array):
+                raise PlanError(
+                    f"layer {tap.layer.index}: {path} would hold NaN or infinity; boost by less, "
+                    "or on text that the model computes finite activations for"
+                )
         rows: dict[str, Rows | None] = {}
         for path, array in arrays.items():
             rows[path] = self._identities(path, array)

@@ -237,6 +237,12 @@ def test_sizes(text: str, size: int) -> None:
     assert Size.parse(text) == size
 
 
+@pytest.mark.parametrize("text", ["9" * 400, "9" * 30 + "TiB", f"{2**63}"])
+def test_a_size_beyond_all_machines_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is more than any machine holds"):
+        Size.parse(text)
+
+
 def test_rows_say_why_a_command_does_not_apply(bench: Bench) -> None:
     rows = {r.name: r for r in registry.rows(SessionView())}
     assert rows["load"].enabled

@@ -57,7 +57,9 @@ def test_a_safety_scan_asks_for_both_sets_with_the_same_limits(bench: Bench) -> 
 
 
 def test_a_domain_scan_carries_the_name(bench: Bench) -> None:
-    line = "domain-scan --domain demo:solidity --general demo:mixed --domain-name sol --output d"
+    line = (
+        "domain-scan --domain demo:solidity --general demo:mixed --domain-name sol --output d.json"
+    )
     options = asked(bench, line)
     assert options.domain_name == "sol"
     assert (options.threshold_percentile, options.alpha) == (90.0, 0.01)
@@ -68,7 +70,9 @@ def test_what_is_missing_or_impossible_is_named_before_anything_runs(bench: Benc
     assert "--benign" in str(bench.run(line).error)
     line += " --benign demo:harmless --threshold-percentile 30"
     assert "30.0 is not in the range" in str(bench.run(line).error)
-    assert "--domain-name" in str(bench.run("domain-scan --domain a --general b --output c").error)
+    assert "--domain-name" in str(
+        bench.run("domain-scan --domain a --general b --output c.json").error
+    )
 
 
 def shown(report: ScanReport) -> str:

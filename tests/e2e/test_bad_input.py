@@ -426,3 +426,26 @@ def test_a_sentence_is_one_line_whatever_was_typed(shell: Shell) -> None:
         ended = shell.run(line)
         assert ended.error is not None
         assert "\n" not in ended.error.replace("a\nb", "")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "steer --domain-map {}",
+        "prune --n-prune 2 --domain-map {}",
+        "amplify --dataset demo:mixed --domain-map {}",
+        "merge --dataset demo:mixed --n-prune 2 --domain-map {}",
+    ],
+)
+def test_a_map_of_another_model_is_refused_with_both_names(shell: Shell, line: str) -> None:
+    empty: dict[str, list[int]] = {str(i): [] for i in range(LAYERS)}
+    document = {
+        "num_layers": LAYERS, "num_experts": EXPERTS, "model": "f" * 8, "model_name": "other",
+        "composite_score": [[0.5] * EXPERTS] * LAYERS, "general_experts": empty,
+        "domain_experts": empty | {"1": [4]},
+    }  # fmt: skip
+    Path("d.json").write_text(json.dumps(document))
+    assert shell.refused(line.format("d.json")) == (
+        "d.json was made on the model other (ffffffff), this is demo; scan "
+        "again, or use it knowingly with --allow-stale"
+    )

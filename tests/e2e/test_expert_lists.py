@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Shell
+from tests.e2e.conftest import COLLECT, Shell
 
 LAYERS, EXPERTS = 6, 16
 
@@ -89,3 +89,49 @@ def test_experts_to_ignore_bind_a_list_too(shell: Shell) -> None:
     shell.do("plan save list.json", "discard")
     found = shell.refused(f"prune --expert-list list.json --ignore-experts {gone}")
     assert f"L0:E{gone}" in found
+
+
+def test_a_list_for_fewer_experts_is_not_taken_for_one_of_this_model(
+    shell: Shell, tmp_path: Path
+) -> None:
+    keep = {str(i): list(range(6)) for i in range(LAYERS)}
+    (tmp_path / "l.json").write_text(json.dumps({"original_num_experts": 8, "keep_map": keep}))
+    assert shell.refused("prune --expert-list l.json") == (
+        "l.json is for a model with 8 experts a layer; this model has 16"
+    )
+
+
+@pytest.mark.parametrize("name", ["list.json", "list.csv"])
+def test_a_list_of_another_checkpoint_is_used_and_said_to_be_one(
+    shell: Shell, tmp_path: Path, name: str
+) -> None:
+    shell.do("prune --n-prune 4", f"plan save {name}", "discard")
+    plain = shell.do(f"prune --expert-list {name}").report
+    assert not any("was made on the model" in text for text in plain.warnings)
+    other = "f" * 32
+    text = (tmp_path / name).read_text()
+    assert shell.checkpoint in text
+    (tmp_path / name).write_text(text.replace(shell.checkpoint, other))
+    for line in ("prune", "merge --dataset demo:mixed --max-samples 2 --max-tokens 16"):
+        warned = shell.do(f"{line} --expert-list {name}").report.warnings
+        (found,) = [text for text in warned if "was made on the model" in text]
+        assert other in found
+        assert found.endswith(f"this is demo ({shell.checkpoint})")
+
+
+def test_ranks_of_a_pruned_model_choose_among_the_living(shell: Shell) -> None:
+    shell.do("prune --n-prune 4", "apply")
+    for name in ("python", "solidity"):
+        shell.do(
+            f"collect --dataset demo:{name} --max-samples 4 --max-tokens 48",
+            f"stats save {name}.npz",
+        )
+    line = "stats rank python.npz solidity.npz --n-prune 2"
+    shell.do(f"{line} --output keep.json")
+    staged = shell.do(f"{line} --stage").report
+    assert [len(experts) for experts in staged.chosen.values()] == [2] * LAYERS
+    assert shell.engine.view().plan.experts_after == 10
+    kept = shell.engine.view().plan.kept
+    shell.do("discard", "prune --expert-list keep.json")
+    assert shell.engine.view().plan.kept == kept
+    shell.do("discard", "goto 0", COLLECT)

@@ -124,7 +124,11 @@ def test_a_router_with_a_selection_bias_holds_a_boost_exactly_and_needs_no_text(
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"scale": 0.0}, UsageError, "--scale 0 must be above 0"),
+        ({"scale": 0.0}, UsageError, "--scale 0 must be above 0 and at most 100"),
+        ({"scale": float("inf")}, UsageError, "--scale inf must be above 0 and at most 100"),
+        ({"scale": float("nan")}, UsageError, "--scale nan must be above 0 and at most 100"),
+        ({"scale": 1e30}, UsageError, r"--scale 1e\+30 must be above 0 and at most 100"),
+        ({"threshold": float("nan")}, UsageError, "--threshold nan must be at least 0"),
         ({"threshold": 1.0}, UsageError, "--threshold 1 must be at least 0 and below 1"),
         ({"threshold": 0.9}, PlanError, "leaves nothing to amplify: 1 domain experts"),
         ({"data": None}, UsageError, "give --dataset"),

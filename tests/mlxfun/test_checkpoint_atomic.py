@@ -125,10 +125,10 @@ def test_where_directories_cannot_be_exchanged_the_old_one_is_moved_aside(
 ) -> None:
     export = export_of(source)
     write(export, SaveOptions(tmp_path / "out"))
-    (tmp_path / "out" / "stale.txt").write_text("old")
+    (tmp_path / "out" / "stale.safetensors").write_text("old")
     monkeypatch.setattr(atomic, "exchange", lambda *_: False)
     write(export, SaveOptions(tmp_path / "out", force=True))
-    assert not (tmp_path / "out" / "stale.txt").exists()
+    assert not (tmp_path / "out" / "stale.safetensors").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "out"]
 
 

@@ -122,3 +122,67 @@ def test_same_bits_tells_nan_and_zero_apart_as_the_bits_do() -> None:
     assert not gate_module.same_bits(zero, zero.astype(mx.float16))
     assert not gate_module.same_bits(zero, mx.zeros((1, 1)))
     assert gate_module.same_bits(mx.array(1.5), mx.array(1.5))
+
+
+# --- NaN and infinity ------------------------------------------------------------------------
+
+
+def spoiled(export: Any, name: str, value: float, row: int = 0) -> Any:
+    """The export with one value of a tensor, and of the resident model, replaced."""
+    arrays = dict(export.weights.arrays)
+    arrays[name] = mx.array(arrays[name])
+    arrays[name][row] = value
+    export.logits.load_weights([(name, arrays[name].astype(mx.float32))], strict=False)
+    return replace(export, weights=Dictionary(arrays))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_no_number_fails_the_gate_though_every_bit_is_the_same(
+    tmp_path: Path, source: Path, value: float
+) -> None:
+    name = "model.layers.1.mlp.gate.weight"
+    refused(
+        tmp_path,
+        spoiled(export_of(source), name, value),
+        rf"{name} holds NaN or infinity, which the checkpoint's does not; undo the edit",
+    )
+
+
+def test_logits_that_are_no_numbers_fail_the_gate_though_every_weight_is_finite(
+    tmp_path: Path, source: Path
+) -> None:
+    huge = spoiled(export_of(source), "model.norm.weight", 3e38, row=slice(None))
+    refused(tmp_path, huge, "logits hold NaN or infinity, which the checkpoint's do not; undo")
+
+
+def test_what_the_checkpoint_has_of_it_already_is_no_fault_of_an_edit(tmp_path: Path) -> None:
+    name = "model.layers.1.mlp.gate.weight"
+    broken = mx.full((8, 64), float("nan"), dtype=mx.bfloat16)
+    source = tiny.write(tmp_path / "base", tiny.QWEN3, extra={name: broken})
+    report = write(export_of(source), SaveOptions(tmp_path / "out"))
+    assert report.gate["logits"] == "identical, whole model"
+
+
+def test_whole_numbers_are_not_looked_at_for_infinity(tmp_path: Path) -> None:
+    source = tiny.write(tmp_path / "base", tiny.QWEN3, bits=4)
+    assert write(export_of(source), SaveOptions(tmp_path / "out")).gate["load"] == "ok"
+
+
+def test_metadata_that_other_tools_could_not_read_is_refused(tmp_path: Path, source: Path) -> None:
+    export = export_of(source, metadata={"amplification_metadata.json": {"scale": float("inf")}})
+    refused(tmp_path, export, r"amplification_metadata\.json would hold NaN or infinity")
+
+
+def test_a_config_keeps_the_infinity_that_some_architectures_have(
+    tmp_path: Path, source: Path
+) -> None:
+    export = export_of(source)
+    limit = export.config | {"time_step_limit": [0.0, float("inf")]}
+    write(replace(export, config=limit), SaveOptions(tmp_path / "out"))
+    assert "Infinity" in (tmp_path / "out" / "config.json").read_text()
+
+
+def test_a_checkpoint_that_is_gone_excuses_no_infinity(tmp_path: Path, source: Path) -> None:
+    export = spoiled(export_of(source), "model.layers.1.mlp.gate.weight", float("nan"))
+    (source / "model-00002-of-00002.safetensors").unlink()
+    refused(tmp_path, export, "gate.weight holds NaN or infinity, which the checkpoint's does not")

@@ -269,9 +269,9 @@ def test_existing_output_needs_force_and_force_needs_a_model(tmp_path: Path, sou
     write(export, SaveOptions(out))  # an empty directory is no loss
     with pytest.raises(SaveError, match="out is not empty; choose another place or add --force"):
         write(export, SaveOptions(out))
-    (out / "stale.txt").write_text("old")
+    (out / "stale.safetensors").write_text("old")
     write(export, SaveOptions(out, force=True))
-    assert not (out / "stale.txt").exists()
+    assert not (out / "stale.safetensors").exists()
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.txt").write_text("years of work")
     with pytest.raises(SaveError, match="holds no model, so --force does not replace it"):

@@ -245,3 +245,16 @@ def test_a_session_prunes_by_a_merge_and_does_not_count_on_into_ranks(tmp_path):
     with pytest.raises(StateError, match="merged by rank, and tokens cannot be added to ranks"):
         session.collect(CollectOptions(data, add=True))
     session.close()
+
+
+def test_who_was_alive_goes_through_a_file_and_a_merge_keeps_who_was_in_all(tmp_path: Path) -> None:
+    one, two = np.ones((2, 6), bool), np.ones((2, 6), bool)
+    one[0, 1] = two[1, 4] = False
+    for by in ("sum", "rank"):
+        merged = combine.merge([(A, run(1, alive=one)), (B, run(2, alive=two)), (C, run(3))], by)
+        merged.save(tmp_path / "m.npz")
+        back = RoutingStats.read(tmp_path / "m.npz")
+        assert back.alive is not None
+        assert back.alive.tolist() == (one & two).tolist()
+    assert combine.merge([(A, run(1)), (B, run(2))]).alive is None
+    assert combine.purge((A, run(1, alive=one)), (B, run(1, alive=one))).alive is one

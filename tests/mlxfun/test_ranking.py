@@ -103,3 +103,55 @@ def test_runs_of_different_weights_are_ranked_knowingly(tmp_path) -> None:
     with pytest.raises(StateError, match="--allow-stale"):
         ranking.rank_files((a, b), RankOptions(n_prune=1))
     assert ranking.rank_files((a, b), RankOptions(n_prune=1, allow_stale=True)).notices
+
+
+# --- models that are pruned already ----------------------------------------------------------
+
+ALIVE = np.array([[True, False, True, True, False, True], [True, True, False, True, True, True]])
+
+
+def test_the_dead_are_not_chosen_however_the_limits_lie() -> None:
+    each = [ranking.ranks(np.where(ALIVE, score, 0.0)) for score in (ONE, TWO)]
+    for options in (RankOptions(n_prune=2), RankOptions(min_rank=1), RankOptions(max_rank=6)):
+        _, gone = ranking.choose(each, options, ALIVE)
+        assert gone.any(axis=1).all()
+        assert not (gone & ~ALIVE).any()
+    _, gone = ranking.choose(each, RankOptions(n_prune=1, model_wide=True), ALIVE)
+    assert np.flatnonzero(gone[0]).tolist() in ([0], [3], [5])
+    with pytest.raises(PlanError, match="only 4 experts of layer position 0 are within"):
+        ranking.choose(each, RankOptions(n_prune=5), ALIVE)
+
+
+def test_a_living_expert_that_was_never_chosen_still_goes_first() -> None:
+    score = np.array([[5.0, 0.0, 0.0, 7.0]])
+    each = [ranking.ranks(score)] * 2
+    alive = np.array([[True, True, False, True]])
+    _, gone = ranking.choose(each, RankOptions(n_prune=1), alive)
+    assert gone.tolist() == [[False, True, False, False]]
+
+
+def pruned(path, score: np.ndarray, alive: np.ndarray | None):
+    sums = dict.fromkeys(SUMS, score if alive is None else np.where(alive, score, 0.0))
+    RoutingStats(sums, (1, 3), 4, 40, "m", "model", "s", alive=alive).save(path)
+    return path
+
+
+def test_files_say_who_was_alive_and_the_list_keeps_no_other(tmp_path) -> None:
+    a, b = pruned(tmp_path / "a.npz", ONE, ALIVE), pruned(tmp_path / "b.npz", TWO, None)
+    report = ranking.rank_files((a, b), RankOptions(n_prune=2), tmp_path / "keep.json")
+    gone = np.array([[e in report.chosen[ly] for e in range(6)] for ly in (1, 3)])
+    assert gone.sum(axis=1).tolist() == [2, 2]
+    assert not (gone & ~ALIVE).any()
+    kept = read_expert_list(tmp_path / "keep.json", (1, 3), 6)
+    assert [kept[ly] for ly in (1, 3)] == [
+        tuple(np.flatnonzero(row).tolist()) for row in ALIVE & ~gone
+    ]
+    assert all(ALIVE[(1, 3).index(row.layer), row.expert] for row in report.rows)
+
+
+def test_who_is_alive_in_the_session_counts_too(tmp_path) -> None:
+    files = [pruned(tmp_path / f"{n}.npz", x, None) for n, x in (("a", ONE), ("b", TWO))]
+    report = ranking.rank_files(files, RankOptions(n_prune=2), alive=ALIVE)
+    assert all(ALIVE[row, e] for row, ly in enumerate((1, 3)) for e in report.chosen[ly])
+    with pytest.raises(PlanError, match="of 2 layers x 6 experts, and the model has 1 x 6"):
+        ranking.rank_files(files, RankOptions(n_prune=2), alive=ALIVE[:1])

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlxfun import scan_reports
+from mlxfun import files
 from mlxfun.contrast import Contrast
-from mlxfun.errors import PlanError, StateError
+from mlxfun.errors import PlanError, SaveError, StateError
 from mlxfun.expert_lists import read_maps
 from mlxfun.options import PruneOptions
 from mlxfun.scan_reports import Identity, read_report, require_current, write_report
@@ -96,6 +96,11 @@ def test_a_report_of_another_tool_without_our_keys_is_read(tmp_path):
         ({"composite_score": [[1.0]]}, "needs composite_score as 2 x 4 numbers"),
         ({"composite_score": "x"}, "needs composite_score"),
         ({"composite_score": [[float("nan")] * 4] * 2}, "needs composite_score"),
+        ({"composite_score": [[1e308] * 4] * 2}, r"composite_score .* from -1 to 1"),
+        ({"composite_score": [[-1.1] * 4] * 2}, r"composite_score .* from -1 to 1"),
+        ({"composite_score": [[10**400] * 4] * 2}, "needs composite_score"),
+        ({"composite_score": [["0.5"] * 4] * 2}, "needs composite_score"),
+        ({"composite_score": [[True] * 4] * 2}, "needs composite_score"),
         ({"num_experts": 8}, "has num_experts 8 and this model 4"),
         ({"hcdg_experts": None}, "has no table 'hcdg_experts'"),
         ({"hrcg_experts": {"0": [4]}}, "names unknown experts 4"),
@@ -111,15 +116,24 @@ def test_a_report_that_is_not_understood_in_full_is_refused(tmp_path, change, me
 
 def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
     path = tmp_path / "s.json"
-    path.write_text("old")
+    write(path)
+    before = path.read_text()
 
-    def full(*_: object, **__: object) -> str:
+    def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(scan_reports.Path, "write_text", full)
-    with pytest.raises(PlanError, match=r"cannot write .*s\.json: No space left on device"):
-        write_report(path, "safety", contrast(), LAYERS, {})
-    assert path.read_text() == "old"
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(SaveError, match=r"cannot write .*s\.json: No space left on device"):
+        write_report(path, "safety", contrast(), LAYERS, {"state": "another"})
+    assert path.read_text() == before
+
+
+def test_a_report_is_not_written_over_a_file_of_another_kind(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{"model_type": "qwen3_moe"}')
+    with pytest.raises(SaveError, match=r"config\.json exists and is no report of a scan"):
+        write(path)
+    assert path.read_text() == '{"model_type": "qwen3_moe"}'
 
 
 NOW = Identity("m1", "s1", "model one")

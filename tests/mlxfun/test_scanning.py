@@ -12,7 +12,7 @@ import pytest
 
 from mlxfun import Session, scan
 from mlxfun.context import Context
-from mlxfun.errors import Cancelled, DatasetError, StateError, UsageError
+from mlxfun.errors import Cancelled, DatasetError, SaveError, StateError, UsageError
 from mlxfun.options import (
     ApplyOptions,
     CollectOptions,
@@ -163,7 +163,7 @@ def test_what_cannot_work_is_refused_before_the_first_forward(session, tmp_path,
     monkeypatch.setattr(scan, "scan", None)  # calling it would fail
     options = ScanOptions(data("harmful"), data("harmless"), tmp_path / "x.json")
     for changed, error, message in (
-        (replace(options, output=tmp_path), UsageError, r"is a directory; name a \.json file"),
+        (replace(options, output=tmp_path), SaveError, r"is a directory; name a file in it"),
         (replace(options, alpha=2.0), UsageError, "--alpha 2"),
         (replace(options, second=data("harmless", max_samples=3)), DatasetError,
          "demo:harmless has 3 samples"),

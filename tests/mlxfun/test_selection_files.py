@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxfun.errors import PlanError, UsageError
+from mlxfun.errors import PlanError, SaveError, UsageError
 from mlxfun.expert_lists import (
+    Maker,
+    list_warning,
     parse_expert_pairs,
     parse_experts,
     read_expert_list,
@@ -105,6 +107,51 @@ def test_keys_may_be_decoder_layers_where_the_file_lists_them(tmp_path: Path) ->
         read_expert_list(document(tmp_path, {"keep_map": entries["keep_map"]}), DENSE_FIRST, 4)
 
 
+@pytest.mark.parametrize("stated", [3, 5, "4", 4.5, None, True, []])
+def test_a_list_of_a_model_with_another_number_of_experts_is_refused(
+    tmp_path: Path, stated: Any
+) -> None:
+    entries = {"original_num_experts": stated, "keep_map": {"0": [0, 1], "1": [1], "2": [0]}}
+    with pytest.raises(PlanError) as refusal:
+        read_expert_list(document(tmp_path, entries), DENSE_FIRST, 4)
+    assert str(refusal.value) == (
+        f"{tmp_path / 'a.json'} is for a model with {stated!r} experts a layer; this model has 4"
+    )
+
+
+def test_the_metadata_of_a_pruned_model_serves_as_a_list(tmp_path: Path) -> None:
+    entries = {
+        "original_num_experts": 4, "pruned_num_experts": 1, "metric": "reap_sum",
+        "keep_map": {"1": [0], "2": [1], "3": [2]}, "layer_indices": [1, 2, 3],
+    }  # fmt: skip
+    path = document(tmp_path, entries)
+    assert read_expert_list(path, DENSE_FIRST, 4) == {1: (0,), 2: (1,), 3: (2,)}
+
+
+def test_a_csv_that_keeps_and_prunes_has_a_row_for_every_expert(tmp_path: Path) -> None:
+    write_expert_list(tmp_path / "small.csv", {4: (0, 1), 5: (0, 1)}, 3)
+    with pytest.raises(PlanError) as refusal:
+        read_expert_list(tmp_path / "small.csv", (4, 5), 4)
+    assert str(refusal.value) == (
+        f"{tmp_path / 'small.csv'}: layer 4 keeps some experts and prunes others, and says nothing "
+        "about 3; this model has 4, so the list may be of another"
+    )
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.csv"])
+def test_a_list_knows_its_model_and_says_when_it_is_another(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    write_expert_list(path, {4: (0, 1)}, 3, Maker("0123", "demo"))
+    assert read_expert_list(path, (4,), 3) == {4: (0, 1)}
+    assert list_warning(path, Maker("0123", "demo")) == ""
+    shown = "demo (0123)" if name == "a.json" else "0123"
+    assert list_warning(path, Maker("4567", "demo-4bit")) == (
+        f"{path} was made on the model {shown}, this is demo-4bit (4567)"
+    )
+    write_expert_list(path, {4: (0, 1)}, 3)
+    assert list_warning(path, Maker("4567", "demo-4bit")) == ""
+
+
 def test_a_csv_of_prune_rows_alone_keeps_the_others(tmp_path: Path) -> None:
     path = document(
         tmp_path, "layer, expert, action\n0, 1, prune\n1, 0, Keep\n1, 2, keep\n", "a.csv"
@@ -161,8 +208,28 @@ def test_unreadable_lists_are_refused(tmp_path: Path) -> None:
     (tmp_path / "b.json").write_bytes(b"\xff\xfe")
     with pytest.raises(PlanError, match="is not UTF-8 text"):
         read_expert_list(tmp_path / "b.json", DENSE_FIRST, 4)
-    with pytest.raises(PlanError, match="cannot write"):
-        write_expert_list(tmp_path / "no" / "a.json", {0: (0,)}, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("config.json", '{"model_type": "qwen3_moe"}'), ("scores.csv", "name,score\nann,3\n")],
+)
+def test_a_list_is_not_written_over_a_file_of_another_kind(
+    tmp_path: Path, name: str, content: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(SaveError, match="exists and is no expert list; choose another name"):
+        write_expert_list(tmp_path / name, {0: (0,)}, 2)
+    assert (tmp_path / name).read_text() == content
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.csv"])
+def test_a_list_is_written_over_an_older_one_and_into_new_directories(
+    tmp_path: Path, name: str
+) -> None:
+    for keep in ({4: (0, 1)}, {4: (1,)}):
+        write_expert_list(tmp_path / "deep" / "er" / name, keep, 2)
+        assert read_expert_list(tmp_path / "deep" / "er" / name, (4,), 2) == keep
 
 
 # --- maps ------------------------------------------------------------------------------------

@@ -324,9 +324,11 @@ def test_a_configuration_that_is_not_understood_is_refused(tiny, tmp_path, docum
         ({"rule": "hard"}, "--rule 'hard': choose one of steermoe, additive"),
         ({"maps": (ScanMap("d", "style", "up"),)}, "kind 'style': choose one of safety, domain"),
         ({"maps": (domain("d", most=0),)}, "--max-experts 0 must be at least 1"),
-        ({"boost_value": -1.0}, "boost_value -1 must be a finite number above 0"),
-        ({"mask_value": 2.0}, "mask_value 2 must be a finite number below 0"),
-        ({"mask_value": float("-inf")}, "mask_value -inf must be a finite number"),
+        ({"boost_value": -1.0}, "boost_value -1 must be above 0 and at most 10000"),
+        ({"mask_value": 2.0}, "mask_value 2 must be below 0 and at least -1e\\+09"),
+        ({"mask_value": float("-inf")}, "mask_value -inf must be below 0 and at least"),
+        ({"mask_value": float("nan")}, "mask_value nan must be below 0 and at least"),
+        ({"boost_value": 1e308}, "boost_value 1e\\+308 must be above 0 and at most 10000"),
     ],
 )
 def test_impossible_options_are_refused(tiny, options, message):
