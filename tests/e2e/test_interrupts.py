@@ -22,6 +22,8 @@ LINES = (
     *(f"save out{number}" for number in range(SAVES)),
 )
 
+SLOW = pytest.mark.slow
+
 
 def listen(process: subprocess.Popen[str], until: str) -> str:
     """Read stderr until `until` is in it. A program that ends before is no endless wait."""
@@ -64,7 +66,9 @@ def leftovers(directory: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("until", ["importing MLX", "load: ", "calibrating: "])
+@pytest.mark.parametrize(
+    "until", ["importing MLX", pytest.param("load: ", marks=SLOW), "calibrating: "]
+)
 def test_ctrl_c_before_anything_is_saved_leaves_nothing(program: Program, until: str) -> None:
     _, said = interrupted(program, until)
     assert said.splitlines()[-1] == "interrupted; nothing is left half done"
@@ -72,7 +76,10 @@ def test_ctrl_c_before_anything_is_saved_leaves_nothing(program: Program, until:
     assert leftovers(program.directory) == set()
 
 
-@pytest.mark.parametrize("until", ["save: ", "gate: tensors", "gate: logits"])
+@pytest.mark.parametrize(
+    "until",
+    [pytest.param("save: ", marks=SLOW), pytest.param("gate: tensors", marks=SLOW), "gate: logits"],
+)
 def test_ctrl_c_while_saving_leaves_whole_models_only(program: Program, until: str) -> None:
     ended, said = interrupted(program, until)
     assert said.splitlines()[-1] == "interrupted; nothing is left half done"

@@ -48,6 +48,7 @@ def test_a_variant_that_bakes_leaves_the_steering_to_the_next_ones(shell: Shell)
     assert steered(shell) == before, "nothing was applied, so nothing is baked"
 
 
+@pytest.mark.slow
 def test_a_recording_of_such_a_recipe_replays_to_the_same_states(
     program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
