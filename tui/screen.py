@@ -133,7 +133,7 @@ class MainScreen(Screen[None]):
             self.focus_panel(plan.visible[-1])
 
     def _marked(self) -> frozenset[str]:
-        marked = set(self._state.unseen)
+        marked = set(self._state.unseen) - {"plan"}  # of a plan that is gone there is no news
         if self._state.view.plan is not None:
             marked.add("plan")
         if any(channel.on for channel in self._state.mixer):

@@ -371,6 +371,8 @@ def test_what_is_typed_into_the_chat_stays_there_whatever_ends_meanwhile() -> No
         assert shell.engine.lines[-1] == "preview", "nothing was applied or discarded"
         assert "plan" in shell.app.state.unseen
         assert "3 plan•" in str(shell.app.main.query_one(TabStrip).visual)
+        await shell.play("discard")
+        assert "3 plan•" not in str(shell.app.main.query_one(TabStrip).visual), "it is gone"
         await shell.press("escape", "3")
         assert shell.app.state.unseen == frozenset()
 
