@@ -156,7 +156,7 @@ def run(start: Start) -> int:
     if wrong is not None and wrong.error is not None:
         if not start.as_json:
             raise click.UsageError(wrong.error)
-        from commands.render import report_json
+        from commands.as_json import report_json
 
         click.echo(json.dumps(report_json(wrong)))
         click.echo(f"{NAME}: {wrong.error}", err=True)

@@ -105,7 +105,7 @@ class Follower:
     def show(self, ended: JobEnded) -> None:
         """Print what came of a command."""
         if self.as_json:
-            from commands.render import report_json
+            from commands.as_json import report_json
 
             self.out.write(json.dumps(report_json(ended), allow_nan=False) + "\n")
             self.out.flush()

@@ -1,4 +1,4 @@
-"""Reports for a person (Rich) and for a program (JSON).
+"""Reports for a person, drawn with Rich.
 
 Text that comes from files, models and users is shown as it is: markup in it is not obeyed, and
 control characters, which could drive the terminal, are made visible.
@@ -18,7 +18,6 @@ from rich.text import Text
 from mlxfun.ablation_reports import AblationReport, RefusalReport
 from mlxfun.boost_reports import BoostReport
 from mlxfun.comparison_reports import CombineReport, DiffReport, RankReport, ScanReport
-from mlxfun.events import JobEnded
 from mlxfun.hand_reports import ABReport, DossierReport
 from mlxfun.layer_reports import LayersReport
 from mlxfun.node_reports import CompareReport
@@ -67,33 +66,6 @@ def _picture(char: str) -> str:
 
 
 _DIRECTION = frozenset((*range(0x202A, 0x202F), *range(0x2066, 0x206A)))
-
-
-def report_json(ended: JobEnded) -> dict[str, Any]:
-    """One line of `--headless --json`: command, ok, state, seconds, report, data (and error)."""
-    report = ended.report
-    found: dict[str, Any] = {
-        "command": ended.line,
-        "ok": ended.error is None,
-        "state": ended.state,
-        "seconds": round(ended.seconds, 6),
-        "report": report.summary() if report is not None else None,
-        "data": {"kind": report.kind, **_finite(report.data())} if report is not None else {},
-    }
-    if ended.error is not None:
-        found["error"] = ended.error
-    return found
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_finite(v) for v in value]
-    return value
 
 
 def text(content: str, style: str = "") -> Text:

@@ -22,10 +22,11 @@ from commands.config import Config
 from mlxfun.events import Event, JobEnded
 from mlxfun.hand_reports import DossierReport
 from mlxfun.reports import Report, StepReport
-from tui import deeds, guide, keynames, pick, talk, themes
+from tui import deeds, guide, pick, talk, themes
+from tui.checked import check_config
 from tui.feed import Feed
 from tui.hands import Hands
-from tui.keymap import BY_ID, KEYS, Key, keys_for
+from tui.keymap import BY_ID, Key
 from tui.keynames import Names
 from tui.layout import PANELS, arrange
 from tui.lines import LineHistory
@@ -401,35 +402,6 @@ def full_report(report: Report) -> RenderableType:
     from commands.render import render
 
     return render(report)
-
-
-def check_config(config: Config) -> None:
-    """Raise UsageError, with file and line, for a theme or a key that there is not."""
-    known = [theme.name for theme in themes.THEMES]
-    if config.theme not in (None, *known):
-        raise config.wrong("theme", f"{config.theme!r} is unknown; known are {', '.join(known)}")
-    for name, given in config.keys.items():
-        if name not in BY_ID:
-            raise config.wrong(f"keys.{name}", f"unknown; known are {', '.join(BY_ID)}")
-        problem = keynames.why_not(name, given)
-        if problem:
-            raise config.wrong(f"keys.{name}", problem)
-    names = Names.of(config.keys)
-    for scope in sorted({scope for key in KEYS for scope in key.scope.split(",")}):
-        _check_clashes(config, names, scope)
-
-
-def _check_clashes(config: Config, names: Names, scope: str) -> None:
-    """No key may mean two things in one place."""
-    taken: dict[str, str] = {}
-    for key in keys_for(scope):
-        for name in names.keys[key.id]:
-            other = taken.setdefault(name, key.id)
-            if other == key.id:
-                continue
-            changed, kept = (key.id, other) if key.id in config.keys else (other, key.id)
-            if changed in config.keys:  # the keys as they come may share one, by panel
-                raise config.wrong(f"keys.{changed}", f"{name} is the key of {kept} already")
 
 
 def run(

@@ -33,7 +33,6 @@ import numpy as np
 
 from mlxfun import recalibrate
 from mlxfun.anatomy import MoELayer
-from mlxfun.calibrate import layer_sums
 from mlxfun.carry import Carrier
 from mlxfun.context import SILENT, Context
 from mlxfun.deltas import Delta, LayerDelta, Resident
@@ -46,6 +45,7 @@ from mlxfun.edits.alignment import (
     weight_features,
 )
 from mlxfun.edits.bank import Bank
+from mlxfun.edits.observing import Observed, observe, spread, spread_of
 from mlxfun.edits.prune import prune_layer
 from mlxfun.edits.refit import Routed, output
 from mlxfun.edits.similarity import (
@@ -59,29 +59,16 @@ from mlxfun.options import MergeOptions
 from mlxfun.plans import MergePlan
 from mlxfun.recalibrate import Recalibration
 from mlxfun.state import Rows
-from mlxfun.stats import SUMS, RoutingStats
+from mlxfun.stats import RoutingStats
 from mlxfun.surgery import Stored, requantised, rounded, row_digests, take_rows
 
 if TYPE_CHECKING:
     from mlxfun.datasets import Batch
     from mlxfun.events import Array
-    from mlxfun.taps import LayerTap, Record
+    from mlxfun.taps import LayerTap
 
 Choose = Callable[[int, RoutingStats], tuple[int, ...]]
 """(position of a layer, its statistics [1, E]) -> its centroids, ascending, checkpoint numbers."""
-
-
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """What one layer saw. inputs: [T, D] of a spread of tokens, as the experts got them (for
-    experts that get their input weighted: without the weight); logits: float32 [T, E], of the live
-    experts; gates: float32 [T, E], as probabilities; stats: [1, E] over all tokens.
-    """
-
-    inputs: mx.array
-    logits: Array
-    gates: mx.array
-    stats: RoutingStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -387,65 +374,6 @@ def combine(
 
 def _taken(array: mx.array, rows: list[int]) -> mx.array:
     return array[mx.array(rows)]
-
-
-# -- observing --------------------------------------------------------------------------------
-
-
-def observe(
-    carrier: Carrier, tap: LayerTap, picks: Sequence[Array], ctx: Context = SILENT
-) -> Observed:
-    """Run a layer on all batches; keep its sums over all tokens, and `picks` of the tokens."""
-    layer = tap.layer
-    stats = RoutingStats.empty((layer.index,), layer.num_experts)
-    inputs, logits = [], []
-    for (batch, records), pick in zip(carrier.observe(layer.position, ctx), picks, strict=True):
-        mask = mx.array(batch.mask.reshape(-1).astype(np.float32))
-        sums = layer_sums(tap, records, mask)
-        x, z = _tokens(layer, records[-1], mx.array(pick.astype(np.uint32)))
-        mx.eval(sums, x, z)
-        stats = stats.plus(
-            np.array(sums).reshape(1, len(SUMS), -1), len(batch.rows), int(batch.mask.sum())
-        )
-        inputs.append(x)
-        logits.append(z)
-    z = mx.concatenate(logits)
-    sigmoid = layer.facts.score == "sigmoid"
-    gates = mx.sigmoid(z) if sigmoid else mx.softmax(z, axis=-1)
-    live = len(tap.live)  # rows behind them are no experts (longcat)
-    return Observed(mx.concatenate(inputs), np.array(z[:, :live]), gates[:, :live], stats)
-
-
-def _tokens(layer: MoELayer, record: Record, pick: mx.array) -> tuple[mx.array, mx.array]:
-    """Expert inputs [n, D] and float32 logits [n, R] of the picked tokens."""
-    if record.inputs is None or record.logits is None or record.weights is None:
-        raise RuntimeError(f"the forward did not show what decoder layer {layer.index} routes")
-    x = record.inputs.reshape(-1, record.inputs.shape[-1])[pick]
-    logits = record.logits.reshape(-1, record.logits.shape[-1])[pick].astype(mx.float32)
-    if layer.facts.weights_inside:
-        weight = record.weights.reshape(-1, 1)[pick].astype(mx.float32)
-        x = (x.astype(mx.float32) / mx.maximum(weight, 1e-6)).astype(x.dtype)
-    return x, logits
-
-
-def spread(batches: Sequence[Batch], most: int) -> list[Array]:
-    """At most `most` of all real tokens, evenly spread: for each batch indices into its [B * T]."""
-    real = [np.flatnonzero(batch.mask.reshape(-1)) for batch in batches]
-    chosen = spread_of(sum(map(len, real)), most)
-    ends = np.cumsum([len(tokens) for tokens in real])
-    parts = np.split(chosen, np.searchsorted(chosen, ends[:-1]))
-    starts = [0, *ends[:-1]]
-    return [tokens[part - at] for tokens, part, at in zip(real, parts, starts, strict=True)]
-
-
-def spread_of(total: int, most: int) -> Array:
-    """At most `most` of range(total), evenly spread, ascending.
-
-    >>> spread_of(10, 4).tolist()
-    [0, 3, 6, 9]
-    """
-    index: Array = np.unique(np.linspace(0, total - 1, min(most, total)).round().astype(np.int64))
-    return index
 
 
 def router_groups(layer: MoELayer, live: int) -> list[int]:

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from commands.as_json import report_json
 from commands.console import print_report
 from commands.progress import ProgressLines, describe
-from commands.render import experts_text, render, report_json, safe
+from commands.render import experts_text, render, safe
 from mlxfun.events import JobEnded, Progress
 from mlxfun.options import CollectOptions, DatasetOptions, EvaluateOptions, PruneOptions
 from mlxfun.recipes import RecipeReport, Variant

@@ -12,7 +12,8 @@ from commands.config import Config
 from mlxfun.errors import UsageError
 from tests.fake_engine import FakeEngine
 from tests.tui.driving import Shell
-from tui.app import ShellApp, check_config
+from tui.app import ShellApp
+from tui.checked import check_config
 from tui.lines import LineHistory
 
 PATH = Path("config.toml")

@@ -1,0 +1,38 @@
+"""What a command came to, for a program: one JSON object.
+
+Apart from what people see: a headless run never loads what draws.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from mlxfun.events import JobEnded
+
+
+def report_json(ended: JobEnded) -> dict[str, Any]:
+    """One line of `--headless --json`: command, ok, state, seconds, report, data (and error)."""
+    report = ended.report
+    found: dict[str, Any] = {
+        "command": ended.line,
+        "ok": ended.error is None,
+        "state": ended.state,
+        "seconds": round(ended.seconds, 6),
+        "report": report.summary() if report is not None else None,
+        "data": {"kind": report.kind, **_finite(report.data())} if report is not None else {},
+    }
+    if ended.error is not None:
+        found["error"] = ended.error
+    return found
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return value
