@@ -12,13 +12,17 @@ from tui.turns import begins_anew
 
 
 def move(state: AppState, down: int, right: int) -> AppState:
-    """The heatmap's cursor `down` layers and `right` experts further, kept on the map.
+    """The heatmap's cursor `down` and `right`, by layers and experts, kept on the map.
 
     On the page of one layer experts stand below one another: there the two change places.
     """
+    inside = state.heat.shape == "layer"
+    return _step(state, right, down) if inside else _step(state, down, right)
+
+
+def _step(state: AppState, down: int, right: int) -> AppState:
+    """The heatmap's cursor `down` layers and `right` experts further."""
     state = replace(state, anchor=None)
-    if state.heat.shape == "layer":
-        down, right = right, down
     if not state.heat.sort:
         return put(state, state.cursor[0] + down, state.cursor[1] + right)
     from tui.heat.order import column, expert, order_of
@@ -33,9 +37,7 @@ def move(state: AppState, down: int, right: int) -> AppState:
 def edge(state: AppState, right: int) -> AppState:
     """The heatmap's cursor on the first (-1) or last (1) expert of its layer, as it is shown."""
     _, experts = _extent(state)
-    by = experts if right > 0 else -experts
-    across = state.heat.shape != "layer"
-    return move(state, 0, by) if across else move(state, by, 0)
+    return _step(state, 0, right * experts)
 
 
 def put(state: AppState, position: int, expert: int) -> AppState:

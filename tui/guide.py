@@ -149,26 +149,27 @@ def _edit_reason(state: AppState, key: Key) -> str:
     return ""
 
 
+def edited(state: AppState) -> bool:
+    """Whether the model is in another state than it was loaded in."""
+    history = state.view.history
+    return history is not None and history.current != 0
+
+
 def nothing_to_compare(state: AppState) -> bool:
     """Whether both sides would be the same: no plan, no edit, no steering."""
-    view = state.view
-    steering, history = view.steering, view.history
+    steering = state.view.steering
     steered = steering is not None and (
         steering.activated or steering.deactivated or steering.levels
     )
-    edited = history is not None and any(
-        n.id == history.current and n.parent is not None for n in history.nodes
-    )
-    return view.plan is None and not steered and not edited
+    return state.view.plan is None and not steered and not edited(state)
 
 
 def unsaved(state: AppState) -> str:
     """What would be lost by leaving now, "" for nothing."""
-    view = state.view
-    if view.plan is not None:
+    if state.view.plan is not None:
         return "a plan is staged and not applied"
-    edited = view.history is not None and view.history.current != 0
-    return "the edits are not saved" if edited and view.state not in state.saved else ""
+    lost = edited(state) and state.view.state not in state.saved
+    return "the edits are not saved" if lost else ""
 
 
 def uneven(state: AppState) -> str:
@@ -191,7 +192,7 @@ def next_key(state: AppState) -> str:
         if view.scores is None:
             return "preview" if state.draft is None else ""
         return "apply" if view.scores.ratio <= BEARABLE else "discard"
-    if view.history and view.history.current != 0:
+    if edited(state):
         return "save"
     return "prune"
 
@@ -235,8 +236,10 @@ def hints(state: AppState, panel: str, room: int, *, typing: bool = False) -> li
 
     What applies now comes first, in the order of the main job; greyed ones fill what is left.
     """
-    always = [_hint(state, key) for key in _always(panel, typing=typing) if state.names.all(key.id)]
-    rest = _typing_hints(state, panel) if typing else _panel_hints(state, panel)
+    leading = next_key(state)
+    ending = ("help",) if typing else ("command", "help")
+    always = [_hint(state, BY_ID[id], leading) for id in ending]
+    rest = _typing_hints(state, panel) if typing else _panel_hints(state, panel, leading)
     out: list[Hint] = []
     room -= sum(hint.width for hint in always)
     for hint in rest:
@@ -246,22 +249,17 @@ def hints(state: AppState, panel: str, room: int, *, typing: bool = False) -> li
     return out + always
 
 
-def _always(panel: str, *, typing: bool) -> list[Key]:
-    """The keys that have a place at the end of the bar."""
-    kept = ("help",) if typing else ("help", "command")
-    return [key for key in keys_for(panel) if key.id in kept]
-
-
 def _typing_hints(state: AppState, panel: str) -> list[Hint]:
     """The field's own keys, then those that work in fields too."""
     wanted = ("escape", "palette", "to_map", "to_mixer", "quit")
-    more = [_hint(state, BY_ID[id]) for id in wanted if state.names.all(id)]
+    more = [_hint(state, BY_ID[id], "") for id in wanted if state.names.all(id)]
     if state.job is None:
         more[0] = replace(more[0], label="leave")
     return [*FIELDS[panel], *more]
 
 
-def _panel_hints(state: AppState, panel: str) -> list[Hint]:
+def _panel_hints(state: AppState, panel: str, leading: str) -> list[Hint]:
+    """The next step first, then what applies now, then what does not."""
     kept = ("help", "command")
     shown = [key for key in keys_for(panel) if key.bar and state.names.all(key.id)]
     order = {name: place for place, name in enumerate(_main_keys(state))}
@@ -273,16 +271,16 @@ def _panel_hints(state: AppState, panel: str) -> list[Hint]:
     def rank(key: Key) -> tuple[bool, bool, float]:
         own = (2.5 if panel in ("chat", "mixer") else 4.5) + key.bar / 100
         place = order.get(key.id, own if key.works_in(panel) else 20 + key.bar)
-        return key.id != next_key(state) or inside, bool(why_not(state, key)), place
+        return key.id != leading or inside, bool(why_not(state, key)), place
 
-    out = [_hint(state, key) for key in sorted(shown, key=rank) if key.id not in kept]
+    out = [_hint(state, key, leading) for key in sorted(shown, key=rank) if key.id not in kept]
     words = {"closer": "dossier", "escape": "back"} if inside and state.job is None else {}
     return [replace(hint, label=words.get(hint.key, hint.label)) for hint in out]
 
 
-def _hint(state: AppState, key: Key) -> Hint:
-    leads = key.id == next_key(state)
-    return Hint(state.names[key.id], key.label, key.id, not why_not(state, key), leads)
+def _hint(state: AppState, key: Key, leading: str) -> Hint:
+    applies = not why_not(state, key)
+    return Hint(state.names[key.id], key.label, key.id, applies, key.id == leading)
 
 
 def _main_keys(state: AppState) -> tuple[str, ...]:

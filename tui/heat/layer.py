@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tui.heat.model import DIFFERENCE, LEVELS, Array, HeatModel
-from tui.heat.words import spread
+from tui.heat.model import DIFFERENCE, LEVELS, PRUNED, Array, HeatModel
+from tui.heat.words import figure, spread
 
 HALF, MOST = 0.5, 0.9
 
@@ -32,6 +32,25 @@ class LayerModel:
     chosen: Array | None
     weight: Array | None
     summary: str
+
+    def cell(self, title: str, expert: int) -> str:
+        """One figure of one expert, by the title of its column."""
+        if self.kinds[expert] == PRUNED:
+            return "pruned" if title == "share" else ""
+        source = {
+            "share": self.shares,
+            "cut here": self.below,
+            "chosen": self.chosen,
+            "weight": self.weight,
+            "score": self.values,
+        }[title]
+        assert source is not None
+        value = float(source[expert])
+        if np.isnan(value):
+            return "-"  # never chosen: no mean
+        if title in ("share", "cut here"):
+            return f"{value:.1%}"
+        return f"{value:.3f}" if title == "weight" else figure(value)
 
 
 def layer_model(model: HeatModel, position: int) -> LayerModel:

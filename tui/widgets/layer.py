@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from rich.color import Color
@@ -21,7 +20,6 @@ from tui.text import bar, shortened
 if TYPE_CHECKING:
     from tui.heat.layer import LayerModel
     from tui.heat.model import Array
-    from tui.heat.paint import Inks
 
 HEAD = 2
 """Lines that stay while the experts scroll under them: the summary and the titles."""
@@ -96,13 +94,15 @@ class LayerView(ScrollView, can_focus=True, inherit_bindings=False):
         return " " * (_gutter(model) + _bar(model, width)) + titles
 
     def _line(self, model: LayerModel, expert: int, width: int, base: Style) -> Strip:
-        from tui.heat.paint import expert_colour, sign
+        # The numeric modules load after the first paint.
+        from tui.heat.paint import DARK, LIGHT, expert_colour, sign
 
+        inks = DARK if self.app.current_theme.dark else LIGHT
         kind = int(model.kinds[expert])
         here = expert == self._expert and self.has_focus
         marked = self._marked is not None and bool(self._marked[expert])
         name = base + Style(bold=here, reverse=here)
-        ink = base + Style(color=Color.from_rgb(*expert_colour(self._inks, kind)))
+        ink = base + Style(color=Color.from_rgb(*expert_colour(inks, kind)))
         digits = len(str(len(model.rows) - 1)) + 1
         pointer = "▸" if expert == self._expert else "┃" if marked else " "
         room = _bar(model, width)
@@ -113,7 +113,7 @@ class LayerView(ScrollView, can_focus=True, inherit_bindings=False):
             Segment(self._bar_of(model, expert, room - 1) + " ", ink),
         ]
         cells = "".join(
-            _cell(model, title, expert).rjust(room) for title, room in _shown(model, width)
+            model.cell(title, expert).rjust(room) for title, room in _shown(model, width)
         )
         segments.append(Segment(cells, base))
         return Strip(segments).adjust_cell_length(width, base)
@@ -126,14 +126,6 @@ class LayerView(ScrollView, can_focus=True, inherit_bindings=False):
         size = abs(values)
         top = float(size.max(initial=0.0))
         return bar(float(size[expert]) / top if top > 0 else 0.0, width)
-
-    @property
-    def _inks(self) -> Inks:
-        from tui.heat.paint import DARK, LIGHT
-
-        ground = self.background_colors[1]
-        inks = DARK if self.app.current_theme.dark else LIGHT
-        return replace(inks, ground=(ground.r, ground.g, ground.b))
 
     # Mouse ------------------------------------------------------------------------------------
     def on_click(self, event: events.Click) -> None:
@@ -163,26 +155,3 @@ def _bar(model: LayerModel, width: int) -> int:
     """Columns of the bar: what the figures leave."""
     left = width - _gutter(model) - sum(room for _, room in _shown(model, width))
     return max(LEAST_BAR, min(WIDEST_BAR, left))
-
-
-def _cell(model: LayerModel, title: str, expert: int) -> str:
-    """One figure of one expert."""
-    from tui.heat.model import PRUNED
-    from tui.heat.words import figure
-
-    if model.kinds[expert] == PRUNED:
-        return "pruned" if title == "share" else ""
-    source = {
-        "share": model.shares,
-        "cut here": model.below,
-        "chosen": model.chosen,
-        "weight": model.weight,
-        "score": model.values,
-    }[title]
-    assert source is not None
-    value = float(source[expert])
-    if value != value:  # never chosen: no mean
-        return "-"
-    if title in ("share", "cut here"):
-        return f"{value:.1%}"
-    return f"{value:.3f}" if title == "weight" else figure(value)
