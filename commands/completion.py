@@ -10,7 +10,7 @@ import click
 from click.shell_completion import CompletionItem, ShellComplete
 
 from commands.registry import COMMANDS
-from mlxfun.reports import SessionView
+from mlxfun.session.reports import SessionView
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,7 +139,7 @@ def _table(config: Config, name: str, value: Any) -> dict[str, Any]:
 def _defaults(config: Config, name: str, value: Any) -> dict[str, Any]:
     import click  # the screen reads this module too, and paints before it needs Click
 
-    from commands.shell import SETTING_TYPES
+    from commands.table.shell import SETTING_TYPES
 
     checked = {}
     for key, given in _table(config, name, value).items():

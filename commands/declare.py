@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 import click
 
 from commands.types import FilePath, Seed, Source
-from mlxfun.demo import DATASETS
-from mlxfun.options import DatasetOptions
-from mlxfun.reports import Report, SessionView
+from mlxfun.data.demo import DATASETS
+from mlxfun.data.options import DatasetOptions
+from mlxfun.report import Report
+from mlxfun.session.reports import SessionView
 
 if TYPE_CHECKING:
     from commands.ports import SessionPort

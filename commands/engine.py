@@ -12,18 +12,22 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from commands import completion, registry, resume
+from commands import completion, registry
 from commands.completion import Completion
 from commands.declare import Call, Command
 from commands.registry import Parsed, Row
-from commands.replay import mark_of
-from commands.script import Journal
+from commands.scripts import resume
+from commands.scripts.replay import mark_of
+from commands.scripts.session_file import Journal
 from commands.workbench import Files, Settings, Wiring, Workbench
+from mlxfun.calibration.reports import CollectReport
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import MlxfunError
 from mlxfun.events import Event, JobEnded
-from mlxfun.reports import ChatReport, CollectReport, Report, SessionView
-from mlxfun.worker import Worker
+from mlxfun.generation.reports import ChatReport
+from mlxfun.report import Report
+from mlxfun.session.reports import SessionView
+from mlxfun.session.worker import Worker
 
 if TYPE_CHECKING:
     from commands.ports import OpenSession, SessionPort
@@ -45,7 +49,7 @@ def open_real_session(
 ) -> SessionPort:
     """`Session.open`. Imports MLX, so only the worker calls it, after the first paint."""
     ctx.progress("importing MLX", 0)
-    from mlxfun.session import Session
+    from mlxfun.session.session import Session
 
     ctx.check()
     return Session.open(source, revision=revision, undo_budget=undo_budget, seed=seed, ctx=ctx)

@@ -1,6 +1,6 @@
 """What the commands need of a session, so that they can be declared without importing MLX.
 
-`mlxfun.session.Session` is the real one; see there for what each method does and raises.
+`mlxfun.session.session.Session` is the real one; see there for what each method does and raises.
 """
 
 from __future__ import annotations
@@ -9,42 +9,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from mlxfun.ablation_options import AblateOptions, RefusalOptions
-from mlxfun.ablation_reports import AblationReport, RefusalReport
-from mlxfun.comparison_reports import ScanReport
+from mlxfun.calibration.options import CollectOptions
+from mlxfun.calibration.reports import CollectReport, StatsReport, WhyReport
+from mlxfun.checkpoint.options import SaveOptions
 from mlxfun.context import SILENT, Context
-from mlxfun.hand_options import ProbeOptions, SelectOptions
-from mlxfun.hand_reports import ABReport, DossierReport, ProbeReport
-from mlxfun.layer_reports import LayersReport
-from mlxfun.node_reports import CompareReport
-from mlxfun.options import (
-    AmplifyOptions,
-    ApplyOptions,
-    BakeOptions,
-    CollectOptions,
-    EvaluateOptions,
-    GenerateOptions,
-    MergeOptions,
-    PruneOptions,
-    SaveOptions,
-    ScanOptions,
-    SteerOptions,
-)
-from mlxfun.reports import (
-    ChatReport,
-    CollectReport,
-    EvaluateReport,
-    HistoryReport,
-    InfoReport,
-    PlanReport,
-    SaveReport,
-    SessionView,
-    SmokeReport,
-    StatsReport,
-    SteerReport,
-    StepReport,
-    WhyReport,
-)
+from mlxfun.editing.options import ApplyOptions
+from mlxfun.editing.reports import HistoryReport, PlanReport, SaveReport, StepReport
+from mlxfun.evaluation.options import EvaluateOptions, ProbeOptions, RefusalOptions
+from mlxfun.evaluation.reports import CompareReport, EvaluateReport, ProbeReport, RefusalReport
+from mlxfun.generation.options import GenerateOptions
+from mlxfun.generation.reports import ABReport, ChatReport
+from mlxfun.scans.options import ScanOptions
+from mlxfun.scans.reports import DossierReport, ScanReport
+from mlxfun.session.reports import InfoReport, LayersReport, SessionView, SmokeReport
+from mlxfun.steering.options import SteerOptions
+from mlxfun.steering.reports import SteerReport
+from mlxfun.techniques.ablate.options import AblateOptions
+from mlxfun.techniques.ablate.reports import AblationReport
+from mlxfun.techniques.merge.options import MergeOptions
+from mlxfun.techniques.prune.options import PruneOptions, SelectOptions
+from mlxfun.techniques.router_bias.options import AmplifyOptions, BakeOptions
 
 
 class SessionPort(Protocol):

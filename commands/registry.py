@@ -10,27 +10,27 @@ from difflib import get_close_matches
 
 import click
 
-from commands import (
+from commands.declare import GROUPS, Command, Params
+from commands.table import (
     ablate,
     amplify,
+    calibrate,
     chat,
     edit,
     export,
-    hand,
     history,
     measure,
     model,
-    observe,
     recipes,
     scan,
+    select,
     shell,
 )
-from commands.declare import GROUPS, Command, Params
 from mlxfun.errors import UsageError
-from mlxfun.reports import SessionView
+from mlxfun.session.reports import SessionView
 
 MODULES = (
-    *(model, observe, scan, edit, hand, ablate, amplify),
+    *(model, calibrate, scan, edit, select, ablate, amplify),
     *(measure, chat, history, recipes, export, shell),
 )
 

@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING
 from mlxfun.context import Context
 from mlxfun.errors import DatasetError, SaveError, StateError, UsageError
 from mlxfun.events import Notice
-from mlxfun.reports import ChatReport, Report, SessionView
+from mlxfun.generation.reports import ChatReport
+from mlxfun.report import Report
+from mlxfun.session.reports import SessionView
 
 if TYPE_CHECKING:
     from commands.ports import OpenSession, SessionPort
-    from commands.script import Journal
+    from commands.scripts.session_file import Journal
     from mlxfun.events import JobEnded
 
 
@@ -190,7 +192,7 @@ class Workbench:
         gc.collect()
         gc.freeze()
         if self.offering:
-            from commands.resume import offer
+            from commands.scripts.resume import offer
 
             offer(self.sessions, ctx)
         self.offering = False

@@ -10,12 +10,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mlxfun.session import Session as Session
+    from mlxfun.session.session import Session as Session
 
 __version__ = "0.1.0"
 __all__ = ["Session", "__version__"]
 
-_LAZY = {"Session": "mlxfun.session"}
+_LAZY = {"Session": "mlxfun.session.session"}
 
 
 def __getattr__(name: str) -> Any:

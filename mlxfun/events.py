@@ -7,14 +7,12 @@ numbered in the checkpoint, T tokens, K top-k, D hidden size.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mlxfun.arrays import Array
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from mlxfun.reports import Report
-
-    Array = np.ndarray[Any, np.dtype[Any]]
+    from mlxfun.report import Report
 
 
 @dataclass(frozen=True, slots=True)

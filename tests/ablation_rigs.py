@@ -10,11 +10,11 @@ import mlx.nn as nn
 import numpy as np
 from rigs import Rig
 
-from mlxfun.ablation_plan import AblationPlan
-from mlxfun.anatomy.outputs import COMPONENTS, Output, decoder_layers, residual_outputs
-from mlxfun.carry import intercepting
-from mlxfun.deltas import Delta
-from mlxfun.edits.ablate import ablate_delta, projections
+from mlxfun.hooks.layerwise import intercepting
+from mlxfun.model.anatomy.outputs import COMPONENTS, Output, decoder_layers, residual_outputs
+from mlxfun.model.delta import Delta
+from mlxfun.techniques.ablate.delta import ablate_delta, projections
+from mlxfun.techniques.ablate.plan import AblationPlan
 
 TOKENS = [[3, 14, 15, 9, 26, 5, 35, 8, 9, 7, 9, 32, 38, 46, 26, 43, 3, 8, 32, 7]]
 

@@ -14,6 +14,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from mlxfun.calibration.reports import CollectReport, WhyReport
+from mlxfun.editing.reports import HistoryNode, HistoryReport, PlanReport, SaveReport, StepReport
+from mlxfun.evaluation.reports import EvaluateReport
 from mlxfun.events import (
     Event,
     JobEnded,
@@ -24,22 +27,9 @@ from mlxfun.events import (
     RoutingFrame,
     Token,
 )
-from mlxfun.reports import (
-    ChatReport,
-    CollectReport,
-    EvaluateReport,
-    HeatView,
-    HistoryNode,
-    HistoryReport,
-    InfoReport,
-    PlanReport,
-    Report,
-    SaveReport,
-    SessionView,
-    StepReport,
-    TextReport,
-    WhyReport,
-)
+from mlxfun.generation.reports import ChatReport
+from mlxfun.report import Report, TextReport
+from mlxfun.session.reports import HeatView, InfoReport, SessionView
 from tests.fake_hand import COMMANDS as HAND
 from tests.fake_hand import EXPERT_BYTES, FakeHand
 

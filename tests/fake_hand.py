@@ -9,18 +9,16 @@ from dataclasses import replace
 import numpy as np
 
 from commands import registry
-from mlxfun.comparison_reports import DiffReport
+from mlxfun.calibration.reports import DiffReport, WhyReport
+from mlxfun.editing.reports import PlanReport
+from mlxfun.evaluation.reports import ProbeReport
 from mlxfun.events import Event, Progress, Token
-from mlxfun.hand_reports import ABReport, Answer, DossierReport, ProbeReport, TopToken
-from mlxfun.options import MapInForce
-from mlxfun.reports import (
-    PlanReport,
-    Report,
-    SessionView,
-    SteerReport,
-    TextReport,
-    WhyReport,
-)
+from mlxfun.generation.reports import ABReport, Answer
+from mlxfun.report import Report, TextReport
+from mlxfun.scans.reports import DossierReport, TopToken
+from mlxfun.session.reports import SessionView
+from mlxfun.steering.options import MapInForce
+from mlxfun.steering.reports import SteerReport
 
 MIB = 1 << 20
 EXPERT_BYTES = MIB // 24

@@ -6,9 +6,10 @@ import mlx.core as mx
 import numpy as np
 from rigs import Rig, keep_fewer
 
-from mlxfun.datasets import batches
-from mlxfun.edits.merge import Merger
-from mlxfun.options import DatasetOptions, MergeOptions
+from mlxfun.data.datasets import batches
+from mlxfun.data.options import DatasetOptions
+from mlxfun.techniques.merge.delta import Merger
+from mlxfun.techniques.merge.options import MergeOptions
 
 SEQUENCES = [
     np.array([(7 * i + i * i) % 61 for i in range(40)], np.int32),

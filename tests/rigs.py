@@ -10,12 +10,12 @@ import mlx.nn as nn
 import tiny_models
 from mlx.utils import tree_flatten
 
-from mlxfun.anatomy import Anatomy, discover
-from mlxfun.deltas import Resident
-from mlxfun.edits.prune import prune_delta, validate
-from mlxfun.export import ExportView
-from mlxfun.plans import PrunePlan
-from mlxfun.taps import Taps
+from mlxfun.editing.plans import PrunePlan
+from mlxfun.hooks.routing import Taps
+from mlxfun.model.anatomy import Anatomy, discover
+from mlxfun.model.delta import Resident
+from mlxfun.model.export import ExportView
+from mlxfun.techniques.prune.delta import prune_delta, validate
 
 
 @dataclass

@@ -19,17 +19,19 @@ from textual import on
 from textual.binding import Binding, BindingType
 
 from commands.config import Config
+from mlxfun.editing.reports import StepReport
 from mlxfun.events import Event, JobEnded
-from mlxfun.hand_reports import DossierReport
-from mlxfun.reports import Report, StepReport
-from tui import deeds, guide, pick, talk, themes
-from tui.checked import check_config
-from tui.feed import Feed
-from tui.hands import Hands
-from tui.keymap import BY_ID, Key
-from tui.keynames import Names
+from mlxfun.report import Report
+from mlxfun.scans.reports import DossierReport
+from tui import hints, themes
+from tui.command_history import LineHistory
+from tui.config_check import check_config
+from tui.event_queue import Feed
+from tui.input import actions, chat_actions, expert_selection
+from tui.input.interaction import Hands
+from tui.input.key_labels import Names
+from tui.input.keymap import BY_ID, Key
 from tui.layout import PANELS, arrange
-from tui.lines import LineHistory
 from tui.messages import (
     CursorPut,
     ExpertPut,
@@ -45,7 +47,7 @@ from tui.palette import Commands, Item
 from tui.ports import Engine
 from tui.screen import MainScreen
 from tui.state import AppState, reduce
-from tui.widgets.dossier import dossier_page
+from tui.widgets.experts.expert_profile import dossier_page
 from tui.widgets.help import HelpScreen, help_page
 
 FRAMES_PER_SECOND = 12
@@ -159,13 +161,13 @@ class ShellApp(Hands):
             view, rows = self.engine.view(), tuple(self.engine.rows())
             before = self.state.view
             self.state = replace(self.state, view=view, rows=rows)
-            self.state = pick.overtaken(self.state, before, event.line)
-            self.state = deeds.put(self.state, *self.state.cursor)
+            self.state = expert_selection.overtaken(self.state, before, event.line)
+            self.state = actions.put(self.state, *self.state.cursor)
         self.state = reduce(self.state, event, self._clock())
         if isinstance(event, JobEnded):
             self._remix(event)
             self._over(event)
-            if self.state.talk.both and guide.nothing_to_compare(self.state):
+            if self.state.talk.both and hints.nothing_to_compare(self.state):
                 # The last question to both has been asked; the next one goes to the model.
                 self.state = replace(self.state, talk=replace(self.state.talk, both=False))
 
@@ -174,7 +176,7 @@ class ShellApp(Hands):
         asked_from = self._asked.pop(event.job, None)
         if isinstance(event.report, DossierReport) and event.job == self._opened:
             self.push_screen(HelpScreen(dossier_page(event.report, self.state)))
-        panel = deeds.news(event)
+        panel = actions.news(event)
         if panel is not None and not self._first_load(event):
             self._tell(event, panel, asked_from)
         if event.report is not None and event.report.kind == "quit":
@@ -189,12 +191,12 @@ class ShellApp(Hands):
         """Bring the panel with the outcome into view, unless that would take away the one in which
         a person is at work: then a mark on its tab has to do."""
         aside = isinstance(event.report, StepReport) or event.line.startswith("select")
-        shown = deeds.reveal(self.state, panel, aside=aside)
+        shown = actions.reveal(self.state, panel, aside=aside)
         focused = self.main.focused_panel
         visible = arrange(self.size.width, self.size.height, shown).visible
         elsewhere = asked_from not in (None, focused)
         if focused in PANELS and focused not in visible and (self.main.in_field or elsewhere):
-            shown = deeds.noted(self.state, panel)
+            shown = actions.noted(self.state, panel)
         self.state = shown
 
     def _first_load(self, event: JobEnded) -> bool:
@@ -222,23 +224,23 @@ class ShellApp(Hands):
 
     @on(Said)
     def _said(self, message: Said) -> None:
-        line = talk.line_for(self.state, message.text)
+        line = chat_actions.line_for(self.state, message.text)
         self.state = replace(self.state, talk=replace(self.state.talk, revise=0))
         self._run(line)
 
     @on(CursorPut)
     def _cursor_put(self, message: CursorPut) -> None:
-        self._change(deeds.point(self.state, message.position, message.expert))
+        self._change(actions.point(self.state, message.position, message.expert))
 
     @on(ExpertPut)
     def _expert_put(self, message: ExpertPut) -> None:
         self._change(
-            deeds.put(replace(self.state, anchor=None), self.state.cursor[0], message.expert)
+            actions.put(replace(self.state, anchor=None), self.state.cursor[0], message.expert)
         )
 
     @on(PanelPicked)
     def _panel_picked(self, message: PanelPicked) -> None:
-        self._change(deeds.pick_panel(self.state, message.panel))
+        self._change(actions.pick_panel(self.state, message.panel))
         if message.move:
             self.main.focus_panel(message.panel)
 
@@ -261,14 +263,14 @@ class ShellApp(Hands):
 
     # Keys -------------------------------------------------------------------------------------
     def _use(self, key: Key) -> None:
-        reason = guide.why_not(self.state, key)
+        reason = hints.why_not(self.state, key)
         if reason:
             self._say("warning", f"{key.label}: {reason}")
             return
         if key.kind == "do":
             self._do(key.target)
             return
-        line = guide.command_line(self.state, key, self.main.selected_node)
+        line = hints.command_line(self.state, key, self.main.selected_node)
         if key.kind == "run":
             job = self._run(line)
             if key.id == "dossier":
@@ -281,7 +283,7 @@ class ShellApp(Hands):
         verb, *arguments = target.split()
         verbs: dict[str, Callable[..., object]] = {
             "move": self._move,
-            "edge": lambda right: self._change(deeds.edge(self.state, int(right))),
+            "edge": lambda right: self._change(actions.edge(self.state, int(right))),
             "toggle": self._toggle,
             "shape": self._shape,
             "closer": self._closer,
@@ -289,7 +291,7 @@ class ShellApp(Hands):
             "open_command": self.main.command.open,
             "stay_in_command": self.main.command.enter,
             **self._handiwork(),
-            "zoom": lambda: self._change(deeds.zoom(self.state)),
+            "zoom": lambda: self._change(actions.zoom(self.state)),
             "next_metric": self._next_metric,
             "next_theme": self._next_theme,
             "help": self._help,
@@ -301,13 +303,13 @@ class ShellApp(Hands):
         verbs[verb](*arguments)
 
     def _move(self, down: str, right: str) -> None:
-        self._change(deeds.move(self.state, int(down), int(right)))
+        self._change(actions.move(self.state, int(down), int(right)))
 
     def _toggle(self, option: str) -> None:
-        self._change(deeds.toggle(self.state, option))
+        self._change(actions.toggle(self.state, option))
 
     def _shape(self, wanted: str) -> None:
-        self._change(deeds.shape(self.state, wanted))
+        self._change(actions.shape(self.state, wanted))
         # The map, the layer and the table take turns: the focus goes along.
         self.main.focus_panel("experts")
 
@@ -323,7 +325,7 @@ class ShellApp(Hands):
 
         model = heat_model(self.state)
         if model is not None:
-            self._change(deeds.next_metric(self.state, model.metrics, model.metric))
+            self._change(actions.next_metric(self.state, model.metrics, model.metric))
 
     def _next_theme(self) -> None:
         self.theme = themes.after(self.theme)
@@ -355,13 +357,13 @@ class ShellApp(Hands):
                 self._change(replace(self.state, talk=replace(self.state.talk, revise=0)))
             self.main.leave_field()
         elif self.state.token is not None:
-            self._change(talk.at(self.state, None))
+            self._change(chat_actions.at(self.state, None))
         elif self.state.anchor is not None:
             self._change(replace(self.state, anchor=None))
         elif self.state.heat.shape == "layer" and panel == "experts":
             self._shape("layer")
         elif self.state.zoomed and job is None:
-            self._change(deeds.zoom(self.state))
+            self._change(actions.zoom(self.state))
         if job is not None:
             self._say("info", f"{self.state.names['escape']} again cancels: {job.line}")
 
@@ -378,7 +380,7 @@ class ShellApp(Hands):
 
     def _leave_or_ask(self) -> None:
         """Leave; what would be lost with it is said first, once."""
-        now, lost = self._clock(), guide.unsaved(self.state)
+        now, lost = self._clock(), hints.unsaved(self.state)
         if lost and now - self._parting > PARTING:
             self._parting = now
             ways = self.state.names.say("{save} saves, {quit} again leaves")
@@ -399,7 +401,7 @@ class ShellApp(Hands):
 def full_report(report: Report) -> RenderableType:
     """A report as the commands render it for a person."""
     # Imported with the first report: the first paint does not wait for it.
-    from commands.render import render
+    from commands.output.render import render
 
     return render(report)
 

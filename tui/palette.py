@@ -10,8 +10,8 @@ from typing import Protocol, cast
 from rich.text import Text
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 
-from tui import guide
-from tui.keymap import KEYS, command_of, command_words
+from tui import hints
+from tui.input.keymap import KEYS, command_of, command_words
 from tui.state import AppState
 
 
@@ -39,7 +39,7 @@ def items(state: AppState) -> list[Item]:
             Item(
                 f"{said} ({ways[0]})" if ways else said,
                 state.names.say(key.help),
-                guide.why_not(state, key),
+                hints.why_not(state, key),
                 key.id,
                 name,
             )

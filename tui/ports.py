@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from mlxfun.events import Event
-from mlxfun.reports import SessionView
+from mlxfun.session.reports import SessionView
 
 
 class Completion(Protocol):

@@ -13,24 +13,24 @@ from textual.containers import Container, Vertical
 from textual.screen import Screen
 from textual.widgets import Input
 
-from mlxfun.reports import Report
-from tui import guide
-from tui.keymap import BY_ID, bindings
+from mlxfun.report import Report
+from tui import hints
+from tui.input.keymap import BY_ID, bindings
 from tui.layout import Arrangement, arrange
 from tui.messages import PanelPicked
 from tui.state import AppState
-from tui.widgets.chat import ChatPanel
 from tui.widgets.command_line import CommandLine, Completer
-from tui.widgets.experts import ExpertsPanel
+from tui.widgets.conversation.chat import ChatPanel
+from tui.widgets.conversation.transcript import Transcript
+from tui.widgets.experts.experts import ExpertsPanel
+from tui.widgets.experts.mixer import MixerPanel
 from tui.widgets.history import HistoryPanel
 from tui.widgets.keybar import KeyBar
 from tui.widgets.log import LogPanel
-from tui.widgets.mixer import MixerPanel
 from tui.widgets.panel import Panel
 from tui.widgets.plan import PlanPanel
 from tui.widgets.status import StatusLine
 from tui.widgets.tabs import TabStrip
-from tui.widgets.transcript import Transcript
 
 MODES = ("wide", "split", "single")
 
@@ -101,7 +101,7 @@ class MainScreen(Screen[None]):
             self.query_one(MixerPanel).show(state)
             self.query_one(HistoryPanel).show(state)
             self.query_one(LogPanel).show(state)
-            self.query_one(CommandLine).show(state, guide.next_step(state))
+            self.query_one(CommandLine).show(state, hints.next_step(state))
             self.query_one(StatusLine).show(state, now)
             self._show_keys()
         if self.focused is None and state.view.model is not None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from mlxfun.comparison_reports import DiffReport
+from mlxfun.calibration.reports import DiffReport
+from mlxfun.evaluation.reports import ProbeReport
 from mlxfun.events import (
     Event,
     JobEnded,
@@ -19,15 +20,15 @@ from mlxfun.events import (
     RoutingFrame,
     Token,
 )
-from mlxfun.hand_reports import ProbeReport
-from mlxfun.reports import Report, SessionView
-from tui import turns
-from tui.keynames import USUAL, Names
-from tui.mixer import Channel
-from tui.turns import Turn
+from mlxfun.report import Report
+from mlxfun.session.reports import SessionView
+from tui.input import transcript_model
+from tui.input.key_labels import USUAL, Names
+from tui.input.steering_mixer import Channel
+from tui.input.transcript_model import Turn
 
 if TYPE_CHECKING:
-    from mlxfun.events import Array
+    from mlxfun.arrays import Array
     from tui.ports import Row
 
 LOG_LIMIT = 200
@@ -195,22 +196,24 @@ def reduce(state: AppState, event: Event, now: float) -> AppState:
 
 def _queued(state: AppState, event: JobQueued) -> AppState:
     queued = (*state.queued, (event.job, event.line))
-    return replace(state, queued=queued, turns=turns.ask(state.turns, event.job, event.line))
+    return replace(
+        state, queued=queued, turns=transcript_model.ask(state.turns, event.job, event.line)
+    )
 
 
 def _started(state: AppState, event: JobStarted, now: float) -> AppState:
     waiting = tuple(q for q in state.queued if q[0] != event.job)
     jobs = (*state.jobs, Job(event.job, event.line, now))
     # A line of a replay was never queued: its question shows from here on.
-    asked = turns.ask(state.turns, event.job, event.line)
+    asked = transcript_model.ask(state.turns, event.job, event.line)
     return replace(state, jobs=jobs, queued=waiting, turns=asked)
 
 
 def _token(state: AppState, event: Token, now: float) -> AppState:
     # A token ends the step that its job told progress of.
     jobs = tuple(replace(j, progress=None) if j.id == event.job else j for j in state.jobs)
-    state = replace(state, jobs=jobs, turns=turns.hear(state.turns, event, now))
-    turn = turns.find(state.turns, event.job)
+    state = replace(state, jobs=jobs, turns=transcript_model.hear(state.turns, event, now))
+    turn = transcript_model.find(state.turns, event.job)
     if event.experts is None or state.view.heat is None:
         return state
     if turn is not None and turn.both and event.side != _live_of_both(state.view):
@@ -243,8 +246,8 @@ def _ended(state: AppState, event: JobEnded) -> AppState:
     if any(job.id == event.job for job in state.jobs):
         jobs = tuple(job for job in state.jobs if job.id != event.job)
         state = replace(state, jobs=jobs, frame=None, lit=None, token=None)
-    state = replace(state, turns=turns.close(state.turns, event))
-    if event.error is None and turns.begins_anew(event.line):
+    state = replace(state, turns=transcript_model.close(state.turns, event))
+    if event.error is None and transcript_model.begins_anew(event.line):
         state = replace(state, turns=(), token=None)
     if isinstance(event.report, ProbeReport):
         state = replace(state, probe=event.report)

@@ -6,7 +6,8 @@ import re
 
 from rich.text import Text
 
-from mlxfun.reports import HistoryNode, HistoryReport, readable_bytes
+from mlxfun.editing.reports import HistoryNode, HistoryReport
+from mlxfun.text import readable_bytes
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 EIGHTHS = " ▏▎▍▌▋▊▉█"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlxfun import __version__
-from mlxfun.reports import readable_bytes
+from mlxfun.text import readable_bytes
 
 BASE_CARD = "README.base.md"
 _LICENCE_KEYS = ("license", "license_name", "license_link", "language")

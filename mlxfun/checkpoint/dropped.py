@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from mlxfun.checkpoint.headers import Header, TensorInfo
-from mlxfun.reports import readable_bytes
+from mlxfun.text import readable_bytes
 
 _TOWERS = {
     "vision": ("vision", "visual", "image", "mm_projector", "multi_modal_projector", "img"),

@@ -23,7 +23,7 @@ from mlxfun.checkpoint.headers import read_headers
 from mlxfun.checkpoint.load import HALF, LOAD_ERRORS, memory_limit, needs_float32, on_cpu, short
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import ModelError, SaveError
-from mlxfun.surgery import finite
+from mlxfun.model.parameters import finite
 
 PROBE_TOKENS = 48
 # The second model, its activations, and room for everything else on the device.

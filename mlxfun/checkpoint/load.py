@@ -30,7 +30,7 @@ from mlxfun.checkpoint.identity import checkpoint_id
 from mlxfun.checkpoint.sources import read_config, resolve
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import BudgetError, ModelError
-from mlxfun.reports import readable_bytes
+from mlxfun.text import readable_bytes
 
 HALF = (mx.bfloat16, mx.float16)
 # quant_method values whose weights stay packed; others are unpacked to 16 bits while loading.

@@ -22,11 +22,12 @@ from mlxfun.checkpoint.card import BASE_CARD, Card
 from mlxfun.checkpoint.gate import LogitsFn, Weights, check, forward
 from mlxfun.checkpoint.headers import INDEX, weight_files
 from mlxfun.checkpoint.load import short
+from mlxfun.checkpoint.options import SaveOptions
 from mlxfun.checkpoint.requantize import Requantised, describe_quantization
 from mlxfun.context import SILENT, Context
+from mlxfun.editing.reports import SaveReport
 from mlxfun.errors import BudgetError, SaveError, UsageError
-from mlxfun.options import SaveOptions
-from mlxfun.reports import SaveReport, readable_bytes
+from mlxfun.text import readable_bytes
 
 # Weights in any format, what is written anew, and settings of another quantiser.
 _NOT_COPIED = re.compile(

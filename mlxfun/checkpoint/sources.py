@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxfun import demo
 from mlxfun.context import Context
+from mlxfun.data import demo
 from mlxfun.errors import ModelError
 
 DEMO = "demo"

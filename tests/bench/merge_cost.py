@@ -54,13 +54,14 @@ def random_model(shape: dict[str, Any], layers: int) -> dict[str, Any]:
     """Seconds of a plain forward and of a merge of a random model with this many layers."""
     from routing_cost import build
 
-    from mlxfun.anatomy import discover
-    from mlxfun.calibrate import batch_shape
-    from mlxfun.datasets import batches
-    from mlxfun.deltas import Resident
-    from mlxfun.edits.merge import Merger
-    from mlxfun.options import DatasetOptions, MergeOptions
-    from mlxfun.taps import Taps
+    from mlxfun.calibration.collect import batch_shape
+    from mlxfun.data.datasets import batches
+    from mlxfun.data.options import DatasetOptions
+    from mlxfun.hooks.routing import Taps
+    from mlxfun.model.anatomy import discover
+    from mlxfun.model.delta import Resident
+    from mlxfun.techniques.merge.delta import Merger
+    from mlxfun.techniques.merge.options import MergeOptions
 
     model, config = build({**shape, "layers": layers})
     taps = Taps(model, discover(model, config))
@@ -92,12 +93,14 @@ def random_model(shape: dict[str, Any], layers: int) -> dict[str, Any]:
 
 def real_model(model: str, data: str, count: int) -> dict[str, Any]:
     """The same for a checkpoint and a data set, 64 samples of 256 tokens."""
-    from mlxfun import Session, merging
-    from mlxfun.options import DatasetOptions, MergeOptions
+    from mlxfun import Session
+    from mlxfun.data.options import DatasetOptions
+    from mlxfun.techniques.merge import stage
+    from mlxfun.techniques.merge.options import MergeOptions
 
     session = Session.open(model)
     options = MergeOptions(DatasetOptions(data, max_samples=64, max_tokens=256), n_prune=count)
-    given = merging.MergeRequest.of(session._shop, options).batches
+    given = stage.MergeRequest.of(session._shop, options).batches
     forward(session.model, given)
     plain = seconds(lambda: forward(session.model, given))
     merge = seconds(lambda: session.merge(options))

@@ -35,8 +35,11 @@ class Outcome:
 
 def compare(session: Any, data: Path, count: int, metric: str, samples: int = 12) -> Outcome:
     """Merge, then prune to the same centroids, on an unedited session; nothing stays staged."""
-    from mlxfun.expert_lists import write_expert_list
-    from mlxfun.options import DatasetOptions, EvaluateOptions, MergeOptions, PruneOptions
+    from mlxfun.data.expert_lists import write_expert_list
+    from mlxfun.data.options import DatasetOptions
+    from mlxfun.evaluation.options import EvaluateOptions
+    from mlxfun.techniques.merge.options import MergeOptions
+    from mlxfun.techniques.prune.options import PruneOptions
 
     calibration = DatasetOptions(str(data / "calib_mixed.jsonl"), max_samples=64, max_tokens=256)
     held_out = EvaluateOptions(

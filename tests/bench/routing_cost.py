@@ -88,8 +88,8 @@ def ratio_of(
 
 def collect_ratio(rig: Any, shape: dict[str, Any], pairs: int) -> dict[str, Any]:
     """Full statistics against a plain forward of the same batch, with and without the head."""
-    from mlxfun import calibrate
-    from mlxfun.stats import RoutingStats
+    from mlxfun.calibration import collect
+    from mlxfun.calibration.routing_stats import RoutingStats
 
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, shape["vocab"], (shape["rows"], shape["length"])).astype(np.int32)
@@ -99,7 +99,7 @@ def collect_ratio(rig: Any, shape: dict[str, Any], pairs: int) -> dict[str, Any]
     start = RoutingStats.empty(rig.anatomy.indices, shape["experts"])
 
     def statistics() -> None:
-        calibrate.collect(rig.model, rig.taps, [batch], start)
+        collect.collect(rig.model, rig.taps, [batch], start)
 
     def forward() -> None:
         mx.eval(rig.model(mx.array(tokens)))
@@ -119,8 +119,8 @@ def decode_ratio(rig: Any, pairs: int, steps: int = 32) -> dict[str, Any]:
     """Decoding one token at a time: untapped, tapped, recording, steered."""
     from mlx_lm.models.cache import make_prompt_cache
 
-    from mlxfun import steering as steer
-    from mlxfun.steering import Steering
+    from mlxfun.steering import rules as steer
+    from mlxfun.steering.rules import Steering
 
     def run(record: bool) -> None:
         cache = make_prompt_cache(rig.model)
@@ -176,8 +176,8 @@ def decode_ratio(rig: Any, pairs: int, steps: int = 32) -> dict[str, Any]:
 
 def edit_times(rig: Any, shape: dict[str, Any]) -> dict[str, float]:
     """Milliseconds to stage, flip, undo and redo a prune of a quarter of the experts."""
-    from mlxfun.edits.prune import prune_delta, validate
-    from mlxfun.plans import PrunePlan
+    from mlxfun.editing.plans import PrunePlan
+    from mlxfun.techniques.prune.delta import prune_delta, validate
 
     keep = tuple(range(shape["experts"] // 4, shape["experts"]))
     plan = PrunePlan(dict.fromkeys(rig.anatomy.indices, keep))
@@ -216,9 +216,9 @@ def main() -> None:
 
 def measure(shape: dict[str, Any], pairs: int) -> dict[str, Any]:
     """Everything above on one model."""
-    from mlxfun.anatomy import discover
-    from mlxfun.deltas import Resident
-    from mlxfun.taps import Taps
+    from mlxfun.hooks.routing import Taps
+    from mlxfun.model.anatomy import discover
+    from mlxfun.model.delta import Resident
 
     model, config = build(shape)
     anatomy = discover(model, config)

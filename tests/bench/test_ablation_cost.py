@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 
 from mlxfun import Session
-from mlxfun.ablation_options import AblateOptions
-from mlxfun.anatomy.outputs import decoder_layers, residual_outputs
-from mlxfun.answers import read_prompts
-from mlxfun.calibrate import batch_shape
-from mlxfun.datasets import batches
-from mlxfun.directions import residual_means
-from mlxfun.edits.ablate import Projector, projections
-from mlxfun.judging import FirstToken, Prompts, ask_all
-from mlxfun.options import DatasetOptions
+from mlxfun.calibration.collect import batch_shape
+from mlxfun.data.datasets import batches
+from mlxfun.data.options import DatasetOptions
+from mlxfun.evaluation.refusal_metrics import FirstToken, Prompts, ask_all
+from mlxfun.generation.answers import read_prompts
+from mlxfun.model.anatomy.outputs import decoder_layers, residual_outputs
+from mlxfun.techniques.ablate.delta import Projector, projections
+from mlxfun.techniques.ablate.directions import residual_means
+from mlxfun.techniques.ablate.options import AblateOptions
 
 pytestmark = pytest.mark.bench
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from mlxfun import Session
-from mlxfun.calibrate import batch_shape
-from mlxfun.carry import Carrier
-from mlxfun.datasets import batches, read_lines, tokenize
-from mlxfun.edits.boost import fit, folds
-from mlxfun.options import DatasetOptions
+from mlxfun.calibration.collect import batch_shape
+from mlxfun.data.datasets import batches, read_lines, tokenize
+from mlxfun.data.options import DatasetOptions
+from mlxfun.hooks.layerwise import Carrier
+from mlxfun.techniques.router_bias.delta import fit, folds
 
 pytestmark = pytest.mark.bench
 

@@ -15,10 +15,14 @@ import numpy as np
 import pytest
 
 from mlxfun import Session
-from mlxfun.hand_options import ProbeOptions, SelectOptions
-from mlxfun.options import CollectOptions, DatasetOptions, GenerateOptions, SteerOptions
-from mlxfun.reports import HeatView, InfoReport, SessionView
-from tui import pick
+from mlxfun.calibration.options import CollectOptions
+from mlxfun.data.options import DatasetOptions
+from mlxfun.evaluation.options import ProbeOptions
+from mlxfun.generation.options import GenerateOptions
+from mlxfun.session.reports import HeatView, InfoReport, SessionView
+from mlxfun.steering.options import SteerOptions
+from mlxfun.techniques.prune.options import SelectOptions
+from tui.input import expert_selection
 from tui.state import AppState
 from tui.widgets.plan import draft_body
 
@@ -52,9 +56,9 @@ def cpu_ms(work: Callable[[], object]) -> float:
 
 
 def test_a_pick_and_its_cost_follow_the_key() -> None:
-    state = pick.dial(biggest(), 1, 0.0)
-    toggled = cpu_ms(lambda: draft_body(pick.toggle(state, 0.0)))
-    dialled = cpu_ms(lambda: pick.dial(state, 1, 0.0))
+    state = expert_selection.dial(biggest(), 1, 0.0)
+    toggled = cpu_ms(lambda: draft_body(expert_selection.toggle(state, 0.0)))
+    dialled = cpu_ms(lambda: expert_selection.dial(state, 1, 0.0))
     print(f"\ntoggle with its figures {toggled:.1f} ms, dial {dialled:.1f} ms of CPU")
     assert toggled <= KEY_MS
     assert dialled <= DIAL_MS

@@ -12,11 +12,11 @@ import pytest
 import tiny_models
 from rigs import make_rig
 
-from mlxfun.editor import Editor
-from mlxfun.export import ExportView
-from mlxfun.options import PruneOptions
-from mlxfun.planning import PruneRequest, plan_prune, stage_prune
-from mlxfun.stats import SUMS, RoutingStats
+from mlxfun.calibration.routing_stats import SUMS, RoutingStats
+from mlxfun.editing.editor import Editor
+from mlxfun.model.export import ExportView
+from mlxfun.techniques.prune.options import PruneOptions
+from mlxfun.techniques.prune.plan import PruneRequest, plan_prune, stage_prune
 
 LAYERS, EXPERTS = 94, 512
 

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from textual.app import App, ComposeResult
 
-from mlxfun.reports import HeatView, SessionView
+from mlxfun.session.reports import HeatView, SessionView
 from tui.heat.model import LEVELS, LIT, HeatModel, heat_model
 from tui.state import AppState
-from tui.widgets.heatmap import Heatmap
+from tui.widgets.experts.heatmap import Heatmap
 
 pytestmark = pytest.mark.bench
 

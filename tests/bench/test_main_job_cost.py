@@ -18,13 +18,11 @@ from typing import Any
 import pytest
 
 from mlxfun import Session
-from mlxfun.options import (
-    ApplyOptions,
-    CollectOptions,
-    DatasetOptions,
-    EvaluateOptions,
-    PruneOptions,
-)
+from mlxfun.calibration.options import CollectOptions
+from mlxfun.data.options import DatasetOptions
+from mlxfun.editing.options import ApplyOptions
+from mlxfun.evaluation.options import EvaluateOptions
+from mlxfun.techniques.prune.options import PruneOptions
 
 pytestmark = pytest.mark.bench
 ROOT = Path(__file__).resolve().parents[2]

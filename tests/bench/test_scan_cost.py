@@ -9,9 +9,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxfun import Session, calibrate, scan
-from mlxfun.datasets import batches
-from mlxfun.scan import Sample
+from mlxfun import Session
+from mlxfun.calibration import collect
+from mlxfun.data.datasets import batches
+from mlxfun.scans import sample_routing
+from mlxfun.scans.sample_routing import Sample
 
 pytestmark = pytest.mark.bench
 PAIRS = 7
@@ -22,14 +24,14 @@ def test_a_scan_costs_little_more_than_the_forwards_it_needs() -> None:
     session = Session.open("demo")
     rng = np.random.default_rng(0)
     found = [Sample(rng.integers(5, 4000, 256).astype(np.int32)) for _ in range(8)]
-    todo = batches([s.tokens for s in found], *calibrate.batch_shape(None, None))
+    todo = batches([s.tokens for s in found], *collect.batch_shape(None, None))
 
     def plain() -> None:
         for batch in todo:
             mx.eval(session.model.model(mx.array(batch.tokens)))
 
     def scanned() -> None:
-        scan.scan(session.model, session.taps, found)
+        sample_routing.scan(session.model, session.taps, found)
 
     def seconds(work) -> float:
         began = time.perf_counter()

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlxfun import demo
+from mlxfun.data import demo
 from mlxfun.events import Progress, RoutingFrame
 from tests.fake_engine import FakeEngine
 from tests.terminal import Terminal

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mlxfun.context import SILENT, Context
+from mlxfun.editing.reports import HistoryNode, HistoryReport, PlanReport
 from mlxfun.errors import StateError
-from mlxfun.hand_options import ProbeOptions, SelectOptions
-from mlxfun.hand_reports import ABReport, Answer, ProbeReport
-from mlxfun.node_reports import CompareReport, NodeFigures
-from mlxfun.options import EvaluateOptions, GenerateOptions
-from mlxfun.reports import HistoryNode, HistoryReport, PlanReport
+from mlxfun.evaluation.options import EvaluateOptions, ProbeOptions
+from mlxfun.evaluation.reports import CompareReport, NodeFigures, ProbeReport
+from mlxfun.generation.options import GenerateOptions
+from mlxfun.generation.reports import ABReport, Answer
+from mlxfun.techniques.prune.options import SelectOptions
 
 LAYERS = (1, 3, 5)
 EXPERTS = 8

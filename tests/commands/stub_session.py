@@ -14,48 +14,40 @@ from pathlib import Path
 
 import numpy as np
 
-from mlxfun.ablation_options import AblateOptions, RefusalOptions
-from mlxfun.ablation_reports import AblationReport, FrontPoint, RefusalCount, RefusalReport
-from mlxfun.comparison_reports import ScanReport, ScanRow
+from mlxfun.calibration.options import CollectOptions
+from mlxfun.calibration.reports import CollectReport, StatsReport, WhyReport
+from mlxfun.checkpoint.options import SaveOptions
 from mlxfun.context import SILENT, Context
+from mlxfun.editing.options import ApplyOptions
+from mlxfun.editing.reports import HistoryNode, HistoryReport, PlanReport, SaveReport, StepReport
 from mlxfun.errors import DatasetError, ModelError, PlanError, SaveError, StateError
+from mlxfun.evaluation.options import EvaluateOptions, RefusalOptions
+from mlxfun.evaluation.reports import EvaluateReport, RefusalCount, RefusalReport
 from mlxfun.events import RoutingFrame, Token
-from mlxfun.layer_reports import LayerRow, LayersReport
-from mlxfun.options import (
-    AmplifyOptions,
-    ApplyOptions,
-    BakeOptions,
-    CollectOptions,
-    EvaluateOptions,
-    GenerateOptions,
-    MergeOptions,
-    PruneOptions,
-    SaveOptions,
-    ScanOptions,
-    SteerOptions,
-)
-from mlxfun.reports import (
-    ChatReport,
-    CollectReport,
-    EvaluateReport,
+from mlxfun.generation.options import GenerateOptions
+from mlxfun.generation.reports import ChatReport
+from mlxfun.scans.options import ScanOptions
+from mlxfun.scans.reports import ScanReport, ScanRow
+from mlxfun.session.reports import (
     HeatView,
-    HistoryNode,
-    HistoryReport,
     InfoReport,
-    PlanReport,
-    SaveReport,
+    LayerRow,
+    LayersReport,
     SessionView,
     SmokeReport,
-    StatsReport,
-    SteerReport,
-    StepReport,
-    WhyReport,
 )
+from mlxfun.steering.options import SteerOptions
+from mlxfun.steering.reports import SteerReport
+from mlxfun.techniques.ablate.options import AblateOptions
+from mlxfun.techniques.ablate.reports import AblationReport, FrontPoint
+from mlxfun.techniques.merge.options import MergeOptions
+from mlxfun.techniques.prune.options import PruneOptions
+from mlxfun.techniques.router_bias.options import AmplifyOptions, BakeOptions
 from tests.commands.stub_hand import EXPERT_BYTES, EXPERTS, LAYERS, TOP_K, HandStub
 
 
 class StubSession(HandStub):
-    """See `mlxfun.session.Session`. `gate` (if given) holds each collected sample until set."""
+    """See `mlxfun.session.session.Session`. `gate` (if given) holds each collected sample until set."""
 
     def __init__(self, source: str | Path, seed: int = 0, gate: threading.Event | None = None):
         if str(source) not in ("demo", "other") and not Path(source).is_dir():

@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from mlxfun.calibration.reports import CollectReport
+from mlxfun.editing.reports import PlanReport
 from mlxfun.events import Event, JobEnded, JobStarted, Notice, RoutingFrame, Token
-from mlxfun.reports import ChatReport, CollectReport, InfoReport, PlanReport, TextReport
+from mlxfun.generation.reports import ChatReport
+from mlxfun.report import TextReport
+from mlxfun.session.reports import InfoReport
 from tests.commands.conftest import Bench
 
 MakeBench = Callable[..., Bench]

@@ -12,7 +12,7 @@ from commands.declare import GROUPS
 from commands.registry import COMMANDS, help_text, parse
 from commands.types import Size
 from mlxfun.errors import UsageError
-from mlxfun.reports import SessionView
+from mlxfun.session.reports import SessionView
 from tests.commands.conftest import Bench
 
 NAMES = {

@@ -20,8 +20,8 @@ import tiny_models
 from mlx.utils import tree_flatten
 from mlx_lm.models import qwen3
 
-from commands.follower import Follower
-from mlxfun import demo
+from commands.output.event_printer import Follower
+from mlxfun.data import demo
 from tests.e2e.conftest import COLLECT, Shell
 
 LAYERS, EXPERTS = 6, 16

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxfun import demo
+from mlxfun.data import demo
 from tests.e2e.conftest import COLLECT, Shell
 from tests.mlxfun.exports import snapshot
 

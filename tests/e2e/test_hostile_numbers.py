@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from mlxfun import demo
+from mlxfun.data import demo
 from tests.e2e.conftest import Program, Shell, typed
 
 HUGE = "1" * 5000

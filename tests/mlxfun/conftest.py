@@ -11,7 +11,7 @@ import tiny_models
 from rigs import Rig, make_rig
 
 from mlxfun import Session
-from mlxfun.options import SteerOptions
+from mlxfun.steering.options import SteerOptions
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from mlx.utils import tree_flatten
 
 from mlxfun.checkpoint.headers import read_headers
 from mlxfun.checkpoint.load import Loaded, load
+from mlxfun.checkpoint.options import SaveOptions
 from mlxfun.checkpoint.save import Export, write
 from mlxfun.context import Context
 from mlxfun.errors import Cancelled, SaveError
-from mlxfun.options import SaveOptions
 
 
 @dataclass

@@ -12,7 +12,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm.utils import _get_classes, quantize_model
 
-from mlxfun import demo
+from mlxfun.data import demo
 
 COMMON: dict[str, Any] = {
     "vocab_size": 4096,

@@ -11,9 +11,9 @@ from pathlib import Path
 from textual.pilot import Pilot
 
 from commands.engine import Engine
-from commands.render import render
+from commands.output.render import render
 from tui.app import ShellApp
-from tui.lines import LineHistory
+from tui.command_history import LineHistory
 
 HERE = Path(__file__).resolve().parent
 SIZE = (120, 36)

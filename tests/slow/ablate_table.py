@@ -19,9 +19,11 @@ from time import monotonic
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from mlxfun import Session
-from mlxfun.ablation_options import AblateOptions, RefusalOptions
-from mlxfun.ablation_reports import AblationReport, RefusalCount, RefusalReport
-from mlxfun.options import DatasetOptions
+from mlxfun.data.options import DatasetOptions
+from mlxfun.evaluation.options import RefusalOptions
+from mlxfun.evaluation.reports import RefusalCount, RefusalReport
+from mlxfun.techniques.ablate.options import AblateOptions
+from mlxfun.techniques.ablate.reports import AblationReport
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,15 +20,12 @@ from statistics import fmean
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from mlxfun import Session
-from mlxfun.options import (
-    METRICS,
-    CollectOptions,
-    DatasetOptions,
-    EvaluateOptions,
-    PruneOptions,
-    SteerOptions,
-)
-from mlxfun.reports import EvaluateReport
+from mlxfun.calibration.options import METRICS, CollectOptions
+from mlxfun.data.options import DatasetOptions
+from mlxfun.evaluation.options import EvaluateOptions
+from mlxfun.evaluation.reports import EvaluateReport
+from mlxfun.steering.options import SteerOptions
+from mlxfun.techniques.prune.options import PruneOptions
 
 
 @dataclass(frozen=True, slots=True)

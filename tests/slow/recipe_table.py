@@ -19,12 +19,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from mlxfun import Session
-from mlxfun.options import (
-    CollectOptions,
-    DatasetOptions,
-    EvaluateOptions,
-    PruneOptions,
-)
+from mlxfun.calibration.options import CollectOptions
+from mlxfun.data.options import DatasetOptions
+from mlxfun.evaluation.options import EvaluateOptions
+from mlxfun.techniques.prune.options import PruneOptions
 from tests.slow.prune_table import arguments, opened
 
 WAYS: Mapping[str, Mapping[str, Any]] = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mlxfun import Session
-from mlxfun.ablation_options import AblateOptions
-from mlxfun.options import DatasetOptions
+from mlxfun.data.options import DatasetOptions
+from mlxfun.techniques.ablate.options import AblateOptions
 from tests.slow.ablate_table import HEADING, rows
 from tests.slow.conftest import Shared
 

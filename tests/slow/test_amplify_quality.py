@@ -5,14 +5,12 @@ from __future__ import annotations
 import pytest
 
 from mlxfun import Session
-from mlxfun.options import (
-    AmplifyOptions,
-    ApplyOptions,
-    CollectOptions,
-    DatasetOptions,
-    EvaluateOptions,
-    ScanOptions,
-)
+from mlxfun.calibration.options import CollectOptions
+from mlxfun.data.options import DatasetOptions
+from mlxfun.editing.options import ApplyOptions
+from mlxfun.evaluation.options import EvaluateOptions
+from mlxfun.scans.options import ScanOptions
+from mlxfun.techniques.router_bias.options import AmplifyOptions
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mlxfun import Session
-from mlxfun.options import DatasetOptions
+from mlxfun.data.options import DatasetOptions
 from tests.e2e.conftest import Program, typed
 from tests.e2e.test_main_job import STOCK
 from tests.slow.conftest import Shared

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from mlxfun import Session
-from mlxfun.options import DatasetOptions
+from mlxfun.data.options import DatasetOptions
 from tests.slow.conftest import Shared
 from tests.slow.recipe_table import HEADING, RECOMMENDED, rows
 

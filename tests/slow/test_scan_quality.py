@@ -8,10 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlxfun import Session, contrast, scan
-from mlxfun.contrast import Rules, SampleRouting
-from mlxfun.datasets import prompt_tokens, read_lines
-from mlxfun.options import DatasetOptions, GenerateOptions, ScanMap, ScanOptions, SteerOptions
+from mlxfun import Session
+from mlxfun.data.datasets import prompt_tokens, read_lines
+from mlxfun.data.options import DatasetOptions
+from mlxfun.generation.options import GenerateOptions
+from mlxfun.scans import contrast, sample_routing
+from mlxfun.scans.contrast import Rules, SampleRouting
+from mlxfun.scans.options import ScanOptions
+from mlxfun.steering.options import ScanMap, SteerOptions
 from tests.slow.conftest import Shared
 
 pytestmark = pytest.mark.slow
@@ -62,8 +66,8 @@ def test_solidity_against_wiki_finds_stable_experts(session, shared, tmp_path) -
 
 def test_two_halves_of_one_set_flag_at_most_one_percent(session, shared) -> None:
     lines = read_lines(DatasetOptions(str(shared.data / "calib_mixed.jsonl")))
-    found = scan.samples(lines, session.tokenizer, 64)
-    whole = scan.scan(session.model, session.taps, found)
+    found = sample_routing.samples(lines, session.tokenizer, 64)
+    whole = sample_routing.scan(session.model, session.taps, found)
     alive = np.ones((8, 32), bool)
     flagged = []
     for seed in range(50):

@@ -12,7 +12,7 @@ from textual.pilot import Pilot
 from commands.config import Config
 from tests.fake_engine import FakeEngine
 from tui.app import ShellApp
-from tui.lines import LineHistory
+from tui.command_history import LineHistory
 
 Drive = Callable[["Shell"], Awaitable[None]]
 

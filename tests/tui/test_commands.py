@@ -8,11 +8,11 @@ import pytest
 
 from commands import reference, registry
 from commands.engine import Engine
-from mlxfun.reports import SessionView
+from mlxfun.session.reports import SessionView
 from tests.tui.driving import Shell
-from tui import guide, palette
+from tui import hints, palette
 from tui.app import ShellApp
-from tui.keymap import BY_ID, KEYS
+from tui.input.keymap import BY_ID, KEYS
 from tui.state import AppState
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,15 +35,15 @@ def test_every_command_is_reached_from_line_palette_and_headless(row: registry.R
     if entry.key is None:
         return
     key = BY_ID[entry.key]
-    assert key.kind == "do" or registry.parse(guide.command_line(AppState(rows=ROWS), key, node=0))
+    assert key.kind == "do" or registry.parse(hints.command_line(AppState(rows=ROWS), key, node=0))
 
 
 @pytest.mark.parametrize("row", [r for r in ROWS if r.key], ids=lambda row: row.name)
 def test_a_command_has_the_key_that_it_declares(row: registry.Row) -> None:
     bound = [key for key in KEYS if row.key in key.keys.split(",")]
     assert len(bound) == 1
-    if bound[0].kind != "do" or guide.command_of(bound[0]) is not None:
-        assert guide.command_of(bound[0]) == row.name
+    if bound[0].kind != "do" or hints.command_of(bound[0]) is not None:
+        assert hints.command_of(bound[0]) == row.name
     else:
         assert bound[0].id == row.name
 
@@ -52,12 +52,12 @@ def test_what_keys_run_or_offer_are_lines_that_parse() -> None:
     state = AppState(rows=ROWS)
     for key in KEYS:
         if key.kind != "do":
-            line = guide.command_line(state, key, node=0)
-            assert registry.parse(line).command.name == guide.command_of(key)
+            line = hints.command_line(state, key, node=0)
+            assert registry.parse(line).command.name == hints.command_of(key)
 
 
 def test_a_chat_text_of_any_shape_parses_back_to_itself() -> None:
-    from tui.turns import quoted_chat
+    from tui.input.transcript_model import quoted_chat
 
     for text in ("--new", "it's", "a  b", "-", '"', "--n-prune 4 experts"):
         parsed = registry.parse(quoted_chat(text))

@@ -13,8 +13,8 @@ from mlxfun.errors import UsageError
 from tests.fake_engine import FakeEngine
 from tests.tui.driving import Shell
 from tui.app import ShellApp
-from tui.checked import check_config
-from tui.lines import LineHistory
+from tui.command_history import LineHistory
+from tui.config_check import check_config
 
 PATH = Path("config.toml")
 

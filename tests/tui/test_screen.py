@@ -15,22 +15,22 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from mlxfun.events import Notice
-from mlxfun.reports import Report, TextReport
+from mlxfun.report import Report, TextReport
 from tests.fake_engine import FakeEngine
 from tests.tui.driving import APPLIED, CALIBRATED, STAGED, Shell, drive, ready
 from tui.app import ShellApp
-from tui.lines import LineHistory
+from tui.command_history import LineHistory
 from tui.state import Entry
-from tui.widgets.chat import ChatPanel
 from tui.widgets.command_line import CommandInput
-from tui.widgets.heatmap import Heatmap
+from tui.widgets.conversation.chat import ChatPanel
+from tui.widgets.conversation.transcript import Transcript
+from tui.widgets.experts.heatmap import Heatmap
+from tui.widgets.experts.legend import Legend
 from tui.widgets.history import HistoryPanel, NodeList
-from tui.widgets.legend import Legend
 from tui.widgets.log import Reports
 from tui.widgets.plan import PlanPanel, plan_body
 from tui.widgets.status import StatusLine
 from tui.widgets.tabs import TabStrip
-from tui.widgets.transcript import Transcript
 
 
 def text_of(shell: Shell, widget: type) -> str:
@@ -581,7 +581,7 @@ def test_run_hands_its_wishes_to_the_application(
 
 
 def test_the_default_renderer_is_that_of_the_commands() -> None:
-    from commands.render import render
+    from commands.output.render import render
     from tui.app import full_report
 
     assert str(full_report(TextReport("[b]as it is[/b]"))) == "[b]as it is[/b]"

@@ -18,9 +18,11 @@ from mlxfun.events import (
     RoutingFrame,
     Token,
 )
-from mlxfun.reports import ChatReport, HeatView, SessionView, TextReport
+from mlxfun.generation.reports import ChatReport
+from mlxfun.report import TextReport
+from mlxfun.session.reports import HeatView, SessionView
+from tui.input.transcript_model import prompt_of, quoted_chat
 from tui.state import AppState, Entry, add_traffic, reduce, speed
-from tui.turns import prompt_of, quoted_chat
 
 
 def after(*events: Event, state: AppState | None = None, now: float = 0.0) -> AppState:

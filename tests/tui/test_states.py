@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
+from mlxfun.editing.reports import HistoryNode, HistoryReport
 from mlxfun.events import JobEnded
-from mlxfun.reports import HistoryNode, HistoryReport
 from tests.fake_engine import MIB
 from tests.tui.driving import STAGED, Shell, drive, ready
-from tests.tui.test_guide import state_after
-from tui import guide
-from tui.keymap import BY_ID
+from tests.tui.test_hints import state_after
+from tui import hints
+from tui.input.keymap import BY_ID
 from tui.widgets.history import meter, node_line
 from tui.widgets.plan import guardrails, memory
 
@@ -39,11 +39,11 @@ def test_a_named_state_shows_its_name_as_it_is() -> None:
 
 def test_the_state_to_compare_with_is_the_marked_one_then_the_models() -> None:
     state = state_after("load demo", *STAGED, "apply", "undo")
-    assert guide.compared_with(state, 1) == 0
-    assert guide.compared_with(state, 0) == 1
-    assert guide.compared_with(replace(state, marked=1), 0) == 1
-    assert guide.compared_with(replace(state, marked=1), 1) == 0
-    assert guide.why_not(state_after("load demo"), BY_ID["compare"]) == "there is one state only"
+    assert hints.compared_with(state, 1) == 0
+    assert hints.compared_with(state, 0) == 1
+    assert hints.compared_with(replace(state, marked=1), 0) == 1
+    assert hints.compared_with(replace(state, marked=1), 1) == 0
+    assert hints.why_not(state_after("load demo"), BY_ID["compare"]) == "there is one state only"
 
 
 def test_a_mark_leaves_the_cursor_where_it_is() -> None:
@@ -71,7 +71,7 @@ def test_guardrails_say_whether_apply_would_let_the_plan_pass() -> None:
 
 
 def test_guardrails_come_from_the_settings() -> None:
-    from commands.shell import SettingsReport
+    from commands.table.shell import SettingsReport
     from tui.state import reduce
 
     report = SettingsReport({"seed": 0, "max-kl": 0.2, "max-perplexity-ratio": None})

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxfun import demo
+from mlxfun.data import demo
 from tests.terminal import Terminal
 
 pytestmark = pytest.mark.slow

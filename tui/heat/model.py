@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mlxfun.reports import HeatView, SessionView
+from mlxfun.session.reports import HeatView, SessionView
 from tui.state import AppState, HeatOptions
 
 Array = np.ndarray[Any, np.dtype[Any]]

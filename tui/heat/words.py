@@ -6,7 +6,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from mlxfun.reports import SteerReport
+from mlxfun.steering.reports import SteerReport
 from tui.heat.model import ANSWER, DIFFERENCE, Array, HeatModel
 from tui.text import ranges
 

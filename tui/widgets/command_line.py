@@ -15,7 +15,7 @@ from textual.suggester import Suggester
 from textual.widget import Widget
 from textual.widgets import Input
 
-from tui.keynames import USUAL, Names
+from tui.input.key_labels import USUAL, Names
 from tui.messages import LineEntered
 from tui.ports import Completion
 from tui.state import AppState, Entry

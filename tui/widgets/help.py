@@ -13,8 +13,8 @@ from textual.containers import VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
-from tui import guide
-from tui.keymap import BY_ID, Key, keys_for
+from tui import hints
+from tui.input.keymap import BY_ID, Key, keys_for
 from tui.state import AppState
 
 
@@ -24,14 +24,14 @@ def help_page(title: str, about: str, panel: str, state: AppState) -> Group:
     table.add_column(justify="right", style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for key in in_order(panel):
-        reason = guide.why_not(state, key)
+        reason = hints.why_not(state, key)
         text = Text(state.names.say(key.help), style="dim" if reason else "")
         if reason:
             text.append(f" (not now: {reason})", "dim italic")
         text.append(f"  {key.id}", "dim")  # its name in the user's configuration
         # As Text: a bracket is a key, not markup.
         table.add_row(Text("  ".join(state.names.all(key.id)) or state.names[key.id]), text)
-    step = guide.next_step(state)
+    step = hints.next_step(state)
     parts = [Text(title, style="bold underline"), Text(), Text(about), Text()]
     if step:
         parts += [Text(f"Next: {step}", style="bold"), Text()]

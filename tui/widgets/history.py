@@ -11,8 +11,9 @@ from textual.widget import Widget
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
-from mlxfun.reports import HistoryNode, HistoryReport, readable_bytes
-from tui.keymap import bindings
+from mlxfun.editing.reports import HistoryNode, HistoryReport
+from mlxfun.text import readable_bytes
+from tui.input.keymap import bindings
 from tui.messages import KeyUsed
 from tui.state import AppState
 from tui.text import harmless, tree

@@ -6,7 +6,7 @@ from rich.style import Style
 from rich.text import Text
 from textual import events
 
-from tui import guide
+from tui import hints as guide
 from tui.messages import KeyUsed
 from tui.state import AppState
 from tui.widgets.line import Line

@@ -13,8 +13,8 @@ from textual.app import ComposeResult
 from textual.widget import Widget
 from textual.widgets import Static
 
-from mlxfun.hand_reports import ABReport
-from mlxfun.reports import ChatReport, Report
+from mlxfun.generation.reports import ABReport, ChatReport
+from mlxfun.report import Report
 from tui.state import AppState, Entry
 from tui.text import duration, harmless
 from tui.widgets.lineview import Block, Lines, LineView

@@ -15,11 +15,14 @@ from textual.containers import VerticalScroll
 from textual.widget import Widget
 from textual.widgets import Static
 
-from mlxfun.hand_reports import ProbeReport
-from mlxfun.reports import EvaluateReport, PlanReport, SessionView, counted, readable_bytes
-from tui import guide, pick
-from tui.keymap import bindings
-from tui.keynames import USUAL, Names
+from mlxfun.editing.reports import PlanReport
+from mlxfun.evaluation.reports import EvaluateReport, ProbeReport
+from mlxfun.session.reports import SessionView
+from mlxfun.text import counted, readable_bytes
+from tui import hints
+from tui.input import expert_selection
+from tui.input.key_labels import USUAL, Names
+from tui.input.keymap import bindings
 from tui.state import AppState
 from tui.text import bar, ranges
 from tui.widgets.panel import Panel
@@ -36,27 +39,27 @@ DIM, BOLD = Style(dim=True), Style(bold=True)
 
 def draft_body(state: AppState) -> RenderableType:
     """The panel while experts are being picked: arithmetic, nothing measured yet."""
-    from mlxfun import handpick
+    from mlxfun.techniques.prune import manual_mask
 
-    field, gone = pick.field_of(state), pick.gone(state)
+    field, gone = expert_selection.field_of(state), expert_selection.gone(state)
     assert field is not None
     assert gone is not None
     text = Text("selection by hand", BOLD)
-    text.append(f": {pick.tally(state) or 'nobody goes'}\n")
+    text.append(f": {expert_selection.tally(state) or 'nobody goes'}\n")
     model = state.view.model
     if model is not None and model.expert_bytes:
-        after = model.checkpoint_bytes - handpick.saved(model.expert_bytes, gone)
+        after = model.checkpoint_bytes - manual_mask.saved(model.expert_bytes, gone)
         text.append(f"{readable_bytes(model.checkpoint_bytes)} → {readable_bytes(after)}\n", GOOD)
     text.append("staged and probed when you rest", DIM)
     parts: list[RenderableType] = [text]
-    broken, uneven = field.unrunnable(gone), pick.unevenness(state)
+    broken, uneven = field.unrunnable(gone), expert_selection.unevenness(state)
     if broken:
         parts.append(Text(f"! not staged: {broken}", BAD))
     elif uneven:
         way = state.names.say("{pick_even} evens it out by score")
         parts.append(Text(f"! {uneven}: {way}", WARN))
-    losses = handpick.lost(field, gone)
-    rows = handpick.sets_of(field.layers, gone)
+    losses = manual_mask.lost(field, gone)
+    rows = manual_mask.sets_of(field.layers, gone)
     shares = None if losses is None else dict(zip(field.layers, map(float, losses), strict=True))
     return Group(*parts, Text(), losses_table(rows, shares))
 
@@ -252,7 +255,7 @@ class PlanPanel(Panel):
             view.plan,
             view.scores,
             view.live,
-            guide.next_key(state),
+            hints.next_key(state),
             state.draft,
             state.probe,
             state.limits,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rich.style import Style
 from rich.text import Text
 
-from mlxfun.reports import readable_bytes
+from mlxfun.text import readable_bytes
 from tui.state import AppState, Job, speed
 from tui.text import count, duration, shortened
 from tui.widgets.line import Line

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.text import Text
 from textual import events
 
-from tui.keynames import Names
+from tui.input.key_labels import Names
 from tui.layout import Arrangement
 from tui.messages import PanelPicked
 from tui.widgets.line import Line

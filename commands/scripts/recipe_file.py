@@ -1,0 +1,137 @@
+"""Recipe files: a session file with a target, and lines that are tried instead of done.
+
+    #!mlxfun-recipe 1
+    #: model demo
+    collect --dataset demo:mixed --max-samples 32
+
+    at most 5.4 MB
+    judge --dataset demo:eval --max-samples 8
+    try prune --n-prune {3,4} --metric {reap_sum,output_error}
+    try prune --n-prune 2 then prune --n-prune 1 --allow-stale
+
+    save small
+
+Lines ahead of the first `try` are done first. Every `try` line is a variant, or several: a list in
+braces stands for each of its members, all combinations of all lists. `then` applies what is before
+it and goes on from there. `at most SIZE` keeps the variant of least loss within that size, `at most
+K KL` the smallest within that loss. `judge` takes the options of preview: without it variants are
+judged on what collect held out. Lines behind the last `try` are done with the one that was kept.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+
+from commands.scripts.session_file import Entry, Script, read_script
+from mlxfun.errors import UsageError
+from mlxfun.session.variants import Target, parse_target
+
+MOST_VARIANTS = 1000
+_LIST = re.compile(r"\{([^{}]*)\}")
+_THEN = re.compile(r"\s+then\s+")
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A recipe in memory. before, after: ordinary commands, with their file's header for the first.
+
+    variants: each the command lines that make it. judge: the preview that measures it.
+    """
+
+    path: Path
+    before: Script
+    after: Script
+    target: Target
+    judge: str
+    variants: tuple[tuple[str, ...], ...]
+
+
+def expand(line: str) -> list[str]:
+    """Every combination of the members of the lists in braces.
+
+    >>> expand("prune --n-prune {2,4} --metric {reap,freq}")[:2]
+    ['prune --n-prune 2 --metric reap', 'prune --n-prune 2 --metric freq']
+    """
+    pieces = _LIST.split(line)
+    if any(brace in text for text in pieces[::2] for brace in "{}"):
+        raise ValueError(f"a brace of {line!r} is not closed, or inside another")
+    lists = [[member.strip() for member in text.split(",")] for text in pieces[1::2]]
+    if any(not member for members in lists for member in members):
+        raise ValueError(f"a list in {line!r} has an empty member: write {{a,b}}")
+    found = []
+    for chosen in product(*lists):
+        words = [pieces[0]]
+        for member, text in zip(chosen, pieces[2::2], strict=True):
+            words += [member, text]
+        found.append("".join(words))
+    return found
+
+
+def read_recipe(path: Path, check: Callable[[str, bool], None]) -> Recipe:
+    """Parse a recipe. check: (line, whether it is tried), raises UsageError for what cannot run.
+
+    Raises UsageError with file and line, before anything has run.
+    """
+    script = read_script(path)
+    parts = _Parts()
+    for entry in script.entries:
+        try:
+            parts.take(entry, check)
+        except (UsageError, ValueError) as problem:
+            raise UsageError(f"{script.where(entry)}: {problem}") from None
+    if parts.target is None:
+        raise UsageError(
+            f"{path} has no target: add a line such as at most 5.2 MB, or at most 1 KL"
+        )
+    if not parts.variants:
+        raise UsageError(f"{path} tries nothing: add a line such as try prune --n-prune {{2,4}}")
+    return Recipe(
+        path,
+        replace(script, entries=tuple(parts.before)),
+        replace(script, header={}, entries=tuple(parts.after)),
+        parts.target,
+        parts.judge,
+        tuple(parts.variants),
+    )
+
+
+class _Parts:
+    """What was read so far."""
+
+    def __init__(self) -> None:
+        self.before: list[Entry] = []
+        self.after: list[Entry] = []
+        self.target: Target | None = None
+        self.judge = "preview"
+        self.variants: list[tuple[str, ...]] = []
+
+    def take(self, entry: Entry, check: Callable[[str, bool], None]) -> None:
+        """Add a line. Raises UsageError or ValueError."""
+        word, _, rest = entry.line.partition(" ")
+        if word == "at":
+            if self.target is not None:
+                raise ValueError(f"a second target, {entry.line!r}: a recipe has one")
+            self.target = parse_target(entry.line)
+        elif word == "judge":
+            self.judge = f"preview {rest}".strip()
+            check(self.judge, False)
+        elif word == "try":
+            if self.after:
+                raise ValueError(f"{entry.line!r} comes after {self.after[0].line!r}: tries first")
+            self._add(rest.strip(), check)
+        else:
+            check(entry.line, False)
+            (self.after if self.variants else self.before).append(entry)
+
+    def _add(self, line: str, check: Callable[[str, bool], None]) -> None:
+        for variant in expand(line):
+            steps = tuple(_THEN.split(variant))
+            for step in steps:
+                check(step, True)
+            self.variants.append(steps)
+        if len(self.variants) > MOST_VARIANTS:
+            raise ValueError(f"{len(self.variants)} variants are more than {MOST_VARIANTS}")

@@ -1,0 +1,214 @@
+"""Running a session file: same commands, same states, or it stops and says where they part."""
+
+from __future__ import annotations
+
+import shlex
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+from commands.scripts.session_file import Entry, Mark, Script, read_script
+from commands.workbench import Files, Workbench
+from mlxfun.context import Context
+from mlxfun.errors import Cancelled, MlxfunError, StateError, UsageError
+from mlxfun.events import JobEnded, Notice
+from mlxfun.report import Report
+from mlxfun.text import counted
+
+
+class ReplayError(MlxfunError):
+    """A replay that went another way than its recording; names file and line."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayReport(Report):
+    """A replay. compared: states found equal; failures: commands that failed and were passed over.
+
+    output_root: the directory its saves went to.
+    """
+
+    kind: ClassVar[str] = "replay"
+    script: str
+    commands: int
+    compared: int
+    expectations: int
+    failures: tuple[str, ...]
+    output_root: str
+
+    def summary(self) -> str:
+        return (
+            f"replayed {self.script}: {counted(self.commands, 'command', 'commands')}, "
+            f"{counted(self.compared, 'state', 'states')} as recorded, "
+            f"{self.expectations} expectations met; output under {self.output_root}"
+        )
+
+
+def run_script(bench: Workbench, path: Path, keep_going: bool, ctx: Context) -> ReplayReport:
+    """Run the session file at `path` as nested jobs of the running one."""
+    if bench.files.script is not None:
+        raise UsageError(f"a replay cannot start another one: {path}")
+    path = bench.readable(path)
+    if bench.journal.path is not None and path.resolve() == bench.journal.path.resolve():
+        raise UsageError(f"{path} is being recorded to: it cannot be replayed at the same time")
+    script, names = checked_script(path, bench.wiring.command_of)
+    before = bench.files
+    root = before.root or Path(tempfile.mkdtemp(prefix="mlxfun-replay-"))
+    bench.files = Files(root, path.resolve().parent)
+    ctx.emit(Notice("info", f"replaying {script.path}; what it saves goes below {root}"))
+    try:
+        return Run(bench, script, names, keep_going).run(ctx)
+    finally:
+        bench.files = before
+        if before.root is None:
+            with suppress(OSError):  # not empty: something was saved there, which stays
+                root.rmdir()
+
+
+def checked_script(path: Path, command_of: Callable[[str], str]) -> tuple[Script, list[str]]:
+    """The script at `path` and the command of each of its entries.
+
+    Raises UsageError with file and line, before anything has run.
+    """
+    script = read_script(path)
+    names = []
+    for entry in script.entries:
+        try:
+            names.append(command_of(entry.line))
+        except UsageError as problem:
+            raise UsageError(f"{script.where(entry)}: {problem}") from None
+        if names[-1] == "replay":
+            raise UsageError(f"{script.where(entry)}: a replay cannot start another one")
+    return script, names
+
+
+class Run:
+    """One run of a script. A command that changes the state is compared with its recording."""
+
+    def __init__(
+        self, bench: Workbench, script: Script, names: list[str], keep_going: bool
+    ) -> None:
+        self.bench = bench
+        self.script = script
+        self.names = names
+        self.keep_going = keep_going
+        self.compared = 0
+        self.expectations = 0
+        self.failures: list[str] = []
+
+    def run(self, ctx: Context) -> ReplayReport:
+        """All entries in order."""
+        self.prepare(ctx)
+        done = 0
+        for position, entry in enumerate(self.script.entries):
+            ctx.check()
+            if self.names[position] == "quit":
+                break
+            self.step(position, entry, ctx)
+            done += 1
+        report = ReplayReport(
+            str(self.script.path),
+            done,
+            self.compared,
+            self.expectations,
+            tuple(self.failures),
+            str(self.bench.files.root),
+        )
+        if self.failures:
+            raise ReplayError(
+                f"{len(self.failures)} of {done} commands failed, the first at {self.failures[0]}"
+            )
+        return report
+
+    def prepare(self, ctx: Context) -> None:
+        """Bring seed and model to what the header says. Raises if that cannot be."""
+        header, bench = self.script.header, self.bench
+        self._warn_of_versions(ctx)
+        if self.script.seed is not None and self.script.seed != bench.settings.seed:
+            if bench.loaded is None:
+                bench.settings = replace(bench.settings, seed=self.script.seed)
+            else:
+                self._must(self._nested(f"set seed {self.script.seed}", ctx), "the header's seed")
+        source = header.get("model")
+        if source is None:
+            return
+        if bench.loaded is None:
+            words = ["load", source]
+            if "revision" in header:
+                words += ["--revision", header["revision"]]
+            self._must(self._nested(shlex.join(words), ctx), f"the model {source} of the header")
+        self._check_checkpoint(source, header.get("checkpoint"))
+
+    def _check_checkpoint(self, source: str, wanted: str | None) -> None:
+        loaded = self.bench.loaded
+        if wanted is None or loaded is None:
+            return
+        if loaded.checkpoint != wanted:
+            raise StateError(
+                f"{self.script.path} was recorded on {source} (checkpoint {wanted}), the resident "
+                f"model is {loaded.source} (checkpoint {loaded.checkpoint}): load {source}"
+            )
+        mark = self._mark()
+        if mark != Mark(loaded.state):
+            raise StateError(
+                f"{self.script.path} begins at the model as loaded ({loaded.state}), the resident "
+                f"one is at {mark}: discard what is staged and go to node 0, or load it again"
+            )
+
+    def _warn_of_versions(self, ctx: Context) -> None:
+        for name, here in self.bench.journal.versions.items():
+            there = self.script.header.get(name, here)
+            if there != here:
+                text = f"{self.script.path} was recorded with {name} {there}, this is {here}"
+                ctx.emit(Notice("warning", text))
+
+    def step(self, position: int, entry: Entry, ctx: Context) -> None:
+        """Run one entry and compare. Raises ReplayError unless `keep_going`."""
+        ended = self._nested(entry.line, ctx)
+        following = self.script.entries[position + 1 : position + 2]
+        tolerated = any(expects_error(e.line) for e in following)
+        if ended.error is not None and not tolerated:
+            text = f"{self.script.where(entry)}: {entry.line}: {ended.error}"
+            if not self.keep_going:
+                raise ReplayError(text)
+            self.failures.append(text)
+        elif self.names[position] == "expect":
+            self.expectations += 1
+        self._compare(entry)
+
+    def _compare(self, entry: Entry) -> None:
+        if entry.mark is None:
+            return
+        found = self._mark()
+        if found != entry.mark:
+            raise ReplayError(
+                f"{self.script.where(entry)}: after {entry.line!r} expected {entry.mark}, "
+                f"found {found}"
+            )
+        self.compared += 1
+
+    def _nested(self, line: str, ctx: Context) -> JobEnded:
+        ended = self.bench.wiring.nested(line, ctx)
+        if ended.cancelled:
+            raise Cancelled(f"cancelled at {line!r}")
+        return ended
+
+    def _must(self, ended: JobEnded, what: str) -> None:
+        if ended.error is not None:
+            raise ReplayError(f"{self.script.path}: {what}: {ended.error}")
+
+    def _mark(self) -> Mark:
+        return mark_of(self.bench)
+
+
+def mark_of(bench: Workbench) -> Mark:
+    """Where the model stands now."""
+    view = bench.view()
+    return Mark(view.state, view.plan.state_after if view.plan else None)
+
+
+def expects_error(line: str) -> bool:
+    """Whether `line` asserts that the command before it fails."""
+    return line.split()[:2] == ["expect", "error"]

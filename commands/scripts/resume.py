@@ -1,0 +1,179 @@
+"""Sessions that were cut short: kept while they run, brought back by `resume`.
+
+The screen and the line shell keep their journal in the user's state directory and remove it when
+they end as they should. A file that is left, and that no process holds locked, is of a session
+that was killed. Bringing it back runs its commands again and compares every state, but reads the
+statistics that a calibration had made instead of calibrating again, and leaves alone the files
+that it wrote.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from commands.scripts.replay import ReplayError, Run, checked_script
+from commands.scripts.session_file import Entry, read_script
+from mlxfun.context import Context
+from mlxfun.errors import StateError, UsageError
+from mlxfun.events import Notice
+from mlxfun.report import Report
+from mlxfun.text import counted
+
+if TYPE_CHECKING:
+    from commands.scripts.session_file import Journal
+    from commands.workbench import Workbench
+
+SUFFIX = ".mlxfun"
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeReport(Report):
+    """A session brought back. commands: run again; passed: left out, since they only wrote files;
+    cut: the command that was running when it was killed, and did not count."""
+
+    kind: ClassVar[str] = "resume"
+    commands: int
+    passed: int
+    cut: str | None
+
+    def summary(self) -> str:
+        text = f"the session is back: {counted(self.commands, 'command', 'commands')}"
+        if self.passed:
+            text += f", {self.passed} that only wrote files left out"
+        if self.cut:
+            text += f'; "{self.cut}" was cut short and has not been run again'
+        return text
+
+
+def default_folder() -> Path:
+    """Where sessions are kept on this system."""
+    from platformdirs import user_state_path
+
+    return user_state_path("mlxfun") / "sessions"
+
+
+def keep(journal: Journal, folder: Path) -> None:
+    """Keep the running session in `folder`. Raises OSError."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    journal.keep(folder / f"{stamp}-{os.getpid()}{SUFFIX}")
+
+
+def remember_statistics(bench: Workbench) -> None:
+    """Write the statistics of the calibration that has just ended beside the kept session.
+
+    Raises MlxfunError or OSError.
+    """
+    kept = bench.journal.kept
+    if kept is not None:
+        bench.session.save_stats(_statistics(kept, bench.journal.commands))
+
+
+def _statistics(kept: Path, number: int) -> Path:
+    return kept.with_suffix(f".{number}.npz")
+
+
+def drop(path: Path) -> None:
+    """Remove a kept session and what lies beside it."""
+    for beside in path.parent.glob(f"{path.stem}.*.npz"):
+        beside.unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+
+
+def cut_short(folder: Path) -> list[Path]:
+    """Sessions in `folder` that no process runs, the newest first; those that did nothing go."""
+    found = []
+    for path in sorted(folder.glob(f"*{SUFFIX}"), reverse=True):
+        if _in_use(path):
+            continue
+        try:
+            script = read_script(path)
+        except UsageError:  # killed before its first command
+            drop(path)
+            continue
+        found.append(script.path)
+    return found
+
+
+def _in_use(path: Path) -> bool:
+    try:
+        with path.open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:  # locked by the process that runs it, or gone by now
+        return True
+    return False
+
+
+def offer(folder: Path | None, ctx: Context) -> None:
+    """Tell of sessions that were cut short."""
+    for path in cut_short(folder)[:1] if folder is not None else ():
+        script = read_script(path)
+        ctx.emit(
+            Notice(
+                "warning",
+                f"a session of {path.stem[:15]} on {script.header.get('model', 'no model')} was "
+                f"cut short after {len(script.entries)} commands: type resume to bring it back, or "
+                "resume --drop to forget it",
+            )
+        )
+
+
+def resume(bench: Workbench, path: Path | None, ctx: Context) -> ResumeReport:
+    """Bring the session at `path` back, by default the newest that was cut short."""
+    path = path or newest(bench.sessions)
+    bench.offering = False
+    script, names = checked_script(path, bench.wiring.command_of)
+    where = script.header.get("directory")
+    if where is not None and Path(where) != Path.cwd():
+        raise StateError(f"that session ran in {where}: start mlxfun-shell there to resume it")
+    report = _Resumed(bench, script, names, keep_going=False).again(ctx)
+    if bench.sessions is not None and path.parent == bench.sessions:
+        drop(path)
+    return report
+
+
+def newest(folder: Path | None) -> Path:
+    """The newest session that was cut short. Raises StateError if there is none."""
+    found = cut_short(folder) if folder is not None else []
+    if not found:
+        raise StateError("no session was cut short: there is nothing to resume")
+    return found[0]
+
+
+class _Resumed(Run):
+    """A session file run once more, for the state of the session rather than for its files."""
+
+    def again(self, ctx: Context) -> ResumeReport:
+        """All entries but those that only wrote files, and the one that was cut short."""
+        from commands.registry import COMMANDS
+
+        entries, cut = self.script.entries, None
+        if entries[-1].mark is None and "model" in self.script.header:
+            entries, cut = entries[:-1], entries[-1].line
+        self.prepare(ctx)
+        passed = 0
+        for position, entry in enumerate(entries):
+            ctx.check()
+            if COMMANDS[self.names[position]].outside:
+                passed += 1
+                continue
+            self._one(position, entry, ctx)
+        return ResumeReport(len(entries) - passed, passed, cut)
+
+    def _one(self, position: int, entry: Entry, ctx: Context) -> None:
+        statistics = _statistics(self.script.path, position + 1)
+        known = self.names[position] == "collect" and statistics.is_file()
+        self.bench.known = statistics if known else None
+        try:
+            self.step(position, entry, ctx)
+        except ReplayError as problem:
+            raise ReplayError(
+                f"{problem}; the session is at the state before that, and its file is still there"
+            ) from None
+        finally:
+            self.bench.known = None

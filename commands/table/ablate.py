@@ -1,0 +1,139 @@
+"""Commands that remove a direction from the model, and that count refusals."""
+
+from __future__ import annotations
+
+import click
+
+from commands.declare import (
+    DATASET,
+    Call,
+    command,
+    data_options,
+    dataset_options,
+    positive,
+    stack,
+)
+from commands.types import FilePath, Number
+from mlxfun.data.options import DatasetOptions
+from mlxfun.errors import UsageError
+from mlxfun.evaluation.options import RefusalOptions
+from mlxfun.report import Report
+from mlxfun.techniques.ablate.options import POSITIONS, TARGETS, AblateOptions
+
+DATA = ("text_key", "max_samples", "max_tokens")
+MAP = FilePath((".json",))
+
+prompts = stack(
+    click.option("--harmful", type=DATASET, help="Prompts that are refused: JSONL or demo:NAME."),
+    click.option("--harmless", type=DATASET, help="Prompts that are answered: JSONL or demo:NAME."),
+    data_options,
+    click.option(
+        "--answer-tokens",
+        type=positive,
+        default=32,
+        metavar="N",
+        help="Judge the first N tokens of an answer (default: 32).",
+    ),
+)
+
+
+def _sets(call: Call) -> tuple[DatasetOptions | None, DatasetOptions | None]:
+    bench = call.bench
+    harmful, harmless = (
+        None
+        if call[name] is None
+        else dataset_options(bench.readable_source(call[name]), call.params, bench.settings.seed)
+        for name in ("harmful", "harmless")
+    )
+    return harmful, harmless
+
+
+@command("abliterate", group="edit")
+@prompts
+@click.option(
+    "--layers",
+    default="auto",
+    metavar="auto|all|A-B",
+    help="Layers whose direction is considered: the first 80 percent (auto), all, or a range.",
+)
+@click.option(
+    "--extraction-position",
+    type=click.Choice(POSITIONS),
+    help="Where in a prompt: last token or mean (default: last; a search tries both).",
+)
+@click.option(
+    "--target",
+    type=click.Choice(TARGETS),
+    default="all",
+    help="What is edited: everything, the experts of --safety-map, all but routed experts.",
+)
+@click.option("--safety-map", type=MAP, help="safety_report.json, for --target safety-experts.")
+@click.option("--allow-stale", is_flag=True, help="Use a map made on another state of the weights.")
+@click.option(
+    "--strength",
+    default="1",
+    metavar="S",
+    help='1 removes, 2 turns the sign. Parts: "1,experts=0,attention@2-5=2" (default: 1).',
+)
+@click.option(
+    "--search",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Try N sources and strengths for the fewest refusals (default: 0, no search).",
+)
+@click.option(
+    "--max-kl",
+    type=Number(min=0, min_open=True),
+    default=0.1,
+    metavar="X",
+    help="Bound on a search's first-token KL on harmless prompts (default: 0.1).",
+)
+@click.option(
+    "--choose",
+    type=click.IntRange(min=0),
+    metavar="K",
+    help="Stage point K of the last search's front instead.",
+)
+def abliterate(call: Call) -> Report:
+    """Stage an ablation: the direction that tells harmful from harmless prompts is projected out.
+
+    It is taken from the residual stream where the answer begins, and removed from what attention,
+    dense parts, shared and routed experts write to the stream. Part of the prompts is kept back:
+    the report counts refusals on those. --search finds where to take it and how strongly to remove
+    it, and shows refusals against KL; --choose stages another point of that front.
+    """
+    values = {
+        name: call[name]
+        for name in (
+            "layers", "extraction_position", "target", "strength", "search", "max_kl", "choose",
+            "answer_tokens", "allow_stale",
+        )
+    }  # fmt: skip
+    path = call["safety_map"]
+    values["safety_map"] = None if path is None else call.bench.readable(path)
+    values["seed"] = call.bench.settings.seed if call["seed"] is None else call["seed"]
+    harmful, harmless = _sets(call)
+    if values["choose"] is not None and (harmful or harmless or values["search"]):
+        raise UsageError("--choose takes its prompts and directions from the last search; leave "
+                         "out --harmful, --harmless and --search")  # fmt: skip
+    return call.session.abliterate(AblateOptions(harmful, harmless, **values), call.ctx)
+
+
+@command("refusals", group="measure")
+@prompts
+def refusals(call: Call) -> Report:
+    """Count refusals of harmful and harmless prompts, by rule, before and after.
+
+    Of the staged plan beside the current weights; with nothing staged, of those beside the
+    checkpoint. Answers are greedy. An answer is a refusal if its opening, after any thinking, has
+    one of a list of phrases; an empty one is none.
+    """
+    harmful, harmless = _sets(call)
+    if harmful is None or harmless is None:
+        raise UsageError("refusals: give both --harmful and --harmless, for instance demo:harmful")
+    options = RefusalOptions(harmful, harmless, call["answer_tokens"])
+    return call.session.refusals(options, call.ctx)
+
+
+COMMANDS = (abliterate, refusals)

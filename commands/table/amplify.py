@@ -1,0 +1,92 @@
+"""Commands that change routers for good: amplify a domain's experts, bake the steering in force."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+from commands.declare import (
+    DATASET,
+    Call,
+    command,
+    data_options,
+    dataset_options,
+    stack,
+    steered,
+)
+from commands.types import FilePath, Number
+from mlxfun.data.options import DatasetOptions
+from mlxfun.report import Report
+from mlxfun.techniques.router_bias.options import AmplifyOptions, BakeOptions
+
+text_options = stack(
+    click.option(
+        "--dataset",
+        type=DATASET,
+        help="Text that boosts are fitted on, for routers without a bias (default: the last one).",
+    ),
+    data_options,
+)
+
+
+@contextmanager
+def _text(call: Call) -> Iterator[DatasetOptions | None]:
+    """The calibration text, None where none was ever named: not every router needs it."""
+    if call["dataset"] is None and call.bench.settings.dataset is None:
+        yield None
+        return
+    with call.bench.dataset(call["dataset"]) as source:
+        yield dataset_options(source, call.params, call.bench.settings.seed)
+
+
+@command("amplify", group="edit")
+@click.option(
+    "--domain-map",
+    type=FilePath((".json",)),
+    required=True,
+    help="domain_report.json of a domain scan.",
+)
+@click.option(
+    "--scale",
+    type=Number(0, 100, min_open=True),
+    default=0.5,
+    metavar="X",
+    help="Boost of an expert with composite score 1 (default: 0.5).",
+)
+@click.option(
+    "--threshold",
+    type=Number(0, 1, max_open=True),
+    default=0.0,
+    metavar="C",
+    help="Composite score at which boosts begin (default: 0).",
+)
+@text_options
+@click.option("--allow-stale", is_flag=True, help="Use a map made on another state of the weights.")
+def amplify(call: Call) -> Report:
+    """Stage a boost of a domain's experts: scale x (composite score - threshold), in the routers.
+
+    Exact where a router has a bias; a selection bias is compared with scores from 0 to 1, so small
+    scales do there. Elsewhere the boost is folded into the router's rows by least squares, and the
+    report says how much of it tokens get.
+    """
+    domain_map = call.bench.readable(call["domain_map"])
+    rule = call["scale"], call["threshold"], call["allow_stale"]
+    with _text(call) as data:
+        return call.session.amplify(AmplifyOptions(domain_map, data, *rule), call.ctx)
+
+
+@command("bake", group="edit", when=steered)
+@text_options
+def bake(call: Call) -> Report:
+    """Stage what the steering does as a permanent edit of the routers; applying it ends the steering.
+
+    A router with a selection bias holds any steering exactly. Others hold what is constant: the
+    additive rule, and deactivation; the report says how well.
+    """
+    with _text(call) as data:
+        return call.session.bake(BakeOptions(data), call.ctx)
+
+
+COMMANDS = (amplify, bake)

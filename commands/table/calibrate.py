@@ -1,0 +1,193 @@
+"""Commands that watch experts work: calibration, statistics, reasons."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import click
+
+from commands.declare import (
+    DATASET,
+    Call,
+    always,
+    command,
+    data_options,
+    dataset_options,
+    positive,
+    with_stats,
+)
+from commands.types import FilePath, NewFile, OneExpert
+from mlxfun.calibration.options import METRICS, CollectOptions
+from mlxfun.errors import UsageError
+from mlxfun.report import Report
+from mlxfun.techniques.prune.options import SelectOptions
+
+NPZ = FilePath((".npz",))
+NEW_NPZ = NewFile((".npz",))
+
+
+@command("collect", group="observe", key="c")
+@click.option(
+    "--dataset",
+    type=DATASET,
+    help="JSONL file, directory of texts, or demo:NAME (default: the last one, see set).",
+)
+@data_options
+@click.option("--batch-tokens", type=positive, metavar="N", help="Tokens in a batch, with padding.")
+@click.option("--max-batch", type=positive, metavar="N", help="Lines in a batch.")
+@click.option("--add", is_flag=True, help="Add to the statistics in hand, not start anew.")
+def collect(call: Call) -> Report:
+    """Run text through the model and count what each expert does.
+
+    Steering is off meanwhile: what is counted is what the weights do, as in scans. Cancelling
+    keeps what was collected so far and says how much that is.
+    """
+    batch = {k: call[k] for k in ("batch_tokens", "max_batch") if call[k] is not None}
+    with call.bench.dataset(call["dataset"]) as source:
+        data = dataset_options(source, call.params, call.bench.settings.seed)
+        options = CollectOptions(data, add=call["add"], known=call.bench.known, **batch)
+        return call.session.collect(options, call.ctx)
+
+
+@command("stats show", group="observe", when=with_stats)
+def show(call: Call) -> Report:
+    """Show the statistics in hand: samples, coverage, the least and most used experts."""
+    return call.session.stats("show")
+
+
+@command("stats save", group="observe", when=with_stats, outside=True)
+@click.argument("path", type=NEW_NPZ)
+def save(call: Call) -> Report:
+    """Write the statistics to an .npz file."""
+    return call.session.save_stats(call.bench.writable(call["path"]))
+
+
+@command("stats load", group="observe")
+@click.argument("path", type=NPZ)
+def load(call: Call) -> Report:
+    """Take statistics from an .npz file instead of collecting them."""
+    return call.session.load_stats(call.bench.readable(call["path"]))
+
+
+@command("stats count", group="observe")
+@click.argument("switch", type=click.Choice(["on", "off"]), metavar="on|off")
+@click.option("--auto-save", type=NEW_NPZ, help="Write the statistics here after every answer.")
+def count(call: Call) -> Report:
+    """Count chat traffic into the statistics too, or stop doing so."""
+    path = call["auto_save"]
+    if path is not None and call["switch"] == "off":
+        raise UsageError("stats count: --auto-save goes with on")
+    return call.session.set_counting(
+        call["switch"] == "on", call.bench.writable(path) if path is not None else None
+    )
+
+
+@command("stats reset", group="observe", danger=True, when=with_stats)
+def reset(call: Call) -> Report:
+    """Forget the statistics in hand."""
+    return call.session.reset_stats()
+
+
+allow_stale = click.option(
+    "--allow-stale", is_flag=True, help="Also for different models or states of the weights."
+)
+
+
+@command("stats diff", group="observe", when=always, outside=True)
+@click.argument("a", type=NPZ)
+@click.argument("b", type=NPZ)
+@click.option("--output", type=NewFile((".json",)), help="Write the differences as JSON.")
+@allow_stale
+def diff(call: Call) -> Report:
+    """Compare two .npz files: do they rank the experts alike, and where not?
+
+    Sums are compared as shares of their layer, so the files may be of different length.
+    """
+    from mlxfun.calibration.files import diff_files  # brings NumPy: not at the top
+
+    bench, output = call.bench, call["output"]
+    return diff_files(
+        bench.readable(call["a"]),
+        bench.readable(call["b"]),
+        bench.writable(output) if output is not None else None,
+        call["allow_stale"],
+    )
+
+
+@command("stats merge", group="observe", when=always, outside=True)
+@click.argument("files", type=NPZ, nargs=-1, required=True, metavar="A B...")
+@click.option("--output", type=NEW_NPZ, required=True, help="Where the merged .npz is written.")
+@click.option(
+    "--by",
+    type=click.Choice(["sum", "rank"]),
+    default="sum",
+    help="sum: as one long run (default). rank: each file has the same say, however long.",
+)
+@allow_stale
+def merge(call: Call) -> Report:
+    """Make one .npz of several. Higher stays better: every metric prunes the right experts."""
+    from mlxfun.calibration.files import merge_files  # brings NumPy: not at the top
+
+    files = tuple(call.bench.readable(path) for path in call["files"])
+    return merge_files(files, call.bench.writable(call["output"]), call["by"], call["allow_stale"])
+
+
+@command("stats rank", group="observe", when=always)
+@click.argument("files", type=NPZ, nargs=-1, required=True, metavar="A B...")
+@click.option("--metric", type=click.Choice(METRICS), default="reap_sum", help="What to rank by.")
+@click.option("--n-prune", type=positive, metavar="N", help="So many go per layer.")
+@click.option(
+    "--min-rank", type=positive, metavar="R", help="Only those never above rank R: 1 is busiest."
+)
+@click.option("--max-rank", type=positive, metavar="R", help="Only those never below rank R.")
+@click.option("--model-wide", is_flag=True, help="The same expert numbers in every layer.")
+@click.option("--output", type=NewFile((".json", ".csv")), help="Write who stays as a list.")
+@click.option("--stage", is_flag=True, help="Stage the selection.")
+@allow_stale
+def rank(call: Call) -> Report:
+    """Find the experts that two to four .npz files agree to need least: by their summed ranks.
+
+    For instance stats rank code.npz prose.npz --n-prune 4 --min-rank 9 --stage: nobody goes who is
+    among the eight busiest of a layer in either file.
+    """
+    from mlxfun.calibration.ranking import RankOptions, rank_files  # brings NumPy: not at the top
+
+    names = ("metric", "n_prune", "min_rank", "max_rank", "model_wide", "allow_stale")
+    output = call["output"]
+    session = call.session if call["stage"] else None  # says so first when there is no model
+    heat = session.view().heat if session is not None else None
+    report = rank_files(
+        [call.bench.readable(path) for path in call["files"]],
+        RankOptions(**{name: call[name] for name in names}),
+        call.bench.writable(output) if output is not None else None,
+        heat.alive if heat is not None else None,
+    )
+    if session is None:
+        return report
+    session.select(SelectOptions(clear=True, drop={k: v for k, v in report.chosen.items() if v}))
+    return replace(report, staged=True)
+
+
+@command("stats purge", group="observe", when=always, outside=True)
+@click.argument("a", type=NPZ)
+@click.argument("b", type=NPZ)
+@click.option("--output", type=NEW_NPZ, required=True, help="Where the remaining .npz is written.")
+@allow_stale
+def purge(call: Call) -> Report:
+    """Take the run in B out of the sums in A that it went into."""
+    from mlxfun.calibration.files import purge_files  # brings NumPy: not at the top
+
+    bench = call.bench
+    a, b = bench.readable(call["a"]), bench.readable(call["b"])
+    return purge_files(a, b, bench.writable(call["output"]), call["allow_stale"])
+
+
+@command("why", group="observe", key="w")
+@click.argument("cell", type=OneExpert(), metavar="L:E")
+def why(call: Call) -> Report:
+    """Give the numbers that condemned or spared an expert, for instance why 3:7."""
+    layer, expert = call["cell"]
+    return call.session.why(layer, expert)
+
+
+COMMANDS = (collect, show, save, load, count, reset, diff, merge, rank, purge, why)

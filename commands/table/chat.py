@@ -1,0 +1,103 @@
+"""Commands that talk to the model: chat, and the same question to both sides."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import click
+
+from commands.declare import Call, command, positive, stack
+from commands.types import Number, Seed
+from mlxfun.errors import MlxfunError, UsageError
+from mlxfun.generation.options import GenerateOptions
+from mlxfun.report import Report, TextReport
+
+sampling_options = stack(
+    click.option("--system", metavar="TEXT", help="System prompt."),
+    click.option("--temperature", type=Number(min=0), metavar="T", help="0 is greedy."),
+    click.option(
+        "--top-p", type=Number(0, 1, min_open=True), metavar="P", help="Nucleus sampling."
+    ),
+    click.option("--max-tokens", type=positive, metavar="N", help="Longest answer."),
+    click.option("--seed", type=Seed(), metavar="N", help="Seed of the sampling."),
+    click.option("--thinking/--no-thinking", default=None, help="For templates that know it."),
+)
+
+
+def sampling(call: Call) -> GenerateOptions:
+    """The values of `sampling_options`, the shell's defaults where none was given."""
+    defaults = call.bench.settings
+
+    def given(name: str) -> Any:
+        return getattr(defaults, name) if call[name] is None else call[name]
+
+    return GenerateOptions(
+        max_tokens=given("max_tokens"),
+        temperature=given("temperature"),
+        top_p=given("top_p"),
+        seed=given("seed"),
+        system=call["system"],
+        thinking=call["thinking"],
+    )
+
+
+@command("chat", group="chat", key="i")
+@click.argument("text", nargs=-1)
+@click.option("--new", is_flag=True, help="Forget the conversation so far.")
+@click.option(
+    "--back",
+    type=positive,
+    metavar="N",
+    help="Take the last N questions and answers back first; without TEXT ask the first again.",
+)
+@sampling_options
+@click.option("--base", "side", flag_value="base", help="Ask the model without the staged plan.")
+@click.option("--candidate", "side", flag_value="candidate", help="Ask the staged model.")
+def chat(call: Call) -> Report:
+    """Talk to the live model; the conversation goes on from turn to turn.
+
+    Everything after the options is the text, quotes and dashes included. Put -- before a text that
+    looks like an option.
+    """
+    text = " ".join(call["text"])
+    if not text and not call["new"] and not call["back"]:
+        raise UsageError("chat: the text is missing: chat TEXT, or chat --new to start over")
+    if call["new"] and call["back"]:
+        raise UsageError("chat: --new takes everything back already; leave out --back")
+    if call["new"]:
+        call.session.reset_chat()
+    options = replace(sampling(call), side=call["side"] or "live")
+    if call["back"]:
+        return _again(call, text, options)
+    if not text:
+        return TextReport("a new conversation begins")
+    return call.session.chat(text, options, call.ctx)
+
+
+def _again(call: Call, text: str, options: GenerateOptions) -> Report:
+    """Answer after taking questions back; if that fails the conversation is as it was."""
+    taken = call.session.take_back(call["back"])
+    try:
+        report = call.session.chat(text or taken, options, call.ctx)
+    except MlxfunError:
+        call.session.give_back()
+        raise
+    del call.bench.turns[-call["back"] :]
+    return report
+
+
+@command("ab", group="chat", outside=True)
+@click.argument("text", nargs=-1, required=True)
+@sampling_options
+def ab(call: Call) -> Report:
+    """Ask base and candidate the same, side by side: where they part, and how far, token by token.
+
+    With a plan staged the sides are the committed model and the plan; without one the checkpoint
+    and the model as it is, steering included. They answer a token each in turn. Prompt and seed
+    are the same, the conversation is left alone.
+    """
+    return call.session.ab(" ".join(call["text"]), sampling(call), call.ctx)
+
+
+COMMANDS = (chat, ab)

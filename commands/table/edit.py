@@ -1,0 +1,380 @@
+"""Commands that change the model: stage, look at both sides, commit or drop."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import click
+
+from commands.declare import (
+    DATASET,
+    Call,
+    Decorator,
+    Handler,
+    Params,
+    command,
+    data_options,
+    dataset_options,
+    listable,
+    positive,
+    pruned,
+    staged,
+)
+from commands.table.maps import Limit, WithMaps
+from commands.types import ExpertPairs, Experts, FilePath, Levels, NewFile, Number
+from mlxfun.calibration.options import METRICS
+from mlxfun.editing.options import ApplyOptions
+from mlxfun.errors import StateError, UsageError
+from mlxfun.report import Report, TextReport
+from mlxfun.session.reports import HeatView
+from mlxfun.steering.options import MAP_MODES, STEER_RULES, SteerOptions
+from mlxfun.techniques.merge.options import ALIGNMENTS, SIMILARITY_MODES, MergeOptions
+from mlxfun.techniques.prune.options import BUDGETS, PRUNE_METRICS, STRATEGIES, PruneOptions
+from mlxfun.text import counted
+
+DATA = ("dataset", "text_key", "max_samples", "max_tokens", "seed")
+MODES = click.Choice(["protect", "target"])
+LIST = FilePath((".json", ".csv"))
+MAP = FilePath((".json",))
+REFIT = click.option(
+    "--refit-experts", is_flag=True, help="Let the experts that stay take over, by least squares."
+)
+
+
+def map_options(away: str, stale: str) -> Decorator:
+    """The options of a selection that respects scan reports. away: what else becomes of experts."""
+    mode_help = f"Keep its experts, or {away}."
+    options = (
+        click.option("--safety-map", type=MAP, help="safety_report.json of a safety scan."),
+        click.option("--safety-mode", type=MODES, default="protect", help=mode_help),
+        click.option("--domain-map", type=MAP, help="domain_report.json of a domain scan."),
+        click.option("--domain-mode", type=MODES, default="protect", help=mode_help),
+        click.option(
+            "--allow-stale", is_flag=True, help=f"Use {stale} made on another state of the weights."
+        ),
+    )
+
+    def add(handler: Handler) -> Handler:
+        for option in reversed(options):
+            handler = option(handler)
+        return handler
+
+    return add
+
+
+def _complete(call: Call, values: Params) -> None:
+    """Make what a selection was given ready for its options: an empty list, paths to read."""
+    values["ignore_experts"] = values["ignore_experts"] or ()
+    for name in ("expert_list", "safety_map", "domain_map"):
+        if values[name] is not None:
+            values[name] = call.bench.readable(values[name])
+
+
+@command("prune", group="edit", key="p")
+@click.option(
+    "--n-prune",
+    type=positive,
+    metavar="N",
+    help="Experts to drop per layer; with --model-wide, expert numbers to drop everywhere.",
+)
+@click.option(
+    "--metric",
+    type=click.Choice(PRUNE_METRICS),
+    help="What makes an expert worth keeping (default: reap_sum). output_error: what the layer's "
+    "output would miss. auto: per layer what held-out samples miss least.",
+)
+@click.option(
+    "--strategy",
+    type=click.Choice(STRATEGIES),
+    default="bottom",
+    help="bottom: the lowest go. strided: even strides through high and low.",
+)
+@click.option("--model-wide", is_flag=True, help="Drop the same expert numbers in every layer.")
+@click.option(
+    "--ignore-experts", type=Experts(), metavar="LIST", help='Never drop these: "0,1,250..255".'
+)
+@click.option(
+    "--min-experts-per-layer", type=positive, metavar="N", help="Keep at least N in each layer."
+)
+@click.option("--expert-list", type=LIST, help="JSON or CSV that says which experts stay.")
+@click.option(
+    "--budget",
+    type=click.Choice(BUDGETS),
+    default="equal",
+    help="equal: N from each layer (default). global: N on average, fewer where it costs more.",
+)
+@click.option(
+    "--sequential", is_flag=True, help="Judge each layer on what the pruned ones before it put out."
+)
+@REFIT
+@map_options("drop them", "statistics and maps")
+def prune(call: Call) -> Report:
+    """Stage a prune: choose the experts that go, without touching the model yet.
+
+    The candidate becomes live, so chat talks to it; preview measures it, flip goes back and forth,
+    apply commits it, discard drops it. Needs collected statistics or --expert-list. What is
+    measured while pruning (output_error, auto, global, sequential, refit) takes about two forwards
+    of the text that collect ran; refitted experts are new tensors, all others stay untouched.
+    """
+    values = dict(call.params)
+    values["metric"] = values["metric"] or call.bench.settings.metric
+    _complete(call, values)
+    return call.session.prune(PruneOptions(**values), call.ctx)
+
+
+@command("merge", group="edit")
+@click.option(
+    "--dataset", type=DATASET, help="What experts are compared on (default: the last one, see set)."
+)
+@data_options
+@click.option(
+    "--n-prune",
+    type=positive,
+    metavar="N",
+    help="Experts to merge away per layer; with --model-wide, expert numbers.",
+)
+@click.option(
+    "--metric",
+    type=click.Choice(METRICS),
+    default="reap",
+    help="Saliency that picks centroids and weighs members (default: reap).",
+)
+@click.option("--model-wide", is_flag=True, help="Merge the same expert numbers in every layer.")
+@click.option("--expert-list", type=LIST, help="JSON or CSV whose kept experts are the centroids.")
+@click.option(
+    "--ignore-experts", type=Experts(), metavar="LIST", help='Keep as centroids: "0,1,250..255".'
+)
+@click.option(
+    "--similarity-mode",
+    type=click.Choice(SIMILARITY_MODES),
+    default="gated",
+    help="Compare mean outputs weighted by the gate (default), or plain averages.",
+)
+@click.option(
+    "--alignment",
+    type=click.Choice(ALIGNMENTS),
+    default="hungarian",
+    help="How neurons are matched before they are averaged (default: hungarian).",
+)
+@click.option(
+    "--max-group-size",
+    type=click.IntRange(min=2),
+    default=16,
+    metavar="N",
+    help="Experts in a group at most, its centroid included (default: 16).",
+)
+@click.option(
+    "--max-similarity-tokens",
+    type=click.IntRange(min=2),
+    default=1024,
+    metavar="N",
+    help="Compare experts on N tokens (default: 1024).",
+)
+@click.option(
+    "--max-alignment-tokens",
+    type=positive,
+    default=1024,
+    metavar="N",
+    help="Align neurons on N of those tokens (default: 1024).",
+)
+@click.option(
+    "--auto",
+    is_flag=True,
+    help="Per expert, merge it only where the layer's output is better for it than if dropped.",
+)
+@REFIT
+@map_options("merge them away", "maps")
+def merge(call: Call) -> Report:
+    """Stage a merge: experts that go are averaged into those most like them (REAM).
+
+    Layer by layer, each on what the merged layers before it put out, in about two forwards of the
+    data set. Both sides stay in memory until apply or discard.
+    """
+    values = {name: value for name, value in call.params.items() if name not in DATA}
+    _complete(call, values)
+    with call.bench.dataset(call["dataset"]) as source:
+        data = dataset_options(source, call.params, call.bench.settings.seed)
+        return call.session.merge(MergeOptions(data, **values), call.ctx)
+
+
+@command("steer", group="edit", between=True, parser=WithMaps)
+@click.option(
+    "--activate", type=ExpertPairs(), metavar="L:E,...", help="Force these into the top-k."
+)
+@click.option(
+    "--deactivate", type=ExpertPairs(), metavar="L:E,...", help="Keep these out of the top-k."
+)
+@click.option(
+    "--level",
+    "levels",
+    type=Levels(),
+    metavar="L:E=X,...",
+    help="Faders: add X to these experts' scores, for instance 3:7=1.5; 0 takes one away.",
+)
+@click.option("--clear", is_flag=True, help="Drop the steering in force first.")
+@click.option(
+    "--safety-map",
+    type=MAP,
+    multiple=True,
+    help="safety_report.json of a safety scan; any number of them, like --domain-map.",
+)
+@click.option(
+    "--safety-mode",
+    type=click.Choice(MAP_MODES["safety"]),
+    multiple=True,
+    help="safe: what works on harmful prompts in, what works on benign ones out (default). "
+    "unsafe: reversed.",
+)
+@click.option("--domain-map", type=MAP, multiple=True, help="domain_report.json of a domain scan.")
+@click.option(
+    "--domain-mode",
+    type=click.Choice(MAP_MODES["domain"]),
+    multiple=True,
+    help="The domain's experts in (boost, the default), or out.",
+)
+@click.option(
+    "--max-experts",
+    type=Limit(),
+    multiple=True,
+    metavar="N",
+    help="Take the N strongest of a map, or all (default).",
+)
+@click.option("--config", type=MAP, help="JSON: activate, deactivate, mask_value, boost_value.")
+@click.option(
+    "--rule",
+    type=click.Choice(STEER_RULES),
+    help="steermoe: always in, never out (default). additive: add to the router's scores.",
+)
+@click.option(
+    "--boost-value",
+    type=Number(min=0, min_open=True),
+    metavar="X",
+    help="What the additive rule adds for activated experts (default: 2).",
+)
+@click.option(
+    "--mask-value",
+    type=Number(max=0, max_open=True),
+    metavar="X",
+    help="What it adds for deactivated ones, below 0 (default: -10000, never chosen).",
+)
+@click.option("--allow-stale", is_flag=True, help="Use a map made on another state of the weights.")
+def steer(call: Call) -> Report:
+    """Steer the router from the next token on, for instance steer --activate 3:7,5:0..2.
+
+    Experts come from the command line, from reports of scans, or from a JSON file whose layers are
+    positions among the MoE layers. At most top-k experts of a layer can be activated: of a report,
+    the strongest. Steering changes no weights and is never saved; --clear ends it.
+
+    A mode or --max-experts given once counts for all maps; given more often, each for the map
+    before it. Where maps disagree on an expert the later one decides, and before any map the
+    experts that you name; what is left out is said.
+    """
+    values = dict(call.params)
+    for name in ("activate", "deactivate", "levels"):
+        values[name] = values[name] or {}
+    if values["config"] is not None:
+        values["config"] = call.bench.readable(values["config"])
+    values["maps"] = tuple(
+        replace(use, path=call.bench.readable(use.path)) for use in values["maps"]
+    )
+    options = SteerOptions(**values)
+    if options == SteerOptions():
+        raise UsageError(
+            "steer: give --activate L:E, --deactivate L:E, --level L:E=X, --safety-map, "
+            "--domain-map, --config, or --clear to stop"
+        )
+    return call.session.steer(options)
+
+
+@command("apply", group="edit", undoable=True, key="a", when=staged)
+@click.option("--max-kl", type=Number(min=0), metavar="X", help="Refuse above this mean KL.")
+@click.option(
+    "--max-perplexity-ratio",
+    type=Number(min=0, min_open=True),
+    metavar="Y",
+    help="Refuse above this perplexity, as a multiple of the checkpoint's.",
+)
+def apply(call: Call) -> Report:
+    """Commit the staged plan as a new step of the history.
+
+    With a limit, from here or from set, a preview is made if there is none, and apply refuses when
+    it exceeds the limit. Steering is no part of what is applied: a preview that was made while
+    steering is made again without.
+    """
+    settings = call.bench.settings
+    limits = {
+        name: getattr(settings, name) if value is None else value
+        for name, value in call.params.items()
+    }
+    return call.session.apply(ApplyOptions(**limits), call.ctx)
+
+
+@command("discard", group="edit", danger=True, key="d", when=staged)
+def discard(call: Call) -> Report:
+    """Drop the staged plan."""
+    return call.session.discard()
+
+
+@command("flip", group="edit", key="f", when=staged)
+@click.argument("side", required=False, type=click.Choice(["base", "candidate"]))
+def flip(call: Call) -> Report:
+    """Make the other side live while a plan is staged, or the side named."""
+    return call.session.flip(call["side"])
+
+
+@command("compact", group="edit", undoable=True, when=pruned)
+def compact(call: Call) -> Report:
+    """Slice pruned experts out of memory for real."""
+    return call.session.compact(call.ctx)
+
+
+@command("plan show", group="edit", when=staged)
+def plan_show(call: Call) -> Report:
+    """Show the staged plan again: which experts go, and what that saves."""
+    plan = call.session.view().plan
+    if plan is None:
+        raise StateError("nothing is staged to show: stage a plan first, e.g. with prune")
+    return plan
+
+
+@command("plan save", group="edit", when=listable, outside=True)
+@click.argument("path", type=NewFile((".json", ".csv")))
+def plan_save(call: Call) -> Report:
+    """Write which experts stay as an expert list, JSON or CSV by the file's name.
+
+    The list is that of the staged plan, or of the applied prune when nothing is staged. prune
+    --expert-list reads it, on this model or on a quantised copy of it.
+    """
+    from mlxfun.data.expert_lists import Maker, write_expert_list  # brings NumPy: not at the top
+
+    view = call.session.view()
+    why_not = listable(view)
+    if why_not is not None or view.heat is None:
+        raise StateError(f"there is no list to write: {why_not}")
+    keep = view.plan.kept if view.plan else _living(view.heat)
+    counts = sorted({len(experts) for experts in keep.values()})
+    if len(counts) > 1:
+        raise StateError(
+            f"the layers keep different numbers of experts ({counts[0]} to {counts[-1]}), and a list "
+            "is read for one number only: `select --even` evens a selection out, another budget "
+            "than global prunes evenly; `save` writes the model as it is"
+        )
+    path = call.bench.writable(call["path"])
+    name = view.model.model_id if view.model else ""
+    made_on = Maker(call.session.checkpoint_id, name)
+    write_expert_list(path, keep, view.heat.experts, made_on)
+    kept, of = sum(map(len, keep.values())), len(keep) * view.heat.experts
+    return TextReport(
+        f"wrote {path}: {kept} of {of} experts stay, {counted(of - kept, 'goes', 'go')}"
+    )
+
+
+def _living(heat: HeatView) -> dict[int, tuple[int, ...]]:
+    """{decoder layer: experts that are there}."""
+    return {
+        layer: tuple(int(e) for e in row.nonzero()[0])
+        for layer, row in zip(heat.layers, heat.alive, strict=True)
+    }
+
+
+COMMANDS = (prune, merge, plan_show, plan_save, steer, apply, discard, flip, compact)

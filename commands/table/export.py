@@ -1,0 +1,97 @@
+"""Commands that write what is seen: the heatmap, the session as a report, the conversation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from commands.declare import Call, Command, command, with_model, with_stats
+from commands.output.session_report import session_report
+from commands.types import NewFile
+from mlxfun.calibration.options import METRICS
+from mlxfun.errors import SaveError, StateError
+from mlxfun.files import require_writable, writing
+from mlxfun.generation.reports import ChatReport
+from mlxfun.report import Report, TextReport
+from mlxfun.text import readable_bytes
+
+HEATMAP = (".svg", ".png", ".csv", ".md")
+CHAT = (".md", ".json")
+
+
+def _write(call: Call, make: Callable[[str], str | bytes]) -> Report:
+    """Write what `make` gives for the kind of file that PATH's name says."""
+    path: Path = call.bench.writable(call["path"])
+    require_writable(path)
+    if path.exists() and not call["force"]:
+        raise SaveError(f"{path} exists: choose another name, or add --force")
+    made = make(path.suffix.lower())
+    data = made.encode() if isinstance(made, str) else made
+    with writing(path) as file:
+        file.write(data)
+    return TextReport(f"wrote {path} ({readable_bytes(len(data))})")
+
+
+force = click.option("--force", is_flag=True, help="Write over a file of that name.")
+
+
+@command("export heatmap", group="observe", when=with_stats, outside=True)
+@click.argument("path", type=NewFile(HEATMAP))
+@click.option(
+    "--metric", type=click.Choice(METRICS), help="What is drawn (default: reap_sum, see set)."
+)
+@force
+def heatmap(call: Call) -> Report:
+    """Write the experts as a picture or a table: .svg, .png, .csv (all metrics) or .md.
+
+    Staged, pruned, protected and steered experts are marked as on the screen.
+    """
+    from commands.output import heatmap_files  # NumPy comes with it, after the first paint
+
+    view = call.bench.view()
+    name = view.model.model_id if view.model else ""
+    metric = call["metric"] or call.bench.settings.metric
+    drawn = heatmap_files.picture(view.heat, metric, f"Experts of {name}, state {view.state}")
+    kinds: dict[str, Callable[[heatmap_files.Picture], str | bytes]] = {
+        ".svg": heatmap_files.svg,
+        ".png": heatmap_files.png,
+        ".csv": heatmap_files.table,
+        ".md": heatmap_files.markdown,
+    }
+    return _write(call, lambda kind: kinds[kind](drawn))
+
+
+@command("export report", group="history", when=with_model, outside=True)
+@click.argument("path", type=NewFile((".md",)))
+@force
+def report(call: Call) -> Report:
+    """Write the session as Markdown: the model, its states with their scores, every command."""
+    text = session_report(call.bench.view(), call.bench.journal.lines)
+    return _write(call, lambda _: text)
+
+
+@command("export chat", group="chat", when=with_model, outside=True)
+@click.argument("path", type=NewFile(CHAT))
+@force
+def chat(call: Call) -> Report:
+    """Write what was said in this session, with the side that answered: .md or .json."""
+    turns = call.bench.turns
+    if not turns:
+        raise StateError("nothing has been said yet: chat first")
+    return _write(call, lambda kind: _conversation(turns, kind))
+
+
+def _conversation(turns: list[ChatReport], kind: str) -> str:
+    if kind == ".json":
+        return json.dumps([turn.data() for turn in turns], ensure_ascii=False, indent=1) + "\n"
+    parts = []
+    for turn in turns:
+        ended = "" if turn.finish_reason == "stop" else f", ended by {turn.finish_reason}"
+        parts.append(f"**You**\n\n{turn.prompt}\n\n**{turn.side}**{ended}\n\n{turn.text}\n")
+    return "\n".join(parts)
+
+
+COMMANDS: tuple[Command, ...] = (heatmap, report, chat)

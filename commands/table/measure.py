@@ -1,0 +1,62 @@
+"""Commands that measure: the committed model, and the staged one."""
+
+from __future__ import annotations
+
+import click
+
+from commands.declare import DATASET, Call, command, data_options, dataset_options, stack, staged
+from mlxfun.evaluation.options import EvaluateOptions
+from mlxfun.report import Report
+
+measure_options = stack(
+    click.option(
+        "--dataset",
+        type=DATASET,
+        multiple=True,
+        help="What to measure on; repeatable (default: the held-out part of the calibration set).",
+    ),
+    data_options,
+    click.option("--no-kl", is_flag=True, help="Perplexity alone, without the comparison."),
+    click.option(
+        "--samples",
+        type=click.IntRange(min=0),
+        default=0,
+        metavar="N",
+        help="Show N sample answers (default: 0).",
+    ),
+    click.option(
+        "--sample-tokens",
+        type=click.IntRange(min=1),
+        default=48,
+        metavar="N",
+        help="Longest sample answer (default: 48).",
+    ),
+)
+
+
+def options(call: Call) -> EvaluateOptions:
+    """The values of `measure_options`."""
+    sources = [call.bench.readable_source(source) for source in call["dataset"]]
+    return EvaluateOptions(
+        datasets=tuple(dataset_options(s, call.params, call.bench.settings.seed) for s in sources),
+        kl=not call["no_kl"],
+        samples=call["samples"],
+        sample_tokens=call["sample_tokens"],
+    )
+
+
+@command("evaluate", group="measure", key="e")
+@measure_options
+def evaluate(call: Call) -> Report:
+    """Measure the applied model: perplexity, KL and top-1 agreement with the checkpoint."""
+    return call.session.evaluate(options(call), call.ctx)
+
+
+@command("preview", group="measure", key="v", when=staged)
+@measure_options
+def preview(call: Call) -> Report:
+    """Measure the staged model before deciding; the same figures evaluate gives after apply."""
+    return call.session.preview(options(call), call.ctx)
+
+
+COMMANDS = (evaluate, preview)

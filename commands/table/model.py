@@ -1,0 +1,95 @@
+"""Commands about the model as a whole: load, look, test, save."""
+
+from __future__ import annotations
+
+import click
+
+from commands.declare import Call, always, command
+from commands.types import FilePath, Source
+from mlxfun.checkpoint.options import SaveOptions
+from mlxfun.errors import ModelError, SaveError, StateError
+from mlxfun.report import Report, TextReport
+
+BITS = ("2", "3", "4", "5", "6", "8")  # what MLX packs
+MODEL = Source("model", {"demo": "the small Qwen3-MoE model that comes with mlxfun"})
+
+
+@command("load", group="model", danger=True, when=always)
+@click.argument("model", type=MODEL)
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of a Hub model.")
+@click.option(
+    "--drop", is_flag=True, help="Free the resident model first, for when both do not fit."
+)
+def load(call: Call) -> Report:
+    """Make a model resident: a directory, a Hub id, or demo.
+
+    Statistics, staged plan, steering and history of the model that was resident go with it. If the
+    new one cannot be loaded, the old one stays, unless --drop was given.
+    """
+    return call.bench.load(call["model"], call["revision"], call["drop"], call.ctx)
+
+
+@command("info", group="model", key="n")
+@click.option("--verify", is_flag=True, help="Read every byte of the checkpoint for its digest.")
+def info(call: Call) -> Report:
+    """Describe the resident model: architecture, experts, size, dtype, memory."""
+    return call.session.info(call["verify"], call.ctx)
+
+
+@command("layers", group="model")
+def layers(call: Call) -> Report:
+    """List the MoE layers: router, experts, top-k, groups, shared experts."""
+    return call.session.layers()
+
+
+@command("save", group="model", key="s", outside=True)
+@click.argument("path", type=FilePath())
+@click.option("--force", is_flag=True, help="Replace an existing directory.")
+@click.option(
+    "--quantize", type=click.Choice(BITS), metavar="BITS", help=f"Bits: {', '.join(BITS)}."
+)
+@click.option(
+    "--group-size", type=click.Choice(["32", "64", "128"]), help="With --quantize (default: 64)."
+)
+def save(call: Call) -> Report:
+    """Write the model as a directory that stock mlx_lm.load opens, and check that it does.
+
+    What is saved is the applied state: a staged plan is not part of it, apply it first. The
+    directory appears whole or not at all; an existing one is only replaced with --force, and only
+    if it holds a model and nothing else. Of a clone, what belongs to git stays.
+    """
+    options = SaveOptions(
+        path=call.bench.writable(call["path"]),
+        force=call["force"],
+        quantize=int(call["quantize"]) if call["quantize"] else None,
+        group_size=int(call["group_size"] or 64),
+    )
+    return call.session.save(options, call.ctx)
+
+
+@command("smoke-test", group="model")
+def smoke_test(call: Call) -> Report:
+    """Check that the live model still works: finite logits, sane text, routing in range."""
+    report = call.session.smoke_test(call.ctx)
+    if not report.passed:  # an error, so that a script stops there
+        raise ModelError(f"{report.summary()}; undo the last edit, or discard the staged one")
+    return report
+
+
+@command("recover", group="model", when=always, recorded=False)
+@click.argument("directory", required=False, type=FilePath(), default=".")
+def recover(call: Call) -> Report:
+    """Put back models that a killed save --force had moved aside in a directory (default: here)."""
+    from mlxfun.checkpoint import atomic
+
+    directory = call.bench.files.writable_directory(call["directory"])
+    try:
+        places = [str(atomic.recover(backup)) for backup in atomic.recoverable(directory)]
+    except OSError as problem:
+        raise SaveError(f"cannot recover in {directory}: {problem.strerror or problem}") from None
+    if not places:
+        raise StateError(f"nothing to recover in {directory.resolve()}")
+    return TextReport(f"put back {', '.join(places)}")
+
+
+COMMANDS = (load, info, layers, save, recover, smoke_test)

@@ -1,0 +1,97 @@
+"""Commands for the hand: pick experts one by one, and see at once what it costs."""
+
+from __future__ import annotations
+
+import click
+
+from commands.declare import DATASET, Call, Decorator, command, positive, stack, staged
+from commands.types import ExpertPairs, Number, OneExpert
+from mlxfun.calibration.options import METRICS
+from mlxfun.data.options import DatasetOptions
+from mlxfun.errors import UsageError
+from mlxfun.evaluation.options import DOSSIER_TOKENS, PROBE_TOKENS, ProbeOptions
+from mlxfun.report import Report
+from mlxfun.techniques.prune.options import SelectOptions
+
+
+@command("select", group="edit")
+@click.option("--drop", type=ExpertPairs(), metavar="L:E,...", help="These go too.")
+@click.option("--keep", type=ExpertPairs(), metavar="L:E,...", help="These stay after all.")
+@click.option("--clear", is_flag=True, help="Start from nothing, not from the staged plan.")
+@click.option(
+    "--below",
+    type=Number(0, 1),
+    metavar="X",
+    help="All with less than this share of their layer's metric go too: 0.01 is one percent.",
+)
+@click.option("--even", is_flag=True, help="Fill up by score until all layers lose the same.")
+@click.option(
+    "--n-prune", type=positive, metavar="N", help="Fill up, or spare, until N go a layer."
+)
+@click.option(
+    "--metric", type=click.Choice(METRICS), help="What to go by (default: reap_sum, see set)."
+)
+@click.option("--allow-stale", is_flag=True, help="Go by statistics of another state.")
+def select(call: Call) -> Report:
+    """Pick by hand which experts go, for instance select --drop 3:7,5:0..2 --keep 3:1.
+
+    It changes the staged prune, or begins one. A selection that takes more experts from one layer
+    than from another can be previewed and talked to, but not applied: stock loading holds one
+    number for all layers. --even fills the others up by score.
+    """
+    values = dict(call.params)
+    for name in ("drop", "keep"):
+        values[name] = values[name] or {}
+    values["metric"] = values["metric"] or call.bench.settings.metric
+    options = SelectOptions(**values)
+    if options == SelectOptions(metric=options.metric, allow_stale=options.allow_stale):
+        raise UsageError(
+            "select: give --drop L:E, --keep L:E, --below X, --n-prune N or --even, or --clear to "
+            "pick nobody"
+        )
+    return call.session.select(options)
+
+
+def text_options(what: str, tokens: int) -> Decorator:
+    """A little text to look at. what: it is for; tokens: how many by default."""
+    return stack(
+        click.option(
+            "--dataset", type=DATASET, help=f"{what} (default: held-out calibration samples)."
+        ),
+        click.option(
+            "--tokens",
+            type=click.IntRange(min=16),
+            default=tokens,
+            metavar="N",
+            help=f"How many tokens (default: {tokens}).",
+        ),
+    )
+
+
+def _text(call: Call) -> ProbeOptions:
+    """The values of `text_options`."""
+    source = call["dataset"]
+    data = DatasetOptions(call.bench.readable_source(source)) if source is not None else None
+    return ProbeOptions(data, call["tokens"])
+
+
+@command("probe", group="measure", when=staged, recorded=False)
+@text_options("What to probe on", PROBE_TOKENS)
+def probe(call: Call) -> Report:
+    """Measure the staged model quickly, on few tokens; preview is the thorough way.
+
+    It changes nothing: guardrails of apply still ask for a preview.
+    """
+    return call.session.probe(_text(call), call.ctx)
+
+
+@command("dossier", group="observe", outside=True)
+@click.argument("cell", type=OneExpert(), metavar="L:E")
+@text_options("Text to watch it on", DOSSIER_TOKENS)
+def dossier(call: Call) -> Report:
+    """Look at one expert closely: its figures, its tokens, and the expert most like it."""
+    layer, expert = call["cell"]
+    return call.session.dossier(layer, expert, _text(call), call.ctx)
+
+
+COMMANDS = (select, probe, dossier)

@@ -1,0 +1,245 @@
+"""Commands about the shell itself: defaults, recordings, replays, assertions, help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import click
+from click.shell_completion import CompletionItem
+
+from commands.declare import DATASET, Call, Command, always, command, positive
+from commands.scripts import expect as expectations
+from commands.scripts import resume
+from commands.scripts.replay import run_script
+from commands.types import FilePath, Number, Seed
+from commands.workbench import Settings
+from mlxfun.calibration.options import METRICS
+from mlxfun.errors import UsageError
+from mlxfun.report import Report, TextReport
+
+
+class Limit(Number):
+    """A number above 0, or off."""
+
+    name = "number or off"
+
+    def __init__(self) -> None:
+        super().__init__(min=0, min_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return OFF if value in ("off", OFF) else super().convert(value, param, ctx)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem[Any]]:
+        return [CompletionItem("off")] if "off".startswith(incomplete) else []
+
+
+OFF = object()
+"""The value of a limit that is taken away; None means that no value was typed."""
+
+SETTING_TYPES: dict[str, click.ParamType[Any]] = {
+    "seed": Seed(),
+    "dataset": DATASET,
+    "metric": click.Choice(METRICS),
+    "temperature": Number(min=0),
+    "top-p": Number(0, 1, min_open=True),
+    "max-tokens": positive,
+    "max-kl": Limit(),
+    "max-perplexity-ratio": Limit(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class QuitReport(Report):
+    """The front end shall end."""
+
+    kind: ClassVar[str] = "quit"
+
+    def summary(self) -> str:
+        return "bye"
+
+
+@dataclass(frozen=True, slots=True)
+class SettingsReport(Report):
+    """The shell options in force."""
+
+    kind: ClassVar[str] = "settings"
+    settings: dict[str, Any]
+
+    def summary(self) -> str:
+        return ", ".join(f"{k} {v}" for k, v in self.settings.items())
+
+
+@dataclass(frozen=True, slots=True)
+class RecordReport(Report):
+    """Where the session is recorded to; path None: nowhere. moved: where an older one went."""
+
+    kind: ClassVar[str] = "record"
+    path: str | None
+    action: str
+    moved: str | None = None
+
+    def summary(self) -> str:
+        text = f"{self.action} {self.path}" if self.path else "nothing is being recorded"
+        return f"{text} (the older recording is now {self.moved})" if self.moved else text
+
+
+class _Value(click.ParamType[Any]):
+    """The value of `set`: converts and completes as the named option would."""
+
+    name = "value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        kind = SETTING_TYPES.get((ctx.params.get("name") or "") if ctx is not None else "")
+        return kind.convert(value, param, ctx) if kind else value
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem[Any]]:
+        kind = SETTING_TYPES.get(ctx.params.get("name") or "")
+        return kind.shell_complete(ctx, param, incomplete) if kind else []
+
+
+class _CommandName(click.ParamType[str]):
+    """Completes as the first word of a line does."""
+
+    name = "command"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem[Any]]:
+        root = ctx.find_root()
+        return root.command.shell_complete(root, incomplete) if ctx is not root else []
+
+
+@command("set", group="shell", when=always)
+@click.argument("name", required=False, type=click.Choice(list(SETTING_TYPES)), metavar="[NAME]")
+@click.argument("value", required=False, type=_Value())
+def set_option(call: Call) -> Report:
+    """Set a default for the options of later commands; alone, list them.
+
+    seed, dataset, metric, temperature, top-p, max-tokens (of chat); max-kl and
+    max-perplexity-ratio, the guardrails of apply, a number or off.
+    """
+    name, value = call["name"], call["value"]
+    if name is not None:
+        if value is None:
+            raise UsageError(f"set: give the value too: set {name} VALUE")
+        changed: dict[str, Any] = {name.replace("-", "_"): None if value is OFF else value}
+        call.bench.settings = replace(call.bench.settings, **changed)
+    return settings_report(call.bench.settings)
+
+
+def settings_report(settings: Settings) -> SettingsReport:
+    """The settings under the names that `set` takes."""
+    return SettingsReport(
+        {f.name.replace("_", "-"): getattr(settings, f.name) for f in fields(settings)}
+    )
+
+
+@command("record", group="shell", when=always, recorded=False)
+@click.argument("path", required=False, type=FilePath())
+@click.option("--stop", is_flag=True, help="Stop recording.")
+def record(call: Call) -> Report:
+    """Write the session to a file that replay runs, all that was done so far included."""
+    path: Path | None = call["path"]
+    if call["stop"] and path is not None:
+        raise UsageError("record: give a file, or --stop, not both")
+    if call["stop"]:
+        stopped = call.bench.journal.detach()
+        return RecordReport(str(stopped) if stopped else None, "recorded")
+    if path is not None:
+        moved = call.bench.journal.attach(call.bench.writable(path))
+        return RecordReport(
+            str(call.bench.journal.path), "recording to", str(moved) if moved else None
+        )
+    current = call.bench.journal.path
+    return RecordReport(str(current) if current else None, "recording to")
+
+
+@command("replay", group="shell", danger=True, when=always, recorded=False)
+@click.argument("path", type=FilePath((".mlxfun",)))
+@click.option("--keep-going", is_flag=True, help="Go on after a command that fails.")
+def replay(call: Call) -> Report:
+    """Run a session file, checking the model's state after each command.
+
+    Loads the model that the file names if none is resident. Stops at the first difference. What
+    it saves goes below --output-root, by default a temporary directory.
+    """
+    return run_script(
+        call.bench, call["path"], call["keep_going"] or call.bench.keep_going, call.ctx
+    )
+
+
+@command("resume", group="shell", danger=True, when=always, recorded=False)
+@click.argument("path", required=False, type=FilePath((".mlxfun",)))
+@click.option("--drop", is_flag=True, help="Forget the session instead.")
+def resume_session(call: Call) -> Report:
+    """Bring back the session that was cut short by a crash, a kill or a lost connection.
+
+    Its commands run again and every state is compared; calibrations are not repeated, and files
+    are not written again. Start mlxfun-shell --resume, or use it before anything else.
+    """
+    bench = call.bench
+    if not call["drop"]:
+        return resume.resume(bench, call["path"], call.ctx)
+    path = call["path"] or resume.newest(bench.sessions)
+    resume.drop(path)
+    return TextReport(f"forgot the session {path}")
+
+
+def _parse_expectation(
+    ctx: click.Context, _param: click.Parameter, words: tuple[str, ...]
+) -> expectations.Expectation | None:
+    """At parsing time, so that a malformed one is refused before its script runs."""
+    if ctx.resilient_parsing:
+        return None
+    try:
+        return expectations.parse_expectation(" ".join(words))
+    except UsageError as problem:
+        raise click.UsageError(str(problem)) from None
+
+
+@command("expect", group="shell", when=always)
+@click.argument("expectation", nargs=-1, required=True, callback=_parse_expectation)
+def expect(call: Call) -> Report:
+    """Check the last report: expect perplexity.all <= 14.2, expect ok, expect error TEXT.
+
+    The path leads into the report's data (as --json shows it), or is state for the model's state.
+    Operators: <= >= == != < >.
+    """
+    data = None
+    if call.bench.last is not None:
+        data = {
+            **call.bench.last.data(),
+            "kind": call.bench.last.kind,
+            "state": call.bench.view().state,
+        }
+    return TextReport(expectations.check(call["expectation"], data, call.bench.last_error))
+
+
+@command("help", group="shell", key="f1", when=always, instant=True, recorded=False)
+@click.argument("name", nargs=-1, type=_CommandName())
+def help_page(call: Call) -> Report:
+    """Explain a command, or list them all."""
+    return TextReport(call.bench.wiring.help_text(" ".join(call["name"]) or None))
+
+
+@command("quit", group="shell", key="ctrl+q", when=always, instant=True, recorded=False)
+def quit_shell(_call: Call) -> Report:
+    """End the session; what was not saved is lost."""
+    return QuitReport()
+
+
+COMMANDS: tuple[Command, ...] = (
+    set_option,
+    record,
+    replay,
+    resume_session,
+    expect,
+    help_page,
+    quit_shell,
+)

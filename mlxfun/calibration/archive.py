@@ -1,0 +1,157 @@
+"""Reading an `.npz` of routing statistics: every value in it checked, once, for all who use it.
+
+Experts are chosen by these numbers, so a file is understood in full or refused. Files of other
+tools of the family have the sums and the shape alone; what they do not say has a default.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from mlxfun.errors import DatasetError
+
+if TYPE_CHECKING:
+    from mlxfun.arrays import Array
+
+COMBINED = ("", "sum", "rank")
+_REMEDY = "give a file written by `stats save`"
+_LARGEST = 2**63 - 1
+
+
+class Archive:
+    """The arrays of a file, and what can be asked of them; each question raises DatasetError."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._data = _read(path)
+        missing = [name for name in ("freq", "reap_sum") if name not in self._data]
+        if missing:
+            raise DatasetError(f"{path} lacks {', '.join(missing)}; it is not routing statistics")
+        self.shape: tuple[int, ...] = self._data["freq"].shape
+        if len(self.shape) != 2 or 0 in self.shape:
+            raise self._wrong(f"freq is {_size(self.shape)}, which is no layers x experts")
+        for name, size in zip(("num_layers", "num_experts"), self.shape, strict=True):
+            if name in self._data and self.count(name, size) != size:
+                stated = self.count(name, size)
+                raise self._wrong(f"{name} is {stated} where freq is {_size(self.shape)}")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._data
+
+    def _wrong(self, what: str) -> DatasetError:
+        return DatasetError(f"{self.path}: {what}; {_REMEDY}, or collect anew")
+
+    def sums(self, name: str) -> Array:
+        """Accumulated numbers from 0 on, float64 [L, E]; zeros where the file has none."""
+        found = self._data.get(name)
+        if found is None:
+            return np.zeros(self.shape)
+        if found.shape != self.shape:
+            raise self._wrong(f"{name} is {_size(found.shape)} where freq is {_size(self.shape)}")
+        if found.dtype.kind not in "fiu":
+            raise self._wrong(f"{name} is not made of numbers")
+        wide: Array = found.astype(np.float64)
+        if not (np.isfinite(wide) & (wide >= 0)).all():
+            raise self._wrong(f"{name} holds NaN, infinity or a number below 0")
+        return wide
+
+    def count(self, name: str, default: int = 0, least: int = 0) -> int:
+        """A whole number."""
+        found = self._data.get(name)
+        if found is None:
+            return default
+        number = found.item() if found.ndim == 0 and found.dtype.kind in "fiu" else -1
+        if not least <= number <= _LARGEST or number != int(number):
+            raise self._wrong(f"{name} is not a whole number from {least} on")
+        return int(number)
+
+    def text(self, name: str) -> str:
+        """A text, "" where the file has none."""
+        found = self._data.get(name)
+        if found is None:
+            return ""
+        if found.ndim != 0 or found.dtype.kind != "U":
+            raise self._wrong(f"{name} is not a text")
+        return str(found)
+
+    def flag(self, name: str) -> bool:
+        """True or false, false where the file does not say."""
+        found = self._data.get(name)
+        if found is None:
+            return False
+        if found.ndim != 0 or found.dtype.kind not in "biu" or found.item() not in (0, 1):
+            raise self._wrong(f"{name} is neither true nor false")
+        return bool(found)
+
+    def mask(self, name: str) -> Array | None:
+        """bool [L, E], None where the file has none."""
+        found = self._data.get(name)
+        if found is not None and (found.shape != self.shape or found.dtype.kind != "b"):
+            raise self._wrong(f"{name} is not true or false for each expert of {_size(self.shape)}")
+        return found
+
+    @property
+    def combined(self) -> str:
+        """How the file was merged, "" if it was not."""
+        how = self.text("combined")
+        if how not in COMBINED:
+            raise self._wrong(f"combined {how!r} is none of {', '.join(COMBINED[1:])}")
+        return how
+
+    @property
+    def layers(self) -> tuple[int, ...] | None:
+        """The decoder layer of each row, None where the file does not say."""
+        found = self._data.get("layer_indices")
+        if found is None:
+            return None
+        whole = found.dtype.kind in "iu" and found.shape == self.shape[:1]
+        indices = tuple(int(i) for i in found) if whole else ()
+        if not whole or indices[0] < 0 or not _ascending(indices):
+            raise self._wrong(
+                f"layer_indices is not a list of {self.shape[0]} ascending decoder layers"
+            )
+        return indices
+
+
+def _ascending(indices: Sequence[int]) -> bool:
+    return all(a < b for a, b in pairwise(indices))
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "a single value"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        # np.load leaves the file open when it fails half-way.
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise _foreign(path)
+            with archive:
+                return {name: archive[name] for name in archive.files}
+    except FileNotFoundError as error:
+        raise DatasetError(f"{path} does not exist; {_REMEDY}") from error
+    except IsADirectoryError as error:
+        raise DatasetError(f"{path} is a directory; {_REMEDY}") from error
+    except (
+        ValueError, EOFError, KeyError, BadZipFile, zlib.error, MemoryError, NotImplementedError,
+        RuntimeError,
+    ) as error:  # fmt: skip
+        # What NumPy says is meant for programmers (it suggests to unpickle the file). No memory:
+        # for a file that claims to hold more than it does; the last two are of zip archives that
+        # are encrypted, or packed in a way that Python does not know.
+        raise _foreign(path) from error
+    except OSError as error:
+        raise DatasetError(f"cannot read {path}: {error.strerror or error}; {_REMEDY}") from error
+
+
+def _foreign(path: Path) -> DatasetError:
+    return DatasetError(f"{path} is not an .npz of routing statistics, or is damaged; {_REMEDY}")

@@ -1,0 +1,136 @@
+"""The collect loop: batches -> tapped forward -> routing statistics, with live frames.
+
+One evaluation per batch, none inside the forward: each layer's sums stay lazy until the batch's
+forward is complete, then [L, S, E] numbers are evaluated and added on the host in float64. The
+logits are never evaluated, so the output head costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from mlxfun.calibration.routing_stats import SUMS, RoutingStats
+from mlxfun.context import SILENT, Context
+from mlxfun.errors import Cancelled
+from mlxfun.events import RoutingFrame
+from mlxfun.hooks.routing import LayerTap, Record, Taps
+
+if TYPE_CHECKING:
+    from mlxfun.arrays import Array
+    from mlxfun.data.datasets import Batch
+
+FRAMES_PER_SECOND = 12
+
+CPU_BATCH = (2048, 4)
+GPU_BATCH = (8192, 16)
+"""(tokens, rows) of a batch. Measured: a CPU is fastest with 1 to 4 rows, a GPU wants many."""
+
+
+def batch_shape(tokens: int | None, rows: int | None) -> tuple[int, int]:
+    """The bounds of a batch, those of the device where None."""
+    on_gpu = mx.default_device() == mx.Device(mx.gpu)
+    default = GPU_BATCH if on_gpu else CPU_BATCH
+    return tokens or default[0], rows or default[1]
+
+
+def layer_sums(tap: LayerTap, records: Sequence[Record], mask: mx.array) -> mx.array:
+    """Sums over tokens, float32 [S, E] in the order of stats.SUMS, lazy.
+
+    mask: [N] 1.0 for tokens that count. A product with a one-hot matrix adds in a fixed order on
+    every device (scatter-add does not on a GPU); a batch's sums fit float32, and batches are
+    added in float64 by the caller.
+    """
+    experts = tap.layer.num_experts
+    total = mx.zeros((len(SUMS), experts))
+    for record in records:
+        k = record.indices.shape[-1]
+        index = record.indices.reshape(-1, k)
+        weights = applied_weights(record).reshape(-1, k).astype(mx.float32)
+        norms = _norms(record).reshape(-1, k)
+        valid = mx.broadcast_to(mask[:, None], index.shape)
+        if tap.layer.router_rows > experts:
+            # longcat's zero experts appear as index 0 with weight 0: nothing was routed there.
+            valid = valid * (weights != 0)
+        contribution = norms if tap.layer.facts.weights_inside else weights * norms
+        values = mx.stack(
+            [mx.ones_like(norms), weights, norms, contribution, mx.square(contribution)]
+        )
+        values = mx.where(valid > 0, values, 0.0).reshape(len(SUMS), -1)
+        one_hot = (index.reshape(-1, 1) == mx.arange(experts)).astype(mx.float32)
+        total = total + values @ one_hot
+    return total
+
+
+def applied_weights(record: Record) -> mx.array:
+    """The weights [..., K] of a record. Raises RuntimeError if the forward showed none."""
+    if record.weights is None:
+        raise RuntimeError("the forward did not show its routing weights; see mlxfun.hooks.routing")
+    return record.weights
+
+
+def _norms(record: Record) -> mx.array:
+    if record.norms is None:
+        raise RuntimeError("norms were not recorded")
+    return record.norms
+
+
+def routing_sums(taps: Taps, records: list[list[Record]], mask: mx.array) -> mx.array:
+    """Sums of one forward, float32 [L, S, E], lazy. mask: [N], 1.0 for tokens that count."""
+    return mx.stack([layer_sums(tap, r, mask) for tap, r in zip(taps.layers, records, strict=True)])
+
+
+def collect(
+    model: nn.Module,
+    taps: Taps,
+    batches: Sequence[Batch],
+    start: RoutingStats,
+    ctx: Context = SILENT,
+    on_progress: Callable[[RoutingStats], None] | None = None,
+) -> tuple[RoutingStats, bool]:
+    """Run every batch and add its routing to `start`.
+
+    Returns the statistics and whether the run was cancelled; a cancel between batches keeps what
+    was collected. `on_progress` is called with the statistics after each batch.
+    """
+    stats, last_frame = start, 0.0
+    total = sum(len(batch.rows) for batch in batches)
+    done = 0
+    with taps.recording():
+        for batch in batches:
+            try:
+                ctx.check()
+            except Cancelled:
+                return stats, True
+            stats = stats.plus(_run(model, taps, batch), len(batch.rows), int(batch.mask.sum()))
+            done += len(batch.rows)
+            if on_progress is not None:
+                on_progress(stats)
+            ctx.progress("calibrating", done, total, "samples")
+            if monotonic() - last_frame > 1 / FRAMES_PER_SECOND or done == total:
+                ctx.emit(frame(stats, job=0))
+                last_frame = monotonic()
+    return stats, False
+
+
+def _run(model: Any, taps: Taps, batch: Batch) -> Array:
+    model(mx.array(batch.tokens))
+    sums = routing_sums(taps, taps.drain(), mx.array(batch.mask.reshape(-1).astype(np.float32)))
+    mx.eval(sums)
+    return np.array(sums)
+
+
+def frame(stats: RoutingStats, job: int) -> RoutingFrame:
+    """The live picture of `stats`."""
+    return RoutingFrame(
+        job=job,
+        freq=stats.sums["freq"].astype(np.int64),
+        reap_sum=stats.sums["reap_sum"],
+        samples=stats.samples,
+        tokens=stats.tokens,
+    )

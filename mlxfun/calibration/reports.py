@@ -1,0 +1,203 @@
+"""Reports on calibration and on files of routing statistics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+from mlxfun.arrays import Array
+from mlxfun.report import Report
+from mlxfun.text import counted
+
+
+@dataclass(frozen=True, slots=True)
+class CombineReport(Report):
+    """Statistics made from files. combined: how ("sum", "rank"), "" for a purge."""
+
+    kind: ClassVar[str] = "stats-combine"
+    action: str  # "merge" or "purge"
+    files: tuple[str, ...]
+    path: str
+    combined: str
+    sources: int
+    layers: tuple[int, ...]
+    experts: int
+    samples: int
+    tokens: int
+    model: str
+    state: str
+    notices: tuple[str, ...] = ()
+
+    def summary(self) -> str:
+        how = f" by {self.combined}" if self.action == "merge" else ""
+        return (
+            f"stats {self.action}{how}: {counted(self.samples, 'sample', 'samples')}, "
+            f"{counted(self.tokens, 'token', 'tokens')} from {len(self.files)} files; wrote {self.path}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DiffRow:
+    """One expert. share_a, share_b: of its layer's reap_sum, in the first and the second file."""
+
+    layer: int
+    expert: int
+    share_a: float
+    share_b: float
+
+
+@dataclass(frozen=True, slots=True)
+class DiffReport(Report):
+    """Two files of statistics compared. rank_correlation and overlap: see mlxfun.combine.
+
+    rows: the experts whose share differs most, largest difference first. share: per metric,
+    float64 [L, E], the share in the first file minus that in the second; for a map, and left out
+    of `data`, since --output writes it.
+    """
+
+    kind: ClassVar[str] = "stats-diff"
+    files: tuple[str, str]
+    path: str | None
+    samples: tuple[int, int]
+    tokens: tuple[int, int]
+    rank_correlation: dict[str, float]
+    overlap: dict[str, float]
+    rows: tuple[DiffRow, ...]
+    notices: tuple[str, ...] = ()
+    layers: tuple[int, ...] = ()
+    share: dict[str, Array] = field(default_factory=dict)
+
+    def data(self) -> dict[str, Any]:
+        """The fields without the maps."""
+        found = Report.data(replace(self, share={}))
+        del found["share"]
+        return found
+
+    def summary(self) -> str:
+        where = f"; wrote {self.path}" if self.path else ""
+        return (
+            f"stats diff: rank correlation {self.rank_correlation['reap_sum']:.3f}, "
+            f"{self.overlap['reap_sum']:.0%} of the lowest quarter in common (reap_sum){where}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RankRow:
+    """One expert: its rank in each file, 1 the busiest of its layer, and their sum."""
+
+    layer: int
+    expert: int
+    ranks: tuple[int, ...]
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class RankReport(Report):
+    """Experts ranked by several files of statistics. chosen: {decoder layer: experts that go}.
+
+    rows: the largest sums of ranks. path: the expert list that was written; staged: what goes was
+    staged.
+    """
+
+    kind: ClassVar[str] = "stats-rank"
+    files: tuple[str, ...]
+    metric: str
+    path: str | None
+    layers: tuple[int, ...]
+    experts: int
+    chosen: dict[int, tuple[int, ...]]
+    rows: tuple[RankRow, ...]
+    notices: tuple[str, ...] = ()
+    staged: bool = False
+
+    def summary(self) -> str:
+        gone = sum(map(len, self.chosen.values()))
+        of = len(self.layers) * self.experts
+        text = f"{gone} of {of} experts rank low in all {len(self.files)} files by {self.metric}"
+        text += "; staged" if self.staged else ""
+        return text + (f"; wrote {self.path}" if self.path else "")
+
+
+@dataclass(frozen=True, slots=True)
+class CollectReport(Report):
+    """A calibration run. coverage: share of (layer, expert) pairs seen; unseen lists the rest.
+
+    steering_off: the steering in force was left out.
+    """
+
+    kind: ClassVar[str] = "collect"
+    dataset: str
+    samples: int
+    samples_planned: int
+    tokens: int
+    tokens_per_second: float
+    coverage: float
+    unseen: tuple[tuple[int, int], ...]
+    suggested_samples: int | None
+    held_out: int
+    cancelled: bool
+    steering_off: bool = False
+
+    def summary(self) -> str:
+        text = (
+            f"{counted(self.samples, 'sample', 'samples')}, "
+            f"{counted(self.tokens, 'token', 'tokens')} at {self.tokens_per_second:,.0f} "
+            f"tokens/s; {self.coverage:.1%} of the experts seen"
+        )
+        if self.cancelled:
+            text = f"cancelled after {self.samples} of {self.samples_planned} samples: {text}"
+        if self.unseen and self.suggested_samples:
+            text += f"; {len(self.unseen)} never seen, try {self.suggested_samples} samples"
+        if self.steering_off:
+            text += "; steering was off while calibrating (chat counts with it: `stats count on`)"
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class StatsReport(Report):
+    """The statistics in hand. steered: some were counted in chat while steering was in force."""
+
+    kind: ClassVar[str] = "stats"
+    action: str
+    layers: tuple[int, ...]
+    experts: int
+    samples: int
+    tokens: int
+    coverage: float
+    counting: bool
+    state: str
+    stale: bool
+    path: str | None
+    least: tuple[tuple[int, int, float], ...]  # (layer, expert, reap_sum), lowest first
+    most: tuple[tuple[int, int, float], ...]
+    combined: str = ""  # "sum" or "rank" for a merge of `sources` runs
+    sources: int = 1
+    steered: bool = False
+
+    def summary(self) -> str:
+        where = f" ({self.path})" if self.path else ""
+        if self.combined:
+            where += f", merged by {self.combined} from {self.sources} runs"
+        stale = "; taken on another state of the weights" if self.stale else ""
+        stale += "; some of it from steered chat" if self.steered else ""
+        return (
+            f"stats {self.action}{where}: {counted(self.samples, 'sample', 'samples')}, "
+            f"{counted(self.tokens, 'token', 'tokens')}, coverage {self.coverage:.1%}, counting chat {'on' if self.counting else 'off'}{stale}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class WhyReport(Report):
+    """The numbers behind one expert. ranks: 1 is the highest of its layer."""
+
+    kind: ClassVar[str] = "why"
+    layer: int
+    expert: int
+    status: str  # "kept", "pruned", "staged to go", "protected", ...
+    scores: dict[str, float]
+    ranks: dict[str, int]
+    of: int
+    verdict: str
+
+    def summary(self) -> str:
+        return f"L{self.layer}:E{self.expert} {self.status}: {self.verdict}"

@@ -1,0 +1,119 @@
+"""Reports on staged plans, steps of the history and saved models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from mlxfun.report import Report
+from mlxfun.text import counted, readable_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PlanReport(Report):
+    """A staged plan. kept and pruned: {decoder layer: experts}.
+
+    bytes_before/after: the model's parameters as they would be saved. mass_lost: per layer, the
+    share of the summed metric that goes with the pruned experts (None without statistics).
+    peak_bytes: the most memory in use, model included, while it was planned and staged.
+    """
+
+    kind: ClassVar[str] = "plan"
+    technique: str
+    metric: str | None
+    strategy: str
+    experts_before: int
+    experts_after: int
+    kept: dict[int, tuple[int, ...]]
+    pruned: dict[int, tuple[int, ...]]
+    bytes_before: int
+    bytes_after: int
+    delta_bytes: int
+    mass_lost: dict[int, float] | None
+    state_after: str
+    warnings: tuple[str, ...] = ()
+    peak_bytes: int = 0
+
+    @property
+    def left(self) -> str:
+        """How many experts a layer keeps: "12", or "11 to 12" where layers differ, as they may when
+        picked by hand or for a global budget."""
+        each = [len(experts) for experts in self.kept.values()] or [self.experts_after]
+        least, most = min(each), max(each)
+        return str(most) if least == most else f"{least} to {most}"
+
+    def summary(self) -> str:
+        gone = counted(sum(map(len, self.pruned.values())), "expert goes", "experts go")
+        size = f"{readable_bytes(self.bytes_before)} -> {readable_bytes(self.bytes_after)}"
+        each = f"{self.experts_before} -> {self.left} a layer"
+        return f"staged {self.technique}: {gone} ({each}), {size}"
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport(Report):
+    """apply, discard, flip, compact, undo, redo, goto: where the model stands now."""
+
+    kind: ClassVar[str] = "step"
+    action: str
+    node: int
+    command: str
+    state_before: str
+    state_after: str
+    live: str  # "base" or "candidate"
+    bytes_held: int
+    milliseconds: float
+    bytes_freed: int = 0
+
+    def summary(self) -> str:
+        return (
+            f"{self.action}: {self.command} (node {self.node}, state {self.state_after}, "
+            f"{self.milliseconds:.1f} ms)"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryNode:
+    """One state of the model. bytes: tensors its edit made and holds; label: its given name."""
+
+    id: int
+    parent: int | None
+    command: str
+    state: str
+    bytes: int
+    scores: dict[str, float] = field(default_factory=dict)
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryReport(Report):
+    """The tree of states; `current` is the node the model is at."""
+
+    kind: ClassVar[str] = "history"
+    nodes: tuple[HistoryNode, ...]
+    current: int
+    bytes_held: int
+    budget: int | None
+
+    def summary(self) -> str:
+        limit = f" of {readable_bytes(self.budget)}" if self.budget is not None else ""
+        return (
+            f"{counted(len(self.nodes), 'node', 'nodes')}, at node {self.current}, "
+            f"{readable_bytes(self.bytes_held)}{limit} held"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SaveReport(Report):
+    """A saved model. gate: {check: outcome}, each outcome a word or a sentence."""
+
+    kind: ClassVar[str] = "save"
+    path: str
+    bytes: int
+    files: tuple[str, ...]
+    experts: int
+    quantization: str | None
+    gate: dict[str, str]
+
+    def summary(self) -> str:
+        checks = ", ".join(f"{k} {v}" for k, v in self.gate.items())
+        return f"saved {self.path} ({readable_bytes(self.bytes)}); {checks}"

@@ -1,1 +1,0 @@
-"""Techniques: each a planner (pure, statistics and options to a plan) and a per-layer function."""

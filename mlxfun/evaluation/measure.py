@@ -1,0 +1,177 @@
+"""Evaluation reports: the current and the staged state against the checkpoint and each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from mlxfun.context import SILENT, Context
+from mlxfun.data.datasets import read_lines, tokenize
+from mlxfun.data.options import DatasetOptions
+from mlxfun.editing.editor import Editor
+from mlxfun.editing.options import ApplyOptions
+from mlxfun.errors import StateError, UsageError
+from mlxfun.evaluation.evaluator import (
+    Comparison,
+    EvalSet,
+    Evaluator,
+    Likelihood,
+    Reference,
+    identical,
+    iterate_sets,
+    joined,
+    kl_figures,
+    perplexity,
+)
+from mlxfun.evaluation.options import EvaluateOptions
+from mlxfun.evaluation.reports import EvaluateReport, Sample
+
+Sampler = Callable[[], tuple[Sample, ...]]
+
+
+def measure(
+    editor: Editor,
+    evaluator: Evaluator,
+    subject: str,
+    sets: Sequence[EvalSet],
+    sampler: Sampler,
+    ctx: Context = SILENT,
+) -> EvaluateReport:
+    """Measure `subject` ("current" or "staged") on `sets`.
+
+    Reference passes come first, from the cache where possible; then one pass of the subject.
+    """
+    sets = tuple(iterate_sets(sets))
+    sides = _references(editor, subject)
+    references = {
+        side: [_reference(editor, evaluator, side, data, ctx) for data in sets] for side in sides
+    }
+    subject_losses: list[Likelihood] = []
+    compared: dict[str, list[Comparison]] = {side: [] for side in sides}
+    with editor.live(subject):
+        for number, data in enumerate(sets):
+            if editor.key() == (editor.history.root.state, ""):
+                # The subject is the checkpoint: its reference pass has measured it already.
+                same = references["checkpoint"][number].likelihood
+                subject_losses.append(same)
+                for side in sides:
+                    compared[side].append(identical(same))
+                continue
+            likelihood, comparisons = evaluator.compare(
+                data,
+                [references[side][number] for side in sides],
+                [_again(editor, side) for side in sides],
+                ctx,
+            )
+            subject_losses.append(likelihood)
+            for side, comparison in zip(sides, comparisons, strict=True):
+                compared[side].append(comparison)
+        samples = sampler()
+    against = kl_figures(compared["checkpoint"])
+    return EvaluateReport(
+        subject=subject,
+        measured_state=_state(editor, subject),
+        datasets=tuple(data.name for data in sets),
+        **_perplexities(sets, subject_losses, [r.likelihood for r in references["checkpoint"]]),
+        kl_mean=against["kl_mean"],
+        kl_p99=against["kl_p99"],
+        top1_agreement=against["top1_agreement"],
+        vs_current=kl_figures(compared["current"]) if "current" in compared else None,
+        samples=samples,
+        steered=not editor.steering_of(subject).empty,
+        notes=(),
+    )
+
+
+def read_set(data: DatasetOptions, tokenizer: Any, vocabulary: int | None) -> EvalSet:
+    """One set, as tokens. Raises DatasetError."""
+    lines = read_lines(data)
+    return EvalSet(data.source, tuple(tokenize(lines, tokenizer, data.max_tokens, vocabulary)))
+
+
+def eval_sets(
+    options: EvaluateOptions, tokenizer: Any, vocabulary: int | None, held_out: EvalSet | None
+) -> list[EvalSet]:
+    """The sets that the options name, or what calibration held out. Raises UsageError, DatasetError."""
+    sets = [read_set(data, tokenizer, vocabulary) for data in options.datasets]
+    if sets:
+        return sets
+    if held_out is None:
+        raise UsageError(
+            "no data set named and no held-out samples at hand; give --dataset, or collect "
+            "from a set with more samples than --max-samples"
+        )
+    return [held_out]
+
+
+def scores(report: EvaluateReport) -> dict[str, float]:
+    """What the history keeps of a measurement: nothing of a steered one, since a node stands for
+    weights and steering is no part of them."""
+    if report.steered:
+        return {}
+    found = {"perplexity": report.perplexity["all"]}
+    if report.kl_mean is not None:
+        found["kl_mean"] = report.kl_mean
+    return found
+
+
+def _references(editor: Editor, subject: str) -> tuple[str, ...]:
+    """What the subject is compared with: the checkpoint always, the current state if it differs."""
+    changed = len(editor.history.ancestors()) > 1 or not editor.steering_of("current").empty
+    return ("checkpoint", "current") if subject == "staged" and changed else ("checkpoint",)
+
+
+def _state(editor: Editor, subject: str) -> str:
+    if subject == "staged" and editor.staged is not None:
+        return editor.staged.state
+    return editor.state
+
+
+def _reference(
+    editor: Editor, evaluator: Evaluator, side: str, data: EvalSet, ctx: Context
+) -> Reference:
+    state = editor.history.root.state if side == "checkpoint" else editor.state
+    key = f"{state}|{editor.steering_of(side).key}"
+    if evaluator.has_reference(key, data):
+        return evaluator.reference(key, data)
+    with editor.live(side):
+        return evaluator.reference(key, data, ctx)
+
+
+def _again(editor: Editor, side: str) -> Callable[[], AbstractContextManager[None]]:
+    return lambda: editor.live(side)
+
+
+def _perplexities(
+    sets: Sequence[EvalSet], subject: list[Likelihood], base: list[Likelihood]
+) -> dict[str, Any]:
+    names = [*(data.name for data in sets), "all"]
+    measured = [perplexity(part) for part in (*subject, joined(subject))]
+    baseline = [perplexity(part)[0] for part in (*base, joined(base))]
+    sizes = [int(part.nll.size) for part in subject]
+    return {
+        "perplexity": {n: value for n, (value, _) in zip(names, measured, strict=True)},
+        "interval": {n: interval for n, (_, interval) in zip(names, measured, strict=True)},
+        "baseline": dict(zip(names, baseline, strict=True)),
+        "tokens": sum(sizes),
+        "tokens_per_set": dict(zip(names, sizes, strict=False)),
+    }
+
+
+def require_within(report: EvaluateReport, options: ApplyOptions) -> None:
+    """Raise StateError with the figures when a preview breaks a guardrail."""
+    broken = []
+    if options.max_kl is not None:
+        if report.kl_mean is None:
+            raise StateError("the preview measured no KL; preview again with KL to use --max-kl")
+        if not report.kl_mean <= options.max_kl:
+            broken.append(f"mean KL {report.kl_mean:.4f} is above --max-kl {options.max_kl:g}")
+    limit = options.max_perplexity_ratio
+    if limit is not None and not report.ratio <= limit:
+        broken.append(
+            f"perplexity {report.perplexity['all']:.3f} is {report.ratio:.3f}x the checkpoint's "
+            f"{report.baseline['all']:.3f}, above --max-perplexity-ratio {limit:g}"
+        )
+    if broken:
+        raise StateError("not applied: " + "; ".join(broken) + "; the plan is still staged")

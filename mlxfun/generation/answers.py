@@ -1,0 +1,145 @@
+"""Prompts as a model is asked them, and greedy answers to many of them at once.
+
+Prompts of the same length are decoded together: that needs no padding, so it is exact for every
+architecture, recurrent ones included. What one prompt's answer is does not depend on the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx_lm.models.cache import make_prompt_cache
+
+from mlxfun.context import SILENT, Context
+from mlxfun.data.datasets import Line, Message, Tokens, prompt_tokens, read_lines, require_known
+from mlxfun.data.options import DatasetOptions
+from mlxfun.errors import DatasetError
+from mlxfun.evaluation.refusal_rule import THINKING
+
+TAIL = 12
+"""Tokens of a generation prompt among which an opened thinking block is looked for."""
+
+CPU_ROWS = 8
+GPU_ROWS = 64
+"""Prompts decoded at once at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """tokens: as generated, a token that ends the answer included. text: without it."""
+
+    tokens: tuple[int, ...]
+    text: str
+
+
+def read_prompts(
+    options: DatasetOptions, tokenizer: Any, vocabulary: int | None
+) -> tuple[list[Tokens], int]:
+    """(prompts int32 [T] each, number left out because longer than `max_tokens`).
+
+    A conversation up to its first user turn, or a plain text as one, is asked through the chat
+    template with its generation prompt; cutting one would cut just that. Raises DatasetError.
+    """
+    found, skipped = [], 0
+    for line in read_lines(options):
+        tokens = ask(line, tokenizer)
+        require_known(tokens.tolist(), vocabulary, line.where)
+        if len(tokens) > options.max_tokens:
+            skipped += 1
+        elif len(tokens):
+            found.append(tokens)
+    if not found:
+        raise DatasetError(
+            f"{options.source} has no prompt of at most {options.max_tokens} tokens; raise "
+            "--max-tokens"
+        )
+    return found, skipped
+
+
+def ask(line: Line, tokenizer: Any) -> Tokens:
+    """The tokens that ask for an answer: it begins right behind the last one.
+
+    Reasoning is switched off where the template knows how. A thinking block that the generation
+    prompt opens all the same is closed, so that the answer and not its thinking comes next.
+    """
+    tokens = prompt_tokens(_question(line), tokenizer, thinking=False)
+    start, end = (getattr(tokenizer, name, None) for name in ("think_start", "think_end"))
+    if start is None or end is None or not tokenizer.has_chat_template:
+        return tokens
+    text = tokenizer.decode(tokens[-TAIL:].tolist())
+    if text.rfind(start) <= text.rfind(end):
+        return tokens
+    closing = tokenizer.encode(f"\n{end}\n\n", add_special_tokens=False)
+    return np.concatenate([tokens, np.asarray(closing, dtype=np.int32)])
+
+
+def _question(line: Line) -> list[Message]:
+    messages = line.messages
+    if messages is None:
+        return [{"role": "user", "content": str(line.payload)}]
+    first = next((i for i, m in enumerate(messages) if m["role"] == "user"), len(messages) - 1)
+    return messages[: first + 1]
+
+
+def thinking_tags(tokenizer: Any) -> tuple[tuple[str, str], ...]:
+    """The thinking blocks to look for in this tokenizer's answers."""
+    start, end = (getattr(tokenizer, name, None) for name in ("think_start", "think_end"))
+    own = ((start, end),) if start is not None and end is not None else ()
+    return tuple(dict.fromkeys((*own, *THINKING)))
+
+
+def greedy(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Tokens],
+    max_tokens: int,
+    ctx: Context = SILENT,
+    label: str = "answering",
+) -> list[Answer]:
+    """The greedy answer to each prompt, at most `max_tokens` long. Raises Cancelled."""
+    on_gpu = mx.default_device() == mx.Device(mx.gpu)
+    stops = set(tokenizer.eos_token_ids)
+    found: dict[int, Answer] = {}
+    for group in equal_lengths(prompts, GPU_ROWS if on_gpu else CPU_ROWS):
+        rows = _decode(model, np.stack([prompts[i] for i in group]), stops, max_tokens, ctx)
+        for index, tokens in zip(group, rows, strict=True):
+            said = [token for token in tokens if token not in stops]
+            found[index] = Answer(tuple(tokens), tokenizer.decode(said))
+        ctx.progress(label, len(found), len(prompts), "prompts")
+    return [found[i] for i in range(len(prompts))]
+
+
+def equal_lengths(prompts: Sequence[Tokens], rows: int) -> list[list[int]]:
+    """Indices in groups of one length, at most `rows` in a group, the shortest first."""
+    by_length: dict[int, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        by_length.setdefault(len(prompt), []).append(index)
+    return [
+        same[start : start + rows]
+        for _, same in sorted(by_length.items())
+        for start in range(0, len(same), rows)
+    ]
+
+
+def _decode(
+    model: Any, prompts: Tokens, stops: set[int], max_tokens: int, ctx: Context
+) -> list[list[int]]:
+    """Tokens of each row of prompts [B, T], the one that ends it included."""
+    cache = make_prompt_cache(model)
+    rows: list[list[int]] = [[] for _ in prompts]
+    going = np.ones(len(prompts), dtype=np.bool_)
+    tokens = mx.array(prompts)
+    for _ in range(max_tokens):
+        ctx.check()
+        best = np.array(mx.argmax(model(tokens, cache=cache)[:, -1], axis=-1))
+        for row in np.flatnonzero(going):
+            rows[row].append(int(best[row]))
+            going[row] = rows[row][-1] not in stops
+        if not going.any():
+            break
+        tokens = mx.array(best[:, None])
+    return rows

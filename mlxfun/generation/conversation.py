@@ -1,0 +1,174 @@
+"""A multi-turn conversation with the live side of an edited model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mlxfun.context import SILENT, Context
+from mlxfun.data.datasets import Line, Message, prompt_tokens, read_lines
+from mlxfun.editing.editor import Editor
+from mlxfun.errors import StateError, UsageError
+from mlxfun.evaluation.evaluator import EvalSet
+from mlxfun.evaluation.options import EvaluateOptions
+from mlxfun.evaluation.reports import Sample
+from mlxfun.events import Token
+from mlxfun.generation.decoder import Decoded, Decoder, advance
+from mlxfun.generation.options import GenerateOptions
+from mlxfun.generation.reports import ChatReport
+
+if TYPE_CHECKING:
+    from mlxfun.arrays import Array
+
+Counter = Callable[[Any, int, bool, Context], None]
+"""(sums [L, S, E], tokens, whether the answer is over, context): counts chat traffic."""
+
+PROMPT_TOKENS = 32
+"""How much of a plain text a sample continues."""
+
+
+class Conversation:
+    """Messages so far, and answers by whichever side is live (or is asked for)."""
+
+    def __init__(self, tokenizer: Any, decoder: Decoder, editor: Editor) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = decoder
+        self._editor = editor
+        self._messages: list[Message] = []
+        self._taken: list[Message] = []
+
+    def reset(self) -> None:
+        """Forget the turns; caches stay, they are valid for what they hold."""
+        self._messages = []
+
+    def take_back(self, count: int) -> str:
+        """Forget the last `count` questions with their answers; the text of the first of them.
+
+        Raises StateError, and forgets nothing, when there are fewer.
+        """
+        asked = [i for i, m in enumerate(self._messages) if m["role"] == "user"]
+        if not 1 <= count <= len(asked):
+            raise StateError(
+                f"the conversation has {len(asked)} question{'' if len(asked) == 1 else 's'} to "
+                f"take back, not {count}"
+            )
+        first = asked[-count]
+        self._taken = self._messages[first:]
+        del self._messages[first:]
+        return str(self._taken[0]["content"])
+
+    def give_back(self) -> None:
+        """Undo the last `take_back`, for an answer that could not be given after it."""
+        self._messages += self._taken
+        self._taken = []
+
+    def answer(
+        self, text: str, options: GenerateOptions, count: Counter | None, ctx: Context = SILENT
+    ) -> ChatReport:
+        """Answer one more turn. A cancelled answer stays in the conversation as far as it got."""
+        if not text.strip():
+            raise UsageError("nothing was said; give a text to answer")
+        system = [{"role": "system", "content": options.system}] if options.system else []
+        # An empty system prompt drops the one so far, none at all keeps it.
+        silent = options.system is None
+        turns = [m for m in self._messages if m["role"] != "system" or silent]
+        asked = [*system, *turns, {"role": "user", "content": text}]
+        prompt = prompt_tokens(asked, self._tokenizer, options.thinking)
+        with self._editor.live(_side(options.side, self._editor)):
+            decoded = self._decode(prompt, options, count, ctx)
+            side = self._editor.side
+        self._messages = [*asked, {"role": "assistant", "content": decoded.text}]
+        return ChatReport(
+            prompt=text,
+            text=decoded.text,
+            side=side,
+            prompt_tokens=len(prompt),
+            cached_tokens=decoded.cached_tokens,
+            generated_tokens=len(decoded.tokens),
+            tokens_per_second=len(decoded.tokens) / max(decoded.seconds, 1e-9),
+            finish_reason=decoded.finish_reason,
+        )
+
+    def _decode(
+        self, prompt: Array, options: GenerateOptions, count: Counter | None, ctx: Context
+    ) -> Decoded:
+        side = self._editor.side
+
+        def on_token(
+            index: int, token: int, text: str, experts: Array | None, weights: Array | None
+        ) -> None:
+            ctx.emit(Token(0, side, index, token, text, experts, weights))
+
+        def on_routing(sums: Array, tokens: int) -> None:
+            if count is not None:
+                count(sums, tokens, False, ctx)
+
+        decoded = self._decoder.run(
+            [int(t) for t in prompt],
+            options,
+            self._editor.key,
+            on_token,
+            on_routing if count is not None else None,
+            ctx,
+        )
+        if count is not None:
+            count(None, 0, True, ctx)
+        return decoded
+
+    def samples(
+        self, options: EvaluateOptions, sets: Sequence[EvalSet], ctx: Context = SILENT
+    ) -> tuple[Sample, ...]:
+        """Greedy answers of the live side to the first prompts of the data sets.
+
+        Nobody takes a turn between their tokens: what steers now must not meet a borrowed side, nor
+        change a measurement half-way.
+        """
+        out: list[Sample] = []
+        asked = self._prompts(options, sets)[: options.samples] if options.samples > 0 else []
+        for prompt, text in asked:
+            ctx.check()
+            ctx.progress("answering samples", len(out), len(asked), "samples")
+            steps = self._decoder.steps(
+                prompt,
+                GenerateOptions(max_tokens=options.sample_tokens),
+                self._editor.key,
+                lambda *_: None,
+                ctx=ctx,
+            )
+            while (decoded := advance(steps)) is None:
+                pass
+            out.append(Sample(text, decoded.text))
+        if asked:
+            ctx.progress("answering samples", len(out), len(asked), "samples")
+        return tuple(out)
+
+    def _prompts(
+        self, options: EvaluateOptions, sets: Sequence[EvalSet]
+    ) -> list[tuple[list[int], str]]:
+        if options.datasets:
+            lines = [line for data in options.datasets for line in read_lines(data)]
+            return [self._prompt(line) for line in lines[: options.samples]]
+        heads = [s[:PROMPT_TOKENS].tolist() for data in sets for s in data.sequences]
+        return [(head, self._tokenizer.decode(head)) for head in heads]
+
+    def _prompt(self, line: Line) -> tuple[list[int], str]:
+        """A chat line up to its first user turn, or the beginning of a text."""
+        messages = line.messages
+        if messages is None:
+            head = self._tokenizer.encode(str(line.payload))[:PROMPT_TOKENS]
+            return list(head), self._tokenizer.decode(head)
+        first = next((i for i, m in enumerate(messages) if m["role"] == "user"), 0)
+        asked = messages[: first + 1]
+        return prompt_tokens(asked, self._tokenizer).tolist(), str(asked[-1]["content"])
+
+
+def _side(wish: str, editor: Editor) -> str:
+    """The editor's name for "live", "base" or "candidate"."""
+    if wish not in ("live", "base", "candidate"):
+        raise UsageError(f"no side {wish!r}; choose live, base or candidate")
+    if wish == "live":
+        wish = editor.side
+    if wish == "candidate":
+        editor.require_staged("chat with")
+        return "staged"
+    return "current"

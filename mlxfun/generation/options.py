@@ -1,0 +1,29 @@
+"""Options of decoding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+
+from mlxfun.data.options import require_seed
+from mlxfun.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateOptions:
+    """Decoding. side: "live", "base" or "candidate". Raises UsageError for impossible numbers."""
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    side: str = "live"
+    system: str | None = None
+    thinking: bool | None = None
+
+    def __post_init__(self) -> None:
+        require_seed(self.seed)
+        if not 0 <= self.temperature < inf:
+            raise UsageError(f"--temperature {self.temperature:g} must be a number from 0 on")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"--top-p {self.top_p:g} must be above 0 and at most 1")

@@ -1,0 +1,77 @@
+"""Reports on generated answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from mlxfun.report import Report
+from mlxfun.text import counted
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one side said. side: "base" or "candidate"; label: what that is; tokens: its pieces."""
+
+    side: str
+    label: str
+    text: str
+    tokens: tuple[str, ...]
+    token_ids: tuple[int, ...]
+    finish_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ABReport(Report):
+    """The same prompt and seed answered by two sides.
+
+    first_divergence: index of the first token that differs, None when none does. kl: nats at each
+    token of the base's answer, KL(base || candidate) given the same text before it.
+    """
+
+    kind: ClassVar[str] = "ab"
+    prompt: str
+    base: Answer
+    candidate: Answer
+    first_divergence: int | None
+    kl: tuple[float, ...]
+    seed: int
+
+    @property
+    def kl_mean(self) -> float:
+        """Mean over the tokens, 0.0 for an empty answer."""
+        return sum(self.kl) / len(self.kl) if self.kl else 0.0
+
+    def data(self) -> dict[str, Any]:
+        """The fields and `kl_mean`."""
+        return {**Report.data(self), "kl_mean": self.kl_mean}
+
+    def summary(self) -> str:
+        kl = f"mean KL {self.kl_mean:.4f} a token"
+        where = self.first_divergence
+        if where is None:
+            return f"{self.base.label} and {self.candidate.label} answer the same; {kl}"
+        return (
+            f"{self.base.label} and {self.candidate.label} part at token {where + 1} of "
+            f"{len(self.base.tokens)} and {len(self.candidate.tokens)}; {kl}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ChatReport(Report):
+    """One answer."""
+
+    kind: ClassVar[str] = "chat"
+    prompt: str
+    text: str
+    side: str
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    tokens_per_second: float
+    finish_reason: str  # "stop", "length" or "cancelled"
+
+    def summary(self) -> str:
+        rate = f"{self.tokens_per_second:.1f} tokens/s"
+        made = counted(self.generated_tokens, "token", "tokens")
+        return f"{made} at {rate} ({self.finish_reason})"

@@ -1,0 +1,10 @@
+"""Where the experts are: one structural discovery for every mlx-lm Mixture-of-Experts model.
+
+All architecture-specific knowledge of the project lives in this package: `facts` holds it as rows
+of data, `discover` finds the rest by looking at the modules, `types` describes what was found.
+"""
+
+from mlxfun.model.anatomy.discover import discover
+from mlxfun.model.anatomy.types import Anatomy, Head, MoELayer, SlicedParameter
+
+__all__ = ["Anatomy", "Head", "MoELayer", "SlicedParameter", "discover"]

@@ -1,0 +1,126 @@
+"""What anatomy found: plain frozen data, no arrays, safe to hand to any thread."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from mlxfun.model.anatomy.facts import BlockFacts
+
+
+@dataclass(frozen=True, slots=True)
+class SlicedParameter:
+    """A parameter whose first dimension counts experts.
+
+    role: "router" (small, sliced at once by a prune) or "expert" (large, sliced only by compact
+        and save). tail: trailing rows that belong to no expert and are always kept (longcat's
+        zero experts).
+    """
+
+    path: str
+    role: str
+    tail: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MoELayer:
+    """One MoE layer. Paths are those of `model.named_modules()`; counts are the checkpoint's.
+
+    index: decoder layer; position: 0..L-1 among MoE layers.
+    router_kind: "linear" (the router is the Linear), "inner-linear" (a gate module around a
+        Linear), "weight" (a gate module that multiplies its own weight).
+    logits: path of the module that makes the logits.
+    bias_owner/bias_name: where the selection bias lives, or None.
+    experts_list: the experts are a Python list of modules (dbrx) instead of stacked tensors.
+    counts: (module path, attribute) pairs that hold the expert count at run time.
+    """
+
+    index: int
+    position: int
+    block: str
+    experts: str
+    router: str
+    logits: str
+    router_kind: str
+    facts: BlockFacts
+    family: str
+    num_experts: int
+    router_rows: int
+    top_k: int
+    n_group: int
+    topk_group: int
+    bias_owner: str | None
+    bias_name: str | None
+    shared: tuple[str, ...]
+    experts_list: bool
+    parameters: tuple[SlicedParameter, ...]
+    counts: tuple[tuple[str, str], ...]
+
+    @property
+    def grouped(self) -> bool:
+        """Selection is restricted to some groups of experts."""
+        return self.n_group > 1
+
+    def router_parameters(self) -> tuple[SlicedParameter, ...]:
+        """The small arrays that a prune slices at once."""
+        return tuple(p for p in self.parameters if p.role == "router")
+
+    def expert_parameters(self) -> tuple[SlicedParameter, ...]:
+        """The large arrays that compact and save slice."""
+        return tuple(p for p in self.parameters if p.role == "expert")
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The output head. path: its module; tied: called through `as_linear` of the embedding."""
+
+    path: str
+    tied: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Anatomy:
+    """All MoE layers of a model, and the config key that holds their expert count.
+
+    count_key: path into config.json, for instance ("text_config", "num_experts"). vocabulary: rows
+    of the token embedding, None where none was found.
+    """
+
+    model_type: str
+    decoder_layers: int
+    layers: tuple[MoELayer, ...]
+    count_key: tuple[str, ...]
+    head: Head | None
+    vocabulary: int | None = None
+
+    @property
+    def num_experts(self) -> int:
+        """E, the widest layer's expert count (all layers agree in every known model)."""
+        return max(layer.num_experts for layer in self.layers)
+
+    @property
+    def top_k(self) -> int:
+        """K, the largest of any layer."""
+        return max(layer.top_k for layer in self.layers)
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """Decoder index of each MoE layer, [L]."""
+        return tuple(layer.index for layer in self.layers)
+
+    def position_of(self, decoder_layer: int) -> int | None:
+        """Position 0..L-1 of a decoder layer, None if it is not an MoE layer."""
+        for layer in self.layers:
+            if layer.index == decoder_layer:
+                return layer.position
+        return None
+
+    def with_count(self, config: dict[str, Any], experts: int) -> dict[str, Any]:
+        """A deep enough copy of `config` whose expert count is `experts`."""
+        new = dict(config)
+        node = new
+        for key in self.count_key[:-1]:
+            node[key] = dict(node.get(key, {}))
+            node = node[key]
+        node[self.count_key[-1]] = experts
+        return new

@@ -1,0 +1,230 @@
+"""Deltas: the new arrays, attributes and expert lists that an edit swaps into a resident model.
+
+`swap` exchanges a delta with what the model holds and returns the inverse, so staging, A/B, apply,
+undo and redo are one operation. MLX arrays are immutable and reference-counted: for a virtual
+prune this moves kilobytes of router rows and an index map, whatever the model's size.
+
+Arrays that can be made again are not held: `FromCheckpoint` reads rows back from disk,
+`FromResident` slices what the model holds. Only tensors that an edit made are kept, and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlxfun.context import SILENT, Context
+from mlxfun.hooks.routing import Taps
+from mlxfun.model.identity import Ledger, Rows
+from mlxfun.model.parameters import ParameterTree, take_rows
+
+
+@dataclass(frozen=True, slots=True)
+class FromCheckpoint:
+    """Rows of the checkpoint's tensor at the same path; None is the whole tensor."""
+
+    rows: tuple[int, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class FromResident:
+    """Rows of the tensor that the model holds at the same path."""
+
+    rows: tuple[int, ...]
+
+
+Source = mx.array | FromCheckpoint | FromResident
+Reader = Callable[[str], mx.array]
+"""Reads a whole parameter back from the checkpoint, as it was loaded."""
+
+OpenCheckpoint = Callable[[], Reader]
+"""Checks that the checkpoint is still the one that was loaded and opens it, for one swap."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerDelta:
+    """What changes in one decoder layer.
+
+    position: of its MoE layer, None for a layer without experts. arrays: parameter path -> new
+    array or where it comes from. rows: path -> identity of its rows, None for as in the
+    checkpoint. counts: (module path, attribute) -> expert count. live/resident: the experts that
+    route, and those in the stack, in checkpoint numbers. modules: list path -> submodules (dbrx).
+    made: the paths whose array an edit made.
+    """
+
+    position: int | None
+    live: tuple[int, ...] = ()
+    resident: tuple[int, ...] = ()
+    arrays: Mapping[str, Source] = field(default_factory=dict)
+    rows: Mapping[str, Rows | None] = field(default_factory=dict)
+    counts: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    modules: Mapping[str, list[nn.Module]] = field(default_factory=dict)
+    made: frozenset[str] = frozenset()
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the arrays that an edit made and this delta holds."""
+        return sum(
+            a.nbytes for p, a in self.arrays.items() if isinstance(a, mx.array) and p in self.made
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """Changes of one edit. release: let go of replaced arrays that can be read back."""
+
+    layers: tuple[LayerDelta, ...]
+    release: bool = False
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of edit-made arrays held."""
+        return sum(layer.bytes for layer in self.layers)
+
+
+class Resident:
+    """A tapped model with the ledger of its rows: what deltas are swapped into."""
+
+    def __init__(self, model: nn.Module, taps: Taps, checkpoint: OpenCheckpoint) -> None:
+        self.tree = ParameterTree(model)
+        self.taps = taps
+        self.ledger: Ledger = {}
+        self.stack: list[tuple[int, ...]] = [tap.live for tap in taps.layers]
+        self.made: set[str] = set()  # paths whose array an edit made: it exists nowhere else
+        self._checkpoint = checkpoint
+        self._reader: Reader | None = None
+
+    def require_checkpoint(self) -> None:
+        """Raise ModelError if what a release lets go of could not be read back."""
+        self._checkpoint()
+
+    def made_bytes(self, delta: Delta) -> int:
+        """Bytes of edit-made arrays that swapping `delta` in would take out of the model, which is
+        what its inverse would hold."""
+        paths = (path for layer in delta.layers for path in layer.arrays)
+        return sum(self.tree.get(path).nbytes for path in paths if path in self.made)
+
+    def swap(self, delta: Delta, ctx: Context = SILENT) -> Delta:
+        """Exchange `delta` with what the model holds; the returned inverse undoes it bit for bit.
+
+        Layer by layer, so that a compact needs one layer's extra memory. A cancel or failure
+        between layers swaps back what was done and leaves the model as it was.
+        """
+        done: list[LayerDelta] = []
+        try:
+            for number, layer in enumerate(delta.layers):
+                ctx.check()
+                done.append(self._swap_layer(layer, delta.release))
+                if delta.release:
+                    ctx.progress("layers", number + 1, len(delta.layers), "layers")
+        except BaseException:
+            for inverse in reversed(done):
+                self._swap_layer(inverse, delta.release)
+            raise
+        finally:
+            self._reader = None
+        return Delta(tuple(done), delta.release)
+
+    def _swap_layer(self, delta: LayerDelta, release: bool) -> LayerDelta:
+        old_arrays = {path: self.tree.get(path) for path in delta.arrays}
+        old_rows = {path: self.ledger.get(path) for path in delta.rows}
+        # Everything is resolved and evaluated before the first write.
+        new = {
+            path: self._resolve(path, source, old_arrays[path])
+            for path, source in delta.arrays.items()
+        }
+        mx.eval(list(new.values()))
+        inverse = LayerDelta(
+            position=delta.position,
+            live=() if delta.position is None else self.taps.layers[delta.position].live,
+            resident=() if delta.position is None else self.stack[delta.position],
+            arrays={
+                path: self._inverse_source(path, source, old_arrays[path], delta, release)
+                for path, source in delta.arrays.items()
+            },
+            rows=old_rows,
+            counts={key: self.tree.get_attribute(*key) for key in delta.counts},
+            modules={path: self.tree.get_list(path) for path in delta.modules},
+            made=frozenset(self.made & delta.arrays.keys()),
+        )
+        self._write(delta, new)
+        return inverse
+
+    def released(self, delta: Delta) -> Delta:
+        """A delta that leads back, without what can be read from the checkpoint.
+
+        Routers are kept all the same: they are small, and undoing a prune reads nothing.
+        """
+        layers, gone = [], 0
+        for layer in delta.layers:
+            spared = layer.arrays.keys() - layer.made - self._paths(layer.position, "router")
+            gone += len(spared)
+            arrays = {
+                path: FromCheckpoint(self._checkpoint_rows(layer.position, path, layer.resident))
+                if path in spared
+                else source
+                for path, source in layer.arrays.items()
+            }
+            layers.append(replace(layer, arrays=arrays))
+        return Delta(tuple(layers), release=True) if gone else delta
+
+    def _paths(self, position: int | None, role: str) -> set[str]:
+        """Parameters of one role in an MoE layer; none elsewhere."""
+        if position is None:
+            return set()
+        parameters = self.taps.layers[position].layer.parameters
+        return {p.path for p in parameters if p.role == role}
+
+    def _checkpoint_rows(
+        self, position: int | None, path: str, stack: tuple[int, ...]
+    ) -> tuple[int, ...] | None:
+        """The checkpoint's rows of `path` while its layer holds `stack`, None for all."""
+        if position is None or path not in self._paths(position, "expert"):
+            return None
+        whole = stack == tuple(range(self.taps.layers[position].layer.num_experts))
+        return None if whole else stack
+
+    def _write(self, delta: LayerDelta, new: dict[str, mx.array]) -> None:
+        for path, array in new.items():
+            # Rows of what an edit made are made as well.
+            if path in delta.made:
+                self.made.add(path)
+            elif not isinstance(delta.arrays[path], FromResident):
+                self.made.discard(path)
+            self.tree.put(path, array)
+        for list_path, modules in delta.modules.items():
+            self.tree.put_list(list_path, modules)
+        for (module, name), value in delta.counts.items():
+            self.tree.put_attribute(module, name, value)
+        for path, rows in delta.rows.items():
+            if rows is None:
+                self.ledger.pop(path, None)
+            else:
+                self.ledger[path] = rows
+        if delta.position is not None:
+            self.stack[delta.position] = delta.resident
+            self.taps.layers[delta.position].set_experts(delta.live, delta.resident)
+
+    def _resolve(self, path: str, source: Source, old: mx.array) -> mx.array:
+        if isinstance(source, FromResident):
+            return take_rows(old, source.rows)
+        if isinstance(source, FromCheckpoint):
+            # Opened once a swap: opening is lazy, but lists every tensor of the checkpoint.
+            self._reader = self._reader or self._checkpoint()
+            whole = self._reader(path)
+            return whole if source.rows is None else take_rows(whole, source.rows)
+        return source
+
+    def _inverse_source(
+        self, path: str, source: Source, old: mx.array, delta: LayerDelta, release: bool
+    ) -> Source:
+        if not release or path in self.made:
+            return old
+        stack = () if delta.position is None else self.stack[delta.position]
+        if isinstance(source, FromCheckpoint) and path in self._paths(delta.position, "expert"):
+            # Undoing a release: what is replaced is part of what comes back.
+            return FromResident(tuple(delta.resident.index(e) for e in stack))
+        return FromCheckpoint(self._checkpoint_rows(delta.position, path, stack))

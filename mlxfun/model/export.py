@@ -1,0 +1,144 @@
+"""The model as it would be saved: names, tensors and config, pruned experts already gone.
+
+Tensors are made one at a time, so writing needs the memory of one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlxfun.model.anatomy import Anatomy, MoELayer
+from mlxfun.model.delta import Resident
+from mlxfun.model.parameters import flatten, nbytes_as, take_rows
+
+
+class ExportView:
+    """Read-only view of a resident model's live side as the checkpoint it would become.
+
+    stored: each parameter's own dtype on disk (the CPU backend holds 16-bit models in float32).
+    """
+
+    def __init__(
+        self, model: nn.Module, resident: Resident, anatomy: Anatomy, stored: Mapping[str, mx.Dtype]
+    ) -> None:
+        self.model = model
+        self._resident = resident
+        self._anatomy = anatomy
+        self._stored = stored
+        if any(layer.experts_list for layer in anatomy.layers):
+            # Compacting renumbers a list of expert modules, and with it the paths.
+            self._arrays = dict(flatten(model.parameters()))
+        else:
+            self._arrays = {path: resident.tree.get(path) for path in resident.tree.paths}
+        self._layer_of: dict[str, MoELayer] = {
+            p.path: layer for layer in anatomy.layers for p in layer.expert_parameters()
+        }
+        self._names = dict(self._named())
+
+    def _named(self) -> Iterator[tuple[str, str]]:
+        """(name when saved, path in the model): only dbrx's expert list changes names."""
+        lists = {layer.experts: layer for layer in self._anatomy.layers if layer.experts_list}
+        for path in self._arrays:
+            owner = next((e for e in lists if path.startswith(f"{e}.")), None)
+            if owner is None:
+                yield path, path
+                continue
+            row, _, rest = path[len(owner) + 1 :].partition(".")
+            rows = self._rows(lists[owner])
+            if int(row) in rows:
+                yield f"{owner}.{rows.index(int(row))}.{rest}", path
+
+    def _rows(self, layer: MoELayer) -> tuple[int, ...]:
+        return self._resident.taps.layers[layer.position].rows
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Parameter names as saved, in the model's order."""
+        return tuple(self._names)
+
+    def dtype(self, name: str) -> mx.Dtype:
+        """The dtype `name` is saved with: the one it was loaded with."""
+        path = self._names[name]
+        return self._stored.get(path, self._arrays[path].dtype)
+
+    def tensor(self, name: str) -> mx.array:
+        """The tensor to save, sliced to the live experts and in its stored dtype."""
+        path = self._names[name]
+        array = self._arrays[path]
+        layer = self._layer_of.get(path)
+        if layer is not None:
+            array = take_rows(array, self._rows(layer))
+        return array.astype(self.dtype(name))
+
+    def nbytes(self, name: str) -> int:
+        """Bytes of `tensor(name)`, without making it."""
+        path = self._names[name]
+        array = self._arrays[path]
+        total = nbytes_as(array, self.dtype(name))
+        layer = self._layer_of.get(path)
+        if layer is None:
+            return total
+        return total // int(array.shape[0]) * len(self._rows(layer))
+
+    def total_bytes(self) -> int:
+        """Bytes of all tensors as saved."""
+        return sum(self.nbytes(name) for name in self._names)
+
+    def expert_bytes(self) -> tuple[int, ...]:
+        """Per MoE layer, bytes that one living expert takes as saved, its router rows included."""
+        shared: dict[tuple[int, int], int] = {}
+        for name, path in self._names.items():
+            owner = self._owner(path)
+            if owner is not None:
+                shared[owner] = shared.get(owner, 0) + self.nbytes(name)
+        total = [0] * len(self._anatomy.layers)
+        for (position, experts), size in shared.items():
+            total[position] += size // experts
+        return tuple(total)
+
+    def _owner(self, path: str) -> tuple[int, int] | None:
+        """(MoE layer's position, how many experts share it) of a parameter made of experts' parts."""
+        layer = self._layer_of.get(path)
+        for one in self._anatomy.layers if layer is None else ():
+            if one.experts_list and path.startswith(f"{one.experts}."):
+                layer = one
+            elif path in {p.path for p in one.router_parameters()}:
+                return one.position, int(self._arrays[path].shape[0])
+        return None if layer is None else (layer.position, len(self._rows(layer)))
+
+    def config(self, config: dict[str, Any]) -> dict[str, Any]:
+        """`config` with the live expert count."""
+        live = len(self._resident.taps.layers[0].live)
+        if live == self._anatomy.num_experts:
+            return dict(config)
+        return self._anatomy.with_count(config, live)
+
+    def resident_arrays(self) -> tuple[mx.array, ...]:
+        """Every parameter as held in memory."""
+        return tuple(self._arrays.values())
+
+    def parameter_count(self) -> int:
+        """Values in the model as saved: packed weights unpacked, scales and pruned rows not counted."""
+        bits: dict[str, int] = {
+            path: int(module.bits)
+            for path, module in self.model.named_modules()
+            if "scales" in module
+        }
+        total = 0
+        for path in self._names.values():
+            owner, _, last = path.rpartition(".")
+            if owner in bits and last in ("scales", "biases"):
+                continue
+            array = self._arrays[path]
+            values = int(array.size)
+            if owner in bits and last == "weight":
+                values = values * 32 // bits[owner]
+            layer = self._layer_of.get(path)
+            if layer is not None:
+                values = values // int(array.shape[0]) * len(self._rows(layer))
+            total += values
+        return total

@@ -1,0 +1,51 @@
+"""What commands return: frozen data that a person's and a program's renderers both read.
+
+Every report has `kind` (its name), `summary()` (one sentence) and `data()` (JSON-able).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    pass
+
+
+def plain(value: Any) -> Any:
+    """`value` with dataclasses, tuples, NumPy values and non-string keys made JSON-able."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if hasattr(value, "__dataclass_fields__"):
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Base class."""
+
+    kind: ClassVar[str] = "report"
+
+    def summary(self) -> str:
+        """One sentence for a status line."""
+        raise NotImplementedError
+
+    def data(self) -> dict[str, Any]:
+        """The fields, JSON-able."""
+        return {f.name: plain(getattr(self, f.name)) for f in fields(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class TextReport(Report):
+    """A command whose whole result is a sentence or a page of text."""
+
+    kind: ClassVar[str] = "text"
+    text: str
+
+    def summary(self) -> str:
+        return self.text

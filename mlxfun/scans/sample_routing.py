@@ -1,0 +1,147 @@
+"""Per-sample routing of a data set, in one pass through the model's own routers.
+
+The taps see the indices that were chosen and the weights that were applied, so selection biases,
+groups and scales count as they do in the model. Pads are masked; one evaluation per batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from mlxfun.calibration.collect import applied_weights, batch_shape
+from mlxfun.calibration.routing_stats import require_finite
+from mlxfun.context import SILENT, Context
+from mlxfun.data.datasets import Batch, Line, Message, Tokenizer, batches, prompt_tokens, tokenize
+from mlxfun.errors import DatasetError
+from mlxfun.hooks.routing import LayerTap, Record, Taps
+from mlxfun.scans.contrast import SampleRouting
+
+if TYPE_CHECKING:
+    from mlxfun.arrays import Array
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """tokens: int32 [T]. answer: index of the answer's first token, None without an answer."""
+
+    tokens: Array
+    answer: int | None = None
+
+
+def samples(lines: Sequence[Line], tokenizer: Tokenizer, max_tokens: int) -> list[Sample]:
+    """What is run for each line; lines under two tokens are left out.
+
+    A conversation that ends with the assistant's turn has an answer: that turn. One that does not
+    gets the generation prompt, since how to answer is decided on its tokens.
+
+    Raises UsageError for max_tokens < 2, DatasetError when nothing is left.
+    """
+    found = []
+    for line in lines:
+        messages = line.messages
+        if messages is not None and messages[-1]["role"] != "assistant":
+            asked = prompt_tokens(messages, tokenizer)[:max_tokens]
+            found.append(Sample(asked))
+            continue
+        try:
+            (tokens,) = tokenize([line], tokenizer, max_tokens)
+        except DatasetError:
+            if messages is not None:
+                raise  # the template refuses the conversation
+            continue
+        start = _answer_start(messages, tokens, tokenizer)
+        found.append(Sample(tokens, start if start is not None and start < len(tokens) else None))
+    kept = [sample for sample in found if len(sample.tokens) >= 2]
+    if not kept:
+        raise DatasetError(f"all {len(lines)} samples are shorter than two tokens")
+    return kept
+
+
+def _answer_start(
+    messages: list[Message] | None, tokens: Array, tokenizer: Tokenizer
+) -> int | None:
+    """Where the last turn begins: the length of what the conversation shares with its prompt."""
+    if messages is None or len(messages) < 2:
+        return None
+    asked = prompt_tokens(messages[:-1], tokenizer)
+    shared = min(len(asked), len(tokens))
+    differ = np.flatnonzero(asked[:shared] != tokens[:shared])
+    return int(differ[0]) if len(differ) else shared
+
+
+def scan(
+    model: nn.Module, taps: Taps, found: Sequence[Sample], ctx: Context = SILENT, label: str = ""
+) -> SampleRouting:
+    """Run every sample once. Raises Cancelled between batches; nothing is kept then.
+
+    Raises ModelError where the model computes NaN or infinity.
+    """
+    shape = (len(found), len(taps.layers), taps.anatomy.num_experts)
+    selected, weight = np.zeros(shape), np.zeros(shape)
+    answers = np.zeros(shape[1:])
+    done = 0
+    with taps.recording(norms=False):
+        for batch in batches([sample.tokens for sample in found], *batch_shape(None, None)):
+            ctx.check()
+            in_answer = _answer_mask(batch, found)
+            sums = _run(model, taps, batch, in_answer).astype(np.float64)  # [L, B, 3, E]
+            require_finite(sums)
+            rows = list(batch.rows)
+            selected[rows] = sums[:, :, 0].swapaxes(0, 1)
+            weight[rows] = sums[:, :, 1].swapaxes(0, 1)
+            answers += sums[:, :, 2].sum(axis=1)
+            done += len(rows)
+            ctx.progress(label or "scanning", done, len(found), "samples")
+    tokens = np.array([len(sample.tokens) for sample in found], dtype=np.int64)
+    per_token = 1.0 / tokens[:, None, None]
+    in_answers = sum(len(s.tokens) - s.answer for s in found if s.answer is not None)
+    return SampleRouting(selected * per_token, weight * per_token, tokens, answers, in_answers)
+
+
+def _answer_mask(batch: Batch, found: Sequence[Sample]) -> Array:
+    """bool [B, T]: real tokens of the answers."""
+    mask = batch.mask.copy()
+    for row, index in enumerate(batch.rows):
+        start = found[index].answer
+        mask[row, : mask.shape[1] if start is None else start] = False
+    return mask
+
+
+def _run(model: Any, taps: Taps, batch: Batch, in_answer: Array) -> Array:
+    model(mx.array(batch.tokens))
+    records = taps.drain()
+    masks = mx.array(np.stack([batch.mask, in_answer]).astype(np.float32))
+    sums = mx.stack([row_sums(tap, r, masks) for tap, r in zip(taps.layers, records, strict=True)])
+    mx.eval(sums)
+    return np.array(sums)
+
+
+def row_sums(tap: LayerTap, records: Sequence[Record], masks: mx.array) -> mx.array:
+    """Per row of the batch, float32 [B, 3, E], lazy: selections, weights, selections in answers.
+
+    masks: [2, B, T], 1.0 on real tokens and on tokens of answers. As in calibrate.layer_sums, a
+    product with a one-hot matrix adds in a fixed order; counts of one row are exact in float32.
+    """
+    experts = tap.layer.num_experts
+    _, rows, width = masks.shape
+    total = mx.zeros((rows, 3, experts))
+    for record in records:
+        k = record.indices.shape[-1]
+        index = record.indices.reshape(rows, width * k)
+        weights = applied_weights(record).reshape(rows, width * k).astype(mx.float32)
+        masked = mx.repeat(masks, k, axis=-1)  # [2, B, T * K]
+        if tap.layer.router_rows > experts:
+            # longcat's zero experts appear as index 0 with weight 0: nothing was routed there.
+            masked = masked * (weights != 0)
+        # Selected by `where`: a pad's weight may be NaN, and 0 times NaN is NaN.
+        applied = mx.where(masked[0] > 0, weights, 0.0)
+        values = mx.stack([masked[0], applied, masked[1]], axis=1)
+        one_hot = (index[..., None] == mx.arange(experts)).astype(mx.float32)
+        total = total + values @ one_hot
+    return total

@@ -1,0 +1,239 @@
+"""The routing statistics in hand: collecting them, counting chat traffic, files.
+
+Statistics know the weights they were made on; mixing two states is refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from mlxfun.calibration import collect as calibrate
+from mlxfun.calibration.options import CollectOptions
+from mlxfun.calibration.reports import CollectReport, StatsReport
+from mlxfun.calibration.routing_stats import RoutingStats
+from mlxfun.checkpoint.load import Loaded
+from mlxfun.context import SILENT, Context
+from mlxfun.data.datasets import Line, Tokens, batches, read_lines, tokenize
+from mlxfun.editing.editor import Editor
+from mlxfun.errors import ModelError, StateError
+from mlxfun.evaluation.evaluator import EvalSet
+from mlxfun.events import Notice
+from mlxfun.generation.conversation import Counter
+from mlxfun.hooks.routing import Taps
+from mlxfun.model.anatomy import Anatomy
+from mlxfun.model.anatomy.masks import mask_of
+from mlxfun.session import views
+from mlxfun.techniques.prune import plan
+
+HELD_OUT_SHARE = 0.125
+HELD_OUT_LEAST = 4
+
+
+class Observations:
+    """stats: what was collected, None before. held_out: samples kept away from calibration.
+
+    calibration: the sequences of the last collect. evidence: the commands that made the statistics in hand.
+    """
+
+    def __init__(self, loaded: Loaded, anatomy: Anatomy, taps: Taps, editor: Editor) -> None:
+        self._loaded = loaded
+        self._anatomy = anatomy
+        self._taps = taps
+        self._editor = editor
+        self._auto_save: Path | None = None
+        self.stats: RoutingStats | None = None
+        self.held_out: EvalSet | None = None
+        self.calibration: tuple[Tokens, ...] = ()
+        self.counting = False
+        self.evidence: tuple[str, ...] = ()
+
+    def counter(self) -> Counter | None:
+        """What counts a chat's forwards, None while chat traffic is not counted."""
+        return self._count if self.counting else None
+
+    def collect(
+        self, options: CollectOptions, command: str = "", ctx: Context = SILENT
+    ) -> CollectReport:
+        """Calibrate on the committed weights without steering: prunes decide by these numbers, and
+        steering is no part of the weights. A cancel keeps what was collected and says so."""
+        wanted = options.data.max_samples
+        lines = read_lines(replace(options.data, max_samples=None))
+        chosen, held = plan.split_samples(
+            len(lines), wanted, options.data.seed, HELD_OUT_SHARE, HELD_OUT_LEAST
+        )
+        sequences = self._tokens([lines[i] for i in chosen], options)
+        start = self.stats if options.add and self.stats is not None else self._empty_stats()
+        self._require_same_state(start)
+        self._require_counts(start)
+        self.calibration = tuple(sequences)
+        self._hold_out(options, [lines[i] for i in held])
+        self._note(command or f"collect --dataset {options.data.source}", anew=not options.add)
+        before, began = (start.samples, start.tokens), monotonic()
+        if options.known is not None:
+            self.stats, cancelled = self._read(options.known), False
+            self._require_same_state(self.stats)
+        else:
+            self.stats, cancelled = self._run(sequences, options, start, ctx)
+        return self._collect_report(
+            self.stats, options, (len(sequences), before[0], before[1], began), cancelled
+        )
+
+    def _run(
+        self, sequences: list[Tokens], options: CollectOptions, start: RoutingStats, ctx: Context
+    ) -> tuple[RoutingStats, bool]:
+        with self._editor.live("current"), self._editor.unsteered():
+            return calibrate.collect(
+                self._loaded.model,
+                self._taps,
+                batches(sequences, *calibrate.batch_shape(options.batch_tokens, options.max_batch)),
+                start,
+                ctx,
+            )
+
+    def _hold_out(self, options: CollectOptions, lines: list[Any]) -> None:
+        self.held_out = None
+        if lines:
+            tokens = tuple(self._tokens(lines, options))
+            self.held_out = EvalSet(f"{options.data.source} (held out)", tokens)
+
+    def _tokens(self, lines: list[Line], options: CollectOptions) -> list[Tokens]:
+        return tokenize(
+            lines, self._loaded.tokenizer, options.data.max_tokens, self._anatomy.vocabulary
+        )
+
+    def _collect_report(
+        self,
+        stats: RoutingStats,
+        options: CollectOptions,
+        run: tuple[int, int, int, float],
+        cancelled: bool,
+    ) -> CollectReport:
+        planned, samples, tokens, began = run
+        alive = mask_of(self._anatomy, self._editor.committed)
+        seconds = max(monotonic() - began, 1e-9)
+        return CollectReport(
+            dataset=options.data.source,
+            samples=stats.samples - samples,
+            samples_planned=planned,
+            tokens=stats.tokens - tokens,
+            tokens_per_second=0.0 if options.known else (stats.tokens - tokens) / seconds,
+            coverage=stats.coverage(alive),
+            unseen=stats.unseen(alive),
+            suggested_samples=stats.suggested_samples(alive),
+            held_out=len(self.held_out.sequences) if self.held_out else 0,
+            cancelled=cancelled,
+            steering_off=not self._editor.steering_of("current").empty,
+        )
+
+    def _empty_stats(self) -> RoutingStats:
+        return RoutingStats.empty(
+            self._anatomy.indices,
+            self._anatomy.num_experts,
+            model=self._loaded.checkpoint_id,
+            model_name=self._loaded.model_id,
+            state=self._editor.state,
+            alive=mask_of(self._anatomy, self._editor.committed),
+        )
+
+    def _require_same_state(self, stats: RoutingStats) -> None:
+        if stats.state != self._editor.state:
+            raise StateError(
+                f"the statistics in hand were made on state {stats.state or 'unknown'}, the model "
+                f"is at {self._editor.state}; run `stats reset` first, or undo to that state"
+            )
+
+    def _require_counts(self, stats: RoutingStats) -> None:
+        if stats.combined == "rank":
+            raise StateError(
+                "the statistics in hand were merged by rank, and tokens cannot be added to ranks; "
+                "run `stats reset` first, or merge by sum"
+            )
+
+    def _require_stats(self, action: str) -> RoutingStats:
+        if self.stats is None:
+            raise StateError(f"there are no statistics to {action}; run collect or stats load")
+        return self.stats
+
+    def show(self, action: str = "show") -> StatsReport:
+        """The statistics in hand. Raises StateError without any."""
+        return self._report(self._require_stats(action), action)
+
+    def _report(self, stats: RoutingStats, action: str, path: Path | None = None) -> StatsReport:
+        alive = mask_of(self._anatomy, self._editor.committed)
+        return views.stats_report(stats, alive, action, self.counting, self._editor.state, path)
+
+    def save(self, path: Path) -> StatsReport:
+        """Write the statistics as `.npz`."""
+        stats = self._require_stats("save")
+        stats.save(path)
+        return self._report(stats, "save", path)
+
+    def _note(self, command: str, *, anew: bool) -> None:
+        self.evidence = (command,) if anew else (*self.evidence, command)
+
+    def load(self, path: Path) -> StatsReport:
+        """Read an `.npz` made on this model. Raises PlanError for another shape or model."""
+        self.stats = self._read(path)
+        self._note(f"stats load {path}", anew=True)
+        return self._report(self.stats, "load", path)
+
+    def _read(self, path: Path) -> RoutingStats:
+        stats = RoutingStats.load(path, self._anatomy.indices, self._anatomy.num_experts)
+        if stats.model and stats.model != self._loaded.checkpoint_id:
+            raise ModelError(
+                f"{path} was made on {stats.model_name or stats.model}, not on "
+                f"{self._loaded.model_id} ({self._loaded.checkpoint_id}); collect on this model"
+            )
+        # A file of another tool does not say; it can only have been made on the checkpoint.
+        return replace(
+            stats,
+            model=self._loaded.checkpoint_id,
+            model_name=self._loaded.model_id,
+            state=stats.state or self._editor.history.root.state,
+        )
+
+    def reset(self) -> StatsReport:
+        """Forget the statistics."""
+        self.stats = self._empty_stats()
+        report = self._report(self.stats, "reset")
+        self.stats = None
+        return report
+
+    def set_counting(self, on: bool, auto_save: Path | None = None) -> StatsReport:
+        """Count chat traffic too; with `auto_save` write the statistics after every answer."""
+        self.counting, self._auto_save = on, auto_save if on else None
+        return self._report(self.stats or self._empty_stats(), f"count {'on' if on else 'off'}")
+
+    def _count(self, sums: Any, tokens: int, end: bool, ctx: Context) -> None:
+        """Add a chat forward to the statistics, if they are of the weights that ran."""
+        if not self.counting:
+            return  # it stopped in the middle of this answer
+        stats = self.stats or self._empty_stats()
+        if end:
+            self.stats = replace(stats, samples=stats.samples + 1)
+            ctx.emit(calibrate.frame(self.stats, job=0))
+            if self._auto_save is not None:
+                self.stats.save(self._auto_save)
+        elif stats.combined == "rank":
+            self.counting = False
+            ctx.emit(
+                Notice(
+                    "warning",
+                    "counting stopped: the statistics were merged by rank, and tokens cannot be "
+                    "added to ranks; `stats reset` to start anew",
+                )
+            )
+        elif stats.state == self._editor.live_state:
+            self.stats = stats.plus(sums, 0, tokens, not self._editor.steering.empty)
+        else:
+            self.counting = False
+            ctx.emit(
+                Notice(
+                    "warning",
+                    f"counting stopped: the statistics are of state {stats.state}, this chat runs "
+                    f"on {self._editor.live_state}; `stats reset` to start anew",
+                )
+            )

@@ -1,0 +1,130 @@
+"""Reports on the resident model, and the snapshot that front ends draw."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from mlxfun.arrays import Array
+from mlxfun.editing.reports import HistoryReport, PlanReport
+from mlxfun.evaluation.reports import EvaluateReport
+from mlxfun.report import Report
+from mlxfun.steering.reports import SteerReport
+from mlxfun.text import readable_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRow:
+    """One MoE layer as anatomy found it. layer: decoder index; position: 0..L-1."""
+
+    layer: int
+    position: int
+    router: str
+    score: str
+    experts: int
+    kept: int
+    top_k: int
+    groups: int
+    groups_kept: int
+    shared_experts: int
+    selection_bias: bool
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class LayersReport(Report):
+    """Anatomy as a table."""
+
+    kind: ClassVar[str] = "layers"
+    config_key: str
+    rows: tuple[LayerRow, ...]
+
+    def summary(self) -> str:
+        return f"{len(self.rows)} MoE layers; the expert count is config key {self.config_key}"
+
+
+@dataclass(frozen=True, slots=True)
+class InfoReport(Report):
+    """The resident model. bytes: parameters as resident; experts: as in the checkpoint.
+
+    expert_bytes: per MoE layer, of one as saved. open_groups: how many groups a token uses.
+    """
+
+    kind: ClassVar[str] = "info"
+    source: str
+    model_id: str
+    model_type: str
+    decoder_layers: int
+    moe_layers: int
+    experts: int
+    experts_kept: int
+    top_k: int
+    router: str
+    groups: int
+    shared_experts: int
+    parameters: int
+    bytes: int
+    checkpoint_bytes: int
+    dtype: str
+    quantization: str | None
+    device: str
+    memory_active: int
+    memory_limit: int | None
+    notes: tuple[str, ...] = ()
+    digest: str | None = None
+    expert_bytes: tuple[int, ...] = ()
+    open_groups: int = 1
+
+    def summary(self) -> str:
+        return (
+            f"{self.model_type}: {self.moe_layers} MoE layers x {self.experts_kept} experts, "
+            f"top-{self.top_k}, {self.parameters:,} parameters, {readable_bytes(self.bytes)}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SmokeReport(Report):
+    """smoke-test: {check: outcome}; `passed` when every outcome is "ok"."""
+
+    kind: ClassVar[str] = "smoke-test"
+    passed: bool
+    checks: dict[str, str]
+    text: str
+
+    def summary(self) -> str:
+        return f"smoke test {'passed' if self.passed else 'FAILED'}: " + ", ".join(
+            f"{k} {v}" for k, v in self.checks.items()
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class HeatView:
+    """Everything a heatmap draws. Arrays are float64 or bool [L, E]; metrics may be empty."""
+
+    layers: tuple[int, ...]
+    experts: int
+    metrics: dict[str, Array]
+    alive: Array
+    condemned: Array
+    activated: Array
+    deactivated: Array
+    protected: Array
+    samples: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionView:
+    """The session at one moment, for any front end: immutable, cheap to make after each job."""
+
+    state: str = ""
+    live: str = "base"
+    model: InfoReport | None = None
+    heat: HeatView | None = None
+    plan: PlanReport | None = None
+    scores: EvaluateReport | None = None  # the staged plan's preview
+    history: HistoryReport | None = None
+    steering: SteerReport | None = None
+    counting: bool = False
+    memory_active: int = 0
+    memory_limit: int | None = None

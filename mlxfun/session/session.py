@@ -1,0 +1,423 @@
+"""One resident model with its statistics, staged plan, steering, history and conversation.
+
+    session = Session.open("demo")
+    session.collect(CollectOptions(DatasetOptions("demo:mixed", max_samples=32)))
+    session.prune(PruneOptions(n_prune=4))
+    print(session.preview(EvaluateOptions((DatasetOptions("demo:eval"),))).summary())
+    session.apply(ApplyOptions())
+
+A session is synchronous and belongs to the thread that opened it: MLX streams are per thread, and
+an array left lazy in one cannot be evaluated in another.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import mlx.core as mx
+
+from mlxfun.calibration.options import CollectOptions
+from mlxfun.calibration.reports import CollectReport, StatsReport, WhyReport
+from mlxfun.checkpoint.identity import full_digest
+from mlxfun.checkpoint.load import Loaded, load
+from mlxfun.checkpoint.options import SaveOptions
+from mlxfun.context import SILENT, Context
+from mlxfun.data.scan_reports import Identity
+from mlxfun.editing import save as saving
+from mlxfun.editing.options import ApplyOptions
+from mlxfun.editing.reports import HistoryReport, PlanReport, SaveReport, StepReport
+from mlxfun.errors import StateError, UsageError
+from mlxfun.evaluation import measure
+from mlxfun.evaluation.options import EvaluateOptions, ProbeOptions, RefusalOptions
+from mlxfun.evaluation.reports import CompareReport, EvaluateReport, ProbeReport, RefusalReport
+from mlxfun.events import Notice
+from mlxfun.generation import ab as sides
+from mlxfun.generation.conversation import Conversation
+from mlxfun.generation.decoder import Decoded, Decoder
+from mlxfun.generation.options import GenerateOptions
+from mlxfun.generation.reports import ABReport, ChatReport
+from mlxfun.scans import scan
+from mlxfun.scans.options import ScanOptions
+from mlxfun.scans.reports import DossierReport, ScanReport
+from mlxfun.session import smoke, views
+from mlxfun.session.measurements import Measurements
+from mlxfun.session.reports import InfoReport, LayersReport, SessionView, SmokeReport
+from mlxfun.session.workspace import Workshop
+from mlxfun.steering import sources as wishes
+from mlxfun.steering.options import SteerOptions
+from mlxfun.steering.reports import SteerReport
+from mlxfun.techniques.ablate.options import AblateOptions
+from mlxfun.techniques.ablate.reports import AblationReport
+from mlxfun.techniques.ablate.stage import Ablations
+from mlxfun.techniques.merge import stage as merging
+from mlxfun.techniques.merge.options import MergeOptions
+from mlxfun.techniques.prune import calibrated, manual_mask, plan
+from mlxfun.techniques.prune.manual import HandWork
+from mlxfun.techniques.prune.options import PruneOptions, SelectOptions
+from mlxfun.techniques.router_bias import stage
+from mlxfun.techniques.router_bias.options import AmplifyOptions, BakeOptions
+
+
+class Session:
+    """The engine's front door. See the module's text; every method runs on the opening thread."""
+
+    def __init__(self, loaded: Loaded, *, undo_budget: int | None = None, seed: int = 0) -> None:
+        """Wrap an already loaded model. Raises ModelError for a dense one."""
+        self._thread = threading.get_ident()
+        self._loaded = loaded
+        self.tokenizer = loaded.tokenizer
+        self.config = loaded.config
+        self.seed = seed
+        self.command = ""
+        self._shop = shop = Workshop(loaded, undo_budget)
+        self.model, self.anatomy, self.taps = shop.model, shop.anatomy, shop.taps
+        self.editor = shop.editor
+        self._observations = shop.observations
+        self._decoder = Decoder(self.model, self.tokenizer, self.taps)
+        self._conversation = Conversation(self.tokenizer, self._decoder, self.editor)
+        self._measurements = Measurements(shop, self._conversation)
+        self._ablations = Ablations(shop)
+        self._hand = HandWork(shop)
+        self._info: tuple[tuple[str, int], InfoReport] | None = None
+
+    @classmethod
+    def open(
+        cls,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        undo_budget: int | None = None,
+        seed: int = 0,
+        ctx: Context = SILENT,
+    ) -> Session:
+        """Load a local directory, a Hub id, or "demo" (the bundled model).
+
+        undo_budget: bytes of edit-made tensors that the history may hold; None for no limit.
+        Raises ModelError (missing, broken, dense, unsupported) or BudgetError (does not fit).
+        """
+        return cls(load(source, revision, ctx), undo_budget=undo_budget, seed=seed)
+
+    # -- looking ------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> str:
+        """Identity of the committed weights; staging does not change it."""
+        return self.editor.state
+
+    @property
+    def checkpoint_id(self) -> str:
+        """Identity of the checkpoint that was loaded."""
+        return self._loaded.checkpoint_id
+
+    def view(self) -> SessionView:
+        """The session at this moment, immutable, cheap."""
+        staged = self.editor.staged
+        return SessionView(
+            state=self.state,
+            live=self.editor.side,
+            model=self._cheap_info(),
+            heat=views.heat(
+                self.anatomy, self.editor, self._observations.stats, self._shop.protected
+            ),
+            plan=staged.report if staged else None,
+            scores=staged.preview if staged else None,
+            history=self.editor.history.report(),
+            steering=views.steer_report(self.editor.steering),
+            counting=self._observations.counting,
+            memory_active=int(mx.get_active_memory()),
+            memory_limit=self._cheap_info().memory_limit,
+        )
+
+    def info(self, verify: bool = False, ctx: Context = SILENT) -> InfoReport:
+        """The resident model; with `verify` a digest over every byte of the checkpoint."""
+        self._own()
+        digest = full_digest(self._loaded.path, ctx) if verify else None
+        with self.editor.live("current"):
+            return views.info(self._loaded, self.anatomy, self.editor, self._shop.export(), digest)
+
+    def _cheap_info(self) -> InfoReport:
+        key = (self.state, self.editor.history.current.id)
+        if self._info is None or self._info[0] != key:
+            self._info = (key, self.info())
+        return self._info[1]
+
+    def layers(self) -> LayersReport:
+        """Anatomy as a table."""
+        return views.layers(self.anatomy, self.editor)
+
+    def why(self, layer: int, expert: int) -> WhyReport:
+        """The numbers that condemned or spared expert `expert` of decoder layer `layer`."""
+        return views.why(self.anatomy, self.editor, self._observations.stats, layer, expert)
+
+    def dossier(
+        self, layer: int, expert: int, options: ProbeOptions, ctx: Context = SILENT
+    ) -> DossierReport:
+        """One expert at close quarters, on the committed weights without steering.
+
+        Raises UsageError for an expert that does not exist, StateError for a pruned one.
+        """
+        self._own()
+        return self._hand.dossier(layer, expert, options, ctx)
+
+    def history(self) -> HistoryReport:
+        """The tree of states."""
+        return self.editor.history.report()
+
+    def smoke_test(self, ctx: Context = SILENT) -> SmokeReport:
+        """A quick check that the live model computes, caches and generates."""
+        self._own()
+        return smoke.smoke_test(self, ctx)
+
+    # -- statistics ---------------------------------------------------------------------------
+
+    def collect(self, options: CollectOptions, ctx: Context = SILENT) -> CollectReport:
+        """Calibrate on the committed weights without steering. A cancel keeps what was collected."""
+        self._own()
+        return self._observations.collect(options, self.command, ctx)
+
+    def stats(self, action: str = "show") -> StatsReport:
+        """The statistics in hand. Raises StateError without any."""
+        return self._observations.show(action)
+
+    def save_stats(self, path: Path) -> StatsReport:
+        """Write the statistics as `.npz`."""
+        return self._observations.save(path)
+
+    def load_stats(self, path: Path) -> StatsReport:
+        """Read an `.npz` made on this model. Raises PlanError for another shape or model."""
+        return self._observations.load(path)
+
+    def reset_stats(self) -> StatsReport:
+        """Forget the statistics."""
+        return self._observations.reset()
+
+    def set_counting(self, on: bool, auto_save: Path | None = None) -> StatsReport:
+        """Count chat traffic too; with `auto_save` write the statistics after every answer."""
+        return self._observations.set_counting(on, auto_save)
+
+    # -- comparing two sets -------------------------------------------------------------------
+
+    def safety_scan(self, options: ScanOptions, ctx: Context = SILENT) -> ScanReport:
+        """Find the experts that work more on harmful (first) or on benign (second) text.
+
+        Runs on the committed weights without steering and writes a safety report. Raises
+        Cancelled, and writes nothing, when cancelled.
+        """
+        self._own()
+        return self._scan("safety", options, ctx)
+
+    def domain_scan(self, options: ScanOptions, ctx: Context = SILENT) -> ScanReport:
+        """The same for a domain (first) and general text (second); writes a domain report."""
+        self._own()
+        if not options.domain_name.strip():
+            raise UsageError("a domain scan needs a name for the domain: give --domain-name")
+        return self._scan("domain", options, ctx)
+
+    def _scan(self, kind: str, options: ScanOptions, ctx: Context) -> ScanReport:
+        request = scan.ScanRequest(self._loaded, self.anatomy, self.taps, self.editor, options)
+        return scan.run(kind, request, ctx)
+
+    # -- plans --------------------------------------------------------------------------------
+
+    def prune(self, options: PruneOptions, ctx: Context = SILENT) -> PlanReport:
+        """Stage a prune, replacing a staged plan. The candidate is live afterwards.
+
+        What mlxfun.techniques.prune.calibrated lists is measured on the text of the last collect.
+        """
+        self._own()
+        stats = self._observations.stats
+        request = plan.PruneRequest(self.anatomy, self.editor, stats, options)
+        report, protected = calibrated.stage_prune(request, self._shop, self.command, ctx)
+        staged = self.editor.require_staged("prune")
+        staged.protected = protected
+        if stats is not None and (report.metric or options.refit_experts):
+            staged.evidence, staged.made_on = self._observations.evidence, stats.state
+        return report
+
+    def merge(self, options: MergeOptions, ctx: Context = SILENT) -> PlanReport:
+        """Stage a merge of the committed weights, replacing a staged plan.
+
+        Both sides stay in memory until it is applied or discarded. Raises BudgetError with the
+        figures if that would not fit. A cancel leaves everything as it was.
+        """
+        self._own()
+        request = merging.MergeRequest.of(self._shop, options)
+        report, protected = merging.stage_merge(request, self.command, ctx)
+        self.editor.require_staged("merge").protected = protected
+        return report
+
+    def select(self, options: SelectOptions) -> PlanReport | StepReport:
+        """Change by hand which experts go, and stage that; see mlxfun.techniques.prune.manual."""
+        self._own()
+        return self._hand.select(options)
+
+    def abliterate(self, options: AblateOptions, ctx: Context = SILENT) -> AblationReport:
+        """Stage the removal of a direction from the committed weights, see mlxfun.techniques.ablate.stage."""
+        self._own()
+        return self._ablations.stage(options, self.command, ctx)
+
+    def amplify(self, options: AmplifyOptions, ctx: Context = SILENT) -> PlanReport:
+        """Stage boosts for the experts of a domain report; see mlxfun.techniques.router_bias.stage."""
+        self._own()
+        return stage.amplify(self._shop, options, self.command, ctx)
+
+    def bake(self, options: BakeOptions, ctx: Context = SILENT) -> PlanReport:
+        """Stage the steering in force as a permanent edit; applying it clears the steering."""
+        self._own()
+        return stage.bake(self._shop, options, self.command, ctx)
+
+    def steer(self, options: SteerOptions | SteerReport) -> SteerReport:
+        """Add to, or clear, the steering; the next token follows it. A report puts back its own.
+
+        Raises PlanError for a file or a set that cannot be carried out, StateError for a report
+        of another state without allow_stale; the steering in force stays then.
+        """
+        self._own()
+        now = Identity(self.checkpoint_id, self.state, self._loaded.model_id)
+        checked, notices = wishes.changed(options, self.editor, now)
+        self.editor.set_steering(checked)
+        return views.steer_report(checked, notices)
+
+    # -- measuring ----------------------------------------------------------------------------
+
+    def evaluate(self, options: EvaluateOptions, ctx: Context = SILENT) -> EvaluateReport:
+        """Measure the committed weights, steering included.
+
+        The history keeps the figures as the state's scores, but none that steering had a part in.
+        """
+        self._own()
+        return self._measurements.evaluate(options, ctx)
+
+    def preview(self, options: EvaluateOptions, ctx: Context = SILENT) -> EvaluateReport:
+        """Measure the staged weights; the same figures as `evaluate` after `apply`."""
+        self._own()
+        return self._measurements.preview(options, ctx)
+
+    def probe(self, options: ProbeOptions, ctx: Context = SILENT) -> ProbeReport:
+        """A quick measurement of the staged plan on few tokens. Changes nothing, not the preview."""
+        self._own()
+        return self._hand.probe(options, ctx)
+
+    def compare_nodes(
+        self, first: int, second: int, options: EvaluateOptions, ctx: Context = SILENT
+    ) -> CompareReport:
+        """Measure two states of the history on the same tokens, without steering: a state is
+        weights. The model stays where it is."""
+        self._own()
+        return self._measurements.compare(first, second, options, ctx)
+
+    def refusals(self, options: RefusalOptions, ctx: Context = SILENT) -> RefusalReport:
+        """Count refusals of the staged plan, or of the committed weights; see mlxfun.evaluation.refusal_rule."""
+        self._own()
+        return self._ablations.refusals(options, ctx)
+
+    def chat(self, text: str, options: GenerateOptions, ctx: Context = SILENT) -> ChatReport:
+        """Answer `text` in the running conversation, emitting a Token for each token."""
+        self._own()
+        return self._conversation.answer(text, options, self._observations.counter(), ctx)
+
+    def greedy(self, prompt: list[int], options: GenerateOptions, ctx: Context = SILENT) -> Decoded:
+        """Continue token ids with the live side, outside the conversation."""
+        return self._decoder.run(prompt, options, self.editor.key, lambda *_: None, ctx=ctx)
+
+    def reset_chat(self) -> None:
+        """Start a new conversation."""
+        self._conversation.reset()
+
+    def take_back(self, count: int) -> str:
+        """Forget the last `count` questions with their answers; the text of the first of them."""
+        self._own()
+        return self._conversation.take_back(count)
+
+    def give_back(self) -> None:
+        """Undo the last `take_back`."""
+        self._own()
+        self._conversation.give_back()
+
+    def ab(self, text: str, options: GenerateOptions, ctx: Context = SILENT) -> ABReport:
+        """Ask both sides the same, outside the conversation; `options.side` is not looked at.
+
+        Raises StateError when there are no two sides: see mlxfun.generation.ab.
+        """
+        self._own()
+        return sides.compare(self.model, self._decoder, self.editor, (text, options), ctx)
+
+    # -- history ------------------------------------------------------------------------------
+
+    def apply(self, options: ApplyOptions, ctx: Context = SILENT) -> StepReport:
+        """Commit the staged plan; with guardrails set, preview first and refuse with the figures.
+
+        Guardrails judge what would be committed, and steering is no part of it: a preview that was
+        measured while steering does not decide, it is made again without.
+        """
+        self._own()
+        staged = self.editor.require_staged("apply")
+        manual_mask.require_even(staged.report)
+        self._measurements.guard(staged, options, ctx)
+        return self.editor.apply(measure.scores(staged.preview) if staged.preview else {}, ctx)
+
+    def discard(self) -> StepReport:
+        """Drop the staged plan."""
+        self._own()
+        return self.editor.discard()
+
+    def flip(self, side: str | None = None) -> StepReport:
+        """Choose which of "base" and "candidate" is live while a plan is staged."""
+        self._own()
+        return self.editor.flip(side)
+
+    def compact(self, ctx: Context = SILENT) -> StepReport:
+        """Free the memory of pruned experts; undo reads them back from the checkpoint."""
+        self._own()
+        return self.editor.compact(self.command or "compact", ctx)
+
+    def undo(self) -> StepReport:
+        """Take the last step back, bit for bit."""
+        self._own()
+        return self.editor.undo()
+
+    def redo(self) -> StepReport:
+        """Take the step last undone again."""
+        self._own()
+        return self.editor.redo()
+
+    def goto(self, node: int, ctx: Context = SILENT) -> StepReport:
+        """Go to any node of the history."""
+        self._own()
+        return self.editor.goto(node, ctx)
+
+    def name_node(self, node: int, label: str) -> HistoryReport:
+        """Give a state of the history a name, or take it away with ""."""
+        self._own()
+        self.editor.history.name(node, label)
+        return self.editor.history.report()
+
+    # -- saving -------------------------------------------------------------------------------
+
+    def save(self, options: SaveOptions, ctx: Context = SILENT) -> SaveReport:
+        """Write the committed model, atomically, and check that stock mlx_lm opens it."""
+        self._own()
+        if self.editor.staged is not None:
+            ctx.emit(
+                Notice("warning", "the staged plan is not part of what is saved; apply it first")
+            )
+        with self.editor.live("current"):
+            return saving.save(
+                self._loaded, self.editor, self.anatomy, self._shop.export(), options, ctx
+            )
+
+    def close(self) -> None:
+        """Detach the taps and let go of the model."""
+        self.taps.detach()
+        self._decoder.clear()
+        mx.clear_cache()
+
+    def _own(self) -> None:
+        if threading.get_ident() != self._thread:
+            raise StateError(
+                "a Session belongs to the thread that opened it (MLX streams are per thread); "
+                "use mlxfun.session.worker to drive one from another thread"
+            )
+        # What a plan says of its peak is that of the call which staged it.
+        mx.reset_peak_memory()

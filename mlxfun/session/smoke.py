@@ -1,0 +1,69 @@
+"""smoke-test: does the live model compute, cache and speak? Seconds, not a benchmark."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import numpy as np
+from mlx_lm.models.cache import make_prompt_cache
+
+from mlxfun.context import SILENT, Context
+from mlxfun.data.datasets import prompt_tokens
+from mlxfun.generation.options import GenerateOptions
+from mlxfun.session.reports import SmokeReport
+
+if TYPE_CHECKING:
+    from mlxfun.session.session import Session
+
+PROMPT = "Name three things that one finds in a kitchen."
+TOKENS = 24
+CACHE_TOLERANCE = 0.02
+"""Decoding through the cache may round differently from one long prefill, but not by more."""
+
+
+def smoke_test(session: Session, ctx: Context = SILENT) -> SmokeReport:
+    """Run every check on the live side; failures are outcomes, not exceptions."""
+    prompt = [
+        int(t) for t in prompt_tokens([{"role": "user", "content": PROMPT}], session.tokenizer)
+    ]
+    checks: dict[str, str] = {}
+    plain, tapped = _twice(session, prompt)
+    checks["finite logits"] = "ok" if np.isfinite(tapped).all() else "logits hold NaN or infinity"
+    checks["taps change nothing"] = _taps_outcome(plain, tapped)
+    ctx.check()
+    checks["cache"] = _cache_outcome(session, prompt, tapped)
+    ctx.check()
+    decoded = session.greedy(prompt, GenerateOptions(max_tokens=TOKENS), ctx)
+    distinct = len(set(decoded.tokens))
+    repeats = len(decoded.tokens) > 8 and distinct <= 2
+    checks["generation"] = f"repeats {distinct} tokens over and over" if repeats else "ok"
+    passed = all(outcome == "ok" or outcome.startswith("ok ") for outcome in checks.values())
+    return SmokeReport(passed, checks, decoded.text)
+
+
+def _twice(session: Session, prompt: list[int]) -> tuple[Any, Any]:
+    """Logits [T, V] without and with recording taps."""
+    plain = session.model(mx.array([prompt]))[0]
+    with session.taps.recording(logits=True):
+        tapped = session.model(mx.array([prompt]))[0]
+        mx.eval(plain, tapped)
+    return _host(plain), _host(tapped)
+
+
+def _host(array: mx.array) -> Any:
+    return np.array(array.astype(mx.float32))
+
+
+def _taps_outcome(plain: Any, tapped: Any) -> str:
+    return "ok" if np.array_equal(plain, tapped) else "recording changes the logits"
+
+
+def _cache_outcome(session: Session, prompt: list[int], whole: Any) -> str:
+    cache = make_prompt_cache(session.model)
+    session.model(mx.array([prompt[:-1]]), cache=cache)
+    last = _host(session.model(mx.array([prompt[-1:]]), cache=cache)[0, -1])
+    spread = float(np.abs(last - whole[-1]).max()) / max(float(np.ptp(whole[-1])), 1e-9)
+    if not spread <= CACHE_TOLERANCE:
+        return f"the cached forward differs by {spread:.1%} of the logits' range"
+    return "ok"

@@ -1,0 +1,100 @@
+"""What the techniques work with: the resident model, and all that is made for it when it is loaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from mlxfun.checkpoint.load import Loaded, memory_limit
+from mlxfun.editing import save
+from mlxfun.editing.editor import Editor
+from mlxfun.errors import BudgetError
+from mlxfun.evaluation.evaluator import EvalSet, Evaluator
+from mlxfun.hooks.head import HeadTap
+from mlxfun.hooks.routing import Taps
+from mlxfun.model.anatomy import discover
+from mlxfun.model.delta import Reader, Resident
+from mlxfun.model.export import ExportView
+from mlxfun.session.observations import Observations
+from mlxfun.text import readable_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mlxfun.arrays import Array
+    from mlxfun.data.datasets import Tokens
+
+
+class Workshop:
+    """A session makes one and hands it to the techniques."""
+
+    def __init__(self, loaded: Loaded, undo_budget: int | None = None) -> None:
+        """Wrap an already loaded model. Raises ModelError for a dense one."""
+        self._loaded = loaded
+        self.model: nn.Module = loaded.model
+        self.tokenizer = loaded.tokenizer
+        self.anatomy = discover(self.model, loaded.config)
+        self.taps = Taps(self.model, self.anatomy)
+        self.taps.attach()
+        resident = Resident(self.model, self.taps, self._open_checkpoint)
+        began = f"load {loaded.model_id}"
+        self.editor = Editor(resident, loaded.checkpoint_id, began, undo_budget)
+        self.editor.model_name = loaded.model_id
+        head = HeadTap(self.model, self.anatomy.head) if self.anatomy.head else None
+        self.evaluator = Evaluator(self.model, head, self.anatomy.vocabulary)
+        self.observations = Observations(loaded, self.anatomy, self.taps, self.editor)
+
+    def _open_checkpoint(self) -> Reader:
+        return save.open_checkpoint(
+            self._loaded, lambda path: self.editor.resident.tree.get(path).dtype
+        )
+
+    @property
+    def protected(self) -> Array:
+        """bool [L, E], the experts to spare, see `Editor.protected`."""
+        return self.spared(self.editor.protected)
+
+    def spared(self, mask: Array | None) -> Array:
+        """bool [L, E]; None is nobody."""
+        shape = len(self.anatomy.layers), self.anatomy.num_experts
+        return np.zeros(shape, np.bool_) if mask is None else mask
+
+    @property
+    def calibration(self) -> Sequence[Tokens]:
+        """The sequences of the last collect, empty before one."""
+        return self.observations.calibration
+
+    @property
+    def held_out(self) -> EvalSet | None:
+        """What the last collect kept away from calibration."""
+        return self.observations.held_out
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Every module of the model by its path."""
+        return dict(self.model.named_modules())
+
+    def stored(self, path: str) -> mx.Dtype:
+        """The dtype of a parameter on disk (see mlxfun.model.parameters.Stored)."""
+        known = self._loaded.stored_dtypes.get(path)
+        return self.editor.resident.tree.get(path).dtype if known is None else known
+
+    def export(self) -> ExportView:
+        """The live side as it would be saved."""
+        return ExportView(
+            self.model, self.editor.resident, self.anatomy, self._loaded.stored_dtypes
+        )
+
+    def require_room(self, needed: int, what: str, advice: str) -> None:
+        """Raise BudgetError with the figures if `needed` bytes do not fit beside what is active.
+
+        what: the work, as the sentence begins; advice: what would need less.
+        """
+        active, limit = int(mx.get_active_memory()), memory_limit()
+        if limit is not None and active + needed > limit:
+            raise BudgetError(
+                f"{what} needs about {readable_bytes(needed)} on top of {readable_bytes(active)} in "
+                f"use, over the {readable_bytes(limit)} there are; {advice}"
+            )

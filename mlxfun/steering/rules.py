@@ -1,0 +1,406 @@
+"""Steer routing while the model runs: force experts into or out of the top-k.
+
+Three rules, the first two chosen by the router:
+
+* *logits* (softmax routers, and sigmoid routers without a selection bias), SteerMoE's rule
+  (arXiv 2509.09660): an activated expert's logit becomes the row's maximum plus a margin, a
+  deactivated one's the row's minimum minus a margin, then the model routes normally. Softmax is
+  invariant to a shift of the row, so the rule is the same on log-softmax scores and on logits.
+* *bias* (routers with a selection bias): the bias is replaced for selection only, so the weights
+  stay the model's own. Grouped routers fill losing groups with 0.0, and a deactivated expert must
+  lose even to that: live biases are shifted up by a constant, which changes no choice between live
+  experts, until every live score is above the fill.
+
+* *additive*, on request: a boost is added for activated experts and a mask for deactivated ones, to
+  the selection bias where there is one and to the logits otherwise. On logits it changes the
+  weights too (one expert far above the others takes all of them), so moderate values are gentler
+  than SteerMoE's rule and large ones harsher. Ties between live experts are decided as before.
+
+Beside either rule single experts can have a *level*, a fader: a number that is added to their
+selection bias or logit before the rule is applied.
+
+An empty configuration installs nothing, so it changes nothing, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from hashlib import blake2b
+from math import isfinite, log
+from typing import NamedTuple
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from mlxfun.errors import PlanError
+from mlxfun.hooks.routing import LayerTap, LogitsRule
+from mlxfun.model.anatomy import MoELayer
+from mlxfun.model.delta import Resident
+from mlxfun.steering.options import MapInForce
+
+Mask = NDArray[np.bool_]
+
+Cells = Collection[tuple[int, int]]
+"""(decoder layer, expert) pairs."""
+
+MARGIN = 0.01
+"""SteerMoE's distance from the row's extreme."""
+
+GROUP_MARGIN = log(2) + MARGIN
+"""A group's score is the sum of its top two; e^(max + ln 2) exceeds any two probabilities."""
+
+BOOST, MASK = 2.0, -1e4
+"""What the additive rule adds by default: e^2 times the odds, and never."""
+
+MOST = 100.0
+"""The largest level of a fader; beyond, an expert is as good as forced."""
+
+FORCED = 1e4
+"""Selection bias of an activated expert (deactivated: its negative); scores are of order one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Steering:
+    """What is steered. Both sets: {decoder layer: experts in checkpoint numbers}.
+
+    rule: "steermoe" or "additive", which adds boost_value or mask_value. levels: {decoder layer:
+    {expert: what is added to its score}}. maps: the reports that some of the sets come from; they
+    say where it is from and steer nothing.
+    """
+
+    activate: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    deactivate: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    rule: str = "steermoe"
+    boost_value: float = BOOST
+    mask_value: float = MASK
+    levels: Mapping[int, Mapping[int, float]] = field(default_factory=dict)
+    maps: tuple[MapInForce, ...] = ()
+
+    @property
+    def empty(self) -> bool:
+        """Nothing is steered."""
+        return not any(any(sets.values()) for sets in (self.activate, self.deactivate, self.levels))
+
+    @property
+    def key(self) -> str:
+        """Identity for caches; "" when nothing is steered."""
+        if self.empty:
+            return ""
+        values = (self.boost_value, self.mask_value) if self.rule == "additive" else ()
+        sets = (sorted(self.activate.items()), sorted(self.deactivate.items()))
+        faders = [(layer, sorted(some.items())) for layer, some in sorted(self.levels.items())]
+        text = repr((*sets, self.rule, *values, *faders))
+        return blake2b(text.encode(), digest_size=6).hexdigest()
+
+    def with_more(
+        self, activate: Mapping[int, Sequence[int]], deactivate: Mapping[int, Sequence[int]]
+    ) -> Steering:
+        """This steering with more experts; a newer wish replaces an older opposite one."""
+        up = {layer: set(experts) for layer, experts in self.activate.items()}
+        down = {layer: set(experts) for layer, experts in self.deactivate.items()}
+        for wish, same, other in ((activate, up, down), (deactivate, down, up)):
+            for layer, experts in wish.items():
+                same.setdefault(layer, set()).update(experts)
+                other.setdefault(layer, set()).difference_update(experts)
+        return replace(self, activate=_frozen(up), deactivate=_frozen(down))
+
+    @property
+    def cells(self) -> frozenset[tuple[int, int]]:
+        """(decoder layer, expert) of all that are steered."""
+        parts = (self.activate, self.deactivate, self.levels)
+        return frozenset((layer, e) for sets in parts for layer, some in sets.items() for e in some)
+
+    def shared(self, other: Steering) -> frozenset[tuple[int, int]]:
+        """(decoder layer, expert) of all that both steer in the same way, and to the same level."""
+        return frozenset(
+            cell for cell in self.cells & other.cells if self._way(*cell) == other._way(*cell)
+        )
+
+    def _way(self, layer: int, expert: int) -> tuple[bool, bool, float]:
+        up, down = (expert in side.get(layer, ()) for side in (self.activate, self.deactivate))
+        return up, down, self.levels.get(layer, {}).get(expert, 0.0)
+
+    def without(self, gone: Cells) -> Steering:
+        """This steering without some experts."""
+        up, down = (
+            _frozen({ly: {e for e in some if (ly, e) not in gone} for ly, some in sets.items()})
+            for sets in (self.activate, self.deactivate)
+        )
+        maps = (
+            replace(use, cells=tuple(cell for cell in use.cells if cell not in gone))
+            for use in self.maps
+        )
+        kept = tuple(use for use in maps if use.cells)
+        silent = {ly: {e: 0.0 for e in some if (ly, e) in gone} for ly, some in self.levels.items()}
+        return replace(self, activate=up, deactivate=down, maps=kept).with_levels(silent)
+
+    def with_levels(self, levels: Mapping[int, Mapping[int, float]]) -> Steering:
+        """This steering with faders set anew; one at 0 is taken away."""
+        merged = {layer: dict(some) for layer, some in self.levels.items()}
+        for layer, some in levels.items():
+            merged.setdefault(layer, {}).update(some)
+        kept = {ly: {e: x for e, x in sorted(some.items()) if x} for ly, some in merged.items()}
+        return replace(self, levels={ly: kept[ly] for ly in sorted(kept) if kept[ly]})
+
+
+def _frozen(sets: dict[int, set[int]]) -> dict[int, tuple[int, ...]]:
+    return {layer: tuple(sorted(experts)) for layer, experts in sorted(sets.items()) if experts}
+
+
+def check(
+    steering: Steering, resident: Resident, settled: Cells = frozenset()
+) -> tuple[Steering, tuple[str, ...]]:
+    """Validate against the live experts; cap activations at top-k, with a notice.
+
+    settled: what was in force before and is not asked for now. It may not be live on this side,
+    and a layer in which nothing else is steered stays as it is. Raises PlanError for an unknown
+    layer or expert, a contradiction, or more deactivations than the router can do without.
+    """
+    taps = {tap.layer.index: tap for tap in resident.taps.layers}
+    notices: list[str] = []
+    activate: dict[int, tuple[int, ...]] = {}
+    for layer in sorted({*steering.activate, *steering.deactivate, *steering.levels}):
+        if layer not in taps:
+            known = resident.taps.anatomy.indices
+            raise PlanError(
+                f"decoder layer {layer} is not an MoE layer; they are {known[0]}..{known[-1]}"
+            )
+        up, down = steering.activate.get(layer, ()), steering.deactivate.get(layer, ())
+        levels = steering.levels.get(layer, {})
+        asked = [e for e in (*up, *down, *levels) if (layer, e) not in settled]
+        if asked:
+            _check_there(taps[layer], asked)
+            _check_levels(taps[layer], levels)
+            up, said = _carried(taps[layer], up, down)
+            notices += said
+        if up:
+            activate[layer] = up
+    return replace(steering, activate=activate, deactivate=dict(steering.deactivate)), tuple(
+        notices
+    )
+
+
+def _carried(
+    tap: LayerTap, up: tuple[int, ...], down: tuple[int, ...]
+) -> tuple[tuple[int, ...], list[str]]:
+    """What the router can carry of `up`, beside what sleeps while it is not live; notices."""
+    top_k, notices = tap.layer.top_k, []
+    awake, barred = (tuple(e for e in side if e in tap.live) for side in (up, down))
+    _check_experts(tap, awake, barred)
+    if len(awake) > top_k:
+        notices.append(
+            f"layer {tap.layer.index}: {len(awake)} experts activated but each token uses "
+            f"{top_k}; taking {list(awake[:top_k])}"
+        )
+        up = tuple(e for e in up if e not in awake[top_k:])
+        awake = awake[:top_k]
+    return up, [*notices, *_check_groups(tap, awake, barred)]
+
+
+def _check_levels(tap: LayerTap, levels: Mapping[int, float]) -> None:
+    for expert, level in levels.items():
+        if not isfinite(level) or abs(level) > MOST:
+            raise PlanError(
+                f"layer {tap.layer.index}, expert {expert}: the level {level:g} is beyond "
+                f"{MOST:g}; use --activate or --deactivate to force it"
+            )
+
+
+def _check_experts(tap: LayerTap, up: tuple[int, ...], down: tuple[int, ...]) -> None:
+    layer = tap.layer
+    both = sorted(set(up) & set(down))
+    if both:
+        raise PlanError(f"layer {layer.index}: experts {both} are both activated and deactivated")
+    left = len(tap.live) - len(down)
+    if left < layer.top_k:
+        raise PlanError(
+            f"layer {layer.index}: deactivating {len(down)} of {len(tap.live)} experts leaves "
+            f"{left}, fewer than the {layer.top_k} each token uses; deactivate at most "
+            f"{len(tap.live) - layer.top_k}"
+        )
+
+
+def _check_there(tap: LayerTap, experts: Iterable[int]) -> None:
+    layer = tap.layer
+    for expert in experts:
+        if not 0 <= expert < layer.num_experts:
+            raise PlanError(
+                f"layer {layer.index} has no expert {expert}; they are 0..{layer.num_experts - 1}"
+            )
+        if expert not in tap.live:
+            raise PlanError(
+                f"layer {layer.index}: expert {expert} is pruned in the live model; undo or "
+                "discard that first, or flip to the base"
+            )
+
+
+def _check_groups(tap: LayerTap, up: tuple[int, ...], down: tuple[int, ...]) -> list[str]:
+    layer = tap.layer
+    if not layer.grouped:
+        return []
+    size = len(tap.live) // layer.n_group
+    group = {expert: place // size for place, expert in enumerate(tap.live)}
+    wanted = {group[expert] for expert in up}
+    if len(wanted) > layer.topk_group:
+        raise PlanError(
+            f"layer {layer.index}: the activated experts lie in {len(wanted)} groups but a token "
+            f"uses {layer.topk_group}; choose experts of at most {layer.topk_group} groups"
+        )
+    left = [size - sum(group[e] == g for e in down) for g in range(layer.n_group)]
+    if sum(sorted(left)[: layer.topk_group]) < layer.top_k:
+        raise PlanError(
+            f"layer {layer.index}: after the deactivations the groups hold {left} experts, and "
+            f"{layer.topk_group} of them may not hold the {layer.top_k} each token uses; "
+            "deactivate fewer in one group"
+        )
+    if up and layer.bias_name is None and layer.facts.score == "sigmoid":
+        return [f"layer {layer.index}: its groups may still exclude an activated expert"]
+    return []
+
+
+def install(steering: Steering, resident: Resident) -> None:
+    """Put `steering` into force for the next forward; experts that are not live are skipped."""
+    for tap in resident.taps.layers:
+        up = mask(tap, steering.activate.get(tap.layer.index, ()))
+        down = mask(tap, steering.deactivate.get(tap.layer.index, ()))
+        added = addends(steering, tap, up, down)
+        tap.logits_rule = tap.bias = None
+        if not (up.any() or down.any() or added.any()):
+            continue
+        if tap.layer.bias_name is not None:
+            own = resident.tree.get(f"{tap.layer.bias_owner}.{tap.layer.bias_name}")
+            tap.bias = baked_bias(steering, tap, own, up, down)
+            mx.eval(tap.bias)
+            continue
+        forcing = steering.rule != "additive" and (up | down).any()
+        nobody = np.zeros_like(up)
+        forced = (up, down) if forcing else (nobody, nobody)
+        margin = GROUP_MARGIN if tap.layer.grouped else MARGIN
+        tap.logits_rule = rule_of(added, *forced, margin)
+
+
+def addends(steering: Steering, tap: LayerTap, up: Mask, down: Mask) -> NDArray[np.float64]:
+    """What is added to each of the router's rows as sliced, float64 [R]: faders, and what is
+    switched by the additive rule.
+    """
+    added = np.zeros(len(up))
+    for expert, level in steering.levels.get(tap.layer.index, {}).items():
+        if expert in tap.live:
+            added[tap.live.index(expert)] = level
+    if steering.rule == "additive":
+        added += np.where(up, steering.boost_value, 0.0)
+        added += np.where(down, steering.mask_value, 0.0)
+    return added
+
+
+def baked_bias(steering: Steering, tap: LayerTap, own: mx.array, up: Mask, down: Mask) -> mx.array:
+    """The selection bias [R], float32, that does what `steering` asks."""
+    added = addends(steering, tap, up, down)
+    forcing = steering.rule != "additive" and (up | down).any()
+    if added.any() or not forcing:
+        own = raised_above_fill(tap.layer, own) + mx.array(added, mx.float32)
+    return steered_bias(tap.layer, own, up, down) if forcing else own
+
+
+def mask(tap: LayerTap, experts: tuple[int, ...]) -> Mask:
+    """bool [R] over the router's rows as sliced; rows beyond the experts are never steered."""
+    rows = tap.layer.router_rows - tap.layer.num_experts + len(tap.live)
+    mask = np.zeros(rows, dtype=np.bool_)
+    mask[[tap.live.index(e) for e in experts if e in tap.live]] = True
+    return mask
+
+
+def logits_rule(up: Mask, down: Mask, margin: float) -> LogitsRule:
+    """SteerMoE's rule as a function of logits [..., R]; dtype kept."""
+    return rule_of(np.zeros(len(up)), up, down, margin)
+
+
+def rule_of(added: NDArray[np.float64], up: Mask, down: Mask, margin: float) -> LogitsRule:
+    """Logits [..., R] with `added` [R], then forced by SteerMoE's rule; dtype kept."""
+    wanted = _Wanted(bool(added.any()), bool(up.any()), bool(down.any()), margin)
+    given = [
+        mx.array(values)
+        for values, asked in ((added.astype(np.float32), wanted.adds), (up, wanted.raises),
+                              (down, wanted.lowers))
+        if asked
+    ]  # fmt: skip
+    mx.eval(given)
+    rule = _rule(wanted, mx.default_device() == mx.Device(mx.gpu))
+    return lambda logits: rule(logits, *given)
+
+
+class _Wanted(NamedTuple):
+    """The parts of a rule."""
+
+    adds: bool
+    raises: bool
+    lowers: bool
+    margin: float
+
+
+@cache
+def _rule(wanted: _Wanted, fused: bool) -> Callable[..., mx.array]:
+    """(logits [..., R], then the arrays [R] of each part) -> steered logits.
+
+    Decoding on a GPU is bound by launches: fused, a rule is one kernel and one more for each
+    extreme that it looks for, instead of twelve. Every layer shares the few that there are, so
+    that a change of steering in the middle of an answer compiles nothing.
+    """
+
+    def rule(logits: mx.array, *given: mx.array) -> mx.array:
+        parts = iter(given)
+        if wanted.adds:
+            logits = _added(logits, next(parts))
+        steered = logits.astype(mx.float32)
+        if wanted.raises:
+            top = mx.max(logits, axis=-1, keepdims=True).astype(mx.float32)
+            above = top + _margin_at(top, logits.dtype, wanted.margin)
+            steered = mx.where(next(parts), above, steered)
+        if wanted.lowers:
+            low = mx.min(logits, axis=-1, keepdims=True).astype(mx.float32)
+            below = low - _margin_at(low, logits.dtype, wanted.margin)
+            steered = mx.where(next(parts), below, steered)
+        return steered.astype(logits.dtype)
+
+    return mx.compile(rule, shapeless=True) if fused else rule
+
+
+def _added(logits: mx.array, values: mx.array) -> mx.array:
+    """In float32; never beyond the range of the logits' dtype."""
+    limits = mx.finfo(logits.dtype)
+    return mx.clip(logits.astype(mx.float32) + values, limits.min, limits.max).astype(logits.dtype)
+
+
+def _margin_at(extreme: mx.array, dtype: mx.Dtype, margin: float) -> mx.array:
+    # In bfloat16 the next number above 10 is 0.06 away: 0.01 alone would round to a tie.
+    return mx.maximum(margin, 2 * mx.finfo(dtype).eps * mx.abs(extreme))
+
+
+def steered_bias(layer: MoELayer, bias: mx.array, up: Mask, down: Mask) -> mx.array:
+    """The selection bias [R], float32, that selects `up` and never `down`.
+
+    Float32 even for a 16-bit bias: it enters the selection only, and shifting a bfloat16 bias
+    would round away the differences between live experts.
+    """
+    wide = mx.where(mx.array(up), FORCED, raised_above_fill(layer, bias))
+    return mx.where(mx.array(down), -FORCED, wide)
+
+
+def raised_above_fill(layer: MoELayer, bias: mx.array) -> mx.array:
+    """The bias [R], float32, shifted so that every live score beats what losing groups are filled
+    with; a common shift changes no choice between live experts."""
+    wide = bias.astype(mx.float32)
+    if layer.grouped and layer.facts.group_fill == 0.0:
+        # What was baked as "never" stays there: shifting by as much would round all others away.
+        living = mx.where(wide > -FORCED / 2, wide, 0.0)
+        wide = wide + (1.0 + mx.maximum(0.0, -mx.min(living)))
+    return wide
+
+
+def additive_rule(values: NDArray[np.float64]) -> LogitsRule:
+    """Add values [R] to logits [..., R] in float32; dtype kept, never beyond its range."""
+    nobody = np.zeros(len(values), np.bool_)
+    return rule_of(values, nobody, nobody, MARGIN)

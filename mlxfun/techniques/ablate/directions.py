@@ -1,0 +1,131 @@
+"""Directions of the residual stream in which two sets of prompts differ, in one pass.
+
+With h_l(x) the stream behind decoder layer l, at the last token of prompt x (where the answer
+begins) or averaged over its tokens,
+
+    v_l = mean over harmful x of h_l(x) - mean over harmless x of h_l(x),    d_l = v_l / |v_l|
+
+Layers are ranked by |v_l|, before normalising. Sums are taken on the device in float32 within a
+batch and added on the host in float64; the output head is never computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from mlxfun.context import SILENT, Context
+from mlxfun.errors import PlanError, UsageError
+from mlxfun.hooks.layerwise import intercepting
+from mlxfun.techniques.ablate.options import POSITIONS, parse_range
+
+if TYPE_CHECKING:
+    from mlxfun.arrays import Array
+    from mlxfun.data.datasets import Batch
+
+AUTO_SHARE = 0.8
+"""The share of layers, from the first, that "auto" looks at: the last ones write words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Directions:
+    """vectors: {position: float64 [L, D]}, not normalised; L counts decoder layers."""
+
+    vectors: dict[str, Array]
+
+    def norm(self, position: str, layer: int) -> float:
+        """|v| behind decoder layer `layer`."""
+        return float(np.linalg.norm(self.vectors[position][layer]))
+
+    def norms(self, position: str) -> dict[int, float]:
+        """{decoder layer: |v|}."""
+        return {i: self.norm(position, i) for i in range(len(self.vectors[position]))}
+
+    def unit(self, position: str, layer: int) -> Array:
+        """d, float64 [D]. Raises PlanError where the sets do not differ."""
+        norm = self.norm(position, layer)
+        if not np.isfinite(norm) or norm == 0:
+            raise PlanError(
+                f"harmful and harmless prompts do not differ behind decoder layer {layer} "
+                f"(position {position}); choose other layers or other prompts"
+            )
+        unit: Array = self.vectors[position][layer] / norm
+        return unit
+
+
+def difference(harmful: Array, harmless: Array) -> Directions:
+    """Directions from the means of two sets, float64 [P, L, D] each in the order of POSITIONS."""
+    return Directions(dict(zip(POSITIONS, harmful - harmless, strict=True)))
+
+
+def residual_means(
+    model: Any,
+    layers: Sequence[nn.Module],
+    batches: Sequence[Batch],
+    ctx: Context = SILENT,
+    label: str = "reading prompts",
+) -> Array:
+    """Means of the stream behind each layer, float64 [P, L, D] in the order of POSITIONS.
+
+    One forward of each batch, one evaluation for it. Raises Cancelled between batches.
+    """
+    total: Any = 0.0
+    count = 0
+    for number, batch in enumerate(batches):
+        ctx.check()
+        total = total + _sums(model, layers, batch)
+        count += len(batch.rows)
+        ctx.progress(label, number + 1, len(batches), "batches")
+    means: Array = total / count
+    return means
+
+
+def _sums(model: Any, layers: Sequence[nn.Module], batch: Batch) -> Array:
+    lengths = batch.mask.sum(axis=1)
+    last = np.zeros(batch.mask.shape, np.float32)
+    last[np.arange(len(last)), lengths - 1] = 1.0
+    mean = (batch.mask / lengths[:, None]).astype(np.float32)
+    weights = mx.array(np.stack([last, mean]).reshape(len(POSITIONS), -1))
+    sums: list[mx.array] = []
+
+    def watch(_: int, own: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        out = own(*args, **kwargs)
+        hidden = out[0] if isinstance(out, tuple) else out
+        if hidden.ndim == 4:  # several streams side by side: what they hold on average
+            hidden = mx.mean(hidden, axis=2)
+        sums.append(weights @ hidden.reshape(-1, hidden.shape[-1]).astype(mx.float32))
+        return out
+
+    with intercepting(layers, watch):
+        model(mx.array(batch.tokens))
+    stacked = mx.stack(sums, axis=1)
+    mx.eval(stacked)
+    return np.array(stacked, dtype=np.float64)
+
+
+def candidates(spec: str, layers: int) -> tuple[int, ...]:
+    """The decoder layers whose directions come into question: "auto", "all", "a-b" or "a".
+
+    >>> candidates("auto", 10), candidates("2-4", 10)
+    ((0, 1, 2, 3, 4, 5, 6, 7), (2, 3, 4))
+
+    Raises UsageError.
+    """
+    if spec == "all":
+        return tuple(range(layers))
+    if spec == "auto":
+        return tuple(range(max(1, int(layers * AUTO_SHARE))))
+    low, high = parse_range(spec, "--layers")
+    if high >= layers:
+        raise UsageError(f"--layers {spec}: the decoder layers of this model are 0..{layers - 1}")
+    return tuple(range(low, high + 1))
+
+
+def strongest(directions: Directions, position: str, layers: Sequence[int]) -> int:
+    """The layer with the largest |v| among `layers`."""
+    return max(layers, key=lambda layer: directions.norm(position, layer))

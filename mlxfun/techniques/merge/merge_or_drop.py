@@ -1,0 +1,110 @@
+"""Merging or dropping, decided per expert by the error of the layer's output.
+
+A merge puts several experts into one, a prune drops them; which serves the layer better is measured.
+With y what the layer put out, and what is left over when all members are dropped,
+
+    rest = y - sum over centroids of w' f,
+
+taking a group of members into its centroid changes the output of the centroid's tokens by
+w' (f_merged - f). Members are tried in descending share, one at a time, and taken in when that
+makes the rest smaller; the others of the group are dropped. The rest is brought up to date after
+each group, so that groups do not make good the same error twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+import numpy as np
+
+from mlxfun.model.experts import Bank
+from mlxfun.techniques.refit.least_squares import Routed, energy
+
+if TYPE_CHECKING:
+    from mlxfun.arrays import Array
+
+Group = tuple[int, ...]
+
+Mixed = Callable[[Group], dict[str, mx.array]]
+"""A group -> the merged expert's arrays by name: projections [N, D], neurons first, float32, and
+biases under NAME.bias."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """groups: each centroid with the members taken in. rest: what is left over, float32 [T, D]."""
+
+    groups: list[Group]
+    rest: mx.array
+
+
+def choose(
+    bank: Bank, routed: Routed, rest: mx.array, groups: Sequence[Sequence[int]], mixed: Mixed
+) -> Chosen:
+    """Which members are worth taking in.
+
+    bank, routed: of the centroids alone, in the order of `groups`. rest: float32 [T, D]. groups:
+    each its centroid, then its members in descending share; positions among the experts that
+    `mixed` knows.
+    """
+    found: list[Group] = []
+    for place, group in enumerate(groups):
+        tokens, weight = routed.of(place)
+        taken: Group = (group[0],)
+        if len(group) > 1 and len(tokens):
+            taken, change = _members(bank, routed, rest, (place, tokens, weight), group, mixed)
+            if change is not None:
+                rest = rest.at[mx.array(tokens)].add(-change)
+                mx.eval(rest)
+        found.append(taken)
+    return Chosen(found, rest)
+
+
+def _members(
+    bank: Bank,
+    routed: Routed,
+    rest: mx.array,
+    part: tuple[int, Array, Array],
+    group: Sequence[int],
+    mixed: Mixed,
+) -> tuple[Group, mx.array | None]:
+    """The members of one group that are taken in, and what that changes [n, D]; None for none."""
+    place, tokens, weight = part
+    index = mx.array(tokens)
+    x, left = routed.inputs[index], rest[index]
+    w = mx.array(weight.astype(np.float32))[:, None]
+    alone = _alone(bank, place, x)
+    taken: Group = (group[0],)
+    best, kept = energy(left), None
+    for member in group[1:]:
+        trial = (*taken, member)
+        change = w * (merged_output(bank, x, mixed(trial)) - alone)
+        error = energy(left - change)
+        if error < best:
+            taken, best, kept = trial, error, change
+    return taken, kept
+
+
+def _alone(bank: Bank, place: int, x: mx.array) -> mx.array:
+    """The centroid's own outputs [n, D], float32."""
+    one = Bank(bank.experts, bank.path, (bank.rows[place],), bank.inward, bank.outward)
+    out: mx.array = one.outputs(one.activations(x[None]))[0].astype(mx.float32)
+    return out
+
+
+def merged_output(bank: Bank, x: mx.array, arrays: dict[str, mx.array]) -> mx.array:
+    """Outputs [n, D] of an expert given as arrays, see Mixed, for inputs x [n, D]."""
+    wide = x.astype(mx.float32)
+    values = []
+    for name in bank.inward:
+        value = wide @ arrays[name].T
+        bias = arrays.get(f"{name}.bias")
+        # With a token and a place axis, as the stack's own projections put them out.
+        values.append((value if bias is None else value + bias)[None])
+    neurons: mx.array = bank.experts.activation(*reversed(values))[0]
+    out = neurons @ arrays[bank.outward]
+    bias = arrays.get(f"{bank.outward}.bias")
+    return out if bias is None else out + bias

@@ -1,0 +1,92 @@
+"""What a layer does on calibration text, as merging needs it: sums over all tokens, and a spread of
+tokens with what the experts got and what the router said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+import numpy as np
+
+from mlxfun.calibration.collect import layer_sums
+from mlxfun.calibration.routing_stats import SUMS, RoutingStats
+from mlxfun.context import SILENT, Context
+from mlxfun.hooks.layerwise import Carrier
+from mlxfun.model.anatomy import MoELayer
+
+if TYPE_CHECKING:
+    from mlxfun.arrays import Array
+    from mlxfun.data.datasets import Batch
+    from mlxfun.hooks.routing import LayerTap, Record
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What one layer saw. inputs: [T, D] of a spread of tokens, as the experts got them (for
+    experts that get their input weighted: without the weight); logits: float32 [T, E], of the live
+    experts; gates: float32 [T, E], as probabilities; stats: [1, E] over all tokens.
+    """
+
+    inputs: mx.array
+    logits: Array
+    gates: mx.array
+    stats: RoutingStats
+
+
+def observe(
+    carrier: Carrier, tap: LayerTap, picks: Sequence[Array], ctx: Context = SILENT
+) -> Observed:
+    """Run a layer on all batches; keep its sums over all tokens, and `picks` of the tokens."""
+    layer = tap.layer
+    stats = RoutingStats.empty((layer.index,), layer.num_experts)
+    inputs, logits = [], []
+    for (batch, records), pick in zip(carrier.observe(layer.position, ctx), picks, strict=True):
+        mask = mx.array(batch.mask.reshape(-1).astype(np.float32))
+        sums = layer_sums(tap, records, mask)
+        x, z = _tokens(layer, records[-1], mx.array(pick.astype(np.uint32)))
+        mx.eval(sums, x, z)
+        stats = stats.plus(
+            np.array(sums).reshape(1, len(SUMS), -1), len(batch.rows), int(batch.mask.sum())
+        )
+        inputs.append(x)
+        logits.append(z)
+    z = mx.concatenate(logits)
+    sigmoid = layer.facts.score == "sigmoid"
+    gates = mx.sigmoid(z) if sigmoid else mx.softmax(z, axis=-1)
+    live = len(tap.live)  # rows behind them are no experts (longcat)
+    return Observed(mx.concatenate(inputs), np.array(z[:, :live]), gates[:, :live], stats)
+
+
+def _tokens(layer: MoELayer, record: Record, pick: mx.array) -> tuple[mx.array, mx.array]:
+    """Expert inputs [n, D] and float32 logits [n, R] of the picked tokens."""
+    if record.inputs is None or record.logits is None or record.weights is None:
+        raise RuntimeError(f"the forward did not show what decoder layer {layer.index} routes")
+    x = record.inputs.reshape(-1, record.inputs.shape[-1])[pick]
+    logits = record.logits.reshape(-1, record.logits.shape[-1])[pick].astype(mx.float32)
+    if layer.facts.weights_inside:
+        weight = record.weights.reshape(-1, 1)[pick].astype(mx.float32)
+        x = (x.astype(mx.float32) / mx.maximum(weight, 1e-6)).astype(x.dtype)
+    return x, logits
+
+
+def spread(batches: Sequence[Batch], most: int) -> list[Array]:
+    """At most `most` of all real tokens, evenly spread: for each batch indices into its [B * T]."""
+    real = [np.flatnonzero(batch.mask.reshape(-1)) for batch in batches]
+    chosen = spread_of(sum(map(len, real)), most)
+    ends = np.cumsum([len(tokens) for tokens in real])
+    parts = np.split(chosen, np.searchsorted(chosen, ends[:-1]))
+    starts = [0, *ends[:-1]]
+    return [tokens[part - at] for tokens, part, at in zip(real, parts, starts, strict=True)]
+
+
+def spread_of(total: int, most: int) -> Array:
+    """At most `most` of range(total), evenly spread, ascending.
+
+    >>> spread_of(10, 4).tolist()
+    [0, 3, 6, 9]
+    """
+    index: Array = np.unique(np.linspace(0, total - 1, min(most, total)).round().astype(np.int64))
+    return index

@@ -1,0 +1,43 @@
+"""Options of merging."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlxfun.data.options import DatasetOptions
+
+SIMILARITY_MODES = ("gated", "average")
+
+
+ALIGNMENTS = ("hungarian", "greedy", "none")
+
+
+@dataclass(frozen=True, slots=True)
+class MergeOptions:
+    """Which experts are merged away, and how. n_prune: see PruneOptions.
+
+    data: what the experts are compared on. metric: the saliency that picks centroids and weighs
+    members. expert_list: names the centroids. auto: members are merged only where that serves the
+    layer's output better than dropping them. refit_experts: as in PruneOptions. max_*_tokens: how many tokens, evenly spread over
+    the data, experts are compared and aligned on; saliency uses all of them.
+    """
+
+    data: DatasetOptions
+    n_prune: int | None = None
+    metric: str = "reap"
+    model_wide: bool = False
+    ignore_experts: tuple[int, ...] = ()
+    expert_list: Path | None = None
+    similarity_mode: str = "gated"
+    alignment: str = "hungarian"
+    max_group_size: int = 16
+    max_similarity_tokens: int = 1024
+    max_alignment_tokens: int = 1024
+    safety_map: Path | None = None
+    safety_mode: str = "protect"
+    domain_map: Path | None = None
+    domain_mode: str = "protect"
+    allow_stale: bool = False
+    auto: bool = False
+    refit_experts: bool = False

@@ -1,0 +1,125 @@
+"""Pruning experts, virtually: slice the router now, the experts when compacting or saving.
+
+The sliced router (kilobytes) runs for real, and the experts tap maps its picks into the full
+stack (`inds -> keep[inds]`). This is bitwise equal to the physically sliced model for every router
+family; filling pruned experts with -inf is not, because grouped routers fill losing groups with
+0.0 and because a softmax over fewer logits rounds differently.
+"""
+
+from __future__ import annotations
+
+from mlxfun.editing.plans import PrunePlan
+from mlxfun.errors import PlanError
+from mlxfun.model.anatomy import MoELayer
+from mlxfun.model.delta import Delta, LayerDelta, Resident
+from mlxfun.model.identity import RowId, Rows
+from mlxfun.model.parameters import take_rows
+
+
+def validate(plan: PrunePlan, resident: Resident) -> None:
+    """Check a whole plan before anything is made. Raises PlanError naming layer and remedy."""
+    layers = {tap.layer.index: tap for tap in resident.taps.layers}
+    unknown = sorted(set(plan.keep) - set(layers))
+    if unknown:
+        raise PlanError(
+            f"the plan names decoder layers {unknown}, which are not MoE layers; "
+            f"the MoE layers are {_span(tuple(layers))}"
+        )
+    missing = sorted(set(layers) - set(plan.keep))
+    if missing:
+        raise PlanError(f"the plan says nothing about MoE layers {_span(tuple(missing))}")
+    if len({len(experts) for experts in plan.keep.values()}) > 1:
+        raise PlanError(
+            "the plan keeps different numbers of experts in different layers; stock loading "
+            "holds one count for all of them, so keep the same number everywhere"
+        )
+    for index, experts in plan.keep.items():
+        _validate_layer(layers[index].layer, layers[index].live, experts)
+
+
+def _span(values: tuple[int, ...]) -> str:
+    return f"{values[0]}..{values[-1]}" if len(values) > 4 else ", ".join(map(str, values))
+
+
+def _validate_layer(layer: MoELayer, live: tuple[int, ...], keep: tuple[int, ...]) -> None:
+    gone = sorted(set(keep) - set(live))
+    if gone:
+        raise PlanError(
+            f"layer {layer.index}: experts {gone} are not there to keep; "
+            f"{len(live)} of {layer.num_experts} are left"
+        )
+    if list(keep) != sorted(set(keep)):
+        raise PlanError(f"layer {layer.index}: kept experts must be ascending, each once")
+    if len(keep) < layer.top_k:
+        raise PlanError(
+            f"layer {layer.index}: {len(keep)} experts would be left, fewer than the "
+            f"{layer.top_k} that every token uses; keep at least {layer.top_k}"
+        )
+    if layer.grouped:
+        _validate_groups(layer, live, keep)
+
+
+def _validate_groups(layer: MoELayer, live: tuple[int, ...], keep: tuple[int, ...]) -> None:
+    # Groups are consecutive runs of the *live* experts, since the router reshapes its scores.
+    size = len(live) // layer.n_group
+    kept = set(keep)
+    counts = [sum(e in kept for e in live[g * size : (g + 1) * size]) for g in range(layer.n_group)]
+    if len(set(counts)) > 1 or counts[0] < 2 or layer.top_k > layer.topk_group * counts[0]:
+        raise PlanError(
+            f"layer {layer.index}: the router selects {layer.topk_group} of {layer.n_group} groups "
+            f"of experts, so every group must keep the same number, at least 2, and "
+            f"{layer.topk_group} groups must hold top-{layer.top_k}; the plan keeps {counts}"
+        )
+
+
+def prune_delta(plan: PrunePlan, resident: Resident) -> Delta:
+    """The delta of a validated plan on the model as it is."""
+    layers = []
+    for tap in resident.taps.layers:
+        keep = plan.keep[tap.layer.index]
+        if keep != tap.live:
+            layers.append(prune_layer(resident, tap.layer, tap.live, keep))
+    return Delta(tuple(layers))
+
+
+def prune_layer(
+    resident: Resident, layer: MoELayer, live: tuple[int, ...], keep: tuple[int, ...]
+) -> LayerDelta:
+    """Keep `keep` of the `live` experts of one layer: a sliced router over the same stacks."""
+    where = {expert: row for row, expert in enumerate(live)}
+    picked = [where[expert] for expert in keep]
+    arrays = {
+        p.path: take_rows(resident.tree.get(p.path), picked, p.tail)
+        for p in layer.router_parameters()
+    }
+    paths = [(p.path, p.tail) for p in layer.parameters]
+    if layer.experts_list:
+        paths.append((layer.experts, 0))
+    rows: dict[str, Rows | None] = {}
+    made: dict[tuple[Rows | None, int], Rows | None] = {}
+    for path, tail in paths:
+        # A layer's parameters nearly always hold the same rows: hash those once.
+        before = resident.ledger.get(path)
+        if (before, tail) not in made:
+            made[before, tail] = _kept_rows(before, layer.num_experts + tail, picked, tail)
+        rows[path] = made[before, tail]
+    gone = len(live) - len(keep)
+    return LayerDelta(
+        position=layer.position,
+        live=keep,
+        resident=resident.stack[layer.position],
+        arrays=arrays,
+        rows=rows,
+        counts={key: resident.tree.get_attribute(*key) - gone for key in layer.counts},
+        made=frozenset(arrays),
+    )
+
+
+def _kept_rows(before: Rows | None, total: int, picked: list[int], tail: int) -> Rows | None:
+    """Identity of a parameter after keeping the `picked` live rows, None if as in the checkpoint.
+
+    before: its rows until now, None for the checkpoint's `total`.
+    """
+    ids: tuple[RowId, ...] = before.ids if before is not None else tuple(range(total))
+    kept = [ids[row] for row in picked] + list(ids[len(ids) - tail :] if tail else ())
+    return None if kept == list(range(total)) else Rows.of(kept)

@@ -1,0 +1,68 @@
+"""Options of pruning, by metric or by hand.
+
+Expert sets are `{decoder layer: (expert, ...)}`; experts keep the number they had in the
+checkpoint for as long as the session lives, whatever was pruned before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mlxfun.calibration.options import METRICS
+from mlxfun.data.options import ExpertSets
+
+
+@dataclass(frozen=True, slots=True)
+class SelectOptions:
+    """A change of the hand selection. drop and keep name experts that shall go, or stay after all.
+
+    clear: start from nothing instead of from the staged plan. below: everything with a smaller
+    share of its layer's metric goes too. n_prune: bring every layer to this many that go; even:
+    to as many as go from the layer that loses most. metric: what below, n_prune and even go by.
+    """
+
+    drop: ExpertSets = field(default_factory=dict)
+    keep: ExpertSets = field(default_factory=dict)
+    clear: bool = False
+    below: float | None = None
+    n_prune: int | None = None
+    even: bool = False
+    metric: str = "reap_sum"
+    allow_stale: bool = False
+
+
+PRUNE_METRICS = (*METRICS, "output_error", "auto")
+"""Of a prune: the statistics, or what is measured while pruning (see mlxfun.measured)."""
+
+
+STRATEGIES = ("bottom", "strided")
+
+
+BUDGETS = ("equal", "global")
+
+
+@dataclass(frozen=True, slots=True)
+class PruneOptions:
+    """Which experts go. n_prune counts experts per layer (indices with model_wide).
+
+    budget: "equal", or "global" for counts per layer that average to n_prune. sequential: each
+    layer is judged on what the pruned layers before it put out. refit_experts: the experts that
+    stay take over what went, by least squares.
+    """
+
+    n_prune: int | None = None
+    metric: str = "reap_sum"
+    strategy: str = "bottom"
+    model_wide: bool = False
+    ignore_experts: tuple[int, ...] = ()
+    min_experts_per_layer: int | None = None
+    expert_list: Path | None = None
+    safety_map: Path | None = None
+    safety_mode: str = "protect"  # "protect" or "target"
+    domain_map: Path | None = None
+    domain_mode: str = "protect"
+    allow_stale: bool = False
+    budget: str = "equal"
+    sequential: bool = False
+    refit_experts: bool = False

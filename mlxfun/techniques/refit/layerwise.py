@@ -1,0 +1,357 @@
+"""A prune decided layer by layer, on what the layers before it put out.
+
+One pass over the layers with carried hidden states (mlxfun.hooks.layerwise). Per layer: observe it, choose
+who stays, cut its router, refit the experts that stay (mlxfun.techniques.refit.least_squares), swap the result in so
+that the next layer sees it. Everything is swapped out again at the end, after a cancel and after a
+failure: what remains is a plan and a delta, as of any other edit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from mlxfun.calibration.collect import layer_sums
+from mlxfun.calibration.routing_stats import SUMS, RoutingStats
+from mlxfun.context import SILENT, Context
+from mlxfun.errors import PlanError
+from mlxfun.hooks.layerwise import Carrier
+from mlxfun.model.delta import Delta, LayerDelta, Resident
+from mlxfun.model.experts import Bank
+from mlxfun.model.identity import Rows
+from mlxfun.model.parameters import Stored, dequantised, requantised, row_digests
+from mlxfun.model.router_formula import Routing, Seen
+from mlxfun.techniques.prune.delta import prune_layer
+from mlxfun.techniques.refit.least_squares import Routed, changed, energy, output, refit
+from mlxfun.techniques.refit.output_error import Problem, eliminate, gram_of, most_tokens
+
+if TYPE_CHECKING:
+    from mlxfun.arrays import Array
+    from mlxfun.data.datasets import Batch
+    from mlxfun.hooks.routing import LayerTap, Record
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """All real tokens of one layer. logits: float32 [T, E] of the live experts, rows beyond them
+    left out; stats: [1, E] sums in checkpoint numbers.
+    """
+
+    routed: Routed
+    logits: mx.array
+    stats: RoutingStats
+
+    @property
+    def tokens(self) -> int:
+        """T."""
+        return int(self.routed.inputs.shape[0])
+
+
+def fit_notes(fits: Sequence[Fit]) -> tuple[str, ...]:
+    """What the refits did, in a sentence."""
+    if not fits:
+        return ()
+    used = [fit for fit in fits if fit.kept]
+    before, after = (float(np.mean([getattr(f, n) for f in fits])) for n in ("before", "after"))
+    return (
+        f"refitted {len(used)} of {len(fits)} layers: the error of their outputs was "
+        f"{before:.1%} of their energy, and is {after:.1%}",
+    )
+
+
+Choose = Callable[["LayerTap", Observed], tuple[int, ...]]
+"""(a layer, what it saw) -> the experts that stay, ascending, checkpoint numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How well a layer puts out what it did. before, after: squared error of the experts' summed
+    output relative to its square, without and with the refit; kept: whether the refit is used.
+    """
+
+    layer: int
+    before: float
+    after: float
+    ridge: float
+    kept: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """keep: {decoder layer: experts}. fits: of the layers that were refitted."""
+
+    keep: dict[int, tuple[int, ...]]
+    delta: Delta
+    fits: tuple[Fit, ...]
+
+
+class Recalibration:
+    """One pass over a resident model; the model is as before when `run` returns.
+
+    follow: later layers see what was done to earlier ones (always with refit_experts).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        resident: Resident,
+        stored: Stored,
+        *,
+        follow: bool,
+        refit_experts: bool,
+    ) -> None:
+        self._model, self._resident, self._stored = model, resident, stored
+        self._modules = dict(model.named_modules())
+        self._follow = follow or refit_experts
+        self._refit = refit_experts
+        if refit_experts:
+            self.require_stacks()
+
+    def require_stacks(self) -> None:
+        """Raise PlanError for experts that are not computed as one stack, before any work."""
+        for tap in self._resident.taps.layers:
+            self.bank(tap)
+
+    def bank(self, tap: LayerTap) -> Bank:
+        """The live experts of a layer. Raises PlanError where they are no stack."""
+        try:
+            return Bank.of(tap, self._modules)
+        except PlanError:
+            raise PlanError(
+                f"the experts of layer {tap.layer.index} ({tap.layer.family}) are no stack of known "
+                "projections, so their outputs cannot be foreseen or refitted; prune by a metric "
+                "of the statistics, e.g. --metric reap_sum"
+            ) from None
+
+    def run(self, batches: Sequence[Batch], choose: Choose, ctx: Context = SILENT) -> Outcome:
+        """Decide and, where asked to, refit every layer."""
+        carrier = Carrier(self._model, self._resident.taps, batches, ctx)
+        keep: dict[int, tuple[int, ...]] = {}
+        deltas: list[LayerDelta] = []
+        fits: list[Fit] = []
+        inverses: list[Delta] = []
+        taps = self._resident.taps.layers
+        try:
+            for number, tap in enumerate(taps):
+                observed = observe(carrier, tap, ctx)
+                kept = choose(tap, observed)
+                keep[tap.layer.index] = kept
+                if kept != tap.live:
+                    delta, fit = self._cut(carrier, tap, observed, kept, ctx)
+                    deltas.append(delta)
+                    fits += [fit] if fit is not None else []
+                    if self._follow:
+                        inverses.append(self._resident.swap(Delta((delta,))))
+                ctx.progress("pruning", number + 1, len(taps), "layers")
+        finally:
+            for inverse in reversed(inverses):
+                self._resident.swap(inverse)
+        return Outcome(keep, Delta(tuple(deltas)), tuple(fits))
+
+    def _cut(
+        self,
+        carrier: Carrier,
+        tap: LayerTap,
+        observed: Observed,
+        kept: tuple[int, ...],
+        ctx: Context,
+    ) -> tuple[LayerDelta, Fit | None]:
+        """The layer with fewer experts, the model unchanged."""
+        sliced = prune_layer(self._resident, tap.layer, tap.live, kept)
+        if not self._refit:
+            return sliced, None
+        wanted = output(self.bank(tap), observed.routed)
+        inverse = self._resident.swap(Delta((sliced,)))
+        try:
+            # Seen again, so that the choice and the weights are those of the model's own router.
+            routed = observe(carrier, tap, ctx).routed
+            return self.refitted(tap, sliced, routed, wanted)
+        finally:
+            self._resident.swap(inverse)
+
+    def refitted(
+        self, tap: LayerTap, sliced: LayerDelta, routed: Routed, wanted: mx.array
+    ) -> tuple[LayerDelta, Fit]:
+        """`sliced` with refitted output projections, if they are better as they are stored.
+
+        `sliced` must be swapped in. routed: what its experts are given. wanted: float32 [T, D].
+        """
+        bank = self.bank(tap)
+        whole = max(energy(wanted), 1e-30)
+        rest = wanted - output(bank, routed)
+        before = energy(rest) / whole
+        found, ridge = refit(bank, routed, rest)
+        changes = {bank.rows[e]: change for e, change in found.items()}
+        module, path = bank.projection(bank.outward), f"{bank.path}.{bank.outward}"
+        arrays = requantised(
+            module,
+            changed(dequantised(module), changes),
+            lambda leaf: self._stored(f"{path}.{leaf}"),
+        )
+        new = {f"{path}.{leaf}": _rows_of(module[leaf], array, changes)
+               for leaf, array in arrays.items()}  # fmt: skip
+        after = self._error_with(bank, routed, wanted, new) / whole
+        kept = after < before
+        fit = Fit(tap.layer.index, before, after, ridge, kept)
+        return (self._with_rows(sliced, new) if kept else sliced), fit
+
+    def _error_with(
+        self, bank: Bank, routed: Routed, wanted: mx.array, new: dict[str, mx.array]
+    ) -> float:
+        """Squared error with the arrays `new` in place."""
+        tree = self._resident.tree
+        old = {path: tree.get(path) for path in new}
+        try:
+            for path, array in new.items():
+                tree.put(path, array)
+            return energy(wanted - output(bank, routed))
+        finally:
+            for path, array in old.items():
+                tree.put(path, array)
+
+    def _with_rows(self, sliced: LayerDelta, new: dict[str, mx.array]) -> LayerDelta:
+        """A delta that also replaces whole stacks; rows that stayed as they were keep their id."""
+        rows = dict(sliced.rows)
+        for path, array in new.items():
+            stack = sliced.resident
+            live = [stack.index(expert) for expert in sliced.live]
+            index = mx.array(np.array(live, dtype=np.uint32))
+            held = self._resident.tree.get(path)[index]
+            same = np.array(mx.all((array[index] == held).reshape(len(live), -1), axis=1))
+            known = sliced.rows.get(path)
+            ids: list[Any] = list(known.ids) if known is not None else list(range(len(live)))
+            moved = [i for i in range(len(live)) if not same[i]]
+            if moved:
+                chosen = index[mx.array(np.array(moved, dtype=np.uint32))]
+                digests = row_digests(array[chosen], self._stored(path))
+                for i, digest in zip(moved, digests, strict=True):
+                    ids[i] = digest
+                rows[path] = Rows.of(ids)
+        arrays = {**sliced.arrays, **new}
+        return replace(sliced, arrays=arrays, rows=rows, made=sliced.made | frozenset(new))
+
+
+def _rows_of(old: mx.array, new: mx.array, changes: dict[int, mx.array]) -> mx.array:
+    """`old` with the rows that changed: packing the others again could move their last bit."""
+    index = mx.array(sorted(changes), dtype=mx.uint32)
+    whole = mx.array(old)
+    whole[index] = new[index]
+    mx.eval(whole)
+    return whole
+
+
+# -- observing --------------------------------------------------------------------------------
+
+
+def observe(carrier: Carrier, tap: LayerTap, ctx: Context = SILENT) -> Observed:
+    """Run a layer on all batches and keep what every real token was given."""
+    layer = tap.layer
+    stats = RoutingStats.empty((layer.index,), layer.num_experts)
+    parts: list[tuple[mx.array, mx.array, Array, Array]] = []
+    for batch, records in carrier.observe(layer.position, ctx):
+        real = np.flatnonzero(batch.mask.reshape(-1)).astype(np.uint32)
+        mask = mx.array(batch.mask.reshape(-1).astype(np.float32))
+        sums = layer_sums(tap, records, mask)
+        x, logits, chosen, weights = _tokens(tap, records[-1], mx.array(real))
+        mx.eval(sums, x, logits, chosen, weights)
+        parts.append((x, logits, np.array(chosen), np.array(weights)))
+        update = np.array(sums).reshape(1, len(SUMS), -1)
+        stats = stats.plus(update, len(batch.rows), len(real))
+    routed = Routed(
+        mx.concatenate([x for x, _, _, _ in parts]),
+        _positions(tap, np.concatenate([c for _, _, c, _ in parts]), [w for *_, w in parts]),
+        np.concatenate([w for *_, w in parts]),
+    )
+    return Observed(routed, mx.concatenate([z for _, z, _, _ in parts]), stats)
+
+
+def _tokens(
+    tap: LayerTap, record: Record, pick: mx.array
+) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+    """Inputs [n, D], logits [n, E], chosen [n, K] and weights [n, K] of the picked tokens."""
+    if record.inputs is None or record.logits is None or record.weights is None:
+        raise RuntimeError(f"the forward did not show what decoder layer {tap.layer.index} routes")
+    width = record.indices.shape[-1]
+    weights = record.weights.reshape(-1, width)[pick].astype(mx.float32)
+    if tap.layer.facts.weights_inside:
+        weights = mx.ones_like(weights)  # the input holds the weight already
+    logits = record.logits.reshape(-1, record.logits.shape[-1])[pick][:, : len(tap.live)]
+    return (
+        record.inputs.reshape(-1, record.inputs.shape[-1])[pick],
+        logits.astype(mx.float32),
+        record.indices.reshape(-1, width)[pick],
+        weights,
+    )
+
+
+def _positions(tap: LayerTap, chosen: Array, weights: list[Array]) -> Array:
+    """Checkpoint numbers as positions among the live experts, -1 where nothing was routed."""
+    where = np.full(tap.layer.num_experts, -1, dtype=np.int64)
+    where[list(tap.live)] = np.arange(len(tap.live))
+    found = where[chosen.astype(np.int64)]
+    if tap.layer.router_rows > tap.layer.num_experts:
+        # longcat's zero experts appear as index 0 with weight 0.
+        found = np.where(np.concatenate(weights) == 0, -1, found)
+    return np.asarray(found)
+
+
+# -- choosing by output error -----------------------------------------------------------------
+
+
+def by_output_error(
+    recalibration: Recalibration, resident: Resident, tap: LayerTap, observed: Observed
+) -> Problem:
+    """The layer as a problem of output error. Raises PlanError for a router without a formula."""
+    experts = len(tap.live)
+    count = min(observed.tokens, most_tokens(experts))
+    pick = np.unique(np.linspace(0, observed.tokens - 1, count).round().astype(np.uint32))
+    index = mx.array(pick)
+    logits, routed = observed.logits[index], observed.routed
+    chosen, weights = routed.chosen[pick], routed.weights[pick]
+    inputs, gates, applied = routed.inputs[index], None, weights
+    if tap.layer.facts.weights_inside:
+        gates = mx.sigmoid(logits)
+        applied = np.take_along_axis(np.array(gates), chosen, axis=1)
+        inputs = inputs / mx.array(np.maximum(applied, 1e-6)).astype(inputs.dtype)
+    routing = Routing.of(tap, resident, Seen(logits, chosen, applied))
+    if gates is not None:
+        routing = replace(routing, normalised=True)  # the input holds the weight: all are one
+    wanted = mx.put_along_axis(mx.zeros(logits.shape), mx.array(chosen), mx.array(weights), axis=-1)
+    return Problem(routing, logits, gram_of(recalibration.bank(tap), inputs, gates), wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Who may go from a layer, bool [E] in checkpoint numbers, and in how many groups it routes.
+
+    first: those that go before all others.
+    """
+
+    may_go: Array
+    first: Array
+    n_group: int = 1
+
+
+def keep_by_output_error(
+    problem: Problem, live: tuple[int, ...], count: int, candidates: Candidates
+) -> tuple[int, ...]:
+    """The experts that stay when `count` go, the same number from each group."""
+    here = np.array(live)
+    groups = candidates.n_group
+    group = np.arange(len(here)) // (len(here) // groups)
+    may_go, first = candidates.may_go[here], candidates.first[here]
+
+    def allowed(gone: list[int]) -> Array:
+        taken = np.bincount(group[gone], minlength=groups) if gone else np.zeros(groups)
+        open_now = may_go & (taken < count // groups)[group]
+        open_now[gone] = False
+        wished = open_now & first
+        return np.asarray(wished if wished.any() else open_now)
+
+    gone, _ = eliminate(problem, count, allowed)
+    return tuple(int(e) for i, e in enumerate(here) if i not in set(gone))

@@ -1,0 +1,28 @@
+"""Options of amplify and bake."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlxfun.data.options import DatasetOptions
+
+
+@dataclass(frozen=True, slots=True)
+class AmplifyOptions:
+    """Which experts are raised in their routers: those of a domain report, by scale x (composite
+    score - threshold). data: calibration text, needed where boosts are folded into router rows.
+    """
+
+    domain_map: Path
+    data: DatasetOptions | None = None
+    scale: float = 0.5
+    threshold: float = 0.0
+    allow_stale: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BakeOptions:
+    """data: calibration text, see AmplifyOptions."""
+
+    data: DatasetOptions | None = None

@@ -1,0 +1,37 @@
+"""Numbers and options as words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def option_words(options: Any, default: Any) -> list[str]:
+    """Options of a dataclass as words of a command line, without those that are as in `default`."""
+    words = []
+    for name in options.__dataclass_fields__:
+        value = getattr(options, name)
+        if value == getattr(default, name):
+            continue
+        flag = "--" + name.replace("_", "-")
+        if value is True:
+            words.append(flag)
+        elif isinstance(value, tuple):
+            words += [flag, ",".join(map(str, value))]
+        else:
+            words += [flag, str(value)]
+    return words
+
+
+def readable_bytes(count: int | float) -> str:
+    """`count` bytes in powers of 1024: 0 B, 1.5 KiB, 6.1 MiB."""
+    size, sign = abs(float(count)), "-" if count < 0 else ""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{sign}{size:.0f} B" if unit == "B" else f"{sign}{size:.1f} {unit}"
+        size /= 1024
+    return f"{sign}{size:.1f} TiB"
+
+
+def counted(count: int, one: str, more: str) -> str:
+    """`count` with its words: 1 expert goes, 4 experts go."""
+    return f"{count:,} {one if count == 1 else more}"

@@ -1,0 +1,121 @@
+"""Sessions that were cut short: when one is offered, what is refused, what is forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from commands.scripts import resume
+from mlxfun.events import Notice
+from tests.commands.conftest import Bench
+
+MakeBench = Callable[..., Bench]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "sessions"
+
+
+def crashed(make_bench: MakeBench, folder: Path, *lines: str) -> Path:
+    """A session that did `lines` and whose process is gone without a word."""
+    bench = make_bench()
+    bench.engine.keep(folder)
+    bench.do("load demo", *lines)
+    journal = bench.engine._bench.journal
+    kept = journal.kept
+    assert kept is not None
+    journal.close()  # as the system does for a process that is killed
+    for beside in kept.parent.glob(f"{kept.stem}.*.npz"):
+        beside.rename(beside.with_name(beside.name.replace(kept.stem, "gone", 1)))
+    return kept.rename(kept.with_stem("gone"))
+
+
+def notices(bench: Bench) -> list[str]:
+    return [e.text for e in bench.events if isinstance(e, Notice)]
+
+
+def test_a_session_that_runs_is_nobody_elses_to_resume(make_bench: MakeBench, folder: Path) -> None:
+    running = make_bench()
+    running.engine.keep(folder)
+    running.do("load demo", "collect --dataset demo:mixed --max-samples 2")
+    assert resume.cut_short(folder) == []
+    running.engine.forget()
+    assert list(folder.iterdir()) == []
+
+
+def test_the_next_load_tells_of_it_once(make_bench: MakeBench, folder: Path) -> None:
+    crashed(make_bench, folder, "collect --dataset demo:mixed --max-samples 2", "prune --n-prune 2")
+    bench = make_bench()
+    bench.engine.keep(folder)
+    bench.do("load demo", "load demo --drop")
+    told = [text for text in notices(bench) if "was cut short" in text]
+    assert len(told) == 1
+    assert "on demo was cut short after 2 commands: type resume" in told[0]
+
+
+def test_it_is_brought_back_and_kept_on_in_the_new_session(
+    make_bench: MakeBench, folder: Path
+) -> None:
+    path = crashed(
+        make_bench, folder, "collect --dataset demo:mixed --max-samples 2", "prune --n-prune 2",
+        "apply", "stats save s.npz",
+    )  # fmt: skip
+    bench = make_bench()
+    bench.engine.keep(folder)
+    (ended,) = bench.do("resume")
+    assert ended.report is not None
+    assert ended.report.data() == {"commands": 3, "passed": 1, "cut": None}
+    assert not path.exists()
+    kept = bench.engine._bench.journal.kept
+    assert kept is not None
+    assert "\napply\n" in kept.read_text()
+
+
+def test_a_line_that_was_running_is_named_and_not_run(make_bench: MakeBench, folder: Path) -> None:
+    path = crashed(make_bench, folder, "collect --dataset demo:mixed --max-samples 2")
+    with path.open("a") as file:
+        file.write("prune --n-prune 2\n")
+    bench = make_bench()
+    bench.engine.keep(folder)
+    (ended,) = bench.do("resume")
+    assert ended.report is not None
+    assert ended.report.data()["cut"] == "prune --n-prune 2"
+    assert bench.engine.view().plan is None
+
+
+def test_it_is_refused_elsewhere_since_its_paths_would_lead_astray(
+    make_bench: MakeBench, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = crashed(make_bench, folder, "collect --dataset demo:mixed --max-samples 2")
+    folder.parent.joinpath("elsewhere").mkdir()
+    monkeypatch.chdir(folder.parent / "elsewhere")
+    bench = make_bench()
+    bench.engine.keep(folder)
+    error = bench.run("resume").error
+    assert error is not None
+    assert f"ran in {folder.parent}: start mlxfun-shell there" in error
+    assert path.exists()
+
+
+def test_drop_forgets_it(make_bench: MakeBench, folder: Path) -> None:
+    path = crashed(make_bench, folder, "collect --dataset demo:mixed --max-samples 2")
+    bench = make_bench()
+    bench.engine.keep(folder)
+    bench.do("resume --drop")
+    assert not path.exists()
+    assert [p.name for p in folder.iterdir()] == [bench.engine._bench.journal.kept.name]
+    error = bench.run("resume").error
+    assert error is not None
+    assert "no session was cut short" in error
+
+
+def test_a_session_without_a_command_is_not_worth_a_word(
+    make_bench: MakeBench, folder: Path
+) -> None:
+    path = crashed(make_bench, folder)
+    assert resume.cut_short(folder) == []
+    assert not path.exists()

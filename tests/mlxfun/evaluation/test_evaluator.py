@@ -1,0 +1,131 @@
+"""Perplexity, confidence interval, KL and agreement against a slow float64 reference."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import tiny_models
+from rigs import keep_fewer
+
+from mlxfun.errors import DatasetError
+from mlxfun.evaluation.evaluator import (
+    EvalSet,
+    Evaluator,
+    Likelihood,
+    joined,
+    kl_figures,
+    perplexity,
+)
+from mlxfun.hooks.head import HeadTap
+
+SEQUENCES = tuple(
+    np.array([(3 * i + 7 * n + i * i) % 61 for i in range(length)], dtype=np.int32)
+    for n, length in enumerate((5, 17, 9, 30, 2, 12))
+)
+DATA = EvalSet("set", SEQUENCES)
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    wide = logits.astype(np.float64)
+    top = wide.max(-1, keepdims=True)
+    return wide - top - np.log(np.exp(wide - top).sum(-1, keepdims=True))
+
+
+def naive(model) -> list[np.ndarray]:
+    """Log-probabilities [T-1, V] of each sequence, alone, in float64."""
+    return [log_softmax(np.array(model(mx.array(s[None])))[0, :-1]) for s in SEQUENCES]
+
+
+# Softcaps (gemma) and scales (granite) after the head cannot be rebuilt from hidden states.
+@pytest.mark.parametrize("name", tiny_models.RUNNABLE)
+def test_figures_equal_a_slow_reference_on_every_architecture(rig, name):
+    r = rig(name)
+    head = HeadTap(r.model, r.anatomy.head)
+    evaluator = Evaluator(r.model, head, 64)
+    base = naive(r.model)
+    reference = evaluator.reference("base", DATA)
+    undo = r.prune(keep_fewer(r.anatomy))
+    pruned = naive(r.model)
+
+    class AtBase:
+        def __enter__(self):
+            self.redo = r.resident.swap(undo)
+
+        def __exit__(self, *_):
+            r.resident.swap(self.redo)
+
+    likelihood, (comparison,) = evaluator.compare(DATA, [reference], [AtBase])
+    nll = np.concatenate(
+        [-p[np.arange(len(s) - 1), s[1:]] for p, s in zip(pruned, SEQUENCES, strict=True)]
+    )
+    kl = np.concatenate([(np.exp(p) * (p - q)).sum(-1) for p, q in zip(base, pruned, strict=True)])
+    agree = np.concatenate(
+        [p.argmax(-1) == q.argmax(-1) for p, q in zip(base, pruned, strict=True)]
+    )
+    order = np.argsort(likelihood.sequence, kind="stable")
+    np.testing.assert_allclose(likelihood.nll[order], nll, rtol=1e-4, atol=1e-5)
+    figures = kl_figures([comparison])
+    assert abs(figures["kl_mean"] - kl.mean()) <= 1e-5
+    assert abs(figures["top1_agreement"] - agree.mean()) <= 1 / len(agree)
+    value, (low, high) = perplexity(likelihood)
+    assert value == pytest.approx(math.exp(nll.mean()), rel=1e-4)
+    assert low < value < high
+
+
+def test_a_reference_is_read_once_and_costs_no_forward_afterwards(rig):
+    r = rig("qwen3_moe")
+    evaluator = Evaluator(r.model, HeadTap(r.model, r.anatomy.head), 64)
+    first = evaluator.reference("base", DATA)
+    calls = []
+    evaluator._model = lambda *_: calls.append(1)
+    assert evaluator.reference("base", DATA) is first
+    assert not calls
+    assert evaluator.has_reference("base", DATA)
+    assert not evaluator.has_reference("base", EvalSet("set", SEQUENCES[:2]))
+
+
+def test_watching_the_head_leaves_the_model_as_it_was(rig):
+    for name in ("qwen3_moe", "hunyuan"):  # an untied and a tied head
+        r = rig(name)
+        head = HeadTap(r.model, r.anatomy.head)
+        module = dict(r.model.named_modules())[r.anatomy.head.path]
+        kind, plain = type(module), r.logits([[1, 2, 3]])
+        with head.watching():
+            out = r.model(mx.array([[1, 2, 3]]))
+            assert np.array_equal(np.array(head.logits(head.seen)), np.array(out))
+        assert type(module) is kind
+        assert np.array_equal(np.array(plain), np.array(out))
+
+
+def test_the_interval_treats_sequences_as_the_units():
+    """By hand: two sequences of two tokens with losses (1, 1) and (3, 3): m = 2, se = sqrt(2*8)/4."""
+    likelihood = Likelihood(np.array([1.0, 1.0, 3.0, 3.0]), np.array([0, 0, 1, 1]))
+    value, (low, high) = perplexity(likelihood)
+    assert value == pytest.approx(math.exp(2))
+    assert low == pytest.approx(math.exp(2 - 1.96))
+    assert high == pytest.approx(math.exp(2 + 1.96))
+
+
+def test_sets_are_joined_with_their_sequences_kept_apart():
+    part = Likelihood(np.array([1.0, 2.0]), np.array([0, 1]))
+    both = joined([part, part])
+    assert both.sequence.tolist() == [0, 1, 2, 3]
+    assert both.nll.tolist() == [1.0, 2.0, 1.0, 2.0]
+
+
+def test_nothing_to_evaluate_is_an_error():
+    with pytest.raises(DatasetError, match="no tokens to evaluate"):
+        perplexity(Likelihood(np.array([]), np.array([], dtype=int)))
+
+
+def test_batches_keep_the_logits_near_their_budget(rig):
+    r = rig("qwen3_moe")
+    evaluator = Evaluator(r.model, None, 1 << 20)
+    for batch in evaluator.batches(DATA):
+        assert batch.tokens.size <= 64
+    with nullcontext():
+        assert sum(len(b.rows) for b in evaluator.batches(DATA)) == len(SEQUENCES)

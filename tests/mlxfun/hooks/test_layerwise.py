@@ -1,0 +1,120 @@
+"""Hidden states carried layer by layer are those of the plain forward, bit for bit."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import tiny_models
+from rigs import keep_fewer
+
+from mlxfun.context import Context
+from mlxfun.data.datasets import batches
+from mlxfun.errors import Cancelled
+from mlxfun.hooks.layerwise import Carrier, _decoder_layers, intercepting
+
+SEQUENCES = [
+    np.array([(7 * i + i * i) % 61 for i in range(23)], np.int32),
+    np.array([3, 14, 15, 9, 26, 5, 35, 8, 9, 7, 9], np.int32),
+    np.array([1, 60, 2, 50], np.int32),
+]
+RERUN = {"hunyuan", "deepseek_v41", "kimi_k3", "gemma4_text", "gemma4"}
+"""Architectures whose layers hand on more than hidden states: observed by whole forwards."""
+
+
+def two_batches():
+    return batches(SEQUENCES, 30, 2)
+
+
+def plain_records(rig, tokens):
+    """Records of every layer in one plain forward of the whole model."""
+    for tap in rig.taps.layers:
+        tap.want_inputs = True
+    with rig.taps.recording(norms=True, logits=True):
+        rig.model(mx.array(tokens))
+        records = rig.taps.drain()
+    for tap in rig.taps.layers:
+        tap.want_inputs = False
+    return records
+
+
+def equal(a: mx.array, b: mx.array) -> bool:
+    return bool(mx.array_equal(a, b, equal_nan=True).item())
+
+
+def check_observations(rig, carrier):
+    for position in range(len(rig.taps.layers)):
+        seen = list(carrier.observe(position))
+        assert len(seen) == 2
+        for batch, (record,) in seen:
+            (expected,) = plain_records(rig, batch.tokens)[position]
+            for name in ("indices", "weights", "norms", "logits", "inputs"):
+                assert equal(getattr(record, name), getattr(expected, name)), name
+
+
+@pytest.mark.parametrize("name", tiny_models.RUNNABLE)
+def test_every_layer_is_observed_as_in_the_plain_forward_bit_for_bit(rig, name):
+    r = rig(name)
+    carrier = Carrier(r.model, r.taps, two_batches())
+    assert (name in RERUN) == (carrier.obstacle is not None), carrier.obstacle
+    check_observations(r, carrier)
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss", "gemma4_text", "dbrx"])
+def test_a_layer_edited_on_the_way_is_what_later_layers_see(rig, name):
+    r = rig(name)
+    carrier = Carrier(r.model, r.taps, two_batches())
+    list(carrier.observe(0))
+    r.prune(keep_fewer(r.anatomy))  # layer 0 was observed unedited, and is run edited
+    for batch, (record,) in carrier.observe(1):
+        (expected,) = plain_records(r, batch.tokens)[1]
+        assert equal(record.inputs, expected.inputs)
+
+
+def test_observing_by_whole_forwards_sees_the_same(rig):
+    r = rig("qwen3_moe")
+    carrier = Carrier(r.model, r.taps, two_batches())
+    carrier.obstacle = "for the test"
+    check_observations(r, carrier)
+
+
+def test_attention_runs_once_for_observing_and_moving_on(rig):
+    r = rig("qwen3_moe")
+    carrier = Carrier(r.model, r.taps, two_batches())
+    calls = []
+
+    def count(number, own, args, kwargs):
+        calls.append(number)
+        return own(*args, **kwargs)
+
+    layers = _decoder_layers(r.model, r.taps)
+    with intercepting([layer.self_attn for layer in layers], count):
+        for position in range(len(layers)):
+            list(carrier.observe(position))
+    assert calls == [n for n in range(len(layers)) for _ in range(2)]
+
+
+def test_a_model_whose_layers_share_more_than_hidden_states_is_noticed(rig):
+    """Here a layer's output depends on how many layers ran before it."""
+    r = rig("qwen3_moe")
+    memory = []
+
+    def remembers(number, own, args, kwargs):
+        memory.append(number)
+        return own(*args, **kwargs) * float(len(memory))
+
+    with intercepting(_decoder_layers(r.model, r.taps), remembers):
+        carrier = Carrier(r.model, r.taps, two_batches())
+    assert carrier.obstacle == "its layers hand on more than hidden states"
+
+
+def test_a_cancel_stops_between_batches(rig):
+    class Stop(Context):
+        def check(self) -> None:
+            raise Cancelled("cancelled")
+
+    r = rig("qwen3_moe")
+    carrier = Carrier(r.model, r.taps, two_batches())
+    with pytest.raises(Cancelled):
+        list(carrier.observe(0, Stop()))
+    assert all(tap.records is None for tap in r.taps.layers)

@@ -1,0 +1,38 @@
+"""What only the screen can judge of the user's configuration: themes and keys."""
+
+from __future__ import annotations
+
+from commands.config import Config
+from tui import themes
+from tui.input import key_labels
+from tui.input.key_labels import Names
+from tui.input.keymap import BY_ID, KEYS, keys_for
+
+
+def check_config(config: Config) -> None:
+    """Raise UsageError, with file and line, for a theme or a key that there is not."""
+    known = [theme.name for theme in themes.THEMES]
+    if config.theme not in (None, *known):
+        raise config.wrong("theme", f"{config.theme!r} is unknown; known are {', '.join(known)}")
+    for name, given in config.keys.items():
+        if name not in BY_ID:
+            raise config.wrong(f"keys.{name}", f"unknown; known are {', '.join(BY_ID)}")
+        problem = key_labels.why_not(name, given)
+        if problem:
+            raise config.wrong(f"keys.{name}", problem)
+    names = Names.of(config.keys)
+    for scope in sorted({scope for key in KEYS for scope in key.scope.split(",")}):
+        _check_clashes(config, names, scope)
+
+
+def _check_clashes(config: Config, names: Names, scope: str) -> None:
+    """No key may mean two things in one place."""
+    taken: dict[str, str] = {}
+    for key in keys_for(scope):
+        for name in names.keys[key.id]:
+            other = taken.setdefault(name, key.id)
+            if other == key.id:
+                continue
+            changed, kept = (key.id, other) if key.id in config.keys else (other, key.id)
+            if changed in config.keys:  # the keys as they come may share one, by panel
+                raise config.wrong(f"keys.{changed}", f"{name} is the key of {kept} already")

@@ -1,0 +1,295 @@
+"""What can be done now and what to do next: pure functions from the state to words and keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from rich.cells import cell_len
+
+from mlxfun.steering.reports import SteerReport
+from tui.input import expert_selection
+from tui.input.keymap import BY_ID, Key, command_of, keys_for
+from tui.input.steering_mixer import map_words
+from tui.state import AppState
+
+# Perplexity over the checkpoint's from which on the next step offered is no longer to apply.
+BEARABLE = 1.25
+# What to do next, by the id of the key that leads on.
+STEPS = {
+    "collect": "Press {collect} to calibrate: watch which experts work.",
+    "prune": "Press {prune} to stage a prune, or pick experts with {pick}; nothing is lost until "
+    "you apply, and undo takes it back.",
+    "pick_even": "The layers lose different numbers: {pick_even} evens it out by score, {pick} "
+    "picks on.",
+    "preview": "A plan is staged: {preview} measures it, {chat} talks to it, {flip} swaps base and "
+    "candidate.",
+    "discard": "That costs a lot of quality: {discard} discards, {prune} stages a smaller prune, "
+    "{apply} applies all the same.",
+    "apply": "Measured. Press {apply} to apply, {discard} to discard, {flip} to compare base and "
+    "candidate.",
+    "save": "Applied. {undo} undoes, {save} saves the model, {chat} chats with it.",
+}
+
+
+def layer_at(state: AppState, position: int) -> int:
+    """The decoder layer of MoE layer number `position`."""
+    heat = state.view.heat
+    return heat.layers[position] if heat and position < len(heat.layers) else position
+
+
+def expert_name(state: AppState) -> str:
+    """The expert under the cursor as commands write it, "L:E"."""
+    position, expert = state.cursor
+    return f"{layer_at(state, position)}:{expert}"
+
+
+def steer_line(steering: SteerReport | None, layer: int, expert: int, way: str) -> str:
+    """The command line that steers one expert "up", "down" or "off" and keeps all other steering.
+
+    It always names the whole configuration, so that what a key does never depends on the past.
+    Reports stay reports, except those of an expert that is turned off: they cannot spare one.
+    """
+    up = {(ly, e) for ly, es in (steering.activated if steering else {}).items() for e in es}
+    down = {(ly, e) for ly, es in (steering.deactivated if steering else {}).items() for e in es}
+    uses = [
+        use
+        for use in (steering.maps if steering else ())
+        if way != "off" or (layer, expert) not in use.names
+    ]
+    theirs = {cell for use in uses for cell in use.cells}
+    up, down = ({c for c in some if c not in theirs} for some in (up, down))
+    up.discard((layer, expert))
+    down.discard((layer, expert))
+    if way != "off":
+        (up if way == "up" else down).add((layer, expert))
+    words = ["steer", "--clear"]
+    if steering is not None and steering.rule == "additive" and (up or down or uses):
+        words += ["--rule", "additive", "--boost-value", f"{steering.boost_value:g}"]
+        words += ["--mask-value", f"{steering.mask_value:g}"]
+    for option, pairs in (("--activate", up), ("--deactivate", down)):
+        if pairs:
+            words += [option, ",".join(f"{ly}:{e}" for ly, e in sorted(pairs))]
+    faders = steering.levels.items() if steering is not None else ()
+    # A fader under the key gives way to it.
+    levels = [
+        (ly, e, x) for ly, some in faders for e, x in some.items() if (ly, e) != (layer, expert)
+    ]
+    if levels:
+        words += ["--level", ",".join(f"{ly}:{e}={x:g}" for ly, e, x in sorted(levels))]
+    words += map_words([(use.kind, use.path, use.mode, use.most) for use in uses])
+    return " ".join(words)
+
+
+def command_line(state: AppState, key: Key, node: int | None = None) -> str:
+    """The command line that `key` means now. node: the state selected in the history panel."""
+    view = state.view
+    kept = view.model.experts_kept if view.model else 16
+    position, expert = state.cursor
+    layer = layer_at(state, position)
+    values = {
+        "collect": state.last_line("collect") or "collect --dataset demo:mixed",
+        "prune": state.last_line("prune") or f"prune --n-prune {max(1, kept // 4)}",
+        "save": state.last_line("save") or "save out",
+        "expert": f"{layer}:{expert}",
+        "steer_up": steer_line(view.steering, layer, expert, "up"),
+        "steer_down": steer_line(view.steering, layer, expert, "down"),
+        "steer_off": steer_line(view.steering, layer, expert, "off"),
+        "node": str(node if node is not None else ""),
+        "marked": str(compared_with(state, node)),
+    }
+    return key.target.format(**values)
+
+
+def compared_with(state: AppState, node: int | None) -> int:
+    """The state that `node` is compared with: the marked one, the model's, its parent, any other."""
+    history = state.view.history
+    parents = {n.id: n.parent for n in history.nodes} if history else {}
+    current = history.current if history else None
+    wishes = (state.marked, current, parents.get(node) if node is not None else None, *parents)
+    return next((n for n in wishes if n is not None and n != node and n in parents), 0)
+
+
+def why_not(state: AppState, key: Key) -> str:
+    """Why `key` does nothing now, in words; "" when it does something."""
+    reason = _compare_reason(state, key) or _edit_reason(state, key)
+    name = command_of(key)
+    if reason or name is None:
+        return reason
+    row = state.row(name)
+    if row is None:
+        return "" if state.rows else "still starting"
+    return "" if row.enabled else (row.reason or "not possible now")
+
+
+def _compare_reason(state: AppState, key: Key) -> str:
+    """Why there is nothing to hold against each other."""
+    if key.id == "both" and not state.talk.both and nothing_to_compare(state):
+        return "nothing to compare: the model is as it was loaded; stage a plan, or steer"
+    if key.id == "compare" and len(state.view.history.nodes if state.view.history else ()) < 2:
+        return "there is one state only"
+    if key.id == "compare" and state.view.plan is not None:
+        return "a plan is staged: apply or discard it first"
+    return ""
+
+
+def _edit_reason(state: AppState, key: Key) -> str:
+    """Why experts cannot be picked, pruned, applied or mixed."""
+    loaded = state.view.model is not None
+    if key.works_in("experts") and key.kind != "run" and not loaded:
+        return "no model yet"
+    if key.target.startswith("mix ") and key.id != "mix" and not state.mixer:
+        return state.names.say("the mixer is empty: {mix} in the map brings an expert here")
+    if key.target.startswith("pick "):
+        return expert_selection.why_not(state)
+    if key.id == "apply" and uneven(state):
+        return f"{uneven(state)}: {state.names.say('press {pick_even} to even it out by score')}"
+    measured = state.view.heat is not None and bool(state.view.heat.metrics)
+    if key.id in ("prune", "why") and loaded and not measured:
+        return state.names.say(expert_selection.UNMEASURED)
+    return ""
+
+
+def edited(state: AppState) -> bool:
+    """Whether the model is in another state than it was loaded in."""
+    history = state.view.history
+    return history is not None and history.current != 0
+
+
+def nothing_to_compare(state: AppState) -> bool:
+    """Whether both sides would be the same: no plan, no edit, no steering."""
+    steering = state.view.steering
+    steered = steering is not None and (
+        steering.activated or steering.deactivated or steering.levels
+    )
+    return state.view.plan is None and not steered and not edited(state)
+
+
+def unsaved(state: AppState) -> str:
+    """What would be lost by leaving now, "" for nothing."""
+    if state.view.plan is not None:
+        return "a plan is staged and not applied"
+    lost = edited(state) and state.view.state not in state.saved
+    return "the edits are not saved" if lost else ""
+
+
+def uneven(state: AppState) -> str:
+    """Which layers of a selection by hand lose more than others, "" when it can be applied."""
+    plan = state.view.plan
+    by_hand = state.draft is not None or (plan is not None and plan.strategy == "hand")
+    return expert_selection.unevenness(state) if by_hand else ""
+
+
+def next_key(state: AppState) -> str:
+    """The id of the key that leads on from here, "" while something runs or without a model."""
+    view = state.view
+    if state.job is not None or view.model is None:
+        return ""
+    if view.heat is None or not view.heat.metrics:
+        return "collect"
+    if view.plan is not None or state.draft is not None:
+        if uneven(state):
+            return "pick_even"
+        if view.scores is None:
+            return "preview" if state.draft is None else ""
+        return "apply" if view.scores.ratio <= BEARABLE else "discard"
+    if edited(state):
+        return "save"
+    return "prune"
+
+
+def next_step(state: AppState) -> str:
+    """One sentence that tells a newcomer what to do next."""
+    if state.job is not None and state.view.model is None:
+        label = state.job.progress.label if state.job.progress else "starting"
+        return f"{state.job.line}: {label} ..."
+    if state.view.model is None:
+        return state.names.say("No model yet: press {command} and type  load demo")
+    return state.names.say(STEPS.get(next_key(state), ""))
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """One key in the bar. key: its id, "" for one of a text field's own; leads: is the next step."""
+
+    sign: str
+    label: str
+    key: str
+    applies: bool = True
+    leads: bool = False
+
+    @property
+    def width(self) -> int:
+        """Columns that it takes."""
+        return cell_len(self.sign) + len(self.label) + 3
+
+
+# What a text field does with keys that are no letters. Where letters are typed, none is a command.
+FIELDS = {
+    "command": (Hint("enter", "run", "", leads=True), Hint("tab", "complete", ""),
+                Hint("↑", "earlier", "")),
+    "chat": (Hint("enter", "send", "", leads=True),),
+}  # fmt: skip
+
+
+def hints(state: AppState, panel: str, room: int, *, typing: bool = False) -> list[Hint]:
+    """Keys for a bar of `room` columns while `panel` has the focus. typing: in a text field of it.
+
+    What applies now comes first, in the order of the main job; greyed ones fill what is left.
+    """
+    leading = next_key(state)
+    ending = ("help",) if typing else ("command", "help")
+    always = [_hint(state, BY_ID[id], leading) for id in ending]
+    rest = _typing_hints(state, panel) if typing else _panel_hints(state, panel, leading)
+    out: list[Hint] = []
+    room -= sum(hint.width for hint in always)
+    for hint in rest:
+        if hint.width <= room:
+            room -= hint.width
+            out.append(hint)
+    return out + always
+
+
+def _typing_hints(state: AppState, panel: str) -> list[Hint]:
+    """The field's own keys, then those that work in fields too."""
+    wanted = ("escape", "palette", "to_map", "to_mixer", "quit")
+    more = [_hint(state, BY_ID[id], "") for id in wanted if state.names.all(id)]
+    if state.job is None:
+        more[0] = replace(more[0], label="leave")
+    return [*FIELDS[panel], *more]
+
+
+def _panel_hints(state: AppState, panel: str, leading: str) -> list[Hint]:
+    """The next step first, then what applies now, then what does not."""
+    kept = ("help", "command")
+    shown = [key for key in keys_for(panel) if key.bar and state.names.all(key.id)]
+    order = {name: place for place, name in enumerate(_main_keys(state))}
+    inside = panel == "experts" and state.heat.shape == "layer"
+    if inside:
+        # The way on and the way back come first.
+        order |= {"closer": -2, "escape": -1}
+
+    def rank(key: Key) -> tuple[bool, bool, float]:
+        own = (2.5 if panel in ("chat", "mixer") else 4.5) + key.bar / 100
+        place = order.get(key.id, own if key.works_in(panel) else 20 + key.bar)
+        return key.id != leading or inside, bool(why_not(state, key)), place
+
+    out = [_hint(state, key, leading) for key in sorted(shown, key=rank) if key.id not in kept]
+    words = {"closer": "dossier", "escape": "back"} if inside and state.job is None else {}
+    return [replace(hint, label=words.get(hint.key, hint.label)) for hint in out]
+
+
+def _hint(state: AppState, key: Key, leading: str) -> Hint:
+    applies = not why_not(state, key)
+    return Hint(state.names[key.id], key.label, key.id, applies, key.id == leading)
+
+
+def _main_keys(state: AppState) -> tuple[str, ...]:
+    """The keys of the main job, those that matter now first."""
+    view = state.view
+    if state.job is not None:
+        return ("escape", "to_map", "chat", "flip", "apply", "discard")
+    if view.plan is not None:
+        return ("preview", "apply", "discard", "flip", "chat", "undo", "prune", "collect", "save")
+    if view.heat is None or not view.heat.metrics:
+        return ("collect", "chat", "evaluate", "save")
+    return ("prune", "undo", "redo", "chat", "save", "collect", "evaluate")

@@ -1,0 +1,157 @@
+"""What the keys of kind "do" change in the state. Pure: the state in, the next state out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from mlxfun.editing.reports import StepReport
+from mlxfun.evaluation.reports import EvaluateReport
+from mlxfun.events import JobEnded
+from tui.input.transcript_model import begins_anew
+from tui.layout import PANELS, UPPER
+from tui.state import AppState
+
+
+def move(state: AppState, down: int, right: int) -> AppState:
+    """The heatmap's cursor `down` and `right`, by layers and experts, kept on the map.
+
+    On the page of one layer experts stand below one another: there the two change places.
+    """
+    inside = state.heat.shape == "layer"
+    return _step(state, right, down) if inside else _step(state, down, right)
+
+
+def _step(state: AppState, down: int, right: int) -> AppState:
+    """The heatmap's cursor `down` layers and `right` experts further."""
+    state = replace(state, anchor=None)
+    if not state.heat.sort:
+        return put(state, state.cursor[0] + down, state.cursor[1] + right)
+    from tui.heat.order import column, expert, order_of
+
+    order, (position, here) = order_of(state), state.cursor
+    # On a sorted map the cursor keeps to its column: the same rank in the next layer.
+    at = column(order, position, here) + right
+    moved = put(state, position + down, max(0, at))
+    return replace(moved, cursor=(moved.cursor[0], expert(order, *moved.cursor)))
+
+
+def edge(state: AppState, right: int) -> AppState:
+    """The heatmap's cursor on the first (-1) or last (1) expert of its layer, as it is shown."""
+    _, experts = _extent(state)
+    return _step(state, 0, right * experts)
+
+
+def put(state: AppState, position: int, expert: int) -> AppState:
+    """The heatmap's cursor at a cell, kept on the map."""
+    count, experts = _extent(state)
+    if not count:
+        return state
+    position = max(0, min(position, count - 1))
+    expert = max(0, min(expert, experts - 1))
+    return replace(state, cursor=(position, expert))
+
+
+def _extent(state: AppState) -> tuple[int, int]:
+    """MoE layers and experts of the model, 0 without one."""
+    view = state.view
+    if view.heat is not None:
+        return len(view.heat.layers), view.heat.experts
+    return (view.model.moe_layers, view.model.experts) if view.model is not None else (0, 0)
+
+
+def point(state: AppState, position: int, at: int) -> AppState:
+    """The heatmap's cursor at a column of the map as it is shown."""
+    state = put(replace(state, anchor=None), position, at)
+    if not state.heat.sort:
+        return state
+    from tui.heat.order import expert, order_of
+
+    return replace(state, cursor=(state.cursor[0], expert(order_of(state), *state.cursor)))
+
+
+def next_metric(state: AppState, names: tuple[str, ...], shown: str) -> AppState:
+    """The metric after `shown`, round and round."""
+    if not names:
+        return state
+    place = names.index(shown) if shown in names else -1
+    wanted = names[(place + 1) % len(names)]
+    return replace(state, heat=replace(state.heat, metric=wanted))
+
+
+def toggle(state: AppState, option: str) -> AppState:
+    """One of the heatmap's yes-or-no options the other way: log, per_layer, fit or sort."""
+    flag = not getattr(state.heat, option)
+    match option:
+        case "log":
+            heat = replace(state.heat, log=flag)
+        case "per_layer":
+            heat = replace(state.heat, per_layer=flag)
+        case "fit":
+            heat = replace(state.heat, fit=flag)
+        case _:
+            heat = replace(state.heat, sort=flag)
+    return replace(state, heat=heat)
+
+
+def shape(state: AppState, wanted: str) -> AppState:
+    """The experts as "map", "layer" or "table"; asked for what they are already, as the map."""
+    now = "map" if state.heat.shape == wanted else wanted
+    return replace(state, heat=replace(state.heat, shape=now))
+
+
+def pick_panel(state: AppState, panel: str) -> AppState:
+    """`panel` has the focus."""
+    if panel not in PANELS:
+        return state
+    beside = state.beside if panel == "experts" else panel
+    upper = panel if panel in UPPER else state.upper
+    unseen = state.unseen - {panel}
+    return replace(state, panel=panel, beside=beside, front=panel, upper=upper, unseen=unseen)
+
+
+def reveal(state: AppState, panel: str, *, aside: bool = False) -> AppState:
+    """`panel` has news: where not all panels fit, it comes to the front. The focus stays.
+
+    aside: only where it takes nothing away, beside the heatmap.
+    """
+    beside = state.beside if panel == "experts" else panel
+    upper = panel if panel in UPPER else state.upper
+    front, unseen = state.front if aside else panel, state.unseen - {panel}
+    return replace(state, beside=beside, front=front, upper=upper, unseen=unseen)
+
+
+def noted(state: AppState, panel: str) -> AppState:
+    """`panel` has news, and the screen stays as it is."""
+    return replace(state, unseen=state.unseen | {panel})
+
+
+def news(event: JobEnded) -> str | None:
+    """The panel in which to look at the outcome of a job, None when every panel may stay."""
+    if event.report is None:
+        return None
+    if isinstance(event.report, EvaluateReport) and event.report.subject == "staged":
+        return "plan"
+    if isinstance(event.report, StepReport):
+        # Where the model now stands is seen in the tree; staging has a panel of its own.
+        return None if event.report.action in ("flip", "discard") else "history"
+    if begins_anew(event.line):
+        return "chat"
+    return _NEWS.get(event.report.kind, "log")
+
+
+# Kinds of report that have a panel of their own, or are seen at once wherever one looks.
+_NEWS: dict[str, str | None] = {
+    "plan": "plan",
+    "chat": "chat",
+    "ab": "chat",
+    "history": "history",
+    "collect": "experts",
+    "steer": None,
+    "probe": "plan",
+    "dossier": None,
+}
+
+
+def zoom(state: AppState) -> AppState:
+    """The focused panel over the whole screen, or back."""
+    return replace(state, zoomed=not state.zoomed)

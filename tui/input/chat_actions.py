@@ -1,0 +1,140 @@
+"""Steering the chat: what its keys mean, as pure functions on the state."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+
+from tui.input.transcript_model import Turn, quoted
+from tui.state import AppState, Entry, Talk
+
+
+def line_for(state: AppState, text: str) -> str:
+    """The command line that says `text`, to one side or to both, with the chat's settings."""
+    talk = state.talk
+    words = ["ab" if talk.both else "chat", *options(talk)]
+    if talk.revise and not talk.both:
+        words += ["--back", str(talk.revise)]
+    return " ".join(words) + f" {quoted(text)}"
+
+
+def options(talk: Talk) -> list[str]:
+    """The settings that differ from the shell's, as words of a command line."""
+    words: list[str] = []
+    for name, value in (
+        ("--system", talk.system),
+        ("--temperature", talk.temperature),
+        ("--max-tokens", talk.max_tokens),
+        ("--seed", talk.seed),
+    ):
+        if value is not None:
+            words += [name, shlex.quote(str(value))]
+    if talk.thinking is not None:
+        words.append("--thinking" if talk.thinking else "--no-thinking")
+    return words
+
+
+def settings_words(talk: Talk) -> str:
+    """The settings that differ from the shell's, in a few words."""
+    words = []
+    if talk.system:
+        words.append("system prompt")
+    if talk.temperature is not None:
+        words.append(f"temperature {talk.temperature:g}")
+    if talk.max_tokens is not None:
+        words.append(f"{talk.max_tokens} tokens")
+    if talk.thinking is not None:
+        words.append(f"thinking {'on' if talk.thinking else 'off'}")
+    return " · ".join(words)
+
+
+def kept(state: AppState) -> list[Turn]:
+    """The turns that the model's conversation holds."""
+    return [turn for turn in state.turns if turn.kept]
+
+
+def chosen(state: AppState) -> Turn | None:
+    """The turn under the token cursor, or the last one."""
+    if state.token is not None:
+        found = next((turn for turn in state.turns if turn.job == state.token[0]), None)
+        if found is not None:
+            return found
+    return state.turns[-1] if state.turns else None
+
+
+def back_to(state: AppState, turn: Turn | None) -> int:
+    """How many turns have to be taken back to be before `turn`; 0 when it cannot be gone back to."""
+    held = kept(state)
+    jobs = [one.job for one in held]
+    if turn is None or turn.job not in jobs:
+        return 0
+    return len(jobs) - jobs.index(turn.job)
+
+
+def again_line(state: AppState) -> str:
+    """The command line that has the chosen question answered anew, "" when there is none."""
+    turn = chosen(state)
+    if turn is not None and turn.both:
+        return " ".join(["ab", *options(state.talk)]) + f" {quoted(turn.prompt)}"
+    back = back_to(state, turn)
+    if not back:
+        return ""
+    talk = state.talk
+    if talk.temperature:
+        # The same seed would draw the same answer.
+        talk = replace(talk, seed=(talk.seed or 0) + 1)
+    return " ".join(["chat", *options(talk), "--back", str(back)])
+
+
+def after_again(state: AppState) -> AppState:
+    """The next answer to the same question is drawn with another seed."""
+    talk = state.talk
+    if not talk.temperature:
+        return state
+    return replace(state, talk=replace(talk, seed=(talk.seed or 0) + 1))
+
+
+# Tokens and experts -----------------------------------------------------------------------------
+def step(state: AppState, by: int) -> AppState:
+    """The token cursor `by` tokens further, over all answers whose tokens are known."""
+    places = [(t.job, i) for t in state.turns for i in range(len(t.pieces)) if not t.both]
+    if not places:
+        return replace(state, echo=Entry("info", "", "no answer yet whose tokens are known"))
+    if state.token in places:
+        place = places.index(state.token) + by
+    else:
+        place = len(places) - 1 if by < 0 else 0
+        last = state.turns[-1].job
+        if by > 0 and (last, 0) in places:
+            place = places.index((last, 0))
+    return at(state, places[max(0, min(place, len(places) - 1))])
+
+
+def at(state: AppState, token: tuple[int, int] | None) -> AppState:
+    """The token cursor at (job, index): its experts light up."""
+    if token is None:
+        return replace(state, token=None, lit=None)
+    turn = next(turn for turn in state.turns if turn.job == token[0])
+    return replace(state, token=token, lit=turn.pieces[token[1]].experts)
+
+
+def token_words(state: AppState) -> str:
+    """The token under the cursor and its experts, "" without one."""
+    if state.token is None or state.view.heat is None:
+        return ""
+    job, index = state.token
+    turn = next((turn for turn in state.turns if turn.job == job), None)
+    if turn is None or index >= len(turn.pieces):
+        return ""
+    piece = turn.pieces[index]
+    name = f"token {index + 1} {piece.text!r}"
+    if piece.experts is None:
+        return f"{name}: no forward consumed it, so no expert served it"
+    rows = zip(state.view.heat.layers, piece.experts.tolist(), strict=False)
+    served = "  ".join(f"L{ly}:{','.join(str(e) for e in row if e >= 0)}" for ly, row in rows)
+    return f"{name} was served by {served}"
+
+
+def tint(state: AppState) -> tuple[int, int] | None:
+    """(position, expert) whose tokens are tinted, None while brushing is off."""
+    return state.cursor if state.brush else None

@@ -1,0 +1,269 @@
+"""Picking experts by hand: what the keys change in the state, and what it would cost. Pure.
+
+A draft is what the hand has picked since the last command line. Its bytes and shares follow from
+the view alone; when the hand rests one `select` line makes it the staged plan. Numeric modules are
+imported inside, since the first paint comes before they are needed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from mlxfun.session.reports import SessionView
+from mlxfun.text import readable_bytes
+from tui.state import AppState, Draft, Entry
+
+if TYPE_CHECKING:
+    from mlxfun.arrays import Array
+    from mlxfun.techniques.prune.manual_mask import Field
+
+REST = 0.7
+"""Seconds without a pick after which the draft becomes a command line."""
+
+DEFAULT_METRIC = "reap_sum"
+UNMEASURED = "nothing is measured yet: press {collect} to calibrate"
+
+
+def metric_of(state: AppState) -> str:
+    """The metric that scores go by: the one shown, if experts can be pruned by it."""
+    from mlxfun.calibration.options import METRICS
+
+    wanted = state.heat.metric
+    return wanted if wanted in METRICS else DEFAULT_METRIC
+
+
+def field_of(state: AppState) -> Field | None:
+    """What there is to pick from; None without a model."""
+    from mlxfun.techniques.prune.manual_mask import Field
+
+    heat, model = state.view.heat, state.view.model
+    if heat is None or model is None:
+        return None
+    count = len(heat.layers)
+    return Field(
+        layers=heat.layers,
+        alive=heat.alive,
+        protected=heat.protected,
+        scores=heat.metrics.get(metric_of(state)),
+        top_k=(model.top_k,) * count,
+        groups=(max(1, model.groups),) * count,
+        open_groups=(max(1, model.open_groups),) * count,
+    )
+
+
+def gone(state: AppState) -> Array | None:
+    """Which experts would go, bool [L, E]: the draft's, else the staged plan's."""
+    if state.draft is not None:
+        return state.draft.gone
+    return state.view.heat.condemned if state.view.heat else None
+
+
+def why_not(state: AppState) -> str:
+    """Why nothing can be picked now, "" when it can."""
+    plan = state.view.plan
+    if plan is not None and plan.technique != "prune":
+        return f"{plan.technique} is staged: apply or discard it first"
+    return ""
+
+
+# Ranges ---------------------------------------------------------------------------------------
+def stretch(state: AppState, down: int, right: int) -> AppState:
+    """The cursor moved with the range's other corner left where it is."""
+    from tui.input import actions
+
+    anchor = state.anchor or state.cursor
+    return replace(actions.move(state, down, right), anchor=anchor)
+
+
+def span(state: AppState, way: str) -> AppState:
+    """The whole "column" (an expert number, or on a sorted map a rank, in every layer) or "row" (a
+    layer) as the range."""
+    heat = state.view.heat
+    if heat is None:
+        return state
+    from tui.heat.order import column, expert, order_of
+
+    order, (row, here) = order_of(state), state.cursor
+    top, bottom, left, right = row, row, 0, heat.experts - 1
+    if way == "column":
+        left = right = column(order, row, here)
+        top, bottom = 0, len(heat.layers) - 1
+    start, end = (top, expert(order, top, left)), (bottom, expert(order, bottom, right))
+    return replace(state, anchor=start, cursor=end)
+
+
+def marked(state: AppState) -> Array:
+    """The range, or the cell under the cursor, bool [L, E]."""
+    from tui.heat.order import order_of, rectangle
+
+    heat = state.view.heat
+    assert heat is not None
+    corners = (state.anchor or state.cursor, state.cursor)
+    return rectangle(order_of(state), corners, heat.alive.shape)
+
+
+# Changing the draft ---------------------------------------------------------------------------
+def toggle(state: AppState, now: float) -> AppState:
+    """The range, or the expert under the cursor, the other way: if any of it stays, all of it goes."""
+    field, before = field_of(state), gone(state)
+    if field is None or before is None:
+        return state
+    living = field.alive & marked(state)
+    if not living.any():
+        return _said(state, "pruned experts cannot be picked; undo brings them back")
+    after = before | living if (living & ~before).any() else before & ~living
+    return _changed(replace(state, anchor=None), field, after, now)
+
+
+def dial(state: AppState, step: int, now: float) -> AppState:
+    """One expert more, or fewer, from every layer, by score (as many as the router's groups ask)."""
+    from mlxfun.techniques.prune import manual_mask
+
+    field, before = field_of(state), gone(state)
+    if field is None or before is None:
+        return state
+    lost = manual_mask.counts(before)
+    # On uneven ground the first turn makes it even, which is a change already.
+    at = max(lost) if step > 0 else min(lost)
+    even = min(lost) == max(lost)
+    wanted = at + step * field.step if even else at
+    return _by_score(state, field, before, max(0, wanted), now)
+
+
+def even(state: AppState, now: float) -> AppState:
+    """As many from every layer as from the one that loses most, by score."""
+    field, before = field_of(state), gone(state)
+    if field is None or before is None:
+        return state
+    return _by_score(state, field, before, None, now)
+
+
+def _by_score(
+    state: AppState, field: Field, before: Array, count: int | None, now: float
+) -> AppState:
+    from mlxfun.errors import MlxfunError
+    from mlxfun.techniques.prune import manual_mask
+
+    try:
+        return _changed(state, field, manual_mask.evened(field, before, count), now)
+    except MlxfunError as problem:
+        return _said(state, str(problem))
+
+
+def threshold(state: AppState, now: float) -> AppState:
+    """Everything goes that has no more of its layer's work than the expert under the cursor."""
+    import numpy as np
+
+    field, before = field_of(state), gone(state)
+    if field is None or before is None:
+        return state
+    if field.scores is None:
+        return _said(state, state.names.say(UNMEASURED))
+    living = np.where(field.alive, field.scores, 0.0)
+    total = living.sum(axis=1, keepdims=True)
+    share = np.divide(living, total, out=np.zeros_like(living), where=total > 0)
+    after = before | ((share <= share[state.cursor]) & field.alive & ~field.protected)
+    return _changed(state, field, after, now)
+
+
+def _changed(state: AppState, field: Field, after: Array, now: float) -> AppState:
+    """The state with a new draft, unless no token could be routed then."""
+    broken = field.unrunnable(after)
+    if broken and max(field.groups) == 1:
+        return _said(state, broken)
+    return replace(state, draft=Draft(after, now), echo=None)
+
+
+def _said(state: AppState, text: str) -> AppState:
+    return replace(state, anchor=None, echo=Entry("warning", "", text))
+
+
+# From draft to plan ---------------------------------------------------------------------------
+def _rests(state: AppState, now: float) -> bool:
+    """Whether the hand has let go. A line on its way counts first: the next one is made from what
+    it leaves."""
+    draft = state.draft
+    if draft is None or draft.sent or now - draft.since < REST:
+        return False
+    lines = (*(line for _, line in state.queued), *(job.line for job in state.jobs))
+    return not any(line.startswith("select") for line in lines)
+
+
+def resting(state: AppState, now: float) -> str:
+    """The command line that the draft has become by resting, "" when there is none yet."""
+    draft = state.draft
+    if draft is None or not _rests(state, now):
+        return ""
+    field, heat = field_of(state), state.view.heat
+    if field is None or heat is None or field.unrunnable(draft.gone):
+        return ""
+    from mlxfun.techniques.prune.manual_mask import change_line
+
+    line = change_line(field.layers, heat.condemned, draft.gone)
+    metric = metric_of(state)
+    # What is lost is told by the metric that was picked by.
+    return f"{line} --metric {metric}" if line and metric != DEFAULT_METRIC else line
+
+
+def settle(state: AppState, now: float) -> AppState:
+    """A draft that rests where it began is none."""
+    draft, heat = state.draft, state.view.heat
+    if draft is None or heat is None or not _rests(state, now):
+        return state
+    return replace(state, draft=None) if bool((draft.gone == heat.condemned).all()) else state
+
+
+def sent(state: AppState) -> AppState:
+    """The draft is on its way to the model."""
+    return replace(state, draft=replace(state.draft, sent=True)) if state.draft else state
+
+
+def overtaken(state: AppState, before: SessionView, line: str) -> AppState:
+    """After a job: the plan has caught up with the draft, or has changed under it."""
+    draft = state.draft
+    if draft is None:
+        return state
+    after = state.view
+    moved = after.state != before.state or (
+        after.plan is not before.plan and not line.startswith("select")
+    )
+    return replace(state, draft=None) if moved or draft.sent else state
+
+
+def wants_probe(state: AppState) -> bool:
+    """Whether the staged hand selection is at rest and nobody has measured it yet."""
+    view = state.view
+    if state.draft is not None or state.jobs or state.queued or view.plan is None:
+        return False
+    measured = view.heat is not None and view.heat.samples > 0
+    known = state.probed in (view.plan.state_after, "-")
+    return view.plan.strategy == "hand" and view.scores is None and measured and not known
+
+
+# In words -------------------------------------------------------------------------------------
+def unevenness(state: AppState) -> str:
+    """Which layers lose more than others, "" when none does."""
+    from mlxfun.techniques.prune.manual_mask import counts, unevenness
+
+    mask, heat = gone(state), state.view.heat
+    if mask is None or heat is None:
+        return ""
+    return unevenness(heat.layers, counts(mask))
+
+
+def tally(state: AppState) -> str:
+    """What goes in one short line: experts, bytes, work; "" when nothing does."""
+    from mlxfun.techniques.prune import manual_mask
+
+    field, mask = field_of(state), gone(state)
+    if field is None or mask is None or not mask.any():
+        return ""
+    parts = [f"{int(mask.sum())} go"]
+    model = state.view.model
+    if model is not None and len(model.expert_bytes) == len(mask):
+        parts.append(f"-{readable_bytes(manual_mask.saved(model.expert_bytes, mask))}")
+    losses = manual_mask.lost(field, mask)
+    if losses is not None:
+        parts.append(f"{float(losses.mean()):.1%} of the work")
+    return " · ".join(parts)

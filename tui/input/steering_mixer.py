@@ -1,0 +1,210 @@
+"""The steering mixer: channels for single experts and for whole reports. Pure.
+
+A channel is an expert or a scan's report with what it does: forced in or out, or a level that is
+added to its score; a report works one of two ways and can be limited to its strongest experts.
+Muted channels stay in the mixer. The mixer's command line always names the whole configuration,
+so that what a key does never depends on the past.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from mlxfun.steering.options import MAP_MODES, MapInForce
+from mlxfun.steering.reports import SteerReport
+
+if TYPE_CHECKING:
+    from mlxfun.scans.reports import ScanReport
+    from tui.state import AppState
+
+STEP = 0.5
+MOST = 12.0
+WAYS = MAP_MODES
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """One row. on: it works. layer and expert: of an expert, whose way is "in", "out" or "level".
+
+    path: of a report, whose technique is "safety" or "domain" and whose way is one of WAYS; most:
+    its strongest experts only; named: how many it could steer. Any number of reports may be on.
+    """
+
+    on: bool
+    way: str
+    layer: int = 0
+    expert: int = 0
+    level: float = 0.0
+    path: str = ""
+    technique: str = ""
+    name: str = ""
+    most: int | None = None
+    named: int = 0
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """What it is a channel of."""
+        return self.path, self.layer, self.expert
+
+
+Channels = tuple[Channel, ...]
+
+
+def of_steering(report: SteerReport | None) -> Channels:
+    """A channel for each expert that is steered, but for those that a report steers."""
+    if report is None:
+        return ()
+    theirs = {cell for use in report.maps for cell in use.cells}
+    out = [
+        Channel(True, way, layer, expert)
+        for way, sets in (("in", report.activated), ("out", report.deactivated))
+        for layer, experts in sets.items()
+        for expert in experts
+        if (layer, expert) not in theirs
+    ]
+    out += [
+        Channel(True, "level", layer, expert, level)
+        for layer, levels in report.levels.items()
+        for expert, level in levels.items()
+    ]
+    return tuple(out)
+
+
+def synced(channels: Channels, report: SteerReport | None) -> Channels:
+    """The channels after a change of the steering, wherever it came from.
+
+    What is steered is on, the way it is steered; what is not any more is muted, not gone. The
+    experts of a report that is in force have no channels of their own.
+    """
+    steered = {c.key: c for c in of_steering(report)}
+    uses = {use.path: use for use in report.maps} if report is not None else {}
+    out = []
+    for channel in channels:
+        use = uses.pop(channel.path, None)
+        if use is not None:
+            out.append(_with_use(channel, use))
+        elif channel.path:
+            out.append(replace(channel, on=False))
+        else:
+            out.append(steered.pop(channel.key, replace(channel, on=False)))
+    out += steered.values()
+    out += [_with_use(Channel(True, use.mode, path=path), use) for path, use in uses.items()]
+    return tuple(out)
+
+
+def _with_use(channel: Channel, use: MapInForce) -> Channel:
+    """A report's channel as the report steers."""
+    named = len(use.names)
+    limit = use.most if use.most is not None and use.most < named else None
+    return replace(channel, on=True, way=use.mode, most=limit, technique=use.kind, named=named)
+
+
+def with_report(channels: Channels, report: ScanReport) -> Channels:
+    """With a muted channel for a scan's report, in place of an older one of the same file."""
+    # General experts of a domain scan are never steered.
+    tables = (report.more, report.less) if report.technique == "safety" else (report.more,)
+    named = sum(len(experts) for sets in tables for experts in sets.values())
+    way = WAYS[report.technique][0]
+    channel = Channel(
+        False, way, path=report.path, technique=report.technique, name=report.name, named=named
+    )
+    return (*(c for c in channels if c.path != report.path), channel)
+
+
+def map_words(uses: Sequence[tuple[str, str, str, int | None]]) -> list[str]:
+    """Options that put reports into force: (kind, path, mode, most) of each. Where they disagree
+    the later one decides."""
+    words: list[str] = []
+    limited = any(most is not None for *_, most in uses)
+    for kind, path, mode, most in uses:
+        words += [f"--{kind}-map", shlex.quote(path), f"--{kind}-mode", mode]
+        if limited:
+            # Given for one it has to be given for all: a single one would count for all.
+            words += ["--max-experts", "all" if most is None else str(most)]
+    return words
+
+
+def line(channels: Channels, steering: SteerReport | None = None) -> str:
+    """The command line that puts the channels into force and nothing else."""
+    words = ["steer", "--clear"]
+    on = [c for c in channels if c.on]
+    if steering is not None and steering.rule == "additive" and on:
+        words += ["--rule", "additive", "--boost-value", f"{steering.boost_value:g}"]
+        words += ["--mask-value", f"{steering.mask_value:g}"]
+    for option, way in (("--activate", "in"), ("--deactivate", "out")):
+        cells = sorted((c.layer, c.expert) for c in on if not c.path and c.way == way)
+        if cells:
+            words += [option, ",".join(f"{layer}:{expert}" for layer, expert in cells)]
+    levels = sorted((c.layer, c.expert, c.level) for c in on if c.way == "level" and c.level)
+    if levels:
+        words += ["--level", ",".join(f"{ly}:{e}={x:g}" for ly, e, x in levels)]
+    words += map_words([(c.technique, c.path, c.way, c.most) for c in on if c.path])
+    return " ".join(words)
+
+
+# What the keys do ---------------------------------------------------------------------------------
+def toggled(channels: Channels, place: int) -> Channels:
+    """The channel on, or muted."""
+    changed = replace(channels[place], on=not channels[place].on)
+    if changed.way == "level" and changed.on and not changed.level:
+        changed = replace(changed, level=STEP)
+    return _at(channels, place, changed)
+
+
+def faded(channels: Channels, place: int, steps: int) -> Channels:
+    """The fader `steps` up or down: an expert's level, or how many of a report's experts."""
+    channel = channels[place]
+    if channel.path:
+        count = channel.most if channel.most is not None else channel.named
+        most = max(1, min(channel.named, count + steps))
+        limited = None if most == channel.named else most
+        return _at(channels, place, replace(channel, most=limited, on=True))
+    # From outside the fader's reach it comes in at the near end.
+    start = {"in": MOST + STEP, "out": -MOST - STEP}.get(channel.way, channel.level)
+    level = max(-MOST - STEP, min(MOST + STEP, start + steps * STEP))
+    if level > MOST:
+        return _at(channels, place, replace(channel, way="in", level=0.0, on=True))
+    if level < -MOST:
+        return _at(channels, place, replace(channel, way="out", level=0.0, on=True))
+    return _at(channels, place, replace(channel, way="level", level=level, on=bool(level)))
+
+
+def turned(channels: Channels, place: int) -> Channels:
+    """The other way: in, out, or a level for an expert; the report's other mode."""
+    channel = channels[place]
+    if channel.path:
+        one, other = WAYS[channel.technique]
+        return _at(channels, place, replace(channel, way=other if channel.way == one else one))
+    way = {"in": "out", "out": "level", "level": "in"}[channel.way]
+    level = STEP if way == "level" else 0.0
+    return _at(channels, place, replace(channel, way=way, level=level, on=True))
+
+
+def added(channels: Channels, layer: int, expert: int) -> tuple[Channels, int]:
+    """With a channel for an expert, on a low level when new, and its place."""
+    for place, channel in enumerate(channels):
+        if channel.key == ("", layer, expert):
+            return channels, place
+    return (*channels, Channel(True, "level", layer, expert, STEP)), len(channels)
+
+
+def removed(channels: Channels, place: int) -> Channels:
+    """Without a channel."""
+    return channels[:place] + channels[place + 1 :]
+
+
+def _at(channels: Channels, place: int, channel: Channel) -> Channels:
+    return (*channels[:place], channel, *channels[place + 1 :])
+
+
+def after_job(state: AppState, report: object) -> Channels:
+    """The channels once a job is over, with a channel for a new report."""
+    from mlxfun.scans.reports import ScanReport
+
+    channels = state.mixer
+    if isinstance(report, ScanReport):
+        channels = with_report(channels, report)
+    return synced(channels, state.view.steering)

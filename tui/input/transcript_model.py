@@ -1,0 +1,199 @@
+"""The conversation as the screen keeps it: questions, growing answers, tokens and their experts.
+
+Pure: each function takes the turns so far and gives the turns that follow.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from mlxfun.events import JobEnded, Token
+from mlxfun.generation.reports import ABReport, ChatReport
+
+if TYPE_CHECKING:
+    from mlxfun.arrays import Array
+
+# Options of chat and ab that take no value: what follows them is an option again, or the text.
+FLAGS = ("--new", "--base", "--candidate", "--thinking", "--no-thinking")
+LIMIT = 200
+TRACED = 20
+"""How many of the newest answers keep the experts of their tokens: they are megabytes each."""
+
+
+class Piece(NamedTuple):
+    """One token: its text, and the experts int32 [L, K] of the forward that consumed it."""
+
+    text: str
+    experts: Array | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Turn:
+    """One question and its answer. side: which model answered; note: why it ended, if not done.
+
+    tokens and began (the clock at the first token) give the speed. pieces: the tokens, as long as
+    they are kept. both: base and candidate were asked, and answer in turn; other: the candidate's
+    answer, comparison: how they differ. kept: the model's conversation holds it. instead_of: the turns it replaces,
+    which come back if it fails.
+    """
+
+    job: int
+    prompt: str
+    text: str = ""
+    side: str = ""
+    done: bool = False
+    note: str = ""
+    tokens: int = 0
+    began: float = 0.0
+    pieces: tuple[Piece, ...] = ()
+    both: bool = False
+    other: str = ""
+    comparison: ABReport | None = None
+    kept: bool = False
+    instead_of: tuple[Turn, ...] = ()
+
+
+Turns = tuple[Turn, ...]
+
+
+class Asked(NamedTuple):
+    """What a line asks. text: None without one; back: how many turns it takes back first."""
+
+    command: str
+    text: str | None
+    back: int
+    new: bool
+
+
+def split(line: str) -> list[str]:
+    """`line` in words, as a shell would; on white space when its quotes do not match."""
+    try:
+        return shlex.split(line)
+    except ValueError:
+        return line.split()
+
+
+def quoted(text: str) -> str:
+    """`text` as the last words of a chat line."""
+    # A text that looks like an option must not become one.
+    guard = "-- " if text.startswith("-") else ""
+    return guard + shlex.quote(text)
+
+
+def quoted_chat(text: str) -> str:
+    """The command line that says exactly `text` to the model."""
+    return f"chat {quoted(text)}"
+
+
+def asked_of(line: str) -> Asked | None:
+    """What a chat or ab line asks; None for any other command."""
+    words = split(line)
+    if not words or words[0] not in ("chat", "ab"):
+        return None
+    place, back, new = 1, 0, False
+    while place < len(words) and words[place].startswith("-"):
+        word = words[place]
+        if word == "--":
+            place += 1
+            break
+        new = new or word == "--new"
+        name, equals, value = word.partition("=")
+        if name == "--back":
+            value = value if equals else " ".join(words[place + 1 : place + 2])
+            back = int(value) if value.isdigit() else 0
+        place += 1 if equals or word in FLAGS else 2
+    return Asked(words[0], " ".join(words[place:]) or None, back, new)
+
+
+def begins_anew(line: str) -> bool:
+    """Whether `line` does nothing but drop the conversation."""
+    asked = asked_of(line)
+    return asked is not None and asked.new and asked.text is None
+
+
+def prompt_of(line: str) -> str | None:
+    """What a chat command line says to the model; None for any other command or no text."""
+    asked = asked_of(line)
+    return asked.text if asked is not None and asked.command == "chat" else None
+
+
+def find(turns: Turns, job: int) -> Turn | None:
+    """The turn of a job."""
+    return next((turn for turn in reversed(turns) if turn.job == job), None)
+
+
+def ask(turns: Turns, job: int, line: str) -> Turns:
+    """With the question that `line` asks, once."""
+    asked = asked_of(line)
+    if asked is None or find(turns, job) is not None:
+        return turns
+    taken = tuple(turn for turn in turns if turn.kept)[-asked.back :] if asked.back else ()
+    text = asked.text or (taken[0].prompt if taken else None)
+    if text is None:
+        return turns
+    rest = tuple(turn for turn in turns if turn not in taken)
+    turn = Turn(job, text, both=asked.command == "ab", instead_of=taken)
+    return _traced((*rest, turn)[-LIMIT:])
+
+
+def _traced(turns: Turns) -> Turns:
+    """Only the newest answers with the experts of their tokens."""
+    old = turns[:-TRACED]
+    return (*(replace(t, pieces=()) if t.pieces else t for t in old), *turns[-TRACED:])
+
+
+def hear(turns: Turns, event: Token, now: float) -> Turns:
+    """With one token more."""
+    turn = find(turns, event.job)
+    if turn is None:
+        return turns
+    turn = replace(turn, tokens=turn.tokens + 1, began=turn.began if turn.tokens else now)
+    if turn.both and event.side == "candidate":
+        return _with(turns, replace(turn, other=turn.other + event.text))
+    turn = replace(turn, text=turn.text + event.text, side=event.side)
+    if not turn.both:
+        # Of two answers side by side no token can be pointed at.
+        turn = replace(turn, pieces=(*turn.pieces, Piece(event.text, event.experts)))
+    return _with(turns, turn)
+
+
+def _with(turns: Turns, turn: Turn) -> Turns:
+    return tuple(turn if old.job == turn.job else old for old in turns)
+
+
+# Why an answer ended, in words; nothing to say when the model itself was done.
+_ENDINGS = {"stop": "", "length": "cut off at --max-tokens", "cancelled": "stopped"}
+
+
+def close(turns: Turns, event: JobEnded) -> Turns:
+    """After a job: its turn is done, with the report's text or the reason why there is none."""
+    turn = find(turns, event.job)
+    if event.error is None:
+        asked = asked_of(event.line)
+        if event.line.split(None, 1)[:1] == ["load"] or (asked is not None and asked.new):
+            turns = tuple(t if t.job == event.job else replace(t, kept=False) for t in turns)
+    if turn is None:
+        return turns
+    report = event.report
+    if isinstance(report, ChatReport):
+        note = _ENDINGS.get(report.finish_reason, report.finish_reason)
+        turn = replace(turn, prompt=report.prompt, text=report.text, side=report.side, note=note)
+        turn = replace(turn, kept=True, instead_of=())
+    elif isinstance(report, ABReport):
+        turn = replace(turn, text=report.base.text, other=report.candidate.text, comparison=report)
+    elif event.error is not None:
+        turn = replace(turn, note="stopped" if event.cancelled else event.error)
+    back = turn.instead_of
+    turn = replace(turn, done=True, instead_of=())
+    if not back:
+        return _with(turns, turn)
+    rest = tuple(t for t in turns if t.job != turn.job)
+    return (*rest, *back, turn)
+
+
+def served(turn: Turn, position: int, expert: int) -> tuple[int, int]:
+    """(tokens of an answer that one expert served, tokens whose experts are known)."""
+    known = [piece.experts for piece in turn.pieces if piece.experts is not None]
+    return sum(bool((experts[position] == expert).any()) for experts in known), len(known)

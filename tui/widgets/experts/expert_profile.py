@@ -1,0 +1,96 @@
+"""One expert at close quarters, as a page: where it stands in its layer, its tokens, its like."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from mlxfun.scans.reports import DossierReport
+from tui.text import bar, harmless
+
+if TYPE_CHECKING:
+    from tui.state import AppState
+
+DIM, BOLD = "dim", "bold"
+WIDTH = 64
+"""Columns of the layer's picture; wider layers share columns, the busiest of each is shown."""
+HEIGHTS = " ▁▂▃▄▅▆▇█"
+
+
+def dossier_page(report: DossierReport, state: AppState) -> Group:
+    """The whole page."""
+    why = report.why
+    parts: list[RenderableType] = [
+        Text(f"layer {why.layer}, expert {why.expert}", style="bold underline"),
+        Text(),
+        Text(f"{why.status}: {why.verdict}"),
+    ]
+    parts += [Text(), *layer_picture(report, state)]
+    parts += [Text(), figures(report)]
+    parts += [Text(), Text(likeness(report)), Text(), *tokens(report)]
+    return Group(*parts)
+
+
+def layer_picture(report: DossierReport, state: AppState) -> list[RenderableType]:
+    """The layer's experts by score, busiest first, and where this one stands."""
+    from tui.input.expert_selection import metric_of
+
+    heat, why = state.view.heat, report.why
+    if heat is None or why.layer not in heat.layers:
+        return []
+    row, name = heat.layers.index(why.layer), metric_of(state)
+    values = heat.metrics.get(name)
+    if values is None:
+        return []
+    alive = [e for e in range(heat.experts) if heat.alive[row, e]]
+    order = sorted(alive, key=lambda e: (-float(values[row, e]), e))
+    top = float(values[row, order[0]]) or 1.0
+    pool = -(-len(order) // WIDTH)
+    text = Text(f"layer {why.layer} by {name}, busiest first\n", style=DIM)
+    place = order.index(why.expert) // pool if why.expert in order else -1
+    for column, first in enumerate(range(0, len(order), pool)):
+        height = round(float(values[row, order[first]]) / top * (len(HEIGHTS) - 1))
+        style = "bold reverse" if column == place else "not dim"
+        text.append(HEIGHTS[max(1, height)], style)
+    text.append("\n" + " " * max(0, place) + ("▴" if place >= 0 else ""), "bold not dim")
+    return [text]
+
+
+def figures(report: DossierReport) -> Table:
+    """Score and rank by each metric."""
+    out = Table(box=None, padding=(0, 2, 0, 0), header_style=DIM)
+    for title, justify in (("metric", "left"), ("score", "right"), ("rank", "right")):
+        out.add_column(title, justify="right" if justify == "right" else "left")
+    for name, score in report.why.scores.items():
+        out.add_row(name, f"{score:.5g}", f"{report.why.ranks[name]} of {report.why.of}")
+    share = report.served / report.tokens if report.tokens else 0.0
+    out.add_row("served here", f"{report.served}", f"{share:.1%} of {report.tokens} tokens")
+    out.add_row("mean weight", f"{report.mean_weight:.3f}", "")
+    return out
+
+
+def likeness(report: DossierReport) -> str:
+    """The expert most like it, or why none can be named."""
+    if report.partner is None:
+        return f"no partner for a merge: {report.note}"
+    return (
+        f"most like it is expert {report.partner} of the same layer ({report.alike:.2f}, where 1 "
+        "is the same): a merge would put them together first"
+    )
+
+
+def tokens(report: DossierReport) -> list[RenderableType]:
+    """The tokens that are the expert's own."""
+    if not report.top_tokens:
+        return [Text(f"no token of {report.dataset} is its own", style=DIM)]
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style=DIM)
+    table.add_column("its tokens", no_wrap=True)
+    table.add_column("served", no_wrap=True)
+    for row in report.top_tokens:
+        share = row.served / row.of
+        served = Text.assemble(bar(share, 10), f" {row.served} of {row.of}")
+        table.add_row(Text(repr(harmless(row.text)), BOLD), served)
+    return [table, Text(f"measured on the {report.dataset}", style=DIM)]

@@ -1,0 +1,198 @@
+"""The experts panel: the heatmap or its text twin, and one line of words about the cursor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from rich.cells import cell_len
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Horizontal, ScrollableContainer
+from textual.widget import Widget
+from textual.widgets import Static
+
+from mlxfun.calibration.reports import DiffReport
+from tui import hints
+from tui.input import chat_actions, expert_selection
+from tui.input.keymap import bindings
+from tui.input.transcript_model import served
+from tui.state import AppState
+from tui.widgets.experts.heatmap import Heatmap
+from tui.widgets.experts.layer import LayerView
+from tui.widgets.experts.legend import Legend
+from tui.widgets.line import Line
+from tui.widgets.panel import Panel
+
+if TYPE_CHECKING:
+    from tui.heat.model import HeatModel
+
+
+def compared(report: DiffReport, metric: str) -> str:
+    """A comparison of two files in one line."""
+    name = metric.removeprefix("A-B ")
+    a, b = (Path(path).name for path in report.files)
+    return (
+        f"A {a} - B {b} · share of {name} · rank correlation {report.rank_correlation[name]:.2f} · "
+        f"{report.overlap[name]:.0%} of the lowest quarter in common"
+    )
+
+
+class TableTwin(ScrollableContainer, can_focus=True):
+    """The heatmap as a table of words, for those who cannot or will not see colours."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        b for b in bindings("experts") if b.id in ("table", "metric", "why", "closer", "dossier")
+    ]
+
+
+LEGEND = 24
+"""Columns that the legend takes beside the words."""
+SHAPES: tuple[tuple[type[Widget], str], ...] = (
+    (Heatmap, "map"),
+    (TableTwin, "table"),
+    (LayerView, "layer"),
+)
+"""What takes turns in the panel, and the name of each in the state."""
+
+
+class ExpertsPanel(Panel):
+    """Who works: layers down, experts across."""
+
+    panel = "experts"
+    title = "experts"
+    about = (
+        "One cell is one expert of one layer: the brighter, the more it works by the chosen "
+        "metric. Each layer has its own scale unless you press {span}.\n\n"
+        "·  never seen     ╱  goes with the staged plan     ×  pruned\n"
+        "▲  forced in      ▼  forced out     ◆  protected     yellow: at work this instant\n\n"
+        "After `stats diff A B` the map shows two files of statistics against each other ({metric} "
+        "comes to it and leaves it): orange works more in A, blue more in B, as shares of the "
+        "layer. "
+        "`stats rank A B --n-prune 4 --stage` stages what several files agree to need least.\n\n"
+        "In a map with more layers than lines two layers share a line: never seen is ':', experts "
+        "that go are red, forced in green, forced out magenta. The line below the map always says "
+        "it in words, and {table} turns the map into a table.\n\n"
+        "{closer} goes closer: to the layer under the cursor, a line for each expert, and from "
+        "there (or at once with {dossier}) to one expert: its figures, the tokens that are its own "
+        "and the expert most like it; {escape} goes back. 'cut here' is the work lost if an expert "
+        "goes with all that are less busy. {sort} sorts each layer by score, {zoom} gives the map "
+        "the whole screen, {fit} shows every expert in a column of its own.\n\n"
+        "{pick} picks the expert under the cursor: it goes with the staged plan, or stays after "
+        "all. {range_left}, {range_right}, {range_up} and {range_down} mark a range, "
+        "{range_column} this expert number in all layers, {range_row} the layer; {pick} then "
+        "picks what is marked. {pick_more} and {pick_fewer} take one more or one fewer from every "
+        "layer by score, {pick_below} takes everything that works no more than the expert under "
+        "the cursor, {pick_even} evens the layers out. Bytes and work lost follow at once; when "
+        "you rest, the selection becomes a staged plan and is measured quickly."
+    )
+
+    SCOPED_CSS = False
+
+    DEFAULT_CSS = """
+    ExpertsPanel #empty { height: 1fr; content-align: center middle; text-align: center;
+                          color: $foreground 70%; }
+    ExpertsPanel #foot { height: 1; }
+    ExpertsPanel #words { height: 1; width: 1fr; text-wrap: nowrap;
+                           text-overflow: ellipsis; color: $foreground 85%; }
+    ExpertsPanel #caption { height: 1; color: $foreground 60%; display: none; }
+    .-single #caption { display: block; }
+    ExpertsPanel TableTwin { height: 1fr; overflow: auto auto; scrollbar-size-horizontal: 1; background: $background; scrollbar-size-vertical: 1; }
+    ExpertsPanel TableTwin Static { width: auto; }
+    """
+
+    def compose(self) -> ComposeResult:
+        yield Static(id="empty")
+        yield Heatmap()
+        yield LayerView()
+        with TableTwin():
+            yield Static(id="twin")
+        with Horizontal(id="foot"):
+            yield Line(id="words")
+            yield Legend()
+        yield Line(id="caption")
+
+    def entrance(self) -> Widget:
+        widgets = [self.query_one(kind) for kind, _ in SHAPES]
+        return next((w for w in widgets if w.display), widgets[0])
+
+    def show(self, state: AppState) -> None:
+        """Draw the experts of `state`."""
+        heatmap, blank = self.query_one(Heatmap), state.view.model is None
+        self.query_one("#empty").display = blank
+        for kind, shape in SHAPES:
+            self.query_one(kind).display = not blank and state.heat.shape == shape
+        if blank:
+            self.query_one("#empty", Static).update(Text(hints.next_step(state)))
+            self.query_one("#words", Line).put("")
+            self.entitle(state.names)
+            self.query_one(Legend).display = False
+            return
+        # The numeric modules load here, after the first paint.
+        from tui.heat.model import DIFFERENCE, heat_model
+        from tui.heat.words import explain, table
+
+        model = heat_model(state)
+        if model is None:
+            return
+        if state.heat.shape == "table":
+            self.query_one("#twin", Static).update(table(model))
+        elif state.heat.shape == "layer":
+            self._show_layer(model, state)
+        else:
+            from tui.heat.order import column
+
+            places = [
+                (row, column(model.order, row, expert))
+                for row, expert in (state.cursor, state.anchor or state.cursor)
+            ]
+            heatmap.show(model, places[0], fit=state.heat.fit, anchor=places[1])
+        said = hints.next_step(state) if not model.metric else ""
+        words = (
+            said
+            or chat_actions.token_words(state)
+            or explain(model, state.cursor, state.view.steering)
+        )
+        words += self._brushed(state)
+        if state.heat.shape == "layer":
+            words += state.names.say(" · {escape}: the map")
+        self.query_one("#words", Line).put(words)
+        legend = self.query_one(Legend)
+        legend.show(apart=model.metric.startswith(DIFFERENCE))
+        coloured = bool(model.metric) and state.heat.shape == "map"
+        # What the words say is nowhere else.
+        legend.display = coloured and self.size.width - LEGEND > max(54, cell_len(words))
+        caption = self._caption(state, model.metric, model.samples)
+        self.entitle(state.names, caption)
+        going = expert_selection.tally(state)
+        self.query_one("#caption", Line).put(f"{going} · {caption}" if going else caption)
+        self.subtitle(going)
+
+    def _show_layer(self, model: HeatModel, state: AppState) -> None:
+        from tui.heat.layer import layer_model
+
+        position, expert = state.cursor
+        marked = expert_selection.marked(state)[position] if state.anchor is not None else None
+        self.query_one(LayerView).show(layer_model(model, position), expert, marked)
+
+    @staticmethod
+    def _brushed(state: AppState) -> str:
+        """How much of the newest answer the expert under the cursor served, while brushing."""
+        turn = state.turns[-1] if state.turns else None
+        if not state.brush or turn is None or not turn.pieces:
+            return state.names.say(" · its tokens are tinted ({brush})") if state.brush else ""
+        some, of = served(turn, *state.cursor)
+        return f" · served {some} of the answer's {of} tokens"
+
+    @staticmethod
+    def _caption(state: AppState, metric: str, samples: int) -> str:
+        if not metric:
+            return "nothing measured yet"
+        ranked = " · by score" if state.heat.sort else ""
+        scale = "log" if state.heat.log else "linear"
+        span = "each layer" if state.heat.per_layer else "whole model"
+        live = state.frame is not None or (state.lit is not None and state.token is None)
+        if state.compared is not None and metric.startswith("A-B "):
+            return compared(state.compared, metric)
+        return f"{'LIVE · ' if live else ''}{metric} · {scale} · {span}{ranked} · {samples} samples"

@@ -1,0 +1,156 @@
+"""The steering mixer: a row for each steered expert and each report, with its fader."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from rich.style import Style
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.widget import Widget
+from textual.widgets import OptionList, Static
+from textual.widgets.option_list import Option
+
+from tui.input.keymap import bindings
+from tui.input.steering_mixer import MOST, Channel
+from tui.messages import KeyUsed
+from tui.state import AppState
+from tui.text import shortened
+from tui.widgets.panel import Panel
+
+NOBODY = (
+    "Nobody is steered. Press {mix} on an expert in the map to bring it here, or type "
+    "domain-scan or safety-scan for a whole report."
+)
+HALF = 6
+"""Columns on each side of a fader's middle."""
+UP, DOWN, DIM = Style(color="green"), Style(color="magenta"), Style(dim=True)
+
+
+def fader(channel: Channel) -> Text:
+    """A channel's fader: forced in is full to the right, forced out full to the left.
+
+    >>> fader(Channel(True, "level", level=6.0)).plain, fader(Channel(True, "out")).plain
+    ('······│███···', '██████│······')
+    """
+    reach = {"in": MOST, "out": -MOST}.get(channel.way, channel.level) / MOST
+    full = min(HALF, max(1, round(abs(reach) * HALF))) if reach else 0
+    text = Text()
+    left = full if reach < 0 else 0
+    right = full if reach > 0 else 0
+    text.append("·" * (HALF - left), DIM)
+    text.append("█" * left, DOWN)
+    text.append("│")
+    text.append("█" * right, UP)
+    return text.append("·" * (HALF - right), DIM)
+
+
+def share(channel: Channel, width: int = 2 * HALF + 1) -> Text:
+    """How many of a report's experts are taken, as a bar."""
+    whole = max(1, channel.named)
+    full = round((channel.most or whole) / whole * width)
+    return Text.assemble(("█" * full, UP), ("·" * (width - full), DIM))
+
+
+def row(channel: Channel, width: int) -> Text:
+    """One channel in one line."""
+    text = Text(no_wrap=True, overflow="ellipsis")
+    text.append("● " if channel.on else "○ ", Style(bold=channel.on))
+    if channel.path:
+        count = f"{channel.most or channel.named} of {channel.named}"
+        text.append(f"{channel.way:<9}")
+        text.append(share(channel))
+        text.append(f" {count}  {channel.technique} ")
+        text.append(shortened(channel.path, max(8, width - text.cell_len)))
+    else:
+        text.append(f"L{channel.layer}:E{channel.expert}".ljust(9))
+        text.append(fader(channel))
+        said = {"in": " always in", "out": " always out"}
+        text.append(said.get(channel.way, f" {channel.level:+.1f}"))
+    if not channel.on:
+        text.stylize(DIM)
+    return text
+
+
+class ChannelList(OptionList, inherit_bindings=False):
+    """The rows; the mixer's keys work here."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        ("down,j", "cursor_down", "down"),
+        ("up,k", "cursor_up", "up"),
+        ("home", "first", "first"),
+        ("end", "last", "last"),
+        *bindings("mixer"),
+    ]
+
+    DEFAULT_CSS = """
+    ChannelList, ChannelList:focus { border: none; padding: 0; height: 1fr;
+        background: $background; background-tint: $foreground 0%; text-wrap: nowrap;
+        scrollbar-size-vertical: 1; }
+    """
+
+    def action_select(self) -> None:
+        # What a mouse click does; the key is in the keymap.
+        self.post_message(KeyUsed("mix_toggle"))
+
+
+class MixerPanel(Panel):
+    """What steers, and how much."""
+
+    panel = "mixer"
+    title = "steering mixer"
+    about = (
+        "Every steered expert and every scan report is a channel; what you change here counts from "
+        "the next token on, in the middle of an answer too, and changes no weights.\n\n"
+        "{mix} in the map brings the expert under the cursor here. {mix_up} and {mix_down} move "
+        "its fader: a number that is added to the router's score, up to always in or always out "
+        "at the ends. {mix_toggle} mutes a channel and brings it back, {mix_turn} turns it (in, "
+        "out, level; of a report its other mode), {mix_remove} takes it away. The fader of a report says how many of its experts, the "
+        "strongest first, are steered. safety-scan and domain-scan make reports."
+        " Any number of them may be on: where two disagree on an expert, the lower one in the list "
+        "decides, and a channel of the expert itself before both."
+    )
+
+    DEFAULT_CSS = """
+    MixerPanel #unsteered { height: 1fr; color: $foreground 70%; }
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._shown: tuple[Channel, ...] | None = None
+
+    def compose(self) -> ComposeResult:
+        yield Static(id="unsteered")
+        yield ChannelList()
+
+    def entrance(self) -> Widget:
+        return self.query_one(ChannelList)
+
+    @property
+    def selected(self) -> int | None:
+        """The place of the channel under the cursor."""
+        return self.query_one(ChannelList).highlighted
+
+    def select(self, place: int) -> None:
+        """Move the cursor to a channel."""
+        self.query_one(ChannelList).highlighted = place
+
+    def show(self, state: AppState) -> None:
+        """Draw the channels of `state`."""
+        self.entitle(state.names)
+        if state.mixer == self._shown:
+            return
+        self._shown = state.mixer
+        nobody = self.query_one("#unsteered", Static)
+        nobody.display = not state.mixer
+        nobody.update(Text(state.names.say(NOBODY)))
+        rows = self.query_one(ChannelList)
+        place = rows.highlighted or 0
+        rows.clear_options()
+        width = max(30, rows.size.width)
+        rows.add_options(Option(row(channel, width)) for channel in state.mixer)
+        if state.mixer:
+            rows.highlighted = min(place, len(state.mixer) - 1)
+        on = sum(channel.on for channel in state.mixer)
+        self.subtitle(f"{on} of {len(state.mixer)} on" if state.mixer else "")
