@@ -1,1 +1,1 @@
-"""Room."""
+"""What people and programs read: rendered reports, JSON, progress, exported heatmaps, the line shell."""

@@ -1,1 +1,1 @@
-"""Room."""
+"""Session files: recording, replaying, resuming, expectations and recipes."""

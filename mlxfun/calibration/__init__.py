@@ -1,1 +1,1 @@
-"""Room."""
+"""Collect routing statistics, and the files they are kept, combined and ranked in."""

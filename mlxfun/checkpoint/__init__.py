@@ -1,1 +1,1 @@
-"""Checkpoints on disk: identity, loading, saving. Import the submodules; this page stays light."""
+"""Checkpoints on disk: headers, identity, loading, atomic saving, and the check after it."""

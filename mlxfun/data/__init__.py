@@ -1,1 +1,1 @@
-"""Room."""
+"""Data sets, expert lists, scan reports, and the bundled demo."""

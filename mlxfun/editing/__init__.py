@@ -1,1 +1,1 @@
-"""Room."""
+"""The editable model: staged plan, history of states, save."""

@@ -1,1 +1,1 @@
-"""Room."""
+"""Decoding: the conversation, A/B answers, batched greedy answers."""

@@ -1,1 +1,1 @@
-"""Room."""
+"""What a loaded model consists of: anatomy, parameters, deltas, identity."""

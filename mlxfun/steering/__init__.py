@@ -1,1 +1,1 @@
-"""Room."""
+"""Rules that force experts on or off, or bias them, while the model runs."""

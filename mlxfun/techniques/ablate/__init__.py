@@ -1,1 +1,1 @@
-"""Room."""
+"""Project a direction of the residual stream out of the weights (abliteration)."""

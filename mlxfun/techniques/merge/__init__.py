@@ -1,1 +1,1 @@
-"""Room."""
+"""Average experts into those most like them (REAM)."""

@@ -1,1 +1,1 @@
-"""Room."""
+"""Raise or lower experts in their routers for good: amplify and bake."""

@@ -1,1 +1,1 @@
-"""Room."""
+"""Widgets of the chat panel."""

@@ -1,1 +1,1 @@
-"""Room."""
+"""Widgets of the panels that show and steer experts."""

@@ -1,0 +1,1 @@
+"""Techniques that change the weights. Each folder holds options, plan, per-layer function and report."""
