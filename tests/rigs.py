@@ -10,12 +10,12 @@ import mlx.nn as nn
 import tiny_models
 from mlx.utils import tree_flatten
 
-from mlxfun.editing.plans import PrunePlan
 from mlxfun.hooks.routing import Taps
 from mlxfun.model.anatomy import Anatomy, discover
 from mlxfun.model.delta import Resident
 from mlxfun.model.export import ExportView
 from mlxfun.techniques.prune.delta import prune_delta, validate
+from mlxfun.techniques.prune.plan import PrunePlan
 
 
 @dataclass
@@ -25,6 +25,9 @@ class Rig:
     anatomy: Anatomy
     taps: Taps
     resident: Resident
+
+    def stored(self, path: str) -> mx.Dtype:
+        return self.resident.tree.get(path).dtype
 
     def logits(self, tokens: list[list[int]]) -> mx.array:
         out = self.model(mx.array(tokens))
@@ -48,8 +51,8 @@ class Rig:
 def make_rig(model: nn.Module, config: dict[str, Any]) -> Rig:
     anatomy = discover(model, config)
     base = dict(tree_flatten(model.parameters()))
-    taps = Taps(model, anatomy)
-    resident = Resident(model, taps, lambda: base.__getitem__)
+    resident = Resident(model, anatomy, lambda: base.__getitem__)
+    taps = Taps(model, anatomy, resident.layers)
     taps.attach()
     return Rig(model, config, anatomy, taps, resident)
 

@@ -19,8 +19,6 @@ from mlxfun.model.anatomy import Anatomy, MoELayer
 from mlxfun.model.anatomy.masks import mask_of, sets_mask
 from mlxfun.model.export import ExportView
 from mlxfun.session.reports import HeatView, InfoReport, LayerRow, LayersReport
-from mlxfun.steering.reports import SteerReport
-from mlxfun.steering.rules import Steering
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
@@ -139,20 +137,6 @@ def heat(
         protected=protected,
         samples=stats.samples if stats is not None else 0,
         tokens=stats.tokens if stats is not None else 0,
-    )
-
-
-def steer_report(steering: Steering, notices: tuple[str, ...] = ()) -> SteerReport:
-    """The steering as plain data."""
-    return SteerReport(
-        dict(steering.activate),
-        dict(steering.deactivate),
-        notices,
-        steering.rule,
-        steering.boost_value,
-        steering.mask_value,
-        {layer: dict(levels) for layer, levels in steering.levels.items()},
-        steering.maps,
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from mlxfun.calibration.collect import batch_shape
 from mlxfun.context import SILENT, Context
-from mlxfun.data.datasets import batches
+from mlxfun.data.datasets import Tokenizer, batches
 from mlxfun.errors import DatasetError, PlanError, UsageError
 from mlxfun.evaluation.refusal_metrics import (
     FIRST_TOKEN_ERROR,
@@ -74,7 +74,7 @@ class Model:
     experts: {decoder layer: experts that may be edited}, None for all. components: that may be.
     """
 
-    tokenizer: Any
+    tokenizer: Tokenizer
     editor: Editor
     evaluator: Evaluator
     outputs: tuple[Output, ...]
@@ -89,7 +89,7 @@ class Model:
     @property
     def layers(self) -> dict[int, str]:
         """{number: path} of the decoder layers."""
-        return decoder_layers(self.editor.resident.tree.modules, self.editor.resident.taps.anatomy)
+        return decoder_layers(self.editor.resident.tree.modules, self.editor.resident.anatomy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ class Found:
 
 
 def read_split(
-    options: AblateOptions, tokenizer: Any, vocabulary: int | None
+    options: AblateOptions, tokenizer: Tokenizer, vocabulary: int | None
 ) -> tuple[Split, list[str]]:
     """Both sets, split, and warnings. Raises UsageError, DatasetError."""
     if options.harmful is None or options.harmless is None:
@@ -220,7 +220,7 @@ class Finder:
     ) -> AblationPlan:
         source, position = where
         editor = self._model.editor
-        anatomy = editor.resident.taps.anatomy
+        anatomy = editor.resident.anatomy
         return AblationPlan(
             direction=tuple(float(v) for v in found.unit(position, source)),
             source_layer=source,
