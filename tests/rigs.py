@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten
 
 from mlxfun.editing.plans import PrunePlan
 from mlxfun.hooks.routing import Taps
-from mlxfun.model.anatomy import Anatomy, discover
+from mlxfun.model.anatomy import MoEMap, discover
 from mlxfun.model.delta import Resident
 from mlxfun.model.export import ExportView
 from mlxfun.techniques.prune.delta import prune_delta, validate
@@ -22,7 +22,7 @@ from mlxfun.techniques.prune.delta import prune_delta, validate
 class Rig:
     model: nn.Module
     config: dict[str, Any]
-    anatomy: Anatomy
+    anatomy: MoEMap
     taps: Taps
     resident: Resident
 
@@ -54,7 +54,7 @@ def make_rig(model: nn.Module, config: dict[str, Any]) -> Rig:
     return Rig(model, config, anatomy, taps, resident)
 
 
-def keep_fewer(anatomy: Anatomy, live: int | None = None) -> dict[int, tuple[int, ...]]:
+def keep_fewer(anatomy: MoEMap, live: int | None = None) -> dict[int, tuple[int, ...]]:
     """Keep 6 of 8 experts, another pair gone in each layer, groups respected."""
     out = {}
     for layer in anatomy.layers:

@@ -18,7 +18,7 @@ from mlxfun.editing.editor import Editor
 from mlxfun.editing.plans import BoostPlan, MergePlan, PrunePlan
 from mlxfun.editing.reports import SaveReport
 from mlxfun.errors import ModelError
-from mlxfun.model.anatomy import Anatomy
+from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.delta import Reader
 from mlxfun.model.export import ExportView
 from mlxfun.techniques.ablate.plan import AblationPlan
@@ -49,7 +49,7 @@ def open_checkpoint(loaded: Loaded, dtypes: Callable[[str], mx.Dtype]) -> Reader
 def save(
     loaded: Loaded,
     editor: Editor,
-    anatomy: Anatomy,
+    anatomy: MoEMap,
     view: ExportView,
     options: SaveOptions,
     ctx: Context = SILENT,
@@ -79,7 +79,7 @@ def save(
         )
 
 
-def _metadata(editor: Editor, anatomy: Anatomy) -> dict[str, Any]:
+def _metadata(editor: Editor, anatomy: MoEMap) -> dict[str, Any]:
     """Metadata files of an edited model: keys of their maps are decoder layers."""
     plans = [node.plan for node in editor.history.ancestors() if node.plan is not None]
     prunes = [plan for plan in plans if isinstance(plan, PrunePlan)]

@@ -26,7 +26,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlxfun.model.anatomy import Anatomy, MoELayer
+from mlxfun.model.anatomy import MoELayer, MoEMap
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
@@ -150,7 +150,7 @@ class LayerTap:
 class Taps:
     """The taps of a whole model. `attach` swaps classes, `detach` restores every one."""
 
-    def __init__(self, model: nn.Module, anatomy: Anatomy) -> None:
+    def __init__(self, model: nn.Module, anatomy: MoEMap) -> None:
         self.anatomy = anatomy
         self.layers = tuple(LayerTap(layer) for layer in anatomy.layers)
         self._modules: dict[str, nn.Module] = dict(model.named_modules())

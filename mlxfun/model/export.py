@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlxfun.model.anatomy import Anatomy, MoELayer
+from mlxfun.model.anatomy import MoELayer, MoEMap
 from mlxfun.model.delta import Resident
 from mlxfun.model.parameters import flatten, nbytes_as, take_rows
 
@@ -23,7 +23,7 @@ class ExportView:
     """
 
     def __init__(
-        self, model: nn.Module, resident: Resident, anatomy: Anatomy, stored: Mapping[str, mx.Dtype]
+        self, model: nn.Module, resident: Resident, anatomy: MoEMap, stored: Mapping[str, mx.Dtype]
     ) -> None:
         self.model = model
         self._resident = resident

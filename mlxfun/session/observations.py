@@ -23,7 +23,7 @@ from mlxfun.evaluation.evaluator import EvalSet
 from mlxfun.events import Notice
 from mlxfun.generation.conversation import Counter
 from mlxfun.hooks.routing import Taps
-from mlxfun.model.anatomy import Anatomy
+from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.anatomy.masks import mask_of
 from mlxfun.session import views
 from mlxfun.techniques.prune import plan
@@ -38,7 +38,7 @@ class Observations:
     calibration: the sequences of the last collect. evidence: the commands that made the statistics in hand.
     """
 
-    def __init__(self, loaded: Loaded, anatomy: Anatomy, taps: Taps, editor: Editor) -> None:
+    def __init__(self, loaded: Loaded, anatomy: MoEMap, taps: Taps, editor: Editor) -> None:
         self._loaded = loaded
         self._anatomy = anatomy
         self._taps = taps

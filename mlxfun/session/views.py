@@ -15,7 +15,7 @@ from mlxfun.calibration.routing_stats import RoutingStats
 from mlxfun.checkpoint.load import Loaded, memory_limit
 from mlxfun.editing.editor import Editor
 from mlxfun.errors import UsageError
-from mlxfun.model.anatomy import Anatomy, MoELayer
+from mlxfun.model.anatomy import MoELayer, MoEMap
 from mlxfun.model.anatomy.masks import mask_of, sets_mask
 from mlxfun.model.export import ExportView
 from mlxfun.session.reports import HeatView, InfoReport, LayerRow, LayersReport
@@ -40,7 +40,7 @@ def describe_router(layer: MoELayer) -> str:
 
 
 def info(
-    loaded: Loaded, anatomy: Anatomy, editor: Editor, view: ExportView, digest: str | None
+    loaded: Loaded, anatomy: MoEMap, editor: Editor, view: ExportView, digest: str | None
 ) -> InfoReport:
     """The resident model."""
     first = anatomy.layers[0]
@@ -90,7 +90,7 @@ def quantization_text(config: dict[str, Any]) -> str | None:
     return f"{q.get('mode', 'affine')} {q.get('bits')}-bit, group {q.get('group_size')}"
 
 
-def layers(anatomy: Anatomy, editor: Editor) -> LayersReport:
+def layers(anatomy: MoEMap, editor: Editor) -> LayersReport:
     """Anatomy as a table."""
     rows = tuple(
         LayerRow(
@@ -112,7 +112,7 @@ def layers(anatomy: Anatomy, editor: Editor) -> LayersReport:
     return LayersReport(".".join(anatomy.count_key), rows)
 
 
-def levelled(anatomy: Anatomy, editor: Editor, sign: int) -> Array:
+def levelled(anatomy: MoEMap, editor: Editor, sign: int) -> Array:
     """bool [L, E]: experts whose level has this sign."""
     levels = editor.steering.levels.items()
     return sets_mask(
@@ -120,9 +120,7 @@ def levelled(anatomy: Anatomy, editor: Editor, sign: int) -> Array:
     )
 
 
-def heat(
-    anatomy: Anatomy, editor: Editor, stats: RoutingStats | None, protected: Array
-) -> HeatView:
+def heat(anatomy: MoEMap, editor: Editor, stats: RoutingStats | None, protected: Array) -> HeatView:
     """Everything that a heatmap draws."""
     alive = mask_of(anatomy, editor.committed)
     condemned = np.zeros_like(alive)
@@ -187,7 +185,7 @@ def stats_report(
 
 
 def why(
-    anatomy: Anatomy, editor: Editor, stats: RoutingStats | None, layer: int, expert: int
+    anatomy: MoEMap, editor: Editor, stats: RoutingStats | None, layer: int, expert: int
 ) -> WhyReport:
     """The numbers that condemned or spared one expert."""
     position = anatomy.position_of(layer)

@@ -16,16 +16,32 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.switch_layers import SwitchGLU, SwitchMLP
 
 from mlxfun.errors import ModelError
-from mlxfun.model.anatomy import facts
-from mlxfun.model.anatomy.types import Anatomy, Head, MoELayer, SlicedParameter
+from mlxfun.model.anatomy import ends, facts
+from mlxfun.model.anatomy.types import MoELayer, MoEMap, SlicedParameter
 
 Modules = dict[str, nn.Module]
 
 
-def discover(model: nn.Module, config: dict[str, Any]) -> Anatomy:
+def discover(model: nn.Module, config: dict[str, Any]) -> MoEMap:
     """Describe every MoE layer of `model`.
 
     Raises ModelError for a dense model and for architectures that cannot be observed.
+    """
+    found = experts_of(model, config)
+    if found is None:
+        raise ModelError(
+            f"{config.get('model_type', 'unknown')} is a dense model: none of its "
+            f"{_decoder_layers(dict(model.named_modules()))} layers has "
+            "experts, so there is nothing to observe, prune or steer; load a "
+            "Mixture-of-Experts model"
+        )
+    return found
+
+
+def experts_of(model: nn.Module, config: dict[str, Any]) -> MoEMap | None:
+    """Describe every MoE layer of `model`, None for a dense model.
+
+    Raises ModelError for architectures that cannot be observed.
     """
     model_type = str(config.get("model_type", "unknown"))
     family = _module_name(model)
@@ -37,23 +53,19 @@ def discover(model: nn.Module, config: dict[str, Any]) -> Anatomy:
     modules: Modules = dict(model.named_modules())
     found = sorted(_blocks(modules), key=lambda pair: _decoder_index(pair[1]))
     if not found:
-        raise ModelError(
-            f"{model_type} is a dense model: none of its {_decoder_layers(modules)} layers has "
-            "experts, so there is nothing to observe, prune or steer; load a "
-            "Mixture-of-Experts model"
-        )
+        return None
     layers = tuple(
         _describe(modules, block, experts, position, config)
         for position, (block, experts) in enumerate(found)
     )
     key = _count_key(model, config, layers[0].num_experts)
-    return Anatomy(
+    return MoEMap(
         model_type,
         _decoder_layers(modules, layers[0].block),
         layers,
         key,
-        _head(modules),
-        _vocabulary(modules),
+        ends.head(modules),
+        ends.vocabulary(modules, ends.embedding(modules)),
     )
 
 
@@ -300,28 +312,3 @@ def _count_key(model: nn.Module, config: dict[str, Any], count: int) -> tuple[st
         f"config.json has no key that equals the {count} experts found in the weights "
         f"(looked for {', '.join(facts.EXPERT_COUNT_KEYS)})"
     )
-
-
-def _vocabulary(modules: Modules) -> int | None:
-    """Rows of the token embedding: the longest one, since others are of positions or types."""
-    rows = [
-        int(module.weight.shape[0])
-        for module in modules.values()
-        if isinstance(module, nn.Embedding | nn.QuantizedEmbedding)
-    ]
-    return max(rows, default=None)
-
-
-def _head(modules: Modules) -> Head | None:
-    """The output head: an lm_head outside the layers, else the tied embedding."""
-
-    def outside(path: str) -> bool:
-        return not any(part.isdigit() for part in path.split("."))
-
-    for path, module in modules.items():
-        if path.rpartition(".")[2] in facts.HEAD_NAMES and outside(path) and "weight" in module:
-            return Head(path, tied=False)
-    for path, module in modules.items():
-        if isinstance(module, nn.Embedding | nn.QuantizedEmbedding) and outside(path):
-            return Head(path, tied=True)
-    return None

@@ -18,7 +18,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxfun.errors import ModelError
-from mlxfun.model.anatomy.types import Anatomy, MoELayer
+from mlxfun.model.anatomy.types import MoELayer, MoEMap
 
 Modules = Mapping[str, nn.Module]
 
@@ -79,7 +79,7 @@ def list_of(path: str) -> str:
     return ".".join(itertools.takewhile(lambda part: not part.isdigit(), path.split(".")))
 
 
-def decoder_layers(modules: Modules, anatomy: Anatomy) -> dict[int, str]:
+def decoder_layers(modules: Modules, anatomy: MoEMap) -> dict[int, str]:
     """{number: path} of all decoder layers, MoE or not, in order.
 
     Raises ModelError for a model whose MoE layers are in several lists.
@@ -99,7 +99,7 @@ def decoder_layers(modules: Modules, anatomy: Anatomy) -> dict[int, str]:
     return dict(sorted(found.items()))
 
 
-def residual_outputs(modules: Modules, anatomy: Anatomy) -> tuple[Output, ...]:
+def residual_outputs(modules: Modules, anatomy: MoEMap) -> tuple[Output, ...]:
     """Every projection that writes to the residual stream, in the order of layers.
 
     modules: by path, as named when the model was loaded.

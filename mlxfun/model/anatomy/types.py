@@ -79,7 +79,39 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True)
-class Anatomy:
+class Mixer:
+    """The part of a decoder layer that mixes tokens.
+
+    kind: "attention", "linear attention", "state space", "convolution" or "recurrent".
+    """
+
+    path: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderLayer:
+    """One decoder layer, MoE or not, by the paths of its parts. Most have one of each.
+
+    mixers: attention first. mlps: the MoE block, if it is not the layer itself (gemma4), then dense
+    feed-forward parts. shared: shared experts. norm1/norm2: of what enters mixer and MLP;
+    post_norm1/post_norm2: of what leaves them. moe: its experts, None in a dense layer.
+    """
+
+    index: int
+    path: str
+    mixers: tuple[Mixer, ...]
+    mlps: tuple[str, ...]
+    shared: tuple[str, ...]
+    norm1: tuple[str, ...]
+    norm2: tuple[str, ...]
+    post_norm1: tuple[str, ...]
+    post_norm2: tuple[str, ...]
+    moe: MoELayer | None
+
+
+@dataclass(frozen=True, slots=True)
+class MoEMap:
     """All MoE layers of a model, and the config key that holds their expert count.
 
     count_key: path into config.json, for instance ("text_config", "num_experts"). vocabulary: rows

@@ -21,7 +21,7 @@ from mlxfun.editing.editor import Editor
 from mlxfun.editing.plans import PrunePlan
 from mlxfun.editing.reports import PlanReport
 from mlxfun.errors import PlanError, UsageError
-from mlxfun.model.anatomy import Anatomy
+from mlxfun.model.anatomy import MoEMap
 from mlxfun.session.workspace import Workshop
 from mlxfun.techniques.merge.delta import Merger
 from mlxfun.techniques.merge.options import ALIGNMENTS, SIMILARITY_MODES, MergeOptions
@@ -56,7 +56,7 @@ class MergeRequest:
         return cls(shop, options, batches(sequences, *batch_shape(None, None)))
 
     @property
-    def anatomy(self) -> Anatomy:
+    def anatomy(self) -> MoEMap:
         """Of the resident model."""
         return self.shop.anatomy
 

@@ -24,7 +24,7 @@ from mlxfun.editing.editor import Editor, Live
 from mlxfun.editing.plans import Plan, PrunePlan
 from mlxfun.editing.reports import PlanReport
 from mlxfun.errors import PlanError, StateError, UsageError
-from mlxfun.model.anatomy import Anatomy
+from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.anatomy.masks import mask_of
 from mlxfun.model.delta import Delta
 from mlxfun.model.export import ExportView
@@ -47,7 +47,7 @@ STEERED = (
 class PruneRequest:
     """What a prune is planned from."""
 
-    anatomy: Anatomy
+    anatomy: MoEMap
     editor: Editor
     stats: RoutingStats | None
     options: PruneOptions
@@ -133,7 +133,7 @@ def constraints_for(request: PruneRequest) -> tuple[selection.Constraints, tuple
 
 
 def constraints_of(
-    anatomy: Anatomy, editor: Editor, maps: Masks, traffic: Array | None
+    anatomy: MoEMap, editor: Editor, maps: Masks, traffic: Array | None
 ) -> selection.Constraints:
     """What a selection on the committed side must respect. traffic: [L, E]."""
     return selection.Constraints(
@@ -194,7 +194,7 @@ class Proposal:
 
 
 def stage(
-    editor: Editor, anatomy: Anatomy, proposal: Proposal, export: Callable[[], ExportView]
+    editor: Editor, anatomy: MoEMap, proposal: Proposal, export: Callable[[], ExportView]
 ) -> PlanReport:
     """Swap a proposal in, in place of a staged plan, and report it."""
     plan = proposal.plan
@@ -230,7 +230,7 @@ def working(plan: Plan) -> dict[int, tuple[int, ...]]:
     }
 
 
-def _gone(anatomy: Anatomy, base: Live, plan: Plan) -> dict[int, tuple[int, ...]]:
+def _gone(anatomy: MoEMap, base: Live, plan: Plan) -> dict[int, tuple[int, ...]]:
     """{decoder layer: experts of the committed side that `plan` does not keep}."""
     kept = working(plan)
     return {
