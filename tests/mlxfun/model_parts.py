@@ -238,3 +238,9 @@ OWN = {
     "linear_right", "correction_coefs", "prediction_coefs", "modality_router", "0", "2",
     "layer", "gate", "proj", "wg", "classifier",
 }  # fmt: skip
+
+# Norms of a layer without a role: of second branches, and of the first layer's input (rwkv7).
+OWN_NORMS = {
+    "post_feedforward_layernorm_1", "post_feedforward_layernorm_2", "pre_feedforward_layernorm_2",
+    "post_per_layer_input_norm", "pre_norm",
+}  # fmt: skip

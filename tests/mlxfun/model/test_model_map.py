@@ -12,7 +12,7 @@ from mlxfun.errors import ModelError, UsageError
 from mlxfun.hooks.head import HeadTap
 from mlxfun.model.anatomy import discover
 from mlxfun.model.model_map import ModelMap, map_model
-from tests.mlxfun.model_parts import ENDS, KINDS, OWN, PARTS
+from tests.mlxfun.model_parts import ENDS, KINDS, OWN, OWN_NORMS, PARTS
 
 EVERY = (*tiny_models.RUNNABLE, *tiny_models.DENSE)
 RUNNABLE = (*tiny_models.RUNNABLE, *tiny_models.RUNNABLE_DENSE)
@@ -91,6 +91,16 @@ def layers_of_config(name: str) -> int:
         return len(config["hybrid_override_pattern"])
     keys = ("num_hidden_layers", "n_layers", "n_layer", "num_layers", "num_transformer_layers")
     return next(int(config[key]) for key in keys if key in config)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_norm_beside_the_parts_of_a_layer_has_a_role(name: str) -> None:
+    _, found = mapped(name)
+    for layer in found.layers:
+        for path in found.names:
+            child = path.removeprefix(f"{layer.path}.")
+            if "norm" in child and "." not in child and found.name(path) == path:
+                assert child in {*OWN_NORMS, "norm_attn_norm"}, path
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
