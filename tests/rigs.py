@@ -12,9 +12,10 @@ from mlx.utils import tree_flatten
 
 from mlxfun.editing.plans import PrunePlan
 from mlxfun.hooks.routing import Taps
-from mlxfun.model.anatomy import MoEMap, discover
+from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.delta import Resident
 from mlxfun.model.export import ExportView
+from mlxfun.model.model_map import ModelMap, map_model
 from mlxfun.techniques.prune.delta import prune_delta, validate
 
 
@@ -22,6 +23,7 @@ from mlxfun.techniques.prune.delta import prune_delta, validate
 class Rig:
     model: nn.Module
     config: dict[str, Any]
+    map: ModelMap
     anatomy: MoEMap
     taps: Taps
     resident: Resident
@@ -46,12 +48,12 @@ class Rig:
 
 
 def make_rig(model: nn.Module, config: dict[str, Any]) -> Rig:
-    anatomy = discover(model, config)
+    found = map_model(model, config)
     base = dict(tree_flatten(model.parameters()))
-    taps = Taps(model, anatomy)
+    taps = Taps(model, found.experts)
     resident = Resident(model, taps, lambda: base.__getitem__)
     taps.attach()
-    return Rig(model, config, anatomy, taps, resident)
+    return Rig(model, config, found, found.experts, taps, resident)
 
 
 def keep_fewer(anatomy: MoEMap, live: int | None = None) -> dict[int, tuple[int, ...]]:

@@ -68,7 +68,7 @@ def save(
                 source=loaded.path,
                 model_id=loaded.model_id,
                 checkpoint_id=loaded.checkpoint_id,
-                experts=len(editor.committed[0]),
+                experts=len(editor.committed[0]) if editor.committed else 0,
                 metadata=_metadata(editor, anatomy),
                 recipe=editor.history.recipe(),
                 scores=dict(editor.history.current.scores),

@@ -111,7 +111,9 @@ class ExportView:
         return None if layer is None else (layer.position, len(self._rows(layer)))
 
     def config(self, config: dict[str, Any]) -> dict[str, Any]:
-        """`config` with the live expert count."""
+        """`config` with the live expert count, if there are experts."""
+        if not self._anatomy.layers:
+            return dict(config)
         live = len(self._resident.taps.layers[0].live)
         if live == self._anatomy.num_experts:
             return dict(config)

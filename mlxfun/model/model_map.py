@@ -18,12 +18,13 @@ from typing import Any
 
 import mlx.nn as nn
 
-from mlxfun.errors import ModelError, UsageError
+from mlxfun.errors import ModelError, StateError, UsageError
 from mlxfun.model.anatomy import ends, facts
-from mlxfun.model.anatomy.discover import experts_of
+from mlxfun.model.anatomy.discover import discover
 from mlxfun.model.anatomy.layers import decoder_layers, in_order
 from mlxfun.model.anatomy.names import canonical_names
 from mlxfun.model.anatomy.types import DecoderLayer, Head, MoEMap
+from mlxfun.text import no_experts
 
 NEAR = 5
 """How many names an error suggests."""
@@ -36,7 +37,7 @@ class ModelMap:
     layers: every decoder layer in order. embed: path of the token embedding, None where it is not
     a module. norm: path of the final norm, None where it has no module. head: None where the head
     is not a module. hidden_size: D, the width of the residual stream. vocabulary: rows of the token
-    embedding. moe: None for a dense model. paths: {canonical name: path}, one name for every
+    embedding. experts: the MoE layers, none in a dense model. paths: {canonical name: path}, one name for every
     module but the model itself. names: the same the other way round.
     """
 
@@ -47,9 +48,19 @@ class ModelMap:
     head: Head | None
     hidden_size: int | None
     vocabulary: int | None
-    moe: MoEMap | None
+    experts: MoEMap
     paths: Mapping[str, str]
     names: Mapping[str, str]
+
+    @property
+    def moe(self) -> MoEMap | None:
+        """The map of the experts, None for a dense model."""
+        return self.experts if self.experts.layers else None
+
+    def require_experts(self, action: str) -> None:
+        """Raise StateError for a dense model. action: what needs experts, an infinitive."""
+        if self.moe is None:
+            raise StateError(no_experts(self.model_type, action))
 
     def path(self, name: str) -> str:
         """The path of a canonical name; a path is understood as well.
@@ -87,8 +98,8 @@ def map_model(model: nn.Module, config: dict[str, Any]) -> ModelMap:
     """
     model_type = str(config.get("model_type", "unknown"))
     modules = in_order(model)
-    moe = experts_of(model, config)
-    layers = decoder_layers(modules, moe)
+    experts = discover(model, config)
+    layers = decoder_layers(modules, experts)
     if not layers:
         raise ModelError(
             f"cannot find the decoder layers of {model_type}: it has no list of modules with "
@@ -106,7 +117,7 @@ def map_model(model: nn.Module, config: dict[str, Any]) -> ModelMap:
         head=head,
         hidden_size=ends.hidden_size(modules, embed, norm),
         vocabulary=ends.vocabulary(modules, embed),
-        moe=moe,
+        experts=experts,
         paths=paths,
         names={path: name for name, path in paths.items()},
     )

@@ -63,7 +63,7 @@ class Session:
     """The engine's front door. See the module's text; every method runs on the opening thread."""
 
     def __init__(self, loaded: Loaded, *, undo_budget: int | None = None, seed: int = 0) -> None:
-        """Wrap an already loaded model. Raises ModelError for a dense one."""
+        """Wrap an already loaded model. Raises ModelError for an unknown architecture."""
         self._thread = threading.get_ident()
         self._loaded = loaded
         self.tokenizer = loaded.tokenizer
@@ -71,7 +71,8 @@ class Session:
         self.seed = seed
         self.command = ""
         self._shop = shop = Workshop(loaded, undo_budget)
-        self.model, self.anatomy, self.taps = shop.model, shop.anatomy, shop.taps
+        self.model, self.map, self.taps = shop.model, shop.map, shop.taps
+        self.anatomy = shop.anatomy
         self.editor = shop.editor
         self._observations = shop.observations
         self._decoder = Decoder(self.model, self.tokenizer, self.taps)
@@ -94,7 +95,7 @@ class Session:
         """Load a local directory, a Hub id, or "demo" (the bundled model).
 
         undo_budget: bytes of edit-made tensors that the history may hold; None for no limit.
-        Raises ModelError (missing, broken, dense, unsupported) or BudgetError (does not fit).
+        Raises ModelError (missing, broken, unsupported) or BudgetError (does not fit).
         """
         return cls(load(source, revision, ctx), undo_budget=undo_budget, seed=seed)
 
@@ -134,7 +135,7 @@ class Session:
         self._own()
         digest = full_digest(self._loaded.path, ctx) if verify else None
         with self.editor.live("current"):
-            return views.info(self._loaded, self.anatomy, self.editor, self._shop.export(), digest)
+            return views.info(self._loaded, self.map, self.editor, self._shop.export(), digest)
 
     def _cheap_info(self) -> InfoReport:
         key = (self.state, self.editor.history.current.id)
@@ -143,11 +144,14 @@ class Session:
         return self._info[1]
 
     def layers(self) -> LayersReport:
-        """Anatomy as a table."""
-        return views.layers(self.anatomy, self.editor)
+        """The decoder layers, and those of them that have experts, as tables."""
+        self._own()
+        with self.editor.live("current"):
+            return views.layers(self.map, self.editor, self._shop.export())
 
     def why(self, layer: int, expert: int) -> WhyReport:
         """The numbers that condemned or spared expert `expert` of decoder layer `layer`."""
+        self.map.require_experts("rank")
         return views.why(self.anatomy, self.editor, self._observations.stats, layer, expert)
 
     def dossier(
@@ -158,6 +162,7 @@ class Session:
         Raises UsageError for an expert that does not exist, StateError for a pruned one.
         """
         self._own()
+        self.map.require_experts("look at")
         return self._hand.dossier(layer, expert, options, ctx)
 
     def history(self) -> HistoryReport:
@@ -174,26 +179,32 @@ class Session:
     def collect(self, options: CollectOptions, ctx: Context = SILENT) -> CollectReport:
         """Calibrate on the committed weights without steering. A cancel keeps what was collected."""
         self._own()
+        self.map.require_experts("collect statistics of")
         return self._observations.collect(options, self.command, ctx)
 
     def stats(self, action: str = "show") -> StatsReport:
         """The statistics in hand. Raises StateError without any."""
+        self.map.require_experts("keep statistics of")
         return self._observations.show(action)
 
     def save_stats(self, path: Path) -> StatsReport:
         """Write the statistics as `.npz`."""
+        self.map.require_experts("keep statistics of")
         return self._observations.save(path)
 
     def load_stats(self, path: Path) -> StatsReport:
         """Read an `.npz` made on this model. Raises PlanError for another shape or model."""
+        self.map.require_experts("load statistics of")
         return self._observations.load(path)
 
     def reset_stats(self) -> StatsReport:
         """Forget the statistics."""
+        self.map.require_experts("keep statistics of")
         return self._observations.reset()
 
     def set_counting(self, on: bool, auto_save: Path | None = None) -> StatsReport:
         """Count chat traffic too; with `auto_save` write the statistics after every answer."""
+        self.map.require_experts("count")
         return self._observations.set_counting(on, auto_save)
 
     # -- comparing two sets -------------------------------------------------------------------
@@ -205,11 +216,13 @@ class Session:
         Cancelled, and writes nothing, when cancelled.
         """
         self._own()
+        self.map.require_experts("scan")
         return self._scan("safety", options, ctx)
 
     def domain_scan(self, options: ScanOptions, ctx: Context = SILENT) -> ScanReport:
         """The same for a domain (first) and general text (second); writes a domain report."""
         self._own()
+        self.map.require_experts("scan")
         if not options.domain_name.strip():
             raise UsageError("a domain scan needs a name for the domain: give --domain-name")
         return self._scan("domain", options, ctx)
@@ -226,6 +239,7 @@ class Session:
         What mlxfun.techniques.prune.calibrated lists is measured on the text of the last collect.
         """
         self._own()
+        self.map.require_experts("prune")
         stats = self._observations.stats
         request = plan.PruneRequest(self.anatomy, self.editor, stats, options)
         report, protected = calibrated.stage_prune(request, self._shop, self.command, ctx)
@@ -242,6 +256,7 @@ class Session:
         figures if that would not fit. A cancel leaves everything as it was.
         """
         self._own()
+        self.map.require_experts("merge")
         request = merging.MergeRequest.of(self._shop, options)
         report, protected = merging.stage_merge(request, self.command, ctx)
         self.editor.require_staged("merge").protected = protected
@@ -250,6 +265,7 @@ class Session:
     def select(self, options: SelectOptions) -> PlanReport | StepReport:
         """Change by hand which experts go, and stage that; see mlxfun.techniques.prune.manual."""
         self._own()
+        self.map.require_experts("select")
         return self._hand.select(options)
 
     def abliterate(self, options: AblateOptions, ctx: Context = SILENT) -> AblationReport:
@@ -260,11 +276,13 @@ class Session:
     def amplify(self, options: AmplifyOptions, ctx: Context = SILENT) -> PlanReport:
         """Stage boosts for the experts of a domain report; see mlxfun.techniques.router_bias.stage."""
         self._own()
+        self.map.require_experts("amplify")
         return stage.amplify(self._shop, options, self.command, ctx)
 
     def bake(self, options: BakeOptions, ctx: Context = SILENT) -> PlanReport:
         """Stage the steering in force as a permanent edit; applying it clears the steering."""
         self._own()
+        self.map.require_experts("bake steering into")
         return stage.bake(self._shop, options, self.command, ctx)
 
     def steer(self, options: SteerOptions | SteerReport) -> SteerReport:
@@ -274,6 +292,8 @@ class Session:
         of another state without allow_stale; the steering in force stays then.
         """
         self._own()
+        if isinstance(options, SteerOptions):
+            self.map.require_experts("steer")
         now = Identity(self.checkpoint_id, self.state, self._loaded.model_id)
         checked, notices = wishes.changed(options, self.editor, now)
         self.editor.set_steering(checked)
@@ -370,6 +390,7 @@ class Session:
     def compact(self, ctx: Context = SILENT) -> StepReport:
         """Free the memory of pruned experts; undo reads them back from the checkpoint."""
         self._own()
+        self.map.require_experts("compact")
         return self.editor.compact(self.command or "compact", ctx)
 
     def undo(self) -> StepReport:

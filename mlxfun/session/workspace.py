@@ -15,9 +15,9 @@ from mlxfun.errors import BudgetError
 from mlxfun.evaluation.evaluator import EvalSet, Evaluator
 from mlxfun.hooks.head import HeadTap
 from mlxfun.hooks.routing import Taps
-from mlxfun.model.anatomy import discover
 from mlxfun.model.delta import Reader, Resident
 from mlxfun.model.export import ExportView
+from mlxfun.model.model_map import map_model
 from mlxfun.session.observations import Observations
 from mlxfun.text import readable_bytes
 
@@ -32,11 +32,12 @@ class Workshop:
     """A session makes one and hands it to the techniques."""
 
     def __init__(self, loaded: Loaded, undo_budget: int | None = None) -> None:
-        """Wrap an already loaded model. Raises ModelError for a dense one."""
+        """Wrap an already loaded model. Raises ModelError for an unknown architecture."""
         self._loaded = loaded
         self.model: nn.Module = loaded.model
         self.tokenizer = loaded.tokenizer
-        self.anatomy = discover(self.model, loaded.config)
+        self.map = map_model(self.model, loaded.config)
+        self.anatomy = self.map.experts
         self.taps = Taps(self.model, self.anatomy)
         self.taps.attach()
         resident = Resident(self.model, self.taps, self._open_checkpoint)

@@ -246,3 +246,37 @@ FINAL_NORMS = (
     "embedding_norm",
     "ln",
 )
+
+FURTHER_OUTPUTS = ("per_layer_projection",)
+"""Children of a decoder layer beside mixer and feed-forward part that write to the stream."""
+
+LATENT_OUTPUTS = ("fc2_latent_proj", "routed_expert_up_proj")
+LATENT_NORM = "routed_expert_norm"
+"""Children of an MoE block whose experts work in a latent space: the way back to the stream, and
+the norm ahead of it."""
+
+OUTPUT_NORMS: dict[str, dict[str, tuple[str, ...]]] = {
+    "gemma4_text": {
+        "mlp": ("post_feedforward_layernorm_1", "post_feedforward_layernorm"),
+        "experts": ("post_feedforward_layernorm_2", "post_feedforward_layernorm"),
+        "per_layer_projection": ("post_per_layer_input_norm",),
+    },
+}
+"""{module that defines the decoder layer: {child of the layer: norms its output passes}}, where they
+are others than the layer's `post_norm1` behind mixers and `post_norm2` behind feed-forward parts."""
+
+LEAKS: dict[str, str] = {
+    "longcat_flash": "its identity experts add their own input to the residual stream, and no "
+    "weights of theirs could be projected: a token routed to one keeps what it has",
+    "rwkv7": "a norm ahead of its first layer writes the token embedding to the residual stream, and "
+    "that is no projection of a layer: a token keeps what its embedding has",
+    "talkie": "each layer adds the token embedding to the residual stream again, and that is no "
+    "projection of the layer: a token keeps what its embedding has",
+}
+"""Families that write to the stream in a way that is in no projection, and how."""
+
+NO_PROJECTIONS: dict[str, str] = {
+    "gemma3n": "it runs several residual streams that its layers mix (AltUp), and no projections "
+    "of a layer could take a direction out of them",
+}
+"""Families whose stream no edit of projections can change as intended, and why."""

@@ -17,21 +17,27 @@ from mlxfun.model.anatomy.types import DecoderLayer, Mixer, MoELayer, MoEMap
 Modules = Mapping[str, nn.Module]
 
 
+def module_name(module: nn.Module) -> str:
+    """The last part of the name of the Python module that defines a module's class."""
+    return type(module).__module__.rpartition(".")[2]
+
+
 def in_order(model: nn.Module) -> dict[str, nn.Module]:
     """{path: module} of a model, siblings in the order in which the model made them."""
     return dict(reversed(list(model.named_modules())))
 
 
-def decoder_layers(modules: Modules, moe: MoEMap | None) -> tuple[DecoderLayer, ...]:
+def decoder_layers(modules: Modules, moe: MoEMap) -> tuple[DecoderLayer, ...]:
     """Every decoder layer, MoE or not, in the order in which the model's lists hold them.
 
-    modules: as `in_order` gives them. A model with two lists of layers (afm7) has one after the
-    other.
+    modules: as `in_order` gives them. moe: what was found of their experts. A model with two lists
+    of layers (afm7) has one after the other.
     """
-    experts = moe.layers if moe is not None else ()
     found: list[DecoderLayer] = []
     for paths in _lists(modules):
-        layers = [_describe(modules, path, len(found) + i, experts) for i, path in enumerate(paths)]
+        layers = [
+            _describe(modules, path, len(found) + i, moe.layers) for i, path in enumerate(paths)
+        ]
         if any(layer.mixers or layer.mlps or layer.moe for layer in layers):
             found += layers
     return tuple(found)

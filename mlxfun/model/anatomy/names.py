@@ -22,6 +22,11 @@ from mlxfun.model.anatomy.types import DecoderLayer
 Modules = Mapping[str, nn.Module]
 
 
+def numbered(name: str, index: int) -> str:
+    """The name of the first, second, ... of a kind: attn, attn_2, attn_3."""
+    return name if index == 0 else f"{name}_{index + 1}"
+
+
 class _Names:
     """{path: name} and {name: path} while they are given; the first name of a path stays."""
 
@@ -39,7 +44,7 @@ class _Names:
 
     def number(self, name: str, paths: Iterable[str]) -> list[tuple[str, str]]:
         """Give several paths of one kind their names; [(name, path)]."""
-        named = [(name if i == 0 else f"{name}_{i + 1}", path) for i, path in enumerate(paths)]
+        named = [(numbered(name, i), path) for i, path in enumerate(paths)]
         for each, path in named:
             self.give(each, path)
         return named

@@ -114,7 +114,7 @@ class DecoderLayer:
 class MoEMap:
     """All MoE layers of a model, and the config key that holds their expert count.
 
-    count_key: path into config.json, for instance ("text_config", "num_experts"). vocabulary: rows
+    A dense model has no layers here, no experts and no key. count_key: path into config.json, for instance ("text_config", "num_experts"). vocabulary: rows
     of the token embedding, None where none was found.
     """
 
@@ -128,12 +128,12 @@ class MoEMap:
     @property
     def num_experts(self) -> int:
         """E, the widest layer's expert count (all layers agree in every known model)."""
-        return max(layer.num_experts for layer in self.layers)
+        return max((layer.num_experts for layer in self.layers), default=0)
 
     @property
     def top_k(self) -> int:
         """K, the largest of any layer."""
-        return max(layer.top_k for layer in self.layers)
+        return max((layer.top_k for layer in self.layers), default=0)
 
     @property
     def indices(self) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ from mlxfun.evaluation.refusal_metrics import Panel, Prompts, answer_kl, ask_all
 from mlxfun.evaluation.refusal_rule import RULE
 from mlxfun.evaluation.reports import RefusalReport
 from mlxfun.generation.answers import read_prompts
-from mlxfun.model.anatomy.outputs import COMPONENTS, LEAKS, Output, residual_outputs
+from mlxfun.model.anatomy.outputs import COMPONENTS, Output, leaks, residual_outputs
 from mlxfun.model.delta import Delta, Resident
 from mlxfun.session.workspace import Workshop
 from mlxfun.techniques.ablate.delta import ROWS_AT_ONCE, ablate_delta, projections
@@ -79,6 +79,8 @@ class Ablations:
         """
         editor = self._shop.editor
         _check(options)
+        if options.target == "safety-experts":
+            self._shop.map.require_experts("abliterate with --target safety-experts")
         with editor.live("current"), editor.unsteered():
             if options.choose is not None:
                 found = self._recall(options.choose)
@@ -126,7 +128,7 @@ class Ablations:
     def _model(self, options: AblateOptions) -> Model:
         shop = self._shop
         resident = shop.editor.resident
-        outputs = residual_outputs(resident.tree.modules, resident.taps.anatomy)
+        outputs = residual_outputs(resident.tree.modules, shop.map)
         wanted = {
             "all": COMPONENTS,
             "dense-only": tuple(c for c in COMPONENTS if c != "experts"),
@@ -139,6 +141,7 @@ class Ablations:
             shop.evaluator,
             tuple(o for o in outputs if o.component in wanted),
             tuple(c for c in wanted if c in there),
+            {layer.index: layer.path for layer in shop.map.layers},
             self._safety_experts(options) if options.target == "safety-experts" else None,
         )
 
@@ -159,9 +162,8 @@ class Ablations:
         return found
 
     def _leaks(self, options: AblateOptions) -> list[str]:
-        layers = self._shop.editor.resident.taps.anatomy.layers
-        families = dict.fromkeys(layer.family for layer in layers)
-        return [f"{f}: {LEAKS[f]}" for f in families if f in LEAKS and options.target == "all"]
+        modules = self._shop.editor.resident.tree.modules
+        return leaks(modules, self._shop.map) if options.target == "all" else []
 
     def _require_memory(self, outputs: tuple[Output, ...]) -> None:
         """Raise BudgetError with the figures if the new weights would not fit beside the old."""
@@ -183,7 +185,7 @@ class Ablations:
         shop, plan = self._shop, found.plans[found.chosen]
         resident = shop.editor.resident
         before = shop.export().total_bytes()
-        outputs = residual_outputs(resident.tree.modules, resident.taps.anatomy)
+        outputs = residual_outputs(resident.tree.modules, shop.map)
         delta = ablate_delta(projections(outputs, plan, resident), resident, shop.stored, ctx)
         if not delta.layers:
             raise PlanError(
@@ -363,7 +365,7 @@ def _scores(report: AblationReport) -> dict[str, float]:
 
 def _report(found: Found, plan: AblationPlan, delta: Delta) -> AblationReport:
     """What is known without measuring. state_after and bytes are filled in later."""
-    experts = len(next(iter(plan.keep.values())))
+    experts = len(next(iter(plan.keep.values()), ()))
     searched = bool(found.trials)
     return AblationReport(
         technique=plan.technique,
