@@ -38,6 +38,15 @@ def counted(count: int, one: str, more: str) -> str:
     return f"{count:,} {one if count == 1 else more}"
 
 
+def no_experts(model_type: str, action: str) -> str:
+    """The sentence that refuses `action`, an infinitive, on a dense model.
+
+    >>> no_experts("llama", "prune")
+    'llama is a dense model: it has no experts to prune'
+    """
+    return f"{model_type} is a dense model: it has no experts to {action}"
+
+
 def installed_version(package: str) -> str:
     """The installed version of a distribution, "unknown" where it is not installed.
 

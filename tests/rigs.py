@@ -11,9 +11,10 @@ import tiny_models
 from mlx.utils import tree_flatten
 
 from mlxfun.hooks.routing import Taps
-from mlxfun.model.anatomy import Anatomy, discover
+from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.delta import Resident
 from mlxfun.model.export import ExportView
+from mlxfun.model.model_map import ModelMap, map_model
 from mlxfun.techniques.prune.delta import prune_delta, validate
 from mlxfun.techniques.prune.plan import PrunePlan
 
@@ -22,7 +23,8 @@ from mlxfun.techniques.prune.plan import PrunePlan
 class Rig:
     model: nn.Module
     config: dict[str, Any]
-    anatomy: Anatomy
+    map: ModelMap
+    anatomy: MoEMap
     taps: Taps
     resident: Resident
 
@@ -49,15 +51,15 @@ class Rig:
 
 
 def make_rig(model: nn.Module, config: dict[str, Any]) -> Rig:
-    anatomy = discover(model, config)
+    found = map_model(model, config)
     base = dict(tree_flatten(model.parameters()))
-    resident = Resident(model, anatomy, lambda: base.__getitem__)
-    taps = Taps(model, anatomy, resident.layers)
+    resident = Resident(model, found.experts, lambda: base.__getitem__)
+    taps = Taps(model, found.experts, resident.layers)
     taps.attach()
-    return Rig(model, config, anatomy, taps, resident)
+    return Rig(model, config, found, found.experts, taps, resident)
 
 
-def keep_fewer(anatomy: Anatomy, live: int | None = None) -> dict[int, tuple[int, ...]]:
+def keep_fewer(anatomy: MoEMap, live: int | None = None) -> dict[int, tuple[int, ...]]:
     """Keep 6 of 8 experts, another pair gone in each layer, groups respected."""
     out = {}
     for layer in anatomy.layers:

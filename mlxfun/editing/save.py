@@ -18,7 +18,7 @@ from mlxfun.context import SILENT, Context
 from mlxfun.editing.editor import Editor
 from mlxfun.editing.plans import SavedExperts
 from mlxfun.errors import ModelError
-from mlxfun.model.anatomy import Anatomy
+from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.delta import Reader
 from mlxfun.model.export import ExportView
 
@@ -48,7 +48,7 @@ def open_checkpoint(loaded: Loaded, dtypes: Callable[[str], mx.Dtype]) -> Reader
 def save(
     loaded: Loaded,
     editor: Editor,
-    anatomy: Anatomy,
+    anatomy: MoEMap,
     view: ExportView,
     options: SaveOptions,
     ctx: Context = SILENT,
@@ -67,7 +67,7 @@ def save(
                 source=loaded.path,
                 model_id=loaded.model_id,
                 checkpoint_id=loaded.checkpoint_id,
-                experts=len(editor.committed[0]),
+                experts=len(editor.committed[0]) if editor.committed else 0,
                 metadata=_metadata(editor, anatomy),
                 recipe=editor.history.recipe(),
                 scores=dict(editor.history.current.scores),
@@ -78,11 +78,11 @@ def save(
         )
 
 
-def _metadata(editor: Editor, anatomy: Anatomy) -> dict[str, Any]:
+def _metadata(editor: Editor, anatomy: MoEMap) -> dict[str, Any]:
     """Metadata files of an edited model, as its plans write them."""
     plans = [node.plan for node in editor.history.ancestors() if node.plan is not None]
     live = dict(zip(anatomy.indices, editor.committed, strict=True))
-    saved = SavedExperts(anatomy.num_experts if anatomy.layers else 0, live)
+    saved = SavedExperts(anatomy.num_experts, live)
     files: dict[str, Any] = {}
     kinds = {type(plan): plan for plan in plans}
     for kind, one in kinds.items():

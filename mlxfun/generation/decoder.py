@@ -148,8 +148,9 @@ class Decoder:
                 routing: tuple[Array | None, Array | None] = (None, None)
                 if index + 1 < options.max_tokens:
                     logits, records = self._forward([token], cache, on_routing)
-                    experts, weights = stacked_routing(records, self._taps.anatomy.top_k)
-                    routing = experts[:, 0], weights[:, 0]
+                    if records:  # none of a dense model
+                        experts, weights = stacked_routing(records, self._taps.anatomy.top_k)
+                        routing = experts[:, 0], weights[:, 0]
                 on_token(index, token, detokenizer.last_segment, *routing)
         except Cancelled:
             reason = "cancelled"

@@ -26,7 +26,7 @@ import mlx.nn as nn
 from mlxfun.context import SILENT, Context
 from mlxfun.hooks.intercept import Hooks
 from mlxfun.hooks.routing import LayerTap, Record, Taps
-from mlxfun.model.anatomy.outputs import list_of
+from mlxfun.model.anatomy.layers import decoder_layers, in_order
 
 if TYPE_CHECKING:
     from mlxfun.data.datasets import Batch
@@ -130,7 +130,10 @@ class Carrier:
         calls = self._record(tokens)
         hidden: Any = calls[0].hidden
         for layer, call in zip(self._layers, calls, strict=True):
-            hidden = layer(hidden, *call.args, **call.kwargs)
+            try:
+                hidden = layer(hidden, *call.args, **call.kwargs)
+            except _STUB_ERRORS as error:
+                raise _NotReplayable(f"a layer needs what another one left ({error})") from error
             if not isinstance(hidden, mx.array):
                 raise _NotReplayable("its layers return more than hidden states")
         with intercepting(self._layers[-1:], watch):
@@ -212,24 +215,16 @@ class Carrier:
 
 
 def _decoder_layers(model: nn.Module, taps: Taps) -> list[nn.Module]:
-    """All decoder layers, in order. Raises _NotReplayable if the MoE layers are in several lists."""
-    modules = dict(model.named_modules())
-    parents = {list_of(tap.layer.block) for tap in taps.layers}
-    if len(parents) != 1:
-        raise _NotReplayable("its MoE layers are in several lists of layers")
-    parent = parents.pop()
-    numbers = sorted(
-        int(path[len(parent) + 1 :])
-        for path in modules
-        if path.startswith(f"{parent}.") and path[len(parent) + 1 :].isdigit()
-    )
-    return [modules[f"{parent}.{number}"] for number in numbers]
+    """All decoder layers, MoE or not, in order."""
+    modules = in_order(model)
+    return [modules[layer.path] for layer in decoder_layers(modules, taps.anatomy)]
 
 
 def _block_child(layer: nn.Module, tap: LayerTap) -> nn.Module | None:
     """The direct child of `layer` that is or holds the MoE block, None if the layer itself is."""
-    inside = tap.layer.block[len(list_of(tap.layer.block)) + 1 :].split(".")[1:]
-    child = layer.get(inside[0]) if inside else None
+    parts = tap.layer.block.split(".")
+    number = next(i for i, part in enumerate(parts) if part.isdigit())
+    child = layer.get(parts[number + 1]) if parts[number + 1 :] else None
     return child if isinstance(child, nn.Module) else None
 
 

@@ -29,7 +29,7 @@ from mlxfun.arrays import Array
 from mlxfun.errors import HookError
 from mlxfun.hooks.intercept import Hooks
 from mlxfun.hooks.routers import GateWeight, list_block, product_class
-from mlxfun.model.anatomy import Anatomy, MoELayer
+from mlxfun.model.anatomy import MoELayer, MoEMap
 from mlxfun.model.live_experts import LiveExperts
 
 LogitsRule = Callable[[mx.array], mx.array]
@@ -251,7 +251,7 @@ def _require_all(positions: Sequence[int], seen: dict[int, Any]) -> None:
 class Taps:
     """The taps of a whole model. `attach` puts the hooks in place, `detach` removes them."""
 
-    def __init__(self, model: nn.Module, anatomy: Anatomy, experts: Sequence[LiveExperts]) -> None:
+    def __init__(self, model: nn.Module, anatomy: MoEMap, experts: Sequence[LiveExperts]) -> None:
         self.anatomy = anatomy
         self.layers = tuple(LayerTap(live) for live in experts)
         self._hooks = Hooks(dict(model.named_modules()))

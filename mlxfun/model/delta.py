@@ -18,7 +18,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxfun.context import SILENT, Context
-from mlxfun.model.anatomy import Anatomy
+from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.identity import Ledger, Rows
 from mlxfun.model.live_experts import LiveExperts
 from mlxfun.model.parameters import ParameterTree, take_rows
@@ -115,7 +115,7 @@ class Resident:
     layers: the live experts of each MoE layer, [L].
     """
 
-    def __init__(self, model: nn.Module, anatomy: Anatomy, checkpoint: OpenCheckpoint) -> None:
+    def __init__(self, model: nn.Module, anatomy: MoEMap, checkpoint: OpenCheckpoint) -> None:
         self.tree = ParameterTree(model)
         self.anatomy = anatomy
         self.layers = tuple(LiveExperts(layer) for layer in anatomy.layers)

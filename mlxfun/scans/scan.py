@@ -16,7 +16,7 @@ from mlxfun.data.scan_reports import REPORT, write_report
 from mlxfun.editing.editor import Editor
 from mlxfun.files import require_writable
 from mlxfun.hooks.routing import Taps
-from mlxfun.model.anatomy import Anatomy
+from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.anatomy.masks import mask_of
 from mlxfun.scans import contrast, sample_routing
 from mlxfun.scans.contrast import Contrast, Rules, SampleRouting
@@ -32,7 +32,7 @@ class ScanRequest:
     """What is scanned: the committed weights of `editor`, without steering."""
 
     loaded: Loaded
-    anatomy: Anatomy
+    anatomy: MoEMap
     taps: Taps
     editor: Editor
     options: ScanOptions

@@ -24,7 +24,7 @@ from mlxfun.evaluation.evaluator import EvalSet
 from mlxfun.events import Notice
 from mlxfun.generation.conversation import Counter
 from mlxfun.hooks.routing import Taps
-from mlxfun.model.anatomy import Anatomy
+from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.anatomy.masks import mask_of
 from mlxfun.session import views
 
@@ -39,7 +39,7 @@ class Observations:
     the commands that made the statistics in hand.
     """
 
-    def __init__(self, loaded: Loaded, anatomy: Anatomy, taps: Taps, editor: Editor) -> None:
+    def __init__(self, loaded: Loaded, anatomy: MoEMap, taps: Taps, editor: Editor) -> None:
         self._loaded = loaded
         self._anatomy = anatomy
         self._taps = taps

@@ -70,7 +70,7 @@ class Session:
     """The engine's front door. See the module's text; every method runs on the opening thread."""
 
     def __init__(self, loaded: Loaded, *, undo_budget: int | None = None, seed: int = 0) -> None:
-        """Wrap an already loaded model. Raises ModelError for a dense one."""
+        """Wrap an already loaded model. Raises ModelError for an unknown architecture."""
         self._thread = threading.get_ident()
         self._loaded = loaded
         self.tokenizer = loaded.tokenizer
@@ -78,7 +78,8 @@ class Session:
         self.seed = seed
         self.command = ""
         self._workspace = workspace = SessionWorkspace(loaded, undo_budget)
-        self.model, self.anatomy, self.taps = workspace.model, workspace.anatomy, workspace.taps
+        self.model, self.map, self.taps = workspace.model, workspace.map, workspace.taps
+        self.anatomy = workspace.anatomy
         self.editor = workspace.editor
         self._observations = workspace.observations
         self._decoder = Decoder(self.model, self.tokenizer, self.taps)
@@ -100,7 +101,7 @@ class Session:
         """Load a local directory, a Hub id, or "demo" (the bundled model).
 
         undo_budget: bytes of edit-made tensors that the history may hold; None for no limit.
-        Raises ModelError (missing, broken, dense, unsupported) or BudgetError (does not fit).
+        Raises ModelError (missing, broken, unsupported) or BudgetError (does not fit).
         """
         return cls(load(source, revision, ctx), undo_budget=undo_budget, seed=seed)
 
@@ -140,9 +141,7 @@ class Session:
         self._own()
         digest = full_digest(self._loaded.path, ctx) if verify else None
         with self.editor.live("base"):
-            return views.info(
-                self._loaded, self.anatomy, self.editor, self._workspace.export(), digest
-            )
+            return views.info(self._loaded, self.map, self.editor, self._workspace.export(), digest)
 
     def _cheap_info(self) -> InfoReport:
         key = (self.state, self.editor.history.current.id)
@@ -151,11 +150,14 @@ class Session:
         return self._info[1]
 
     def layers(self) -> LayersReport:
-        """Anatomy as a table."""
-        return views.layers(self.anatomy, self.editor)
+        """The decoder layers, and those of them that have experts, as tables."""
+        self._own()
+        with self.editor.live("base"):
+            return views.layers(self.map, self.editor, self._workspace.export())
 
     def why(self, layer: int, expert: int) -> WhyReport:
         """The numbers that condemned or spared expert `expert` of decoder layer `layer`."""
+        self.map.require_experts("rank")
         return views.why(self.anatomy, self.editor, self._observations.stats, layer, expert)
 
     def dossier(
@@ -166,6 +168,7 @@ class Session:
         Raises UsageError for an expert that does not exist, StateError for a pruned one.
         """
         self._own()
+        self.map.require_experts("look at")
         return self._measurements.profile(layer, expert, options, ctx)
 
     def history(self) -> HistoryReport:
@@ -182,26 +185,32 @@ class Session:
     def collect(self, options: CollectOptions, ctx: Context = SILENT) -> CollectReport:
         """Calibrate on the committed weights without steering. A cancel keeps what was collected."""
         self._own()
+        self.map.require_experts("collect statistics of")
         return self._observations.collect(options, self.command, ctx)
 
     def stats(self, action: str = "show") -> StatsReport:
         """The statistics in hand. Raises StateError without any."""
+        self.map.require_experts("keep statistics of")
         return self._observations.show(action)
 
     def save_stats(self, path: Path) -> StatsReport:
         """Write the statistics as `.npz`."""
+        self.map.require_experts("keep statistics of")
         return self._observations.save(path)
 
     def load_stats(self, path: Path) -> StatsReport:
         """Read an `.npz` made on this model. Raises PlanError for another shape or model."""
+        self.map.require_experts("load statistics of")
         return self._observations.load(path)
 
     def reset_stats(self) -> StatsReport:
         """Forget the statistics."""
+        self.map.require_experts("keep statistics of")
         return self._observations.reset()
 
     def set_counting(self, on: bool, auto_save: Path | None = None) -> StatsReport:
         """Count chat traffic too; with `auto_save` write the statistics after every answer."""
+        self.map.require_experts("count")
         return self._observations.set_counting(on, auto_save)
 
     # -- comparing two sets -------------------------------------------------------------------
@@ -213,11 +222,13 @@ class Session:
         Cancelled, and writes nothing, when cancelled.
         """
         self._own()
+        self.map.require_experts("scan")
         return self._scan("safety", options, ctx)
 
     def domain_scan(self, options: ScanOptions, ctx: Context = SILENT) -> ScanReport:
         """The same for a domain (first) and general text (second); writes a domain report."""
         self._own()
+        self.map.require_experts("scan")
         if not options.domain_name.strip():
             raise UsageError("a domain scan needs a name for the domain: give --domain-name")
         return self._scan("domain", options, ctx)
@@ -231,6 +242,7 @@ class Session:
     def _stage(self, technique: Technique[Any], options: Any, ctx: Context) -> PlanReport:
         """Plan, and stage in place of a staged plan. A cancel or failure leaves all as it was."""
         self._own()
+        technique.require(self.map)
         return stage(self._workspace, technique.plan(self._workspace, options, self.command, ctx))
 
     def prune(self, options: PruneOptions, ctx: Context = SILENT) -> PlanReport:
@@ -252,6 +264,7 @@ class Session:
         """Change by hand which experts are pruned, beginning with those of the staged plan, and
         stage that. A change that leaves none selected drops the staged plan."""
         self._own()
+        self.map.require_experts("select")
         select = Select()
         if select.empties(self._workspace, options):
             return self.editor.discard()
@@ -278,6 +291,8 @@ class Session:
         of another state without allow_stale; the steering in force stays then.
         """
         self._own()
+        if isinstance(options, SteerOptions):
+            self.map.require_experts("steer")
         now = Identity(self.checkpoint_id, self.state, self._loaded.model_id)
         checked, notices = wishes.changed(options, self.editor, now)
         self.editor.steer(checked, self.command or line_of(checked.report()))
@@ -375,6 +390,7 @@ class Session:
     def compact(self, ctx: Context = SILENT) -> StepReport:
         """Free the memory of pruned experts; undo reads them back from the checkpoint."""
         self._own()
+        self.map.require_experts("compact")
         return self.editor.compact(self.command or "compact", ctx)
 
     def undo(self) -> StepReport:

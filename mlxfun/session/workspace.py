@@ -15,9 +15,9 @@ from mlxfun.errors import BudgetError
 from mlxfun.evaluation.evaluator import EvalSet, Evaluator
 from mlxfun.hooks.head import HeadTap
 from mlxfun.hooks.routing import Taps
-from mlxfun.model.anatomy import discover
 from mlxfun.model.delta import Reader, Resident
 from mlxfun.model.export import ExportView
+from mlxfun.model.model_map import map_model
 from mlxfun.session.observations import Observations
 from mlxfun.text import readable_bytes
 
@@ -33,11 +33,12 @@ class SessionWorkspace:
     """A session makes one and hands it to the techniques."""
 
     def __init__(self, loaded: Loaded, undo_budget: int | None = None) -> None:
-        """Wrap an already loaded model. Raises ModelError for a dense one."""
+        """Wrap an already loaded model. Raises ModelError for an unknown architecture."""
         self._loaded = loaded
         self.model: nn.Module = loaded.model
         self.tokenizer = loaded.tokenizer
-        self.anatomy = discover(self.model, loaded.config)
+        self.map = map_model(self.model, loaded.config)
+        self.anatomy = self.map.experts
         self.resident = Resident(self.model, self.anatomy, self._open_checkpoint)
         self.taps = Taps(self.model, self.anatomy, self.resident.layers)
         self.taps.attach()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import mlx.core as mx
@@ -13,8 +13,9 @@ from mlxfun.editing.editor import Live
 from mlxfun.editing.plans import Plan, Provenance
 from mlxfun.editing.reports import PlanReport
 from mlxfun.errors import PlanError
-from mlxfun.model.anatomy import Anatomy
+from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.delta import Delta
+from mlxfun.model.model_map import ModelMap
 from mlxfun.techniques.workspace import Workspace
 
 Options = TypeVar("Options", contravariant=True)
@@ -42,6 +43,9 @@ class Proposal:
 
 class Technique(Protocol[Options]):
     """A way of changing weights. Each one is a folder of `mlxfun.techniques`."""
+
+    def require(self, found: ModelMap) -> None:
+        """Raise ModelError for a model that the technique cannot work on, e.g. a dense one."""
 
     def plan(
         self, workspace: Workspace, options: Options, command: str = "", ctx: Context = SILENT
@@ -97,15 +101,10 @@ def _unchanged(plan: Plan) -> str:
     return "what it changes is below the precision of the weights"
 
 
-def removed_by(anatomy: Anatomy, base: Live, plan: Plan) -> dict[int, tuple[int, ...]]:
+def removed_by(anatomy: MoEMap, base: Live, plan: Plan) -> dict[int, tuple[int, ...]]:
     """{decoder layer: experts of `base` that the router cannot choose any more}."""
     kept = plan.working
     return {
         index: tuple(e for e in live if e not in set(kept[index]))
         for index, live in zip(anatomy.indices, base, strict=True)
     }
-
-
-def with_report(proposal: Proposal, describe: Describe) -> Proposal:
-    """The proposal with another description."""
-    return replace(proposal, describe=describe)

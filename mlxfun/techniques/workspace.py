@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from mlxfun.editing.editor import Editor
     from mlxfun.evaluation.evaluator import EvalSet, Evaluator
     from mlxfun.hooks.routing import Taps
-    from mlxfun.model.anatomy import Anatomy
+    from mlxfun.model.anatomy import MoEMap
     from mlxfun.model.delta import Resident
     from mlxfun.model.export import ExportView
+    from mlxfun.model.model_map import ModelMap
 
 
 class ResidentModel(Protocol):
@@ -26,7 +27,9 @@ class ResidentModel(Protocol):
     @property
     def model(self) -> nn.Module: ...
     @property
-    def anatomy(self) -> Anatomy: ...
+    def map(self) -> ModelMap: ...
+    @property
+    def anatomy(self) -> MoEMap: ...
     @property
     def taps(self) -> Taps: ...
     @property

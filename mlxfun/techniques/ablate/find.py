@@ -26,7 +26,7 @@ from mlxfun.evaluation.refusal_metrics import (
 )
 from mlxfun.evaluation.reports import RefusalCount
 from mlxfun.generation.answers import read_prompts
-from mlxfun.model.anatomy.outputs import Output, decoder_layers
+from mlxfun.model.anatomy.outputs import Output
 from mlxfun.techniques.ablate import directions, search
 from mlxfun.techniques.ablate.delta import Projector, projections
 from mlxfun.techniques.ablate.directions import Directions
@@ -71,7 +71,8 @@ class Split:
 class Model:
     """What a direction is looked for in. outputs: of the whole model, see mlxfun.model.anatomy.outputs.
 
-    experts: {decoder layer: experts that may be edited}, None for all. components: that may be.
+    layers: {number: path} of the decoder layers. experts: {decoder layer: experts that may be
+    edited}, None for all. components: that may be.
     """
 
     tokenizer: Tokenizer
@@ -79,17 +80,13 @@ class Model:
     evaluator: Evaluator
     outputs: tuple[Output, ...]
     components: tuple[str, ...]
+    layers: dict[int, str]
     experts: dict[int, tuple[int, ...]] | None = None
 
     @property
     def network(self) -> Any:
         """The model itself."""
         return self.editor.resident.tree.modules[""]
-
-    @property
-    def layers(self) -> dict[int, str]:
-        """{number: path} of the decoder layers."""
-        return decoder_layers(self.editor.resident.tree.modules, self.editor.resident.anatomy)
 
 
 @dataclass(frozen=True, slots=True)

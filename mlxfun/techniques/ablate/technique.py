@@ -21,8 +21,9 @@ from mlxfun.errors import PlanError, StateError, UsageError
 from mlxfun.evaluation.refusal_metrics import Panel, answer_kl, ask_all
 from mlxfun.evaluation.refusals import refusal_report
 from mlxfun.evaluation.reports import RefusalReport
-from mlxfun.model.anatomy.outputs import COMPONENTS, LEAKS, Output, residual_outputs
+from mlxfun.model.anatomy.outputs import COMPONENTS, Output, leaks, residual_outputs
 from mlxfun.model.delta import Delta, Resident
+from mlxfun.model.model_map import ModelMap
 from mlxfun.techniques.ablate.delta import ROWS_AT_ONCE, ablate_delta, projections
 from mlxfun.techniques.ablate.find import ERROR_WORTH_TELLING, Finder, Found, Model, read_split
 from mlxfun.techniques.ablate.options import POSITIONS, TARGETS, AblateOptions
@@ -44,6 +45,9 @@ class Abliterate:
         self._last: Found | None = None
         self._searched_by = ""  # the command of the last search
 
+    def require(self, found: ModelMap) -> None:
+        """Every model has directions."""
+
     def plan(
         self, workspace: Workspace, options: AblateOptions, command: str = "",
         ctx: Context = SILENT,
@@ -54,6 +58,8 @@ class Abliterate:
         where they can be foreseen, Cancelled in the middle of it.
         """
         _check(options)
+        if options.target == "safety-experts":
+            workspace.map.require_experts("abliterate with --target safety-experts")
         ablation = _Ablation(workspace, options, ctx)
         with workspace.editor.live("base"), workspace.editor.unsteered():
             if options.choose is not None:
@@ -125,7 +131,7 @@ class _Ablation:
     def _model(self, options: AblateOptions) -> Model:
         workspace = self._workspace
         resident = workspace.resident
-        outputs = residual_outputs(resident.tree.modules, resident.anatomy)
+        outputs = residual_outputs(resident.tree.modules, workspace.map)
         wanted = {
             "all": COMPONENTS,
             "dense-only": tuple(c for c in COMPONENTS if c != "experts"),
@@ -138,6 +144,7 @@ class _Ablation:
             workspace.evaluator,
             tuple(o for o in outputs if o.component in wanted),
             tuple(c for c in wanted if c in there),
+            {layer.index: layer.path for layer in workspace.map.layers},
             self._safety_experts(options) if options.target == "safety-experts" else None,
         )
 
@@ -158,9 +165,9 @@ class _Ablation:
         return found
 
     def _leaks(self, options: AblateOptions) -> list[str]:
-        layers = self._workspace.resident.anatomy.layers
-        families = dict.fromkeys(layer.family for layer in layers)
-        return [f"{f}: {LEAKS[f]}" for f in families if f in LEAKS and options.target == "all"]
+        workspace = self._workspace
+        modules = workspace.resident.tree.modules
+        return leaks(modules, workspace.map) if options.target == "all" else []
 
     def _require_memory(self, outputs: tuple[Output, ...]) -> None:
         """Raise BudgetError with the figures if the new weights would not fit beside the old."""
@@ -179,7 +186,7 @@ class _Ablation:
         """
         workspace, plan = self._workspace, found.plans[found.chosen]
         resident = workspace.resident
-        outputs = residual_outputs(resident.tree.modules, resident.anatomy)
+        outputs = residual_outputs(resident.tree.modules, workspace.map)
         wanted = projections(outputs, plan, resident)
         delta = ablate_delta(wanted, resident, workspace.stored, self._ctx)
         if not delta.layers:

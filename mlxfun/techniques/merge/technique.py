@@ -20,8 +20,9 @@ from mlxfun.data.options import DatasetOptions
 from mlxfun.editing.editor import Live
 from mlxfun.editing.plans import Provenance
 from mlxfun.errors import PlanError, UsageError
-from mlxfun.model.anatomy import Anatomy
+from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.delta import Resident
+from mlxfun.model.model_map import ModelMap
 from mlxfun.techniques.merge.delta import Merger
 from mlxfun.techniques.merge.options import ALIGNMENTS, SIMILARITY_MODES, MergeOptions
 from mlxfun.techniques.prune import selection
@@ -59,7 +60,7 @@ class MergeRequest:
         return cls(workspace, options, batches(sequences, *batch_shape(None, None)))
 
     @property
-    def anatomy(self) -> Anatomy:
+    def anatomy(self) -> MoEMap:
         """Of the resident model."""
         return self.workspace.anatomy
 
@@ -80,6 +81,10 @@ class MergeRequest:
 
 class Merge:
     """See mlxfun.techniques.technique.Technique."""
+
+    def require(self, found: ModelMap) -> None:
+        """Raise ModelError for a dense model."""
+        found.require_experts("merge")
 
     def plan(
         self, workspace: Workspace, options: MergeOptions, command: str = "", ctx: Context = SILENT

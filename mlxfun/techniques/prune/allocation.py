@@ -26,7 +26,7 @@ import numpy as np
 from mlxfun.calibration.options import METRICS
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import PlanError, UsageError
-from mlxfun.model.anatomy import Anatomy
+from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.delta import Delta, LayerDelta, Resident
 from mlxfun.model.parameters import Stored
 from mlxfun.model.router_edit import RouterEdit
@@ -61,7 +61,7 @@ def require_options(options: PruneOptions) -> None:
         )
 
 
-def require_paddable(anatomy: Anatomy) -> None:
+def require_paddable(anatomy: MoEMap) -> None:
     """Raise PlanError where stock loading could not hold layers of different numbers of experts."""
     for layer in anatomy.layers:
         if layer.bias_name is None or layer.router_rows > layer.num_experts:

@@ -19,7 +19,7 @@ from mlxfun.data.expert_lists import (
 from mlxfun.data.scan_reports import Identity, identity_of, require_current
 from mlxfun.editing.editor import Editor, Live
 from mlxfun.errors import StateError, UsageError
-from mlxfun.model.anatomy import Anatomy
+from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.anatomy.masks import mask_of
 from mlxfun.techniques.prune import selection
 from mlxfun.techniques.prune.options import PruneOptions
@@ -92,7 +92,7 @@ def constraints_for(
 
 
 def constraints_of(
-    anatomy: Anatomy, committed: Live, maps: Masks, traffic: Array | None
+    anatomy: MoEMap, committed: Live, maps: Masks, traffic: Array | None
 ) -> selection.Constraints:
     """What a selection on the committed side must respect. traffic: [L, E]."""
     return selection.Constraints(

@@ -11,6 +11,7 @@ from mlxfun.data.expert_lists import spell
 from mlxfun.editing.plans import Provenance
 from mlxfun.errors import PlanError, StateError, UsageError
 from mlxfun.model.anatomy.masks import mask_of, sets_mask
+from mlxfun.model.model_map import ModelMap
 from mlxfun.techniques.prune import choose, manual_mask
 from mlxfun.techniques.prune.delta import prune_delta
 from mlxfun.techniques.prune.options import SelectOptions
@@ -28,6 +29,10 @@ class Select:
     A selection with different numbers per layer is staged all the same, so that it can be measured
     and talked to; apply refuses it.
     """
+
+    def require(self, found: ModelMap) -> None:
+        """Raise ModelError for a dense model."""
+        found.require_experts("select")
 
     def plan(
         self, workspace: Workspace, options: SelectOptions, command: str = "",

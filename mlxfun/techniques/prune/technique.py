@@ -6,6 +6,7 @@ import shlex
 
 from mlxfun.context import SILENT, Context
 from mlxfun.editing.plans import Provenance
+from mlxfun.model.model_map import ModelMap
 from mlxfun.techniques.prune import choose
 from mlxfun.techniques.prune.calibrated import Decided, needs_forward, plan_with_forwards
 from mlxfun.techniques.prune.delta import prune_delta, validate
@@ -17,6 +18,10 @@ from mlxfun.text import option_words
 
 class Prune:
     """See mlxfun.techniques.technique.Technique."""
+
+    def require(self, found: ModelMap) -> None:
+        """Raise ModelError for a dense model."""
+        found.require_experts("prune")
 
     def plan(
         self, workspace: Workspace, options: PruneOptions, command: str = "", ctx: Context = SILENT

@@ -29,6 +29,7 @@ from mlxfun.editing.reports import PlanReport, extended
 from mlxfun.errors import PlanError, StateError, UsageError
 from mlxfun.hooks.layerwise import Carrier
 from mlxfun.model.delta import Delta, LayerDelta
+from mlxfun.model.model_map import ModelMap
 from mlxfun.steering import rules as steer
 from mlxfun.steering.command_line import line_of
 from mlxfun.steering.rules import Steering
@@ -75,6 +76,10 @@ def _batches(workspace: Workspace, data: DatasetOptions | None, what: str) -> li
 
 class Amplify:
     """See mlxfun.techniques.technique.Technique."""
+
+    def require(self, found: ModelMap) -> None:
+        """Raise ModelError for a dense model."""
+        found.require_experts("amplify")
 
     def plan(
         self, workspace: Workspace, options: AmplifyOptions, command: str = "",
@@ -153,6 +158,10 @@ def _amplification(
 
 class Bake:
     """See mlxfun.techniques.technique.Technique."""
+
+    def require(self, found: ModelMap) -> None:
+        """Raise ModelError for a dense model."""
+        found.require_experts("bake steering into")
 
     def plan(
         self, workspace: Workspace, options: BakeOptions, command: str = "", ctx: Context = SILENT

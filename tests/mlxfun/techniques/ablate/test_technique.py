@@ -231,7 +231,7 @@ def test_the_estimate_covers_making_the_new_weights(session):
     plan = session.editor.require_staged("test").plan
     session.discard()
     resident = session.editor.resident
-    outputs = residual_outputs(resident.tree.modules, session.anatomy)
+    outputs = residual_outputs(resident.tree.modules, session.map)
     wanted = projections(outputs, plan, resident)
     mx.clear_cache()
     active = mx.get_active_memory()
