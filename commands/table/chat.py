@@ -87,7 +87,7 @@ def _again(call: Call, text: str, options: GenerateOptions) -> Report:
     return report
 
 
-@command("ab", group="chat", outside=True)
+@command("ab", group="chat", read_only=True)
 @click.argument("text", nargs=-1, required=True)
 @sampling_options
 def ab(call: Call) -> Report:

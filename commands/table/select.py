@@ -85,7 +85,7 @@ def probe(call: Call) -> Report:
     return call.session.probe(_text(call), call.ctx)
 
 
-@command("dossier", group="observe", outside=True)
+@command("dossier", group="observe", read_only=True)
 @click.argument("cell", type=OneExpert(), metavar="L:E")
 @text_options("Text to watch it on", DOSSIER_TOKENS)
 def dossier(call: Call) -> Report:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from commands.interrupts import Terminated
-from commands.output.event_printer import Follower
-from commands.output.headless import FAILED, OK, USAGE
+from commands.runners.event_printer import Follower
+from commands.runners.headless import FAILED, OK, USAGE
 from mlxfun.events import JobEnded
 
 if TYPE_CHECKING:
