@@ -16,7 +16,7 @@ _LATEST_WINS = (RoutingFrame, Progress)
 _UNHURRIED = (RoutingFrame, Progress, Token)
 
 
-class Feed:
+class EventQueue:
     """A thread-safe buffer of events. wake: called, on the pushing thread, for events that the
     screen should not leave waiting for its next frame."""
 

@@ -11,8 +11,8 @@ from rich.text import Text
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 
 from tui import hints
-from tui.input.keymap import KEYS, command_of, command_words
-from tui.state import AppState
+from tui.keys.keymap import KEYS, command_of, command_words
+from tui.state.app_state import AppState
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from tests.fake_engine import FakeEngine
 from tests.tui.driving import APPLIED, CALIBRATED, STAGED, Shell, drive, ready
 from tui.app import ShellApp
 from tui.command_history import LineHistory
-from tui.state import Entry
+from tui.state.app_state import Entry
 from tui.widgets.command_line import CommandInput
 from tui.widgets.conversation.chat import ChatPanel
 from tui.widgets.conversation.transcript import Transcript
@@ -618,7 +618,7 @@ def test_leaving_with_unsaved_edits_is_asked_once() -> None:
         assert shell.app.is_running
         assert shell.echo == "! the edits are not saved: s saves, ^q again leaves"
         await shell.play("save out")
-        shell.app._parting = float("-inf")
+        shell.app._leaving = float("-inf")
         await shell.pilot.press("ctrl+q")
 
     assert drive(test).app.return_code == 0

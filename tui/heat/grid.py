@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tui.heat.model import CURSOR, LEVELS, VOID, Array
+from mlxfun.arrays import Array
+from tui.heat.model import CURSOR, LEVELS, VOID
 
 MAX_CELL_WIDTH, MAX_CELL_HEIGHT = 6, 3
 

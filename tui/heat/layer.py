@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tui.heat.model import DIFFERENCE, LEVELS, PRUNED, Array, HeatModel
+from mlxfun.arrays import Array
+from tui.heat.metrics import DIFFERENCE
+from tui.heat.model import LEVELS, PRUNED, HeatModel
 from tui.heat.words import figure, spread
 
 HALF, MOST = 0.5, 0.9

@@ -6,8 +6,10 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from mlxfun.arrays import Array
 from mlxfun.steering.reports import SteerReport
-from tui.heat.model import ANSWER, DIFFERENCE, Array, HeatModel
+from tui.heat.metrics import ANSWER, DIFFERENCE
+from tui.heat.model import HeatModel
 from tui.text import ranges
 
 TITLES = {

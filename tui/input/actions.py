@@ -7,9 +7,9 @@ from dataclasses import replace
 from mlxfun.editing.reports import StepReport
 from mlxfun.evaluation.reports import EvaluateReport
 from mlxfun.events import JobEnded
-from tui.input.transcript_model import begins_anew
 from tui.layout import PANELS, UPPER
-from tui.state import AppState
+from tui.state.app_state import AppState
+from tui.state.chat_turns import begins_anew
 
 
 def move(state: AppState, down: int, right: int) -> AppState:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from mlxfun.session.reports import SessionView
 from mlxfun.text import readable_bytes
-from tui.state import AppState, Draft, Entry
+from tui.state.app_state import AppState, Draft, Entry
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array

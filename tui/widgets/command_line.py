@@ -15,10 +15,10 @@ from textual.suggester import Suggester
 from textual.widget import Widget
 from textual.widgets import Input
 
-from tui.input.key_labels import USUAL, Names
+from tui.keys.key_labels import USUAL, Names
 from tui.messages import LineEntered
 from tui.ports import Completion
-from tui.state import AppState, Entry
+from tui.state.app_state import AppState, Entry
 from tui.widgets.fields import Field, FieldInput
 from tui.widgets.line import Line
 from tui.widgets.log import MARKS

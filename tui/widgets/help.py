@@ -14,8 +14,8 @@ from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from tui import hints
-from tui.input.keymap import BY_ID, Key, keys_for
-from tui.state import AppState
+from tui.keys.keymap import BY_ID, Key, keys_for
+from tui.state.app_state import AppState
 
 
 def help_page(title: str, about: str, panel: str, state: AppState) -> Group:

@@ -8,7 +8,7 @@ from textual import events
 
 from tui import hints as guide
 from tui.messages import KeyUsed
-from tui.state import AppState
+from tui.state.app_state import AppState
 from tui.widgets.line import Line
 
 

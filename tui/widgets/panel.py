@@ -8,7 +8,7 @@ from textual.containers import Vertical
 from textual.content import Content
 from textual.widget import Widget
 
-from tui.input.key_labels import Names
+from tui.keys.key_labels import Names
 
 
 class Panel(Vertical):

@@ -8,7 +8,8 @@ from rich.style import Style
 from rich.text import Text
 
 from mlxfun.text import readable_bytes
-from tui.state import AppState, Job, speed
+from tui.state.app_state import AppState, Job
+from tui.state.reducer import speed
 from tui.text import count, duration, shortened
 from tui.widgets.line import Line
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from rich.text import Text
 from textual import events
 
-from tui.input.key_labels import Names
+from tui.keys.key_labels import Names
 from tui.layout import Arrangement
-from tui.messages import PanelPicked
+from tui.messages import PanelChosen
 from tui.widgets.line import Line
 
 NAMES = {"experts": "experts", "chat": "chat", "plan": "plan", "history": "history",
@@ -45,4 +45,4 @@ class TabStrip(Line):
     def on_click(self, event: events.Click) -> None:
         for start, end, name in self._spans:
             if start <= event.x - 1 < end:
-                self.post_message(PanelPicked(name, move=True))
+                self.post_message(PanelChosen(name, move=True))

@@ -8,7 +8,7 @@ from rich.style import Style
 from rich.text import Text
 
 from mlxfun.generation.reports import ABReport
-from tui.input.transcript_model import Turn
+from tui.state.chat_turns import Turn
 from tui.text import harmless
 from tui.widgets.lineview import Lines
 

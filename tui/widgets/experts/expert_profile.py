@@ -12,7 +12,7 @@ from mlxfun.scans.reports import DossierReport
 from tui.text import bar, harmless
 
 if TYPE_CHECKING:
-    from tui.state import AppState
+    from tui.state.app_state import AppState
 
 DIM, BOLD = "dim", "bold"
 WIDTH = 64

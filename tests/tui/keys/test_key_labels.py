@@ -19,9 +19,9 @@ from tests.tui.input.test_keymap import RUN_LINES, Willing, home
 from tui import hints as guide
 from tui import palette
 from tui.input import expert_selection
-from tui.input.key_labels import LIFELINES, USUAL, Names, canonical, parsed, why_not, written
-from tui.input.keymap import BY_ID, KEYS
-from tui.state import AppState, Draft, Entry, Job
+from tui.keys.key_labels import LIFELINES, USUAL, Names, canonical, parsed, why_not, written
+from tui.keys.keymap import BY_ID, KEYS
+from tui.state.app_state import AppState, Draft, Entry, Job
 from tui.widgets.command_line import CommandLine, one_line
 from tui.widgets.conversation.chat import ChatPanel
 from tui.widgets.experts.experts import ExpertsPanel

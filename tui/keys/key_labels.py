@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from textual.keys import KEY_NAME_REPLACEMENTS, format_key
 
-from tui.input.keymap import BY_ID, KEYS, command_words
+from tui.keys.keymap import BY_ID, KEYS, command_words
 
 MODIFIERS = ("ctrl", "alt", "shift", "super", "hyper", "meta")
 GLYPHS = {
