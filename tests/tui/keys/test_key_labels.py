@@ -15,7 +15,7 @@ from mlxfun.evaluation.reports import ProbeReport
 from mlxfun.report import TextReport
 from tests.fake_engine import FakeEngine
 from tests.tui.driving import APPLIED, CALIBRATED, STAGED, Shell, drive, ready
-from tests.tui.input.test_keymap import RUN_LINES, Willing, home
+from tests.tui.keys.test_keymap import RUN_LINES, Willing, home
 from tui import hints as guide
 from tui import palette
 from tui.input import expert_selection
