@@ -247,7 +247,7 @@ def _guarded(start: Start, engine: Engine) -> int:
 
 def _front_end(start: Start, engine: Engine) -> int:
     if start.front_end == "screen":
-        from commands.output.render import render
+        from commands.output.render.dispatch import render
         from mlxfun.errors import UsageError
 
         module, function = SCREEN

@@ -293,7 +293,7 @@ class ShellApp(NavigationKeys, ExpertKeys, ChatKeys):
 def full_report(report: Report) -> RenderableType:
     """A report as the commands render it for a person."""
     # Imported with the first report: the first paint does not wait for it.
-    from commands.output.render import render
+    from commands.output.render.dispatch import render
 
     return render(report)
 

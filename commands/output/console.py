@@ -7,7 +7,8 @@ from typing import TextIO
 
 from rich.console import Console, RenderableType
 
-from commands.output.render import render, text
+from commands.output.render.base import text
+from commands.output.render.dispatch import render
 from mlxfun.report import Report
 
 UNLIMITED = 10_000  # columns: text for a file or a pipe is not wrapped to a made-up width

@@ -96,7 +96,7 @@ class Follower:
         print_dim(f"> {line}", self.out)
 
     def _token(self, token: Token) -> None:
-        from commands.output.render import safe
+        from commands.output.render.base import safe
 
         self._streamed.add(token.job)
         self.out.write(safe(token.text))
@@ -128,7 +128,7 @@ class Follower:
 
     def say(self, sentence: str) -> None:
         """A sentence on `err`."""
-        from commands.output.render import safe
+        from commands.output.render.base import safe
 
         self.err.write(safe(sentence) + "\n")
         self.err.flush()

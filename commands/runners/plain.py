@@ -69,7 +69,7 @@ class Plain:
                 self.follower.say("")
 
     def _prompt(self) -> str:
-        from commands.output.render import safe
+        from commands.output.render.base import safe
 
         view = self.engine.view()
         if view.model is None:

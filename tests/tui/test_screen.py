@@ -581,7 +581,7 @@ def test_run_hands_its_wishes_to_the_application(
 
 
 def test_the_default_renderer_is_that_of_the_commands() -> None:
-    from commands.output.render import render
+    from commands.output.render.dispatch import render
     from tui.app import full_report
 
     assert str(full_report(TextReport("[b]as it is[/b]"))) == "[b]as it is[/b]"

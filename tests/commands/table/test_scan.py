@@ -10,7 +10,7 @@ from rich.console import Console
 
 from commands import registry
 from commands.completion import complete
-from commands.output.render import render
+from commands.output.render.dispatch import render
 from commands.workbench.session_file import read_script
 from mlxfun.context import Context
 from mlxfun.data.options import DatasetOptions, PrepareOptions
