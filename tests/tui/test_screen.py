@@ -392,7 +392,7 @@ def test_a_report_that_does_not_fit_is_shown_from_its_head() -> None:
         assert text_of(shell, Reports).splitlines()[:2] == ["✓ help", "line 0"]
         assert shell.echo == "✓ help: see the reports (5)"
         await shell.play("layers")
-        assert text_of(shell, Reports).splitlines()[-1] == "layers done"
+        await shell.until(lambda: text_of(shell, Reports).splitlines()[-1] == "layers done")
 
     drive(test)
 
