@@ -1,1 +1,1 @@
-"""The state of one shell: settings, where files go, the resident model, the journal."""
+"""The state of one shell: settings, output paths, the resident model, the journal."""

@@ -1,4 +1,4 @@
-"""The journal of a running session: what a recording holds, and what a crash leaves behind."""
+"""Writes the journal of the running session, as a session file."""
 
 from __future__ import annotations
 

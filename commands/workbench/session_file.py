@@ -1,4 +1,4 @@
-"""The format of session files, and reading them.
+"""The format of session files, and how they are read.
 
     #!mlxfun-session 1
     #: mlxfun 0.1.0

@@ -1,6 +1,6 @@
-"""The state of the screen, in one place: frozen data and a pure step from event to next state.
+"""The state of the screen: frozen data. Nothing here knows a widget.
 
-Nothing here knows a widget. Clocks come in as arguments, so that a test can say what time it is.
+The arrays are by position of the MoE layer and expert number, [L, E].
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from tui.ports import Row
 
 LOG_LIMIT = 200
-FADED = "steer --clear"
-"""How a line begins that names a whole steering: the one before it is history."""
+FULL_STEERING = "steer --clear"
+"""How a line begins that replaces all steering: of several in a row the log keeps the last."""
 PROBE_LINE = "probe --tokens 512"
-"""The one command line that the screen sends by itself: it leaves no word in the log."""
+"""The one command line that the screen sends by itself; its result is not logged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """The running job. started: the clock, in seconds, when the worker took it up."""
+    """A running job. started: the clock, in seconds, when it began."""
 
     id: int
     line: str
@@ -98,21 +98,31 @@ class Draft:
 class AppState:
     """Everything the screen shows.
 
+    view, rows: the session and its commands after the last job.
     names: what the keys are called, in every sentence.
     jobs: what runs, the innermost last: a replay runs its lines as jobs inside its own.
-    frame: the running calibration's newest heat. traffic: float64 [L, E], times each expert served
-    the newest answer. lit: int32 [L, K], the experts of the newest token while one is generated;
-    when both sides answer, both are those of the live side.
-    cursor: (position of the MoE layer, expert); anchor: the other corner of a range. draft: picks
-    by hand; probe: the newest quick measurement; probed: the state of the plan that was probed, or
-    "-" when plans cannot be. talk: the chat's settings; token: (job, index) of the token under the
-    transcript's cursor; brush: the tokens that the expert under the cursor served are tinted. mixer: the steering's channels; mixing:
-    its newest command line. compared: the last two files of statistics that were compared. limits: the guardrails that were set; marked: the state
-    that others are compared with. echo: the newest thing worth saying. lines: the
-    command lines that succeeded. panel: the focused one; beside: the last focused or
-    revealed that is not the heatmap; upper: the plan or the
-    mixer, whichever was last; front: the last of all, for screens with room for one; unseen: panels with news that nobody has
-    looked at; saved: the states of weights that were written to disk; zoomed: the focused one has the screen to itself.
+    queued: (job, line) of those that wait.
+    frame: the running calibration's newest heat.
+    traffic: float64 [L, E], how many tokens of the newest answer each expert served.
+    lit: int32 [L, K], the experts of the newest token while one is generated, or of the token under
+        the transcript's cursor. When both sides answer, traffic and lit are those of the live side.
+    turns: the conversation. log: the newest `LOG_LIMIT` entries. echo: what the echo line shows.
+    lines: the command lines that succeeded.
+    heat: how the heatmap is drawn.
+    cursor: (position of the MoE layer, expert). anchor: the other corner of a range.
+    draft: a selection of experts that is not staged yet.
+    probe: the newest quick measurement. probed: the state of the plan that was probed last, or "-"
+        where plans cannot be probed.
+    talk: the chat's options. token: (job, index) of the token under the transcript's cursor.
+    brush: whether the tokens that the expert under the cursor served are tinted.
+    mixer: the channels of the steering mixer. mixing: its newest command line.
+    compared: the last two files of statistics that were compared.
+    limits: the guardrails that are set. marked: the history node that others are compared with.
+    panel: the focused one. beside: the last focused or revealed that is not the heatmap.
+    upper: the plan or the mixer, whichever was last. front: the last of all, for terminals with
+        room for one panel. unseen: panels with an outcome that has not been shown yet.
+    saved: the states of weights that were written to disk.
+    zoomed: whether the focused panel fills the screen.
     """
 
     view: SessionView = field(default_factory=SessionView)

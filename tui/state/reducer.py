@@ -23,7 +23,7 @@ from mlxfun.events import (
 from mlxfun.report import Report
 from mlxfun.session.reports import SessionView
 from tui.state import chat_turns
-from tui.state.app_state import FADED, LOG_LIMIT, PROBE_LINE, AppState, Entry, Job
+from tui.state.app_state import FULL_STEERING, LOG_LIMIT, PROBE_LINE, AppState, Entry, Job
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
@@ -136,7 +136,7 @@ def _limits(report: Report) -> tuple[tuple[str, float], ...]:
 
 def _logged(state: AppState, entry: Entry) -> AppState:
     log = state.log
-    if log and all(e.level == "ok" and e.line.startswith(FADED) for e in (log[-1], entry)):
+    if log and all(e.level == "ok" and e.line.startswith(FULL_STEERING) for e in (log[-1], entry)):
         # A fader on its way leaves one report, not one for each step.
         log = log[:-1]
     return replace(state, log=(*log, entry)[-LOG_LIMIT:], echo=entry)
