@@ -57,29 +57,28 @@ class Measurements:
     def guard(self, staged: Staged, options: ApplyOptions, ctx: Context) -> None:
         """Raise StateError with the figures if a guardrail of apply is broken.
 
-        A preview that was made while steering does not decide, it is made again without.
+        A preview that was made while steering, or without the KL that a limit is on, does not
+        decide: it is made again.
         """
         if (options.max_kl, options.max_perplexity_ratio) == (None, None):
             return
         if not self._editor.steering_of("staged").empty:
             text = "the guardrails measure without steering, which is no part of what is applied"
             ctx.emit(Notice("info", text))
-        if staged.preview is None or staged.preview.steered:
+        preview, needs_kl = staged.preview, options.max_kl is not None
+        if preview is None or preview.steered or (needs_kl and preview.kl_mean is None):
+            asked = staged.asked or EvaluateOptions()
             with self._editor.unsteered():
-                self.preview(replace(staged.asked or EvaluateOptions(), samples=0), ctx)
+                self.preview(replace(asked, samples=0, kl=asked.kl or needs_kl), ctx)
         assert staged.preview is not None
         measure.require_within(staged.preview, options)
 
     def _measure(self, subject: str, options: EvaluateOptions, ctx: Context) -> EvaluateReport:
         sets = self._sets(options)
-        return measure.measure(
-            self._editor,
-            self._shop.evaluator,
-            subject,
-            sets,
-            lambda: self._conversation.samples(options, sets, ctx),
-            ctx,
+        request = measure.Request(
+            subject, sets, lambda: self._conversation.samples(options, sets, ctx), options.kl
         )
+        return measure.measure(self._editor, self._shop.evaluator, request, ctx)
 
     def _sets(self, options: EvaluateOptions) -> list[EvalSet]:
         shop = self._shop

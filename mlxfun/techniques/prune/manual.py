@@ -58,9 +58,8 @@ class HandWork:
         """A quick measurement of the staged plan on few tokens. Changes nothing, not the preview."""
         staged = self._shop.editor.require_staged("probe")
         data = _first(self._probe_set(options), options.tokens)
-        found = measure.measure(
-            self._shop.editor, self._shop.evaluator, "staged", [data], tuple, ctx
-        )
+        request = measure.Request("staged", [data])
+        found = measure.measure(self._shop.editor, self._shop.evaluator, request, ctx)
         assert found.kl_mean is not None
         assert found.top1_agreement is not None
         return ProbeReport(
