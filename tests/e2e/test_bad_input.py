@@ -20,7 +20,7 @@ import tiny_models
 from mlx.utils import tree_flatten
 from mlx_lm.models import qwen3
 
-from commands.output.event_printer import Follower
+from commands.runners.event_printer import Follower
 from mlxfun.data import demo
 from tests.e2e.conftest import COLLECT, Shell
 
