@@ -49,6 +49,7 @@ SETTING_TYPES: dict[str, click.ParamType[Any]] = {
     "max-tokens": positive,
     "max-kl": Limit(),
     "max-perplexity-ratio": Limit(),
+    "undo-steering": click.Choice(("on", "off")),
 }
 
 
@@ -122,14 +123,17 @@ def set_option(call: Call) -> Report:
     """Set a default for the options of later commands; alone, list them.
 
     seed, dataset, metric, temperature, top-p, max-tokens (of chat); max-kl and
-    max-perplexity-ratio, the guardrails of apply, a number or off.
+    max-perplexity-ratio, the guardrails of apply, a number or off; undo-steering, on or off:
+    whether undo takes steering back too.
     """
     name, value = call["name"], call["value"]
     if name is not None:
         if value is None:
             raise UsageError(f"set: give the value too: set {name} VALUE")
+        if name == "undo-steering":
+            value = value == "on"
         changed: dict[str, Any] = {name.replace("-", "_"): None if value is OFF else value}
-        call.bench.settings = replace(call.bench.settings, **changed)
+        call.bench.change(replace(call.bench.settings, **changed))
     return settings_report(call.bench.settings)
 
 

@@ -77,7 +77,13 @@ class Workbench:
     def mark(self) -> Mark:
         """Where the model stands now, as a session file writes it."""
         view = self.view()
-        return Mark(view.state, view.plan.state_after if view.plan else None)
+        return Mark(view.state, view.plan.state_after if view.plan else None, view.steered)
+
+    def change(self, settings: Settings) -> None:
+        """Replace the settings; the session follows those that are its own."""
+        self.settings = settings
+        if self._session is not None:
+            self._session.steering_in_history = settings.undo_steering
 
     def name(self, line: str) -> None:
         """Tell the session which line is about to run: its history shows it."""
@@ -102,6 +108,7 @@ class Workbench:
         )
         self.close()
         self._session = opened
+        opened.steering_in_history = self.settings.undo_steering
         report = opened.info()
         self.loaded = Loaded(
             source, revision, opened.checkpoint_id, opened.state, Path(report.source).absolute()

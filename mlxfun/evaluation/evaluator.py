@@ -27,6 +27,7 @@ from mlxfun.context import SILENT, Context
 from mlxfun.data.datasets import Batch, batches
 from mlxfun.errors import DatasetError
 from mlxfun.hooks.head import HeadTap
+from mlxfun.model.distributions import log_softmax
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
@@ -183,21 +184,21 @@ class Evaluator:
         if self._plain_head is None:
             self._forward(batch)
         if self._head is None or not self._plain_head:
-            return _log_softmax(self._model(tokens)[rows, last])
+            return log_softmax(self._model(tokens)[rows, last])
         with self._head.watching():
             self._model(tokens)
             seen = self._head.seen
         if seen is None:
             raise RuntimeError("the forward did not reach the output head")
-        return _log_softmax(self._head.logits(seen[rows, last]))
+        return log_softmax(self._head.logits(seen[rows, last]))
 
     def _log_probabilities(self, reference: Reference, number: int, batch: Batch) -> mx.array:
         if reference.hidden is None or self._head is None:
             logits, _ = self._forward(batch)
-            return _log_softmax(_predicting(logits, batch))
+            return log_softmax(_predicting(logits, batch))
         hidden = reference.hidden[number]
         dtype = self._model_dtype
-        return _log_softmax(self._head.logits(hidden.astype(dtype)))
+        return log_softmax(self._head.logits(hidden.astype(dtype)))
 
     def _forward(self, batch: Batch) -> tuple[mx.array, mx.array | None]:
         """Logits [B, T, V] and, where the head is plain, hidden states [n, D] that predict."""
@@ -253,14 +254,9 @@ def _sequences(batch: Batch) -> Array:
     return numbers
 
 
-def _log_softmax(logits: mx.array) -> mx.array:
-    wide = logits.astype(mx.float32)
-    return wide - mx.logsumexp(wide, axis=-1, keepdims=True)
-
-
 def _token_losses(logits: mx.array, batch: Batch) -> tuple[mx.array, mx.array]:
     """Negative log-likelihoods [n] and log-probabilities [n, V] of the real next tokens."""
-    logq = _log_softmax(_predicting(logits, batch))
+    logq = log_softmax(_predicting(logits, batch))
     targets = batch.tokens[:, 1:].reshape(-1)[_positions(batch)]
     chosen = mx.take_along_axis(logq, mx.array(targets)[:, None], axis=-1)
     return -chosen[:, 0], logq

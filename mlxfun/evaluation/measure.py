@@ -94,7 +94,6 @@ def measure(
         vs_current=against.get("base"),
         samples=samples,
         steered=not editor.steering_of(subject).empty,
-        notes=(),
     )
 
 

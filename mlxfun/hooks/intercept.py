@@ -134,7 +134,10 @@ class Hooks:
         self._entries.append(_Entry(path, method, handler, required))
 
     def on_attribute(self, path: str, name: str, read: Reader) -> None:
-        """Let `read` answer reads of the array, module or list `name` of the module at `path`."""
+        """Let `read` answer reads of the array, module or list `name` of the module at `path`.
+
+        Reads as an attribute (`self.weight`), not as an item (`self["weight"]`, as nn.Linear does).
+        """
         module = self._require(path)
         if name not in module:
             raise HookError(f"{path} has no {name}; it has {', '.join(sorted(module))}")

@@ -38,8 +38,7 @@ def evaluate(report: EvaluateReport) -> RenderableType:
     steered = "steering is no part of the weights: " + (
         "the history keeps no score of this" if kept else "guardrails of apply measure without it"
     )
-    notes = (*report.notes, *((steered,) if report.steered else ()))
-    return with_notes(Group(*parts), notes)
+    return with_notes(Group(*parts), (steered,) if report.steered else ())
 
 
 def compare(report: CompareReport) -> RenderableType:

@@ -26,7 +26,7 @@ from mlxfun.evaluation.refusal_metrics import (
 )
 from mlxfun.evaluation.reports import RefusalCount
 from mlxfun.generation.answers import read_prompts
-from mlxfun.model.anatomy.outputs import Output
+from mlxfun.model.outputs import Output
 from mlxfun.techniques.ablate import directions, search
 from mlxfun.techniques.ablate.delta import Projector, projections
 from mlxfun.techniques.ablate.directions import Directions
@@ -69,7 +69,7 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What a direction is looked for in. outputs: of the whole model, see mlxfun.model.anatomy.outputs.
+    """What a direction is looked for in. outputs: of the whole model, see mlxfun.model.outputs.
 
     layers: {number: path} of the decoder layers. experts: {decoder layer: experts that may be
     edited}, None for all. components: that may be.
