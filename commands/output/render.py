@@ -106,13 +106,15 @@ def render(report: Report) -> RenderableType:
 def _info(report: InfoReport) -> RenderableType:
     kept = f"{report.experts_kept} of {report.experts}"
     experts = kept if report.experts_kept != report.experts else str(report.experts)
+    routed = f"{experts} per layer, top-{report.top_k}, {report.router} router"
+    layers = f"{report.moe_layers} of them MoE" if report.moe_layers else "without experts"
     limit = f" of {readable_bytes(report.memory_limit)}" if report.memory_limit else ""
     rows: list[tuple[str, Any]] = [
         ("model", report.model_id),
         ("source", report.source),
         ("type", report.model_type),
-        ("layers", f"{report.decoder_layers}, {report.moe_layers} of them MoE"),
-        ("experts", f"{experts} per layer, top-{report.top_k}, {report.router} router"),
+        ("layers", f"{report.decoder_layers}, {layers}"),
+        ("experts", routed if report.moe_layers else None),
         ("groups", report.groups if report.groups > 1 else None),
         ("shared experts", report.shared_experts or None),
         ("parameters", f"{report.parameters:,}"),
@@ -128,6 +130,8 @@ def _info(report: InfoReport) -> RenderableType:
 
 @render.register
 def _layers(report: LayersReport) -> RenderableType:
+    if not report.rows:
+        return Group(text(report.summary()), _decoder(report))
     numbers = ("layer", "experts", "kept", "top-k", "groups", "shared")
     table = _table(
         *("layer", "router", "score", "experts", "kept", "top-k", "groups", "shared", "bias"),
@@ -139,6 +143,15 @@ def _layers(report: LayersReport) -> RenderableType:
         more = (row.groups, row.shared_experts, "yes" if row.selection_bias else "no", row.path)
         table.add_row(*(text(str(c)) for c in (*cells, *more)))
     return Group(text(report.summary()), table)
+
+
+def _decoder(report: LayersReport) -> Table:
+    table = _table("layer", "mixer", "feed forward", "size", "path", numbers=("layer", "size"))
+    for row in report.decoder:
+        size = readable_bytes(row.bytes)
+        cells = (str(row.layer), row.mixer, row.feed_forward, size, row.path)
+        table.add_row(*(text(cell) for cell in cells))
+    return table
 
 
 @render.register
@@ -335,7 +348,7 @@ def _compare(report: CompareReport) -> RenderableType:
         ("x checkpoint", [f"{f.ratio:.3f}" for f in both]),
         ("KL", ["" if f.kl_mean is None else f"{f.kl_mean:.4f}" for f in both]),
         ("size", [readable_bytes(f.bytes) for f in both]),
-        ("experts", [str(f.experts) for f in both]),
+        *((("experts", [str(f.experts) for f in both]),) if report.a.experts else ()),
         ("work kept", ["" if f.work is None else f"{f.work:.1%}" for f in both]),
     )
     for name, cells in lines:
@@ -358,7 +371,7 @@ def _save(report: SaveReport) -> RenderableType:
             "size",
             f"{readable_bytes(report.bytes)} in {counted(len(report.files), 'file', 'files')}",
         ),
-        ("experts", f"{report.experts} per layer"),
+        ("experts", f"{report.experts} per layer" if report.experts else None),
         ("quantisation", report.quantization),
         *((f"check {name}", outcome) for name, outcome in report.gate.items()),
     ]

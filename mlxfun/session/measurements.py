@@ -12,6 +12,7 @@ from dataclasses import replace
 from mlxfun.context import Context
 from mlxfun.editing.editor import Staged
 from mlxfun.editing.options import ApplyOptions
+from mlxfun.errors import UsageError
 from mlxfun.evaluation import measure
 from mlxfun.evaluation.compare_states import NodeComparer
 from mlxfun.evaluation.evaluator import EvalSet
@@ -83,4 +84,7 @@ class Measurements:
 
     def _sets(self, options: EvaluateOptions) -> list[EvalSet]:
         shop = self._shop
+        if shop.map.moe is None and not options.datasets:
+            # Nothing is ever collected, and held out, of a dense model.
+            raise UsageError("no data set named; give --dataset, for instance demo:eval")
         return measure.eval_sets(options, shop.tokenizer, shop.anatomy.vocabulary, shop.held_out)
