@@ -1,7 +1,8 @@
-"""Numbers and options as words."""
+"""Numbers, options and versions as words."""
 
 from __future__ import annotations
 
+from importlib import metadata
 from typing import Any
 
 
@@ -44,3 +45,15 @@ def no_experts(model_type: str, action: str) -> str:
     'llama is a dense model: it has no experts to prune'
     """
     return f"{model_type} is a dense model: it has no experts to {action}"
+
+
+def installed_version(package: str) -> str:
+    """The installed version of a distribution, "unknown" where it is not installed.
+
+    >>> installed_version("no such package")
+    'unknown'
+    """
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"

@@ -46,9 +46,7 @@ def plan_for(rig: Rig, strength: float = 1.0, **changes: Any) -> AblationPlan:
         "position": "last",
         "strengths": flat(rig, strength),
         "norms": {0: 1.0},
-        "keep": dict(
-            zip(rig.anatomy.indices, (t.live for t in rig.resident.taps.layers), strict=True)
-        ),
+        "keep": dict(zip(rig.anatomy.indices, (t.live for t in rig.resident.layers), strict=True)),
     }
     return AblationPlan(**{**given, **changes})
 

@@ -10,13 +10,13 @@ import mlx.nn as nn
 import tiny_models
 from mlx.utils import tree_flatten
 
-from mlxfun.editing.plans import PrunePlan
 from mlxfun.hooks.routing import Taps
 from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.delta import Resident
 from mlxfun.model.export import ExportView
 from mlxfun.model.model_map import ModelMap, map_model
 from mlxfun.techniques.prune.delta import prune_delta, validate
+from mlxfun.techniques.prune.plan import PrunePlan
 
 
 @dataclass
@@ -27,6 +27,9 @@ class Rig:
     anatomy: MoEMap
     taps: Taps
     resident: Resident
+
+    def stored(self, path: str) -> mx.Dtype:
+        return self.resident.tree.get(path).dtype
 
     def logits(self, tokens: list[list[int]]) -> mx.array:
         out = self.model(mx.array(tokens))
@@ -50,8 +53,8 @@ class Rig:
 def make_rig(model: nn.Module, config: dict[str, Any]) -> Rig:
     found = map_model(model, config)
     base = dict(tree_flatten(model.parameters()))
-    taps = Taps(model, found.experts)
-    resident = Resident(model, taps, lambda: base.__getitem__)
+    resident = Resident(model, found.experts, lambda: base.__getitem__)
+    taps = Taps(model, found.experts, resident.layers)
     taps.attach()
     return Rig(model, config, found, found.experts, taps, resident)
 

@@ -16,7 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from mlxfun.calibration.reports import CombineReport, DiffReport, RankReport, StatsReport, WhyReport
-from mlxfun.editing.reports import HistoryReport, PlanReport, SaveReport
+from mlxfun.checkpoint.reports import SaveReport
+from mlxfun.editing.reports import HistoryReport, PlanReport
 from mlxfun.evaluation.reports import CompareReport, EvaluateReport, RefusalReport
 from mlxfun.generation.reports import ABReport, ChatReport
 from mlxfun.report import Report

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlxfun import __version__
-from mlxfun.text import readable_bytes
+from mlxfun.text import installed_version, readable_bytes
 
 BASE_CARD = "README.base.md"
 _LICENCE_KEYS = ("license", "license_name", "license_link", "language")
@@ -66,7 +65,7 @@ class Card:
         experts = f"{self.experts} experts a layer" if self.experts else "no experts"
         base = f" Its card is kept as [{BASE_CARD}]({BASE_CARD})." if self.base_card else ""
         return (
-            f"Made with mlxfun {__version__} from `{self.model_id}` (checkpoint "
+            f"Made with mlxfun {installed_version('mlxfun')} from `{self.model_id}` (checkpoint "
             f"`{self.checkpoint_id}`): {experts}{quantised}, "
             f"{readable_bytes(self.total_bytes)}. The base model's licence applies.{base}"
         )

@@ -53,7 +53,7 @@ class ExportView:
                 yield f"{owner}.{rows.index(int(row))}.{rest}", path
 
     def _rows(self, layer: MoELayer) -> tuple[int, ...]:
-        return self._resident.taps.layers[layer.position].rows
+        return self._resident.layers[layer.position].rows
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -114,7 +114,7 @@ class ExportView:
         """`config` with the live expert count, if there are experts."""
         if not self._anatomy.layers:
             return dict(config)
-        live = len(self._resident.taps.layers[0].live)
+        live = len(self._resident.layers[0].live)
         if live == self._anatomy.num_experts:
             return dict(config)
         return self._anatomy.with_count(config, live)

@@ -51,7 +51,7 @@ def run(kind: str, request: ScanRequest, ctx: Context) -> ScanReport:
     found = [sample_routing.samples(read_lines(d), loaded.tokenizer, d.max_tokens) for d in sets]
     for data, samples in zip(sets, found, strict=True):
         contrast.require_samples(data.source, len(samples))
-    with request.editor.live("current"), request.editor.unsteered():
+    with request.editor.live("base"), request.editor.unsteered():
         first, second = (
             sample_routing.scan(loaded.model, request.taps, samples, ctx, f"scanning {_name(data)}")
             for data, samples in zip(sets, found, strict=True)
@@ -163,6 +163,6 @@ def _notices(
         notices.append(
             f"{few} samples in a set find only large differences; some dozens are better"
         )
-    if not request.editor.steering_of("current").empty:
+    if not request.editor.steering_of("base").empty:
         notices.append("the steering in force was left out of the scan")
     return tuple(notices)

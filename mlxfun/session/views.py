@@ -21,8 +21,6 @@ from mlxfun.model.anatomy.types import DecoderLayer
 from mlxfun.model.export import ExportView
 from mlxfun.model.model_map import ModelMap
 from mlxfun.session.reports import DecoderRow, HeatView, InfoReport, LayerRow, LayersReport
-from mlxfun.steering.reports import SteerReport
-from mlxfun.steering.rules import Steering
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
@@ -170,20 +168,6 @@ def heat(
         protected=protected,
         samples=stats.samples if stats is not None else 0,
         tokens=stats.tokens if stats is not None else 0,
-    )
-
-
-def steer_report(steering: Steering, notices: tuple[str, ...] = ()) -> SteerReport:
-    """The steering as plain data."""
-    return SteerReport(
-        dict(steering.activate),
-        dict(steering.deactivate),
-        notices,
-        steering.rule,
-        steering.boost_value,
-        steering.mask_value,
-        {layer: dict(levels) for layer, levels in steering.levels.items()},
-        steering.maps,
     )
 
 

@@ -84,7 +84,7 @@ def test_a_trial_costs_little_more_than_a_forward_of_its_prompts(session: Sessio
         for name in ("harmful", "harmless")
     ))  # fmt: skip
     judge = FirstToken(
-        session._shop.evaluator, ask_all(session.model, session.tokenizer, prompts, 4)
+        session._workspace.evaluator, ask_all(session.model, session.tokenizer, prompts, 4)
     )
     resident = session.editor.resident
     outputs = residual_outputs(resident.tree.modules, session.map)

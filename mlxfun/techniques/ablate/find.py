@@ -15,7 +15,7 @@ import numpy as np
 
 from mlxfun.calibration.collect import batch_shape
 from mlxfun.context import SILENT, Context
-from mlxfun.data.datasets import batches
+from mlxfun.data.datasets import Tokenizer, batches
 from mlxfun.errors import DatasetError, PlanError, UsageError
 from mlxfun.evaluation.refusal_metrics import (
     FIRST_TOKEN_ERROR,
@@ -75,7 +75,7 @@ class Model:
     edited}, None for all. components: that may be.
     """
 
-    tokenizer: Any
+    tokenizer: Tokenizer
     editor: Editor
     evaluator: Evaluator
     outputs: tuple[Output, ...]
@@ -116,7 +116,7 @@ class Found:
 
 
 def read_split(
-    options: AblateOptions, tokenizer: Any, vocabulary: int | None
+    options: AblateOptions, tokenizer: Tokenizer, vocabulary: int | None
 ) -> tuple[Split, list[str]]:
     """Both sets, split, and warnings. Raises UsageError, DatasetError."""
     if options.harmful is None or options.harmless is None:
@@ -217,7 +217,7 @@ class Finder:
     ) -> AblationPlan:
         source, position = where
         editor = self._model.editor
-        anatomy = editor.resident.taps.anatomy
+        anatomy = editor.resident.anatomy
         return AblationPlan(
             direction=tuple(float(v) for v in found.unit(position, source)),
             source_layer=source,

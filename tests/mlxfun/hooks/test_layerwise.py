@@ -30,14 +30,9 @@ def two_batches():
 
 def plain_records(rig, tokens):
     """Records of every layer in one plain forward of the whole model."""
-    for tap in rig.taps.layers:
-        tap.want_inputs = True
-    with rig.taps.recording(norms=True, logits=True):
+    with rig.taps.recording(logits=True, inputs=True) as recording:
         rig.model(mx.array(tokens))
-        records = rig.taps.drain()
-    for tap in rig.taps.layers:
-        tap.want_inputs = False
-    return records
+        return recording.drain()
 
 
 def equal(a: mx.array, b: mx.array) -> bool:
@@ -142,4 +137,4 @@ def test_a_cancel_stops_between_batches(rig):
     carrier = Carrier(r.model, r.taps, two_batches())
     with pytest.raises(Cancelled):
         list(carrier.observe(0, Stop()))
-    assert all(tap.records is None for tap in r.taps.layers)
+    assert all(tap.clients == [] for tap in r.taps.layers)

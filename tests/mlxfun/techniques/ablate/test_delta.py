@@ -24,10 +24,10 @@ from mlxfun.context import Context
 from mlxfun.errors import Cancelled, ModelError
 from mlxfun.model.anatomy.facts import LEAKS
 from mlxfun.model.anatomy.outputs import leaks
-from mlxfun.model.compact import compact_delta
 from mlxfun.model.delta import FromCheckpoint
 from mlxfun.model.identity import state_id
 from mlxfun.model.parameters import dequantised
+from mlxfun.model.slicing import compact_delta
 from mlxfun.techniques.ablate.delta import Projector, ablate_delta, projections
 
 
@@ -37,7 +37,7 @@ def same(a: mx.array, b: mx.array) -> bool:
 
 def spare_identity_experts(r) -> None:
     """longcat: never route to an expert that hands on its own input."""
-    for tap in r.taps.layers:
+    for tap in r.resident.layers:
         router = r.resident.tree.modules[tap.layer.router]
         bias = np.array(router.e_score_correction_bias)
         bias[tap.layer.num_experts :] = -1e9
@@ -54,7 +54,7 @@ DENSE = tuple(name for name in tiny_models.RUNNABLE_DENSE if name not in OTHERWI
 def test_no_layer_writes_an_ablated_direction_and_undo_is_bitwise(rig, name):
     r = rig(name)
     randomise_norms(r)
-    if any(tap.layer.family in LEAKS for tap in r.taps.layers):
+    if any(tap.layer.family in LEAKS for tap in r.resident.layers):
         spare_identity_experts(r)
     direction = unit(width_of(r))
     assert max(shares(r, direction)) > 1e-3
