@@ -1,4 +1,4 @@
-"""The `mlxfun-shell` program: options, and which front end gets the engine.
+"""The `mlxfun-shell` program: parses its options, builds the engine, starts a front end.
 
 Only the standard library and Click are imported at the top, so that --help is instant.
 """
@@ -150,7 +150,7 @@ def _check(start: Start) -> None:
 
 def run(start: Start) -> int:
     """Start engine and front end; returns the exit code. Raises click.UsageError."""
-    from commands.output.headless import USAGE, check
+    from commands.runners.headless import USAGE, check
 
     wrong = check(start.lines)
     if wrong is not None and wrong.error is not None:
@@ -220,7 +220,7 @@ def _seed(start: Start) -> int:
     """The seed asked for, or that of the session to replay: its states depend on it."""
     if start.replay is None:
         return start.seed or 0
-    from commands.scripts.session_file import read_script
+    from commands.workbench.session_file import read_script
 
     recorded = read_script(start.replay).seed
     if start.seed is not None and recorded not in (None, start.seed):
@@ -247,7 +247,7 @@ def _guarded(start: Start, engine: Engine) -> int:
 
 def _front_end(start: Start, engine: Engine) -> int:
     if start.front_end == "screen":
-        from commands.output.render import render
+        from commands.output.render.dispatch import render
         from mlxfun.errors import UsageError
 
         module, function = SCREEN
@@ -259,13 +259,13 @@ def _front_end(start: Start, engine: Engine) -> int:
         if engine.recording is not None:
             click.echo(f"recorded: {NAME} --headless --replay {engine.recording}", err=True)
         return int(code)
-    from commands.output.event_printer import Follower
+    from commands.runners.event_printer import Follower
 
     if start.front_end == "plain":
-        from commands.output.plain import Plain, history_path
+        from commands.runners.plain import Plain, history_path
 
         return Plain(engine, Follower(engine, stream=True)).run(start.lines, history_path())
-    from commands.output.headless import run_lines
+    from commands.runners.headless import run_lines
 
     follower = Follower(engine, as_json=start.as_json)
     return run_lines(engine, follower, start.lines, start.keep_going)

@@ -1,4 +1,4 @@
-"""How a command is declared: one decorated function, its docstring the help page.
+"""The `@command` decorator: a command is one decorated function, its docstring the help page.
 
     @command("undo", group="history", key="u", when=undoable)
     def undo(call: Call) -> Report:
@@ -25,9 +25,9 @@ from mlxfun.report import Report
 from mlxfun.session.reports import SessionView
 
 if TYPE_CHECKING:
-    from commands.ports import SessionPort
-    from commands.workbench import Workbench
+    from commands.workbench.workbench import Workbench
     from mlxfun.context import Context
+    from mlxfun.session.session import Session
 
 Params = dict[str, Any]
 Handler = Callable[["Call"], Report]
@@ -119,7 +119,7 @@ class Call:
         return self.params[name]
 
     @property
-    def session(self) -> SessionPort:
+    def session(self) -> Session:
         """The resident model. Raises StateError when there is none."""
         return self.bench.session
 
@@ -131,8 +131,8 @@ class Command:
     name: one or two words. danger: it loses something that undo does not bring back. undoable:
     undo takes it back. key: the default key. when: why it does not apply to a view, None if it
     does. instant: answered at once, also while the worker is busy. between: may run between two
-    tokens of an answer. recorded: belongs in a session file. outside: it writes files and leaves
-    the session as it was, so that bringing a session back passes it over.
+    tokens of an answer. recorded: belongs in a session file. read_only: it leaves the
+    session as it was, whatever files it writes, so that `resume` skips it.
     """
 
     name: str
@@ -146,7 +146,7 @@ class Command:
     instant: bool = False
     between: bool = False
     recorded: bool = True
-    outside: bool = False
+    read_only: bool = False
 
     @property
     def help(self) -> str:
@@ -192,7 +192,7 @@ class Traits(TypedDict, total=False):
     instant: bool
     between: bool
     recorded: bool
-    outside: bool
+    read_only: bool
 
 
 def command(

@@ -1,4 +1,4 @@
-"""The one engine that every front end drives: lines in, events out.
+"""The engine behind every front end: runs command lines on the worker thread and emits events.
 
 The screen, the line-by-line shell and the headless runner are listeners of it. Every typed line,
 key and palette entry goes through `Engine.run`, so a recorded session is complete by construction.
@@ -17,9 +17,11 @@ from commands.completion import Completion
 from commands.declare import Call, Command
 from commands.registry import Parsed, Row
 from commands.scripts import resume
-from commands.scripts.replay import mark_of
-from commands.scripts.session_file import Journal
-from commands.workbench import Files, Settings, Wiring, Workbench
+from commands.workbench.files import Files
+from commands.workbench.journal import Journal
+from commands.workbench.settings import Settings
+from commands.workbench.wiring import Wiring
+from commands.workbench.workbench import Workbench
 from mlxfun.calibration.reports import CollectReport
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import MlxfunError
@@ -30,7 +32,7 @@ from mlxfun.session.reports import SessionView
 from mlxfun.session.worker import Worker
 
 if TYPE_CHECKING:
-    from commands.ports import OpenSession, SessionPort
+    from mlxfun.session.session import Session
 
 __all__ = ["Completion", "Engine", "Row"]
 
@@ -39,20 +41,13 @@ log = logging.getLogger(__name__)
 Listener = Callable[[Event], None]
 
 
-def open_real_session(
-    source: str | Path,
-    *,
-    revision: str | None = None,
-    undo_budget: int | None = None,
-    seed: int = 0,
-    ctx: Context = SILENT,
-) -> SessionPort:
-    """`Session.open`. Imports MLX, so only the worker calls it, after the first paint."""
+def real_session(ctx: Context) -> type[Session]:
+    """The class `Session`. Imports MLX, so only the worker calls it, after the first paint."""
     ctx.progress("importing MLX", 0)
     from mlxfun.session.session import Session
 
     ctx.check()
-    return Session.open(source, revision=revision, undo_budget=undo_budget, seed=seed, ctx=ctx)
+    return Session
 
 
 class Engine:
@@ -70,14 +65,14 @@ class Engine:
         undo_budget: int | None = None,
         output_root: Path | None = None,
         keep_going: bool = False,
-        open_session: OpenSession = open_real_session,
+        session_class: Callable[[Context], type[Session]] = real_session,
         keys: Mapping[str, str] | None = None,
     ) -> None:
         self._listeners: tuple[Listener, ...] = ()
         self._help_text = partial(registry.help_text, keys=keys)
         self._view = SessionView()
         self._bench = Workbench(
-            Wiring(open_session, self._nested, registry.command_of, self._help_text),
+            Wiring(session_class, self._nested, registry.meant, self._help_text),
             journal=Journal(seed),
             settings=Settings(seed=seed),
             files=Files(output_root),
@@ -215,7 +210,7 @@ class Engine:
     def _write_down(self, command: Command, report: Report, written: bool) -> None:
         bench = self._bench
         if written:
-            bench.journal.done(mark_of(bench) if bench.loaded else None, _note(report))
+            bench.journal.done(bench.mark if bench.loaded else None, _note(report))
             if command.name == "collect":
                 self._remember_statistics()
         elif command.name == "load" and bench.loaded is not None:

@@ -1,4 +1,4 @@
-"""The list of all commands, and what is derived from it: parsing, help, rows for front ends."""
+"""The list of all commands, and what derives from it: parsing, help, rows for front ends."""
 
 from __future__ import annotations
 
@@ -146,9 +146,14 @@ def parse(line: str) -> Parsed:
         raise UsageError(_sentence(found, problem)) from None
 
 
+def meant(line: str) -> Command:
+    """The command that `line` means. Raises UsageError if it is no valid line."""
+    return parse(line).command
+
+
 def command_of(line: str) -> str:
     """The name of the command that `line` means. Raises UsageError if it is no valid line."""
-    return parse(line).command.name
+    return meant(line).name
 
 
 def split(line: str) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from commands.registry import COMMANDS
-from tui.input.keymap import BY_ID
+from tui.keys.keymap import BY_ID
 
 DECLARED = {name: command.key for name, command in COMMANDS.items() if command.key}
 

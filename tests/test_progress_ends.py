@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from mlxfun.events import JobStarted, Progress, Token
-from tui.state import AppState, reduce
+from tui.state.app_state import AppState
+from tui.state.reducer import reduce
 
 
 def test_reading_the_prompt_is_over_with_the_first_token_of_the_answer() -> None:

@@ -1,12 +1,12 @@
-"""What only the screen can judge of the user's configuration: themes and keys."""
+"""Checks of the user's configuration that need the screen: theme names and keys."""
 
 from __future__ import annotations
 
 from commands.config import Config
 from tui import themes
-from tui.input import key_labels
-from tui.input.key_labels import Names
-from tui.input.keymap import BY_ID, KEYS, keys_for
+from tui.keys import key_labels
+from tui.keys.key_labels import Names
+from tui.keys.keymap import BY_ID, KEYS, keys_for
 
 
 def check_config(config: Config) -> None:

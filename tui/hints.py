@@ -1,4 +1,4 @@
-"""What can be done now and what to do next: pure functions from the state to words and keys."""
+"""Which keys apply now, why others do not, and the next step: pure functions of the state."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from rich.cells import cell_len
 
 from mlxfun.steering.reports import SteerReport
 from tui.input import expert_selection
-from tui.input.keymap import BY_ID, Key, command_of, keys_for
-from tui.input.steering_mixer import map_words
-from tui.state import AppState
+from tui.keys.keymap import BY_ID, Key, command_of, keys_for
+from tui.state.app_state import AppState
+from tui.state.mixer_channels import map_words
 
 # Perplexity over the checkpoint's from which on the next step offered is no longer to apply.
 BEARABLE = 1.25

@@ -1,4 +1,4 @@
-"""Which panels a terminal of a given size shows. Pure: size and wishes in, names out."""
+"""Which panels a terminal of a given size shows. Pure: size and state in, panel names out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tui.state import AppState
+    from tui.state.app_state import AppState
 
 PANELS = ("experts", "chat", "plan", "history", "log", "mixer")
 # These two share a place where all others have one of their own.

@@ -1,15 +1,15 @@
-"""Intents: what a widget tells the screen that a person wants. No widget acts on its own."""
+"""Messages from widgets to the screen: what the user asked for. No widget acts on its own."""
 
 from __future__ import annotations
 
 from textual.message import Message
 
 
-class Wake(Message):
+class EventsWaiting(Message):
     """The worker has news."""
 
 
-class CursorPut(Message):
+class CellClicked(Message):
     """A cell of the heatmap was pointed at. position: of the MoE layer, 0-based."""
 
     def __init__(self, position: int, expert: int) -> None:
@@ -17,7 +17,7 @@ class CursorPut(Message):
         self.position, self.expert = position, expert
 
 
-class ExpertPut(Message):
+class ExpertClicked(Message):
     """An expert of the layer under the cursor was pointed at."""
 
     def __init__(self, expert: int) -> None:
@@ -33,7 +33,7 @@ class LineEntered(Message):
         self.line = line
 
 
-class Said(Message):
+class ChatEntered(Message):
     """A text was sent to the model."""
 
     def __init__(self, text: str) -> None:
@@ -41,7 +41,7 @@ class Said(Message):
         self.text = text
 
 
-class Remarked(Message):
+class MessageRaised(Message):
     """A widget has something to say to the person. level: as in the log."""
 
     def __init__(self, level: str, text: str) -> None:
@@ -49,7 +49,7 @@ class Remarked(Message):
         self.level, self.text = level, text
 
 
-class PanelPicked(Message):
+class PanelChosen(Message):
     """A panel was chosen, by focus or on the tab strip. move: the focus is to follow."""
 
     def __init__(self, panel: str, *, move: bool) -> None:

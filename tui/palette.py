@@ -1,4 +1,4 @@
-"""The command palette: every command and every key, with their state at this moment."""
+"""The command palette: every command and key, with whether it applies now."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from rich.text import Text
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 
 from tui import hints
-from tui.input.keymap import KEYS, command_of, command_words
-from tui.state import AppState
+from tui.keys.keymap import KEYS, command_of, command_words
+from tui.state.app_state import AppState
 
 
 @dataclass(frozen=True, slots=True)

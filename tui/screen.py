@@ -1,4 +1,4 @@
-"""The one screen: it lays the panels out, hands each the state, and passes intents on."""
+"""The main screen: lays out the panels, passes each the state, forwards their messages."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from textual.widgets import Input
 
 from mlxfun.report import Report
 from tui import hints
-from tui.input.keymap import BY_ID, bindings
+from tui.keys.keymap import BY_ID, bindings
 from tui.layout import Arrangement, arrange
-from tui.messages import PanelPicked
-from tui.state import AppState
+from tui.messages import PanelChosen
+from tui.state.app_state import AppState
 from tui.widgets.command_line import CommandLine, Completer
 from tui.widgets.conversation.chat import ChatPanel
 from tui.widgets.conversation.transcript import Transcript
@@ -202,7 +202,7 @@ class MainScreen(Screen[None]):
     def on_descendant_focus(self, event: events.DescendantFocus) -> None:
         for ancestor in event.widget.ancestors_with_self:
             if isinstance(ancestor, Panel):
-                self.post_message(PanelPicked(ancestor.panel, move=False))
+                self.post_message(PanelChosen(ancestor.panel, move=False))
                 return
         self._show_keys()
 

@@ -1,1 +1,1 @@
-"""What people and programs read: rendered reports, JSON, progress, exported heatmaps, the line shell."""
+"""Output: reports as text or JSON, progress lines, exported files."""

@@ -1,4 +1,4 @@
-"""Printing reports as text, with colour where the stream is a terminal and NO_COLOR is not set."""
+"""Prints reports as text, with colour where the stream is a terminal and NO_COLOR is not set."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TextIO
 
 from rich.console import Console, RenderableType
 
-from commands.output.render import render, text
+from commands.output.render.base import text
+from commands.output.render.dispatch import render
 from mlxfun.report import Report
 
 UNLIMITED = 10_000  # columns: text for a file or a pipe is not wrapped to a made-up width

@@ -1,4 +1,4 @@
-"""Recipe files: a session file with a target, and lines that are tried instead of done.
+"""Recipe files: session files with a target and `try` lines, each a variant to measure.
 
     #!mlxfun-recipe 1
     #: model demo
@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from commands.scripts.session_file import Entry, Script, read_script
+from commands.workbench.session_file import Entry, Script, read_script
 from mlxfun.errors import UsageError
 from mlxfun.session.variants import Target, parse_target
 

@@ -1,4 +1,4 @@
-"""Running a session file: same commands, same states, or it stops and says where they part."""
+"""Replays a session file; stops at the first command whose state differs from the recorded one."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-from commands.scripts.session_file import Entry, Mark, Script, read_script
-from commands.workbench import Files, Workbench
+from commands.workbench.files import Files
+from commands.workbench.session_file import Entry, Mark, Script, read_script
+from commands.workbench.wiring import Declared
+from commands.workbench.workbench import Workbench
 from mlxfun.context import Context
 from mlxfun.errors import Cancelled, MlxfunError, StateError, UsageError
 from mlxfun.events import JobEnded, Notice
@@ -53,13 +55,13 @@ def run_script(bench: Workbench, path: Path, keep_going: bool, ctx: Context) -> 
     path = bench.readable(path)
     if bench.journal.path is not None and path.resolve() == bench.journal.path.resolve():
         raise UsageError(f"{path} is being recorded to: it cannot be replayed at the same time")
-    script, names = checked_script(path, bench.wiring.command_of)
+    script, found = checked_script(path, bench.wiring.command_of)
     before = bench.files
     root = before.root or Path(tempfile.mkdtemp(prefix="mlxfun-replay-"))
     bench.files = Files(root, path.resolve().parent)
     ctx.emit(Notice("info", f"replaying {script.path}; what it saves goes below {root}"))
     try:
-        return Run(bench, script, names, keep_going).run(ctx)
+        return Run(bench, script, found, keep_going).run(ctx)
     finally:
         bench.files = before
         if before.root is None:
@@ -67,32 +69,37 @@ def run_script(bench: Workbench, path: Path, keep_going: bool, ctx: Context) -> 
                 root.rmdir()
 
 
-def checked_script(path: Path, command_of: Callable[[str], str]) -> tuple[Script, list[str]]:
+def checked_script(
+    path: Path, command_of: Callable[[str], Declared]
+) -> tuple[Script, list[Declared]]:
     """The script at `path` and the command of each of its entries.
 
     Raises UsageError with file and line, before anything has run.
     """
     script = read_script(path)
-    names = []
+    found = []
     for entry in script.entries:
         try:
-            names.append(command_of(entry.line))
+            found.append(command_of(entry.line))
         except UsageError as problem:
             raise UsageError(f"{script.where(entry)}: {problem}") from None
-        if names[-1] == "replay":
+        if found[-1].name == "replay":
             raise UsageError(f"{script.where(entry)}: a replay cannot start another one")
-    return script, names
+    return script, found
 
 
 class Run:
-    """One run of a script. A command that changes the state is compared with its recording."""
+    """One run of a script, comparing the state after each command with the recorded one.
+
+    commands: that of each entry, as `checked_script` gives them.
+    """
 
     def __init__(
-        self, bench: Workbench, script: Script, names: list[str], keep_going: bool
+        self, bench: Workbench, script: Script, commands: list[Declared], keep_going: bool
     ) -> None:
         self.bench = bench
         self.script = script
-        self.names = names
+        self.commands = commands
         self.keep_going = keep_going
         self.compared = 0
         self.expectations = 0
@@ -104,7 +111,7 @@ class Run:
         done = 0
         for position, entry in enumerate(self.script.entries):
             ctx.check()
-            if self.names[position] == "quit":
+            if self.commands[position].name == "quit":
                 break
             self.step(position, entry, ctx)
             done += 1
@@ -150,7 +157,7 @@ class Run:
                 f"{self.script.path} was recorded on {source} (checkpoint {wanted}), the resident "
                 f"model is {loaded.source} (checkpoint {loaded.checkpoint}): load {source}"
             )
-        mark = self._mark()
+        mark = self.bench.mark
         if mark != Mark(loaded.state):
             raise StateError(
                 f"{self.script.path} begins at the model as loaded ({loaded.state}), the resident "
@@ -174,14 +181,14 @@ class Run:
             if not self.keep_going:
                 raise ReplayError(text)
             self.failures.append(text)
-        elif self.names[position] == "expect":
+        elif self.commands[position].name == "expect":
             self.expectations += 1
         self._compare(entry)
 
     def _compare(self, entry: Entry) -> None:
         if entry.mark is None:
             return
-        found = self._mark()
+        found = self.bench.mark
         if found != entry.mark:
             raise ReplayError(
                 f"{self.script.where(entry)}: after {entry.line!r} expected {entry.mark}, "
@@ -198,15 +205,6 @@ class Run:
     def _must(self, ended: JobEnded, what: str) -> None:
         if ended.error is not None:
             raise ReplayError(f"{self.script.path}: {what}: {ended.error}")
-
-    def _mark(self) -> Mark:
-        return mark_of(self.bench)
-
-
-def mark_of(bench: Workbench) -> Mark:
-    """Where the model stands now."""
-    view = bench.view()
-    return Mark(view.state, view.plan.state_after if view.plan else None)
 
 
 def expects_error(line: str) -> bool:

@@ -1,4 +1,4 @@
-"""Sessions that were cut short: kept while they run, brought back by `resume`.
+"""Crash recovery: keeps the running session on disk, and restores it with `resume`.
 
 The screen and the line shell keep their journal in the user's state directory and remove it when
 they end as they should. A file that is left, and that no process holds locked, is of a session
@@ -14,19 +14,17 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from commands.scripts.replay import ReplayError, Run, checked_script
-from commands.scripts.session_file import Entry, read_script
+from commands.workbench.journal import Journal
+from commands.workbench.session_file import Entry, read_script
+from commands.workbench.workbench import Workbench
 from mlxfun.context import Context
 from mlxfun.errors import StateError, UsageError
 from mlxfun.events import Notice
 from mlxfun.report import Report
 from mlxfun.text import counted
-
-if TYPE_CHECKING:
-    from commands.scripts.session_file import Journal
-    from commands.workbench import Workbench
 
 SUFFIX = ".mlxfun"
 
@@ -109,9 +107,11 @@ def _in_use(path: Path) -> bool:
     return False
 
 
-def offer(folder: Path | None, ctx: Context) -> None:
-    """Tell of sessions that were cut short."""
-    for path in cut_short(folder)[:1] if folder is not None else ():
+def offer(bench: Workbench, ctx: Context) -> None:
+    """Tell once, after the first load, of the newest session that was cut short."""
+    offering, bench.offering = bench.offering, False
+    folder = bench.sessions
+    for path in cut_short(folder)[:1] if offering and folder is not None else ():
         script = read_script(path)
         ctx.emit(
             Notice(
@@ -127,11 +127,11 @@ def resume(bench: Workbench, path: Path | None, ctx: Context) -> ResumeReport:
     """Bring the session at `path` back, by default the newest that was cut short."""
     path = path or newest(bench.sessions)
     bench.offering = False
-    script, names = checked_script(path, bench.wiring.command_of)
+    script, commands = checked_script(path, bench.wiring.command_of)
     where = script.header.get("directory")
     if where is not None and Path(where) != Path.cwd():
         raise StateError(f"that session ran in {where}: start mlxfun-shell there to resume it")
-    report = _Resumed(bench, script, names, keep_going=False).again(ctx)
+    report = _Resumed(bench, script, commands, keep_going=False).again(ctx)
     if bench.sessions is not None and path.parent == bench.sessions:
         drop(path)
     return report
@@ -150,8 +150,6 @@ class _Resumed(Run):
 
     def again(self, ctx: Context) -> ResumeReport:
         """All entries but those that only wrote files, and the one that was cut short."""
-        from commands.registry import COMMANDS
-
         entries, cut = self.script.entries, None
         if entries[-1].mark is None and "model" in self.script.header:
             entries, cut = entries[:-1], entries[-1].line
@@ -159,7 +157,7 @@ class _Resumed(Run):
         passed = 0
         for position, entry in enumerate(entries):
             ctx.check()
-            if COMMANDS[self.names[position]].outside:
+            if self.commands[position].read_only:
                 passed += 1
                 continue
             self._one(position, entry, ctx)
@@ -167,7 +165,7 @@ class _Resumed(Run):
 
     def _one(self, position: int, entry: Entry, ctx: Context) -> None:
         statistics = _statistics(self.script.path, position + 1)
-        known = self.names[position] == "collect" and statistics.is_file()
+        known = self.commands[position].name == "collect" and statistics.is_file()
         self.bench.known = statistics if known else None
         try:
             self.step(position, entry, ctx)

@@ -1,4 +1,4 @@
-"""Commands that watch experts work: calibration, statistics, reasons."""
+"""Calibration and routing statistics: `collect`, `stats`, `why`."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def show(call: Call) -> Report:
     return call.session.stats("show")
 
 
-@command("stats save", group="observe", when=with_stats, outside=True)
+@command("stats save", group="observe", when=with_stats, read_only=True)
 @click.argument("path", type=NEW_NPZ)
 def save(call: Call) -> Report:
     """Write the statistics to an .npz file."""
@@ -94,7 +94,7 @@ allow_stale = click.option(
 )
 
 
-@command("stats diff", group="observe", when=always, outside=True)
+@command("stats diff", group="observe", when=always, read_only=True)
 @click.argument("a", type=NPZ)
 @click.argument("b", type=NPZ)
 @click.option("--output", type=NewFile((".json",)), help="Write the differences as JSON.")
@@ -115,7 +115,7 @@ def diff(call: Call) -> Report:
     )
 
 
-@command("stats merge", group="observe", when=always, outside=True)
+@command("stats merge", group="observe", when=always, read_only=True)
 @click.argument("files", type=NPZ, nargs=-1, required=True, metavar="A B...")
 @click.option("--output", type=NEW_NPZ, required=True, help="Where the merged .npz is written.")
 @click.option(
@@ -169,7 +169,7 @@ def rank(call: Call) -> Report:
     return replace(report, staged=True)
 
 
-@command("stats purge", group="observe", when=always, outside=True)
+@command("stats purge", group="observe", when=always, read_only=True)
 @click.argument("a", type=NPZ)
 @click.argument("b", type=NPZ)
 @click.option("--output", type=NEW_NPZ, required=True, help="Where the remaining .npz is written.")

@@ -1,4 +1,4 @@
-"""Commands that talk to the model: chat, and the same question to both sides."""
+"""`chat` and `ab`: talk to the live model, or ask current model and candidate the same question."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _again(call: Call, text: str, options: GenerateOptions) -> Report:
     return report
 
 
-@command("ab", group="chat", outside=True)
+@command("ab", group="chat", read_only=True)
 @click.argument("text", nargs=-1, required=True)
 @sampling_options
 def ab(call: Call) -> Report:

@@ -1,4 +1,6 @@
-"""Commands that change the model: stage, look at both sides, commit or drop."""
+"""Staging and committing edits: `prune`, `merge`, `plan`, `steer`, `apply`, `discard` and
+others.
+"""
 
 from __future__ import annotations
 
@@ -338,7 +340,7 @@ def plan_show(call: Call) -> Report:
     return plan
 
 
-@command("plan save", group="edit", when=listable, outside=True)
+@command("plan save", group="edit", when=listable, read_only=True)
 @click.argument("path", type=NewFile((".json", ".csv")))
 def plan_save(call: Call) -> Report:
     """Write which experts stay as an expert list, JSON or CSV by the file's name.

@@ -1,4 +1,4 @@
-"""Commands that write what is seen: the heatmap, the session as a report, the conversation."""
+"""`export`: write the heatmap, the session report or the conversation to a file."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _write(call: Call, make: Callable[[str], str | bytes]) -> Report:
 force = click.option("--force", is_flag=True, help="Write over a file of that name.")
 
 
-@command("export heatmap", group="observe", when=with_stats, outside=True)
+@command("export heatmap", group="observe", when=with_stats, read_only=True)
 @click.argument("path", type=NewFile(HEATMAP))
 @click.option(
     "--metric", type=click.Choice(METRICS), help="What is drawn (default: reap_sum, see set)."
@@ -66,7 +66,7 @@ def heatmap(call: Call) -> Report:
     return _write(call, lambda kind: kinds[kind](drawn))
 
 
-@command("export report", group="history", when=with_model, outside=True)
+@command("export report", group="history", when=with_model, read_only=True)
 @click.argument("path", type=NewFile((".md",)))
 @force
 def report(call: Call) -> Report:
@@ -75,7 +75,7 @@ def report(call: Call) -> Report:
     return _write(call, lambda _: text)
 
 
-@command("export chat", group="chat", when=with_model, outside=True)
+@command("export chat", group="chat", when=with_model, read_only=True)
 @click.argument("path", type=NewFile(CHAT))
 @force
 def chat(call: Call) -> Report:

@@ -1,4 +1,4 @@
-"""Commands that walk the tree of states."""
+"""The history of edits: `undo`, `redo`, `goto`, `history`, `name`, `compare`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def name(call: Call) -> Report:
     return call.session.name_node(call["node"], " ".join(call["label"]))
 
 
-@command("compare", group="history", when=with_model, outside=True)
+@command("compare", group="history", when=with_model, read_only=True)
 @click.argument("first", type=Node())
 @click.argument("second", type=Node())
 @measure_options

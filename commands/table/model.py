@@ -1,10 +1,11 @@
-"""Commands about the model as a whole: load, look, test, save."""
+"""The model as a whole: `load`, `info`, `layers`, `save`, `recover`, `smoke-test`."""
 
 from __future__ import annotations
 
 import click
 
 from commands.declare import Call, always, command
+from commands.scripts.resume import offer
 from commands.types import FilePath, Source
 from mlxfun.checkpoint.options import SaveOptions
 from mlxfun.errors import ModelError, SaveError, StateError
@@ -26,7 +27,9 @@ def load(call: Call) -> Report:
     Statistics, staged plan, steering and history of the model that was resident go with it. If the
     new one cannot be loaded, the old one stays, unless --drop was given.
     """
-    return call.bench.load(call["model"], call["revision"], call["drop"], call.ctx)
+    report = call.bench.load(call["model"], call["revision"], call["drop"], call.ctx)
+    offer(call.bench, call.ctx)
+    return report
 
 
 @command("info", group="model", key="n")
@@ -42,7 +45,7 @@ def layers(call: Call) -> Report:
     return call.session.layers()
 
 
-@command("save", group="model", key="s", outside=True)
+@command("save", group="model", key="s", read_only=True)
 @click.argument("path", type=FilePath())
 @click.option("--force", is_flag=True, help="Replace an existing directory.")
 @click.option(

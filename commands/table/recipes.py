@@ -1,4 +1,4 @@
-"""The recipe command: try variants of an edit, keep the best that meets a target."""
+"""`recipe`: measure the variants in a recipe file and apply the best that meets its target."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import click
 
 from commands.declare import Call, always, command
 from commands.scripts.recipe_file import Recipe, read_recipe
-from commands.scripts.replay import Run, mark_of
-from commands.scripts.session_file import Script
+from commands.scripts.replay import Run
 from commands.types import FilePath
-from commands.workbench import Files, Workbench
+from commands.workbench.files import Files
+from commands.workbench.session_file import Script
+from commands.workbench.workbench import Workbench
 from mlxfun.context import Context
 from mlxfun.errors import Cancelled, MlxfunError, StateError, UsageError
 from mlxfun.evaluation.reports import EvaluateReport
@@ -73,12 +74,11 @@ def recipe(call: Call) -> Report:
 
 def _check(bench: Workbench, line: str, tried: bool) -> None:
     """Raise UsageError for a line that cannot run where it stands."""
-    from commands.registry import COMMANDS  # the registry lists this command too
-
-    name = bench.wiring.command_of(line)
+    found = bench.wiring.command_of(line)
+    name = found.name
     if name in ("replay", "recipe", "quit"):
         raise UsageError(f"{name} cannot be part of a recipe")
-    if tried and (COMMANDS[name].group != "edit" or name in NOT_TRIED):
+    if tried and (found.group != "edit" or name in NOT_TRIED):
         raise UsageError(f"{name} cannot be tried: try stages a plan, for instance with prune")
 
 
@@ -123,8 +123,8 @@ class _Kitchen:
 
     def _script(self, script: Script) -> None:
         """Ordinary lines, as a replay runs them."""
-        names = [self.bench.wiring.command_of(entry.line) for entry in script.entries]
-        Run(self.bench, script, names, keep_going=False).run(self.ctx)
+        commands = [self.bench.wiring.command_of(entry.line) for entry in script.entries]
+        Run(self.bench, script, commands, keep_going=False).run(self.ctx)
 
     # -- one variant --------------------------------------------------------------------------
 
@@ -182,7 +182,7 @@ class _Kitchen:
         journal = self.bench.journal
         journal.begin(line)
         act()
-        journal.done(mark_of(self.bench))
+        journal.done(self.bench.mark)
 
     def _do(self, line: str) -> JobEnded:
         ended = self.bench.wiring.nested(line, self.ctx)

@@ -1,4 +1,4 @@
-"""Commands that compare two sets of text by the experts they use, and one that fetches a set."""
+"""`safety-scan` and `domain-scan` compare how two text sets use experts; `prepare-dataset`."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _options(call: Call, first: str, second: str, domain_name: str = "") -> Scan
     )
 
 
-@command("safety-scan", group="observe", outside=True, when=with_experts)
+@command("safety-scan", group="observe", read_only=True, when=with_experts)
 @_set("--harmful", "Prompts that ought to be refused")
 @_set("--benign", "Prompts of like topics that ought to be answered")
 @rules
@@ -81,7 +81,7 @@ def safety_scan(call: Call) -> Report:
     return call.session.safety_scan(_options(call, "harmful", "benign"), call.ctx)
 
 
-@command("domain-scan", group="observe", outside=True, when=with_experts)
+@command("domain-scan", group="observe", read_only=True, when=with_experts)
 @_set("--domain", "Text of the domain")
 @_set("--general", "Text of everything else")
 @click.option("--domain-name", required=True, metavar="NAME", help="What the domain is called.")
@@ -111,7 +111,7 @@ class _Where(click.ParamType[tuple[str, str]]):
         return column, wanted
 
 
-@command("prepare-dataset", group="observe", when=always, outside=True)
+@command("prepare-dataset", group="observe", when=always, read_only=True)
 @click.argument("source", metavar="HUB_ID")
 @click.option("--output", type=NewFile((".jsonl",)), required=True, help="The JSONL to write.")
 @click.option("--split", default="train", help="Which split (default: train).")

@@ -1,4 +1,4 @@
-"""Commands for the hand: pick experts one by one, and see at once what it costs."""
+"""Manual selection of experts to prune: `select`, `probe`, `dossier`."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def probe(call: Call) -> Report:
     return call.session.probe(_text(call), call.ctx)
 
 
-@command("dossier", group="observe", outside=True, when=with_experts)
+@command("dossier", group="observe", read_only=True, when=with_experts)
 @click.argument("cell", type=OneExpert(), metavar="L:E")
 @text_options("Text to watch it on", DOSSIER_TOKENS)
 def dossier(call: Call) -> Report:

@@ -1,4 +1,4 @@
-"""Commands about the shell itself: defaults, recordings, replays, assertions, help."""
+"""The shell itself: `set`, `record`, `replay`, `resume`, `expect`, `help`, `quit`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from commands.scripts import expect as expectations
 from commands.scripts import resume
 from commands.scripts.replay import run_script
 from commands.types import FilePath, Number, Seed
-from commands.workbench import Settings
+from commands.workbench.settings import Settings
 from mlxfun.calibration.options import METRICS
 from mlxfun.errors import UsageError
 from mlxfun.report import Report, TextReport

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 from mlxfun.context import SILENT, Context
@@ -31,22 +32,32 @@ from mlxfun.evaluation.reports import EvaluateReport, Sample
 Sampler = Callable[[], tuple[Sample, ...]]
 
 
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to measure. sampler: makes the sample answers.
+
+    kl: compare the token distributions with the references' as well; without it perplexity alone is
+    measured, and no reference but the checkpoint is run.
+    """
+
+    subject: Side
+    sets: Sequence[EvalSet]
+    sampler: Sampler = tuple
+    kl: bool = True
+
+
 def measure(
-    editor: Editor,
-    evaluator: Evaluator,
-    subject: Side,
-    sets: Sequence[EvalSet],
-    sampler: Sampler,
-    ctx: Context = SILENT,
+    editor: Editor, evaluator: Evaluator, request: Request, ctx: Context = SILENT
 ) -> EvaluateReport:
-    """Measure `subject` on `sets`.
+    """Measure the subject of `request`.
 
     Reference passes come first, from the cache where possible; then one pass of the subject.
     """
-    sets = tuple(iterate_sets(sets))
-    sides = _references(editor, subject)
+    subject, sets = request.subject, tuple(iterate_sets(request.sets))
+    sides = _references(editor, subject) if request.kl else ()
     references = {
-        side: [_reference(editor, evaluator, side, data, ctx) for data in sets] for side in sides
+        side: [_reference(editor, evaluator, side, data, ctx) for data in sets]
+        for side in ("checkpoint", *sides[1:])  # the checkpoint's perplexity is the baseline
     }
     subject_losses: list[Likelihood] = []
     compared: dict[Subject, list[Comparison]] = {side: [] for side in sides}
@@ -68,18 +79,19 @@ def measure(
             subject_losses.append(likelihood)
             for side, comparison in zip(sides, comparisons, strict=True):
                 compared[side].append(comparison)
-        samples = sampler()
+        samples = request.sampler()
         state = editor.live_state
-    against = kl_figures(compared["checkpoint"])
+    against = {side: kl_figures(parts) for side, parts in compared.items()}
+    checkpoint = against.get("checkpoint", {})
     return EvaluateReport(
         subject=SHOWN[subject],
         measured_state=state,
         datasets=tuple(data.name for data in sets),
         **_perplexities(sets, subject_losses, [r.likelihood for r in references["checkpoint"]]),
-        kl_mean=against["kl_mean"],
-        kl_p99=against["kl_p99"],
-        top1_agreement=against["top1_agreement"],
-        vs_current=kl_figures(compared["base"]) if "base" in compared else None,
+        kl_mean=checkpoint.get("kl_mean"),
+        kl_p99=checkpoint.get("kl_p99"),
+        top1_agreement=checkpoint.get("top1_agreement"),
+        vs_current=against.get("base"),
         samples=samples,
         steered=not editor.steering_of(subject).empty,
         notes=(),

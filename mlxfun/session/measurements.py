@@ -83,18 +83,20 @@ class Measurements:
     def guard(self, staged: Staged, options: ApplyOptions, ctx: Context) -> None:
         """Raise StateError with the figures if a guardrail of apply is broken.
 
-        A preview that was made while steering does not decide, it is made again without.
+        A preview that was made while steering, or without the KL that a limit is on, does not
+        decide: it is made again.
         """
         if (options.max_kl, options.max_perplexity_ratio) == (None, None):
             return
         if not self._editor.steering_of("candidate").empty:
             text = "the guardrails measure without steering, which is no part of what is applied"
             ctx.emit(Notice("info", text))
-        known = self._known(staged)
-        if known is None or known.report.steered:
+        known, needs_kl = self._known(staged), options.max_kl is not None
+        if known is None or known.report.steered or (needs_kl and known.report.kl_mean is None):
             asked = known.options if known is not None else EvaluateOptions()
             with self._editor.unsteered():
-                report = self.preview(replace(asked, samples=0), ctx)
+                asked = replace(asked, samples=0, kl=asked.kl or needs_kl)
+                report = self.preview(asked, ctx)
         else:
             report = known.report
         measure.require_within(report, options)
@@ -103,9 +105,8 @@ class Measurements:
         """A quick measurement of the staged plan on few tokens. Changes nothing, not the preview."""
         staged = self._editor.require_staged("probe")
         data = _first(self._probe_set(options), options.tokens)
-        found = measure.measure(
-            self._editor, self._workspace.evaluator, "candidate", [data], tuple, ctx
-        )
+        request = measure.Request("candidate", [data])
+        found = measure.measure(self._editor, self._workspace.evaluator, request, ctx)
         if found.kl_mean is None or found.top1_agreement is None:
             raise RuntimeError("a probe measures KL")
         return ProbeReport(
@@ -143,14 +144,13 @@ class Measurements:
 
     def _measure(self, subject: Side, options: EvaluateOptions, ctx: Context) -> EvaluateReport:
         sets = self._sets(options)
-        return measure.measure(
-            self._editor,
-            self._workspace.evaluator,
+        request = measure.Request(
             subject,
             sets,
             lambda: answer_samples(self._decoder, self._editor, options, sets, ctx),
-            ctx,
+            options.kl,
         )
+        return measure.measure(self._editor, self._workspace.evaluator, request, ctx)
 
     def _sets(self, options: EvaluateOptions) -> list[EvalSet]:
         workspace = self._workspace

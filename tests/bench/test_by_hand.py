@@ -23,7 +23,7 @@ from mlxfun.session.reports import HeatView, InfoReport, SessionView
 from mlxfun.steering.options import SteerOptions
 from mlxfun.techniques.prune.options import SelectOptions
 from tui.input import expert_selection
-from tui.state import AppState
+from tui.state.app_state import AppState
 from tui.widgets.plan import draft_body
 
 pytestmark = pytest.mark.bench

@@ -18,7 +18,7 @@ from textual.app import App, ComposeResult
 
 from mlxfun.session.reports import HeatView, SessionView
 from tui.heat.model import LEVELS, LIT, HeatModel, heat_model
-from tui.state import AppState
+from tui.state.app_state import AppState
 from tui.widgets.experts.heatmap import Heatmap
 
 pytestmark = pytest.mark.bench

@@ -7,12 +7,12 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from commands.engine import Engine
-from mlxfun.context import SILENT, Context
 from mlxfun.events import Event, JobEnded
 from tests.commands.stub_session import StubSession
 
@@ -25,18 +25,10 @@ class Bench:
         self.sessions: list[StubSession] = []
         self.events: list[Event] = []
         self._arrived: SimpleQueue[Event] = SimpleQueue()
-        self.engine = Engine(open_session=self._open, **options)
+        self.engine = Engine(session_class=lambda _: SimpleNamespace(open=self._open), **options)
         self.engine.subscribe(self._arrived.put)
 
-    def _open(
-        self,
-        source: str | Path,
-        *,
-        revision: str | None = None,
-        undo_budget: int | None = None,
-        seed: int = 0,
-        ctx: Context = SILENT,
-    ) -> StubSession:
+    def _open(self, source: str | Path, *, seed: int, **_: Any) -> StubSession:
         session = StubSession(source, seed, self.gate)
         self.sessions.append(session)
         return session
@@ -97,3 +89,35 @@ def bench(make_bench: Callable[..., Bench]) -> Bench:
     bench = make_bench()
     bench.do("load demo")
     return bench
+
+
+SESSION = (
+    "collect --dataset demo:mixed --max-samples 4",
+    "prune --n-prune 4 --metric reap_sum",
+    "preview --dataset demo:eval",
+    "expect perplexity.all <= 16",
+    "apply",
+    "undo",
+    "redo",
+    "save out",
+)
+"""A session with everything that a recording can hold."""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def recorded(make_bench: Callable[..., Bench], here: Path) -> Path:
+    """A session file with everything in `SESSION`."""
+    bench = make_bench(seed=1)
+    bench.engine.record(here / "s.mlxfun")
+    bench.do("load demo", *SESSION)
+    return here / "s.mlxfun"
+
+
+def body(path: Path) -> list[str]:
+    return [x for x in path.read_text().splitlines() if not x.startswith(("#:", "#!"))]

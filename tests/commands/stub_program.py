@@ -19,13 +19,15 @@ from commands.cli import main
 from tests.commands.stub_session import StubSession
 
 
-def open_stub(source: str | Path, *, seed: int = 0, **_: Any) -> StubSession:
-    gate = threading.Event() if "STUB_GATE" in os.environ else None
-    return StubSession(source, seed, gate)
+class GatedSession(StubSession):
+    @classmethod
+    def open(cls, source: str | Path, *, seed: int = 0, **_: Any) -> StubSession:
+        gate = threading.Event() if "STUB_GATE" in os.environ else None
+        return cls(source, seed, gate)
 
 
 commands.engine.Engine = functools.partial(  # type: ignore[misc, assignment]
-    commands.engine.Engine, open_session=open_stub
+    commands.engine.Engine, session_class=lambda _: GatedSession
 )
 
 if __name__ == "__main__":

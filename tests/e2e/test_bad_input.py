@@ -19,7 +19,7 @@ import pytest
 import tiny_models
 from mlx.utils import tree_flatten
 
-from commands.output.event_printer import Follower
+from commands.runners.event_printer import Follower
 from mlxfun.data import demo
 from tests.e2e.conftest import COLLECT, Shell
 

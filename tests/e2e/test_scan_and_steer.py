@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.conftest import COLLECT, Shell
-from tui.input import steering_mixer
+from tui.state import mixer_channels
 
 SCAN = (
     "domain-scan --domain demo:python --general demo:medical --domain-name python "
@@ -59,19 +59,19 @@ def test_a_report_of_before_a_prune_needs_allow_stale_afterwards(shell: Shell) -
 
 
 def test_two_reports_in_the_mixer_steer_what_was_picked_by_hand(shell: Shell) -> None:
-    channels: steering_mixer.Channels = ()
+    channels: mixer_channels.Channels = ()
     for name in ("python", "solidity"):
         found = shell.do(SCAN.replace("python", name).replace("domain_report", name)).report
-        channels = steering_mixer.with_report(channels, found)
-    channels = steering_mixer.faded(
-        steering_mixer.turned(steering_mixer.faded(channels, 0, 1), 1), 1, -1
+        channels = mixer_channels.with_report(channels, found)
+    channels = mixer_channels.faded(
+        mixer_channels.turned(mixer_channels.faded(channels, 0, 1), 1), 1, -1
     )
-    channels, _ = steering_mixer.added(channels, 3, 7)
-    line = steering_mixer.line(channels)
+    channels, _ = mixer_channels.added(channels, 3, 7)
+    line = mixer_channels.line(channels)
     report = shell.do(line).report
     one, two = report.maps
     assert (one.mode, two.mode, two.most) == ("boost", "suppress", len(two.names) - 1)
-    assert [c.on for c in steering_mixer.synced(channels, report)] == [True] * 3
+    assert [c.on for c in mixer_channels.synced(channels, report)] == [True] * 3
     named = {cell for use in report.maps for cell in use.names}
     steered = report.data()
     # By hand: the later report's strongest out, the earlier one's in where they are not out.

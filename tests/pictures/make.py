@@ -11,7 +11,7 @@ from pathlib import Path
 from textual.pilot import Pilot
 
 from commands.engine import Engine
-from commands.output.render import render
+from commands.output.render.dispatch import render
 from tui.app import ShellApp
 from tui.command_history import LineHistory
 

@@ -12,8 +12,8 @@ from mlxfun.session.reports import SessionView
 from tests.tui.driving import Shell
 from tui import hints, palette
 from tui.app import ShellApp
-from tui.input.keymap import BY_ID, KEYS
-from tui.state import AppState
+from tui.keys.keymap import BY_ID, KEYS
+from tui.state.app_state import AppState
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = registry.rows(SessionView())
@@ -57,7 +57,7 @@ def test_what_keys_run_or_offer_are_lines_that_parse() -> None:
 
 
 def test_a_chat_text_of_any_shape_parses_back_to_itself() -> None:
-    from tui.input.transcript_model import quoted_chat
+    from tui.state.chat_turns import quoted_chat
 
     for text in ("--new", "it's", "a  b", "-", '"', "--n-prune 4 experts"):
         parsed = registry.parse(quoted_chat(text))

@@ -13,8 +13,8 @@ from mlxfun.report import Report
 from tests.fake_engine import FakeEngine
 from tests.tui.driving import Shell, drive, ready
 from tui import hints
-from tui.input.keymap import BY_ID
-from tui.state import AppState
+from tui.keys.keymap import BY_ID
+from tui.state.app_state import AppState
 
 
 class DenseEngine(FakeEngine):

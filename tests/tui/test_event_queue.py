@@ -7,7 +7,7 @@ import threading
 import numpy as np
 
 from mlxfun.events import Event, JobEnded, JobStarted, Progress, RoutingFrame, Token
-from tui.event_queue import Feed
+from tui.event_queue import EventQueue
 
 
 def frame(job: int, samples: int) -> RoutingFrame:
@@ -23,7 +23,7 @@ def ended(job: int) -> JobEnded:
 
 
 def test_events_come_out_in_the_order_they_went_in() -> None:
-    feed = Feed(lambda: None)
+    feed = EventQueue(lambda: None)
     events: list[Event] = [JobStarted(1, "x"), Token(1, "base", 0, 5, "a"), ended(1)]
     for event in events:
         feed.push(event)
@@ -32,7 +32,7 @@ def test_events_come_out_in_the_order_they_went_in() -> None:
 
 
 def test_a_newer_frame_takes_the_place_of_one_that_nobody_has_drawn() -> None:
-    feed = Feed(lambda: None)
+    feed = EventQueue(lambda: None)
     feed.push(JobStarted(1, "x"))
     for samples in (1, 2, 3):
         feed.push(frame(1, samples))
@@ -46,7 +46,7 @@ def test_a_newer_frame_takes_the_place_of_one_that_nobody_has_drawn() -> None:
 
 
 def test_the_frames_of_the_next_job_stay_behind_its_start() -> None:
-    feed = Feed(lambda: None)
+    feed = EventQueue(lambda: None)
     for event in (frame(1, 1), ended(1), JobStarted(2, "y"), frame(2, 9)):
         feed.push(event)
     events = feed.drain()
@@ -55,7 +55,7 @@ def test_the_frames_of_the_next_job_stay_behind_its_start() -> None:
 
 
 def test_every_token_arrives() -> None:
-    feed = Feed(lambda: None)
+    feed = EventQueue(lambda: None)
     for index in range(100):
         feed.push(Token(1, "base", index, index, "a"))
     assert [e.index for e in feed.drain() if isinstance(e, Token)] == list(range(100))
@@ -63,7 +63,7 @@ def test_every_token_arrives() -> None:
 
 def test_only_events_that_should_not_wait_wake_the_screen() -> None:
     woken: list[int] = []
-    feed = Feed(lambda: woken.append(1))
+    feed = EventQueue(lambda: woken.append(1))
     feed.push(frame(1, 1))
     feed.push(progress(1, 1))
     feed.push(Token(1, "base", 0, 0, "a"))
@@ -73,7 +73,7 @@ def test_only_events_that_should_not_wait_wake_the_screen() -> None:
 
 
 def test_nothing_is_lost_or_doubled_when_two_threads_use_it() -> None:
-    feed, seen = Feed(lambda: None), []
+    feed, seen = EventQueue(lambda: None), []
 
     def write() -> None:
         for index in range(2000):

@@ -11,9 +11,9 @@ from mlxfun.steering.reports import SteerReport
 from tests.fake_engine import FakeEngine
 from tests.tui.driving import APPLIED, CALIBRATED, STAGED
 from tui import hints
-from tui.input.key_labels import USUAL
-from tui.input.keymap import BY_ID, KEYS, keys_for
-from tui.state import AppState
+from tui.keys.key_labels import USUAL
+from tui.keys.keymap import BY_ID, KEYS, keys_for
+from tui.state.app_state import AppState
 
 
 def state_after(*lines: str) -> AppState:

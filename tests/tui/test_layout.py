@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tui.layout import PANELS, arrange
-from tui.state import AppState
+from tui.state.app_state import AppState
 
 
 def test_a_big_terminal_shows_everything_and_needs_no_tabs() -> None:

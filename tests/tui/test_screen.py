@@ -20,7 +20,7 @@ from tests.fake_engine import FakeEngine
 from tests.tui.driving import APPLIED, CALIBRATED, STAGED, Shell, drive, ready
 from tui.app import ShellApp
 from tui.command_history import LineHistory
-from tui.state import Entry
+from tui.state.app_state import Entry
 from tui.widgets.command_line import CommandInput
 from tui.widgets.conversation.chat import ChatPanel
 from tui.widgets.conversation.transcript import Transcript
@@ -392,7 +392,7 @@ def test_a_report_that_does_not_fit_is_shown_from_its_head() -> None:
         assert text_of(shell, Reports).splitlines()[:2] == ["✓ help", "line 0"]
         assert shell.echo == "✓ help: see the reports (5)"
         await shell.play("layers")
-        assert text_of(shell, Reports).splitlines()[-1] == "layers done"
+        await shell.until(lambda: text_of(shell, Reports).splitlines()[-1] == "layers done")
 
     drive(test)
 
@@ -581,7 +581,7 @@ def test_run_hands_its_wishes_to_the_application(
 
 
 def test_the_default_renderer_is_that_of_the_commands() -> None:
-    from commands.output.render import render
+    from commands.output.render.dispatch import render
     from tui.app import full_report
 
     assert str(full_report(TextReport("[b]as it is[/b]"))) == "[b]as it is[/b]"
@@ -618,7 +618,7 @@ def test_leaving_with_unsaved_edits_is_asked_once() -> None:
         assert shell.app.is_running
         assert shell.echo == "! the edits are not saved: s saves, ^q again leaves"
         await shell.play("save out")
-        shell.app._parting = float("-inf")
+        shell.app._leaving = float("-inf")
         await shell.pilot.press("ctrl+q")
 
     assert drive(test).app.return_code == 0

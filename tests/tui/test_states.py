@@ -12,7 +12,7 @@ from tests.fake_engine import MIB
 from tests.tui.driving import STAGED, Shell, drive, ready
 from tests.tui.test_hints import state_after
 from tui import hints
-from tui.input.keymap import BY_ID
+from tui.keys.keymap import BY_ID
 from tui.widgets.history import meter, node_line
 from tui.widgets.plan import guardrails, memory
 
@@ -72,7 +72,7 @@ def test_guardrails_say_whether_apply_would_let_the_plan_pass() -> None:
 
 def test_guardrails_come_from_the_settings() -> None:
     from commands.table.shell import SettingsReport
-    from tui.state import reduce
+    from tui.state.reducer import reduce
 
     report = SettingsReport({"seed": 0, "max-kl": 0.2, "max-perplexity-ratio": None})
     state = reduce(state_after("load demo"), JobEnded(9, "set", report, None, 0.0, ""), 1.0)

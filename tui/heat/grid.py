@@ -1,4 +1,4 @@
-"""Where each cell goes: the arithmetic between a [L, E] map and the terminal's lines and columns."""
+"""Layout of the heatmap: maps between cells [L, E] and the terminal's lines and columns."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tui.heat.model import CURSOR, LEVELS, VOID, Array
+from mlxfun.arrays import Array
+from tui.heat.model import CURSOR, LEVELS, VOID
 
 MAX_CELL_WIDTH, MAX_CELL_HEIGHT = 6, 3
 

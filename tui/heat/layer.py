@@ -1,4 +1,4 @@
-"""One layer, expert by expert: the step between the map and an expert's dossier. Pure."""
+"""The view of one layer, a line per expert. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tui.heat.model import DIFFERENCE, LEVELS, PRUNED, Array, HeatModel
+from mlxfun.arrays import Array
+from tui.heat.metrics import DIFFERENCE
+from tui.heat.model import LEVELS, PRUNED, HeatModel
 from tui.heat.words import figure, spread
 
 HALF, MOST = 0.5, 0.9

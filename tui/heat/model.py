@@ -1,4 +1,4 @@
-"""From statistics to cells: each expert of each layer becomes a kind and a level of heat.
+"""From statistics to heatmap cells: each expert gets a kind and a heat level.
 
 A cell's code is `kind * LEVELS + level`: a small integer, so that pooling, comparing frames and
 looking up what to draw are array operations.
@@ -7,14 +7,14 @@ looking up what to draw are array operations.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
-from mlxfun.session.reports import HeatView, SessionView
-from tui.state import AppState, HeatOptions
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from mlxfun.arrays import Array
+from mlxfun.session.reports import HeatView
+from tui.heat.metrics import DIFFERENCE, chosen_metric, empty_heat, metric_values
+from tui.heat.order import order_of
+from tui.state.app_state import AppState, HeatOptions
 
 LEVELS = 24
 # Ordered by what must stay visible when several experts share one cell: the later one wins.
@@ -23,12 +23,6 @@ RAMPED = (HEAT, APART, PROTECTED, CONDEMNED, DOWN, UP)
 STEPS = LEVELS // 2
 """Levels of a difference on either side. A level is `2 * step + (more in A)`, so that in a pooled
 cell the greater difference wins, whichever way it goes."""
-
-APART_METRICS = ("reap_sum", "freq")
-PREFERRED = ("reap_sum", "reap", "freq")
-ANSWER = "answer"
-DIFFERENCE = "A-B "
-"""How the names of differences between two files begin; the metric follows."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,13 +49,13 @@ class HeatModel:
 
 def heat_model(state: AppState) -> HeatModel | None:
     """The heatmap of `state`, None without a model."""
-    heat = state.view.heat or blank(state.view)
+    heat = state.view.heat or empty_heat(state.view)
     if heat is None:
         return None
     if state.draft is not None:
         heat = replace(heat, condemned=state.draft.gone)
-    choices = sources(state, heat)
-    metric = choose(state.heat.metric, tuple(choices), answering=state.lit is not None)
+    choices = metric_values(state, heat)
+    metric = chosen_metric(state.heat.metric, tuple(choices), answering=state.lit is not None)
     values = choices.get(metric)
     freq = choices.get("freq")
     apart = metric.startswith(DIFFERENCE)
@@ -73,8 +67,6 @@ def heat_model(state: AppState) -> HeatModel | None:
     if state.lit is not None:
         light(codes, state.lit)
     frame = state.frame
-    from tui.heat.order import order_of  # needs this module first
-
     order = order_of(state)
     if order is not None:
         codes = np.take_along_axis(codes, order, axis=1)
@@ -92,41 +84,6 @@ def heat_model(state: AppState) -> HeatModel | None:
         tokens=frame.tokens if frame else heat.tokens,
         order=order,
     )
-
-
-def blank(view: SessionView) -> HeatView | None:
-    """A map without statistics, of the resident model's size; None without one."""
-    if view.model is None or view.model.moe_layers == 0:
-        return None
-    no = np.zeros((view.model.moe_layers, view.model.experts), bool)
-    layers = tuple(range(view.model.moe_layers))
-    return HeatView(layers, view.model.experts, {}, ~no, no, no, no, no, samples=0, tokens=0)
-
-
-def sources(state: AppState, heat: HeatView) -> dict[str, Array]:
-    """Every metric that can be shown: name -> float64 [L, E]. A running calibration's come first
-    from its frames, since the session's are those of the last finished job."""
-    choices: dict[str, Array] = dict(heat.metrics)
-    frame = state.frame
-    if frame is not None:
-        choices = {"freq": frame.freq.astype(np.float64), "reap_sum": frame.reap_sum}
-    if state.traffic is not None and state.traffic.shape == heat.alive.shape:
-        choices[ANSWER] = state.traffic
-    apart = state.compared
-    if apart is not None and apart.layers == heat.layers:
-        for name in APART_METRICS:
-            if name in apart.share and apart.share[name].shape == heat.alive.shape:
-                choices[DIFFERENCE + name] = apart.share[name]
-    return choices
-
-
-def choose(wanted: str | None, names: tuple[str, ...], *, answering: bool) -> str:
-    """The metric to show: the wanted one if there is such a one, else the most telling."""
-    if wanted in names:
-        return wanted
-    if answering and ANSWER in names and len(names) == 1:
-        return ANSWER
-    return next((name for name in (*PREFERRED, *names) if name in names), "")
 
 
 def levels(values: Array, options: HeatOptions) -> Array:

@@ -1,4 +1,4 @@
-"""Experts in the order of their scores: which column of a sorted map shows which expert. Pure."""
+"""Order of experts in a sorted heatmap: which column shows which expert. Pure."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tui.heat.model import Array, blank, choose, sources
+from mlxfun.arrays import Array
+from tui.heat.metrics import chosen_metric, empty_heat, metric_values
 
 if TYPE_CHECKING:
-    from tui.state import AppState
+    from tui.state.app_state import AppState
 
 
 def order_of(state: AppState) -> Array | None:
@@ -17,11 +18,11 @@ def order_of(state: AppState) -> Array | None:
 
     Pruned experts come last; equal scores keep the order of their numbers.
     """
-    heat = state.view.heat or blank(state.view)
+    heat = state.view.heat or empty_heat(state.view)
     if heat is None or not state.heat.sort:
         return None
-    choices = sources(state, heat)
-    values = choices.get(choose(state.heat.metric, tuple(choices), answering=False))
+    choices = metric_values(state, heat)
+    values = choices.get(chosen_metric(state.heat.metric, tuple(choices), answering=False))
     if values is None:
         return None
     shown = np.where(heat.alive, values, -np.inf)

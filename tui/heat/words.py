@@ -1,4 +1,4 @@
-"""The heatmap in words: one line about the cell under the cursor, and the whole map as a table."""
+"""The heatmap as text: a line about the cell under the cursor, and the whole map as a table."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from mlxfun.arrays import Array
 from mlxfun.steering.reports import SteerReport
-from tui.heat.model import ANSWER, DIFFERENCE, Array, HeatModel
+from tui.heat.metrics import ANSWER, DIFFERENCE
+from tui.heat.model import HeatModel
 from tui.text import ranges
 
 TITLES = {

@@ -1,1 +1,1 @@
-"""Keys and what they do: pure functions of the screen's state, and the labels that name them."""
+"""What keys change in the screen's state: pure functions, the state in, the next state out."""

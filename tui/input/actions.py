@@ -1,4 +1,4 @@
-"""What the keys of kind "do" change in the state. Pure: the state in, the next state out."""
+"""State changes for keys of kind "do". Pure: the state in, the next state out."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import replace
 from mlxfun.editing.reports import StepReport
 from mlxfun.evaluation.reports import EvaluateReport
 from mlxfun.events import JobEnded
-from tui.input.transcript_model import begins_anew
 from tui.layout import PANELS, UPPER
-from tui.state import AppState
+from tui.state.app_state import AppState
+from tui.state.chat_turns import begins_anew
 
 
 def move(state: AppState, down: int, right: int) -> AppState:

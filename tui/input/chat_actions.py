@@ -1,12 +1,12 @@
-"""Steering the chat: what its keys mean, as pure functions on the state."""
+"""State changes for the keys of the chat. Pure."""
 
 from __future__ import annotations
 
 import shlex
 from dataclasses import replace
 
-from tui.input.transcript_model import Turn, quoted
-from tui.state import AppState, Entry, Talk
+from tui.state.app_state import AppState, ChatOptions, Entry
+from tui.state.chat_turns import Turn, quoted
 
 
 def line_for(state: AppState, text: str) -> str:
@@ -18,7 +18,7 @@ def line_for(state: AppState, text: str) -> str:
     return " ".join(words) + f" {quoted(text)}"
 
 
-def options(talk: Talk) -> list[str]:
+def options(talk: ChatOptions) -> list[str]:
     """The settings that differ from the shell's, as words of a command line."""
     words: list[str] = []
     for name, value in (
@@ -34,7 +34,7 @@ def options(talk: Talk) -> list[str]:
     return words
 
 
-def settings_words(talk: Talk) -> str:
+def settings_words(talk: ChatOptions) -> str:
     """The settings that differ from the shell's, in a few words."""
     words = []
     if talk.system:

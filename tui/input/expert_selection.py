@@ -1,4 +1,4 @@
-"""Picking experts by hand: what the keys change in the state, and what it would cost. Pure.
+"""Selecting experts in the map: state changes and the cost of a selection. Pure.
 
 A draft is what the hand has picked since the last command line. Its bytes and shares follow from
 the view alone; when the hand rests one `select` line makes it the staged plan. Numeric modules are
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from mlxfun.session.reports import SessionView
 from mlxfun.text import readable_bytes
-from tui.state import AppState, Draft, Entry
+from tui.state.app_state import AppState, Draft, Entry
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array

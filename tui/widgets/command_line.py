@@ -1,4 +1,4 @@
-"""The command line: completion as you type, history, and the answer right where you look."""
+"""The command line: input with completion and history, and a line above it for the last result."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from textual.suggester import Suggester
 from textual.widget import Widget
 from textual.widgets import Input
 
-from tui.input.key_labels import USUAL, Names
+from tui.keys.key_labels import USUAL, Names
 from tui.messages import LineEntered
 from tui.ports import Completion
-from tui.state import AppState, Entry
+from tui.state.app_state import AppState, Entry
 from tui.widgets.fields import Field, FieldInput
 from tui.widgets.line import Line
 from tui.widgets.log import MARKS

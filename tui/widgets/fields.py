@@ -1,4 +1,4 @@
-"""A one-line text field with a sign in front."""
+"""A one-line text field with a prompt sign."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal
 from textual.widgets import Input, Static
 
-from tui.messages import KeyUsed, Remarked
+from tui.messages import KeyUsed, MessageRaised
 
 
 class FieldInput(Input):
@@ -37,7 +37,7 @@ class FieldInput(Input):
             event.stop()
             event.prevent_default()
             self.insert_text_at_cursor(" ".join(lines))
-            self.post_message(Remarked("info", f"{len(lines)} lines were pasted as one"))
+            self.post_message(MessageRaised("info", f"{len(lines)} lines were pasted as one"))
 
     async def action_submit(self) -> None:
         line, self.value = self.value, ""

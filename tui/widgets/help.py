@@ -1,4 +1,4 @@
-"""F1: the focused panel in words, and every key that works there."""
+"""The help window (F1): the focused panel explained, and every key that works there."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from tui import hints
-from tui.input.keymap import BY_ID, Key, keys_for
-from tui.state import AppState
+from tui.keys.keymap import BY_ID, Key, keys_for
+from tui.state.app_state import AppState
 
 
 def help_page(title: str, about: str, panel: str, state: AppState) -> Group:

@@ -1,4 +1,4 @@
-"""The tree of states: every committed edit, where the model is, and what each state scored."""
+"""The history panel: the tree of committed states with their scores."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from textual.widgets.option_list import Option
 
 from mlxfun.editing.reports import HistoryNode, HistoryReport
 from mlxfun.text import readable_bytes
-from tui.input.keymap import bindings
+from tui.keys.keymap import bindings
 from tui.messages import KeyUsed
-from tui.state import AppState
+from tui.state.app_state import AppState
 from tui.text import harmless, tree
 from tui.widgets.line import Line
 from tui.widgets.panel import Panel

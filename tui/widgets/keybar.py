@@ -1,4 +1,4 @@
-"""The keys that apply now: the next step first and bright, what cannot be done greyed."""
+"""The key bar: keys that apply now, the suggested next step first, others greyed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from textual import events
 
 from tui import hints as guide
 from tui.messages import KeyUsed
-from tui.state import AppState
+from tui.state.app_state import AppState
 from tui.widgets.line import Line
 
 

@@ -1,4 +1,4 @@
-"""What happened: each command with its report, newest at the end."""
+"""The reports panel: each command with its report, newest at the end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from textual.widgets import Static
 
 from mlxfun.generation.reports import ABReport, ChatReport
 from mlxfun.report import Report
-from tui.state import AppState, Entry
+from tui.state.app_state import AppState, Entry
 from tui.text import duration, harmless
 from tui.widgets.lineview import Block, Lines, LineView
 from tui.widgets.panel import Panel

@@ -1,4 +1,4 @@
-"""What all panels share: a frame with a key and a title, and a page of help."""
+"""Base class of the panels: frame with key and title, and a help text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from textual.containers import Vertical
 from textual.content import Content
 from textual.widget import Widget
 
-from tui.input.key_labels import Names
+from tui.keys.key_labels import Names
 
 
 class Panel(Vertical):

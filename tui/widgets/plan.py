@@ -1,4 +1,4 @@
-"""The staged plan: what goes, what that costs and saves, and how the model does without it."""
+"""The plan panel: experts pruned by the staged plan, cost, savings and measured quality."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from mlxfun.session.reports import SessionView
 from mlxfun.text import counted, readable_bytes
 from tui import hints
 from tui.input import expert_selection
-from tui.input.key_labels import USUAL, Names
-from tui.input.keymap import bindings
-from tui.state import AppState
+from tui.keys.key_labels import USUAL, Names
+from tui.keys.keymap import bindings
+from tui.state.app_state import AppState
 from tui.text import bar, ranges
 from tui.widgets.panel import Panel
 

@@ -1,4 +1,6 @@
-"""One line about the model and the work: what does not fit goes, the least important first."""
+"""The status line about model and work; the least important parts are dropped first when it is
+full.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,8 @@ from rich.style import Style
 from rich.text import Text
 
 from mlxfun.text import readable_bytes
-from tui.state import AppState, Job, speed
+from tui.state.app_state import AppState, Job
+from tui.state.reducer import speed
 from tui.text import count, duration, shortened
 from tui.widgets.line import Line
 

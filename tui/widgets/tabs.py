@@ -1,13 +1,13 @@
-"""The strip of panel names on terminals too small for all panels at once."""
+"""The tab strip of panel names, for terminals too small to show all panels."""
 
 from __future__ import annotations
 
 from rich.text import Text
 from textual import events
 
-from tui.input.key_labels import Names
+from tui.keys.key_labels import Names
 from tui.layout import Arrangement
-from tui.messages import PanelPicked
+from tui.messages import PanelChosen
 from tui.widgets.line import Line
 
 NAMES = {"experts": "experts", "chat": "chat", "plan": "plan", "history": "history",
@@ -45,4 +45,4 @@ class TabStrip(Line):
     def on_click(self, event: events.Click) -> None:
         for start, end, name in self._spans:
             if start <= event.x - 1 < end:
-                self.post_message(PanelPicked(name, move=True))
+                self.post_message(PanelChosen(name, move=True))

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import pkgutil
 from io import StringIO
 
 import numpy as np
 import pytest
 from rich.console import Console
 
+import commands
+import mlxfun
 from commands.output.as_json import report_json
 from commands.output.console import print_report
 from commands.output.progress import ProgressLines, describe
-from commands.output.render import experts_text, render, safe
+from commands.output.render.base import experts_text, safe
+from commands.output.render.dispatch import RENDERERS, render
 from mlxfun.calibration.options import CollectOptions
+from mlxfun.calibration.reports import WhyReport
 from mlxfun.checkpoint.reports import SaveReport
 from mlxfun.data.options import DatasetOptions
 from mlxfun.editing.reports import HistoryNode, HistoryReport
@@ -21,10 +27,22 @@ from mlxfun.evaluation.options import EvaluateOptions
 from mlxfun.events import JobEnded, Progress
 from mlxfun.generation.reports import ChatReport
 from mlxfun.report import Report, TextReport
+from mlxfun.scans.reports import DossierReport, TopToken
 from mlxfun.session.variants import RecipeReport, Variant
 from mlxfun.techniques.prune.options import PruneOptions
 from tests.commands.conftest import Bench
 from tests.commands.stub_session import StubSession
+
+SENTENCES = {
+    "TextReport", "StepReport", "ProbeReport", "CollectReport", "PrepareReport", "ReplayReport",
+    "ResumeReport", "RecordReport", "SettingsReport", "QuitReport",
+}  # fmt: skip
+"""Reports whose one sentence holds all that a person is shown."""
+DOSSIER = DossierReport(
+    WhyReport(3, 7, "kept", {"freq": 640.0}, {"freq": 2}, 16, "freq 640 ranks 2 of 16"),
+    "held-out", 512, 64, 0.41, (TopToken(" break", 9, 9), TopToken("[b]x[/b]", 4, 6)), None, 0.0,
+    "its layer has no other expert",
+)  # fmt: skip
 
 EVIL = "[bold red]\x1b[31m\x07\r\u202e\x9b"
 
@@ -53,6 +71,37 @@ def all_reports() -> list[Report]:
         session.discard(),
         ChatReport("hi", "hello", "base", 1, 0, 1, 9.0, "stop"),
         SaveReport("out", 5, ("a",), 4, None, {"load": "ok"}),
+        DOSSIER,
+    ]
+
+
+def report_classes() -> set[type[Report]]:
+    """Every report that the engine or a command can answer with."""
+    found = set()
+    for package in (mlxfun, commands):
+        for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            for value in vars(importlib.import_module(info.name)).values():
+                if isinstance(value, type) and issubclass(value, Report):
+                    found.add(value)
+    return found - {Report}
+
+
+def test_every_report_has_its_own_renderer_or_is_known_to_be_one_sentence() -> None:
+    found = report_classes()
+    assert {c.__name__ for c in found - set(RENDERERS)} == SENTENCES
+    assert set(RENDERERS) <= found
+
+
+def test_the_profile_of_an_expert_shows_its_figures_and_its_tokens() -> None:
+    assert [line.split() for line in shown(DOSSIER).splitlines()] == [
+        ["L3:E7", "kept,", "served", "64", "of", "512", "tokens"],
+        ["L3:E7", "kept:", "freq", "640", "ranks", "2", "of", "16"],
+        ["metric", "score", "rank", "of", "16"],
+        ["freq", "640", "2"],
+        ["token", "served", "of"],
+        ["'", "break'", "9", "9"],
+        ["'[b]x[/b]'", "4", "6"],
+        ["note:", "its", "layer", "has", "no", "other", "expert"],
     ]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from commands.output.render import render
+from commands.output.render.dispatch import render
 from commands.registry import COMMANDS
 from mlxfun.data.options import DatasetOptions
 from mlxfun.evaluation.options import RefusalOptions

@@ -10,8 +10,8 @@ from rich.console import Console
 
 from commands import registry
 from commands.completion import complete
-from commands.output.render import render
-from commands.scripts.session_file import read_script
+from commands.output.render.dispatch import render
+from commands.workbench.session_file import read_script
 from mlxfun.context import Context
 from mlxfun.data.options import DatasetOptions, PrepareOptions
 from mlxfun.data.reports import PrepareReport

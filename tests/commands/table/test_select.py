@@ -130,7 +130,7 @@ def test_guardrails_that_were_set_count_for_apply_until_they_are_off(bench: Benc
 def test_a_comparison_shows_names_as_they_are_in_a_narrow_panel() -> None:
     from rich.console import Console
 
-    from commands.output.render import render
+    from commands.output.render.dispatch import render
     from mlxfun.evaluation.reports import CompareReport, NodeFigures
 
     a = NodeFigures(0, "load demo", "x", 6 << 20, 96, 1.0, 22.0, 1.0, 0.0, ())

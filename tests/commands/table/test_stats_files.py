@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from commands.output.render import render
+from commands.output.render.dispatch import render
 from mlxfun.calibration.routing_stats import SUMS, RoutingStats
 from tests.commands.conftest import Bench
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
@@ -15,6 +16,7 @@ from mlxfun.context import Context
 from mlxfun.data.options import DatasetOptions
 from mlxfun.editing.options import ApplyOptions
 from mlxfun.errors import BudgetError, Cancelled, ModelError, StateError, UsageError
+from mlxfun.evaluation.evaluator import Evaluator
 from mlxfun.evaluation.options import EvaluateOptions
 from mlxfun.events import Notice, RoutingFrame, Token
 from mlxfun.generation.options import GenerateOptions
@@ -97,6 +99,29 @@ def test_the_checkpoint_measured_against_itself_is_exactly_the_same(session):
     report = session.evaluate(EVAL)
     assert (report.kl_mean, report.kl_p99, report.top1_agreement) == (0.0, 0.0, 1.0)
     assert report.ratio == 1.0
+
+
+def test_without_kl_perplexity_is_the_same_and_nothing_is_compared(session, monkeypatch):
+    session.prune(PruneOptions(n_prune=4))
+    session.apply(ApplyOptions())
+    session.prune(PruneOptions(n_prune=2, allow_stale=True))
+    whole = session.preview(EVAL)
+    assert whole.vs_current is not None
+    with monkeypatch.context() as patched:
+        patched.setattr(Evaluator, "_log_probabilities", None)  # only a comparison needs them
+        for ask in (session.preview, session.evaluate):
+            alone = ask(replace(EVAL, kl=False))
+            assert (alone.kl_mean, alone.kl_p99, alone.top1_agreement) == (None, None, None)
+            assert alone.vs_current is None
+            assert "KL" not in alone.summary()
+            if ask == session.preview:
+                assert alone.perplexity == whole.perplexity
+                assert alone.interval == whole.interval
+                assert alone.baseline == whole.baseline
+    session.preview(replace(EVAL, kl=False))
+    with pytest.raises(StateError, match=r"mean KL .* is above --max-kl 0"):
+        session.apply(ApplyOptions(max_kl=0.0))
+    assert session.view().scores.kl_mean == whole.kl_mean, "measured again, with KL"
 
 
 def test_without_a_data_set_the_held_out_samples_are_measured(session):

@@ -31,7 +31,7 @@ from tui.heat.model import (
 )
 from tui.heat.paint import DARK, LIGHT, Blocks, HalfBlocks, Inks, blend, luma, ramp_colour
 from tui.heat.words import explain, figure, spread, table
-from tui.state import AppState, HeatOptions
+from tui.state.app_state import AppState, HeatOptions
 
 
 def view(scores: Array, freq: Array | None = None, **flags: list[tuple[int, int]]) -> HeatView:

@@ -16,7 +16,7 @@ from tui.heat.model import HEAT, LEVELS, PROTECTED, heat_model
 from tui.heat.order import column, order_of, rectangle
 from tui.heat.paint import DARK, LIGHT, HalfBlocks, half_colour, luma
 from tui.input import actions, expert_selection
-from tui.state import AppState
+from tui.state.app_state import AppState
 from tui.widgets.experts.expert_profile import dossier_page
 from tui.widgets.help import HelpScreen
 

@@ -11,8 +11,9 @@ from mlxfun.events import JobEnded, Token
 from tests.fake_engine import FakeEngine
 from tests.tui.driving import CALIBRATED, STAGED, Shell, drive, ready
 from tui import clipboard
-from tui.input import chat_actions, transcript_model
-from tui.state import AppState, Talk
+from tui.input import chat_actions
+from tui.state import chat_turns
+from tui.state.app_state import AppState, ChatOptions
 from tui.widgets.conversation.ab_answers import both_lines, figures, level
 from tui.widgets.conversation.chat_settings import ChatSettings, read, shown
 from tui.widgets.conversation.transcript import Traced, Transcript, turn_lines
@@ -29,14 +30,17 @@ def text_of(lines) -> list[str]:
 @pytest.mark.parametrize(
     ("wish", "line"),
     [
-        (Talk(), "chat hello"),
-        (Talk(temperature=0.5, max_tokens=9), "chat --temperature 0.5 --max-tokens 9 hello"),
-        (Talk(system="be brief", thinking=False), "chat --system 'be brief' --no-thinking hello"),
-        (Talk(both=True, seed=3), "ab --seed 3 hello"),
-        (Talk(revise=2), "chat --back 2 hello"),
+        (ChatOptions(), "chat hello"),
+        (ChatOptions(temperature=0.5, max_tokens=9), "chat --temperature 0.5 --max-tokens 9 hello"),
+        (
+            ChatOptions(system="be brief", thinking=False),
+            "chat --system 'be brief' --no-thinking hello",
+        ),
+        (ChatOptions(both=True, seed=3), "ab --seed 3 hello"),
+        (ChatOptions(revise=2), "chat --back 2 hello"),
     ],
 )
-def test_settings_become_options_of_the_line(wish: Talk, line: str) -> None:
+def test_settings_become_options_of_the_line(wish: ChatOptions, line: str) -> None:
     assert chat_actions.line_for(AppState(talk=wish), "hello") == line
 
 
@@ -51,8 +55,8 @@ def test_settings_become_options_of_the_line(wish: Talk, line: str) -> None:
     ],
 )
 def test_what_a_line_asks_is_read_from_it(line: str, asked: tuple) -> None:
-    assert transcript_model.asked_of(line) == asked
-    assert transcript_model.asked_of("collect") is None
+    assert chat_turns.asked_of(line) == asked
+    assert chat_turns.asked_of("collect") is None
 
 
 def test_settings_that_are_no_values_are_refused_in_words() -> None:
@@ -64,15 +68,15 @@ def test_settings_that_are_no_values_are_refused_in_words() -> None:
         ({"thinking": "maybe"}, "thinking is on, off or empty, not 'maybe'"),
     ):
         with pytest.raises(ValueError, match=sentence.replace("(", r"\(")):
-            read(values, Talk())
+            read(values, ChatOptions())
 
 
 def test_settings_read_back_as_they_were_shown() -> None:
-    wish = Talk(system="be brief", temperature=0.5, max_tokens=9, seed=1, thinking=True)
-    assert read(shown(wish), Talk()) == wish
-    assert read({}, Talk()) == Talk()
+    wish = ChatOptions(system="be brief", temperature=0.5, max_tokens=9, seed=1, thinking=True)
+    assert read(shown(wish), ChatOptions()) == wish
+    assert read({}, ChatOptions()) == ChatOptions()
     # The conversation would keep the old prompt unless it is told otherwise.
-    assert read({}, Talk(system="be brief")).system == ""
+    assert read({}, ChatOptions(system="be brief")).system == ""
 
 
 # On the screen --------------------------------------------------------------------------------
@@ -95,7 +99,7 @@ def test_a_question_is_asked_again_and_its_answer_replaced() -> None:
 def test_with_a_temperature_asking_again_draws_with_another_seed() -> None:
     @ready("chat one")
     async def test(shell: Shell) -> None:
-        shell.app.state = replace(shell.app.state, talk=Talk(temperature=0.8))
+        shell.app.state = replace(shell.app.state, talk=ChatOptions(temperature=0.8))
         await shell.press("i", "escape", "g")
         shell.engine.finish()
         await shell.press("g")
@@ -136,12 +140,12 @@ def test_leaving_the_field_leaves_the_question_as_it_was() -> None:
 
 
 def test_a_failed_repetition_brings_the_old_answers_back() -> None:
-    asked: transcript_model.Turns = transcript_model.ask((), 1, "chat one")
-    asked = transcript_model.close(asked, JobEnded(1, "chat one", FakeReport, None, 0.1, ""))
+    asked: chat_turns.Turns = chat_turns.ask((), 1, "chat one")
+    asked = chat_turns.close(asked, JobEnded(1, "chat one", FakeReport, None, 0.1, ""))
     asked = tuple(replace(t, kept=True) for t in asked)
-    again = transcript_model.ask(asked, 2, "chat --back 1")
+    again = chat_turns.ask(asked, 2, "chat --back 1")
     assert [t.job for t in again] == [2]
-    failed = transcript_model.close(again, JobEnded(2, "chat --back 1", None, "no", 0.1, ""))
+    failed = chat_turns.close(again, JobEnded(2, "chat --back 1", None, "no", 0.1, ""))
     assert [(t.job, t.kept) for t in failed] == [(1, True), (2, False)]
 
 
@@ -157,7 +161,7 @@ def test_the_settings_are_typed_into_a_dialog() -> None:
         said = str(shell.app.screen.query_one("#wrong").visual)
         assert said == "✗ temperature is a number, not 'hot'"
         await shell.press("backspace", "backspace", "backspace", *"0.7", "enter")
-        assert shell.app.state.talk == Talk(system="short", temperature=0.7)
+        assert shell.app.state.talk == ChatOptions(system="short", temperature=0.7)
         assert shell.app.main.panel_named("chat").border_subtitle == (
             "system prompt · temperature 0.7"
         )
@@ -215,17 +219,17 @@ def test_while_both_answer_the_map_shows_the_live_side(lines: tuple, lighting: s
 
 
 # Side by side ---------------------------------------------------------------------------------
-def compared() -> transcript_model.Turn:
+def compared() -> chat_turns.Turn:
     engine = FakeEngine()
     seen = []
     engine.subscribe(seen.append)
     engine.play("load demo", "ab tea")
-    asked = transcript_model.ask((), 2, "ab tea")
+    asked = chat_turns.ask((), 2, "ab tea")
     for event in seen:
         if isinstance(event, Token):
-            asked = transcript_model.hear(asked, event, 0.0)
+            asked = chat_turns.hear(asked, event, 0.0)
         if isinstance(event, JobEnded):
-            asked = transcript_model.close(asked, event)
+            asked = chat_turns.close(asked, event)
     return asked[0]
 
 
@@ -301,7 +305,7 @@ def test_the_tokens_of_an_expert_are_tinted() -> None:
     async def test(shell: Shell) -> None:
         turn = shell.app.state.turns[-1]
         # Expert 5 of layer 0 serves token 0 (0 + 5) and token 5.
-        assert transcript_model.served(turn, 0, 5) == (2, 7)
+        assert chat_turns.served(turn, 0, 5) == (2, 7)
         lines = turn_lines(turn, 60, CONSOLE, Traced(turn, None, (0, 5)))
         tinted = [s.text for line in lines for s in line if s.style and s.style.bgcolor]
         assert tinted == ["An", " network"]
@@ -314,10 +318,10 @@ def test_the_tokens_of_an_expert_are_tinted() -> None:
 
 
 def test_old_answers_lose_their_experts_not_their_words() -> None:
-    asked: transcript_model.Turns = ()
-    for job in range(transcript_model.TRACED + 2):
-        asked = transcript_model.ask(asked, job, f"chat {job}")
-        asked = transcript_model.hear(asked, Token(job, "base", 0, 1, "yes"), 0.0)
+    asked: chat_turns.Turns = ()
+    for job in range(chat_turns.TRACED + 2):
+        asked = chat_turns.ask(asked, job, f"chat {job}")
+        asked = chat_turns.hear(asked, Token(job, "base", 0, 1, "yes"), 0.0)
     assert [bool(turn.pieces) for turn in asked[:3]] == [False, False, True]
     assert all(turn.text == "yes" for turn in asked)
 

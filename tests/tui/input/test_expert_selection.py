@@ -10,8 +10,8 @@ from tests.fake_engine import FakeEngine
 from tests.tui.driving import CALIBRATED, STAGED, Shell, drive, ready
 from tui import hints
 from tui.input import expert_selection
-from tui.input.keymap import BY_ID
-from tui.state import QUIET_LINE
+from tui.keys.keymap import BY_ID
+from tui.state.app_state import PROBE_LINE
 
 
 class Clock:
@@ -103,11 +103,11 @@ def test_a_hand_that_rests_becomes_one_command_line_and_is_probed() -> None:
         engine.finish()
         await shell.settle()
         assert shell.app.state.draft is None
-        assert engine.lines[before:] == [line, QUIET_LINE]
+        assert engine.lines[before:] == [line, PROBE_LINE]
         engine.finish()
         await shell.settle()
         await shell.settle()
-        assert engine.lines[before:] == [line, QUIET_LINE]  # once for each plan
+        assert engine.lines[before:] == [line, PROBE_LINE]  # once for each plan
         assert "quick probe: perplexity 1.056x the checkpoint's, KL 0.0412" in plan_text(shell)
         assert shell.app.state.log[-1].line == line  # the probe leaves the log alone
 
@@ -126,7 +126,7 @@ def test_a_newer_pick_cancels_the_probe() -> None:
         engine.step(2)
         await shell.settle()
         engine.step()
-        assert engine.busy == QUIET_LINE
+        assert engine.busy == PROBE_LINE
         await shell.press("right", "space")
         assert engine.cancelled == 1
         engine.step()

@@ -15,7 +15,7 @@ from tui.heat import model as heat
 from tui.heat.model import APART, LEVELS, STEPS
 from tui.heat.paint import DARK, LIGHT, apart_legend, luma, ramp_colour
 from tui.heat.words import explain
-from tui.state import reduce
+from tui.state.reducer import reduce
 
 
 def report(share: np.ndarray) -> DiffReport:

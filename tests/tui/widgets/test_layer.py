@@ -12,7 +12,7 @@ from tests.tui.test_hints import state_after
 from tui.heat.layer import layer_model, share_of
 from tui.heat.model import CONDEMNED, DOWN, PRUNED, UP, heat_model
 from tui.input import expert_selection
-from tui.state import AppState
+from tui.state.app_state import AppState
 from tui.widgets.experts.layer import LayerView
 from tui.widgets.help import HelpScreen
 

@@ -14,10 +14,10 @@ from mlxfun.events import Progress
 from tests.fake_engine import FakeEngine
 from tests.tui.driving import CALIBRATED, STAGED, Shell, drive, ready
 from tui import hints, palette
-from tui.input.keymap import KEYS
-from tui.input.transcript_model import Turn
+from tui.keys.keymap import KEYS
 from tui.screen import MainScreen
-from tui.state import AppState, Job
+from tui.state.app_state import AppState, Job
+from tui.state.chat_turns import Turn
 from tui.text import tree
 from tui.widgets.conversation.transcript import turn_lines
 from tui.widgets.keybar import bar_text
@@ -27,7 +27,7 @@ from tui.widgets.status import job_text, status_text
 @pytest.mark.parametrize(
     "module",
     [
-        "tui.input.key_labels",
+        "tui.keys.key_labels",
         "tui.text",
         "tui.heat.paint",
         "tui.heat.words",

@@ -1,4 +1,4 @@
-"""An A/B turn: base and candidate side by side, where they part, and how far token by token."""
+"""An A/B turn: both answers side by side, their first difference, the divergence per token."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rich.style import Style
 from rich.text import Text
 
 from mlxfun.generation.reports import ABReport
-from tui.input.transcript_model import Turn
+from tui.state.chat_turns import Turn
 from tui.text import harmless
 from tui.widgets.lineview import Lines
 

@@ -1,4 +1,4 @@
-"""The chat panel: the conversation and the field to type in."""
+"""The chat panel: the conversation and the input field."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from textual.widgets import Input, Static
 
 from tui import hints
 from tui.input import chat_actions
-from tui.input.transcript_model import Turn
-from tui.messages import Said
-from tui.state import AppState
+from tui.messages import ChatEntered
+from tui.state.app_state import AppState
+from tui.state.chat_turns import Turn
 from tui.widgets.conversation.transcript import Transcript
 from tui.widgets.fields import Field
 from tui.widgets.panel import Panel
@@ -23,7 +23,7 @@ UNLOADED = "A model has to be loaded first."
 
 
 class ChatPanel(Panel):
-    """Talk to the live model."""
+    """ChatOptions to the live model."""
 
     panel = "chat"
     title = "chat"
@@ -111,4 +111,4 @@ class ChatPanel(Panel):
         event.stop()
         text = event.value.strip()
         if text:
-            self.post_message(Said(text))
+            self.post_message(ChatEntered(text))

@@ -1,4 +1,4 @@
-"""How the chat asks: system prompt, temperature, length, seed, thinking."""
+"""The chat settings form: system prompt, temperature, length, seed, thinking."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from textual.containers import Horizontal, Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Input, Label
 
-from tui.state import Talk
+from tui.state.app_state import ChatOptions
 from tui.widgets.line import Line
 
 FIELDS = (
@@ -24,10 +24,10 @@ FIELDS = (
 )
 
 
-def read(values: dict[str, str], talk: Talk) -> Talk:
+def read(values: dict[str, str], talk: ChatOptions) -> ChatOptions:
     """The settings that were typed. Raises ValueError with a sentence for what is no value.
 
-    >>> read({"temperature": "0.5", "thinking": "off"}, Talk()).thinking
+    >>> read({"temperature": "0.5", "thinking": "off"}, ChatOptions()).thinking
     False
     """
     given = {name: values.get(name, "").strip() for name, _, _ in FIELDS}
@@ -62,7 +62,7 @@ def _number(text: str, name: str, kind: type, least: float | None) -> float | No
     return float(value) if kind is float else value
 
 
-def shown(talk: Talk) -> dict[str, str]:
+def shown(talk: ChatOptions) -> dict[str, str]:
     """The settings as they stand in the fields."""
     thinking = {None: "", True: "on", False: "off"}[talk.thinking]
     values = {name: getattr(talk, name) for name, _, _ in FIELDS if name != "thinking"}
@@ -72,7 +72,7 @@ def shown(talk: Talk) -> dict[str, str]:
     }
 
 
-class ChatSettings(ModalScreen[Talk | None]):
+class ChatSettings(ModalScreen[ChatOptions | None]):
     """Enter takes the settings, Escape leaves them as they were."""
 
     BINDINGS: ClassVar[list[BindingType]] = [("escape", "dismiss(None)", "close")]
@@ -87,7 +87,7 @@ class ChatSettings(ModalScreen[Talk | None]):
     ChatSettings Input:focus { background: $panel; }
     """
 
-    def __init__(self, talk: Talk) -> None:
+    def __init__(self, talk: ChatOptions) -> None:
         super().__init__()
         self._talk = talk
 

@@ -1,4 +1,4 @@
-"""The conversation, as lines: only the answer that is growing is ever wrapped again."""
+"""The transcript, drawn by lines; only the growing answer is wrapped again."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from rich.style import Style
 from rich.text import Text
 from textual.binding import BindingType
 
-from tui.input.keymap import bindings
-from tui.input.transcript_model import Turn
+from tui.keys.keymap import bindings
+from tui.state.chat_turns import Turn
 from tui.text import harmless
 from tui.widgets.conversation.ab_answers import both_lines
 from tui.widgets.lineview import Block, Lines, LineView

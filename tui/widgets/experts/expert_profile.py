@@ -1,4 +1,4 @@
-"""One expert at close quarters, as a page: where it stands in its layer, its tokens, its like."""
+"""The profile page of one expert: its place in the layer, its tokens, its nearest neighbour."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mlxfun.scans.reports import DossierReport
 from tui.text import bar, harmless
 
 if TYPE_CHECKING:
-    from tui.state import AppState
+    from tui.state.app_state import AppState
 
 DIM, BOLD = "dim", "bold"
 WIDTH = 64

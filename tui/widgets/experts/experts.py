@@ -1,4 +1,4 @@
-"""The experts panel: the heatmap or its text twin, and one line of words about the cursor."""
+"""The experts panel: heatmap or table, and a line about the expert under the cursor."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from mlxfun.calibration.reports import DiffReport
 from mlxfun.text import no_experts
 from tui import hints
 from tui.input import chat_actions, expert_selection
-from tui.input.keymap import bindings
-from tui.input.transcript_model import served
-from tui.state import AppState
+from tui.keys.keymap import bindings
+from tui.state.app_state import AppState
+from tui.state.chat_turns import served
 from tui.widgets.experts.heatmap import Heatmap
 from tui.widgets.experts.layer import LayerView
 from tui.widgets.experts.legend import Legend
@@ -131,7 +131,8 @@ class ExpertsPanel(Panel):
             self.query_one(Legend).display = False
             return
         # The numeric modules load here, after the first paint.
-        from tui.heat.model import DIFFERENCE, heat_model
+        from tui.heat.metrics import DIFFERENCE
+        from tui.heat.model import heat_model
         from tui.heat.words import explain, table
 
         model = heat_model(state)

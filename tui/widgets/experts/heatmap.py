@@ -1,4 +1,4 @@
-"""The experts heatmap: layers down, experts across, drawn line by line from look-up tables."""
+"""The heatmap widget: layers down, experts across, drawn by line from look-up tables."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from textual.geometry import Size
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from tui.input.keymap import bindings
-from tui.messages import CursorPut
+from tui.keys.keymap import bindings
+from tui.messages import CellClicked
 
 if TYPE_CHECKING:
+    from mlxfun.arrays import Array
     from tui.heat.grid import Grid, Marks
-    from tui.heat.model import Array, HeatModel
+    from tui.heat.model import HeatModel
     from tui.heat.paint import Blocks, HalfBlocks
 
 
@@ -291,4 +292,4 @@ class Heatmap(ScrollView, can_focus=True, inherit_bindings=False):
         line = event.y - 1 + self.scroll_offset.y
         column = event.x - grid.gutter + self.scroll_offset.x
         if line < grid.lines and column < grid.columns * grid.width:
-            self.post_message(CursorPut(grid.position_at(line), grid.expert_at(column)))
+            self.post_message(CellClicked(grid.position_at(line), grid.expert_at(column)))

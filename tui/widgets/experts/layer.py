@@ -1,4 +1,4 @@
-"""One layer of the map, a line for each expert: between the map and an expert's dossier."""
+"""The layer widget: one line per expert of a layer."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from textual.geometry import Size
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from tui.input.keymap import bindings
-from tui.messages import ExpertPut
+from tui.keys.keymap import bindings
+from tui.messages import ExpertClicked
 from tui.text import bar, shortened
 
 if TYPE_CHECKING:
+    from mlxfun.arrays import Array
     from tui.heat.layer import LayerModel
-    from tui.heat.model import Array
 
 HEAD = 2
 """Lines that stay while the experts scroll under them: the summary and the titles."""
@@ -131,7 +131,7 @@ class LayerView(ScrollView, can_focus=True, inherit_bindings=False):
     def on_click(self, event: events.Click) -> None:
         line = event.y - HEAD + self.scroll_offset.y
         if self._model is not None and event.y >= HEAD and line < len(self._model.rows):
-            self.post_message(ExpertPut(int(self._model.rows[line])))
+            self.post_message(ExpertClicked(int(self._model.rows[line])))
 
 
 def _gutter(model: LayerModel) -> int:

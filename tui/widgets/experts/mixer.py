@@ -1,4 +1,4 @@
-"""The steering mixer: a row for each steered expert and each report, with its fader."""
+"""The steering mixer panel: a row with a fader for each steered expert and each scan report."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from tui import hints
-from tui.input.keymap import bindings
-from tui.input.steering_mixer import MOST, Channel
+from tui.keys.keymap import bindings
 from tui.messages import KeyUsed
-from tui.state import AppState
+from tui.state.app_state import AppState
+from tui.state.mixer_channels import MOST, Channel
 from tui.text import shortened
 from tui.widgets.panel import Panel
 

@@ -15,13 +15,13 @@ from mlxfun.evaluation.reports import ProbeReport
 from mlxfun.report import TextReport
 from tests.fake_engine import FakeEngine
 from tests.tui.driving import APPLIED, CALIBRATED, STAGED, Shell, drive, ready
-from tests.tui.input.test_keymap import RUN_LINES, Willing, home
+from tests.tui.keys.test_keymap import RUN_LINES, Willing, home
 from tui import hints as guide
 from tui import palette
 from tui.input import expert_selection
-from tui.input.key_labels import LIFELINES, USUAL, Names, canonical, parsed, why_not, written
-from tui.input.keymap import BY_ID, KEYS
-from tui.state import AppState, Draft, Entry, Job
+from tui.keys.key_labels import LIFELINES, USUAL, Names, canonical, parsed, why_not, written
+from tui.keys.keymap import BY_ID, KEYS
+from tui.state.app_state import AppState, Draft, Entry, Job
 from tui.widgets.command_line import CommandLine, one_line
 from tui.widgets.conversation.chat import ChatPanel
 from tui.widgets.experts.experts import ExpertsPanel

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from commands.output.event_printer import Follower
+from commands.runners.event_printer import Follower
 from mlxfun.events import Event, JobEnded, JobStarted, Progress, Token
 from mlxfun.report import TextReport
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from commands import registry
-from commands.output.event_printer import Follower
+from commands.runners.event_printer import Follower
 from commands.scripts.replay import checked_script, expects_error
 from mlxfun.errors import UsageError
 from mlxfun.events import JobEnded
@@ -31,7 +31,7 @@ def check(lines: Sequence[str]) -> JobEnded | None:
         try:
             parsed = registry.parse(line)
             if parsed.command.name == "replay":
-                checked_script(Path(parsed.params["path"]), registry.command_of)
+                checked_script(Path(parsed.params["path"]), registry.meant)
         except UsageError as problem:
             return JobEnded(0, line, None, str(problem), 0.0, "", usage=True)
     return None

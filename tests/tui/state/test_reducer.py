@@ -21,8 +21,9 @@ from mlxfun.events import (
 from mlxfun.generation.reports import ChatReport
 from mlxfun.report import TextReport
 from mlxfun.session.reports import HeatView, SessionView
-from tui.input.transcript_model import prompt_of, quoted_chat
-from tui.state import AppState, Entry, add_traffic, reduce, speed
+from tui.state.app_state import AppState, Entry
+from tui.state.chat_turns import prompt_of, quoted_chat
+from tui.state.reducer import add_traffic, reduce, speed
 
 
 def after(*events: Event, state: AppState | None = None, now: float = 0.0) -> AppState:

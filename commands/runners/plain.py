@@ -1,4 +1,4 @@
-"""The shell line by line, for SSH and screen readers: no cursor movement, no boxes.
+"""The line shell (`--plain`), for SSH and screen readers: no cursor movement, no boxes.
 
 Ctrl-C cancels the running command, and clears the line at the prompt; Ctrl-D ends the session.
 """
@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from commands.interrupts import Terminated
-from commands.output.event_printer import Follower
-from commands.output.headless import FAILED, OK, USAGE
+from commands.runners.event_printer import Follower
+from commands.runners.headless import FAILED, OK, USAGE
 from mlxfun.events import JobEnded
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Plain:
                 self.follower.say("")
 
     def _prompt(self) -> str:
-        from commands.output.render import safe
+        from commands.output.render.base import safe
 
         view = self.engine.view()
         if view.model is None:

@@ -11,8 +11,8 @@ from mlxfun.steering.options import MapInForce, ScanMap
 from mlxfun.steering.reports import SteerReport
 from tests.fake_engine import FakeEngine
 from tests.tui.driving import CALIBRATED, Shell, drive, ready
-from tui.input import steering_mixer
-from tui.input.steering_mixer import Channel
+from tui.state import mixer_channels
+from tui.state.mixer_channels import Channel
 from tui.widgets.experts.mixer import fader, row
 
 
@@ -31,32 +31,32 @@ CHANNELS = (
 
 
 def test_the_line_names_what_is_on_and_parses() -> None:
-    line = steering_mixer.line(CHANNELS)
+    line = mixer_channels.line(CHANNELS)
     assert line == "steer --clear --activate 0:3 --level 2:5=-1.5"
     assert registry.parse(line).params["levels"] == {2: {5: -1.5}}
 
 
 def test_reports_are_steered_by_whole_with_their_strongest() -> None:
-    channels = steering_mixer.with_report(CHANNELS, report("my python.json"))
-    channels = steering_mixer.faded(steering_mixer.toggled(channels, 3), 3, -1)
-    line = steering_mixer.line(channels)
+    channels = mixer_channels.with_report(CHANNELS, report("my python.json"))
+    channels = mixer_channels.faded(mixer_channels.toggled(channels, 3), 3, -1)
+    line = mixer_channels.line(channels)
     assert line.endswith("--domain-map 'my python.json' --domain-mode boost --max-experts 2")
     (use,) = registry.parse(line).params["maps"]
     assert (str(use.path), use.most) == ("my python.json", 2)
     assert (
-        steering_mixer.line(steering_mixer.turned(channels, 3)).count("--domain-mode suppress") == 1
+        mixer_channels.line(mixer_channels.turned(channels, 3)).count("--domain-mode suppress") == 1
     )
 
 
 def test_any_number_of_reports_is_on_each_with_its_way_and_its_fader() -> None:
-    channels: steering_mixer.Channels = ()
+    channels: mixer_channels.Channels = ()
     for path, technique in (("a.json", "domain"), ("b.json", "domain"), ("s.json", "safety")):
-        channels = steering_mixer.with_report(channels, report(path, technique))
+        channels = mixer_channels.with_report(channels, report(path, technique))
     for place in range(3):
-        channels = steering_mixer.toggled(channels, place)
+        channels = mixer_channels.toggled(channels, place)
     assert [channel.on for channel in channels] == [True] * 3
-    channels = steering_mixer.turned(steering_mixer.faded(channels, 0, -1), 1)
-    line = steering_mixer.line(channels)
+    channels = mixer_channels.turned(mixer_channels.faded(channels, 0, -1), 1)
+    line = mixer_channels.line(channels)
     assert line == (
         "steer --clear --domain-map a.json --domain-mode boost --max-experts 2 "
         "--domain-map b.json --domain-mode suppress --max-experts all "
@@ -67,68 +67,68 @@ def test_any_number_of_reports_is_on_each_with_its_way_and_its_fader() -> None:
         ScanMap(Path("b.json"), "domain", "suppress", None),
         ScanMap(Path("s.json"), "safety", "safe", None),
     )
-    assert "--max-experts" not in steering_mixer.line(steering_mixer.faded(channels, 0, 1))
-    assert "a.json" not in steering_mixer.line(steering_mixer.toggled(channels, 0))
+    assert "--max-experts" not in mixer_channels.line(mixer_channels.faded(channels, 0, 1))
+    assert "a.json" not in mixer_channels.line(mixer_channels.toggled(channels, 0))
 
 
 def test_a_fader_ends_in_always_and_comes_back_from_there() -> None:
     channels = (Channel(True, "level", 0, 0, 11.5),)
-    up = steering_mixer.faded(steering_mixer.faded(channels, 0, 1), 0, 1)
-    assert (up[0].way, steering_mixer.line(up)) == ("in", "steer --clear --activate 0:0")
-    back = steering_mixer.faded(up, 0, -1)
+    up = mixer_channels.faded(mixer_channels.faded(channels, 0, 1), 0, 1)
+    assert (up[0].way, mixer_channels.line(up)) == ("in", "steer --clear --activate 0:0")
+    back = mixer_channels.faded(up, 0, -1)
     assert (back[0].way, back[0].level) == ("level", 12.0)
-    low = steering_mixer.faded((Channel(True, "level", 0, 0, -12.0),), 0, -1)
-    assert steering_mixer.line(low) == "steer --clear --deactivate 0:0"
+    low = mixer_channels.faded((Channel(True, "level", 0, 0, -12.0),), 0, -1)
+    assert mixer_channels.line(low) == "steer --clear --deactivate 0:0"
 
 
 def test_a_fader_in_the_middle_steers_nothing() -> None:
-    channels = steering_mixer.faded((Channel(True, "level", 0, 0, 0.5),), 0, -1)
-    assert (channels[0].on, steering_mixer.line(channels)) == (False, "steer --clear")
+    channels = mixer_channels.faded((Channel(True, "level", 0, 0, 0.5),), 0, -1)
+    assert (channels[0].on, mixer_channels.line(channels)) == (False, "steer --clear")
 
 
 def test_the_mixer_follows_steering_from_elsewhere_and_keeps_what_is_muted() -> None:
     steering = SteerReport({0: (3,), 4: (4,)}, {}, levels={2: {5: 2.0}})
-    shown = steering_mixer.synced(CHANNELS, steering)
+    shown = mixer_channels.synced(CHANNELS, steering)
     assert [(c.on, c.way, c.key[1:], c.level) for c in shown] == [
         (True, "in", (0, 3), 0.0),
         (True, "level", (2, 5), 2.0),
         (False, "out", (1, 1), 0.0),
         (True, "in", (4, 4), 0.0),
     ]
-    assert [c.on for c in steering_mixer.synced(shown, SteerReport({}, {}))] == [False] * 4
+    assert [c.on for c in mixer_channels.synced(shown, SteerReport({}, {}))] == [False] * 4
 
 
 PYTHON = MapInForce("python.json", "domain", "boost", 2, ((0, 1), (0, 2), (3, 4)), ((0, 1), (3, 4)))
 
 
 def test_a_reports_experts_get_no_channels_of_their_own() -> None:
-    channels = steering_mixer.toggled(steering_mixer.with_report((), report()), 0)
+    channels = mixer_channels.toggled(mixer_channels.with_report((), report()), 0)
     steering = SteerReport({0: (1, 7), 3: (4,)}, {0: (2,)}, maps=(PYTHON,))
-    shown = steering_mixer.synced(channels, steering)
+    shown = mixer_channels.synced(channels, steering)
     # The third that it names it does not steer: that one is somebody else's, and shown.
     assert [(c.path, c.on, c.way, c.layer, c.expert) for c in shown] == [
         ("python.json", True, "boost", 0, 0),
         ("", True, "in", 0, 7),
         ("", True, "out", 0, 2),
     ]
-    off = steering_mixer.synced(shown[:1], SteerReport({0: (1,), 3: (4,)}, {}))
+    off = mixer_channels.synced(shown[:1], SteerReport({0: (1,), 3: (4,)}, {}))
     assert [(c.path, c.on) for c in off] == [("python.json", False), ("", True), ("", True)]
 
 
 def test_the_mixer_follows_reports_steered_from_elsewhere() -> None:
-    channels: steering_mixer.Channels = ()
+    channels: mixer_channels.Channels = ()
     for path in ("python.json", "b.json"):
-        channels = steering_mixer.toggled(steering_mixer.with_report(channels, report(path)), 0)
+        channels = mixer_channels.toggled(mixer_channels.with_report(channels, report(path)), 0)
     # Both name the same experts; only one is in force, in another way than here.
     use = replace(PYTHON, path="b.json", mode="suppress")
-    shown = steering_mixer.synced(channels, SteerReport({}, {0: (1,), 3: (4,)}, maps=(use,)))
+    shown = mixer_channels.synced(channels, SteerReport({}, {0: (1,), 3: (4,)}, maps=(use,)))
     assert [(c.path, c.on, c.way, c.most) for c in shown] == [
         ("python.json", False, "boost", None),
         ("b.json", True, "suppress", 2),
     ]
     # A limit that limits nothing is none, and a report that nobody scanned here has a channel, too.
     safe = replace(PYTHON, path="s.json", kind="safety", mode="unsafe", most=3)
-    shown = steering_mixer.synced((), SteerReport({}, {}, maps=(safe,)))
+    shown = mixer_channels.synced((), SteerReport({}, {}, maps=(safe,)))
     assert [(c.path, c.on, c.technique, c.way, c.most, c.named) for c in shown] == [
         ("s.json", True, "safety", "unsafe", None, 3)
     ]
@@ -140,7 +140,7 @@ def test_faders_are_drawn_from_the_middle() -> None:
     assert fader(Channel(True, "out")).plain == "██████│······"
     assert row(CHANNELS[1], 60).plain == "● L2:E5    ·····█│······ -1.5"
     assert row(CHANNELS[2], 60).plain == "○ L1:E1    ██████│······ always out"
-    drawn_report = row(steering_mixer.with_report((), report())[0], 60).plain
+    drawn_report = row(mixer_channels.with_report((), report())[0], 60).plain
     assert drawn_report == "○ boost    █████████████ 3 of 3  domain python.json"
 
 

@@ -1,152 +1,18 @@
-"""Session files: reading a replay, and writing the journal of a running session.
-
-    #!mlxfun-session 1
-    #: mlxfun 0.1.0
-    #: model demo
-    #: checkpoint 0c4d...
-    #: seed 1
-    collect --dataset demo:mixed --max-samples 32
-    #= state 0c4d...
-    prune --n-prune 4
-    #= state 0c4d... staged 9e1a...
-    expect perplexity.all <= 14.2
-
-One command a line. `#:` lines are the header, `#=` holds the state after the command above it, any
-other `#` line is a comment. A command that holds line breaks is written as a JSON string.
-"""
+"""Writes the journal of the running session, as a session file."""
 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
-import re
 import stat
-from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import IO
 
-from commands.workbench import Loaded
+from commands.workbench.files import Loaded
+from commands.workbench.session_file import FORMAT, MAGIC, Mark, encode
 from mlxfun import __version__
-from mlxfun.data.options import require_seed
 from mlxfun.errors import UsageError
-
-MAGIC = "#!mlxfun-session"
-FORMAT = 1
-KEYS = ("mlxfun", "mlx", "mlx-lm", "model", "revision", "checkpoint", "seed", "directory")
-
-_MARK = re.compile(r"#=\s*state\s+(\S+)(?:\s+staged\s+(\S+))?\s*\Z")
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """The state after a command. staged: the state that apply would give, None with no plan."""
-
-    state: str
-    staged: str | None = None
-
-    def __str__(self) -> str:
-        return f"state {self.state}" + (f" staged {self.staged}" if self.staged else "")
-
-
-@dataclass(slots=True)
-class Entry:
-    """A command of a script. number: its line in the file, from 1."""
-
-    number: int
-    line: str
-    mark: Mark | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Script:
-    """A session file in memory. header: the `#:` lines, without their `#:`."""
-
-    path: Path
-    header: dict[str, str] = field(default_factory=dict)
-    entries: tuple[Entry, ...] = ()
-
-    def where(self, entry: Entry) -> str:
-        """`file:line` of an entry."""
-        return f"{self.path}:{entry.number}"
-
-    @property
-    def seed(self) -> int | None:
-        """The seed of the header."""
-        return int(self.header["seed"]) if "seed" in self.header else None
-
-
-def encode(line: str) -> str:
-    """A command line as one line of a session file."""
-    plain = line.isprintable() and not line.startswith(("#", '"')) and line == line.strip()
-    return line if plain else json.dumps(line)
-
-
-def decode(text: str) -> str:
-    """The reverse of `encode`. Raises ValueError for a broken JSON string."""
-    if not text.startswith('"'):
-        return text
-    line = json.loads(text)
-    if not isinstance(line, str):
-        raise ValueError("not a JSON string")
-    return line
-
-
-def read_script(path: Path) -> Script:
-    """Parse a session file. Raises UsageError with file and line."""
-    try:
-        text = path.read_text("utf-8")
-    except OSError as problem:
-        reason = problem.strerror or str(problem)
-        raise UsageError(f"cannot read the replay file {path}: {reason}") from None
-    except UnicodeDecodeError as problem:
-        line = problem.object[: problem.start].count(b"\n") + 1
-        raise UsageError(f"{path}:{line}: not UTF-8 text, so not a replay file") from None
-    header: dict[str, str] = {}
-    entries: list[Entry] = []
-    # Not splitlines(): it also breaks at characters that text inside a command may hold.
-    for number, raw in enumerate(text.split("\n"), 1):
-        try:
-            _read_line(raw.strip(), number, header, entries)
-        except ValueError as problem:
-            raise UsageError(f"{path}:{number}: {problem}") from None
-    if not entries:
-        raise UsageError(f"{path} holds no command: a replay file has one command a line")
-    return Script(path, header, tuple(entries))
-
-
-def _read_line(text: str, number: int, header: dict[str, str], entries: list[Entry]) -> None:
-    if text.startswith(MAGIC):
-        version = text.removeprefix(MAGIC).strip()
-        if version != str(FORMAT):
-            raise ValueError(f"session format {version!r} is unknown, this is format {FORMAT}")
-    elif text.startswith("#:"):
-        key, _, value = text[2:].strip().partition(" ")
-        _check_header(key, value)
-        header[key] = value.strip()
-    elif text.startswith("#="):
-        match = _MARK.match(text)
-        if match is None:
-            raise ValueError(
-                f"{text!r} is not of the form '#= state ID' or '#= state ID staged ID'"
-            )
-        if not entries or entries[-1].mark is not None:
-            raise ValueError(f"{text!r} follows no command")
-        entries[-1].mark = Mark(match[1], match[2])
-    elif text and not text.startswith("#"):
-        entries.append(Entry(number, decode(text)))
-
-
-def _check_header(key: str, value: str) -> None:
-    if key not in KEYS or not value.strip():
-        raise ValueError(f"header line {key!r} is not one of {', '.join(KEYS)} with a value")
-    if key == "seed":
-        try:
-            require_seed(int(value))
-        except (ValueError, UsageError):
-            shown = value.strip()[:40]
-            raise ValueError(f"the seed {shown!r} is not a whole number from 0 on") from None
 
 
 def _version(package: str) -> str:

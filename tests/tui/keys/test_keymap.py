@@ -9,10 +9,10 @@ from mlxfun.steering.reports import SteerReport
 from tests.fake_engine import FakeEngine, FakeRow
 from tests.tui.driving import CALIBRATED, STAGED, Shell, drive, ready
 from tui.input import expert_selection
-from tui.input.keymap import BY_ID, KEYS, Key
-from tui.input.steering_mixer import Channel
+from tui.keys.keymap import BY_ID, KEYS, Key
 from tui.screen import MainScreen
-from tui.state import Talk
+from tui.state.app_state import ChatOptions
+from tui.state.mixer_channels import Channel
 from tui.widgets.conversation.chat import ChatPanel
 from tui.widgets.conversation.chat_settings import ChatSettings
 from tui.widgets.help import HelpScreen
@@ -202,7 +202,7 @@ def test_every_key_of_the_screen_itself_does_what_it_says() -> None:
                     anchor=None,
                     draft=None,
                     token=None,
-                    talk=Talk(),
+                    talk=ChatOptions(),
                     mixer=(Channel(True, "level", 2, 5, 0.5),) if key.works_in("mixer") else (),
                     zoomed=False,
                     heat=replace(app.state.heat, metric="reap_sum", log=False, per_layer=True,

@@ -1,4 +1,4 @@
-"""The steering mixer: channels for single experts and for whole reports. Pure.
+"""The steering mixer's model: channels for single experts and for scan reports. Pure.
 
 A channel is an expert or a scan's report with what it does: forced in or out, or a level that is
 added to its score; a report works one of two ways and can be limited to its strongest experts.
@@ -11,14 +11,11 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
+from mlxfun.report import Report
+from mlxfun.scans.reports import ScanReport
 from mlxfun.steering.options import MAP_MODES, MapInForce
 from mlxfun.steering.reports import SteerReport
-
-if TYPE_CHECKING:
-    from mlxfun.scans.reports import ScanReport
-    from tui.state import AppState
 
 STEP = 0.5
 MOST = 12.0
@@ -200,11 +197,8 @@ def _at(channels: Channels, place: int, channel: Channel) -> Channels:
     return (*channels[:place], channel, *channels[place + 1 :])
 
 
-def after_job(state: AppState, report: object) -> Channels:
-    """The channels once a job is over, with a channel for a new report."""
-    from mlxfun.scans.reports import ScanReport
-
-    channels = state.mixer
+def after_job(channels: Channels, steering: SteerReport | None, report: Report | None) -> Channels:
+    """The channels once a job has ended with `report`: a new scan report gets a channel."""
     if isinstance(report, ScanReport):
         channels = with_report(channels, report)
-    return synced(channels, state.view.steering)
+    return synced(channels, steering)

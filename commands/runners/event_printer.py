@@ -1,4 +1,4 @@
-"""Follows the engine's events and prints them: what the headless and the plain runner share."""
+"""Prints the engine's events as they arrive; used by the headless runner and the line shell."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Follower:
         print_dim(f"> {line}", self.out)
 
     def _token(self, token: Token) -> None:
-        from commands.output.render import safe
+        from commands.output.render.base import safe
 
         self._streamed.add(token.job)
         self.out.write(safe(token.text))
@@ -128,7 +128,7 @@ class Follower:
 
     def say(self, sentence: str) -> None:
         """A sentence on `err`."""
-        from commands.output.render import safe
+        from commands.output.render.base import safe
 
         self.err.write(safe(sentence) + "\n")
         self.err.flush()

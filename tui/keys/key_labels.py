@@ -1,4 +1,4 @@
-"""What the keys are called: the user's own, written as a person writes them, and in sentences.
+"""Labels of keys as the user configured them, and their names in sentences.
 
 Sentences of the screen are templates with the ids of keys: "Press {collect} to calibrate". Words
 from outside, such as file names and what the model says, are put in after `say`, never before.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from textual.keys import KEY_NAME_REPLACEMENTS, format_key
 
-from tui.input.keymap import BY_ID, KEYS, command_words
+from tui.keys.keymap import BY_ID, KEYS, command_words
 
 MODIFIERS = ("ctrl", "alt", "shift", "super", "hyper", "meta")
 GLYPHS = {

@@ -1,0 +1,83 @@
+"""What all renderers use: text that cannot drive the terminal, tables, notes.
+
+Text that comes from files, models and users is shown as it is: markup in it is not obeyed, and
+control characters, which could drive the terminal, are made visible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+SHOWN_EXPERTS = 12  # experts of one layer listed by number before "and n more"
+
+
+def safe(text: str) -> str:
+    """`text` without the power to drive a terminal: control characters become pictures of them.
+
+    >>> safe("a\\x1b[31mb")
+    'a␛[31mb'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c in "\n\t" or c.isprintable() else _picture(c) for c in text)
+
+
+def _picture(char: str) -> str:
+    code = ord(char)
+    if code < 0x20:
+        return chr(0x2400 + code)
+    if code == 0x7F:
+        return "␡"
+    # Unprintable but harmless (narrow spaces, joiners in emoji) stay; C1 controls, surrogates and
+    # the characters that turn the direction of the whole line do not.
+    dangerous = 0x80 <= code < 0xA0 or 0xD800 <= code < 0xE000 or code in _DIRECTION
+    return "\ufffd" if dangerous else char
+
+
+_DIRECTION = frozenset((*range(0x202A, 0x202F), *range(0x2066, 0x206A)))
+
+
+def text(content: str, style: str = "") -> Text:
+    """`content` without markup and without control characters."""
+    return Text(safe(content), style)
+
+
+def new_table(*columns: str, numbers: Sequence[str] = ()) -> Table:
+    """A table without a frame. numbers: the columns that are aligned to the right."""
+    # No box: lines are read out by screen readers, and cost width.
+    out = Table(box=None, pad_edge=False, header_style="bold", show_header=bool(columns))
+    for column in columns:
+        out.add_column(column, justify="right" if column in numbers else "left")
+    return out
+
+
+def pairs(rows: Iterable[tuple[str, Any]]) -> Table:
+    """Names and values, without those that are None."""
+    out = Table(box=None, pad_edge=False, show_header=False)
+    out.add_column(style="dim")
+    out.add_column()
+    for name, value in rows:
+        if value is not None:
+            out.add_row(text(name), text(str(value)))
+    return out
+
+
+def with_notes(head: RenderableType, notes: Iterable[str]) -> RenderableType:
+    """`head` with a line for each note."""
+    lines = [text(f"note: {note}", "yellow") for note in notes]
+    return Group(head, *lines) if lines else head
+
+
+def experts_text(experts: Sequence[int], most: int = SHOWN_EXPERTS) -> str:
+    """Expert numbers, the end left out when there are many.
+
+    >>> experts_text((1, 2, 5), most=2)
+    '1 2 and 1 more'
+    """
+    shown = " ".join(str(e) for e in experts[:most])
+    return shown + (f" and {len(experts) - most} more" if len(experts) > most else "")

@@ -1,0 +1,62 @@
+"""Which function draws which report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import RenderableType
+
+from commands.output.render import (
+    answers,
+    calibration,
+    history,
+    measurements,
+    model,
+    plans,
+    scans,
+)
+from commands.output.render.base import text
+from mlxfun.calibration.reports import CombineReport, DiffReport, RankReport, StatsReport, WhyReport
+from mlxfun.checkpoint.reports import SaveReport
+from mlxfun.editing.reports import HistoryReport, PlanReport
+from mlxfun.evaluation.reports import CompareReport, EvaluateReport, RefusalReport
+from mlxfun.generation.reports import ABReport, ChatReport
+from mlxfun.report import Report
+from mlxfun.scans.reports import DossierReport, ScanReport
+from mlxfun.session.reports import InfoReport, LayersReport, SmokeReport
+from mlxfun.session.variants import RecipeReport
+from mlxfun.steering.reports import SteerReport
+from mlxfun.techniques.ablate.reports import AblationReport
+from mlxfun.techniques.router_bias.reports import BoostReport
+
+RENDERERS: dict[type[Report], Callable[[Any], RenderableType]] = {
+    InfoReport: model.info,
+    LayersReport: model.layers,
+    SaveReport: model.save,
+    SmokeReport: model.smoke,
+    StatsReport: calibration.stats,
+    DiffReport: calibration.diff,
+    RankReport: calibration.rank,
+    CombineReport: calibration.combine,
+    WhyReport: calibration.why,
+    ScanReport: scans.scan,
+    SteerReport: scans.steer,
+    DossierReport: scans.dossier,
+    PlanReport: plans.plan,
+    BoostReport: plans.boost,
+    AblationReport: plans.ablation,
+    EvaluateReport: measurements.evaluate,
+    CompareReport: measurements.compare,
+    RefusalReport: measurements.refusals,
+    ChatReport: answers.chat,
+    ABReport: answers.ab,
+    HistoryReport: history.history,
+    RecipeReport: history.recipe,
+}
+
+
+def render(report: Report) -> RenderableType:
+    """A report for a person; its one sentence where that says everything."""
+    found = RENDERERS.get(type(report))
+    return found(report) if found is not None else text(report.summary())

@@ -1,0 +1,82 @@
+"""Perplexity, KL, states compared, refusals, for a person."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from rich.console import Group, RenderableType
+
+from commands.output.render.base import experts_text, new_table, pairs, text, with_notes
+from mlxfun.evaluation.reports import CompareReport, EvaluateReport, RefusalReport
+from mlxfun.text import readable_bytes
+
+
+def evaluate(report: EvaluateReport) -> RenderableType:
+    """Perplexity by data set, then sample answers."""
+    # Narrow titles and two decimals: the table has to fit beside the heatmap.
+    names = ("ppl", "95 %", "ratio", "tokens")
+    table = new_table("data set", *names, numbers=names)
+    rows = dict(report.perplexity)
+    if len(rows) == 2:
+        rows.pop("all", None)  # of one set it would be the same again
+    for name, value in rows.items():
+        low, high = report.interval.get(name, (math.nan, math.nan))
+        base = report.baseline.get(name)
+        tokens = report.tokens if name == "all" else report.tokens_per_set.get(name)
+        table.add_row(
+            text(name),
+            f"{value:.2f}",
+            f"{low:.2f} to {high:.2f}",
+            f"{value / base:.3f}" if base else "",
+            f"{tokens:,}" if tokens is not None else "",
+        )
+    parts: list[RenderableType] = [text(report.summary()), table]
+    for sample in report.samples:
+        parts += [text(f"> {sample.prompt}", "dim"), text(sample.text)]
+    kept = report.subject == "current"
+    steered = "steering is no part of the weights: " + (
+        "the history keeps no score of this" if kept else "guardrails of apply measure without it"
+    )
+    notes = (*report.notes, *((steered,) if report.steered else ()))
+    return with_notes(Group(*parts), notes)
+
+
+def compare(report: CompareReport) -> RenderableType:
+    """Figures of two states, a column for each, and the experts that differ."""
+    # One column a state: it fits a narrow panel, and the pairs to be compared stand together.
+    both = (report.a, report.b)
+    table = new_table("")
+    for f in both:
+        table.add_column(text(f"{f.node} {f.name}"))
+    lines: tuple[tuple[str, list[str]], ...] = (
+        ("perplexity", [f"{f.perplexity:.3f}" for f in both]),
+        ("x checkpoint", [f"{f.ratio:.3f}" for f in both]),
+        ("KL", ["" if f.kl_mean is None else f"{f.kl_mean:.4f}" for f in both]),
+        ("size", [readable_bytes(f.bytes) for f in both]),
+        *((("experts", [str(f.experts) for f in both]),) if report.a.experts else ()),
+        ("work kept", ["" if f.work is None else f"{f.work:.1%}" for f in both]),
+    )
+    for name, cells in lines:
+        table.add_row(name, *cells)
+    rows: list[tuple[str, Any]] = []
+    for node, sets in ((report.a.node, report.only_a), (report.b.node, report.only_b)):
+        rows += [(f"only in {node}, layer {ly}", experts_text(e)) for ly, e in sets.items()]
+    parts: list[RenderableType] = [text(report.summary()), table, pairs(rows)]
+    for one, other in zip(report.a.samples, report.b.samples, strict=False):
+        parts += [text(f"> {one.prompt}", "dim"), text(f"{report.a.node}: {one.text}")]
+        parts.append(text(f"{report.b.node}: {other.text}"))
+    return Group(*parts)
+
+
+def refusals(report: RefusalReport) -> RenderableType:
+    """Refusals before and after, with examples."""
+    table = new_table("", "harmful refused", "harmless refused")
+    for name, count in ((report.reference, report.before), (report.subject, report.after)):
+        harmful = f"{count.harmful} of {count.of_harmful}"
+        table.add_row(name, harmful, f"{count.harmless} of {count.of_harmless}")
+    parts: list[RenderableType] = [text(report.summary()), table]
+    for prompt, before, after in report.examples:
+        shown = (f"> {prompt}", "dim"), (f"{report.reference}: {before}", "")
+        parts += [text(*line) for line in (*shown, (f"{report.subject}: {after}", ""))]
+    return with_notes(Group(*parts), report.notices)

@@ -1,0 +1,85 @@
+"""The resident model and what is written of it, for a person."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from commands.output.render.base import new_table, pairs, text, with_notes
+from mlxfun.checkpoint.reports import SaveReport
+from mlxfun.session.reports import InfoReport, LayersReport, SmokeReport
+from mlxfun.text import counted, readable_bytes
+
+
+def info(report: InfoReport) -> RenderableType:
+    """Figures of the model, one a line."""
+    kept = f"{report.experts_kept} of {report.experts}"
+    experts = kept if report.experts_kept != report.experts else str(report.experts)
+    routed = f"{experts} per layer, top-{report.top_k}, {report.router} router"
+    layers = f"{report.moe_layers} of them MoE" if report.moe_layers else "without experts"
+    limit = f" of {readable_bytes(report.memory_limit)}" if report.memory_limit else ""
+    rows: list[tuple[str, Any]] = [
+        ("model", report.model_id),
+        ("source", report.source),
+        ("type", report.model_type),
+        ("layers", f"{report.decoder_layers}, {layers}"),
+        ("experts", routed if report.moe_layers else None),
+        ("groups", report.groups if report.groups > 1 else None),
+        ("shared experts", report.shared_experts or None),
+        ("parameters", f"{report.parameters:,}"),
+        ("size", f"{readable_bytes(report.bytes)} ({report.dtype})"),
+        ("quantisation", report.quantization),
+        ("checkpoint", readable_bytes(report.checkpoint_bytes)),
+        ("device", report.device),
+        ("memory in use", f"{readable_bytes(report.memory_active)}{limit}"),
+        ("digest", report.digest),
+    ]
+    return with_notes(pairs(rows), report.notes)
+
+
+def layers(report: LayersReport) -> RenderableType:
+    """One line for each MoE layer; of a dense model one for each decoder layer."""
+    if not report.rows:
+        return Group(text(report.summary()), _decoder(report))
+    numbers = ("layer", "experts", "kept", "top-k", "groups", "shared")
+    table = new_table(
+        *("layer", "router", "score", "experts", "kept", "top-k", "groups", "shared", "bias"),
+        "path",
+        numbers=numbers,
+    )
+    for row in report.rows:
+        cells = (row.layer, row.router, row.score, row.experts, row.kept, row.top_k)
+        more = (row.groups, row.shared_experts, "yes" if row.selection_bias else "no", row.path)
+        table.add_row(*(text(str(c)) for c in (*cells, *more)))
+    return Group(text(report.summary()), table)
+
+
+def _decoder(report: LayersReport) -> Table:
+    table = new_table("layer", "mixer", "feed forward", "size", "path", numbers=("layer", "size"))
+    for row in report.decoder:
+        size = readable_bytes(row.bytes)
+        cells = (str(row.layer), row.mixer, row.feed_forward, size, row.path)
+        table.add_row(*(text(cell) for cell in cells))
+    return table
+
+
+def save(report: SaveReport) -> RenderableType:
+    """Where the model was written, and the checks it passed."""
+    rows: list[tuple[str, Any]] = [
+        ("saved", report.path),
+        (
+            "size",
+            f"{readable_bytes(report.bytes)} in {counted(len(report.files), 'file', 'files')}",
+        ),
+        ("experts", f"{report.experts} per layer" if report.experts else None),
+        ("quantisation", report.quantization),
+        *((f"check {name}", outcome) for name, outcome in report.gate.items()),
+    ]
+    return pairs(rows)
+
+
+def smoke(report: SmokeReport) -> RenderableType:
+    """The checks and the text that was generated."""
+    return Group(text(report.summary()), pairs(report.checks.items()), text(report.text))

@@ -1,0 +1,65 @@
+"""Staged plans, for a person."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+
+from commands.output.render.base import experts_text, new_table, text, with_notes
+from commands.output.render.measurements import refusals
+from mlxfun.editing.reports import PlanReport
+from mlxfun.techniques.ablate.reports import AblationReport
+from mlxfun.techniques.router_bias.reports import BoostReport
+from mlxfun.text import counted
+
+
+def plan(report: PlanReport) -> RenderableType:
+    """The experts pruned in each layer."""
+    lost = report.mass_lost or {}
+    columns = ("layer", "go", *(("mass lost",) if lost else ()), "experts that go")
+    table = new_table(*columns, numbers=("layer", "go", "mass lost"))
+    for layer, experts in report.pruned.items():
+        mass = (f"{lost[layer]:.1%}" if layer in lost else "",) if lost else ()
+        table.add_row(str(layer), str(len(experts)), *mass, experts_text(experts))
+    return with_notes(Group(text(report.summary()), table), report.warnings)
+
+
+def boost(report: BoostReport) -> RenderableType:
+    """The boosts of each layer, and how much of them tokens get."""
+    numbers = ("layer", "R^2", "realised")
+    table = new_table("layer", "held in", "R^2", "realised", "experts", numbers=numbers)
+    for row in report.rows:
+        shown = " ".join(f"{expert}{value:+.3g}" for expert, value in row.boosts.items())
+        got = f"{row.realised:.2f} +- {row.deviation:.2f}"
+        table.add_row(str(row.layer), row.way, f"{row.r2:.3f}", got, shown)
+    return with_notes(Group(text(report.summary()), table), report.warnings)
+
+
+def ablation(report: AblationReport) -> RenderableType:
+    """Strengths by layer, the front of a search, and refusals."""
+    parts: list[RenderableType] = [text(report.summary())]
+    for name, each in report.strengths.items():
+        shown = " ".join(f"{layer}:{value:g}" for layer, value in each.items() if value)
+        parts.append(text(f"strength by layer, {name}: {shown or 'none'}", "dim"))
+    if report.front:
+        names = ("expected", "KL", "harmful refused", "harmless refused")
+        table = new_table("", "point", "layer", "position", *names, "strengths", numbers=names)
+        for point in report.front:
+            count = point.count
+            table.add_row(
+                "*" if point.number == report.chosen else "",
+                str(point.number),
+                str(point.source_layer),
+                point.position,
+                f"{point.expected:.1%}",
+                f"{point.kl:.4f}",
+                f"{count.harmful} of {count.of_harmful}" if count else "",
+                f"{count.harmless} of {count.of_harmless}" if count else "",
+                " ".join(f"{k} {v:g}" for k, v in point.strengths.items()),
+            )
+        speed = (
+            f"{counted(report.trials, 'trial', 'trials')} ({report.trials_per_minute:.0f} a minute)"
+        )
+        parts += [text(f"{speed}, judged by {report.judged}; --choose stages another point"), table]
+    if report.refusals is not None:
+        parts.append(refusals(report.refusals))
+    return with_notes(Group(*parts), report.warnings)

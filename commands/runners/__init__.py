@@ -1,0 +1,1 @@
+"""Front ends without a screen: headless runs, the line-by-line shell, and what both print."""

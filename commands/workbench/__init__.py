@@ -1,0 +1,1 @@
+"""The state of one shell: settings, output paths, the resident model, the journal."""

@@ -1,0 +1,79 @@
+"""Where commands may read and write, and which files belong to the resident model."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlxfun.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The resident model as a session file names it.
+
+    state: the one right after loading. directory: where its files are, to which nothing is written.
+    """
+
+    source: str
+    revision: str | None
+    checkpoint: str
+    state: str
+    directory: Path
+
+    def owns(self, path: Path) -> bool:
+        """Whether `path` lies inside the model's directory, or is a file that it links to."""
+        target, own = (Path(os.path.realpath(p)) for p in (path, self.directory))
+        if target.is_relative_to(own):
+            return True
+        # A snapshot of the Hub's cache consists of links.
+        return target in {Path(os.path.realpath(f)) for f in own.glob("*")}
+
+
+@dataclass(slots=True)
+class Files:
+    """Where a command may read and write.
+
+    root: writes stay below it (None: anywhere). script: the directory of the replay file, which
+    relative paths that do not exist here are looked up in.
+    """
+
+    root: Path | None = None
+    script: Path | None = None
+
+    def writable(self, path: Path) -> Path:
+        """Where a command that writes `path` shall write. Raises UsageError outside the root."""
+        if self.root is None:
+            return path
+        root = self.root.resolve()
+        target = (root / path).resolve()
+        if target == root or not target.is_relative_to(root):
+            raise UsageError(
+                f"{path} lies outside the output root {root}: use a path below it, or choose "
+                "another with --output-root"
+            )
+        return target
+
+    def writable_directory(self, path: Path) -> Path:
+        """Where a command that writes below the directory `path` shall do so: the root, too."""
+        if self.root is not None and (self.root / path).resolve() == self.root.resolve():
+            return self.root
+        return self.writable(path)
+
+    def readable(self, path: Path) -> Path:
+        """Where to read `path`: what this run wrote first, then here, then beside the script."""
+        path = Path(os.path.expanduser(path))  # Path.expanduser raises for an unknown user
+        if path.is_absolute():
+            return path
+        if self.root is not None and exists(self.root / path):
+            return self.root / path
+        if self.script is not None and not exists(path) and exists(self.script / path):
+            return self.script / path
+        return path
+
+
+def exists(path: Path) -> bool:
+    """Whether `path` exists; False for a name that no file system takes."""
+    # Not path.exists(), which raises OSError for such a name.
+    return os.path.exists(path)

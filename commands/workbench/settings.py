@@ -1,0 +1,22 @@
+"""Defaults that the command `set` changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Defaults for options that a command line leaves out.
+
+    dataset: the last one named. max_kl, max_perplexity_ratio: the guardrails of apply, None for off.
+    """
+
+    seed: int = 0
+    dataset: str | None = None
+    metric: str = "reap_sum"
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_tokens: int = 256
+    max_kl: float | None = None
+    max_perplexity_ratio: float | None = None

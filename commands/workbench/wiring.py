@@ -1,0 +1,38 @@
+"""What the engine lends to command handlers, so that they import neither it nor the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from mlxfun.context import Context
+    from mlxfun.events import JobEnded
+    from mlxfun.session.session import Session
+
+
+class Declared(Protocol):
+    """What session files and recipes ask of a command; `commands.declare.Command` has it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def group(self) -> str: ...
+    @property
+    def read_only(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Wiring:
+    """The engine's services for handlers.
+
+    session_class: imports the class of sessions, which brings MLX. nested: runs a command line
+    inside the running job. command_of: the command that a line means, UsageError if the line is not
+    valid. help_text: a help page, or the overview for None.
+    """
+
+    session_class: Callable[[Context], type[Session]]
+    nested: Callable[[str, Context], JobEnded]
+    command_of: Callable[[str], Declared]
+    help_text: Callable[[str | None], str]

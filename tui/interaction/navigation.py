@@ -1,0 +1,137 @@
+"""Keys of the screen itself: moving, panels, views of the heatmap, help, stopping and leaving."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tui import hints, themes
+from tui.input import actions, chat_actions
+from tui.interaction.base import KeyHandlers, Verbs
+from tui.keys.keymap import BY_ID
+from tui.widgets.help import HelpScreen, help_page
+
+DOUBLE_ESCAPE = 1.5
+"""Seconds within which a second Escape cancels the running job."""
+LEAVE_SECONDS = 5.0
+"""Seconds within which a second press of the quit key leaves although something is unsaved."""
+
+
+class NavigationKeys(KeyHandlers):
+    """The part of the application that moves about on the screen."""
+
+    _escaped = float("-inf")  # when Escape was pressed last
+    _leaving = float("-inf")  # when the user was told what leaving would lose
+
+    def _navigation_verbs(self) -> Verbs:
+        return {
+            "move": lambda down, right: self._change(
+                actions.move(self.state, int(down), int(right))
+            ),
+            "edge": lambda right: self._change(actions.edge(self.state, int(right))),
+            "toggle": lambda option: self._change(actions.toggle(self.state, option)),
+            "shape": self._shape,
+            "closer": self._closer,
+            "panel": self._go,
+            "open_command": self.main.command.open,
+            "stay_in_command": self.main.command.enter,
+            "zoom": lambda: self._change(actions.zoom(self.state)),
+            "next_metric": self._next_metric,
+            "next_theme": self._next_theme,
+            "help": self._help,
+            "palette": self.action_command_palette,
+            "escape": self._escape,
+            "interrupt": self.interrupt,
+            "leave": self._leave_or_ask,
+        }
+
+    # The experts ------------------------------------------------------------------------------
+    def _shape(self, wanted: str) -> None:
+        self._change(actions.shape(self.state, wanted))
+        # Map, layer and table replace each other: the focus moves to the one shown.
+        self.main.focus_panel("experts")
+
+    def _closer(self) -> None:
+        """From the map to a layer, from the layer to the expert under the cursor."""
+        if self.state.heat.shape == "layer":
+            self._use(BY_ID["dossier"])
+        else:
+            self._shape("layer")
+
+    def _next_metric(self) -> None:
+        from tui.heat.model import heat_model
+
+        model = heat_model(self.state)
+        if model is not None:
+            self._change(actions.next_metric(self.state, model.metrics, model.metric))
+
+    # The screen -------------------------------------------------------------------------------
+    def _next_theme(self) -> None:
+        self.theme = themes.after(self.theme)
+
+    def _help(self) -> None:
+        name = self.main.focused_panel
+        panel = self.main.panel_named(name)
+        title = panel.title if panel else "command line"
+        about = self.state.names.say(panel.about if panel else self.main.command.about)
+        typed = self.main.command.input.value.split()
+        names = (" ".join(typed[:2]), *typed[:1])  # some commands have two words
+        known = next((name for name in names if self.state.row(name)), None)
+        if panel is None and known is not None:
+            about = self.engine.help(known)
+        self.push_screen(HelpScreen(help_page(title, about, name, self.state)))
+
+    # Stopping and leaving ---------------------------------------------------------------------
+    def _escape(self) -> None:
+        """Once: stop the answer, leave the field, leave the zoom. Twice: cancel the job."""
+        now, job = self._clock(), self.state.job
+        panel = self.main.focused_panel
+        twice = now - self._escaped < DOUBLE_ESCAPE
+        self._escaped = now
+        answering = job is not None and job.line.split()[0] in ("chat", "ab") and panel == "chat"
+        if job is not None and (twice or answering):
+            self.interrupt()
+            return
+        if panel == "command" or self.main.in_field:
+            if self.state.talk.revise:
+                self._change(replace(self.state, talk=replace(self.state.talk, revise=0)))
+            self.main.leave_field()
+        elif self.state.token is not None:
+            self._change(chat_actions.at(self.state, None))
+        elif self.state.anchor is not None:
+            self._change(replace(self.state, anchor=None))
+        elif self.state.heat.shape == "layer" and panel == "experts":
+            self._shape("layer")
+        elif self.state.zoomed and job is None:
+            self._change(actions.zoom(self.state))
+        if job is not None:
+            self._say("info", f"{self.state.names['escape']} again cancels: {job.line}")
+
+    def interrupt(self) -> None:
+        """Cancel the running job; the model stays as it was before it."""
+        if self.engine.busy is None and not self.engine.queue:
+            self._say("info", self.state.names.say("nothing is running; {quit} leaves"))
+            return
+        self.engine.cancel()
+        self._say("info", "cancelling ...")
+
+    async def action_quit(self) -> None:
+        self._leave_or_ask()
+
+    def _leave_or_ask(self) -> None:
+        """Leave; first say, once, what would be lost."""
+        now, lost = self._clock(), hints.unsaved(self.state)
+        if lost and now - self._leaving > LEAVE_SECONDS:
+            self._leaving = now
+            ways = self.state.names.say("{save} saves, {quit} again leaves")
+            self._say("warning", f"{lost}: {ways}")
+            return
+        self.leave()
+
+    def action_help_quit(self) -> None:
+        # Textual calls this for Ctrl+C where the user's keys give it no meaning.
+        self._say("info", self.state.names.say("{interrupt} cancels, {quit} leaves"))
+
+    def leave(self) -> None:
+        """Leave at once, cancelling whatever runs."""
+        self.engine.cancel()
+        self.exit(0)

@@ -1,0 +1,150 @@
+"""The pure step from an event to the next state.
+
+Clocks come in as arguments, so that a test can say what time it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from mlxfun.calibration.reports import DiffReport
+from mlxfun.evaluation.reports import ProbeReport
+from mlxfun.events import (
+    Event,
+    JobEnded,
+    JobQueued,
+    JobStarted,
+    Notice,
+    Progress,
+    RoutingFrame,
+    Token,
+)
+from mlxfun.report import Report
+from mlxfun.session.reports import SessionView
+from tui.state import chat_turns
+from tui.state.app_state import FULL_STEERING, LOG_LIMIT, PROBE_LINE, AppState, Entry, Job
+
+if TYPE_CHECKING:
+    from mlxfun.arrays import Array
+
+
+def reduce(state: AppState, event: Event, now: float) -> AppState:
+    """The state after `event`. now: the clock in seconds. The caller renews `view` and `rows`."""
+    match event:
+        case JobQueued():
+            return _queued(state, event)
+        case JobStarted():
+            return _started(state, event, now)
+        case Progress():
+            jobs = tuple(
+                replace(job, progress=event) if job.id == event.job else job for job in state.jobs
+            )
+            return replace(state, jobs=jobs)
+        case RoutingFrame():
+            return replace(state, frame=event)
+        case Token():
+            return _token(state, event, now)
+        case Notice():
+            return _logged(state, Entry(event.level, "", event.text))
+        case JobEnded():
+            return _ended(state, event)
+        case _:
+            return state
+
+
+def _queued(state: AppState, event: JobQueued) -> AppState:
+    queued = (*state.queued, (event.job, event.line))
+    return replace(state, queued=queued, turns=chat_turns.ask(state.turns, event.job, event.line))
+
+
+def _started(state: AppState, event: JobStarted, now: float) -> AppState:
+    waiting = tuple(q for q in state.queued if q[0] != event.job)
+    jobs = (*state.jobs, Job(event.job, event.line, now))
+    # A line of a replay was never queued: its question shows from here on.
+    asked = chat_turns.ask(state.turns, event.job, event.line)
+    return replace(state, jobs=jobs, queued=waiting, turns=asked)
+
+
+def _token(state: AppState, event: Token, now: float) -> AppState:
+    # A token ends the step that its job told progress of.
+    jobs = tuple(replace(j, progress=None) if j.id == event.job else j for j in state.jobs)
+    state = replace(state, jobs=jobs, turns=chat_turns.hear(state.turns, event, now))
+    turn = chat_turns.find(state.turns, event.job)
+    if event.experts is None or state.view.heat is None:
+        return state
+    if turn is not None and turn.both and event.side != _live_of_both(state.view):
+        # Two answers grow at once: the map stays with the model that would run, and does not flicker.
+        return state
+    first = turn is None or event.index == 0
+    traffic = add_traffic(None if first else state.traffic, event.experts, state.view.heat.experts)
+    return replace(state, traffic=traffic, lit=event.experts, token=None)
+
+
+def _live_of_both(view: SessionView) -> str:
+    """The side of an A/B that is live. Without a plan it is the model as it is, against the
+    checkpoint."""
+    return view.live if view.plan is not None else "candidate"
+
+
+def add_traffic(traffic: Array | None, experts: Array, count: int) -> Array:
+    """A new float64 [L, count] with one more for each of `experts` int [L, K]; -1 is nobody."""
+    # Imported here because the first paint comes before anything numeric is needed.
+    import numpy as np
+
+    total = np.zeros((experts.shape[0], count)) if traffic is None else traffic.copy()
+    rows, slots = np.nonzero((experts >= 0) & (experts < count))
+    total[rows, experts[rows, slots]] += 1
+    return total
+
+
+def _ended(state: AppState, event: JobEnded) -> AppState:
+    state = replace(state, queued=tuple(q for q in state.queued if q[0] != event.job))
+    if any(job.id == event.job for job in state.jobs):
+        jobs = tuple(job for job in state.jobs if job.id != event.job)
+        state = replace(state, jobs=jobs, frame=None, lit=None, token=None)
+    state = replace(state, turns=chat_turns.close(state.turns, event))
+    if event.error is None and chat_turns.begins_anew(event.line):
+        state = replace(state, turns=(), token=None)
+    if isinstance(event.report, ProbeReport):
+        state = replace(state, probe=event.report)
+    if event.report is not None and event.report.kind == "save":
+        state = replace(state, saved=state.saved | {state.view.state})
+    if event.report is not None and event.report.kind == "settings":
+        state = replace(state, limits=_limits(event.report))
+    if isinstance(event.report, DiffReport):
+        heat = replace(state.heat, metric="A-B reap_sum")
+        state = replace(state, compared=event.report, heat=heat)
+    if event.line == PROBE_LINE:
+        # The screen asked by itself: whoever picks experts is not interrupted with it.
+        return state
+    if event.report is not None:
+        state = replace(state, lines=(*state.lines, event.line)[-LOG_LIMIT:])
+        text, level = event.report.summary(), "ok"
+    else:
+        text = event.error or "failed without a message"
+        level = "info" if event.cancelled else "error"
+    return _logged(state, Entry(level, event.line, text, event.report, event.seconds))
+
+
+def _limits(report: Report) -> tuple[tuple[str, float], ...]:
+    """The guardrails among the shell's settings."""
+    settings = report.data()["settings"]
+    named = ((name, settings.get(name)) for name in ("max-kl", "max-perplexity-ratio"))
+    return tuple((name, value) for name, value in named if value is not None)
+
+
+def _logged(state: AppState, entry: Entry) -> AppState:
+    log = state.log
+    if log and all(e.level == "ok" and e.line.startswith(FULL_STEERING) for e in (log[-1], entry)):
+        # A fader on its way leaves one report, not one for each step.
+        log = log[:-1]
+    return replace(state, log=(*log, entry)[-LOG_LIMIT:], echo=entry)
+
+
+def speed(state: AppState, now: float) -> float | None:
+    """Tokens per second of the answer being generated, None when none is or none is known."""
+    turn = state.turns[-1] if state.turns else None
+    if turn is None or turn.done or turn.tokens < 2 or now <= turn.began:
+        return None
+    return (turn.tokens - 1) / (now - turn.began)
