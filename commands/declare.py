@@ -49,23 +49,33 @@ def with_model(view: SessionView) -> str | None:
     return None if view.model else "no model is loaded: type load PATH, or load demo"
 
 
+def with_experts(view: SessionView) -> str | None:
+    """Needs a resident model that has experts."""
+    if view.model and not view.model.moe_layers:
+        return f"{view.model.model_type} is a dense model: it has no experts"
+    return with_model(view)
+
+
 def with_stats(view: SessionView) -> str | None:
     """Needs routing statistics."""
-    if view.model and not (view.heat and view.heat.samples):
+    missing = with_experts(view)
+    if missing is None and not (view.heat and view.heat.samples):
         return "no statistics yet: run collect first"
-    return with_model(view)
+    return missing
 
 
 def staged(view: SessionView) -> str | None:
     """Needs a staged plan."""
-    return with_model(view) or (None if view.plan else "nothing is staged: run prune first")
+    dense = view.model is not None and not view.model.moe_layers
+    first = "abliterate" if dense else "prune"
+    return with_model(view) or (None if view.plan else f"nothing is staged: run {first} first")
 
 
 def steered(view: SessionView) -> str | None:
     """Needs steering in force."""
     now = view.steering
     active = now is not None and (any(now.activated.values()) or any(now.deactivated.values()))
-    return with_model(view) or (None if active else "nothing is steered: run steer first")
+    return with_experts(view) or (None if active else "nothing is steered: run steer first")
 
 
 def undoable(view: SessionView) -> str | None:
@@ -86,14 +96,15 @@ def pruned(view: SessionView) -> str | None:
     """Needs a model that an applied edit made smaller."""
     model = view.model
     fewer = model is not None and model.experts_kept < model.experts
-    return with_model(view) or (None if fewer else "no applied prune to compact")
+    return with_experts(view) or (None if fewer else "no applied prune to compact")
 
 
 def listable(view: SessionView) -> str | None:
     """Needs experts that go or are gone."""
-    if staged(view) is None or pruned(view) is None:
+    missing = with_experts(view)
+    if missing is None and (staged(view) is None or pruned(view) is None):
         return None
-    return with_model(view) or "nothing is staged or pruned: run prune first"
+    return missing or "nothing is staged or pruned: run prune first"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from commands.declare import (
     dataset_options,
     stack,
     steered,
+    with_experts,
 )
 from commands.types import FilePath, Number
 from mlxfun.data.options import DatasetOptions
@@ -41,7 +42,7 @@ def _text(call: Call) -> Iterator[DatasetOptions | None]:
         yield dataset_options(source, call.params, call.bench.settings.seed)
 
 
-@command("amplify", group="edit")
+@command("amplify", group="edit", when=with_experts)
 @click.option(
     "--domain-map",
     type=FilePath((".json",)),

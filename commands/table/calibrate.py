@@ -14,6 +14,7 @@ from commands.declare import (
     data_options,
     dataset_options,
     positive,
+    with_experts,
     with_stats,
 )
 from commands.types import FilePath, NewFile, OneExpert
@@ -26,7 +27,7 @@ NPZ = FilePath((".npz",))
 NEW_NPZ = NewFile((".npz",))
 
 
-@command("collect", group="observe", key="c")
+@command("collect", group="observe", key="c", when=with_experts)
 @click.option(
     "--dataset",
     type=DATASET,
@@ -62,14 +63,14 @@ def save(call: Call) -> Report:
     return call.session.save_stats(call.bench.writable(call["path"]))
 
 
-@command("stats load", group="observe")
+@command("stats load", group="observe", when=with_experts)
 @click.argument("path", type=NPZ)
 def load(call: Call) -> Report:
     """Take statistics from an .npz file instead of collecting them."""
     return call.session.load_stats(call.bench.readable(call["path"]))
 
 
-@command("stats count", group="observe")
+@command("stats count", group="observe", when=with_experts)
 @click.argument("switch", type=click.Choice(["on", "off"]), metavar="on|off")
 @click.option("--auto-save", type=NEW_NPZ, help="Write the statistics here after every answer.")
 def count(call: Call) -> Report:
@@ -182,7 +183,7 @@ def purge(call: Call) -> Report:
     return purge_files(a, b, bench.writable(call["output"]), call["allow_stale"])
 
 
-@command("why", group="observe", key="w")
+@command("why", group="observe", key="w", when=with_experts)
 @click.argument("cell", type=OneExpert(), metavar="L:E")
 def why(call: Call) -> Report:
     """Give the numbers that condemned or spared an expert, for instance why 3:7."""

@@ -21,6 +21,7 @@ from commands.declare import (
     positive,
     pruned,
     staged,
+    with_experts,
 )
 from commands.table.maps import Limit, WithMaps
 from commands.types import ExpertPairs, Experts, FilePath, Levels, NewFile, Number
@@ -72,7 +73,7 @@ def _complete(call: Call, values: Params) -> None:
             values[name] = call.bench.readable(values[name])
 
 
-@command("prune", group="edit", key="p")
+@command("prune", group="edit", key="p", when=with_experts)
 @click.option(
     "--n-prune",
     type=positive,
@@ -124,7 +125,7 @@ def prune(call: Call) -> Report:
     return call.session.prune(PruneOptions(**values), call.ctx)
 
 
-@command("merge", group="edit")
+@command("merge", group="edit", when=with_experts)
 @click.option(
     "--dataset", type=DATASET, help="What experts are compared on (default: the last one, see set)."
 )
@@ -199,7 +200,7 @@ def merge(call: Call) -> Report:
         return call.session.merge(MergeOptions(data, **values), call.ctx)
 
 
-@command("steer", group="edit", between=True, parser=WithMaps)
+@command("steer", group="edit", between=True, parser=WithMaps, when=with_experts)
 @click.option(
     "--activate", type=ExpertPairs(), metavar="L:E,...", help="Force these into the top-k."
 )

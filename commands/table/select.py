@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import click
 
-from commands.declare import DATASET, Call, Decorator, command, positive, stack, staged
+from commands.declare import (
+    DATASET,
+    Call,
+    Decorator,
+    command,
+    positive,
+    stack,
+    staged,
+    with_experts,
+)
 from commands.types import ExpertPairs, Number, OneExpert
 from mlxfun.calibration.options import METRICS
 from mlxfun.data.options import DatasetOptions
@@ -14,7 +23,7 @@ from mlxfun.report import Report
 from mlxfun.techniques.prune.options import SelectOptions
 
 
-@command("select", group="edit")
+@command("select", group="edit", when=with_experts)
 @click.option("--drop", type=ExpertPairs(), metavar="L:E,...", help="These go too.")
 @click.option("--keep", type=ExpertPairs(), metavar="L:E,...", help="These stay after all.")
 @click.option("--clear", is_flag=True, help="Start from nothing, not from the staged plan.")
@@ -85,7 +94,7 @@ def probe(call: Call) -> Report:
     return call.session.probe(_text(call), call.ctx)
 
 
-@command("dossier", group="observe", read_only=True)
+@command("dossier", group="observe", read_only=True, when=with_experts)
 @click.argument("cell", type=OneExpert(), metavar="L:E")
 @text_options("Text to watch it on", DOSSIER_TOKENS)
 def dossier(call: Call) -> Report:

@@ -152,7 +152,8 @@ class Editor:
     def require_staged(self, action: str) -> Staged:
         """The staged plan. Raises StateError without one."""
         if self.staged is None:
-            raise StateError(f"nothing is staged to {action}; stage a plan first, e.g. with prune")
+            how = "prune" if self.resident.layers else "abliterate"
+            raise StateError(f"nothing is staged to {action}; stage a plan first, e.g. with {how}")
         return self.staged
 
     def require_unstaged(self, action: str) -> None:

@@ -212,6 +212,19 @@ class Hooks:
             self.require_reached()
 
 
+def snapshot(module: nn.Module) -> nn.Module:
+    """A leaf module of the same class, without hooks, that holds the arrays `module` holds now.
+
+    The arrays are shared, not copied: what is assigned to `module` later does not reach the
+    snapshot, and the snapshot keeps alive what it holds.
+    """
+    original = _Site.of(module).original
+    found = original.__new__(original)
+    vars(found).update(vars(module))
+    dict.update(found, module)
+    return found
+
+
 def near(name: str, known: Iterable[str]) -> str:
     """`"; near names are ..."`, "" when no known name is close."""
     close = get_close_matches(name, list(known), n=NEAR_NAMES, cutoff=0.5)

@@ -154,6 +154,9 @@ class Measurements:
 
     def _sets(self, options: EvaluateOptions) -> list[EvalSet]:
         workspace = self._workspace
+        if workspace.map.moe is None and not options.datasets:
+            # Nothing is ever collected, and held out, of a dense model.
+            raise UsageError("no data set named; give --dataset, for instance demo:eval")
         return measure.eval_sets(
             options, workspace.tokenizer, workspace.anatomy.vocabulary, workspace.held_out
         )
