@@ -6,11 +6,11 @@ from typing import Any
 
 import click
 
+from commands.conditions import always
 from commands.declare import (
     DATASET,
     Call,
     Decorator,
-    always,
     command,
     data_options,
     dataset_options,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from commands.declare import DATASET, Call, Decorator, command, positive, stack, staged
+from commands.conditions import selectable, staged
+from commands.declare import DATASET, Call, Decorator, command, positive, stack
 from commands.types import ExpertPairs, Number, OneExpert
 from mlxfun.calibration.options import METRICS
 from mlxfun.data.options import DatasetOptions
@@ -14,7 +15,7 @@ from mlxfun.report import Report
 from mlxfun.techniques.prune.options import SelectOptions
 
 
-@command("select", group="edit")
+@command("select", group="edit", when=selectable)
 @click.option("--drop", type=ExpertPairs(), metavar="L:E,...", help="These go too.")
 @click.option("--keep", type=ExpertPairs(), metavar="L:E,...", help="These stay after all.")
 @click.option("--clear", is_flag=True, help="Start from nothing, not from the staged plan.")

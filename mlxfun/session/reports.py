@@ -48,6 +48,7 @@ class InfoReport(Report):
     """The resident model. bytes: parameters as resident; experts: as in the checkpoint.
 
     expert_bytes: per MoE layer, of one as saved. open_groups: how many groups a token uses.
+    compactable: pruned experts are still held in memory.
     """
 
     kind: ClassVar[str] = "info"
@@ -74,6 +75,7 @@ class InfoReport(Report):
     digest: str | None = None
     expert_bytes: tuple[int, ...] = ()
     open_groups: int = 1
+    compactable: bool = False
 
     def summary(self) -> str:
         return (

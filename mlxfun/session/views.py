@@ -17,6 +17,7 @@ from mlxfun.editing.editor import Editor
 from mlxfun.errors import UsageError
 from mlxfun.model.anatomy import Anatomy, MoELayer
 from mlxfun.model.anatomy.masks import mask_of, sets_mask
+from mlxfun.model.compact import compact_delta
 from mlxfun.model.export import ExportView
 from mlxfun.session.reports import HeatView, InfoReport, LayerRow, LayersReport
 from mlxfun.steering.reports import SteerReport
@@ -69,6 +70,7 @@ def info(
         digest=digest,
         expert_bytes=view.expert_bytes(),
         open_groups=first.topk_group,
+        compactable=bool(compact_delta(editor.resident).layers),
     )
 
 
