@@ -77,10 +77,14 @@ def comparable(view: SessionView) -> str | None:
 
 
 def undoable(view: SessionView) -> str | None:
-    """Needs a parent of the current history node."""
-    history = view.history
-    here = {n.id: n.parent for n in history.nodes}.get(history.current) if history else None
-    return unstaged(view) or (None if here is not None else "nothing to undo")
+    """Needs a parent of the current history node; beside a staged plan, one that differs from it in
+    the steering alone."""
+    nodes = {node.id: node for node in view.history.nodes} if view.history else {}
+    here = nodes.get(view.history.current) if view.history else None
+    if here is None or here.parent is None:
+        return unstaged(view) or "nothing to undo"
+    steers = here.state == nodes[here.parent].state and here.command.startswith("steer")
+    return with_model(view) if steers else unstaged(view)
 
 
 def redoable(view: SessionView) -> str | None:

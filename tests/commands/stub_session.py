@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from mlxfun.calibration.reports import CollectReport, StatsReport, WhyReport
+from mlxfun.checkpoint.reports import SaveReport
 from mlxfun.context import SILENT
-from mlxfun.editing.reports import HistoryNode, HistoryReport, PlanReport, SaveReport, StepReport
+from mlxfun.editing.reports import HistoryNode, HistoryReport, PlanReport, StepReport
 from mlxfun.errors import DatasetError, ModelError, PlanError, SaveError, StateError
 from mlxfun.evaluation.options import EvaluateOptions
 from mlxfun.evaluation.reports import EvaluateReport, RefusalCount, RefusalReport

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 
 from commands.output.render.base import new_table, pairs, text, with_notes
-from mlxfun.editing.reports import SaveReport
+from mlxfun.checkpoint.reports import SaveReport
 from mlxfun.session.reports import InfoReport, LayersReport, SmokeReport
 from mlxfun.text import counted, readable_bytes
 

@@ -20,8 +20,9 @@ from commands.output.render.base import experts_text, safe
 from commands.output.render.dispatch import RENDERERS, render
 from mlxfun.calibration.options import CollectOptions
 from mlxfun.calibration.reports import WhyReport
+from mlxfun.checkpoint.reports import SaveReport
 from mlxfun.data.options import DatasetOptions
-from mlxfun.editing.reports import HistoryNode, HistoryReport, SaveReport
+from mlxfun.editing.reports import HistoryNode, HistoryReport
 from mlxfun.evaluation.options import EvaluateOptions
 from mlxfun.events import JobEnded, Progress
 from mlxfun.generation.reports import ChatReport
