@@ -24,11 +24,16 @@ def with_model(view: SessionView) -> str | None:
     return None if view.model else "no model is loaded: type load PATH, or load demo"
 
 
+def with_experts(view: SessionView) -> str | None:
+    """Needs a resident Mixture-of-Experts model."""
+    dense = view.model is not None and not view.model.moe_layers
+    return with_model(view) or ("this model has no experts" if dense else None)
+
+
 def with_stats(view: SessionView) -> str | None:
     """Needs routing statistics."""
-    if view.model and not (view.heat and view.heat.samples):
-        return "no statistics yet: run collect first"
-    return with_model(view)
+    seen = view.heat is not None and view.heat.samples
+    return with_experts(view) or (None if seen else "no statistics yet: run collect first")
 
 
 def staged(view: SessionView) -> str | None:
@@ -51,17 +56,17 @@ def applicable(view: SessionView) -> str | None:
 
 
 def selectable(view: SessionView) -> str | None:
-    """Needs a model whose staged plan, if there is one, is a prune."""
+    """Needs experts, and if a plan is staged, that it is a prune."""
     plan = view.plan
     other = plan is not None and plan.technique != "prune"
-    return with_model(view) or (
+    return with_experts(view) or (
         f"{plan.technique} is staged: apply or discard it first" if plan and other else None
     )
 
 
 def steered(view: SessionView) -> str | None:
     """Needs steering in force."""
-    return with_model(view) or (
+    return with_experts(view) or (
         None if steering_in_force(view) else "nothing is steered: run steer first"
     )
 
@@ -97,7 +102,7 @@ def redoable(view: SessionView) -> str | None:
 def compactable(view: SessionView) -> str | None:
     """Needs applied prunes whose experts are still held in memory."""
     held = view.model is not None and view.model.compactable
-    return unstaged(view) or (None if held else "no applied prune to compact")
+    return with_experts(view) or unstaged(view) or (None if held else "no applied prune to compact")
 
 
 def listable(view: SessionView) -> str | None:
@@ -105,7 +110,7 @@ def listable(view: SessionView) -> str | None:
     plan, model = view.plan, view.model
     fewer = model is not None and model.experts_kept < model.experts
     if model is None or not (plan or fewer):
-        return with_model(view) or "nothing is staged or pruned: run prune first"
+        return with_experts(view) or "nothing is staged or pruned: run prune first"
     uneven = _uneven(plan.kept) if plan else False
     return "the layers keep different numbers of experts" if uneven else None
 

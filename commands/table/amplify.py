@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import click
 
-from commands.conditions import steered
+from commands.conditions import steered, with_experts
 from commands.declare import DATASET, Call, command, data_options, dataset_options, stack
 from commands.types import FilePath, Number
 from mlxfun.data.options import DatasetOptions
@@ -34,7 +34,7 @@ def _text(call: Call) -> Iterator[DatasetOptions | None]:
         yield dataset_options(source, call.params, call.bench.settings.seed)
 
 
-@command("amplify", group="edit")
+@command("amplify", group="edit", when=with_experts)
 @click.option(
     "--domain-map",
     type=FilePath((".json",)),

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import click
 
-from commands.conditions import always, with_stats
+from commands.conditions import always, with_experts, with_stats
 from commands.declare import DATASET, Call, command, data_options, dataset_options, positive
 from commands.types import FilePath, NewFile, OneExpert
 from mlxfun.calibration.options import METRICS, CollectOptions
@@ -18,7 +18,7 @@ NPZ = FilePath((".npz",))
 NEW_NPZ = NewFile((".npz",))
 
 
-@command("collect", group="observe", key="c")
+@command("collect", group="observe", key="c", when=with_experts)
 @click.option(
     "--dataset",
     type=DATASET,
@@ -54,14 +54,14 @@ def save(call: Call) -> Report:
     return call.session.save_stats(call.bench.writable(call["path"]))
 
 
-@command("stats load", group="observe")
+@command("stats load", group="observe", when=with_experts)
 @click.argument("path", type=NPZ)
 def load(call: Call) -> Report:
     """Take statistics from an .npz file instead of collecting them."""
     return call.session.load_stats(call.bench.readable(call["path"]))
 
 
-@command("stats count", group="observe")
+@command("stats count", group="observe", when=with_experts)
 @click.argument("switch", type=click.Choice(["on", "off"]), metavar="on|off")
 @click.option("--auto-save", type=NEW_NPZ, help="Write the statistics here after every answer.")
 def count(call: Call) -> Report:
@@ -74,7 +74,7 @@ def count(call: Call) -> Report:
     )
 
 
-@command("stats reset", group="observe", danger=True)
+@command("stats reset", group="observe", danger=True, when=with_experts)
 def reset(call: Call) -> Report:
     """Forget the statistics in hand."""
     return call.session.reset_stats()
@@ -174,7 +174,7 @@ def purge(call: Call) -> Report:
     return purge_files(a, b, bench.writable(call["output"]), call["allow_stale"])
 
 
-@command("why", group="observe", key="w")
+@command("why", group="observe", key="w", when=with_experts)
 @click.argument("cell", type=OneExpert(), metavar="L:E")
 def why(call: Call) -> Report:
     """Give the numbers that condemned or spared an expert, for instance why 3:7."""

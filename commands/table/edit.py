@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import click
 
-from commands.conditions import applicable, compactable, listable, staged
+from commands.conditions import applicable, compactable, listable, staged, with_experts
 from commands.declare import (
     DATASET,
     Call,
@@ -70,7 +70,7 @@ def _complete(call: Call, values: Params) -> None:
             values[name] = call.bench.readable(values[name])
 
 
-@command("prune", group="edit", key="p")
+@command("prune", group="edit", key="p", when=with_experts)
 @click.option(
     "--n-prune",
     type=positive,
@@ -122,7 +122,7 @@ def prune(call: Call) -> Report:
     return call.session.prune(PruneOptions(**values), call.ctx)
 
 
-@command("merge", group="edit")
+@command("merge", group="edit", when=with_experts)
 @click.option(
     "--dataset", type=DATASET, help="What experts are compared on (default: the last one, see set)."
 )
@@ -197,7 +197,7 @@ def merge(call: Call) -> Report:
         return call.session.merge(MergeOptions(data, **values), call.ctx)
 
 
-@command("steer", group="edit", between=True, parser=WithMaps)
+@command("steer", group="edit", between=True, parser=WithMaps, when=with_experts)
 @click.option(
     "--activate", type=ExpertPairs(), metavar="L:E,...", help="Force these into the top-k."
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from commands.conditions import selectable, staged
+from commands.conditions import selectable, staged, with_experts
 from commands.declare import DATASET, Call, Decorator, command, positive, stack
 from commands.types import ExpertPairs, Number, OneExpert
 from mlxfun.calibration.options import METRICS
@@ -86,7 +86,7 @@ def probe(call: Call) -> Report:
     return call.session.probe(_text(call), call.ctx)
 
 
-@command("dossier", group="observe", read_only=True)
+@command("dossier", group="observe", when=with_experts, read_only=True)
 @click.argument("cell", type=OneExpert(), metavar="L:E")
 @text_options("Text to watch it on", DOSSIER_TOKENS)
 def dossier(call: Call) -> Report:

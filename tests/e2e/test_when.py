@@ -19,7 +19,9 @@ from mlxfun.context import SILENT, Context
 from mlxfun.errors import Cancelled, MlxfunError, PlanError, StateError
 from mlxfun.generation.reports import ChatReport
 from mlxfun.session.session import Session
+from tests.mlxfun import tiny_checkpoints
 
+DENSE = {**tiny_checkpoints.COMMON, "model_type": "qwen3"}
 TEXT = "--max-samples 2 --max-tokens 24"
 SETS = "--harmful demo:harmful --harmless demo:harmless --max-samples 16"
 COLLECT, PRUNE = f"collect --dataset demo:mixed {TEXT}", "prune --n-prune 4"
@@ -27,6 +29,7 @@ MERGE = f"merge --dataset demo:mixed {TEXT} --n-prune 4"
 
 STATES = {
     "no model": (),
+    "dense": ("load dense",),
     "loaded": ("load demo",),
     "with statistics": ("load demo", COLLECT),
     "staged": ("load demo", COLLECT, PRUNE),
@@ -114,6 +117,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     directory = tmp_path_factory.mktemp("when")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(directory)
+        tiny_checkpoints.write(directory / "dense", DENSE)
         bench = make()
         scan = "domain-scan --domain demo:python --general demo:medical --domain-name python"
         for line in (
