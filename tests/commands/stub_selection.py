@@ -5,23 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mlxfun.calibration.reports import WhyReport
-from mlxfun.editing.reports import HistoryNode, HistoryReport, PlanReport
+from mlxfun.editing.reports import HistoryReport, PlanReport
 from mlxfun.errors import StateError
 from mlxfun.evaluation.reports import CompareReport, NodeFigures, ProbeReport
 from mlxfun.generation.reports import ABReport, Answer
 from mlxfun.scans.reports import DossierReport, TopToken
 from tests.commands.session_signatures import Given, as_in_session
-
-LAYERS = (1, 3, 5)
-EXPERTS = 8
-TOP_K = 2
-EXPERT_BYTES = 1000
+from tests.commands.stub_state import EXPERT_BYTES, EXPERTS, LAYERS, StubState
 
 
-class SelectionStub:
-    """See `StubSession`, which this is a part of."""
-
-    nodes: list[HistoryNode]
+class SelectionStub(StubState):
+    """Manual selections, probes, and comparing what there is."""
 
     @as_in_session
     def name_node(self, given: Given) -> HistoryReport:
@@ -37,9 +31,6 @@ class SelectionStub:
         )  # fmt: skip
         names = tuple(data.source for data in given.options.datasets) or ("held-out",)
         return CompareReport(a, b, 100, names, {1: (7,)}, {})
-
-    plan: PlanReport | None
-    live: str
 
     @as_in_session
     def select(self, given: Given) -> PlanReport:

@@ -6,25 +6,17 @@ the numbers.
 
 from __future__ import annotations
 
-import hashlib
 import threading
-from dataclasses import fields as dataclass_fields
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from mlxfun.calibration.reports import CollectReport, StatsReport, WhyReport
 from mlxfun.checkpoint.reports import SaveReport
-from mlxfun.context import SILENT
-from mlxfun.editing.reports import HistoryNode, HistoryReport, PlanReport, StepReport
-from mlxfun.errors import DatasetError, ModelError, PlanError, SaveError, StateError
+from mlxfun.editing.reports import HistoryNode, HistoryReport, StepReport
+from mlxfun.errors import DatasetError, PlanError, SaveError, StateError
 from mlxfun.evaluation.options import EvaluateOptions
-from mlxfun.evaluation.reports import EvaluateReport, RefusalCount, RefusalReport
-from mlxfun.events import RoutingFrame, Token
-from mlxfun.generation.reports import ChatReport
-from mlxfun.scans.options import ScanOptions
-from mlxfun.scans.reports import ScanReport, ScanRow
+from mlxfun.events import RoutingFrame
 from mlxfun.session.reports import (
     HeatView,
     InfoReport,
@@ -33,56 +25,19 @@ from mlxfun.session.reports import (
     SessionView,
     SmokeReport,
 )
-from mlxfun.steering.options import SteerOptions
-from mlxfun.steering.reports import SteerReport
-from mlxfun.techniques.ablate.reports import AblationReport, FrontPoint
-from mlxfun.techniques.prune.options import PruneOptions
 from tests.commands.session_signatures import Given, as_in_session
-from tests.commands.stub_selection import EXPERT_BYTES, EXPERTS, LAYERS, TOP_K, SelectionStub
+from tests.commands.stub_chat import ChatStub
+from tests.commands.stub_edits import EditsStub
+from tests.commands.stub_selection import SelectionStub
+from tests.commands.stub_state import EXPERT_BYTES, EXPERTS, LAYERS, TOP_K
 
 
-class StubSession(SelectionStub):
+class StubSession(SelectionStub, EditsStub, ChatStub):
     """See `mlxfun.session.session.Session`. `gate` (if given) holds each collected sample until set."""
-
-    def __init__(self, source: str | Path, seed: int = 0, gate: threading.Event | None = None):
-        if str(source) not in ("demo", "other") and not Path(source).is_dir():
-            raise ModelError(f"{source} is neither a directory nor a model on the Hub")
-        self.source = str(source)
-        self.seed = seed
-        self.gate = gate
-        self.command = ""
-        self.threads: set[int] = set()
-        self.closed = False
-        self.nodes = [HistoryNode(0, None, "load", self._hash(()), 0)]
-        self.dropped: dict[int, tuple[int, ...]] = {0: ()}
-        self.current = 0
-        self.plan: PlanReport | None = None
-        self.scores: EvaluateReport | None = None
-        self.live = "base"
-        self.samples = 0
-        self.counting = False
-        self.auto_save: Path | None = None
-        self.steering = SteerReport({}, {})
-        self.steered: SteerOptions | None = None
-        self.turns = 0
-        self.taken = 0
-        self.compacted = False
-
-    def _hash(self, dropped: tuple[int, ...]) -> str:
-        return hashlib.blake2b(f"{self.source}{dropped}".encode(), digest_size=6).hexdigest()
-
-    @property
-    def state(self) -> str:
-        self.threads.add(threading.get_ident())
-        return self.nodes[self.current].state
 
     @property
     def checkpoint_id(self) -> str:
         return f"checkpoint-of-{Path(self.source).name}"
-
-    @property
-    def gone(self) -> tuple[int, ...]:
-        return self.dropped[self.current]
 
     @as_in_session
     def view(self, given: Given) -> SessionView:
@@ -204,196 +159,6 @@ class StubSession(SelectionStub):
         self.counting, self.auto_save = given.on, given.auto_save
         return self.stats("count")
 
-    @as_in_session
-    def safety_scan(self, given: Given) -> ScanReport:
-        return self._scan("safety", given.options)
-
-    @as_in_session
-    def domain_scan(self, given: Given) -> ScanReport:
-        return self._scan("domain", given.options)
-
-    def _scan(self, technique: str, options: ScanOptions) -> ScanReport:
-        return ScanReport(
-            technique=technique,
-            name=options.domain_name or "safety",
-            path=str(options.output),
-            state=self.state,
-            first=options.first.source,
-            second=options.second.source,
-            samples=(4, 4),
-            tokens=(40, 40),
-            experts=EXPERTS * len(LAYERS),
-            threshold_percentile=options.threshold_percentile,
-            alpha=options.alpha,
-            more={3: (5,)},
-            less={},
-            by_percentile=2,
-            rows=(ScanRow(3, 5, 1.0, 0.25, 0.125, 0.0001, 1.0, None),),
-            notices=("few",),
-        )
-
-    @as_in_session
-    def prune(self, given: Given) -> PlanReport:
-        if not self.samples and given.options.expert_list is None:
-            raise StateError("there are no statistics: run collect first, or give --expert-list")
-        count = given.options.n_prune or 0
-        alive = [e for e in range(EXPERTS) if e not in self.gone]
-        if count > len(alive) - TOP_K:
-            raise PlanError(
-                f"--n-prune {count} leaves fewer than top-{TOP_K}: at most {len(alive) - TOP_K}"
-            )
-        drop = tuple(e for e in alive if e not in given.options.ignore_experts)[:count]
-        kept = tuple(e for e in alive if e not in drop)
-        self.plan = PlanReport(
-            technique="prune",
-            metric=given.options.metric,
-            strategy=given.options.strategy,
-            experts_before=len(alive),
-            experts_after=len(kept),
-            kept=dict.fromkeys(LAYERS, kept),
-            pruned=dict.fromkeys(LAYERS, drop),
-            bytes_before=len(alive) * 3 * EXPERT_BYTES,
-            bytes_after=len(kept) * 3 * EXPERT_BYTES,
-            delta_bytes=12,
-            mass_lost=dict.fromkeys(LAYERS, 0.125),
-            state_after=self._hash(tuple(sorted(self.gone + drop))),
-        )
-        self.scores, self.live = None, "candidate"
-        return self.plan
-
-    @as_in_session
-    def merge(self, given: Given) -> PlanReport:
-        had, self.samples = self.samples, 1  # a merge needs no statistics
-        plan = self.prune(
-            PruneOptions(n_prune=given.options.n_prune, metric=given.options.metric), given.ctx
-        )
-        self.samples = had
-        self.plan = replace(plan, technique="merge", strategy="gated, hungarian", mass_lost=None)
-        return self.plan
-
-    @as_in_session
-    def abliterate(self, given: Given) -> AblationReport:
-        had, self.samples = self.samples, 1
-        plan = self.prune(PruneOptions(n_prune=0), given.ctx)
-        self.samples = had
-        fields = {f.name: getattr(plan, f.name) for f in dataclass_fields(plan)}
-        count = RefusalCount(1, 4, 0, 4)
-        fields |= {"technique": "abliterate", "pruned": {}, "mass_lost": None}
-        found = AblationReport(
-            **fields,
-            source_layer=3,
-            strengths={"attention": {1: 0.0, 3: 1.5}},
-            edited=6,
-            refusals=self.refusals(None, given.ctx),
-            trials=given.options.search,
-            judged="first-token",
-            front=(FrontPoint(0, 3, "last", {"attention": 1.5}, 0.2, 0.01, count),),
-            chosen=0,
-        )
-        self.plan = found
-        return found
-
-    @as_in_session
-    def refusals(self, given: Given) -> RefusalReport:
-        subject = ("staged", "current") if self.plan else ("current", "checkpoint")
-        before, after = RefusalCount(3, 4, 0, 4), RefusalCount(1, 4, 0, 4)
-        example = ("How?", "I can't say.", "Like this.")
-        return RefusalReport(*subject, "phrases", before, after, 0.01, 0.02, (example,))
-
-    @as_in_session
-    def amplify(self, given: Given) -> PlanReport:
-        return self._boosted("amplify", {1: {2: given.options.scale}})
-
-    @as_in_session
-    def bake(self, given: Given) -> PlanReport:
-        return self._boosted("bake", {1: {2: 2.0}})
-
-    def _boosted(self, technique: str, boosts: dict[int, dict[int, float]]) -> PlanReport:
-        had, self.samples = self.samples, 1  # a boost needs no statistics
-        plan = self.prune(PruneOptions(n_prune=1), SILENT)
-        self.samples = had
-        self.plan = replace(plan, technique=technique, strategy="selection bias", mass_lost=None)
-        return self.plan
-
-    @as_in_session
-    def steer(self, given: Given) -> SteerReport:
-        if isinstance(given.options, SteerReport):
-            self.steering = given.options
-            return given.options
-        for layer in {**given.options.activate, **given.options.deactivate}:
-            if layer not in LAYERS:
-                raise PlanError(f"layer {layer} has no experts: choose one of {LAYERS}")
-        self.steered = given.options
-        self.steering = SteerReport(dict(given.options.activate), dict(given.options.deactivate))
-        return self.steering
-
-    def _measure(self, subject: str, gone: int, options: EvaluateOptions) -> EvaluateReport:
-        names = tuple(d.source for d in options.datasets) or ("held-out",)
-        value = 12.0 + gone
-        return EvaluateReport(
-            subject=subject,
-            measured_state=self.state,
-            datasets=names,
-            perplexity={**dict.fromkeys(names, value), "all": value},
-            interval={
-                **dict.fromkeys(names, (value - 1, value + 1)),
-                "all": (value - 1, value + 1),
-            },
-            baseline={**dict.fromkeys(names, 12.0), "all": 12.0},
-            tokens=480,
-            tokens_per_set=dict.fromkeys(names, 480),
-            kl_mean=0.01 * gone if options.kl else None,
-            kl_p99=0.1 * gone if options.kl else None,
-            top1_agreement=1 - 0.01 * gone if options.kl else None,
-            vs_current=None,
-            samples=(),
-            steered=bool(self.steering.activated or self.steering.deactivated),
-        )
-
-    @as_in_session
-    def evaluate(self, given: Given) -> EvaluateReport:
-        return self._measure("current", len(self.gone), given.options)
-
-    @as_in_session
-    def preview(self, given: Given) -> EvaluateReport:
-        plan = self._staged()
-        self.scores = self._measure("staged", EXPERTS - plan.experts_after, given.options)
-        return self.scores
-
-    def _staged(self) -> PlanReport:
-        if self.plan is None:
-            raise StateError("nothing is staged: run prune first")
-        return self.plan
-
-    @as_in_session
-    def chat(self, given: Given) -> ChatReport:
-        if given.options.side == "candidate":
-            self._staged()
-        words = f"turn {self.turns}: {given.text}".split(" ")
-        said, reason = "", "stop"
-        for index, word in enumerate(words[: given.options.max_tokens]):
-            piece = word if not index else " " + word
-            said += piece
-            given.ctx.emit(Token(0, self.live, index, index, piece))
-        self.turns += 1
-        return ChatReport(given.text, said, self.live, 5, 0, len(words), 50.0, reason)
-
-    @as_in_session
-    def take_back(self, given: Given) -> str:
-        if given.count > self.turns:
-            raise StateError(f"the conversation has {self.turns} questions to take back")
-        self.turns -= given.count
-        self.taken = given.count
-        return "what was asked"
-
-    @as_in_session
-    def give_back(self, given: Given) -> None:
-        self.turns += self.taken
-
-    @as_in_session
-    def reset_chat(self, given: Given) -> None:
-        self.turns = 0
-
     def _step(self, action: str, before: str) -> StepReport:
         node = self.nodes[self.current]
         return StepReport(action, node.id, node.command, before, self.state, self.live, 12, 0.1)
@@ -414,9 +179,6 @@ class StubSession(SelectionStub):
         self.current = node.id
         self._drop_plan()
         return self._step("apply", before)
-
-    def _drop_plan(self) -> None:
-        self.plan, self.scores, self.live = None, None, "base"
 
     @as_in_session
     def discard(self, given: Given) -> StepReport:
