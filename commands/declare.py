@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import click
 
+from commands.conditions import Condition, with_model
 from commands.types import FilePath, Seed, Source
 from mlxfun.data.demo import DATASETS
 from mlxfun.data.options import DatasetOptions
 from mlxfun.report import Report
-from mlxfun.session.reports import SessionView
 
 if TYPE_CHECKING:
     from commands.workbench.workbench import Workbench
@@ -31,80 +31,11 @@ if TYPE_CHECKING:
 
 Params = dict[str, Any]
 Handler = Callable[["Call"], Report]
-When = Callable[[SessionView], str | None]
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 GROUPS = ("model", "observe", "edit", "measure", "chat", "history", "shell")
 
 DATASET = Source("dataset", {f"demo:{k}": v for k, v in DATASETS.items()}, (".jsonl",))
-
-
-def always(_view: SessionView) -> str | None:
-    """Applies to every state."""
-    return None
-
-
-def with_model(view: SessionView) -> str | None:
-    """Needs a resident model."""
-    return None if view.model else "no model is loaded: type load PATH, or load demo"
-
-
-def with_experts(view: SessionView) -> str | None:
-    """Needs a resident model that has experts."""
-    if view.model and not view.model.moe_layers:
-        return f"{view.model.model_type} is a dense model: it has no experts"
-    return with_model(view)
-
-
-def with_stats(view: SessionView) -> str | None:
-    """Needs routing statistics."""
-    missing = with_experts(view)
-    if missing is None and not (view.heat and view.heat.samples):
-        return "no statistics yet: run collect first"
-    return missing
-
-
-def staged(view: SessionView) -> str | None:
-    """Needs a staged plan."""
-    dense = view.model is not None and not view.model.moe_layers
-    first = "abliterate" if dense else "prune"
-    return with_model(view) or (None if view.plan else f"nothing is staged: run {first} first")
-
-
-def steered(view: SessionView) -> str | None:
-    """Needs steering in force."""
-    now = view.steering
-    active = now is not None and (any(now.activated.values()) or any(now.deactivated.values()))
-    return with_experts(view) or (None if active else "nothing is steered: run steer first")
-
-
-def undoable(view: SessionView) -> str | None:
-    """Needs a parent of the current history node."""
-    history = view.history
-    here = {n.id: n.parent for n in history.nodes}.get(history.current) if history else None
-    return with_model(view) or (None if here is not None else "nothing to undo")
-
-
-def redoable(view: SessionView) -> str | None:
-    """Needs a child of the current history node."""
-    history = view.history
-    below = history is not None and any(n.parent == history.current for n in history.nodes)
-    return with_model(view) or (None if below else "nothing to redo")
-
-
-def pruned(view: SessionView) -> str | None:
-    """Needs a model that an applied edit made smaller."""
-    model = view.model
-    fewer = model is not None and model.experts_kept < model.experts
-    return with_experts(view) or (None if fewer else "no applied prune to compact")
-
-
-def listable(view: SessionView) -> str | None:
-    """Needs experts that go or are gone."""
-    missing = with_experts(view)
-    if missing is None and (staged(view) is None or pruned(view) is None):
-        return None
-    return missing or "nothing is staged or pruned: run prune first"
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +73,7 @@ class Command:
     danger: bool = False
     undoable: bool = False
     key: str | None = None
-    when: When = with_model
+    when: Condition = with_model
     instant: bool = False
     between: bool = False
     recorded: bool = True
@@ -188,7 +119,7 @@ class Traits(TypedDict, total=False):
     danger: bool
     undoable: bool
     key: str
-    when: When
+    when: Condition
     instant: bool
     between: bool
     recorded: bool

@@ -19,6 +19,7 @@ from rich.text import Text
 from textual import on
 from textual.binding import Binding, BindingType
 
+from commands.conditions import comparable
 from commands.config import Config
 from mlxfun.editing.reports import StepReport
 from mlxfun.events import Event, JobEnded
@@ -170,7 +171,7 @@ class ShellApp(NavigationKeys, ExpertKeys, ChatKeys):
         if isinstance(event, JobEnded):
             self._remix(event)
             self._over(event)
-            if self.state.talk.both and hints.nothing_to_compare(self.state):
+            if self.state.talk.both and comparable(self.state.view):
                 # There are no two models any more: the next question goes to the live one.
                 self.state = replace(self.state, talk=replace(self.state.talk, both=False))
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from rich.cells import cell_len
 
+from commands.conditions import comparable, edited
 from mlxfun.steering.reports import SteerReport
 from tui.input import expert_selection
 from tui.keys.keymap import BY_ID, Key, command_of, keys_for
@@ -143,8 +144,8 @@ def why_not(state: AppState, key: Key) -> str:
 
 def _compare_reason(state: AppState, key: Key) -> str:
     """Why there is nothing to hold against each other."""
-    if key.id == "both" and not state.talk.both and nothing_to_compare(state):
-        return "nothing to compare: the model is as it was loaded; stage a plan, or steer"
+    if key.id == "both" and not state.talk.both:
+        return comparable(state.view) or ""
     if key.id == "compare" and len(state.view.history.nodes if state.view.history else ()) < 2:
         return "there is one state only"
     if key.id == "compare" and state.view.plan is not None:
@@ -172,26 +173,11 @@ def _edit_reason(state: AppState, key: Key) -> str:
     return ""
 
 
-def edited(state: AppState) -> bool:
-    """Whether the model is in another state than it was loaded in."""
-    history = state.view.history
-    return history is not None and history.current != 0
-
-
-def nothing_to_compare(state: AppState) -> bool:
-    """Whether both sides would be the same: no plan, no edit, no steering."""
-    steering = state.view.steering
-    steered = steering is not None and (
-        steering.activated or steering.deactivated or steering.levels
-    )
-    return state.view.plan is None and not steered and not edited(state)
-
-
 def unsaved(state: AppState) -> str:
     """What would be lost by leaving now, "" for nothing."""
     if state.view.plan is not None:
         return "a plan is staged and not applied"
-    lost = edited(state) and state.view.state not in state.saved
+    lost = edited(state.view) and state.view.state not in state.saved
     return "the edits are not saved" if lost else ""
 
 
@@ -215,7 +201,7 @@ def next_key(state: AppState) -> str:
         if view.scores is None:
             return "preview" if state.draft is None else ""
         return "apply" if view.scores.ratio <= BEARABLE else "discard"
-    if edited(state):
+    if edited(state.view):
         return "save"
     return "chat" if dense(state) else "prune"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from commands.conditions import steering_in_force
 from mlxfun.editing.reports import HistoryReport
 from mlxfun.session.reports import InfoReport, SessionView
 from mlxfun.text import readable_bytes
@@ -22,7 +23,7 @@ def session_report(view: SessionView, lines: Sequence[str]) -> str:
         parts += ["## Staged, not applied", view.plan.summary()]
         if view.scores is not None:
             parts.append(view.scores.summary())
-    if view.steering is not None and (view.steering.activated or view.steering.deactivated):
+    if view.steering is not None and steering_in_force(view):
         parts += ["## Steering in force", view.steering.summary()]
     parts += ["## Commands", "```\n" + "\n".join(lines) + "\n```"]
     return "\n\n".join(parts) + "\n"

@@ -4,15 +4,7 @@ from __future__ import annotations
 
 import click
 
-from commands.declare import (
-    DATASET,
-    Call,
-    command,
-    data_options,
-    dataset_options,
-    positive,
-    stack,
-)
+from commands.declare import DATASET, Call, command, data_options, dataset_options, positive, stack
 from commands.types import FilePath, Number
 from mlxfun.data.options import DatasetOptions
 from mlxfun.errors import UsageError

@@ -7,16 +7,8 @@ from contextlib import contextmanager
 
 import click
 
-from commands.declare import (
-    DATASET,
-    Call,
-    command,
-    data_options,
-    dataset_options,
-    stack,
-    steered,
-    with_experts,
-)
+from commands.conditions import steered, with_experts
+from commands.declare import DATASET, Call, command, data_options, dataset_options, stack
 from commands.types import FilePath, Number
 from mlxfun.data.options import DatasetOptions
 from mlxfun.report import Report

@@ -6,17 +6,8 @@ from dataclasses import replace
 
 import click
 
-from commands.declare import (
-    DATASET,
-    Call,
-    always,
-    command,
-    data_options,
-    dataset_options,
-    positive,
-    with_experts,
-    with_stats,
-)
+from commands.conditions import always, with_experts, with_stats
+from commands.declare import DATASET, Call, command, data_options, dataset_options, positive
 from commands.types import FilePath, NewFile, OneExpert
 from mlxfun.calibration.options import METRICS, CollectOptions
 from mlxfun.errors import UsageError
@@ -83,7 +74,7 @@ def count(call: Call) -> Report:
     )
 
 
-@command("stats reset", group="observe", danger=True, when=with_stats)
+@command("stats reset", group="observe", danger=True, when=with_experts)
 def reset(call: Call) -> Report:
     """Forget the statistics in hand."""
     return call.session.reset_stats()

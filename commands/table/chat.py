@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from commands.conditions import comparable
 from commands.declare import Call, command, positive, stack
 from commands.types import Number, Seed
 from mlxfun.errors import MlxfunError, UsageError
@@ -87,7 +88,7 @@ def _again(call: Call, text: str, options: GenerateOptions) -> Report:
     return report
 
 
-@command("ab", group="chat", read_only=True)
+@command("ab", group="chat", when=comparable, read_only=True)
 @click.argument("text", nargs=-1, required=True)
 @sampling_options
 def ab(call: Call) -> Report:

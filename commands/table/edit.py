@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import click
 
+from commands.conditions import applicable, compactable, listable, staged, with_experts
 from commands.declare import (
     DATASET,
     Call,
@@ -17,11 +18,7 @@ from commands.declare import (
     command,
     data_options,
     dataset_options,
-    listable,
     positive,
-    pruned,
-    staged,
-    with_experts,
 )
 from commands.table.maps import Limit, WithMaps
 from commands.types import ExpertPairs, Experts, FilePath, Levels, NewFile, Number
@@ -289,7 +286,7 @@ def steer(call: Call) -> Report:
     return call.session.steer(options)
 
 
-@command("apply", group="edit", undoable=True, key="a", when=staged)
+@command("apply", group="edit", undoable=True, key="a", when=applicable)
 @click.option("--max-kl", type=Number(min=0), metavar="X", help="Refuse above this mean KL.")
 @click.option(
     "--max-perplexity-ratio",
@@ -325,7 +322,7 @@ def flip(call: Call) -> Report:
     return call.session.flip(call["side"])
 
 
-@command("compact", group="edit", undoable=True, when=pruned)
+@command("compact", group="edit", undoable=True, when=compactable)
 def compact(call: Call) -> Report:
     """Slice pruned experts out of memory for real."""
     return call.session.compact(call.ctx)
@@ -351,10 +348,9 @@ def plan_save(call: Call) -> Report:
     from mlxfun.data.expert_lists import Maker, write_expert_list  # brings NumPy: not at the top
 
     view = call.session.view()
-    why_not = listable(view)
-    if why_not is not None or view.heat is None:
-        raise StateError(f"there is no list to write: {why_not}")
-    keep = view.plan.kept if view.plan else _living(view.heat)
+    if view.heat is None:
+        raise StateError(f"there is no list to write: {listable(view)}")
+    keep = view.plan.kept if view.plan else _alive(view.heat)
     counts = sorted({len(experts) for experts in keep.values()})
     if len(counts) > 1:
         raise StateError(
@@ -362,6 +358,9 @@ def plan_save(call: Call) -> Report:
             "is read for one number only: `select --even` evens a selection out, another budget "
             "than global prunes evenly; `save` writes the model as it is"
         )
+    why_not = listable(view)
+    if why_not is not None:
+        raise StateError(f"there is no list to write: {why_not}")
     path = call.bench.writable(call["path"])
     name = view.model.model_id if view.model else ""
     made_on = Maker(call.session.checkpoint_id, name)
@@ -372,8 +371,8 @@ def plan_save(call: Call) -> Report:
     )
 
 
-def _living(heat: HeatView) -> dict[int, tuple[int, ...]]:
-    """{decoder layer: experts that are there}."""
+def _alive(heat: HeatView) -> dict[int, tuple[int, ...]]:
+    """{decoder layer: experts that are not pruned}."""
     return {
         layer: tuple(int(e) for e in row.nonzero()[0])
         for layer, row in zip(heat.layers, heat.alive, strict=True)

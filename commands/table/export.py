@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from commands.declare import Call, Command, command, with_model, with_stats
+from commands.conditions import always, with_stats
+from commands.declare import Call, Command, command
 from commands.output.session_report import session_report
 from commands.types import NewFile
 from mlxfun.calibration.options import METRICS
@@ -66,7 +67,7 @@ def heatmap(call: Call) -> Report:
     return _write(call, lambda kind: kinds[kind](drawn))
 
 
-@command("export report", group="history", when=with_model, read_only=True)
+@command("export report", group="history", when=always, read_only=True)
 @click.argument("path", type=NewFile((".md",)))
 @force
 def report(call: Call) -> Report:
@@ -75,7 +76,7 @@ def report(call: Call) -> Report:
     return _write(call, lambda _: text)
 
 
-@command("export chat", group="chat", when=with_model, read_only=True)
+@command("export chat", group="chat", read_only=True)
 @click.argument("path", type=NewFile(CHAT))
 @force
 def chat(call: Call) -> Report:

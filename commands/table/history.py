@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from commands.declare import Call, command, redoable, undoable, with_model
+from commands.conditions import redoable, undoable, unstaged
+from commands.declare import Call, command
 from commands.table.measure import measure_options, options
 from commands.types import Node
 from mlxfun.report import Report
@@ -22,7 +23,7 @@ def redo(call: Call) -> Report:
     return call.session.redo()
 
 
-@command("goto", group="history")
+@command("goto", group="history", when=unstaged)
 @click.argument("node", type=Node())
 def goto(call: Call) -> Report:
     """Go to any state of the history tree by its number."""
@@ -43,7 +44,7 @@ def name(call: Call) -> Report:
     return call.session.name_node(call["node"], " ".join(call["label"]))
 
 
-@command("compare", group="history", when=with_model, read_only=True)
+@command("compare", group="history", when=unstaged, read_only=True)
 @click.argument("first", type=Node())
 @click.argument("second", type=Node())
 @measure_options

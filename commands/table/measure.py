@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from commands.declare import DATASET, Call, command, data_options, dataset_options, stack, staged
+from commands.conditions import staged
+from commands.declare import DATASET, Call, command, data_options, dataset_options, stack
 from mlxfun.evaluation.options import EvaluateOptions
 from mlxfun.report import Report
 

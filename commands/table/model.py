@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from commands.declare import Call, always, command
+from commands.conditions import always
+from commands.declare import Call, command
 from commands.scripts.resume import offer
 from commands.types import FilePath, Source
 from mlxfun.checkpoint.options import SaveOptions

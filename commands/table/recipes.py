@@ -11,7 +11,8 @@ from time import monotonic
 
 import click
 
-from commands.declare import Call, always, command
+from commands.conditions import always
+from commands.declare import Call, command
 from commands.scripts.recipe_file import Recipe, read_recipe
 from commands.scripts.replay import Run
 from commands.types import FilePath

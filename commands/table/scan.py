@@ -6,17 +6,16 @@ from typing import Any
 
 import click
 
+from commands.conditions import always, with_experts
 from commands.declare import (
     DATASET,
     Call,
     Decorator,
-    always,
     command,
     data_options,
     dataset_options,
     positive,
     stack,
-    with_experts,
 )
 from commands.types import NewFile, Number
 from mlxfun.data.options import PrepareOptions
@@ -67,7 +66,7 @@ def _options(call: Call, first: str, second: str, domain_name: str = "") -> Scan
     )
 
 
-@command("safety-scan", group="observe", read_only=True, when=with_experts)
+@command("safety-scan", group="observe", when=with_experts, read_only=True)
 @_set("--harmful", "Prompts that ought to be refused")
 @_set("--benign", "Prompts of like topics that ought to be answered")
 @rules
@@ -81,7 +80,7 @@ def safety_scan(call: Call) -> Report:
     return call.session.safety_scan(_options(call, "harmful", "benign"), call.ctx)
 
 
-@command("domain-scan", group="observe", read_only=True, when=with_experts)
+@command("domain-scan", group="observe", when=with_experts, read_only=True)
 @_set("--domain", "Text of the domain")
 @_set("--general", "Text of everything else")
 @click.option("--domain-name", required=True, metavar="NAME", help="What the domain is called.")

@@ -4,16 +4,8 @@ from __future__ import annotations
 
 import click
 
-from commands.declare import (
-    DATASET,
-    Call,
-    Decorator,
-    command,
-    positive,
-    stack,
-    staged,
-    with_experts,
-)
+from commands.conditions import selectable, staged, with_experts
+from commands.declare import DATASET, Call, Decorator, command, positive, stack
 from commands.types import ExpertPairs, Number, OneExpert
 from mlxfun.calibration.options import METRICS
 from mlxfun.data.options import DatasetOptions
@@ -23,7 +15,7 @@ from mlxfun.report import Report
 from mlxfun.techniques.prune.options import SelectOptions
 
 
-@command("select", group="edit", when=with_experts)
+@command("select", group="edit", when=selectable)
 @click.option("--drop", type=ExpertPairs(), metavar="L:E,...", help="These go too.")
 @click.option("--keep", type=ExpertPairs(), metavar="L:E,...", help="These stay after all.")
 @click.option("--clear", is_flag=True, help="Start from nothing, not from the staged plan.")
@@ -94,7 +86,7 @@ def probe(call: Call) -> Report:
     return call.session.probe(_text(call), call.ctx)
 
 
-@command("dossier", group="observe", read_only=True, when=with_experts)
+@command("dossier", group="observe", when=with_experts, read_only=True)
 @click.argument("cell", type=OneExpert(), metavar="L:E")
 @text_options("Text to watch it on", DOSSIER_TOKENS)
 def dossier(call: Call) -> Report:

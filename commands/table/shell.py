@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import click
 from click.shell_completion import CompletionItem
 
-from commands.declare import DATASET, Call, Command, always, command, positive
+from commands.conditions import always
+from commands.declare import DATASET, Call, Command, command, positive
 from commands.scripts import expect as expectations
 from commands.scripts import resume
 from commands.scripts.replay import run_script

@@ -65,8 +65,9 @@ class LayersReport(Report):
 class InfoReport(Report):
     """The resident model. bytes: parameters as resident; experts: as in the checkpoint.
 
-    expert_bytes: per MoE layer, of one as saved. open_groups: how many groups a token uses. A dense
-    model has 0 MoE layers and experts, and no router ("").
+    expert_bytes: per MoE layer, of one as saved. open_groups: how many groups a token uses.
+    compactable: pruned experts are still held in memory. A dense model has 0 MoE layers and
+    experts, and no router ("").
     """
 
     kind: ClassVar[str] = "info"
@@ -93,6 +94,7 @@ class InfoReport(Report):
     digest: str | None = None
     expert_bytes: tuple[int, ...] = ()
     open_groups: int = 1
+    compactable: bool = False
 
     def summary(self) -> str:
         if not self.moe_layers:

@@ -20,6 +20,7 @@ from mlxfun.model.anatomy.masks import mask_of, sets_mask
 from mlxfun.model.anatomy.types import DecoderLayer
 from mlxfun.model.export import ExportView
 from mlxfun.model.model_map import ModelMap
+from mlxfun.model.slicing import compact_delta
 from mlxfun.session.reports import DecoderRow, HeatView, InfoReport, LayerRow, LayersReport
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def info(
         digest=digest,
         expert_bytes=view.expert_bytes(),
         open_groups=first.topk_group if first else 1,
+        compactable=bool(compact_delta(editor.resident).layers),
     )
 
 

@@ -46,7 +46,25 @@ def named(annotation: ast.expr | None) -> Types:
     if annotation is None:
         return NONE
     names = {n.id for n in ast.walk(annotation) if isinstance(n, ast.Name)}
-    return frozenset(names & set(options()))
+    return NONE.union(names & set(options()), *(protocols().get(name, NONE) for name in names))
+
+
+@cache
+def protocols() -> dict[str, Types]:
+    """{protocol: the options classes that have all its members}."""
+    every = [n for tree in trees() for n in ast.walk(tree) if isinstance(n, ast.ClassDef)]
+    bases = {n.name: [b.id for b in n.bases if isinstance(b, ast.Name)] for n in every}
+    own = {n.name: {m.name for m in n.body if isinstance(m, ast.FunctionDef)} for n in every}
+
+    def members(name: str) -> set[str]:
+        return own.get(name, set()).union(*map(members, bases.get(name, [])))
+
+    fields = {name: {ast.unparse(f.target) for f in some} for name, some in options().items()}
+    return {
+        name: frozenset(kind for kind, known in fields.items() if members(name) <= known)
+        for name in bases
+        if "Protocol" in bases[name]
+    }
 
 
 class Reads(ast.NodeVisitor):

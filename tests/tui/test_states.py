@@ -8,7 +8,7 @@ import pytest
 
 from mlxfun.editing.reports import HistoryNode, HistoryReport
 from mlxfun.events import JobEnded
-from tests.fake_engine import MIB
+from tests.fake_selection import MIB
 from tests.tui.driving import STAGED, Shell, drive, ready
 from tests.tui.test_hints import state_after
 from tui import hints

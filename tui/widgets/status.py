@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from rich.style import Style
 from rich.text import Text
 
+from commands.conditions import steering_in_force
 from mlxfun.text import readable_bytes
 from tui.state.app_state import AppState, Job
 from tui.state.reducer import speed
@@ -76,8 +77,7 @@ def parts(state: AppState, now: float) -> list[Part]:
         out.append(Part(6, Text(f"undo {readable_bytes(view.history.bytes_held)}{budget}")))
     if view.counting:
         out.append(Part(4, Text("counting chat")))
-    steering = view.steering
-    if steering and (steering.activated or steering.deactivated or steering.levels):
+    if steering_in_force(view):
         out.append(Part(2, Text("steered ▲▼", Style(bold=True))))
     return out or [Part(0, Text("starting"))]
 

@@ -1,4 +1,4 @@
-"""What the fake engine pretends when a person picks experts by hand."""
+"""What the fake engine answers to commands on single experts: select, steer, dossier, ab and others."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mlxfun.steering.reports import SteerReport
 
 MIB = 1 << 20
 EXPERT_BYTES = MIB // 24
-BY_HAND = "0a1d0a1d"
+SELECTED = "0a1d0a1d"
 CELLS = ((0, 1), (0, 2), (3, 4))
 """What every scan's report names here."""
 
@@ -51,7 +51,7 @@ def sets(text: str) -> dict[int, tuple[int, ...]]:
     return out
 
 
-class FakeHand:
+class FakeSelection:
     """A part of `FakeEngine`."""
 
     layers: int
@@ -87,7 +87,7 @@ class FakeHand:
             else {
                 ly: float(scores[ly, list(e)].sum() / scores[ly].sum()) for ly, e in pruned.items()
             },
-            state_after=f"{BY_HAND}{int(gone.sum()):04d}",
+            state_after=f"{SELECTED}{int(gone.sum()):04d}",
         )
         self._view = replace(
             self._view,

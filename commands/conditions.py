@@ -1,0 +1,136 @@
+"""When a command applies: conditions on a view of the session, each giving the reason why not.
+
+They predict what the engine would refuse with StateError, so that palettes and completions can show
+it beforehand; the engine decides. Nothing here imports Click.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mlxfun.session.reports import SessionView
+
+Condition = Callable[[SessionView], str | None]
+"""The reason why a command does not apply to a view, None if it does."""
+
+
+def always(_view: SessionView) -> str | None:
+    """Applies to every state."""
+    return None
+
+
+def with_model(view: SessionView) -> str | None:
+    """Needs a resident model."""
+    return None if view.model else "no model is loaded: type load PATH, or load demo"
+
+
+def with_experts(view: SessionView) -> str | None:
+    """Needs a resident model that has experts."""
+    if view.model and not view.model.moe_layers:
+        return f"{view.model.model_type} is a dense model: it has no experts"
+    return with_model(view)
+
+
+def with_stats(view: SessionView) -> str | None:
+    """Needs routing statistics."""
+    seen = view.heat is not None and view.heat.samples
+    return with_experts(view) or (None if seen else "no statistics yet: run collect first")
+
+
+def staged(view: SessionView) -> str | None:
+    """Needs a staged plan."""
+    dense = view.model is not None and not view.model.moe_layers
+    first = "abliterate" if dense else "prune"
+    return with_model(view) or (None if view.plan else f"nothing is staged: run {first} first")
+
+
+def unstaged(view: SessionView) -> str | None:
+    """Needs a model without a staged plan."""
+    return with_model(view) or (
+        "a plan is staged: apply or discard it first" if view.plan else None
+    )
+
+
+def applicable(view: SessionView) -> str | None:
+    """Needs a staged plan that can be applied: one made by hand has to be even."""
+    plan = view.plan
+    uneven = plan is not None and plan.strategy == "hand" and _uneven(plan.kept)
+    return staged(view) or ("the layers lose different numbers of experts" if uneven else None)
+
+
+def selectable(view: SessionView) -> str | None:
+    """Needs experts, and if a plan is staged, that it is a prune."""
+    plan = view.plan
+    other = plan is not None and plan.technique != "prune"
+    return with_experts(view) or (
+        f"{plan.technique} is staged: apply or discard it first" if plan and other else None
+    )
+
+
+def steered(view: SessionView) -> str | None:
+    """Needs steering in force."""
+    return with_experts(view) or (
+        None if steering_in_force(view) else "nothing is steered: run steer first"
+    )
+
+
+def comparable(view: SessionView) -> str | None:
+    """Needs two models to compare: a staged plan, an applied edit, or steering."""
+    same = view.plan is None and not edited(view) and not steering_in_force(view)
+    return with_model(view) or (
+        "nothing to compare: the model is as it was loaded; stage a plan, or steer"
+        if same
+        else None
+    )
+
+
+def undoable(view: SessionView) -> str | None:
+    """Needs a parent of the current history node; beside a staged plan, one that differs from it in
+    the steering alone."""
+    nodes = {node.id: node for node in view.history.nodes} if view.history else {}
+    here = nodes.get(view.history.current) if view.history else None
+    if here is None or here.parent is None:
+        return unstaged(view) or "nothing to undo"
+    steers = here.state == nodes[here.parent].state and here.command.startswith("steer")
+    return with_model(view) if steers else unstaged(view)
+
+
+def redoable(view: SessionView) -> str | None:
+    """Needs a child of the current history node."""
+    history = view.history
+    below = history is not None and any(n.parent == history.current for n in history.nodes)
+    return unstaged(view) or (None if below else "nothing to redo")
+
+
+def compactable(view: SessionView) -> str | None:
+    """Needs applied prunes whose experts are still held in memory."""
+    held = view.model is not None and view.model.compactable
+    return with_experts(view) or unstaged(view) or (None if held else "no applied prune to compact")
+
+
+def listable(view: SessionView) -> str | None:
+    """Needs experts that a staged plan or an applied prune removes, as many from each layer."""
+    plan, model = view.plan, view.model
+    fewer = model is not None and model.experts_kept < model.experts
+    if model is None or not (plan or fewer):
+        return with_experts(view) or "nothing is staged or pruned: run prune first"
+    uneven = _uneven(plan.kept) if plan else False
+    return "the layers keep different numbers of experts" if uneven else None
+
+
+def steering_in_force(view: SessionView) -> bool:
+    """Whether any expert is forced on, forced off or biased."""
+    now = view.steering
+    if now is None:
+        return False
+    return any(any(sets.values()) for sets in (now.activated, now.deactivated, now.levels))
+
+
+def edited(view: SessionView) -> bool:
+    """Whether the committed weights differ from the checkpoint's."""
+    history = view.history
+    return history is not None and view.state != history.nodes[0].state
+
+
+def _uneven(kept: dict[int, tuple[int, ...]]) -> bool:
+    return len({len(experts) for experts in kept.values()}) > 1

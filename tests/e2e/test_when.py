@@ -1,0 +1,172 @@
+"""What a command's `when` says of a state is what the engine does in that state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from commands import registry
+from commands.declare import Call
+from commands.registry import COMMANDS
+from commands.workbench.files import Files
+from commands.workbench.journal import Journal
+from commands.workbench.settings import Settings
+from commands.workbench.wiring import Wiring
+from commands.workbench.workbench import Workbench
+from mlxfun.context import SILENT, Context
+from mlxfun.errors import Cancelled, MlxfunError, PlanError, StateError
+from mlxfun.generation.reports import ChatReport
+from mlxfun.session.session import Session
+from tests.mlxfun import tiny_checkpoints
+
+DENSE = {**tiny_checkpoints.COMMON, "model_type": "qwen3"}
+TEXT = "--max-samples 2 --max-tokens 24"
+SETS = "--harmful demo:harmful --harmless demo:harmless --max-samples 16"
+COLLECT, PRUNE = f"collect --dataset demo:mixed {TEXT}", "prune --n-prune 4"
+MERGE = f"merge --dataset demo:mixed {TEXT} --n-prune 4"
+
+STATES = {
+    "no model": (),
+    "dense": ("load dense",),
+    "loaded": ("load demo",),
+    "with statistics": ("load demo", COLLECT),
+    "staged": ("load demo", COLLECT, PRUNE),
+    "staged, flipped": ("load demo", COLLECT, PRUNE, "flip"),
+    "selected, uneven": ("load demo", "select --drop 0:1"),
+    "merge staged": ("load demo", MERGE),
+    "applied": ("load demo", COLLECT, PRUNE, "apply"),
+    "applied, staged again": (
+        "load demo", COLLECT, PRUNE, "apply", "prune --n-prune 2 --allow-stale",
+    ),
+    "merge applied": ("load demo", MERGE, "apply"),
+    "compacted": ("load demo", COLLECT, PRUNE, "apply", "compact"),
+    "compacted, undone": ("load demo", COLLECT, PRUNE, "apply", "compact", "undo"),
+    "undone": ("load demo", COLLECT, PRUNE, "apply", "undo"),
+    "undone, staged": ("load demo", COLLECT, PRUNE, "apply", "undo", PRUNE),
+    "steered": ("load demo", "steer --deactivate 1:2"),
+    "biased": ("load demo", "steer --level 0:1=1.5"),
+    "steered and staged": ("load demo", COLLECT, PRUNE, "steer --deactivate 1:9"),
+    "steered and applied": ("load demo", "steer --deactivate 1:9", COLLECT, PRUNE, "apply"),
+    "steering cleared": ("load demo", "steer --level 0:1=1.5", "steer --clear"),
+    "chatted": ("load demo", "chat --max-tokens 1 hello"),
+}  # fmt: skip
+
+LINES = {
+    "info": "info", "layers": "layers", "save": "save out --force", "smoke-test": "smoke-test",
+    "stats show": "stats show", "stats save": "stats save t.npz",
+    "stats load": "stats load s.npz", "stats count": "stats count on",
+    "stats reset": "stats reset", "why": "why 0:1",
+    "safety-scan": "safety-scan --harmful demo:harmful --benign demo:harmless --output a.json",
+    "domain-scan": "domain-scan --domain demo:python --general demo:mixed --domain-name x "
+    "--output b.json",
+    "prune": "prune --expert-list list.json --allow-stale", "merge": MERGE,
+    "plan show": "plan show", "plan save": "plan save p.json", "steer": "steer --activate 2:3",
+    "apply": "apply", "discard": "discard", "flip": "flip", "compact": "compact",
+    "select": "select --drop 0:3", "probe": "probe --dataset demo:eval",
+    "dossier": "dossier 0:1 --dataset demo:eval", "abliterate": f"abliterate {SETS}",
+    "refusals": f"refusals {SETS}", "bake": f"bake --dataset demo:mixed {TEXT}",
+    "amplify": f"amplify --domain-map domain.json --dataset demo:mixed {TEXT} --allow-stale",
+    "evaluate": f"evaluate --dataset demo:eval {TEXT}",
+    "preview": f"preview --dataset demo:eval {TEXT}", "chat": "chat --max-tokens 1 hi",
+    "ab": "ab --max-tokens 1 hi", "undo": "undo", "redo": "redo", "goto": "goto 0",
+    "history": "history", "name": "name 0 x",
+    "compare": f"compare 0 0 --dataset demo:eval {TEXT}",
+    "export heatmap": "export heatmap h.csv --force",
+    "export report": "export report r.md --force", "export chat": "export chat c.md --force",
+    "collect": COLLECT,  # the last: cancelled at once it leaves statistics of no samples
+}  # fmt: skip
+"""For each command that a session is needed for, a line that is right if the state is."""
+
+SHELL = {
+    "load", "recover", "stats diff", "stats merge", "stats rank", "stats purge", "prepare-dataset",
+    "recipe", "set", "record", "replay", "resume", "expect", "help", "quit",
+}  # fmt: skip
+"""Commands that no state of the session keeps from running."""
+
+STANDS_ALONE = {("export chat", name) for name in STATES if name not in ("no model", "chatted")}
+"""What was said is the shell's, and not part of the view that `when` looks at."""
+
+
+class Begun(Context):
+    """Cancels a command as soon as it begins to work: it has not been refused."""
+
+    def check(self) -> None:
+        raise Cancelled("it has begun")
+
+
+def make() -> Workbench:
+    wiring = Wiring(lambda _: Session, lambda *_: None, registry.meant, registry.help_text)
+    return Workbench(
+        wiring, journal=Journal(0), settings=Settings(), files=Files(), undo_budget=None
+    )
+
+
+def run(bench: Workbench, line: str, ctx: Context = SILENT) -> None:
+    parsed = registry.parse(line)
+    bench.name(line)
+    report = parsed.command.handler(Call(bench, parsed.params, ctx))
+    if isinstance(report, ChatReport):
+        bench.turns.append(report)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory with the files that the lines name."""
+    directory = tmp_path_factory.mktemp("when")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(directory)
+        tiny_checkpoints.write(directory / "dense", DENSE)
+        bench = make()
+        scan = "domain-scan --domain demo:python --general demo:medical --domain-name python"
+        for line in (
+            "load demo", COLLECT, "stats save s.npz", PRUNE, "plan save list.json",
+            f"{scan} --max-samples 8 --max-tokens 24 --output domain.json",
+        ):  # fmt: skip
+            run(bench, line)
+        bench.close()
+        yield directory
+
+
+def test_every_command_is_tried() -> None:
+    assert set(LINES) | SHELL == set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_when_agrees_with_the_engine(name: str, files: Path) -> None:
+    bench, before, wrong = make(), None, []
+    for command, line in LINES.items():
+        if before is None or before != standing(bench):
+            bench.close()
+            bench = make()
+            for step in STATES[name]:
+                run(bench, step)
+            before = standing(bench)
+        reason = COMMANDS[command].when(bench.view())
+        refusal = refused(bench, line)
+        if reason is None and isinstance(refusal, StateError):
+            if (command, name) not in STANDS_ALONE:
+                wrong.append(f"{command}: enabled, but {refusal}")
+        elif reason is not None and refusal is None:
+            wrong.append(f"{command}: the engine does it, though {reason}")
+    bench.close()
+    assert wrong == []
+
+
+def standing(bench: Workbench) -> tuple[object, ...]:
+    """All that a command may change which another one depends on."""
+    view = bench.view()
+    samples = view.heat.samples if view.heat else None
+    return view.state, view.live, view.plan, view.history, view.steering, samples, len(bench.turns)
+
+
+def refused(bench: Workbench, line: str) -> MlxfunError | None:
+    """Why `line` does not run, None when it does. A PlanError speaks of the plan, not the state."""
+    try:
+        run(bench, line, Begun())
+    except (StateError, PlanError) as problem:
+        return problem
+    except Cancelled:
+        return None
+    return None
