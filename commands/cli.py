@@ -1,4 +1,4 @@
-"""The `mlxfun-shell` program: options, and which front end gets the engine.
+"""The `mlxfun-shell` program: parses its options, builds the engine, starts a front end.
 
 Only the standard library and Click are imported at the top, so that --help is instant.
 """

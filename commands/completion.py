@@ -1,4 +1,4 @@
-"""What could be typed next: commands, options, values. Needs no model and no worker."""
+"""Completion of a partial command line: commands, options, values. Needs no model and no worker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The user's configuration: a TOML file, checked as it is read, with file and line in every error.
+"""Reads and checks the user's configuration, a TOML file; errors name file and line.
 
     theme = "mlxfun-light"
     refresh_rate = 10            # frames a second, at most

@@ -1,4 +1,4 @@
-"""How a command is declared: one decorated function, its docstring the help page.
+"""The `@command` decorator: a command is one decorated function, its docstring the help page.
 
     @command("undo", group="history", key="u", when=undoable)
     def undo(call: Call) -> Report:

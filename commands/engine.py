@@ -1,4 +1,4 @@
-"""The one engine that every front end drives: lines in, events out.
+"""The engine behind every front end: runs command lines on the worker thread and emits events.
 
 The screen, the line-by-line shell and the headless runner are listeners of it. Every typed line,
 key and palette entry goes through `Engine.run`, so a recorded session is complete by construction.

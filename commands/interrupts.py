@@ -1,4 +1,4 @@
-"""Being asked to stop: Ctrl-C and SIGTERM."""
+"""Handling of SIGINT (Ctrl-C) and SIGTERM."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the commands need of a session, so that they can be declared without importing MLX.
+"""The protocol of a session as commands use it; declaring commands then needs no MLX.
 
 `mlxfun.session.session.Session` is the real one; see there for what each method does and raises.
 """

@@ -1,4 +1,4 @@
-"""The list of all commands, and what is derived from it: parsing, help, rows for front ends."""
+"""The list of all commands, and what derives from it: parsing, help, rows for front ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kinds of argument: how a word on the command line becomes a value, and how it completes.
+"""Argument types: how a word of a command line is converted, and how it is completed.
 
 Completion gets the present `SessionView` as the Click context's `obj`.
 """

@@ -1,4 +1,4 @@
-"""What command handlers work with: the session, the shell's settings, and where files go.
+"""What command handlers work with: the session, the shell's settings, output paths.
 
 It lives on the worker thread, like the session in it.
 """

@@ -1,4 +1,4 @@
-"""Numbers and options as words."""
+"""Formatting of numbers, byte counts and options as text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Textual application: it owns the state and the engine, and is the only one to know both.
+"""The Textual application: owns the state and the engine, and connects one to the other.
 
 Events come from the worker through a `Feed`, are folded into the state, and the state is shown.
 Intents come from the widgets and become command lines for the engine or changes of the state.

@@ -1,4 +1,4 @@
-"""What only the screen can judge of the user's configuration: themes and keys."""
+"""Checks of the user's configuration that need the screen: theme names and keys."""
 
 from __future__ import annotations
 

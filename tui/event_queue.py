@@ -1,4 +1,4 @@
-"""The only place where the worker's thread and the screen's thread meet.
+"""The queue that carries events from the worker's thread to the screen's thread.
 
 The worker pushes every event here; the screen drains at its own pace. Events keep their order.
 Heat frames and progress are worth only their newest value, so a newer one takes the place of one

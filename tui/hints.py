@@ -1,4 +1,4 @@
-"""What can be done now and what to do next: pure functions from the state to words and keys."""
+"""Which keys apply now, why others do not, and the next step: pure functions of the state."""
 
 from __future__ import annotations
 

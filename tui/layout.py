@@ -1,4 +1,4 @@
-"""Which panels a terminal of a given size shows. Pure: size and wishes in, names out."""
+"""Which panels a terminal of a given size shows. Pure: size and state in, panel names out."""
 
 from __future__ import annotations
 

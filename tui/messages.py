@@ -1,4 +1,4 @@
-"""Intents: what a widget tells the screen that a person wants. No widget acts on its own."""
+"""Messages from widgets to the screen: what the user asked for. No widget acts on its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calling back whoever turned to another window: what a terminal shows on the desktop."""
+"""Desktop notifications through the terminal (OSC 9), for long jobs that have ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command palette: every command and every key, with their state at this moment."""
+"""The command palette: every command and key, with whether it applies now."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the screen needs from the command engine, so that it can be driven by any that fits.
+"""The protocol of the command engine as the screen uses it, so that tests can replace it.
 
 The screen imports no engine: it is handed one. These protocols are the whole of what it may use.
 """

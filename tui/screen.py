@@ -1,4 +1,4 @@
-"""The one screen: it lays the panels out, hands each the state, and passes intents on."""
+"""The main screen: lays out the panels, passes each the state, forwards their messages."""
 
 from __future__ import annotations
 

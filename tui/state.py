@@ -1,4 +1,4 @@
-"""The state of the screen, in one place: frozen data and a pure step from event to next state.
+"""The state of the screen: frozen data, and a pure function from event to next state.
 
 Nothing here knows a widget. Clocks come in as arguments, so that a test can say what time it is.
 """

@@ -1,4 +1,4 @@
-"""Words and figures that several widgets use. Pure."""
+"""Text formatting that several widgets share. Pure."""
 
 from __future__ import annotations
 

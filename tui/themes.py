@@ -1,4 +1,4 @@
-"""The looks of the screen. Heat colours belong to tui.heat.paint; these are everything else."""
+"""The themes: dark, light, high contrast. Heat colours belong to tui.heat.paint."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What people and programs read: rendered reports, JSON, progress, exported heatmaps, the line shell."""
+"""Output without a screen: reports as text or JSON, progress, exported files, the line shell."""

@@ -1,4 +1,4 @@
-"""What a command came to, for a program: one JSON object.
+"""The outcome of a command as one JSON object.
 
 Apart from what people see: a headless run never loads what draws.
 """

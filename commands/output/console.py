@@ -1,4 +1,4 @@
-"""Printing reports as text, with colour where the stream is a terminal and NO_COLOR is not set."""
+"""Prints reports as text, with colour where the stream is a terminal and NO_COLOR is not set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Follows the engine's events and prints them: what the headless and the plain runner share."""
+"""Prints the engine's events as they arrive; used by the headless runner and the line shell."""
 
 from __future__ import annotations
 

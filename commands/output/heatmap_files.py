@@ -1,4 +1,4 @@
-"""Pictures of the experts for files: SVG and PNG to look at, CSV and Markdown to read on.
+"""The experts heatmap as a file: SVG or PNG image, CSV or Markdown table.
 
 Every layer is scaled by its own largest value, as the screen does by default. The ramp is cividis
 (Nunez, Anderton and Renslow, 2018), which reads the same with any colour vision and in grey.

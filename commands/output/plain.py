@@ -1,4 +1,4 @@
-"""The shell line by line, for SSH and screen readers: no cursor movement, no boxes.
+"""The line shell (`--plain`), for SSH and screen readers: no cursor movement, no boxes.
 
 Ctrl-C cancels the running command, and clears the line at the prompt; Ctrl-D ends the session.
 """

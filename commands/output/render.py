@@ -1,4 +1,4 @@
-"""Reports for a person, drawn with Rich.
+"""Renders reports as text, with Rich.
 
 Text that comes from files, models and users is shown as it is: markup in it is not obeyed, and
 control characters, which could drive the terminal, are made visible.

@@ -1,4 +1,4 @@
-"""A session as Markdown: what a person would want to find again next month."""
+"""The session as a Markdown report: model, statistics, states with scores, commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`expect`: assertions on the last report, so that a session file is also a test.
+"""`expect`: assertions on the last report, which make a session file a test.
 
 expect perplexity.all <= 14.2
 expect state == 1a2b3c4d

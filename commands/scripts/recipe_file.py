@@ -1,4 +1,4 @@
-"""Recipe files: a session file with a target, and lines that are tried instead of done.
+"""Recipe files: session files with a target and `try` lines, each a variant to measure.
 
     #!mlxfun-recipe 1
     #: model demo

@@ -1,4 +1,4 @@
-"""Running a session file: same commands, same states, or it stops and says where they part."""
+"""Replays a session file; stops at the first command whose state differs from the recorded one."""
 
 from __future__ import annotations
 

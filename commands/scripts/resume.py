@@ -1,4 +1,4 @@
-"""Sessions that were cut short: kept while they run, brought back by `resume`.
+"""Crash recovery: keeps the running session on disk, and restores it with `resume`.
 
 The screen and the line shell keep their journal in the user's state directory and remove it when
 they end as they should. A file that is left, and that no process holds locked, is of a session

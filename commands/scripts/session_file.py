@@ -1,4 +1,4 @@
-"""Session files: reading a replay, and writing the journal of a running session.
+"""Reads session files, and writes the journal of the running session as one.
 
     #!mlxfun-session 1
     #: mlxfun 0.1.0

@@ -1,1 +1,1 @@
-"""The commands, one module per theme. Each is declared once, with its help and its options."""
+"""The commands, one module per theme; each is declared once, with its help and its options."""

@@ -1,4 +1,4 @@
-"""Commands that remove a direction from the model, and that count refusals."""
+"""`abliterate` and `refusals`: remove a refusal direction from the weights, count refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands that change routers for good: amplify a domain's experts, bake the steering in force."""
+"""`amplify` and `bake`: permanent router edits from a domain report or from active steering."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands that watch experts work: calibration, statistics, reasons."""
+"""Calibration and routing statistics: `collect`, `stats`, `why`."""
 
 from __future__ import annotations
 

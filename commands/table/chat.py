@@ -1,4 +1,4 @@
-"""Commands that talk to the model: chat, and the same question to both sides."""
+"""`chat` and `ab`: talk to the live model, or ask current model and candidate the same question."""
 
 from __future__ import annotations
 

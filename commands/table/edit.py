@@ -1,4 +1,6 @@
-"""Commands that change the model: stage, look at both sides, commit or drop."""
+"""Staging and committing edits: `prune`, `merge`, `plan`, `steer`, `apply`, `discard` and
+others.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands that write what is seen: the heatmap, the session as a report, the conversation."""
+"""`export`: write the heatmap, the session report or the conversation to a file."""
 
 from __future__ import annotations
 

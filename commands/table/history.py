@@ -1,4 +1,4 @@
-"""Commands that walk the tree of states."""
+"""The history of edits: `undo`, `redo`, `goto`, `history`, `name`, `compare`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several reports of scans on one command line, each with its own mode and limit.
+"""Options for several scan reports in one command, each report with its own mode and limit.
 
     steer --domain-map python.json --domain-mode boost --max-experts 3 --domain-map law.json ...
 

@@ -1,4 +1,4 @@
-"""Commands that measure: the committed model, and the staged one."""
+"""`evaluate` and `preview`: measure the current model, and the candidate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands about the model as a whole: load, look, test, save."""
+"""The model as a whole: `load`, `info`, `layers`, `save`, `recover`, `smoke-test`."""
 
 from __future__ import annotations
 

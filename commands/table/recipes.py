@@ -1,4 +1,4 @@
-"""The recipe command: try variants of an edit, keep the best that meets a target."""
+"""`recipe`: measure the variants in a recipe file and apply the best that meets its target."""
 
 from __future__ import annotations
 

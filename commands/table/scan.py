@@ -1,4 +1,4 @@
-"""Commands that compare two sets of text by the experts they use, and one that fetches a set."""
+"""`safety-scan` and `domain-scan` compare how two text sets use experts; `prepare-dataset`."""
 
 from __future__ import annotations
 

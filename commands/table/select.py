@@ -1,4 +1,4 @@
-"""Commands for the hand: pick experts one by one, and see at once what it costs."""
+"""Manual selection of experts to prune: `select`, `probe`, `dossier`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands about the shell itself: defaults, recordings, replays, assertions, help."""
+"""The shell itself: `set`, `record`, `replay`, `resume`, `expect`, `help`, `quit`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The collect loop: batches -> tapped forward -> routing statistics, with live frames.
+"""The calibration loop: batches through the tapped model into routing statistics, with live frames.
 
 One evaluation per batch, none inside the forward: each layer's sums stay lazy until the batch's
 forward is complete, then [L, S, E] numbers are evaluated and added on the host in float64. The

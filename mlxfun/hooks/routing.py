@@ -1,4 +1,4 @@
-"""Observe and steer routing by swapping the class of leaf modules.
+"""Hooks that observe and steer routing by swapping the class of leaf modules.
 
 A tapped module keeps its parameters, names and code: its class becomes a dynamic subclass that
 looks at what passes. Nothing wraps a module (that would rename parameters) and no model's forward

@@ -1,4 +1,4 @@
-"""Slice pruned experts out of memory."""
+"""The delta that slices pruned experts out of memory."""
 
 from __future__ import annotations
 

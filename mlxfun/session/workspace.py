@@ -1,4 +1,4 @@
-"""What the techniques work with: the resident model, and all that is made for it when it is loaded."""
+"""The workspace of the techniques: the resident model and the objects built for it at load time."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The experts heatmap without its widget: what to draw, where, in which colours, in which words."""
+"""The experts heatmap without its widget: cells, layout, colours and descriptions."""

@@ -1,4 +1,4 @@
-"""Where each cell goes: the arithmetic between a [L, E] map and the terminal's lines and columns."""
+"""Layout of the heatmap: maps between cells [L, E] and the terminal's lines and columns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One layer, expert by expert: the step between the map and an expert's dossier. Pure."""
+"""The view of one layer, a line per expert. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From statistics to cells: each expert of each layer becomes a kind and a level of heat.
+"""From statistics to heatmap cells: each expert gets a kind and a heat level.
 
 A cell's code is `kind * LEVELS + level`: a small integer, so that pooling, comparing frames and
 looking up what to draw are array operations.

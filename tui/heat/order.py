@@ -1,4 +1,4 @@
-"""Experts in the order of their scores: which column of a sorted map shows which expert. Pure."""
+"""Order of experts in a sorted heatmap: which column shows which expert. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Colours of the heatmap, and the tables that turn a cell's code into terminal segments.
+"""Colours of the heatmap, and look-up tables from cell codes to terminal segments.
 
 The ramp runs in one cool hue from near the background to near its opposite, so that lightness
 alone carries the heat: it reads the same with any colour vision, and in monochrome. Warm colours

@@ -1,4 +1,4 @@
-"""The heatmap in words: one line about the cell under the cursor, and the whole map as a table."""
+"""The heatmap as text: a line about the cell under the cursor, and the whole map as a table."""
 
 from __future__ import annotations
 

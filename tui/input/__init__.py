@@ -1,1 +1,1 @@
-"""Keys and what they do: pure functions of the screen's state, and the labels that name them."""
+"""Keys and their actions: pure functions of the screen's state, and the labels of the keys."""

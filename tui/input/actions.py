@@ -1,4 +1,4 @@
-"""What the keys of kind "do" change in the state. Pure: the state in, the next state out."""
+"""State changes for keys of kind "do". Pure: the state in, the next state out."""
 
 from __future__ import annotations
 

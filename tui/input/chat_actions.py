@@ -1,4 +1,4 @@
-"""Steering the chat: what its keys mean, as pure functions on the state."""
+"""State changes for the keys of the chat. Pure."""
 
 from __future__ import annotations
 

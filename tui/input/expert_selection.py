@@ -1,4 +1,4 @@
-"""Picking experts by hand: what the keys change in the state, and what it would cost. Pure.
+"""Selecting experts in the map: state changes and the cost of a selection. Pure.
 
 A draft is what the hand has picked since the last command line. Its bytes and shares follow from
 the view alone; when the hand rests one `select` line makes it the staged plan. Numeric modules are

@@ -1,4 +1,4 @@
-"""What the keys for picking experts and for the conversation do: the application's hands."""
+"""The part of the application that carries out keys for selection, mixer and conversation."""
 
 from __future__ import annotations
 

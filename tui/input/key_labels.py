@@ -1,4 +1,4 @@
-"""What the keys are called: the user's own, written as a person writes them, and in sentences.
+"""Labels of keys as the user configured them, and their names in sentences.
 
 Sentences of the screen are templates with the ids of keys: "Press {collect} to calibrate". Words
 from outside, such as file names and what the model says, are put in after `say`, never before.

@@ -1,4 +1,4 @@
-"""The steering mixer: channels for single experts and for whole reports. Pure.
+"""The steering mixer's model: channels for single experts and for scan reports. Pure.
 
 A channel is an expert or a scan's report with what it does: forced in or out, or a level that is
 added to its score; a report works one of two ways and can be limited to its strongest experts.

@@ -1,4 +1,4 @@
-"""The conversation as the screen keeps it: questions, growing answers, tokens and their experts.
+"""The conversation as data: questions, growing answers, tokens and the experts that served them.
 
 Pure: each function takes the turns so far and gives the turns that follow.
 """

@@ -1,2 +1,3 @@
-"""The widgets: one file each, with its own styles. They show what they are given and post intents;
-none knows the engine."""
+"""The widgets: one file each, with its own styles. They show the state they are given and post
+messages; none knows the engine.
+"""

@@ -1,4 +1,4 @@
-"""The command line: completion as you type, history, and the answer right where you look."""
+"""The command line: input with completion and history, and a line above it for the last result."""
 
 from __future__ import annotations
 

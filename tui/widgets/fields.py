@@ -1,4 +1,4 @@
-"""A one-line text field with a sign in front."""
+"""A one-line text field with a prompt sign."""
 
 from __future__ import annotations
 

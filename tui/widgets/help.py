@@ -1,4 +1,4 @@
-"""F1: the focused panel in words, and every key that works there."""
+"""The help window (F1): the focused panel explained, and every key that works there."""
 
 from __future__ import annotations
 

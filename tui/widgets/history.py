@@ -1,4 +1,4 @@
-"""The tree of states: every committed edit, where the model is, and what each state scored."""
+"""The history panel: the tree of committed states with their scores."""
 
 from __future__ import annotations
 

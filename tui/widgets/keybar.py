@@ -1,4 +1,4 @@
-"""The keys that apply now: the next step first and bright, what cannot be done greyed."""
+"""The key bar: keys that apply now, the suggested next step first, others greyed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A line of text that is cheap to show again and again."""
+"""A one-line label that redraws only when its text changes."""
 
 from __future__ import annotations
 

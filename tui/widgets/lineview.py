@@ -1,4 +1,4 @@
-"""A scrolling column of blocks of text, drawn line by line: only what changed is rendered again."""
+"""A scrolling column of text blocks, drawn by line; only changed blocks are rendered again."""
 
 from __future__ import annotations
 

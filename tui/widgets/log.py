@@ -1,4 +1,4 @@
-"""What happened: each command with its report, newest at the end."""
+"""The reports panel: each command with its report, newest at the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all panels share: a frame with a key and a title, and a page of help."""
+"""Base class of the panels: frame with key and title, and a help text."""
 
 from __future__ import annotations
 

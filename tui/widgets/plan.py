@@ -1,4 +1,4 @@
-"""The staged plan: what goes, what that costs and saves, and how the model does without it."""
+"""The plan panel: experts pruned by the staged plan, cost, savings and measured quality."""
 
 from __future__ import annotations
 

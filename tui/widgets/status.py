@@ -1,4 +1,6 @@
-"""One line about the model and the work: what does not fit goes, the least important first."""
+"""The status line about model and work; the least important parts are dropped first when it is
+full.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The strip of panel names on terminals too small for all panels at once."""
+"""The tab strip of panel names, for terminals too small to show all panels."""
 
 from __future__ import annotations
 

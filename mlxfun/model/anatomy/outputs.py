@@ -1,4 +1,4 @@
-"""Where decoder layers write to the residual stream: the projections whose output is added to it.
+"""Finds the projections of each decoder layer whose output is added to the residual stream.
 
 They are found by name and by size among the modules of each decoder layer. Where a family
 normalises what a projection puts out before adding it, the row in `POST_NORMS` names those norms,

@@ -1,4 +1,4 @@
-"""From options to a staged ablation: find or recall a plan, make its weights, measure, stage.
+"""Stages an ablation: find or recall a plan, compute its weights, measure.
 
 The candidate is measured before it is staged, so that a cancel or failure at any point leaves the
 model, and a plan that was staged before, as they were.

@@ -1,4 +1,4 @@
-"""From merge options to a staged plan: which experts are centroids, and whether memory allows it."""
+"""Stages a merge: chooses the centroids, checks memory, runs the layers."""
 
 from __future__ import annotations
 

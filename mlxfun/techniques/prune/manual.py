@@ -1,4 +1,4 @@
-"""Working by hand: pick the experts that go one by one, probe the result, look at one closely."""
+"""Manual selection of experts, quick probes of the result, and the profile of one expert."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From statistics, lists and options to a staged plan."""
+"""Prune plans from statistics, expert lists, scan reports and options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a domain report, or from the steering in force, to a staged plan that makes it permanent.
+"""Stages a router edit from a domain report (amplify) or from the active steering (bake).
 
 amplify: the experts of a domain report are raised by
 

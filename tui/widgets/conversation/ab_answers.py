@@ -1,4 +1,4 @@
-"""An A/B turn: base and candidate side by side, where they part, and how far token by token."""
+"""An A/B turn: both answers side by side, their first difference, the divergence per token."""
 
 from __future__ import annotations
 

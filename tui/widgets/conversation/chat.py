@@ -1,4 +1,4 @@
-"""The chat panel: the conversation and the field to type in."""
+"""The chat panel: the conversation and the input field."""
 
 from __future__ import annotations
 

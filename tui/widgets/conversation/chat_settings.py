@@ -1,4 +1,4 @@
-"""How the chat asks: system prompt, temperature, length, seed, thinking."""
+"""The chat settings form: system prompt, temperature, length, seed, thinking."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The conversation, as lines: only the answer that is growing is ever wrapped again."""
+"""The transcript, drawn by lines; only the growing answer is wrapped again."""
 
 from __future__ import annotations
 

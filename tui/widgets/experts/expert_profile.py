@@ -1,4 +1,4 @@
-"""One expert at close quarters, as a page: where it stands in its layer, its tokens, its like."""
+"""The profile page of one expert: its place in the layer, its tokens, its nearest neighbour."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The experts panel: the heatmap or its text twin, and one line of words about the cursor."""
+"""The experts panel: heatmap or table, and a line about the expert under the cursor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The experts heatmap: layers down, experts across, drawn line by line from look-up tables."""
+"""The heatmap widget: layers down, experts across, drawn by line from look-up tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One layer of the map, a line for each expert: between the map and an expert's dossier."""
+"""The layer widget: one line per expert of a layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the heatmap's colours mean, in one short line."""
+"""The legend of the heatmap's colours, in one line."""
 
 from __future__ import annotations
 

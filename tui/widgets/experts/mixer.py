@@ -1,4 +1,4 @@
-"""The steering mixer: a row for each steered expert and each report, with its fader."""
+"""The steering mixer panel: a row with a fader for each steered expert and each scan report."""
 
 from __future__ import annotations
 
