@@ -48,7 +48,7 @@ from tui.ports import Engine
 from tui.screen import MainScreen
 from tui.state import AppState, reduce
 from tui.widgets.experts.expert_profile import dossier_page
-from tui.widgets.help import HelpScreen, help_page
+from tui.widgets.help import HelpScreen, help_page, topic
 
 FRAMES_PER_SECOND = 12
 REMOTE_FRAMES_PER_SECOND = 4
@@ -335,11 +335,9 @@ class ShellApp(Hands):
         panel = self.main.panel_named(name)
         title = panel.title if panel else "command line"
         about = self.state.names.say(panel.about if panel else self.main.command.about)
-        typed = self.main.command.input.value.split()
-        names = (" ".join(typed[:2]), *typed[:1])  # some commands have two words
-        known = next((name for name in names if self.state.row(name)), None)
-        if panel is None and known is not None:
-            about = self.engine.help(known)
+        wanted = topic(self.main.command.input.value, self.state)
+        if panel is None and wanted is not None:
+            about = self.engine.help(wanted, HelpScreen.columns(self.size.width))
         self.push_screen(HelpScreen(help_page(title, about, name, self.state)))
 
     def _escape(self) -> None:

@@ -15,6 +15,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from commands.guides.report import GuideReport
+from commands.output.guide_page import GuidePage
 from mlxfun.calibration.reports import CombineReport, DiffReport, RankReport, StatsReport, WhyReport
 from mlxfun.editing.reports import HistoryReport, PlanReport, SaveReport
 from mlxfun.evaluation.reports import CompareReport, EvaluateReport, RefusalReport
@@ -100,6 +102,11 @@ def experts_text(experts: Sequence[int], most: int = SHOWN_PRUNED) -> str:
 def render(report: Report) -> RenderableType:
     """A report for a person. Falls back to its one sentence."""
     return text(report.summary())
+
+
+@render.register
+def _guide(report: GuideReport) -> RenderableType:
+    return GuidePage(report.name)
 
 
 @render.register
