@@ -13,6 +13,9 @@ from textual.strip import Strip
 
 Lines = list[list[Segment]]
 
+LAYOUTS = 5
+"""Refreshes that a view waits for its new height to count for scrolling."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:
@@ -67,11 +70,14 @@ class LineView(ScrollView, can_focus=True):
             # The new height counts for scrolling only after the next layout.
             self.call_after_refresh(self._place, last)
 
-    def _place(self, last: int) -> None:
-        if self.to_head and len(self._lines) - last > self.size.height:
-            self.scroll_to(y=last, animate=False)
-        else:
+    def _place(self, last: int, tries: int = LAYOUTS) -> None:
+        if not self.to_head or len(self._lines) - last <= self.size.height:
             self.scroll_end(animate=False)
+            return
+        self.scroll_to(y=last, animate=False)
+        if self.scroll_y < last and tries:
+            # A panel that has just come into view: the layout is still to come.
+            self.call_after_refresh(self._place, last, tries - 1)
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
         super().watch_scroll_y(old_value, new_value)
