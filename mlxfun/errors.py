@@ -19,6 +19,10 @@ class DatasetError(MlxfunError):
     """A data set that is missing, empty or malformed; names file and line."""
 
 
+class HookError(MlxfunError):
+    """A module to observe or to intervene in that does not exist, or that no forward reached."""
+
+
 class PlanError(MlxfunError):
     """A plan that cannot be carried out on this model."""
 

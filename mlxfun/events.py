@@ -69,7 +69,7 @@ class Token(Event):
 
     side: "base" or "candidate". experts: int32 [L, K], the experts that served the forward which
     *consumed* this token (-1 where unused); weights: float32 [L, K]. Both are None for a token
-    that no forward consumed (the last one).
+    that no forward consumed (the last one), and for all of a dense model.
     """
 
     job: int

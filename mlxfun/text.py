@@ -1,7 +1,8 @@
-"""Formatting of numbers, byte counts and options as text."""
+"""Formatting of numbers, byte counts, options and versions as text."""
 
 from __future__ import annotations
 
+from importlib import metadata
 from typing import Any
 
 
@@ -35,3 +36,24 @@ def readable_bytes(count: int | float) -> str:
 def counted(count: int, one: str, more: str) -> str:
     """`count` with its words: 1 expert goes, 4 experts go."""
     return f"{count:,} {one if count == 1 else more}"
+
+
+def no_experts(model_type: str, action: str) -> str:
+    """The sentence that refuses `action`, an infinitive, on a dense model.
+
+    >>> no_experts("llama", "prune")
+    'llama is a dense model: it has no experts to prune'
+    """
+    return f"{model_type} is a dense model: it has no experts to {action}"
+
+
+def installed_version(package: str) -> str:
+    """The installed version of a distribution, "unknown" where it is not installed.
+
+    >>> installed_version("no such package")
+    'unknown'
+    """
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"

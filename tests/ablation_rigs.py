@@ -11,7 +11,7 @@ import numpy as np
 from rigs import Rig
 
 from mlxfun.hooks.layerwise import intercepting
-from mlxfun.model.anatomy.outputs import COMPONENTS, Output, decoder_layers, residual_outputs
+from mlxfun.model.anatomy.outputs import COMPONENTS, Output, residual_outputs
 from mlxfun.model.delta import Delta
 from mlxfun.techniques.ablate.delta import ablate_delta, projections
 from mlxfun.techniques.ablate.plan import AblationPlan
@@ -20,7 +20,7 @@ TOKENS = [[3, 14, 15, 9, 26, 5, 35, 8, 9, 7, 9, 32, 38, 46, 26, 43, 3, 8, 32, 7]
 
 
 def outputs_of(rig: Rig) -> tuple[Output, ...]:
-    return residual_outputs(rig.resident.tree.modules, rig.anatomy)
+    return residual_outputs(rig.resident.tree.modules, rig.map)
 
 
 def unit(width: int, seed: int = 7) -> np.ndarray:
@@ -35,7 +35,7 @@ def width_of(rig: Rig) -> int:
 
 def flat(rig: Rig, strength: float, components=COMPONENTS) -> Mapping[str, Mapping[int, float]]:
     """The same strength for some components in all layers."""
-    layers = decoder_layers(rig.resident.tree.modules, rig.anatomy)
+    layers = range(len(rig.map.layers))
     return {c: dict.fromkeys(layers, strength) for c in components}
 
 
@@ -46,9 +46,7 @@ def plan_for(rig: Rig, strength: float = 1.0, **changes: Any) -> AblationPlan:
         "position": "last",
         "strengths": flat(rig, strength),
         "norms": {0: 1.0},
-        "keep": dict(
-            zip(rig.anatomy.indices, (t.live for t in rig.resident.taps.layers), strict=True)
-        ),
+        "keep": dict(zip(rig.anatomy.indices, (t.live for t in rig.resident.layers), strict=True)),
     }
     return AblationPlan(**{**given, **changes})
 
@@ -70,14 +68,19 @@ def randomise_norms(rig: Rig) -> None:
 
 def shares(rig: Rig, direction: np.ndarray) -> list[float]:
     """Behind each decoder layer the largest |d . h| / |h|, of a stream that begins without d."""
-    paths = decoder_layers(rig.resident.tree.modules, rig.anatomy)
-    layers = [rig.resident.tree.modules[path] for path in paths.values()]
+    layers = [rig.resident.tree.modules[layer.path] for layer in rig.map.layers]
     d = mx.array(direction.astype(np.float32))
     found: list[float] = []
 
+    def without(hidden: mx.array) -> mx.array:
+        return hidden - (hidden @ d)[..., None] * d
+
     def watch(number: int, own: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if number == 0:
-            args = (args[0] - (args[0] @ d)[..., None] * d, *args[1:])
+        if number == 0 and args:
+            args = (without(args[0]), *args[1:])
+        elif number == 0:  # gptj names its arguments
+            first = next(iter(kwargs))
+            kwargs = {**kwargs, first: without(kwargs[first])}
         out = own(*args, **kwargs)
         hidden = out[0] if isinstance(out, tuple) else out
         share = mx.abs(hidden @ d) / mx.linalg.norm(hidden, axis=-1)

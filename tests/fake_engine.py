@@ -15,7 +15,8 @@ from typing import ClassVar
 import numpy as np
 
 from mlxfun.calibration.reports import CollectReport, WhyReport
-from mlxfun.editing.reports import HistoryNode, HistoryReport, PlanReport, SaveReport, StepReport
+from mlxfun.checkpoint.reports import SaveReport
+from mlxfun.editing.reports import HistoryNode, HistoryReport, PlanReport, StepReport
 from mlxfun.evaluation.reports import EvaluateReport
 from mlxfun.events import (
     Event,

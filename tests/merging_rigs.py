@@ -25,9 +25,7 @@ def merge_options(**changes) -> MergeOptions:
 def run_merge(rig: Rig, keep=None, *, sequences=SEQUENCES, ctx=None, **changes):
     """(plan, delta) of merging to `keep` (by default 6 of 8 experts), the model unchanged."""
     keep = keep or keep_fewer(rig.anatomy)
-    merger = Merger(
-        rig.model, rig.resident, merge_options(**changes), lambda p: rig.resident.tree.get(p).dtype
-    )
+    merger = Merger(rig, merge_options(**changes))
     extra = () if ctx is None else (ctx,)
     return merger.run(batches(sequences, 64, 2), lambda p, _: keep[rig.anatomy.indices[p]], *extra)
 

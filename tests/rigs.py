@@ -10,21 +10,26 @@ import mlx.nn as nn
 import tiny_models
 from mlx.utils import tree_flatten
 
-from mlxfun.editing.plans import PrunePlan
 from mlxfun.hooks.routing import Taps
-from mlxfun.model.anatomy import Anatomy, discover
+from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.delta import Resident
 from mlxfun.model.export import ExportView
+from mlxfun.model.model_map import ModelMap, map_model
 from mlxfun.techniques.prune.delta import prune_delta, validate
+from mlxfun.techniques.prune.plan import PrunePlan
 
 
 @dataclass
 class Rig:
     model: nn.Module
     config: dict[str, Any]
-    anatomy: Anatomy
+    map: ModelMap
+    anatomy: MoEMap
     taps: Taps
     resident: Resident
+
+    def stored(self, path: str) -> mx.Dtype:
+        return self.resident.tree.get(path).dtype
 
     def logits(self, tokens: list[list[int]]) -> mx.array:
         out = self.model(mx.array(tokens))
@@ -46,15 +51,15 @@ class Rig:
 
 
 def make_rig(model: nn.Module, config: dict[str, Any]) -> Rig:
-    anatomy = discover(model, config)
+    found = map_model(model, config)
     base = dict(tree_flatten(model.parameters()))
-    taps = Taps(model, anatomy)
-    resident = Resident(model, taps, lambda: base.__getitem__)
+    resident = Resident(model, found.experts, lambda: base.__getitem__)
+    taps = Taps(model, found.experts, resident.layers)
     taps.attach()
-    return Rig(model, config, anatomy, taps, resident)
+    return Rig(model, config, found, found.experts, taps, resident)
 
 
-def keep_fewer(anatomy: Anatomy, live: int | None = None) -> dict[int, tuple[int, ...]]:
+def keep_fewer(anatomy: MoEMap, live: int | None = None) -> dict[int, tuple[int, ...]]:
     """Keep 6 of 8 experts, another pair gone in each layer, groups respected."""
     out = {}
     for layer in anatomy.layers:

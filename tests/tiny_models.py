@@ -1,6 +1,7 @@
-"""Tiny random models of every Mixture-of-Experts architecture in mlx-lm, made by their real classes.
+"""Tiny random models of the architectures in mlx-lm, made by their real classes.
 
-`tiny_configs.json` holds one config per architecture (8 experts, top-2, hidden 32). Quantised
+`tiny_configs.json` holds one config per Mixture-of-Experts architecture (8 experts, top-2, hidden
+32), `tiny_dense_configs.json` one per dense architecture (hidden 32, vocabulary 64). Quantised
 variants need a wider hidden size: `build(name, wide=True)` scales the dimensions that must be
 divisible by a quantisation group.
 """
@@ -20,8 +21,15 @@ from mlx_lm.utils import _get_classes
 CONFIGS: dict[str, dict[str, Any]] = json.loads(
     (Path(__file__).parent / "tiny_configs.json").read_text()
 )
+DENSE: dict[str, dict[str, Any]] = json.loads(
+    (Path(__file__).parent / "tiny_dense_configs.json").read_text()
+)
+"""Where a family has both kinds, the dense one ends in `_dense`."""
 NOT_RUNNABLE = {"muse_spark"}  # Metal-only kernels
+# Metal-only kernels; block-sparse attention that crashes mlx 0.32 on the CPU
+DENSE_NOT_RUNNABLE = {"bitnet", "phi3small"}
 RUNNABLE = tuple(name for name in CONFIGS if name not in NOT_RUNNABLE)
+RUNNABLE_DENSE = tuple(name for name in DENSE if name not in DENSE_NOT_RUNNABLE)
 GROUPED = tuple(
     name
     for name in RUNNABLE
@@ -56,7 +64,7 @@ def build(
     name: str, seed: int = 0, *, wide: bool = False, **overrides: Any
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The architecture's own Model class on a tiny config, zero-initialised routers randomised."""
-    config = copy.deepcopy(CONFIGS[name])
+    config = copy.deepcopy(CONFIGS[name] if name in CONFIGS else DENSE[name])
     if wide:
         _widen(config)
         if name == "phimoe":  # its RoPE factors are sized for a head dimension of 8

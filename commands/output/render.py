@@ -18,7 +18,8 @@ from rich.text import Text
 from commands.guides.report import GuideReport
 from commands.output.guide_page import GuidePage
 from mlxfun.calibration.reports import CombineReport, DiffReport, RankReport, StatsReport, WhyReport
-from mlxfun.editing.reports import HistoryReport, PlanReport, SaveReport
+from mlxfun.checkpoint.reports import SaveReport
+from mlxfun.editing.reports import HistoryReport, PlanReport
 from mlxfun.evaluation.reports import CompareReport, EvaluateReport, RefusalReport
 from mlxfun.generation.reports import ABReport, ChatReport
 from mlxfun.report import Report

@@ -1,8 +1,8 @@
 """The calibration loop: batches through the tapped model into routing statistics, with live frames.
 
-One evaluation per batch, none inside the forward: each layer's sums stay lazy until the batch's
-forward is complete, then [L, S, E] numbers are evaluated and added on the host in float64. The
-logits are never evaluated, so the output head costs nothing.
+One evaluation per batch: each layer's sums [S, E] are scheduled where they arise, so that the
+layer's expert outputs can be freed, and are added on the host in float64 when the batch's forward
+is complete. The logits are never evaluated, so the output head costs nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from mlxfun.calibration.routing_stats import SUMS, RoutingStats
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import Cancelled
 from mlxfun.events import RoutingFrame
-from mlxfun.hooks.routing import LayerTap, Record, Taps
+from mlxfun.hooks.routing import Record, Taps
+from mlxfun.model.anatomy import MoELayer
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
@@ -39,14 +40,14 @@ def batch_shape(tokens: int | None, rows: int | None) -> tuple[int, int]:
     return tokens or default[0], rows or default[1]
 
 
-def layer_sums(tap: LayerTap, records: Sequence[Record], mask: mx.array) -> mx.array:
+def layer_sums(layer: MoELayer, records: Sequence[Record], mask: mx.array) -> mx.array:
     """Sums over tokens, float32 [S, E] in the order of stats.SUMS, lazy.
 
     mask: [N] 1.0 for tokens that count. A product with a one-hot matrix adds in a fixed order on
     every device (scatter-add does not on a GPU); a batch's sums fit float32, and batches are
     added in float64 by the caller.
     """
-    experts = tap.layer.num_experts
+    experts = layer.num_experts
     total = mx.zeros((len(SUMS), experts))
     for record in records:
         k = record.indices.shape[-1]
@@ -54,10 +55,10 @@ def layer_sums(tap: LayerTap, records: Sequence[Record], mask: mx.array) -> mx.a
         weights = applied_weights(record).reshape(-1, k).astype(mx.float32)
         norms = _norms(record).reshape(-1, k)
         valid = mx.broadcast_to(mask[:, None], index.shape)
-        if tap.layer.router_rows > experts:
+        if layer.router_rows > experts:
             # longcat's zero experts appear as index 0 with weight 0: nothing was routed there.
             valid = valid * (weights != 0)
-        contribution = norms if tap.layer.facts.weights_inside else weights * norms
+        contribution = norms if layer.facts.weights_inside else weights * norms
         values = mx.stack(
             [mx.ones_like(norms), weights, norms, contribution, mx.square(contribution)]
         )
@@ -82,7 +83,9 @@ def _norms(record: Record) -> mx.array:
 
 def routing_sums(taps: Taps, records: list[list[Record]], mask: mx.array) -> mx.array:
     """Sums of one forward, float32 [L, S, E], lazy. mask: [N], 1.0 for tokens that count."""
-    return mx.stack([layer_sums(tap, r, mask) for tap, r in zip(taps.layers, records, strict=True)])
+    return mx.stack(
+        [layer_sums(tap.layer, r, mask) for tap, r in zip(taps.layers, records, strict=True)]
+    )
 
 
 def collect(
@@ -101,26 +104,28 @@ def collect(
     stats, last_frame = start, 0.0
     total = sum(len(batch.rows) for batch in batches)
     done = 0
-    with taps.recording():
-        for batch in batches:
-            try:
-                ctx.check()
-            except Cancelled:
-                return stats, True
-            stats = stats.plus(_run(model, taps, batch), len(batch.rows), int(batch.mask.sum()))
-            done += len(batch.rows)
-            if on_progress is not None:
-                on_progress(stats)
-            ctx.progress("calibrating", done, total, "samples")
-            if monotonic() - last_frame > 1 / FRAMES_PER_SECOND or done == total:
-                ctx.emit(frame(stats, job=0))
-                last_frame = monotonic()
+    for batch in batches:
+        try:
+            ctx.check()
+        except Cancelled:
+            return stats, True
+        stats = stats.plus(_run(model, taps, batch), len(batch.rows), int(batch.mask.sum()))
+        done += len(batch.rows)
+        if on_progress is not None:
+            on_progress(stats)
+        ctx.progress("calibrating", done, total, "samples")
+        if monotonic() - last_frame > 1 / FRAMES_PER_SECOND or done == total:
+            ctx.emit(frame(stats, job=0))
+            last_frame = monotonic()
     return stats, False
 
 
 def _run(model: Any, taps: Taps, batch: Batch) -> Array:
-    model(mx.array(batch.tokens))
-    sums = routing_sums(taps, taps.drain(), mx.array(batch.mask.reshape(-1).astype(np.float32)))
+    """Sums of one batch, [L, S, E]."""
+    mask = mx.array(batch.mask.reshape(-1).astype(np.float32))
+    with taps.reducing(lambda tap, record: layer_sums(tap.layer, [record], mask)) as reduction:
+        model(mx.array(batch.tokens))
+        sums = mx.stack(reduction.drain())
     mx.eval(sums)
     return np.array(sums)
 

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlxfun import __version__
-from mlxfun.text import readable_bytes
+from mlxfun.text import installed_version, readable_bytes
 
 BASE_CARD = "README.base.md"
 _LICENCE_KEYS = ("license", "license_name", "license_link", "language")
@@ -49,7 +48,7 @@ class Card:
         if "/" in self.model_id:
             # Only a Hub id means something to the Hub's model tree.
             lines.append(f"base_model: {json.dumps(self.model_id)}")
-        lines += ["tags:", "- mlx", "- mixture-of-experts"]
+        lines += ["tags:", "- mlx", *(["- mixture-of-experts"] if self.experts else [])]
         return "---\n" + "\n".join(lines) + "\n---"
 
     def _inherited(self) -> list[str]:
@@ -63,10 +62,11 @@ class Card:
 
     def _origin(self) -> str:
         quantised = f", {self.quantization}" if self.quantization else ""
+        experts = f"{self.experts} experts a layer" if self.experts else "no experts"
         base = f" Its card is kept as [{BASE_CARD}]({BASE_CARD})." if self.base_card else ""
         return (
-            f"Made with mlxfun {__version__} from `{self.model_id}` (checkpoint "
-            f"`{self.checkpoint_id}`): {self.experts} experts a layer{quantised}, "
+            f"Made with mlxfun {installed_version('mlxfun')} from `{self.model_id}` (checkpoint "
+            f"`{self.checkpoint_id}`): {experts}{quantised}, "
             f"{readable_bytes(self.total_bytes)}. The base model's licence applies.{base}"
         )
 

@@ -87,9 +87,11 @@ def load(source: str | Path, revision: str | None = None, ctx: Context = SILENT)
     notes = [*found.notes, *_stale_shards(found.path)]
     notes += dropped_notes(headers, sizes, _decoder_layers(sizes))
     if cast and any(dtype in HALF for dtype in stored.values()):
+        why = "the only type that MLX's CPU backend routes through experts"
+        if not any(isinstance(m, SwitchLinear) for _, m in model.named_modules()):
+            why = "in which MLX's CPU backend computes fastest"
         notes.append(
-            "16-bit weights are held as float32, the only type that MLX's CPU backend routes "
-            "through experts; saving restores each one's own type"
+            f"16-bit weights are held as float32, {why}; saving restores each one's own type"
         )
     return Loaded(
         model=model,

@@ -23,9 +23,9 @@ from mlxfun.checkpoint.gate import LogitsFn, Weights, check, forward
 from mlxfun.checkpoint.headers import INDEX, weight_files
 from mlxfun.checkpoint.load import short
 from mlxfun.checkpoint.options import SaveOptions
+from mlxfun.checkpoint.reports import SaveReport
 from mlxfun.checkpoint.requantize import Requantised, describe_quantization
 from mlxfun.context import SILENT, Context
-from mlxfun.editing.reports import SaveReport
 from mlxfun.errors import BudgetError, SaveError, UsageError
 from mlxfun.text import readable_bytes
 

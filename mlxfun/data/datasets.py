@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -29,11 +29,19 @@ Message = dict[str, Any]
 
 
 class Tokenizer(Protocol):
-    """What this module needs of mlx-lm's TokenizerWrapper."""
+    """What the engine needs of mlx-lm's TokenizerWrapper."""
 
     has_chat_template: bool
 
-    def encode(self, text: str) -> list[int]: ...
+    @property
+    def eos_token_ids(self) -> Collection[int]: ...
+
+    @property
+    def detokenizer(self) -> Any: ...
+
+    def encode(self, text: str, **options: Any) -> list[int]: ...
+
+    def decode(self, tokens: Sequence[int], **options: Any) -> str: ...
 
     def apply_chat_template(self, messages: list[Message], **options: Any) -> Any: ...
 

@@ -15,7 +15,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,7 +23,6 @@ from mlxfun.arrays import Mask
 from mlxfun.data.options import ExpertSets
 from mlxfun.errors import PlanError, UsageError
 from mlxfun.files import Kind, json_with, write_text
-from mlxfun.techniques.prune.options import PruneOptions
 
 VERSION = "1.0"
 MODES = ("protect", "target")
@@ -39,6 +38,31 @@ def _is_list(path: Path) -> bool:
 
 
 LIST = Kind("expert list", _is_list)
+
+
+class MapOptions(Protocol):
+    """Options that name reports of scans, and how each is used: "protect" or "target"."""
+
+    @property
+    def safety_map(self) -> Path | None: ...
+    @property
+    def safety_mode(self) -> str: ...
+    @property
+    def domain_map(self) -> Path | None: ...
+    @property
+    def domain_mode(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class MapFiles:
+    """A safety map alone, of a technique that reads no other files."""
+
+    safety_map: Path | None
+    allow_stale: bool = False
+    safety_mode: str = "protect"
+    domain_map: Path | None = None
+    domain_mode: str = "protect"
+    expert_list: Path | None = None
 
 
 # --- command lines ---------------------------------------------------------------------------
@@ -73,6 +97,24 @@ def parse_expert_pairs(text: str) -> ExpertSets:
             raise UsageError(f"{piece.strip()!r} in {text!r} is not LAYER:EXPERT, such as 3:7")
         found.setdefault(int(layer), set()).update(_range(experts, text))
     return {layer: tuple(sorted(found[layer])) for layer in sorted(found)}
+
+
+def spell(sets: Mapping[int, Sequence[int]]) -> str:
+    """Experts as commands write them, runs shortened.
+
+    >>> spell({3: (7,), 5: (0, 1, 2, 6)})
+    '3:7,5:0..2,5:6'
+    """
+    out = []
+    for layer, experts in sets.items():
+        start = 0
+        for i in range(1, len(experts) + 1):
+            if i < len(experts) and experts[i] == experts[i - 1] + 1:
+                continue
+            first, last = experts[start], experts[i - 1]
+            out.append(f"{layer}:{first}" + (f"..{last}" if last > first else ""))
+            start = i
+    return ",".join(out)
 
 
 def _range(piece: str, text: str) -> range:
@@ -277,7 +319,7 @@ class Masks:
     warnings: tuple[str, ...] = ()
 
 
-def read_maps(options: PruneOptions, layers: Sequence[int], experts: int) -> Masks:
+def read_maps(options: MapOptions, layers: Sequence[int], experts: int) -> Masks:
     """The union of --safety-map and --domain-map, each in its mode.
 
     Raises PlanError for a map that is unreadable, malformed or of another model: a map is used

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -18,7 +18,6 @@ from mlxfun.arrays import Mask
 from mlxfun.data.expert_lists import read_document, read_table
 from mlxfun.errors import PlanError, StateError
 from mlxfun.files import Kind, json_with, write_json
-from mlxfun.scans.contrast import Contrast
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
@@ -56,10 +55,33 @@ class Found:
     domain_name: str = ""
 
 
+class ScanTables(Protocol):
+    """What a scan found, all [L, E]; see mlxfun.scans.contrast.Contrast."""
+
+    @property
+    def composite(self) -> Array: ...
+    @property
+    def differential_freq(self) -> Array: ...
+    @property
+    def differential_activation(self) -> Array: ...
+    @property
+    def more(self) -> Mask: ...
+    @property
+    def less(self) -> Mask: ...
+    @property
+    def risk_difference(self) -> Array | None: ...
+    @property
+    def p(self) -> Array: ...
+    @property
+    def q(self) -> Array: ...
+    @property
+    def stability(self) -> Array: ...
+
+
 def write_report(
     path: Path,
     kind: str,
-    found: Contrast,
+    found: ScanTables,
     layers: Sequence[int],
     about: dict[str, Any],
 ) -> None:

@@ -1,14 +1,16 @@
 """The editable model: committed state, at most one staged candidate, and the history.
 
-Every change goes through `Resident.swap`. While a plan is staged the candidate is live by default;
-`flip` chooses the side, `live` borrows a side for a measurement and always gives it back.
+A state is weights and interventions (steering). Every change of weights goes through
+`Resident.swap`. While a plan is staged the candidate is live by default; `flip` chooses the side.
+`live` and `unsteered` borrow another state for a while and always give it back, as `Resident.trial`
+does; `key()` names what is live at any moment, also while something is borrowed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -16,15 +18,14 @@ import mlx.core as mx
 
 from mlxfun.context import SILENT, Context
 from mlxfun.editing.history import History, Node
-from mlxfun.editing.plans import Plan
+from mlxfun.editing.plans import Plan, Provenance, Side, Subject
 from mlxfun.editing.reports import PlanReport, StepReport
 from mlxfun.errors import StateError
-from mlxfun.evaluation.options import EvaluateOptions
-from mlxfun.evaluation.reports import EvaluateReport
 from mlxfun.events import Notice
-from mlxfun.model.compact import compact_delta
+from mlxfun.hooks.routing import Taps
 from mlxfun.model.delta import Delta, Resident
 from mlxfun.model.identity import state_id
+from mlxfun.model.slicing import compact_delta
 from mlxfun.steering import rules as steer
 from mlxfun.steering.rules import Steering
 
@@ -37,48 +38,47 @@ Live = tuple[tuple[int, ...], ...]
 
 @dataclass(slots=True)
 class Staged:
-    """A candidate. edge: the delta to the side that is not live now. base: experts before it.
+    """A candidate. edge: the delta to the side that is not live now. base: live experts before it.
 
-    evidence: the commands that made what it was decided on; made_on: the state that they looked
-    at, "" for the one it is staged on. protected: bool [L, E], whom it was told to spare, None for
-    a plan that cannot be told. scores: what was measured while it was planned. preview: the newest
-    measurement, by the options in asked. steering: what the plan makes permanent, in force on the
-    base's side only.
+    live: whether the candidate is the side that is live. report: complete when it is staged.
     """
 
     plan: Plan
-    command: str
+    provenance: Provenance
     edge: Delta
     state: str
     base: Live
     report: PlanReport
     live: bool = True
-    evidence: tuple[str, ...] = ()
-    made_on: str = ""
-    protected: Array | None = None
-    preview: EvaluateReport | None = None
-    asked: EvaluateOptions | None = None
-    scores: dict[str, float] = field(default_factory=dict)
-    steering: Steering | None = None
+
+    @property
+    def command(self) -> str:
+        """The line that staged it."""
+        return self.provenance.command
+
+    @property
+    def steering(self) -> Steering | None:
+        """What the plan makes permanent, None for nothing."""
+        return self.provenance.steering
 
 
 class Editor:
     """Stage, flip, apply, undo: where the model stands and how it gets elsewhere."""
 
     def __init__(
-        self, resident: Resident, checkpoint_id: str, command: str, budget: int | None
+        self, resident: Resident, taps: Taps, checkpoint_id: str, command: str, budget: int | None
     ) -> None:
         self.resident = resident
+        self._taps = taps
         self.steering = Steering()
         self.staged: Staged | None = None
         self.checkpoint_id = checkpoint_id
         self.model_name = ""
-        self.history = History(self._live_state(), command, budget)
+        self.steering_in_history = True
+        self._identity = (-1, "")  # (version of the resident weights, their state)
+        self.history = History(self.live_state, command, budget)
 
     # -- where the model stands ---------------------------------------------------------------
-
-    def _live_state(self) -> str:
-        return state_id(self.checkpoint_id, self.resident.ledger)
 
     @property
     def state(self) -> str:
@@ -87,13 +87,20 @@ class Editor:
 
     @property
     def live_state(self) -> str:
-        """The state of the side that would run now."""
-        staged = self.staged
-        return staged.state if staged is not None and staged.live else self.state
+        """The state of the weights that would run now, also while another side is borrowed."""
+        if self._identity[0] != self.resident.version:
+            state = state_id(self.checkpoint_id, self.resident.ledger)
+            self._identity = (self.resident.version, state)
+        return self._identity[1]
 
     @property
-    def side(self) -> str:
-        """ "candidate" or "base"."""
+    def root_state(self) -> str:
+        """The checkpoint's own state."""
+        return self.history.root.state
+
+    @property
+    def side(self) -> Side:
+        """Which side is live while a plan is staged; "base" without one."""
         return "candidate" if self.staged is not None and self.staged.live else "base"
 
     @property
@@ -101,29 +108,29 @@ class Editor:
         """The live experts of the committed state."""
         if self.staged is not None and self.staged.live:
             return self.staged.base
-        return tuple(tap.live for tap in self.resident.taps.layers)
+        return tuple(moe.live for moe in self.resident.layers)
 
     @property
     def protected(self) -> Array | None:
-        """Whom the newest plan that could be told was told to spare, bool [L, E], None without one.
+        """The experts that the newest plan which takes such a list was told to spare, bool [L, E].
 
-        That is the staged plan, or one that was applied on the way to where the model stands. What
-        was discarded or undone protects nobody any more.
+        That is the staged plan, or one that was applied on the way to where the model stands; None
+        without one. What was discarded or undone protects no expert any more.
         """
-        if self.staged is not None and self.staged.protected is not None:
-            return self.staged.protected
+        if self.staged is not None and self.staged.provenance.protected is not None:
+            return self.staged.provenance.protected
         return self.history.protected
 
-    def steering_of(self, side: str) -> Steering:
-        """What steers a side of `live` while it runs. A plan that makes steering permanent has it
-        in force on the committed side only, also while the candidate is live.
+    def steering_of(self, subject: Subject) -> Steering:
+        """What steers a subject of `live` while it runs. A plan that makes steering permanent has
+        it in force on the base's side only, also while the candidate is live.
         """
-        if side == "checkpoint":
+        if subject == "checkpoint":
             return Steering()
         staged = self.staged
         if staged is None or staged.steering is None:
             return self.steering
-        return Steering() if side == "staged" else staged.steering
+        return Steering() if subject == "candidate" else staged.steering
 
     def key(self) -> tuple[str, str]:
         """What a KV cache is valid for: weights and steering in force."""
@@ -134,13 +141,13 @@ class Editor:
     def swap(self, delta: Delta, ctx: Context = SILENT) -> Delta:
         """Swap and put the steering in force on what is live then."""
         inverse = self.resident.swap(delta, ctx)
-        steer.install(self.steering, self.resident)
+        steer.install(self.steering, self.resident, self._taps)
         return inverse
 
     def set_steering(self, steering: Steering) -> None:
         """Replace the steering; the next forward follows it."""
         self.steering = steering
-        steer.install(steering, self.resident)
+        steer.install(steering, self.resident, self._taps)
 
     def require_staged(self, action: str) -> Staged:
         """The staged plan. Raises StateError without one."""
@@ -155,20 +162,28 @@ class Editor:
                 f"a plan is staged ({self.staged.command}); apply or discard it before {action}"
             )
 
-    def stage(self, plan: Plan, delta: Delta, command: str, report: PlanReport) -> Staged:
-        """Swap a candidate in. The committed side must be live and nothing staged."""
+    def stage(
+        self,
+        plan: Plan,
+        delta: Delta,
+        provenance: Provenance,
+        report: Callable[[str], PlanReport],
+    ) -> Staged:
+        """Swap a candidate in. The base must be live and nothing staged.
+
+        report: (state) -> the finished report, called while the candidate is live. A failure in it
+        leaves the model as it was.
+        """
         base = self.committed
         edge = self.swap(delta)
-        state = self._live_state()
-        report = replace(report, state_after=state, peak_bytes=int(mx.get_peak_memory()))
-        self.staged = Staged(plan, command, edge, state, base, report)
+        try:
+            made = report(self.live_state)
+        except BaseException:
+            self.swap(edge)
+            raise
+        self.staged = Staged(plan, provenance, edge, self.live_state, base, made)
+        self._steer_side(self.staged)
         return self.staged
-
-    def replace_steering(self, steering: Steering) -> None:
-        """The staged plan does what `steering` did: off on its side, in force on the base's."""
-        staged = self.require_staged("replace the steering of")
-        staged.steering = steering
-        self._steer_side(staged)
 
     def require_steerable(self) -> None:
         """Raise StateError while a plan that replaces the steering is staged."""
@@ -181,7 +196,7 @@ class Editor:
         if staged.steering is not None:
             self.set_steering(Steering() if staged.live else staged.steering)
 
-    def flip(self, side: str | None = None) -> StepReport:
+    def flip(self, side: Side | None = None) -> StepReport:
         """Make the other side (or the named one) live: references are swapped, nothing copied."""
         staged = self.require_staged("flip")
         began = perf_counter()
@@ -202,7 +217,7 @@ class Editor:
         self.staged = None
         return self._step("discard", staged.command, self.state, began)
 
-    def apply(self, scores: dict[str, float], ctx: Context = SILENT) -> StepReport:
+    def apply(self, scores: Mapping[str, float], ctx: Context = SILENT) -> StepReport:
         """Commit the staged plan as a history node. Raises BudgetError, and changes nothing."""
         staged = self.require_staged("apply")
         before, began = self.state, perf_counter()
@@ -217,24 +232,43 @@ class Editor:
             staged.command,
             staged.state,
             staged.edge,
-            evidence=staged.evidence,
+            provenance=staged.provenance,
             plan=staged.plan,
+            steering=self.steering,
         )
-        node.made_on, node.protected = staged.made_on, staged.protected
-        node.scores.update({**staged.scores, **scores})
+        node.scores.update({**staged.provenance.scores, **scores})
         self.staged = None
         self._drop(going, ctx)
         return self._step("apply", node.command, before, began)
+
+    def steer(self, steering: Steering, command: str) -> None:
+        """Replace the steering as a step of the history, which undo takes back.
+
+        Steering that changes nothing is no step. Recordings made before steering was part of the
+        history turn that off with `steering_in_history`.
+        """
+        changed = steering.key != self.history.current.steering.key
+        self.set_steering(steering)
+        if changed and self.steering_in_history:
+            self.history.add(command, self.state, None, steering=steering)
+        else:
+            self.history.current.steering = steering
 
     def _drop(self, nodes: list[Node], ctx: Context) -> None:
         for sentence in self.history.drop(nodes):
             ctx.emit(Notice("warning", sentence))
 
     def undo(self) -> StepReport:
-        """Back to the parent state, bit for bit."""
-        self.require_unstaged("undo")
+        """Back to the parent state, weights bit for bit and steering as it was.
+
+        While a plan is staged only a step that changed nothing but the steering can be undone.
+        """
+        if not (self.history.current.steers_only and self.steering_in_history):
+            self.require_unstaged("undo")
+        self.require_steerable()
         undone, before, began = self.history.current.command, self.state, perf_counter()
         self.history.undo(self.swap)
+        self._arrived()
         return self._step("undo", undone, before, began)
 
     def redo(self) -> StepReport:
@@ -242,6 +276,7 @@ class Editor:
         self.require_unstaged("redo")
         before, began = self.state, perf_counter()
         node = self.history.redo(self.swap)
+        self._arrived()
         return self._step("redo", node.command, before, began)
 
     def goto(self, node: int, ctx: Context = SILENT) -> StepReport:
@@ -249,7 +284,15 @@ class Editor:
         self.require_unstaged("goto")
         before, began = self.state, perf_counter()
         arrived = self.history.goto(node, lambda delta: self.swap(delta, ctx), self.swap)
+        self._arrived()
         return self._step("goto", arrived.command, before, began)
+
+    def _arrived(self) -> None:
+        """Put the steering of the state that was gone to in force."""
+        if self.steering_in_history:
+            self.set_steering(self.history.current.steering)
+        else:
+            self.history.current.steering = self.steering
 
     def compact(self, command: str, ctx: Context = SILENT) -> StepReport:
         """Slice the expert stacks to what is live; undo reads the rest back from the checkpoint."""
@@ -261,11 +304,11 @@ class Editor:
                 "nothing to compact: no pruned experts are held in memory; apply a prune first"
             )
         self.resident.require_checkpoint()
-        state = self._live_state()  # of the live experts, so slicing the rest away keeps it
+        state = self.live_state  # of the live experts, so slicing the rest away keeps it
         going = self.history.room_for(command, state, self.resident.made_bytes(delta))
         held = _bytes(self.resident)
         inverse = self.swap(delta, ctx)
-        self.history.add(command, state, inverse)
+        self.history.add(command, state, inverse, steering=self.steering)
         self._drop(going, ctx)
         mx.clear_cache()
         step = self._step("compact", command, before, began)
@@ -286,20 +329,21 @@ class Editor:
     # -- borrowing a side ---------------------------------------------------------------------
 
     @contextmanager
-    def live(self, side: str) -> Iterator[None]:
-        """Make "checkpoint", "current" or "staged" live inside the block.
+    def live(self, subject: Subject) -> Iterator[None]:
+        """Make "checkpoint", "base" or "candidate" live inside the block.
 
-        The checkpoint is run without steering: it is what the others are compared with.
+        The checkpoint is run without steering: it is what the others are compared with. Raises
+        StateError for a candidate that is not staged.
         """
         staged = self.staged
-        want = side == "staged"
+        want = subject == "candidate"
         if want and staged is None:
             raise StateError("nothing is staged")
         flipped = staged is not None and staged.live != want
         if flipped:
             self.flip()
         try:
-            if side == "checkpoint":
+            if subject == "checkpoint":
                 with self._at_root():
                     yield
             else:
@@ -325,8 +369,9 @@ class Editor:
 
     def _edges_to_root(self) -> Iterator[Delta]:
         node: Node | None = self.history.current
-        while node is not None and node.edge is not None and node.parent is not None:
-            yield node.edge
+        while node is not None:
+            if node.edge is not None:
+                yield node.edge
             node = node.parent
 
     @contextmanager
@@ -346,6 +391,6 @@ def _bytes(resident: Resident) -> int:
     """Bytes of the expert stacks in memory."""
     return sum(
         resident.tree.get(p.path).nbytes
-        for tap in resident.taps.layers
-        for p in tap.layer.expert_parameters()
+        for moe in resident.layers
+        for p in moe.layer.expert_parameters()
     )

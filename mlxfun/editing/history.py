@@ -15,10 +15,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mlxfun.editing.plans import Plan
+from mlxfun.editing.plans import Plan, Provenance
 from mlxfun.editing.reports import HistoryNode, HistoryReport
 from mlxfun.errors import BudgetError, StateError
 from mlxfun.model.delta import Delta
+from mlxfun.steering.rules import Steering
 from mlxfun.text import readable_bytes
 
 if TYPE_CHECKING:
@@ -29,10 +30,12 @@ Swap = Callable[[Delta], Delta]
 
 @dataclass(slots=True)
 class Node:
-    """One state. edge: the delta between this node and its parent, see the module's text.
+    """One state: weights (`state`) and the steering in force.
 
-    recipe: the commands that lead here from the parent, the last one made the edit; plan: what they
-    decided, if it was a plan. made_on, protected: as in `Staged`. label: what a person calls it.
+    edge: the delta of weights between this node and its parent, see the module's text; None where
+    only the steering differs. recipe: the commands that make the weights from the parent's, the
+    last one made the edit; empty without an edge. plan: what they decided, if it was a plan.
+    made_on, protected: as in Provenance. label: what a person calls it.
     """
 
     id: int
@@ -44,9 +47,20 @@ class Node:
     plan: Plan | None = None
     made_on: str = ""
     protected: Array | None = None
+    steering: Steering = field(default_factory=Steering)
     scores: dict[str, float] = field(default_factory=dict)
     children: list[Node] = field(default_factory=list)
     label: str = ""
+
+    @property
+    def changes_weights(self) -> bool:
+        """Whether its weights are not its parent's."""
+        return self.edge is not None
+
+    @property
+    def steers_only(self) -> bool:
+        """Whether it differs from its parent in the steering alone."""
+        return self.parent is not None and self.edge is None
 
 
 class History:
@@ -118,36 +132,41 @@ class History:
     def _there(self) -> list[Node]:
         return [node for node in self._nodes if node.id not in self._dropped]
 
-    def _child(self, command: str, state: str) -> Node | None:
+    def _child(self, command: str, state: str, weights: bool = True) -> Node | None:
         """The child of the current node that `command` made before, with the same result."""
-        same = (c for c in self.current.children if (c.command, c.state) == (command, state))
+        wanted = (command, state, weights)
+        same = (
+            c for c in self.current.children if (c.command, c.state, c.changes_weights) == wanted
+        )
         return next(same, None)
 
     def add(
         self,
         command: str,
         state: str,
-        inverse: Delta,
+        inverse: Delta | None,
         *,
-        evidence: tuple[str, ...] = (),
+        provenance: Provenance | None = None,
         plan: Plan | None = None,
+        steering: Steering | None = None,
     ) -> Node:
-        """A child of the current node, which becomes current. `inverse` leads back.
+        """A child of the current node, which becomes current. `inverse` leads back, None where the
+        weights are the same.
 
         Doing the same again from the same node finds the node that is already there, so that
-        repeating apply and undo does not grow the tree. evidence: the commands that made the
-        statistics it was decided on. Ask `room_for` before the model is changed: this never
-        refuses, as a step that is taken has to be on record.
+        repeating apply and undo does not grow the tree. Ask `room_for` before the model is
+        changed: this never refuses, as a step that is taken has to be on record.
         """
-        recipe = (*evidence, command)
-        again = self._child(command, state)
-        if again is not None:
-            again.edge, again.recipe = inverse, recipe
-            self._arrive(again)
-            return again
-        node = Node(len(self._nodes), self.current, command, state, recipe, inverse, plan)
-        self.current.children.append(node)
-        self._nodes.append(node)
+        source = provenance or Provenance(command)
+        recipe = () if inverse is None else (*source.source_commands, command)
+        node = self._child(command, state, inverse is not None)
+        if node is None:
+            node = Node(len(self._nodes), self.current, command, state, recipe, inverse, plan)
+            self.current.children.append(node)
+            self._nodes.append(node)
+        node.edge, node.recipe = inverse, recipe
+        node.made_on, node.protected = source.made_on, source.protected
+        node.steering = steering or Steering()
         self._arrive(node)
         return node
 
@@ -159,9 +178,10 @@ class History:
     def undo(self, swap: Swap) -> Node:
         """Go to the parent. Raises StateError at the root."""
         node = self.current
-        if node.parent is None or node.edge is None:
+        if node.parent is None:
             raise StateError("nothing to undo: the model is as it was loaded")
-        node.edge = swap(node.edge)
+        if node.edge is not None:
+            node.edge = swap(node.edge)
         self.current = node.parent
         return self.current
 
@@ -172,9 +192,8 @@ class History:
         return self._down(self._last_child.get(self.current.id, self.current.children[-1]), swap)
 
     def _down(self, child: Node, swap: Swap) -> Node:
-        if child.edge is None:
-            raise RuntimeError(f"history node {child.id} has no edge")
-        child.edge = swap(child.edge)
+        if child.edge is not None:
+            child.edge = swap(child.edge)
         self._arrive(child)
         return child
 
@@ -242,7 +261,7 @@ class History:
 
     @property
     def protected(self) -> Array | None:
-        """Whom the newest plan on the way here that could be told was told to spare."""
+        """The experts that the newest plan on the way here which takes a list was told to spare."""
         masks = (node.protected for node in reversed(self.ancestors()))
         return next((mask for mask in masks if mask is not None), None)
 
@@ -256,16 +275,18 @@ class History:
         collected: list[list[str]] = [[] for _ in path]
         edits: list[list[str]] = [[] for _ in path]
         for place, node in enumerate(path[1:]):
-            *evidence, command = node.recipe
+            if not node.recipe:
+                continue
+            *sources, command = node.recipe
             states = [before.state for before in path[: place + 1]]
             if node.made_on:
                 at = states.index(node.made_on) if node.made_on in states else place
                 there = collected[at]
-                known = there[: len(evidence)] == evidence
-                more = evidence[: len(there)] == there
-                there += [] if known else evidence[len(there) :] if more else evidence
-                evidence = []
-            edits[place] = [*evidence, command]
+                known = there[: len(sources)] == sources
+                more = sources[: len(there)] == there
+                there += [] if known else sources[len(there) :] if more else sources
+                sources = []
+            edits[place] = [*sources, command]
         pairs = zip(collected, edits, strict=True)
         return [line for ahead, edit in pairs for line in (*ahead, *edit)]
 
@@ -280,6 +301,7 @@ class History:
                 _held(node),
                 dict(node.scores),
                 node.label,
+                node.steering.brief,
             )
             for node in self._there()
         )

@@ -1,137 +1,98 @@
-"""Plans: what a technique decided, as plain data that can be shown, saved as JSON and replayed."""
+"""Plans as plain data: what a technique decided, and what the decision is based on.
+
+Each technique has its own plan class in its folder; what editing needs of one is said here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from mlxfun.errors import PlanError
-from mlxfun.techniques.ablate.plan import AblationPlan
+from mlxfun.steering.rules import Steering
 
-VERSION = "1.0"
+if TYPE_CHECKING:
+    from mlxfun.arrays import Array
+
+Side = Literal["base", "candidate"]
+"""The two sides while a plan is staged: the committed weights, and those with the plan."""
+
+Subject = Literal["base", "candidate", "checkpoint"]
+"""What can be made live for a measurement; the checkpoint is run without steering."""
+
+SHOWN: dict[Subject, str] = {
+    "base": "current",
+    "candidate": "candidate",
+    "checkpoint": "checkpoint",
+}
+"""What a subject is called in reports."""
+
+PLAN_VERSION = "1.0"
+"""Version of the JSON form of plans."""
 
 
 @dataclass(frozen=True, slots=True)
-class PrunePlan:
-    """Experts to keep. keep: {decoder layer: experts, ascending, checkpoint numbers}.
+class SavedExperts:
+    """Which experts a saved model holds. original: E of the checkpoint; live: {decoder layer:
+    checkpoint numbers}."""
 
-    Every layer keeps the same number: stock loading holds one expert count for all layers. dead:
-    those kept for that reason alone, which are never chosen.
+    original: int
+    live: Mapping[int, tuple[int, ...]]
+
+    @property
+    def kept(self) -> int:
+        """Experts per layer in the saved model."""
+        return len(next(iter(self.live.values()), ()))
+
+    @property
+    def keep_map(self) -> dict[str, list[int]]:
+        """`live` as it stands in metadata files, keyed by decoder layer."""
+        return {str(layer): list(experts) for layer, experts in self.live.items()}
+
+
+class Plan(Protocol):
+    """A technique's decision.
+
+    keep: {decoder layer: experts that stay, ascending, checkpoint numbers}. working: those of them
+    that the router can choose. metric: the ranking it was made by, None for none; strategy: how.
     """
 
-    technique: ClassVar[str] = "prune"
-    keep: dict[int, tuple[int, ...]]
-    metric: str | None = None
-    strategy: str = "list"
-    warnings: tuple[str, ...] = ()
-    dead: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    @property
+    def technique(self) -> str: ...
+    @property
+    def keep(self) -> dict[int, tuple[int, ...]]: ...
+    @property
+    def working(self) -> dict[int, tuple[int, ...]]: ...
+    @property
+    def metric(self) -> str | None: ...
+    @property
+    def strategy(self) -> str: ...
+    @property
+    def warnings(self) -> tuple[str, ...]: ...
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-able form; `from_json` reads it back."""
-        return {
-            "version": VERSION,
-            "technique": self.technique,
-            "metric": self.metric,
-            "strategy": self.strategy,
-            "keep": {str(layer): list(experts) for layer, experts in self.keep.items()},
-            "dead": {str(layer): list(experts) for layer, experts in self.dead.items()},
-        }
+        """A JSON-able form."""
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> PrunePlan:
-        """Read a plan. Raises PlanError when it is not one."""
-        if data.get("technique") != cls.technique or not isinstance(data.get("keep"), dict):
-            raise PlanError(
-                f"not a prune plan: technique is {data.get('technique')!r}; "
-                "give a file written by the shell"
-            )
-        keep, dead = (
-            {int(k): tuple(int(e) for e in v) for k, v in sets.items()}
-            for sets in (data["keep"], data.get("dead", {}))
-        )
-        return cls(keep, data.get("metric"), data.get("strategy", "list"), dead=dead)
+    def metadata(cls, plans: Sequence[Any], saved: SavedExperts) -> dict[str, Any]:
+        """{file name: document} to write beside a saved model, of all plans of this class that led
+        to it, oldest first. Keys of their maps are decoder layers."""
 
 
 @dataclass(frozen=True, slots=True)
-class MergePlan:
-    """Experts merged into centroids.
+class Provenance:
+    """Where a plan comes from.
 
-    groups: {decoder layer: {centroid: members, itself first}}, centroids ascending, the same
-    number in every layer. weights: {decoder layer: {expert: share of its group}}.
+    command: the line that stages it again. source_commands: those that made what it was decided on;
+    made_on: the state that they looked at, "" for the one it is staged on. protected: bool [L, E],
+    experts it was told to spare, None for a technique that takes no such list. scores: what was
+    measured while it was planned. steering: what the plan makes permanent (bake), in force on the
+    base's side only.
     """
 
-    technique: ClassVar[str] = "merge"
-    groups: dict[int, dict[int, tuple[int, ...]]]
-    weights: dict[int, dict[int, float]]
-    metric: str | None = None
-    strategy: str = ""
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def keep(self) -> dict[int, tuple[int, ...]]:
-        """{decoder layer: centroids}."""
-        return {layer: tuple(groups) for layer, groups in self.groups.items()}
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON-able form."""
-        return {
-            "version": VERSION,
-            "technique": self.technique,
-            "metric": self.metric,
-            "strategy": self.strategy,
-            "groups": {
-                str(layer): {str(centroid): list(members) for centroid, members in groups.items()}
-                for layer, groups in self.groups.items()
-            },
-            "weights": {
-                str(layer): {str(expert): share for expert, share in shares.items()}
-                for layer, shares in self.weights.items()
-            },
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class BoostPlan:
-    """Experts raised or lowered in their routers.
-
-    technique: "amplify" or "bake". keep: {decoder layer: live experts}, all of which stay. boosts:
-    {decoder layer: {expert: addend}}; ways: {decoder layer: where it is held}. about: what the
-    metadata says beside them.
-    """
-
-    technique: str
-    keep: dict[int, tuple[int, ...]]
-    boosts: dict[int, dict[int, float]]
-    ways: dict[int, str]
-    about: dict[str, Any]
-    warnings: tuple[str, ...] = ()
-    metric: ClassVar[None] = None
-
-    @property
-    def strategy(self) -> str:
-        """Where the addends are held."""
-        return " and ".join(sorted(set(self.ways.values())))
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON-able form."""
-        return {"version": VERSION, "technique": self.technique, **self.about, **self._layers()}
-
-    def metadata(self) -> dict[str, Any]:
-        """What is written beside a saved model; keys are decoder layers."""
-        found = {"method": self.technique, **self.about, **self._layers()}
-        if self.technique == "amplify":
-            found["amplified_layers"] = sorted(self.boosts)
-        return found
-
-    def _layers(self) -> dict[str, Any]:
-        return {
-            "held_in": {str(layer): way for layer, way in self.ways.items()},
-            "per_layer_bias": {
-                str(layer): {str(expert): value for expert, value in boosts.items()}
-                for layer, boosts in self.boosts.items()
-            },
-        }
-
-
-Plan = PrunePlan | MergePlan | AblationPlan | BoostPlan
+    command: str
+    source_commands: tuple[str, ...] = ()
+    made_on: str = ""
+    protected: Array | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
+    steering: Steering | None = None

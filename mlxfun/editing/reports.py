@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, TypeVar
 
 from mlxfun.report import Report
 from mlxfun.text import counted, readable_bytes
@@ -49,6 +49,15 @@ class PlanReport(Report):
         return f"staged {self.technique}: {gone} ({each}), {size}"
 
 
+Extended = TypeVar("Extended", bound=PlanReport)
+
+
+def extended(kind: type[Extended], report: PlanReport, **details: Any) -> Extended:
+    """A technique's own report: the common figures of `report` and the details of its kind."""
+    common = {f.name: getattr(report, f.name) for f in fields(PlanReport)}
+    return kind(**(common | details))
+
+
 @dataclass(frozen=True, slots=True)
 class StepReport(Report):
     """apply, discard, flip, compact, undo, redo, goto: where the model stands now."""
@@ -73,7 +82,8 @@ class StepReport(Report):
 
 @dataclass(frozen=True, slots=True)
 class HistoryNode:
-    """One state of the model. bytes: tensors its edit made and holds; label: its given name."""
+    """One state of the model. bytes: tensors its edit made and holds; label: its given name;
+    steering: what steers it, in a few words, "" for nothing."""
 
     id: int
     parent: int | None
@@ -82,6 +92,7 @@ class HistoryNode:
     bytes: int
     scores: dict[str, float] = field(default_factory=dict)
     label: str = ""
+    steering: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,20 +111,3 @@ class HistoryReport(Report):
             f"{counted(len(self.nodes), 'node', 'nodes')}, at node {self.current}, "
             f"{readable_bytes(self.bytes_held)}{limit} held"
         )
-
-
-@dataclass(frozen=True, slots=True)
-class SaveReport(Report):
-    """A saved model. gate: {check: outcome}, each outcome a word or a sentence."""
-
-    kind: ClassVar[str] = "save"
-    path: str
-    bytes: int
-    files: tuple[str, ...]
-    experts: int
-    quantization: str | None
-    gate: dict[str, str]
-
-    def summary(self) -> str:
-        checks = ", ".join(f"{k} {v}" for k, v in self.gate.items())
-        return f"saved {self.path} ({readable_bytes(self.bytes)}); {checks}"

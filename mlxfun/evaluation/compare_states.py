@@ -12,7 +12,7 @@ from mlxfun.model.anatomy.masks import mask_of
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
     from mlxfun.calibration.routing_stats import RoutingStats
-    from mlxfun.model.anatomy import Anatomy
+    from mlxfun.model.anatomy import MoEMap
 
 Measure = Callable[[], EvaluateReport]
 Bytes = Callable[[], int]
@@ -23,7 +23,7 @@ class NodeComparer:
     leads to and the steering, whatever happens."""
 
     def __init__(
-        self, anatomy: Anatomy, editor: Editor, stats: RoutingStats | None, measure: Measure,
+        self, anatomy: MoEMap, editor: Editor, stats: RoutingStats | None, measure: Measure,
         saved: Bytes,
     ) -> None:  # fmt: skip
         self._anatomy, self._editor, self._stats = anatomy, editor, stats

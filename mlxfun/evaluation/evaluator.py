@@ -39,8 +39,8 @@ HALF_LIMIT = 6.0e4
 
 CACHED_STATES = 6
 
-Side = Callable[[str], AbstractContextManager[None]]
-"""Makes the weights of "checkpoint", "current" or "staged" live for a while."""
+StateKey = tuple[str, str]
+"""(state of the weights, steering in force), as `Editor.key` names what is live."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class Evaluator:
         self._model: Any = model
         self._head = head
         self._vocabulary = vocabulary or 1 << 15
-        self._references: dict[tuple[str, str], Reference] = {}
+        self._references: dict[tuple[StateKey, str], Reference] = {}
         self._plain_head: bool | None = None if head is not None else False
         self._model_dtype = mx.float32
 
@@ -100,7 +100,7 @@ class Evaluator:
         tokens = max(64, LOGITS_BYTES // (4 * self._vocabulary))
         return batches(list(data.sequences), batch_tokens=tokens, max_batch=8)
 
-    def reference(self, key: str, data: EvalSet, ctx: Context = SILENT) -> Reference:
+    def reference(self, key: StateKey, data: EvalSet, ctx: Context = SILENT) -> Reference:
         """The live weights as a reference named `key`, from the cache if they were seen before."""
         cached = self._references.get((key, data.digest))
         if cached is not None:
@@ -111,7 +111,7 @@ class Evaluator:
         self._references[key, data.digest] = made
         return made
 
-    def has_reference(self, key: str, data: EvalSet) -> bool:
+    def has_reference(self, key: StateKey, data: EvalSet) -> bool:
         """Whether `reference` would come from the cache."""
         return (key, data.digest) in self._references
 

@@ -1,4 +1,4 @@
-"""Evaluation reports: the current and the staged state against the checkpoint and each other."""
+"""Evaluation reports: current model and candidate, against the checkpoint and each other."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from mlxfun.context import SILENT, Context
-from mlxfun.data.datasets import read_lines, tokenize
+from mlxfun.data.datasets import Tokenizer, read_lines, tokenize
 from mlxfun.data.options import DatasetOptions
 from mlxfun.editing.editor import Editor
 from mlxfun.editing.options import ApplyOptions
+from mlxfun.editing.plans import SHOWN, Side, Subject
 from mlxfun.errors import StateError, UsageError
 from mlxfun.evaluation.evaluator import (
     Comparison,
@@ -33,12 +34,12 @@ Sampler = Callable[[], tuple[Sample, ...]]
 def measure(
     editor: Editor,
     evaluator: Evaluator,
-    subject: str,
+    subject: Side,
     sets: Sequence[EvalSet],
     sampler: Sampler,
     ctx: Context = SILENT,
 ) -> EvaluateReport:
-    """Measure `subject` ("current" or "staged") on `sets`.
+    """Measure `subject` on `sets`.
 
     Reference passes come first, from the cache where possible; then one pass of the subject.
     """
@@ -48,10 +49,10 @@ def measure(
         side: [_reference(editor, evaluator, side, data, ctx) for data in sets] for side in sides
     }
     subject_losses: list[Likelihood] = []
-    compared: dict[str, list[Comparison]] = {side: [] for side in sides}
+    compared: dict[Subject, list[Comparison]] = {side: [] for side in sides}
     with editor.live(subject):
         for number, data in enumerate(sets):
-            if editor.key() == (editor.history.root.state, ""):
+            if editor.key() == (editor.root_state, ""):
                 # The subject is the checkpoint: its reference pass has measured it already.
                 same = references["checkpoint"][number].likelihood
                 subject_losses.append(same)
@@ -68,30 +69,31 @@ def measure(
             for side, comparison in zip(sides, comparisons, strict=True):
                 compared[side].append(comparison)
         samples = sampler()
+        state = editor.live_state
     against = kl_figures(compared["checkpoint"])
     return EvaluateReport(
-        subject=subject,
-        measured_state=_state(editor, subject),
+        subject=SHOWN[subject],
+        measured_state=state,
         datasets=tuple(data.name for data in sets),
         **_perplexities(sets, subject_losses, [r.likelihood for r in references["checkpoint"]]),
         kl_mean=against["kl_mean"],
         kl_p99=against["kl_p99"],
         top1_agreement=against["top1_agreement"],
-        vs_current=kl_figures(compared["current"]) if "current" in compared else None,
+        vs_current=kl_figures(compared["base"]) if "base" in compared else None,
         samples=samples,
         steered=not editor.steering_of(subject).empty,
         notes=(),
     )
 
 
-def read_set(data: DatasetOptions, tokenizer: Any, vocabulary: int | None) -> EvalSet:
+def read_set(data: DatasetOptions, tokenizer: Tokenizer, vocabulary: int | None) -> EvalSet:
     """One set, as tokens. Raises DatasetError."""
     lines = read_lines(data)
     return EvalSet(data.source, tuple(tokenize(lines, tokenizer, data.max_tokens, vocabulary)))
 
 
 def eval_sets(
-    options: EvaluateOptions, tokenizer: Any, vocabulary: int | None, held_out: EvalSet | None
+    options: EvaluateOptions, tokenizer: Tokenizer, vocabulary: int | None, held_out: EvalSet | None
 ) -> list[EvalSet]:
     """The sets that the options name, or what calibration held out. Raises UsageError, DatasetError."""
     sets = [read_set(data, tokenizer, vocabulary) for data in options.datasets]
@@ -116,30 +118,24 @@ def scores(report: EvaluateReport) -> dict[str, float]:
     return found
 
 
-def _references(editor: Editor, subject: str) -> tuple[str, ...]:
-    """What the subject is compared with: the checkpoint always, the current state if it differs."""
-    changed = len(editor.history.ancestors()) > 1 or not editor.steering_of("current").empty
-    return ("checkpoint", "current") if subject == "staged" and changed else ("checkpoint",)
-
-
-def _state(editor: Editor, subject: str) -> str:
-    if subject == "staged" and editor.staged is not None:
-        return editor.staged.state
-    return editor.state
+def _references(editor: Editor, subject: Side) -> tuple[Subject, ...]:
+    """What the subject is compared with: the checkpoint always, the base if it differs."""
+    changed = (editor.state, editor.steering_of("base").key) != (editor.root_state, "")
+    return ("checkpoint", "base") if subject == "candidate" and changed else ("checkpoint",)
 
 
 def _reference(
-    editor: Editor, evaluator: Evaluator, side: str, data: EvalSet, ctx: Context
+    editor: Editor, evaluator: Evaluator, side: Subject, data: EvalSet, ctx: Context
 ) -> Reference:
-    state = editor.history.root.state if side == "checkpoint" else editor.state
-    key = f"{state}|{editor.steering_of(side).key}"
+    state = editor.root_state if side == "checkpoint" else editor.state
+    key = state, editor.steering_of(side).key
     if evaluator.has_reference(key, data):
         return evaluator.reference(key, data)
     with editor.live(side):
-        return evaluator.reference(key, data, ctx)
+        return evaluator.reference(editor.key(), data, ctx)
 
 
-def _again(editor: Editor, side: str) -> Callable[[], AbstractContextManager[None]]:
+def _again(editor: Editor, side: Subject) -> Callable[[], AbstractContextManager[None]]:
     return lambda: editor.live(side)
 
 

@@ -23,11 +23,12 @@ import numpy as np
 
 from mlxfun.calibration.collect import batch_shape
 from mlxfun.context import SILENT, Context
-from mlxfun.data.datasets import batches
-from mlxfun.evaluation.evaluator import EvalSet, Evaluator
+from mlxfun.data.datasets import Tokenizer, batches
+from mlxfun.evaluation.evaluator import EvalSet, Evaluator, StateKey
 from mlxfun.evaluation.refusal_rule import is_refusal
 from mlxfun.evaluation.reports import RefusalCount
-from mlxfun.generation.answers import Answer, greedy, thinking_tags
+from mlxfun.generation.answers import Answer, greedy
+from mlxfun.generation.thinking import thinking_tags
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
@@ -65,7 +66,7 @@ class Panel:
 
 def ask_all(
     model: Any,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     prompts: Prompts,
     max_tokens: int,
     ctx: Context = SILENT,
@@ -144,7 +145,7 @@ def answer_kl(
     evaluator: Evaluator,
     panel: Panel,
     before: Callable[[], AbstractContextManager[None]],
-    key: str,
+    key: StateKey,
     ctx: Context = SILENT,
 ) -> tuple[float, float]:
     """(KL at the first token, mean over the tokens of the panel's answers) on harmless prompts.

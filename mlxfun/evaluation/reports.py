@@ -27,7 +27,7 @@ class RefusalCount:
 
 @dataclass(frozen=True, slots=True)
 class RefusalReport(Report):
-    """Refusals of `subject` ("current" or "staged") beside what it is compared with.
+    """Refusals of `subject` ("current" or "candidate") beside what it is compared with.
 
     before: of the reference (the checkpoint, or for a staged plan the current weights).
     first_token_kl, answer_kl: KL(reference || subject) in nats on the harmless prompts, where the
@@ -138,7 +138,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class EvaluateReport(Report):
-    """Measurements of `subject` ("current" or "staged").
+    """Measurements of `subject` ("current" or "candidate").
 
     perplexity: per data set and "all"; interval: 95 % confidence interval of each. kl_* and
     top1_agreement compare token distributions with the checkpoint (mean over tokens of

@@ -52,20 +52,18 @@ def sides_of(editor: Editor) -> tuple[Side, Side]:
     """The two sides there are. Raises StateError when both would be the same."""
     if editor.staged is not None:
         return (
-            Side("base", "committed model", lambda: editor.live("current"), editor.key),
-            Side("candidate", "staged plan", lambda: editor.live("staged"), editor.key),
+            Side("base", "committed model", lambda: editor.live("base"), editor.key),
+            Side("candidate", "staged plan", lambda: editor.live("candidate"), editor.key),
         )
-    root = editor.history.root.state
-    if editor.key() == (root, ""):
+    if editor.key() == (editor.root_state, ""):
         raise StateError(
             "there is nothing to compare: the model is as it was loaded; stage a plan, apply an "
             "edit or steer first"
         )
     turn = _turn(editor)
-    # While the checkpoint is borrowed the editor still names the current state.
     return (
-        Side("base", "checkpoint", lambda: editor.live("checkpoint"), lambda: (root, ""), turn),
-        Side("candidate", "current state", lambda: editor.live("current"), editor.key, turn or 1),
+        Side("base", "checkpoint", lambda: editor.live("checkpoint"), editor.key, turn),
+        Side("candidate", "current state", lambda: editor.live("base"), editor.key, turn or 1),
     )
 
 

@@ -15,10 +15,17 @@ import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlxfun.context import SILENT, Context
-from mlxfun.data.datasets import Line, Message, Tokens, prompt_tokens, read_lines, require_known
+from mlxfun.data.datasets import (
+    Line,
+    Message,
+    Tokenizer,
+    Tokens,
+    prompt_tokens,
+    read_lines,
+    require_known,
+)
 from mlxfun.data.options import DatasetOptions
 from mlxfun.errors import DatasetError
-from mlxfun.evaluation.refusal_rule import THINKING
 
 TAIL = 12
 """Tokens of a generation prompt among which an opened thinking block is looked for."""
@@ -37,7 +44,7 @@ class Answer:
 
 
 def read_prompts(
-    options: DatasetOptions, tokenizer: Any, vocabulary: int | None
+    options: DatasetOptions, tokenizer: Tokenizer, vocabulary: int | None
 ) -> tuple[list[Tokens], int]:
     """(prompts int32 [T] each, number left out because longer than `max_tokens`).
 
@@ -60,7 +67,7 @@ def read_prompts(
     return found, skipped
 
 
-def ask(line: Line, tokenizer: Any) -> Tokens:
+def ask(line: Line, tokenizer: Tokenizer) -> Tokens:
     """The tokens that ask for an answer: it begins right behind the last one.
 
     Reasoning is switched off where the template knows how. A thinking block that the generation
@@ -85,16 +92,9 @@ def _question(line: Line) -> list[Message]:
     return messages[: first + 1]
 
 
-def thinking_tags(tokenizer: Any) -> tuple[tuple[str, str], ...]:
-    """The thinking blocks to look for in this tokenizer's answers."""
-    start, end = (getattr(tokenizer, name, None) for name in ("think_start", "think_end"))
-    own = ((start, end),) if start is not None and end is not None else ()
-    return tuple(dict.fromkeys((*own, *THINKING)))
-
-
 def greedy(
     model: Any,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     prompts: Sequence[Tokens],
     max_tokens: int,
     ctx: Context = SILENT,

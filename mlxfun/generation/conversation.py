@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mlxfun.context import SILENT, Context
-from mlxfun.data.datasets import Line, Message, prompt_tokens, read_lines
+from mlxfun.data.datasets import Message, Tokenizer, prompt_tokens
 from mlxfun.editing.editor import Editor
+from mlxfun.editing.plans import Side
 from mlxfun.errors import StateError, UsageError
-from mlxfun.evaluation.evaluator import EvalSet
-from mlxfun.evaluation.options import EvaluateOptions
-from mlxfun.evaluation.reports import Sample
 from mlxfun.events import Token
-from mlxfun.generation.decoder import Decoded, Decoder, advance
+from mlxfun.generation.decoder import Decoded, Decoder
 from mlxfun.generation.options import GenerateOptions
 from mlxfun.generation.reports import ChatReport
 
@@ -23,14 +21,11 @@ if TYPE_CHECKING:
 Counter = Callable[[Any, int, bool, Context], None]
 """(sums [L, S, E], tokens, whether the answer is over, context): counts chat traffic."""
 
-PROMPT_TOKENS = 32
-"""How much of a plain text a sample continues."""
-
 
 class Conversation:
     """Messages so far, and answers by whichever side is live (or is asked for)."""
 
-    def __init__(self, tokenizer: Any, decoder: Decoder, editor: Editor) -> None:
+    def __init__(self, tokenizer: Tokenizer, decoder: Decoder, editor: Editor) -> None:
         self._tokenizer = tokenizer
         self._decoder = decoder
         self._editor = editor
@@ -115,54 +110,8 @@ class Conversation:
             count(None, 0, True, ctx)
         return decoded
 
-    def samples(
-        self, options: EvaluateOptions, sets: Sequence[EvalSet], ctx: Context = SILENT
-    ) -> tuple[Sample, ...]:
-        """Greedy answers of the live side to the first prompts of the data sets.
 
-        Nobody takes a turn between their tokens: what steers now must not meet a borrowed side, nor
-        change a measurement half-way.
-        """
-        out: list[Sample] = []
-        asked = self._prompts(options, sets)[: options.samples] if options.samples > 0 else []
-        for prompt, text in asked:
-            ctx.check()
-            ctx.progress("answering samples", len(out), len(asked), "samples")
-            steps = self._decoder.steps(
-                prompt,
-                GenerateOptions(max_tokens=options.sample_tokens),
-                self._editor.key,
-                lambda *_: None,
-                ctx=ctx,
-            )
-            while (decoded := advance(steps)) is None:
-                pass
-            out.append(Sample(text, decoded.text))
-        if asked:
-            ctx.progress("answering samples", len(out), len(asked), "samples")
-        return tuple(out)
-
-    def _prompts(
-        self, options: EvaluateOptions, sets: Sequence[EvalSet]
-    ) -> list[tuple[list[int], str]]:
-        if options.datasets:
-            lines = [line for data in options.datasets for line in read_lines(data)]
-            return [self._prompt(line) for line in lines[: options.samples]]
-        heads = [s[:PROMPT_TOKENS].tolist() for data in sets for s in data.sequences]
-        return [(head, self._tokenizer.decode(head)) for head in heads]
-
-    def _prompt(self, line: Line) -> tuple[list[int], str]:
-        """A chat line up to its first user turn, or the beginning of a text."""
-        messages = line.messages
-        if messages is None:
-            head = self._tokenizer.encode(str(line.payload))[:PROMPT_TOKENS]
-            return list(head), self._tokenizer.decode(head)
-        first = next((i for i, m in enumerate(messages) if m["role"] == "user"), 0)
-        asked = messages[: first + 1]
-        return prompt_tokens(asked, self._tokenizer).tolist(), str(asked[-1]["content"])
-
-
-def _side(wish: str, editor: Editor) -> str:
+def _side(wish: str, editor: Editor) -> Side:
     """The editor's name for "live", "base" or "candidate"."""
     if wish not in ("live", "base", "candidate"):
         raise UsageError(f"no side {wish!r}; choose live, base or candidate")
@@ -170,5 +119,5 @@ def _side(wish: str, editor: Editor) -> str:
         wish = editor.side
     if wish == "candidate":
         editor.require_staged("chat with")
-        return "staged"
-    return "current"
+        return "candidate"
+    return "base"

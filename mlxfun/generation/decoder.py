@@ -19,7 +19,7 @@ from mlx_lm.sample_utils import make_sampler
 
 from mlxfun.calibration.collect import routing_sums
 from mlxfun.context import SILENT, Context
-from mlxfun.data.datasets import require_known
+from mlxfun.data.datasets import Tokenizer, require_known
 from mlxfun.errors import Cancelled
 from mlxfun.generation.options import GenerateOptions
 from mlxfun.hooks.routing import Record, Taps, stacked_routing
@@ -72,7 +72,7 @@ def advance(steps: Steps) -> Decoded | None:
 class Decoder:
     """Generates with one tapped model; keeps KV caches by (state, steering)."""
 
-    def __init__(self, model: nn.Module, tokenizer: Any, taps: Taps, keep: int = 2) -> None:
+    def __init__(self, model: nn.Module, tokenizer: Tokenizer, taps: Taps, keep: int = 2) -> None:
         self._model: Any = model
         self._tokenizer = tokenizer
         self._taps = taps
@@ -148,8 +148,9 @@ class Decoder:
                 routing: tuple[Array | None, Array | None] = (None, None)
                 if index + 1 < options.max_tokens:
                     logits, records = self._forward([token], cache, on_routing)
-                    experts, weights = stacked_routing(records, self._taps.anatomy.top_k)
-                    routing = experts[:, 0], weights[:, 0]
+                    if records:  # none of a dense model
+                        experts, weights = stacked_routing(records, self._taps.anatomy.top_k)
+                        routing = experts[:, 0], weights[:, 0]
                 on_token(index, token, detokenizer.last_segment, *routing)
         except Cancelled:
             reason = "cancelled"
@@ -203,9 +204,9 @@ class Decoder:
     ) -> tuple[mx.array, list[list[Record]]]:
         """Run `tokens` through the model: logits [1, V] of the last one, what was recorded."""
         # The taps are shared: outside of its own forwards an answer must not be recording.
-        with self._taps.recording(norms=on_routing is not None):
+        with self._taps.recording(norms=on_routing is not None) as recording:
             logits: mx.array = self._model(mx.array([tokens]), cache=cache.layers)[:, -1]
-            records = self._taps.drain()
+            records = recording.drain()
         cache.tokens.extend(tokens)
         lazy = [a for layer in records for record in layer for a in record.arrays()]
         if on_routing is None:

@@ -19,15 +19,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from mlxfun.context import SILENT, Context
+from mlxfun.hooks.intercept import Hooks
 from mlxfun.hooks.routing import LayerTap, Record, Taps
-from mlxfun.model.anatomy.outputs import list_of
+from mlxfun.model.anatomy.layers import decoder_layers, in_order
 
 if TYPE_CHECKING:
     from mlxfun.data.datasets import Batch
@@ -131,7 +131,10 @@ class Carrier:
         calls = self._record(tokens)
         hidden: Any = calls[0].hidden
         for layer, call in zip(self._layers, calls, strict=True):
-            hidden = layer(hidden, *call.args, **call.kwargs)
+            try:
+                hidden = layer(hidden, *call.args, **call.kwargs)
+            except _STUB_ERRORS as error:
+                raise _NotReplayable(f"a layer needs what another one left ({error})") from error
             if not isinstance(hidden, mx.array):
                 raise _NotReplayable("its layers return more than hidden states")
         with intercepting(self._layers[-1:], watch):
@@ -182,12 +185,12 @@ class Carrier:
         self.arrive(tap.layer.index, ctx)
         for number, batch in enumerate(self._batches):
             ctx.check()
-            with _recording(tap):
+            with self._taps.recording(logits=True, inputs=True, positions=[position]) as recording:
                 if self.obstacle is not None:
                     self._model(mx.array(batch.tokens))
                 else:
                     self._remember(self._travels[number], tap)
-                records = tap.records or []
+                (records,) = recording.drain()
             yield batch, records
 
     def _remember(self, travel: _Travel, tap: LayerTap) -> None:
@@ -213,24 +216,16 @@ class Carrier:
 
 
 def _decoder_layers(model: nn.Module, taps: Taps) -> list[nn.Module]:
-    """All decoder layers, in order. Raises _NotReplayable if the MoE layers are in several lists."""
-    modules = dict(model.named_modules())
-    parents = {list_of(tap.layer.block) for tap in taps.layers}
-    if len(parents) != 1:
-        raise _NotReplayable("its MoE layers are in several lists of layers")
-    parent = parents.pop()
-    numbers = sorted(
-        int(path[len(parent) + 1 :])
-        for path in modules
-        if path.startswith(f"{parent}.") and path[len(parent) + 1 :].isdigit()
-    )
-    return [modules[f"{parent}.{number}"] for number in numbers]
+    """All decoder layers, MoE or not, in order."""
+    modules = in_order(model)
+    return [modules[layer.path] for layer in decoder_layers(modules, taps.anatomy)]
 
 
 def _block_child(layer: nn.Module, tap: LayerTap) -> nn.Module | None:
     """The direct child of `layer` that is or holds the MoE block, None if the layer itself is."""
-    inside = tap.layer.block[len(list_of(tap.layer.block)) + 1 :].split(".")[1:]
-    child = layer.get(inside[0]) if inside else None
+    parts = tap.layer.block.split(".")
+    number = next(i for i, part in enumerate(parts) if part.isdigit())
+    child = layer.get(parts[number + 1]) if parts[number + 1 :] else None
     return child if isinstance(child, nn.Module) else None
 
 
@@ -248,32 +243,16 @@ def _is_module(value: Any) -> bool:
 
 @contextmanager
 def intercepting(modules: Sequence[nn.Module], handler: Handler) -> Iterator[None]:
-    """Let `handler` answer the calls of `modules` inside the block (by class, see mlxfun.hooks.routing)."""
-    originals = [type(module) for module in modules]
-    for number, (module, original) in enumerate(zip(modules, originals, strict=True)):
-        module.__class__ = _intercepted(original, number, handler)
-    try:
+    """Let `handler` answer the calls of `modules` inside the block."""
+    hooks = Hooks({str(number): module for number, module in enumerate(modules)})
+    for number in range(len(modules)):
+        hooks.on_call(str(number), _numbered(number, handler), required=False)
+    with hooks:
         yield
-    finally:
-        for module, original in zip(modules, originals, strict=True):
-            module.__class__ = original
 
 
-def _intercepted(original: type[nn.Module], number: int, handler: Handler) -> Any:
-    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        own: Any = original.__call__
-        return handler(number, partial(own, module), args, kwargs)
+def _numbered(number: int, handler: Handler) -> Callable[..., Any]:
+    def call(own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return handler(number, own, args, kwargs)
 
-    return type(
-        original.__name__, (original,), {"__call__": call, "__module__": original.__module__}
-    )
-
-
-@contextmanager
-def _recording(tap: LayerTap) -> Iterator[None]:
-    """Record everything about one layer: inputs, norms, logits and weights."""
-    tap.records, tap.want_norms, tap.want_logits, tap.want_inputs = [], True, True, True
-    try:
-        yield
-    finally:
-        tap.records, tap.want_logits, tap.want_inputs = None, False, False
+    return call

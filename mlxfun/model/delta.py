@@ -10,15 +10,17 @@ Arrays that can be made again are not held: `FromCheckpoint` reads rows back fro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from mlxfun.context import SILENT, Context
-from mlxfun.hooks.routing import Taps
+from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.identity import Ledger, Rows
+from mlxfun.model.live_experts import LiveExperts
 from mlxfun.model.parameters import ParameterTree, take_rows
 
 
@@ -85,14 +87,41 @@ class Delta:
         return sum(layer.bytes for layer in self.layers)
 
 
-class Resident:
-    """A tapped model with the ledger of its rows: what deltas are swapped into."""
+class Trial:
+    """A delta that is being tried, see Resident.trial."""
 
-    def __init__(self, model: nn.Module, taps: Taps, checkpoint: OpenCheckpoint) -> None:
+    def __init__(self, resident: Resident, delta: Delta) -> None:
+        self._resident, self._delta, self._live = resident, delta, False
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """The model without the delta inside the block."""
+        self.go(False)
+        try:
+            yield
+        finally:
+            self.go(True)
+
+    def go(self, live: bool) -> None:
+        """Swap the delta in or out."""
+        if live != self._live:
+            self._delta = self._resident.swap(self._delta)
+            self._live = live
+
+
+class Resident:
+    """A resident model with the ledger of its rows: what deltas are swapped into.
+
+    layers: the live experts of each MoE layer, [L].
+    """
+
+    def __init__(self, model: nn.Module, anatomy: MoEMap, checkpoint: OpenCheckpoint) -> None:
         self.tree = ParameterTree(model)
-        self.taps = taps
+        self.anatomy = anatomy
+        self.layers = tuple(LiveExperts(layer) for layer in anatomy.layers)
         self.ledger: Ledger = {}
-        self.stack: list[tuple[int, ...]] = [tap.live for tap in taps.layers]
+        self.stack: list[tuple[int, ...]] = [experts.live for experts in self.layers]
+        self.version = 0  # counts swaps, so that what was derived from the weights can be kept
         self.made: set[str] = set()  # paths whose array an edit made: it exists nowhere else
         self._checkpoint = checkpoint
         self._reader: Reader | None = None
@@ -128,6 +157,19 @@ class Resident:
             self._reader = None
         return Delta(tuple(done), delta.release)
 
+    @contextmanager
+    def trial(self, delta: Delta) -> Iterator[Trial]:
+        """The model with `delta` inside the block, and as before after it, whatever happens.
+
+        Steering is not put in force anew: try deltas without steering.
+        """
+        trial = Trial(self, delta)
+        trial.go(True)
+        try:
+            yield trial
+        finally:
+            trial.go(False)
+
     def _swap_layer(self, delta: LayerDelta, release: bool) -> LayerDelta:
         old_arrays = {path: self.tree.get(path) for path in delta.arrays}
         old_rows = {path: self.ledger.get(path) for path in delta.rows}
@@ -139,7 +181,7 @@ class Resident:
         mx.eval(list(new.values()))
         inverse = LayerDelta(
             position=delta.position,
-            live=() if delta.position is None else self.taps.layers[delta.position].live,
+            live=() if delta.position is None else self.layers[delta.position].live,
             resident=() if delta.position is None else self.stack[delta.position],
             arrays={
                 path: self._inverse_source(path, source, old_arrays[path], delta, release)
@@ -175,7 +217,7 @@ class Resident:
         """Parameters of one role in an MoE layer; none elsewhere."""
         if position is None:
             return set()
-        parameters = self.taps.layers[position].layer.parameters
+        parameters = self.layers[position].layer.parameters
         return {p.path for p in parameters if p.role == role}
 
     def _checkpoint_rows(
@@ -184,10 +226,11 @@ class Resident:
         """The checkpoint's rows of `path` while its layer holds `stack`, None for all."""
         if position is None or path not in self._paths(position, "expert"):
             return None
-        whole = stack == tuple(range(self.taps.layers[position].layer.num_experts))
+        whole = stack == tuple(range(self.layers[position].layer.num_experts))
         return None if whole else stack
 
     def _write(self, delta: LayerDelta, new: dict[str, mx.array]) -> None:
+        self.version += 1
         for path, array in new.items():
             # Rows of what an edit made are made as well.
             if path in delta.made:
@@ -206,7 +249,7 @@ class Resident:
                 self.ledger[path] = rows
         if delta.position is not None:
             self.stack[delta.position] = delta.resident
-            self.taps.layers[delta.position].set_experts(delta.live, delta.resident)
+            self.layers[delta.position].set(delta.live, delta.resident)
 
     def _resolve(self, path: str, source: Source, old: mx.array) -> mx.array:
         if isinstance(source, FromResident):

@@ -15,8 +15,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxfun.errors import PlanError
-from mlxfun.hooks.routing import LayerTap
 from mlxfun.model.anatomy import MoELayer
+from mlxfun.model.live_experts import LiveExperts
 from mlxfun.model.parameters import dequantised, take_rows
 
 PROJECTIONS = ((("gate_proj", "up_proj"), "down_proj"), (("fc1",), "fc2"))
@@ -37,9 +37,9 @@ class Bank:
     outward: str
 
     @classmethod
-    def of(cls, tap: LayerTap, modules: dict[str, nn.Module]) -> Bank:
+    def of(cls, moe: LiveExperts, modules: dict[str, nn.Module]) -> Bank:
         """The bank of a layer. Raises PlanError where its experts are made in another way."""
-        layer = tap.layer
+        layer = moe.layer
         if layer.experts_list:
             raise PlanError(
                 f"layer {layer.index} keeps its experts as separate modules ({layer.family}), which "
@@ -48,7 +48,7 @@ class Bank:
         experts = modules[layer.experts]
         for inward, outward in PROJECTIONS:
             if outward in experts:
-                bank = cls(experts, layer.experts, tap.rows, inward, outward)
+                bank = cls(experts, layer.experts, moe.rows, inward, outward)
                 bank._require_known(layer)
                 return bank
         raise PlanError(

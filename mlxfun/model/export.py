@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlxfun.model.anatomy import Anatomy, MoELayer
+from mlxfun.model.anatomy import MoELayer, MoEMap
 from mlxfun.model.delta import Resident
 from mlxfun.model.parameters import flatten, nbytes_as, take_rows
 
@@ -23,7 +23,7 @@ class ExportView:
     """
 
     def __init__(
-        self, model: nn.Module, resident: Resident, anatomy: Anatomy, stored: Mapping[str, mx.Dtype]
+        self, model: nn.Module, resident: Resident, anatomy: MoEMap, stored: Mapping[str, mx.Dtype]
     ) -> None:
         self.model = model
         self._resident = resident
@@ -53,7 +53,7 @@ class ExportView:
                 yield f"{owner}.{rows.index(int(row))}.{rest}", path
 
     def _rows(self, layer: MoELayer) -> tuple[int, ...]:
-        return self._resident.taps.layers[layer.position].rows
+        return self._resident.layers[layer.position].rows
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -111,8 +111,10 @@ class ExportView:
         return None if layer is None else (layer.position, len(self._rows(layer)))
 
     def config(self, config: dict[str, Any]) -> dict[str, Any]:
-        """`config` with the live expert count."""
-        live = len(self._resident.taps.layers[0].live)
+        """`config` with the live expert count, if there are experts."""
+        if not self._anatomy.layers:
+            return dict(config)
+        live = len(self._resident.layers[0].live)
         if live == self._anatomy.num_experts:
             return dict(config)
         return self._anatomy.with_count(config, live)

@@ -24,7 +24,7 @@ from mlxfun.model.delta import Resident
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
-    from mlxfun.hooks.routing import LayerTap
+    from mlxfun.model.live_experts import LiveExperts
 
 AGREE = 0.97
 """Share of the tokens whose chosen experts must be reproduced. In bfloat16 logits tie often, and
@@ -90,9 +90,9 @@ class Routing:
         return mx.where(mask[..., None], self.fill, grouped).reshape(rank.shape)
 
     @classmethod
-    def of(cls, tap: LayerTap, resident: Resident, seen: Seen) -> Routing:
+    def of(cls, moe: LiveExperts, resident: Resident, seen: Seen) -> Routing:
         """The formula that made what was seen. Raises PlanError where none of the variants did."""
-        layer = tap.layer
+        layer = moe.layer
         if layer.router_rows > layer.num_experts:
             raise PlanError(
                 f"layer {layer.index}: the router of {layer.family} also chooses among "

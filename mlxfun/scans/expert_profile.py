@@ -8,20 +8,22 @@ experts' mean outputs are, and the router's logits for them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
 
+from mlxfun.calibration.reports import WhyReport
 from mlxfun.context import Context
+from mlxfun.data.datasets import Tokenizer
 from mlxfun.errors import PlanError
-from mlxfun.hooks.routing import LayerTap, Record, Taps
+from mlxfun.hooks.routing import Record, Taps
 from mlxfun.model.expert_similarity import mean_outputs, similarity
 from mlxfun.model.experts import Bank
-from mlxfun.scans.reports import TopToken
+from mlxfun.model.live_experts import LiveExperts
+from mlxfun.scans.reports import DossierReport, TopToken
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
@@ -47,11 +49,11 @@ def watch(model: Any, taps: Taps, position: int, text: Sequence[Array], ctx: Con
     """Run `text`, token sequences, and keep what the layer at `position` did."""
     parts: list[Record] = []
     tap = taps.layers[position]
-    with taps.recording(norms=False, logits=True), _inputs_of(tap):
+    with taps.recording(norms=False, logits=True, inputs=True, positions=[position]) as recording:
         for number, sequence in enumerate(text):
             ctx.check()
             out = model(mx.array(sequence)[None])
-            record = taps.drain()[position][-1]
+            record = recording.drain()[0][-1]
             mx.eval(out, record.arrays())
             parts.append(record)
             ctx.progress("watching the expert", number + 1, len(text), "samples")
@@ -65,16 +67,6 @@ def watch(model: Any, taps: Taps, position: int, text: Sequence[Array], ctx: Con
         inputs=mx.concatenate([_flat(_shown(r.inputs)) for r in parts]),
         logits=mx.concatenate([_flat(_shown(r.logits)).astype(mx.float32) for r in parts]),
     )
-
-
-@contextmanager
-def _inputs_of(tap: LayerTap) -> Iterator[None]:
-    """Keep what the experts of one layer are given."""
-    tap.want_inputs = True
-    try:
-        yield
-    finally:
-        tap.want_inputs = False
 
 
 def _shown(array: mx.array | None) -> mx.array:
@@ -108,30 +100,54 @@ def top_tokens(tokens: Array, served: Array, shown: int = SHOWN) -> list[tuple[i
     return found[:shown]
 
 
-def named(rows: Sequence[tuple[int, int, int]], tokenizer: Any) -> tuple[TopToken, ...]:
+def named(rows: Sequence[tuple[int, int, int]], tokenizer: Tokenizer) -> tuple[TopToken, ...]:
     """With the text of each token."""
     return tuple(TopToken(tokenizer.decode([token]), hit, of) for token, hit, of in rows)
 
 
 def partner(
-    tap: LayerTap, modules: dict[str, Any], seen: Seen, expert: int
+    moe: LiveExperts, modules: dict[str, Any], seen: Seen, expert: int
 ) -> tuple[int | None, float, str]:
     """(the expert most like `expert`, how alike, "") or (None, 0.0, why there is none)."""
     try:
-        bank = Bank.of(tap, modules)
+        bank = Bank.of(moe, modules)
     except PlanError as problem:
         return None, 0.0, str(problem)
-    live = len(tap.live)
+    live = len(moe.live)
     if live < 2:
         return None, 0.0, "it is the only expert of its layer"
     z = seen.logits
-    sigmoid = tap.layer.facts.score == "sigmoid"
+    sigmoid = moe.layer.facts.score == "sigmoid"
     gates = (mx.sigmoid(z) if sigmoid else mx.softmax(z, axis=-1))[:, :live]
-    inside = tap.layer.facts.weights_inside
+    inside = moe.layer.facts.weights_inside
     outputs = mean_outputs(bank, bank.activations(seen.inputs[None]), None if inside else gates)
     mx.eval(outputs)
     alike = similarity(np.array(outputs), np.array(z[:, :live]))
-    row = np.array(alike[tap.live.index(expert)], dtype=np.float64)
-    row[tap.live.index(expert)] = -np.inf
+    row = np.array(alike[moe.live.index(expert)], dtype=np.float64)
+    row[moe.live.index(expert)] = -np.inf
     best = int(np.argmax(row))
-    return tap.live[best], float(row[best]), ""
+    return moe.live[best], float(row[best]), ""
+
+
+def report(
+    why: WhyReport,
+    dataset: str,
+    seen: Seen,
+    expert: int,
+    nearest: tuple[int | None, float, str],
+    tokenizer: Tokenizer,
+) -> DossierReport:
+    """What was seen of one expert. nearest: as `partner` gives it."""
+    here = seen.experts == expert
+    served = here.any(axis=1)
+    return DossierReport(
+        why=why,
+        dataset=dataset,
+        tokens=len(seen.tokens),
+        served=int(served.sum()),
+        mean_weight=float(seen.weights[here].mean()) if here.any() else 0.0,
+        top_tokens=named(top_tokens(seen.tokens, served), tokenizer),
+        partner=nearest[0],
+        alike=nearest[1],
+        note=nearest[2],
+    )

@@ -19,7 +19,8 @@ from mlxfun.calibration.routing_stats import require_finite
 from mlxfun.context import SILENT, Context
 from mlxfun.data.datasets import Batch, Line, Message, Tokenizer, batches, prompt_tokens, tokenize
 from mlxfun.errors import DatasetError
-from mlxfun.hooks.routing import LayerTap, Record, Taps
+from mlxfun.hooks.routing import Record, Recording, Taps
+from mlxfun.model.anatomy import MoELayer
 from mlxfun.scans.contrast import SampleRouting
 
 if TYPE_CHECKING:
@@ -86,11 +87,11 @@ def scan(
     selected, weight = np.zeros(shape), np.zeros(shape)
     answers = np.zeros(shape[1:])
     done = 0
-    with taps.recording(norms=False):
+    with taps.recording(norms=False) as recording:
         for batch in batches([sample.tokens for sample in found], *batch_shape(None, None)):
             ctx.check()
             in_answer = _answer_mask(batch, found)
-            sums = _run(model, taps, batch, in_answer).astype(np.float64)  # [L, B, 3, E]
+            sums = _run(model, taps, recording, batch, in_answer).astype(np.float64)  # [L, B, 3, E]
             require_finite(sums)
             rows = list(batch.rows)
             selected[rows] = sums[:, :, 0].swapaxes(0, 1)
@@ -113,22 +114,24 @@ def _answer_mask(batch: Batch, found: Sequence[Sample]) -> Array:
     return mask
 
 
-def _run(model: Any, taps: Taps, batch: Batch, in_answer: Array) -> Array:
+def _run(model: Any, taps: Taps, recording: Recording, batch: Batch, in_answer: Array) -> Array:
     model(mx.array(batch.tokens))
-    records = taps.drain()
+    records = recording.drain()
     masks = mx.array(np.stack([batch.mask, in_answer]).astype(np.float32))
-    sums = mx.stack([row_sums(tap, r, masks) for tap, r in zip(taps.layers, records, strict=True)])
+    sums = mx.stack(
+        [row_sums(tap.layer, r, masks) for tap, r in zip(taps.layers, records, strict=True)]
+    )
     mx.eval(sums)
     return np.array(sums)
 
 
-def row_sums(tap: LayerTap, records: Sequence[Record], masks: mx.array) -> mx.array:
+def row_sums(layer: MoELayer, records: Sequence[Record], masks: mx.array) -> mx.array:
     """Per row of the batch, float32 [B, 3, E], lazy: selections, weights, selections in answers.
 
     masks: [2, B, T], 1.0 on real tokens and on tokens of answers. As in calibrate.layer_sums, a
     product with a one-hot matrix adds in a fixed order; counts of one row are exact in float32.
     """
-    experts = tap.layer.num_experts
+    experts = layer.num_experts
     _, rows, width = masks.shape
     total = mx.zeros((rows, 3, experts))
     for record in records:
@@ -136,7 +139,7 @@ def row_sums(tap: LayerTap, records: Sequence[Record], masks: mx.array) -> mx.ar
         index = record.indices.reshape(rows, width * k)
         weights = applied_weights(record).reshape(rows, width * k).astype(mx.float32)
         masked = mx.repeat(masks, k, axis=-1)  # [2, B, T * K]
-        if tap.layer.router_rows > experts:
+        if layer.router_rows > experts:
             # longcat's zero experts appear as index 0 with weight 0: nothing was routed there.
             masked = masked * (weights != 0)
         # Selected by `where`: a pad's weight may be NaN, and 0 times NaN is NaN.

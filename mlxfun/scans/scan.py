@@ -16,7 +16,7 @@ from mlxfun.data.scan_reports import REPORT, write_report
 from mlxfun.editing.editor import Editor
 from mlxfun.files import require_writable
 from mlxfun.hooks.routing import Taps
-from mlxfun.model.anatomy import Anatomy
+from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.anatomy.masks import mask_of
 from mlxfun.scans import contrast, sample_routing
 from mlxfun.scans.contrast import Contrast, Rules, SampleRouting
@@ -32,7 +32,7 @@ class ScanRequest:
     """What is scanned: the committed weights of `editor`, without steering."""
 
     loaded: Loaded
-    anatomy: Anatomy
+    anatomy: MoEMap
     taps: Taps
     editor: Editor
     options: ScanOptions
@@ -51,7 +51,7 @@ def run(kind: str, request: ScanRequest, ctx: Context) -> ScanReport:
     found = [sample_routing.samples(read_lines(d), loaded.tokenizer, d.max_tokens) for d in sets]
     for data, samples in zip(sets, found, strict=True):
         contrast.require_samples(data.source, len(samples))
-    with request.editor.live("current"), request.editor.unsteered():
+    with request.editor.live("base"), request.editor.unsteered():
         first, second = (
             sample_routing.scan(loaded.model, request.taps, samples, ctx, f"scanning {_name(data)}")
             for data, samples in zip(sets, found, strict=True)
@@ -163,6 +163,6 @@ def _notices(
         notices.append(
             f"{few} samples in a set find only large differences; some dozens are better"
         )
-    if not request.editor.steering_of("current").empty:
+    if not request.editor.steering_of("base").empty:
         notices.append("the steering in force was left out of the scan")
     return tuple(notices)

@@ -7,50 +7,76 @@ comparison of two states, and the guardrails of apply.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from mlxfun.context import Context
+from mlxfun.context import SILENT, Context
 from mlxfun.editing.editor import Staged
 from mlxfun.editing.options import ApplyOptions
+from mlxfun.editing.plans import Side
+from mlxfun.errors import StateError, UsageError
 from mlxfun.evaluation import measure
 from mlxfun.evaluation.compare_states import NodeComparer
 from mlxfun.evaluation.evaluator import EvalSet
-from mlxfun.evaluation.options import EvaluateOptions
-from mlxfun.evaluation.reports import CompareReport, EvaluateReport
+from mlxfun.evaluation.options import EvaluateOptions, ProbeOptions
+from mlxfun.evaluation.reports import CompareReport, EvaluateReport, ProbeReport
+from mlxfun.evaluation.samples import answer_samples
 from mlxfun.events import Notice
-from mlxfun.generation.conversation import Conversation
-from mlxfun.session.workspace import Workshop
+from mlxfun.generation.decoder import Decoder
+from mlxfun.scans import expert_profile
+from mlxfun.scans.reports import DossierReport
+from mlxfun.session import views
+from mlxfun.session.workspace import SessionWorkspace
+
+
+@dataclass(frozen=True, slots=True)
+class _Preview:
+    """The newest measurement of a staged plan, and the options that asked for it."""
+
+    staged: Staged
+    report: EvaluateReport
+    options: EvaluateOptions
 
 
 class Measurements:
-    """A session makes one. conversation: answers sample prompts."""
+    """A session makes one. decoder: answers sample prompts."""
 
-    def __init__(self, shop: Workshop, conversation: Conversation) -> None:
-        self._shop, self._conversation = shop, conversation
-        self._editor = shop.editor
+    def __init__(self, workspace: SessionWorkspace, decoder: Decoder) -> None:
+        self._workspace, self._decoder = workspace, decoder
+        self._editor = workspace.editor
+        self._preview: _Preview | None = None
 
     def evaluate(self, options: EvaluateOptions, ctx: Context) -> EvaluateReport:
         """Measure the committed weights; the figures become the state's scores if nothing steers."""
-        report = self._measure("current", options, ctx)
+        report = self._measure("base", options, ctx)
         self._editor.history.current.scores.update(measure.scores(report))
         return report
 
     def preview(self, options: EvaluateOptions, ctx: Context) -> EvaluateReport:
-        """Measure the staged plan, and keep that with it."""
+        """Measure the staged plan, and keep that for as long as it is staged."""
         staged = self._editor.require_staged("preview")
-        staged.preview, staged.asked = self._measure("staged", options, ctx), options
-        return staged.preview
+        self._preview = _Preview(staged, self._measure("candidate", options, ctx), options)
+        return self._preview.report
+
+    @property
+    def previewed(self) -> EvaluateReport | None:
+        """The newest preview of the plan that is staged, None without one."""
+        known = self._known(self._editor.staged)
+        return known.report if known is not None else None
+
+    def _known(self, staged: Staged | None) -> _Preview | None:
+        found = self._preview
+        return found if found is not None and found.staged is staged else None
 
     def compare(
         self, first: int, second: int, options: EvaluateOptions, ctx: Context
     ) -> CompareReport:
         """Measure two states of the history without steering."""
         comparer = NodeComparer(
-            self._shop.anatomy,
+            self._workspace.anatomy,
             self._editor,
-            self._shop.observations.stats,
-            lambda: self._measure("current", options, ctx),
-            lambda: self._shop.export().total_bytes(),
+            self._workspace.stats,
+            lambda: self._measure("base", options, ctx),
+            lambda: self._workspace.export().total_bytes(),
         )
         return comparer.compare(first, second)
 
@@ -61,26 +87,95 @@ class Measurements:
         """
         if (options.max_kl, options.max_perplexity_ratio) == (None, None):
             return
-        if not self._editor.steering_of("staged").empty:
+        if not self._editor.steering_of("candidate").empty:
             text = "the guardrails measure without steering, which is no part of what is applied"
             ctx.emit(Notice("info", text))
-        if staged.preview is None or staged.preview.steered:
+        known = self._known(staged)
+        if known is None or known.report.steered:
+            asked = known.options if known is not None else EvaluateOptions()
             with self._editor.unsteered():
-                self.preview(replace(staged.asked or EvaluateOptions(), samples=0), ctx)
-        assert staged.preview is not None
-        measure.require_within(staged.preview, options)
+                report = self.preview(replace(asked, samples=0), ctx)
+        else:
+            report = known.report
+        measure.require_within(report, options)
 
-    def _measure(self, subject: str, options: EvaluateOptions, ctx: Context) -> EvaluateReport:
+    def probe(self, options: ProbeOptions, ctx: Context = SILENT) -> ProbeReport:
+        """A quick measurement of the staged plan on few tokens. Changes nothing, not the preview."""
+        staged = self._editor.require_staged("probe")
+        data = _first(self._probe_set(options), options.tokens)
+        found = measure.measure(
+            self._editor, self._workspace.evaluator, "candidate", [data], tuple, ctx
+        )
+        if found.kl_mean is None or found.top1_agreement is None:
+            raise RuntimeError("a probe measures KL")
+        return ProbeReport(
+            measured_state=staged.state,
+            dataset=data.name,
+            tokens=found.tokens,
+            perplexity=found.perplexity["all"],
+            baseline=found.baseline["all"],
+            kl_mean=found.kl_mean,
+            top1_agreement=found.top1_agreement,
+            steered=found.steered,
+        )
+
+    def profile(
+        self, layer: int, expert: int, options: ProbeOptions, ctx: Context = SILENT
+    ) -> DossierReport:
+        """The top tokens and the nearest neighbour of one expert, on the committed weights without
+        steering. Raises UsageError for an expert that does not exist, StateError for a pruned one.
+        """
+        workspace, editor = self._workspace, self._editor
+        with editor.live("base"), editor.unsteered():
+            why = views.why(workspace.anatomy, editor, workspace.stats, layer, expert)
+            position = workspace.anatomy.position_of(layer)
+            assert position is not None
+            moe = workspace.resident.layers[position]
+            if expert not in moe.live:
+                raise StateError(f"L{layer}:E{expert} is pruned: undo brings it back")
+            data = _first(self._probe_set(options), options.tokens)
+            seen = expert_profile.watch(
+                workspace.model, workspace.taps, position, data.sequences, ctx
+            )
+            modules = workspace.resident.tree.modules
+            partner = expert_profile.partner(moe, modules, seen, expert)
+        return expert_profile.report(why, data.name, seen, expert, partner, workspace.tokenizer)
+
+    def _measure(self, subject: Side, options: EvaluateOptions, ctx: Context) -> EvaluateReport:
         sets = self._sets(options)
         return measure.measure(
             self._editor,
-            self._shop.evaluator,
+            self._workspace.evaluator,
             subject,
             sets,
-            lambda: self._conversation.samples(options, sets, ctx),
+            lambda: answer_samples(self._decoder, self._editor, options, sets, ctx),
             ctx,
         )
 
     def _sets(self, options: EvaluateOptions) -> list[EvalSet]:
-        shop = self._shop
-        return measure.eval_sets(options, shop.tokenizer, shop.anatomy.vocabulary, shop.held_out)
+        workspace = self._workspace
+        return measure.eval_sets(
+            options, workspace.tokenizer, workspace.anatomy.vocabulary, workspace.held_out
+        )
+
+    def _probe_set(self, options: ProbeOptions) -> EvalSet:
+        workspace = self._workspace
+        if options.data is not None:
+            return measure.read_set(options.data, workspace.tokenizer, workspace.anatomy.vocabulary)
+        if workspace.held_out is None:
+            raise UsageError(
+                "no held-out samples to probe on: collect from a set with more samples than "
+                "--max-samples, or name a set with --dataset"
+            )
+        return workspace.held_out
+
+
+def _first(data: EvalSet, tokens: int) -> EvalSet:
+    """The beginning of a set, about `tokens` long, from as many sequences as it takes."""
+    taken, left = [], tokens
+    for sequence in data.sequences:
+        if left < 2:
+            break
+        taken.append(sequence[:left])
+        left -= len(taken[-1])
+    return EvalSet(f"beginning of {data.name}", tuple(taken))

@@ -17,16 +17,16 @@ from mlxfun.calibration.routing_stats import RoutingStats
 from mlxfun.checkpoint.load import Loaded
 from mlxfun.context import SILENT, Context
 from mlxfun.data.datasets import Line, Tokens, batches, read_lines, tokenize
+from mlxfun.data.split import split_samples
 from mlxfun.editing.editor import Editor
 from mlxfun.errors import ModelError, StateError
 from mlxfun.evaluation.evaluator import EvalSet
 from mlxfun.events import Notice
 from mlxfun.generation.conversation import Counter
 from mlxfun.hooks.routing import Taps
-from mlxfun.model.anatomy import Anatomy
+from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.anatomy.masks import mask_of
 from mlxfun.session import views
-from mlxfun.techniques.prune import plan
 
 HELD_OUT_SHARE = 0.125
 HELD_OUT_LEAST = 4
@@ -35,10 +35,11 @@ HELD_OUT_LEAST = 4
 class Observations:
     """stats: what was collected, None before. held_out: samples kept away from calibration.
 
-    calibration: the sequences of the last collect. evidence: the commands that made the statistics in hand.
+    calibration: the sequences of the last collect. source_commands:
+    the commands that made the statistics in hand.
     """
 
-    def __init__(self, loaded: Loaded, anatomy: Anatomy, taps: Taps, editor: Editor) -> None:
+    def __init__(self, loaded: Loaded, anatomy: MoEMap, taps: Taps, editor: Editor) -> None:
         self._loaded = loaded
         self._anatomy = anatomy
         self._taps = taps
@@ -48,7 +49,7 @@ class Observations:
         self.held_out: EvalSet | None = None
         self.calibration: tuple[Tokens, ...] = ()
         self.counting = False
-        self.evidence: tuple[str, ...] = ()
+        self.source_commands: tuple[str, ...] = ()
 
     def counter(self) -> Counter | None:
         """What counts a chat's forwards, None while chat traffic is not counted."""
@@ -61,7 +62,7 @@ class Observations:
         steering is no part of the weights. A cancel keeps what was collected and says so."""
         wanted = options.data.max_samples
         lines = read_lines(replace(options.data, max_samples=None))
-        chosen, held = plan.split_samples(
+        chosen, held = split_samples(
             len(lines), wanted, options.data.seed, HELD_OUT_SHARE, HELD_OUT_LEAST
         )
         sequences = self._tokens([lines[i] for i in chosen], options)
@@ -84,7 +85,7 @@ class Observations:
     def _run(
         self, sequences: list[Tokens], options: CollectOptions, start: RoutingStats, ctx: Context
     ) -> tuple[RoutingStats, bool]:
-        with self._editor.live("current"), self._editor.unsteered():
+        with self._editor.live("base"), self._editor.unsteered():
             return calibrate.collect(
                 self._loaded.model,
                 self._taps,
@@ -125,7 +126,7 @@ class Observations:
             suggested_samples=stats.suggested_samples(alive),
             held_out=len(self.held_out.sequences) if self.held_out else 0,
             cancelled=cancelled,
-            steering_off=not self._editor.steering_of("current").empty,
+            steering_off=not self._editor.steering_of("base").empty,
         )
 
     def _empty_stats(self) -> RoutingStats:
@@ -172,7 +173,7 @@ class Observations:
         return self._report(stats, "save", path)
 
     def _note(self, command: str, *, anew: bool) -> None:
-        self.evidence = (command,) if anew else (*self.evidence, command)
+        self.source_commands = (command,) if anew else (*self.source_commands, command)
 
     def load(self, path: Path) -> StatsReport:
         """Read an `.npz` made on this model. Raises PlanError for another shape or model."""
@@ -192,7 +193,7 @@ class Observations:
             stats,
             model=self._loaded.checkpoint_id,
             model_name=self._loaded.model_id,
-            state=stats.state or self._editor.history.root.state,
+            state=stats.state or self._editor.root_state,
         )
 
     def reset(self) -> StatsReport:

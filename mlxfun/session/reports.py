@@ -10,7 +10,7 @@ from mlxfun.editing.reports import HistoryReport, PlanReport
 from mlxfun.evaluation.reports import EvaluateReport
 from mlxfun.report import Report
 from mlxfun.steering.reports import SteerReport
-from mlxfun.text import readable_bytes
+from mlxfun.text import counted, readable_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +32,32 @@ class LayerRow:
 
 
 @dataclass(frozen=True, slots=True)
+class DecoderRow:
+    """One decoder layer, MoE or not. bytes: of its parameters as saved.
+
+    mixer: "attention", "linear attention", "state space", ... of two side by side both. feed_forward:
+    "dense", "experts", "experts + dense", or "" for a layer that only mixes tokens.
+    """
+
+    layer: int
+    mixer: str
+    feed_forward: str
+    bytes: int
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
 class LayersReport(Report):
-    """Anatomy as a table."""
+    """The MoE layers (rows), and all decoder layers. config_key: of the expert count, "" without."""
 
     kind: ClassVar[str] = "layers"
     config_key: str
     rows: tuple[LayerRow, ...]
+    decoder: tuple[DecoderRow, ...] = ()
 
     def summary(self) -> str:
+        if not self.rows:
+            return f"{counted(len(self.decoder), 'decoder layer', 'decoder layers')}, no experts"
         return f"{len(self.rows)} MoE layers; the expert count is config key {self.config_key}"
 
 
@@ -47,7 +65,8 @@ class LayersReport(Report):
 class InfoReport(Report):
     """The resident model. bytes: parameters as resident; experts: as in the checkpoint.
 
-    expert_bytes: per MoE layer, of one as saved. open_groups: how many groups a token uses.
+    expert_bytes: per MoE layer, of one as saved. open_groups: how many groups a token uses. A dense
+    model has 0 MoE layers and experts, and no router ("").
     """
 
     kind: ClassVar[str] = "info"
@@ -76,6 +95,12 @@ class InfoReport(Report):
     open_groups: int = 1
 
     def summary(self) -> str:
+        if not self.moe_layers:
+            layers = counted(self.decoder_layers, "decoder layer", "decoder layers")
+            return (
+                f"{self.model_type}: {layers}, no experts, {self.parameters:,} parameters, "
+                f"{readable_bytes(self.bytes)}"
+            )
         return (
             f"{self.model_type}: {self.moe_layers} MoE layers x {self.experts_kept} experts, "
             f"top-{self.top_k}, {self.parameters:,} parameters, {readable_bytes(self.bytes)}"

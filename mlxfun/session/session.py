@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
@@ -22,14 +23,17 @@ from mlxfun.calibration.reports import CollectReport, StatsReport, WhyReport
 from mlxfun.checkpoint.identity import full_digest
 from mlxfun.checkpoint.load import Loaded, load
 from mlxfun.checkpoint.options import SaveOptions
+from mlxfun.checkpoint.reports import SaveReport
 from mlxfun.context import SILENT, Context
 from mlxfun.data.scan_reports import Identity
 from mlxfun.editing import save as saving
 from mlxfun.editing.options import ApplyOptions
-from mlxfun.editing.reports import HistoryReport, PlanReport, SaveReport, StepReport
+from mlxfun.editing.plans import Side
+from mlxfun.editing.reports import HistoryReport, PlanReport, StepReport
 from mlxfun.errors import StateError, UsageError
 from mlxfun.evaluation import measure
 from mlxfun.evaluation.options import EvaluateOptions, ProbeOptions, RefusalOptions
+from mlxfun.evaluation.refusals import count_refusals
 from mlxfun.evaluation.reports import CompareReport, EvaluateReport, ProbeReport, RefusalReport
 from mlxfun.events import Notice
 from mlxfun.generation import ab as sides
@@ -43,42 +47,45 @@ from mlxfun.scans.reports import DossierReport, ScanReport
 from mlxfun.session import smoke, views
 from mlxfun.session.measurements import Measurements
 from mlxfun.session.reports import InfoReport, LayersReport, SessionView, SmokeReport
-from mlxfun.session.workspace import Workshop
+from mlxfun.session.workspace import SessionWorkspace
 from mlxfun.steering import sources as wishes
+from mlxfun.steering.command_line import line_of
 from mlxfun.steering.options import SteerOptions
 from mlxfun.steering.reports import SteerReport
 from mlxfun.techniques.ablate.options import AblateOptions
 from mlxfun.techniques.ablate.reports import AblationReport
-from mlxfun.techniques.ablate.stage import Ablations
-from mlxfun.techniques.merge import stage as merging
+from mlxfun.techniques.ablate.technique import Abliterate
 from mlxfun.techniques.merge.options import MergeOptions
-from mlxfun.techniques.prune import calibrated, manual_mask, plan
-from mlxfun.techniques.prune.manual import HandWork
+from mlxfun.techniques.merge.technique import Merge
+from mlxfun.techniques.prune import manual_mask
+from mlxfun.techniques.prune.manual import Select
 from mlxfun.techniques.prune.options import PruneOptions, SelectOptions
-from mlxfun.techniques.router_bias import stage
+from mlxfun.techniques.prune.technique import Prune
 from mlxfun.techniques.router_bias.options import AmplifyOptions, BakeOptions
+from mlxfun.techniques.router_bias.technique import Amplify, Bake
+from mlxfun.techniques.technique import Technique, stage
 
 
 class Session:
     """The engine's front door. See the module's text; every method runs on the opening thread."""
 
     def __init__(self, loaded: Loaded, *, undo_budget: int | None = None, seed: int = 0) -> None:
-        """Wrap an already loaded model. Raises ModelError for a dense one."""
+        """Wrap an already loaded model. Raises ModelError for an unknown architecture."""
         self._thread = threading.get_ident()
         self._loaded = loaded
         self.tokenizer = loaded.tokenizer
         self.config = loaded.config
         self.seed = seed
         self.command = ""
-        self._shop = shop = Workshop(loaded, undo_budget)
-        self.model, self.anatomy, self.taps = shop.model, shop.anatomy, shop.taps
-        self.editor = shop.editor
-        self._observations = shop.observations
+        self._workspace = workspace = SessionWorkspace(loaded, undo_budget)
+        self.model, self.map, self.taps = workspace.model, workspace.map, workspace.taps
+        self.anatomy = workspace.anatomy
+        self.editor = workspace.editor
+        self._observations = workspace.observations
         self._decoder = Decoder(self.model, self.tokenizer, self.taps)
         self._conversation = Conversation(self.tokenizer, self._decoder, self.editor)
-        self._measurements = Measurements(shop, self._conversation)
-        self._ablations = Ablations(shop)
-        self._hand = HandWork(shop)
+        self._measurements = Measurements(workspace, self._decoder)
+        self._abliterate = Abliterate()
         self._info: tuple[tuple[str, int], InfoReport] | None = None
 
     @classmethod
@@ -94,7 +101,7 @@ class Session:
         """Load a local directory, a Hub id, or "demo" (the bundled model).
 
         undo_budget: bytes of edit-made tensors that the history may hold; None for no limit.
-        Raises ModelError (missing, broken, dense, unsupported) or BudgetError (does not fit).
+        Raises ModelError (missing, broken, unsupported) or BudgetError (does not fit).
         """
         return cls(load(source, revision, ctx), undo_budget=undo_budget, seed=seed)
 
@@ -118,12 +125,12 @@ class Session:
             live=self.editor.side,
             model=self._cheap_info(),
             heat=views.heat(
-                self.anatomy, self.editor, self._observations.stats, self._shop.protected
+                self.anatomy, self.editor, self._observations.stats, self._workspace.protected
             ),
             plan=staged.report if staged else None,
-            scores=staged.preview if staged else None,
+            scores=self._measurements.previewed,
             history=self.editor.history.report(),
-            steering=views.steer_report(self.editor.steering),
+            steering=self.editor.steering.report(),
             counting=self._observations.counting,
             memory_active=int(mx.get_active_memory()),
             memory_limit=self._cheap_info().memory_limit,
@@ -133,8 +140,8 @@ class Session:
         """The resident model; with `verify` a digest over every byte of the checkpoint."""
         self._own()
         digest = full_digest(self._loaded.path, ctx) if verify else None
-        with self.editor.live("current"):
-            return views.info(self._loaded, self.anatomy, self.editor, self._shop.export(), digest)
+        with self.editor.live("base"):
+            return views.info(self._loaded, self.map, self.editor, self._workspace.export(), digest)
 
     def _cheap_info(self) -> InfoReport:
         key = (self.state, self.editor.history.current.id)
@@ -143,22 +150,26 @@ class Session:
         return self._info[1]
 
     def layers(self) -> LayersReport:
-        """Anatomy as a table."""
-        return views.layers(self.anatomy, self.editor)
+        """The decoder layers, and those of them that have experts, as tables."""
+        self._own()
+        with self.editor.live("base"):
+            return views.layers(self.map, self.editor, self._workspace.export())
 
     def why(self, layer: int, expert: int) -> WhyReport:
         """The numbers that condemned or spared expert `expert` of decoder layer `layer`."""
+        self.map.require_experts("rank")
         return views.why(self.anatomy, self.editor, self._observations.stats, layer, expert)
 
     def dossier(
         self, layer: int, expert: int, options: ProbeOptions, ctx: Context = SILENT
     ) -> DossierReport:
-        """One expert at close quarters, on the committed weights without steering.
+        """The top tokens and nearest neighbour of an expert, on the committed weights without steering.
 
         Raises UsageError for an expert that does not exist, StateError for a pruned one.
         """
         self._own()
-        return self._hand.dossier(layer, expert, options, ctx)
+        self.map.require_experts("look at")
+        return self._measurements.profile(layer, expert, options, ctx)
 
     def history(self) -> HistoryReport:
         """The tree of states."""
@@ -174,26 +185,32 @@ class Session:
     def collect(self, options: CollectOptions, ctx: Context = SILENT) -> CollectReport:
         """Calibrate on the committed weights without steering. A cancel keeps what was collected."""
         self._own()
+        self.map.require_experts("collect statistics of")
         return self._observations.collect(options, self.command, ctx)
 
     def stats(self, action: str = "show") -> StatsReport:
         """The statistics in hand. Raises StateError without any."""
+        self.map.require_experts("keep statistics of")
         return self._observations.show(action)
 
     def save_stats(self, path: Path) -> StatsReport:
         """Write the statistics as `.npz`."""
+        self.map.require_experts("keep statistics of")
         return self._observations.save(path)
 
     def load_stats(self, path: Path) -> StatsReport:
         """Read an `.npz` made on this model. Raises PlanError for another shape or model."""
+        self.map.require_experts("load statistics of")
         return self._observations.load(path)
 
     def reset_stats(self) -> StatsReport:
         """Forget the statistics."""
+        self.map.require_experts("keep statistics of")
         return self._observations.reset()
 
     def set_counting(self, on: bool, auto_save: Path | None = None) -> StatsReport:
         """Count chat traffic too; with `auto_save` write the statistics after every answer."""
+        self.map.require_experts("count")
         return self._observations.set_counting(on, auto_save)
 
     # -- comparing two sets -------------------------------------------------------------------
@@ -205,11 +222,13 @@ class Session:
         Cancelled, and writes nothing, when cancelled.
         """
         self._own()
+        self.map.require_experts("scan")
         return self._scan("safety", options, ctx)
 
     def domain_scan(self, options: ScanOptions, ctx: Context = SILENT) -> ScanReport:
         """The same for a domain (first) and general text (second); writes a domain report."""
         self._own()
+        self.map.require_experts("scan")
         if not options.domain_name.strip():
             raise UsageError("a domain scan needs a name for the domain: give --domain-name")
         return self._scan("domain", options, ctx)
@@ -220,20 +239,18 @@ class Session:
 
     # -- plans --------------------------------------------------------------------------------
 
+    def _stage(self, technique: Technique[Any], options: Any, ctx: Context) -> PlanReport:
+        """Plan, and stage in place of a staged plan. A cancel or failure leaves all as it was."""
+        self._own()
+        technique.require(self.map)
+        return stage(self._workspace, technique.plan(self._workspace, options, self.command, ctx))
+
     def prune(self, options: PruneOptions, ctx: Context = SILENT) -> PlanReport:
         """Stage a prune, replacing a staged plan. The candidate is live afterwards.
 
         What mlxfun.techniques.prune.calibrated lists is measured on the text of the last collect.
         """
-        self._own()
-        stats = self._observations.stats
-        request = plan.PruneRequest(self.anatomy, self.editor, stats, options)
-        report, protected = calibrated.stage_prune(request, self._shop, self.command, ctx)
-        staged = self.editor.require_staged("prune")
-        staged.protected = protected
-        if stats is not None and (report.metric or options.refit_experts):
-            staged.evidence, staged.made_on = self._observations.evidence, stats.state
-        return report
+        return self._stage(Prune(), options, ctx)
 
     def merge(self, options: MergeOptions, ctx: Context = SILENT) -> PlanReport:
         """Stage a merge of the committed weights, replacing a staged plan.
@@ -241,31 +258,31 @@ class Session:
         Both sides stay in memory until it is applied or discarded. Raises BudgetError with the
         figures if that would not fit. A cancel leaves everything as it was.
         """
-        self._own()
-        request = merging.MergeRequest.of(self._shop, options)
-        report, protected = merging.stage_merge(request, self.command, ctx)
-        self.editor.require_staged("merge").protected = protected
-        return report
+        return self._stage(Merge(), options, ctx)
 
     def select(self, options: SelectOptions) -> PlanReport | StepReport:
-        """Change by hand which experts go, and stage that; see mlxfun.techniques.prune.manual."""
+        """Change by hand which experts are pruned, beginning with those of the staged plan, and
+        stage that. A change that leaves none selected drops the staged plan."""
         self._own()
-        return self._hand.select(options)
+        self.map.require_experts("select")
+        select = Select()
+        if select.empties(self._workspace, options):
+            return self.editor.discard()
+        return self._stage(select, options, SILENT)
 
     def abliterate(self, options: AblateOptions, ctx: Context = SILENT) -> AblationReport:
-        """Stage the removal of a direction from the committed weights, see mlxfun.techniques.ablate.stage."""
-        self._own()
-        return self._ablations.stage(options, self.command, ctx)
+        """Stage the removal of a direction from the committed weights."""
+        report = self._stage(self._abliterate, options, ctx)
+        assert isinstance(report, AblationReport)
+        return report
 
     def amplify(self, options: AmplifyOptions, ctx: Context = SILENT) -> PlanReport:
-        """Stage boosts for the experts of a domain report; see mlxfun.techniques.router_bias.stage."""
-        self._own()
-        return stage.amplify(self._shop, options, self.command, ctx)
+        """Stage boosts for the experts of a domain report."""
+        return self._stage(Amplify(), options, ctx)
 
     def bake(self, options: BakeOptions, ctx: Context = SILENT) -> PlanReport:
         """Stage the steering in force as a permanent edit; applying it clears the steering."""
-        self._own()
-        return stage.bake(self._shop, options, self.command, ctx)
+        return self._stage(Bake(), options, ctx)
 
     def steer(self, options: SteerOptions | SteerReport) -> SteerReport:
         """Add to, or clear, the steering; the next token follows it. A report puts back its own.
@@ -274,10 +291,12 @@ class Session:
         of another state without allow_stale; the steering in force stays then.
         """
         self._own()
+        if isinstance(options, SteerOptions):
+            self.map.require_experts("steer")
         now = Identity(self.checkpoint_id, self.state, self._loaded.model_id)
         checked, notices = wishes.changed(options, self.editor, now)
-        self.editor.set_steering(checked)
-        return views.steer_report(checked, notices)
+        self.editor.steer(checked, self.command or line_of(checked.report()))
+        return checked.report(notices)
 
     # -- measuring ----------------------------------------------------------------------------
 
@@ -297,7 +316,7 @@ class Session:
     def probe(self, options: ProbeOptions, ctx: Context = SILENT) -> ProbeReport:
         """A quick measurement of the staged plan on few tokens. Changes nothing, not the preview."""
         self._own()
-        return self._hand.probe(options, ctx)
+        return self._measurements.probe(options, ctx)
 
     def compare_nodes(
         self, first: int, second: int, options: EvaluateOptions, ctx: Context = SILENT
@@ -310,7 +329,7 @@ class Session:
     def refusals(self, options: RefusalOptions, ctx: Context = SILENT) -> RefusalReport:
         """Count refusals of the staged plan, or of the committed weights; see mlxfun.evaluation.refusal_rule."""
         self._own()
-        return self._ablations.refusals(options, ctx)
+        return count_refusals(self.editor, self._workspace.evaluator, self.tokenizer, options, ctx)
 
     def chat(self, text: str, options: GenerateOptions, ctx: Context = SILENT) -> ChatReport:
         """Answer `text` in the running conversation, emitting a Token for each token."""
@@ -355,14 +374,15 @@ class Session:
         staged = self.editor.require_staged("apply")
         manual_mask.require_even(staged.report)
         self._measurements.guard(staged, options, ctx)
-        return self.editor.apply(measure.scores(staged.preview) if staged.preview else {}, ctx)
+        previewed = self._measurements.previewed
+        return self.editor.apply(measure.scores(previewed) if previewed else {}, ctx)
 
     def discard(self) -> StepReport:
         """Drop the staged plan."""
         self._own()
         return self.editor.discard()
 
-    def flip(self, side: str | None = None) -> StepReport:
+    def flip(self, side: Side | None = None) -> StepReport:
         """Choose which of "base" and "candidate" is live while a plan is staged."""
         self._own()
         return self.editor.flip(side)
@@ -370,6 +390,7 @@ class Session:
     def compact(self, ctx: Context = SILENT) -> StepReport:
         """Free the memory of pruned experts; undo reads them back from the checkpoint."""
         self._own()
+        self.map.require_experts("compact")
         return self.editor.compact(self.command or "compact", ctx)
 
     def undo(self) -> StepReport:
@@ -402,9 +423,9 @@ class Session:
             ctx.emit(
                 Notice("warning", "the staged plan is not part of what is saved; apply it first")
             )
-        with self.editor.live("current"):
+        with self.editor.live("base"):
             return saving.save(
-                self._loaded, self.editor, self.anatomy, self._shop.export(), options, ctx
+                self._loaded, self.editor, self.anatomy, self._workspace.export(), options, ctx
             )
 
     def close(self) -> None:

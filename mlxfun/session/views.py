@@ -15,12 +15,12 @@ from mlxfun.calibration.routing_stats import RoutingStats
 from mlxfun.checkpoint.load import Loaded, memory_limit
 from mlxfun.editing.editor import Editor
 from mlxfun.errors import UsageError
-from mlxfun.model.anatomy import Anatomy, MoELayer
+from mlxfun.model.anatomy import MoELayer, MoEMap
 from mlxfun.model.anatomy.masks import mask_of, sets_mask
+from mlxfun.model.anatomy.types import DecoderLayer
 from mlxfun.model.export import ExportView
-from mlxfun.session.reports import HeatView, InfoReport, LayerRow, LayersReport
-from mlxfun.steering.reports import SteerReport
-from mlxfun.steering.rules import Steering
+from mlxfun.model.model_map import ModelMap
+from mlxfun.session.reports import DecoderRow, HeatView, InfoReport, LayerRow, LayersReport
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
@@ -40,23 +40,24 @@ def describe_router(layer: MoELayer) -> str:
 
 
 def info(
-    loaded: Loaded, anatomy: Anatomy, editor: Editor, view: ExportView, digest: str | None
+    loaded: Loaded, found: ModelMap, editor: Editor, view: ExportView, digest: str | None
 ) -> InfoReport:
     """The resident model."""
-    first = anatomy.layers[0]
+    anatomy = found.experts
+    first = anatomy.layers[0] if anatomy.layers else None
     resident = sum(array.nbytes for array in view.resident_arrays())
     return InfoReport(
         source=str(loaded.path),
         model_id=loaded.model_id,
         model_type=anatomy.model_type,
-        decoder_layers=anatomy.decoder_layers,
+        decoder_layers=len(found.layers),
         moe_layers=len(anatomy.layers),
         experts=anatomy.num_experts,
-        experts_kept=len(editor.committed[0]),
+        experts_kept=len(editor.committed[0]) if first else 0,
         top_k=anatomy.top_k,
-        router=describe_router(first),
-        groups=first.n_group,
-        shared_experts=len(first.shared),
+        router=describe_router(first) if first else "",
+        groups=first.n_group if first else 1,
+        shared_experts=len(first.shared) if first else 0,
         parameters=view.parameter_count(),
         bytes=resident,
         checkpoint_bytes=view.total_bytes(),
@@ -68,7 +69,7 @@ def info(
         notes=loaded.notes,
         digest=digest,
         expert_bytes=view.expert_bytes(),
-        open_groups=first.topk_group,
+        open_groups=first.topk_group if first else 1,
     )
 
 
@@ -90,8 +91,9 @@ def quantization_text(config: dict[str, Any]) -> str | None:
     return f"{q.get('mode', 'affine')} {q.get('bits')}-bit, group {q.get('group_size')}"
 
 
-def layers(anatomy: Anatomy, editor: Editor) -> LayersReport:
-    """Anatomy as a table."""
+def layers(found: ModelMap, editor: Editor, view: ExportView) -> LayersReport:
+    """The decoder layers, and those of them that have experts, as tables."""
+    anatomy = found.experts
     rows = tuple(
         LayerRow(
             layer=layer.index,
@@ -109,10 +111,35 @@ def layers(anatomy: Anatomy, editor: Editor) -> LayersReport:
         )
         for layer, live in zip(anatomy.layers, editor.committed, strict=True)
     )
-    return LayersReport(".".join(anatomy.count_key), rows)
+    return LayersReport(".".join(anatomy.count_key), rows, _decoder_rows(found, view))
 
 
-def levelled(anatomy: Anatomy, editor: Editor, sign: int) -> Array:
+def _decoder_rows(found: ModelMap, view: ExportView) -> tuple[DecoderRow, ...]:
+    held: Counter[str] = Counter()
+    for name in view.names:
+        parts = name.split(".")
+        number = next((i for i, part in enumerate(parts) if part.isdigit()), 0)
+        held[".".join(parts[: number + 1])] += view.nbytes(name)
+    return tuple(
+        DecoderRow(
+            layer=layer.index,
+            mixer=" + ".join(mixer.kind for mixer in layer.mixers),
+            feed_forward=_feed_forward(layer),
+            bytes=held[layer.path],
+            path=layer.path,
+        )
+        for layer in found.layers
+    )
+
+
+def _feed_forward(layer: DecoderLayer) -> str:
+    """ "dense", "experts", "experts + dense", or "" for a layer that only mixes tokens."""
+    dense = [path for path in layer.mlps if layer.moe is None or path != layer.moe.block]
+    kinds = [*(["experts"] if layer.moe is not None else []), *(["dense"] if dense else [])]
+    return " + ".join(kinds)
+
+
+def levelled(anatomy: MoEMap, editor: Editor, sign: int) -> Array:
     """bool [L, E]: experts whose level has this sign."""
     levels = editor.steering.levels.items()
     return sets_mask(
@@ -121,9 +148,11 @@ def levelled(anatomy: Anatomy, editor: Editor, sign: int) -> Array:
 
 
 def heat(
-    anatomy: Anatomy, editor: Editor, stats: RoutingStats | None, protected: Array
-) -> HeatView:
-    """Everything that a heatmap draws."""
+    anatomy: MoEMap, editor: Editor, stats: RoutingStats | None, protected: Array
+) -> HeatView | None:
+    """Everything that a heatmap draws, None for a model without experts."""
+    if not anatomy.layers:
+        return None
     alive = mask_of(anatomy, editor.committed)
     condemned = np.zeros_like(alive)
     if editor.staged is not None:
@@ -139,20 +168,6 @@ def heat(
         protected=protected,
         samples=stats.samples if stats is not None else 0,
         tokens=stats.tokens if stats is not None else 0,
-    )
-
-
-def steer_report(steering: Steering, notices: tuple[str, ...] = ()) -> SteerReport:
-    """The steering as plain data."""
-    return SteerReport(
-        dict(steering.activate),
-        dict(steering.deactivate),
-        notices,
-        steering.rule,
-        steering.boost_value,
-        steering.mask_value,
-        {layer: dict(levels) for layer, levels in steering.levels.items()},
-        steering.maps,
     )
 
 
@@ -187,7 +202,7 @@ def stats_report(
 
 
 def why(
-    anatomy: Anatomy, editor: Editor, stats: RoutingStats | None, layer: int, expert: int
+    anatomy: MoEMap, editor: Editor, stats: RoutingStats | None, layer: int, expert: int
 ) -> WhyReport:
     """The numbers that condemned or spared one expert."""
     position = anatomy.position_of(layer)

@@ -1,4 +1,4 @@
-"""The workspace of the techniques: the resident model and the objects built for it at load time."""
+"""The session's workspace: the resident model and the objects built for it at load time."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from mlxfun.errors import BudgetError
 from mlxfun.evaluation.evaluator import EvalSet, Evaluator
 from mlxfun.hooks.head import HeadTap
 from mlxfun.hooks.routing import Taps
-from mlxfun.model.anatomy import discover
 from mlxfun.model.delta import Reader, Resident
 from mlxfun.model.export import ExportView
+from mlxfun.model.model_map import map_model
 from mlxfun.session.observations import Observations
 from mlxfun.text import readable_bytes
 
@@ -25,40 +25,40 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mlxfun.arrays import Array
+    from mlxfun.calibration.routing_stats import RoutingStats
     from mlxfun.data.datasets import Tokens
 
 
-class Workshop:
+class SessionWorkspace:
     """A session makes one and hands it to the techniques."""
 
     def __init__(self, loaded: Loaded, undo_budget: int | None = None) -> None:
-        """Wrap an already loaded model. Raises ModelError for a dense one."""
+        """Wrap an already loaded model. Raises ModelError for an unknown architecture."""
         self._loaded = loaded
         self.model: nn.Module = loaded.model
         self.tokenizer = loaded.tokenizer
-        self.anatomy = discover(self.model, loaded.config)
-        self.taps = Taps(self.model, self.anatomy)
+        self.map = map_model(self.model, loaded.config)
+        self.anatomy = self.map.experts
+        self.resident = Resident(self.model, self.anatomy, self._open_checkpoint)
+        self.taps = Taps(self.model, self.anatomy, self.resident.layers)
         self.taps.attach()
-        resident = Resident(self.model, self.taps, self._open_checkpoint)
         began = f"load {loaded.model_id}"
-        self.editor = Editor(resident, loaded.checkpoint_id, began, undo_budget)
+        self.editor = Editor(self.resident, self.taps, loaded.checkpoint_id, began, undo_budget)
         self.editor.model_name = loaded.model_id
         head = HeadTap(self.model, self.anatomy.head) if self.anatomy.head else None
         self.evaluator = Evaluator(self.model, head, self.anatomy.vocabulary)
         self.observations = Observations(loaded, self.anatomy, self.taps, self.editor)
 
     def _open_checkpoint(self) -> Reader:
-        return save.open_checkpoint(
-            self._loaded, lambda path: self.editor.resident.tree.get(path).dtype
-        )
+        return save.open_checkpoint(self._loaded, lambda path: self.resident.tree.get(path).dtype)
 
     @property
     def protected(self) -> Array:
         """bool [L, E], the experts to spare, see `Editor.protected`."""
-        return self.spared(self.editor.protected)
+        return self.protected_or_none(self.editor.protected)
 
-    def spared(self, mask: Array | None) -> Array:
-        """bool [L, E]; None is nobody."""
+    def protected_or_none(self, mask: Array | None) -> Array:
+        """bool [L, E]; None is no expert."""
         shape = len(self.anatomy.layers), self.anatomy.num_experts
         return np.zeros(shape, np.bool_) if mask is None else mask
 
@@ -68,24 +68,28 @@ class Workshop:
         return self.observations.calibration
 
     @property
+    def stats(self) -> RoutingStats | None:
+        """The statistics in hand."""
+        return self.observations.stats
+
+    @property
+    def source_commands(self) -> tuple[str, ...]:
+        """The commands that made the statistics in hand."""
+        return self.observations.source_commands
+
+    @property
     def held_out(self) -> EvalSet | None:
         """What the last collect kept away from calibration."""
         return self.observations.held_out
 
-    def modules(self) -> dict[str, nn.Module]:
-        """Every module of the model by its path."""
-        return dict(self.model.named_modules())
-
     def stored(self, path: str) -> mx.Dtype:
         """The dtype of a parameter on disk (see mlxfun.model.parameters.Stored)."""
         known = self._loaded.stored_dtypes.get(path)
-        return self.editor.resident.tree.get(path).dtype if known is None else known
+        return self.resident.tree.get(path).dtype if known is None else known
 
     def export(self) -> ExportView:
         """The live side as it would be saved."""
-        return ExportView(
-            self.model, self.editor.resident, self.anatomy, self._loaded.stored_dtypes
-        )
+        return ExportView(self.model, self.resident, self.anatomy, self._loaded.stored_dtypes)
 
     def require_room(self, needed: int, what: str, advice: str) -> None:
         """Raise BudgetError with the figures if `needed` bytes do not fit beside what is active.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from mlxfun.data.expert_lists import spell
 from mlxfun.steering.reports import SteerReport
-from mlxfun.techniques.prune.manual_mask import spell
 
 
 def line_of(steering: SteerReport) -> str:

@@ -36,10 +36,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxfun.errors import PlanError
-from mlxfun.hooks.routing import LayerTap, LogitsRule
+from mlxfun.hooks.routing import LogitsRule, Taps
 from mlxfun.model.anatomy import MoELayer
 from mlxfun.model.delta import Resident
+from mlxfun.model.live_experts import LiveExperts
 from mlxfun.steering.options import MapInForce
+from mlxfun.steering.reports import SteerReport
 
 Mask = NDArray[np.bool_]
 
@@ -94,6 +96,34 @@ class Steering:
         faders = [(layer, sorted(some.items())) for layer, some in sorted(self.levels.items())]
         text = repr((*sets, self.rule, *values, *faders))
         return blake2b(text.encode(), digest_size=6).hexdigest()
+
+    @property
+    def brief(self) -> str:
+        """A few words: "3 forced on, 1 forced off, 2 biased"; "" when nothing is steered.
+
+        >>> Steering(activate={3: (7,)}, levels={5: {1: 0.5, 2: -1.0}}).brief
+        '1 forced on, 2 biased'
+        """
+        parts = (
+            (self.activate, "forced on"),
+            (self.deactivate, "forced off"),
+            (self.levels, "biased"),
+        )
+        counts = [(sum(map(len, sets.values())), words) for sets, words in parts]
+        return ", ".join(f"{count} {words}" for count, words in counts if count)
+
+    def report(self, notices: tuple[str, ...] = ()) -> SteerReport:
+        """The steering as plain data."""
+        return SteerReport(
+            dict(self.activate),
+            dict(self.deactivate),
+            notices,
+            self.rule,
+            self.boost_value,
+            self.mask_value,
+            {layer: dict(levels) for layer, levels in self.levels.items()},
+            self.maps,
+        )
 
     def with_more(
         self, activate: Mapping[int, Sequence[int]], deactivate: Mapping[int, Sequence[int]]
@@ -159,12 +189,12 @@ def check(
     and a layer in which nothing else is steered stays as it is. Raises PlanError for an unknown
     layer or expert, a contradiction, or more deactivations than the router can do without.
     """
-    taps = {tap.layer.index: tap for tap in resident.taps.layers}
+    taps = {moe.layer.index: moe for moe in resident.layers}
     notices: list[str] = []
     activate: dict[int, tuple[int, ...]] = {}
     for layer in sorted({*steering.activate, *steering.deactivate, *steering.levels}):
         if layer not in taps:
-            known = resident.taps.anatomy.indices
+            known = resident.anatomy.indices
             raise PlanError(
                 f"decoder layer {layer} is not an MoE layer; they are {known[0]}..{known[-1]}"
             )
@@ -184,65 +214,65 @@ def check(
 
 
 def _carried(
-    tap: LayerTap, up: tuple[int, ...], down: tuple[int, ...]
+    moe: LiveExperts, up: tuple[int, ...], down: tuple[int, ...]
 ) -> tuple[tuple[int, ...], list[str]]:
     """What the router can carry of `up`, beside what sleeps while it is not live; notices."""
-    top_k, notices = tap.layer.top_k, []
-    awake, barred = (tuple(e for e in side if e in tap.live) for side in (up, down))
-    _check_experts(tap, awake, barred)
+    top_k, notices = moe.layer.top_k, []
+    awake, barred = (tuple(e for e in side if e in moe.live) for side in (up, down))
+    _check_experts(moe, awake, barred)
     if len(awake) > top_k:
         notices.append(
-            f"layer {tap.layer.index}: {len(awake)} experts activated but each token uses "
+            f"layer {moe.layer.index}: {len(awake)} experts activated but each token uses "
             f"{top_k}; taking {list(awake[:top_k])}"
         )
         up = tuple(e for e in up if e not in awake[top_k:])
         awake = awake[:top_k]
-    return up, [*notices, *_check_groups(tap, awake, barred)]
+    return up, [*notices, *_check_groups(moe, awake, barred)]
 
 
-def _check_levels(tap: LayerTap, levels: Mapping[int, float]) -> None:
+def _check_levels(moe: LiveExperts, levels: Mapping[int, float]) -> None:
     for expert, level in levels.items():
         if not isfinite(level) or abs(level) > MOST:
             raise PlanError(
-                f"layer {tap.layer.index}, expert {expert}: the level {level:g} is beyond "
+                f"layer {moe.layer.index}, expert {expert}: the level {level:g} is beyond "
                 f"{MOST:g}; use --activate or --deactivate to force it"
             )
 
 
-def _check_experts(tap: LayerTap, up: tuple[int, ...], down: tuple[int, ...]) -> None:
-    layer = tap.layer
+def _check_experts(moe: LiveExperts, up: tuple[int, ...], down: tuple[int, ...]) -> None:
+    layer = moe.layer
     both = sorted(set(up) & set(down))
     if both:
         raise PlanError(f"layer {layer.index}: experts {both} are both activated and deactivated")
-    left = len(tap.live) - len(down)
+    left = len(moe.live) - len(down)
     if left < layer.top_k:
         raise PlanError(
-            f"layer {layer.index}: deactivating {len(down)} of {len(tap.live)} experts leaves "
+            f"layer {layer.index}: deactivating {len(down)} of {len(moe.live)} experts leaves "
             f"{left}, fewer than the {layer.top_k} each token uses; deactivate at most "
-            f"{len(tap.live) - layer.top_k}"
+            f"{len(moe.live) - layer.top_k}"
         )
 
 
-def _check_there(tap: LayerTap, experts: Iterable[int]) -> None:
-    layer = tap.layer
+def _check_there(moe: LiveExperts, experts: Iterable[int]) -> None:
+    layer = moe.layer
     for expert in experts:
         if not 0 <= expert < layer.num_experts:
             raise PlanError(
                 f"layer {layer.index} has no expert {expert}; they are 0..{layer.num_experts - 1}"
             )
-        if expert not in tap.live:
+        if expert not in moe.live:
             raise PlanError(
                 f"layer {layer.index}: expert {expert} is pruned in the live model; undo or "
                 "discard that first, or flip to the base"
             )
 
 
-def _check_groups(tap: LayerTap, up: tuple[int, ...], down: tuple[int, ...]) -> list[str]:
-    layer = tap.layer
+def _check_groups(moe: LiveExperts, up: tuple[int, ...], down: tuple[int, ...]) -> list[str]:
+    layer = moe.layer
     if not layer.grouped:
         return []
-    size = len(tap.live) // layer.n_group
-    group = {expert: place // size for place, expert in enumerate(tap.live)}
+    size = len(moe.live) // layer.n_group
+    group = {expert: place // size for place, expert in enumerate(moe.live)}
     wanted = {group[expert] for expert in up}
     if len(wanted) > layer.topk_group:
         raise PlanError(
@@ -261,55 +291,58 @@ def _check_groups(tap: LayerTap, up: tuple[int, ...], down: tuple[int, ...]) -> 
     return []
 
 
-def install(steering: Steering, resident: Resident) -> None:
+def install(steering: Steering, resident: Resident, taps: Taps) -> None:
     """Put `steering` into force for the next forward; experts that are not live are skipped."""
-    for tap in resident.taps.layers:
-        up = mask(tap, steering.activate.get(tap.layer.index, ()))
-        down = mask(tap, steering.deactivate.get(tap.layer.index, ()))
-        added = addends(steering, tap, up, down)
+    for tap in taps.layers:
+        moe = tap.experts
+        up = mask(moe, steering.activate.get(moe.layer.index, ()))
+        down = mask(moe, steering.deactivate.get(moe.layer.index, ()))
+        added = addends(steering, moe, up, down)
         tap.logits_rule = tap.bias = None
         if not (up.any() or down.any() or added.any()):
             continue
-        if tap.layer.bias_name is not None:
-            own = resident.tree.get(f"{tap.layer.bias_owner}.{tap.layer.bias_name}")
-            tap.bias = baked_bias(steering, tap, own, up, down)
+        if moe.layer.bias_name is not None:
+            own = resident.tree.get(f"{moe.layer.bias_owner}.{moe.layer.bias_name}")
+            tap.bias = baked_bias(steering, moe, own, up, down)
             mx.eval(tap.bias)
             continue
         forcing = steering.rule != "additive" and (up | down).any()
         nobody = np.zeros_like(up)
         forced = (up, down) if forcing else (nobody, nobody)
-        margin = GROUP_MARGIN if tap.layer.grouped else MARGIN
+        margin = GROUP_MARGIN if moe.layer.grouped else MARGIN
         tap.logits_rule = rule_of(added, *forced, margin)
 
 
-def addends(steering: Steering, tap: LayerTap, up: Mask, down: Mask) -> NDArray[np.float64]:
+def addends(steering: Steering, moe: LiveExperts, up: Mask, down: Mask) -> NDArray[np.float64]:
     """What is added to each of the router's rows as sliced, float64 [R]: faders, and what is
     switched by the additive rule.
     """
     added = np.zeros(len(up))
-    for expert, level in steering.levels.get(tap.layer.index, {}).items():
-        if expert in tap.live:
-            added[tap.live.index(expert)] = level
+    for expert, level in steering.levels.get(moe.layer.index, {}).items():
+        if expert in moe.live:
+            added[moe.live.index(expert)] = level
     if steering.rule == "additive":
         added += np.where(up, steering.boost_value, 0.0)
         added += np.where(down, steering.mask_value, 0.0)
     return added
 
 
-def baked_bias(steering: Steering, tap: LayerTap, own: mx.array, up: Mask, down: Mask) -> mx.array:
+def baked_bias(
+    steering: Steering, moe: LiveExperts, own: mx.array, up: Mask, down: Mask
+) -> mx.array:
     """The selection bias [R], float32, that does what `steering` asks."""
-    added = addends(steering, tap, up, down)
+    added = addends(steering, moe, up, down)
     forcing = steering.rule != "additive" and (up | down).any()
     if added.any() or not forcing:
-        own = raised_above_fill(tap.layer, own) + mx.array(added, mx.float32)
-    return steered_bias(tap.layer, own, up, down) if forcing else own
+        own = raised_above_fill(moe.layer, own) + mx.array(added, mx.float32)
+    return steered_bias(moe.layer, own, up, down) if forcing else own
 
 
-def mask(tap: LayerTap, experts: tuple[int, ...]) -> Mask:
+def mask(moe: LiveExperts, experts: tuple[int, ...]) -> Mask:
     """bool [R] over the router's rows as sliced; rows beyond the experts are never steered."""
-    rows = tap.layer.router_rows - tap.layer.num_experts + len(tap.live)
+    rows = moe.layer.router_rows - moe.layer.num_experts + len(moe.live)
     mask = np.zeros(rows, dtype=np.bool_)
-    mask[[tap.live.index(e) for e in experts if e in tap.live]] = True
+    mask[[moe.live.index(e) for e in experts if e in moe.live]] = True
     return mask
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -26,10 +26,9 @@ from mlxfun.arrays import Mask
 from mlxfun.data.expert_lists import read_document, read_sets
 from mlxfun.data.options import ExpertSets
 from mlxfun.data.scan_reports import Found, Identity, read_report, require_current
-from mlxfun.editing.editor import Editor
 from mlxfun.errors import PlanError, UsageError
-from mlxfun.hooks.routing import LayerTap
 from mlxfun.model.delta import Resident
+from mlxfun.model.live_experts import LiveExperts
 from mlxfun.steering.options import MAP_MODES, STEER_RULES, MapInForce, ScanMap, SteerOptions
 from mlxfun.steering.reports import SteerReport
 from mlxfun.steering.rules import FORCED, Steering, check
@@ -77,8 +76,23 @@ class Wish:
         return (self.activate, self.deactivate)[number]
 
 
+class SteeringHost(Protocol):
+    """The model that is steered, see mlxfun.editing.editor.Editor."""
+
+    steering: Steering
+
+    @property
+    def resident(self) -> Resident: ...
+    @property
+    def committed(self) -> tuple[tuple[int, ...], ...]: ...
+    @property
+    def root_state(self) -> str: ...
+    def require_steerable(self) -> None:
+        """Raise StateError while steering must not change."""
+
+
 def changed(
-    options: SteerOptions | SteerReport, editor: Editor, now: Identity
+    options: SteerOptions | SteerReport, host: SteeringHost, now: Identity
 ) -> tuple[Steering, tuple[str, ...]]:
     """What the options make of the steering in force, checked, and sentences for the user.
 
@@ -86,29 +100,29 @@ def changed(
     Raises PlanError, UsageError and StateError as `read` and `steering.check` do.
     """
     if isinstance(options, SteerReport):
-        editor.require_steerable()
-        return still_there(_reported(options), editor)
-    wish = read(options, editor.resident, now, editor.history.root.state)
-    editor.require_steerable()
+        host.require_steerable()
+        return still_there(_reported(options), host)
+    wish = read(options, host.resident, now, host.root_state)
+    host.require_steerable()
     asked = Steering(wish.activate, wish.deactivate, levels=options.levels)
-    before, gone = still_there(editor.steering, editor)
+    before, gone = still_there(host.steering, host)
     settled = before.cells - asked.cells
     if options.clear:
-        asked, gone = _repeated(asked, editor)
-        before, settled = Steering(), asked.shared(editor.steering)
+        asked, gone = _repeated(asked, host)
+        before, settled = Steering(), asked.shared(host.steering)
     maps = _in_force(before, wish)
     wanted = replace(before.with_more(asked.activate, asked.deactivate), maps=maps, **wish.rule)
-    checked, notices = check(wanted.with_levels(asked.levels), editor.resident, settled)
+    checked, notices = check(wanted.with_levels(asked.levels), host.resident, settled)
     return checked, (*gone, *wish.notices, *unused_values(wish, checked.rule), *notices)
 
 
-def _repeated(asked: Steering, editor: Editor) -> tuple[Steering, tuple[str, ...]]:
+def _repeated(asked: Steering, host: SteeringHost) -> tuple[Steering, tuple[str, ...]]:
     """`asked` without what was in force and is pruned by now, and a sentence for each layer.
 
     The mixer and the keys say all that is in force anew, so what is repeated is not a new wish.
     """
-    gone = editor.steering.cells - still_there(editor.steering, editor)[0].cells
-    _, said = still_there(asked.without(asked.cells - gone), editor)
+    gone = host.steering.cells - still_there(host.steering, host)[0].cells
+    _, said = still_there(asked.without(asked.cells - gone), host)
     return asked.without(gone), said
 
 
@@ -124,10 +138,10 @@ def _reported(report: SteerReport) -> Steering:
     )
 
 
-def still_there(steering: Steering, editor: Editor) -> tuple[Steering, tuple[str, ...]]:
+def still_there(steering: Steering, host: SteeringHost) -> tuple[Steering, tuple[str, ...]]:
     """A steering without experts that a committed prune took away, and a sentence for
     each layer of them. Those of a staged plan stay: they are back when it is discarded."""
-    living = dict(zip(editor.resident.taps.anatomy.indices, editor.committed, strict=True))
+    living = dict(zip(host.resident.anatomy.indices, host.committed, strict=True))
     gone: dict[int, list[int]] = {}
     for layer, expert in sorted(steering.cells):
         if expert not in living[layer]:
@@ -196,7 +210,7 @@ def _read_maps(
     options: SteerOptions, wish: Wish, resident: Resident, where: tuple[Identity, str]
 ) -> None:
     """Add the reports, the last one first: who comes later goes before."""
-    anatomy = resident.taps.anatomy
+    anatomy = resident.anatomy
     read = []
     for use in options.maps:
         found = read_report(use.path, use.kind, anatomy.indices, anatomy.num_experts)
@@ -254,21 +268,21 @@ class _Taken(NamedTuple):
 def _take(use: ScanMap, found: Found, wish: Wish, resident: Resident) -> _Taken:
     """What the routers can carry of a report beside the wish, strongest |composite| first."""
     up, down = _sides(found, use)
-    order = [(resident.taps.layers[row], e) for row, e in _strongest_first(found, up | down)]
-    names = tuple(sorted((tap.layer.index, expert) for tap, expert in order))
+    order = [(resident.layers[row], e) for row, e in _strongest_first(found, up | down)]
+    names = tuple(sorted((moe.layer.index, expert) for moe, expert in order))
     left = use.most if use.most is not None else len(names)
     by_hand = wish.asked_by.keys() - {cell for other in wish.maps for cell in other.cells}
     chosen: tuple[ExpertSets, ExpertSets] = ({}, {})
     out: dict[_Reason, list[int]] = {}
-    for tap, expert in order:
+    for moe, expert in order:
         if left == 0:
             break
-        side = 0 if up[tap.layer.position, expert] else 1
-        reason = _obstacle(tap, side, expert, wish, chosen[side])
+        side = 0 if up[moe.layer.position, expert] else 1
+        reason = _obstacle(moe, side, expert, wish, chosen[side])
         if reason is not None:
             out.setdefault(reason, []).append(expert)
             continue
-        layer = tap.layer.index
+        layer = moe.layer.index
         chosen[side][layer] = (*chosen[side].get(layer, ()), expert)
         left -= 1
     notices = [] if names else [f"{found.path} names no experts to steer: it has no effect"]
@@ -288,21 +302,21 @@ class _Reason(NamedTuple):
 
 
 def _obstacle(
-    tap: LayerTap, side: int, expert: int, wish: Wish, chosen: ExpertSets
+    moe: LiveExperts, side: int, expert: int, wish: Wish, chosen: ExpertSets
 ) -> _Reason | None:
     """What keeps a report's expert from being steered to `side`, None for nothing."""
-    layer = tap.layer.index
+    layer = moe.layer.index
     if expert in wish.side(1 - side).get(layer, ()):
         return _Reason(1, layer, side, wish.asked_by[layer, expert])
-    if expert not in tap.live:
+    if expert not in moe.live:
         return _Reason(0, layer, side)
     wished = wish.side(side).get(layer, ())
     if expert in wished:
         return None
     # What a person asked for is checked later; here only living experts count.
-    beside = tuple(e for e in (*wished, *chosen.get(layer, ())) if e in tap.live)
+    beside = tuple(e for e in (*wished, *chosen.get(layer, ())) if e in moe.live)
     together = tuple(dict.fromkeys((*beside, expert)))
-    fits = (_may_activate, _may_deactivate)[side](tap, together)
+    fits = (_may_activate, _may_deactivate)[side](moe, together)
     return None if fits else _Reason(2, layer, side)
 
 
@@ -317,7 +331,7 @@ def _left_out(found: Found, reason: _Reason, experts: list[int], resident: Resid
             f"layer {layer}: experts {sorted(experts)} are {other} as {who} asks, not {mine} as "
             f"{found.path} does"
         )
-    top_k = next(t.layer.top_k for t in resident.taps.layers if t.layer.index == layer)
+    top_k = next(t.layer.top_k for t in resident.layers if t.layer.index == layer)
     return (
         f"layer {layer}: each token uses {top_k} experts; of those {found.path} names, the "
         f"weakest, {sorted(experts)}, are left out"
@@ -330,31 +344,31 @@ def _strongest_first(found: Found, named: Mask) -> list[tuple[int, int]]:
     return [(int(rows[i]), int(experts[i])) for i in order]
 
 
-def _groups(tap: LayerTap) -> Callable[[int], int]:
-    size = len(tap.live) // tap.layer.n_group
-    return lambda expert: tap.live.index(expert) // size
+def _groups(moe: LiveExperts) -> Callable[[int], int]:
+    size = len(moe.live) // moe.layer.n_group
+    return lambda expert: moe.live.index(expert) // size
 
 
-def _may_activate(tap: LayerTap, experts: tuple[int, ...]) -> bool:
+def _may_activate(moe: LiveExperts, experts: tuple[int, ...]) -> bool:
     """Whether each token could use all of them."""
-    if len(experts) > tap.layer.top_k:
+    if len(experts) > moe.layer.top_k:
         return False
-    return not tap.layer.grouped or len(set(map(_groups(tap), experts))) <= tap.layer.topk_group
+    return not moe.layer.grouped or len(set(map(_groups(moe), experts))) <= moe.layer.topk_group
 
 
-def _may_deactivate(tap: LayerTap, experts: tuple[int, ...]) -> bool:
+def _may_deactivate(moe: LiveExperts, experts: tuple[int, ...]) -> bool:
     """Whether the router still has enough experts without them, whichever groups win."""
-    layer = tap.layer
+    layer = moe.layer
     if not layer.grouped:
-        return len(tap.live) - len(experts) >= layer.top_k
-    gone = [_groups(tap)(expert) for expert in experts]
-    size = len(tap.live) // layer.n_group
+        return len(moe.live) - len(experts) >= layer.top_k
+    gone = [_groups(moe)(expert) for expert in experts]
+    size = len(moe.live) // layer.n_group
     left = sorted(size - gone.count(group) for group in range(layer.n_group))
     return sum(left[: layer.topk_group]) >= layer.top_k
 
 
 def _read_config(path: Path, wish: Wish, resident: Resident) -> None:
-    anatomy = resident.taps.anatomy
+    anatomy = resident.anatomy
     document = read_document(path)
     unknown = sorted(set(document) - set(CONFIG_KEYS))
     if unknown:

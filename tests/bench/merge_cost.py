@@ -52,21 +52,17 @@ def forward(model: Any, batches: Sequence[Any]) -> None:
 
 def random_model(shape: dict[str, Any], layers: int) -> dict[str, Any]:
     """Seconds of a plain forward and of a merge of a random model with this many layers."""
+    from rigs import make_rig
     from routing_cost import build
 
     from mlxfun.calibration.collect import batch_shape
     from mlxfun.data.datasets import batches
     from mlxfun.data.options import DatasetOptions
-    from mlxfun.hooks.routing import Taps
-    from mlxfun.model.anatomy import discover
-    from mlxfun.model.delta import Resident
     from mlxfun.techniques.merge.delta import Merger
     from mlxfun.techniques.merge.options import MergeOptions
 
     model, config = build({**shape, "layers": layers})
-    taps = Taps(model, discover(model, config))
-    taps.attach()
-    resident = Resident(model, taps, lambda: {}.__getitem__)
+    rig = make_rig(model, config)
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, shape["vocab"], (shape["rows"], shape["length"])).astype(np.int32)
     given = batches(list(tokens), *batch_shape(None, None))
@@ -76,12 +72,7 @@ def random_model(shape: dict[str, Any], layers: int) -> dict[str, Any]:
         best = np.argsort(-stats.score("reap")[0], kind="stable")[:kept]
         return tuple(sorted(int(e) for e in best))
 
-    merger = Merger(
-        model,
-        resident,
-        MergeOptions(DatasetOptions("random")),
-        lambda p: resident.tree.get(p).dtype,
-    )
+    merger = Merger(rig, MergeOptions(DatasetOptions("random")))
     forward(model, given)
     plain = seconds(lambda: forward(model, given))
     merge = seconds(lambda: merger.run(given, choose))
@@ -95,12 +86,13 @@ def real_model(model: str, data: str, count: int) -> dict[str, Any]:
     """The same for a checkpoint and a data set, 64 samples of 256 tokens."""
     from mlxfun import Session
     from mlxfun.data.options import DatasetOptions
-    from mlxfun.techniques.merge import stage
     from mlxfun.techniques.merge.options import MergeOptions
 
     session = Session.open(model)
+    from mlxfun.techniques.merge import technique
+
     options = MergeOptions(DatasetOptions(data, max_samples=64, max_tokens=256), n_prune=count)
-    given = stage.MergeRequest.of(session._shop, options).batches
+    given = technique.MergeRequest.of(session._workspace, options).batches
     forward(session.model, given)
     plain = seconds(lambda: forward(session.model, given))
     merge = seconds(lambda: session.merge(options))

@@ -130,7 +130,7 @@ def decode_ratio(rig: Any, pairs: int, steps: int = 32) -> dict[str, Any]:
             y = mx.argmax(logits, axis=-1)[None]
             lazy = []
             if record:
-                lazy = [a for layer in rig.taps.drain() for r in layer for a in r.arrays()]
+                lazy = [a for layer in recording.drain() for r in layer for a in r.arrays()]
             mx.eval(y, *lazy)
 
     def untapped() -> None:
@@ -154,9 +154,9 @@ def decode_ratio(rig: Any, pairs: int, steps: int = 32) -> dict[str, Any]:
         """The decoding alone: a steering is installed once and then meets every token."""
 
         def timed_steered() -> float:
-            installing.append(timed(lambda: steer.install(steering, rig.resident)))
+            installing.append(timed(lambda: steer.install(steering, rig.resident, rig.taps)))
             seconds = timed(lambda: run(False))
-            steer.install(Steering(), rig.resident)
+            steer.install(Steering(), rig.resident, rig.taps)
             return seconds
 
         return ratio_of(lambda: timed(lambda: run(False)), timed_steered, pairs)
@@ -176,8 +176,8 @@ def decode_ratio(rig: Any, pairs: int, steps: int = 32) -> dict[str, Any]:
 
 def edit_times(rig: Any, shape: dict[str, Any]) -> dict[str, float]:
     """Milliseconds to stage, flip, undo and redo a prune of a quarter of the experts."""
-    from mlxfun.editing.plans import PrunePlan
     from mlxfun.techniques.prune.delta import prune_delta, validate
+    from mlxfun.techniques.prune.plan import PrunePlan
 
     keep = tuple(range(shape["experts"] // 4, shape["experts"]))
     plan = PrunePlan(dict.fromkeys(rig.anatomy.indices, keep))

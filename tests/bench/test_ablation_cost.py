@@ -20,7 +20,7 @@ from mlxfun.data.datasets import batches
 from mlxfun.data.options import DatasetOptions
 from mlxfun.evaluation.refusal_metrics import FirstToken, Prompts, ask_all
 from mlxfun.generation.answers import read_prompts
-from mlxfun.model.anatomy.outputs import decoder_layers, residual_outputs
+from mlxfun.model.anatomy.outputs import residual_outputs
 from mlxfun.techniques.ablate.delta import Projector, projections
 from mlxfun.techniques.ablate.directions import residual_means
 from mlxfun.techniques.ablate.options import AblateOptions
@@ -54,7 +54,7 @@ def test_reading_the_prompts_is_one_pass(session: Session) -> None:
         [rng.integers(0, 4096, n).astype(np.int32) for n in lengths], *batch_shape(None, None)
     )
     modules = session.editor.resident.tree.modules
-    layers = [modules[path] for path in decoder_layers(modules, session.anatomy).values()]
+    layers = [modules[layer.path] for layer in session.map.layers]
     backbone: Any = session.model.model
 
     def forward() -> None:
@@ -84,10 +84,10 @@ def test_a_trial_costs_little_more_than_a_forward_of_its_prompts(session: Sessio
         for name in ("harmful", "harmless")
     ))  # fmt: skip
     judge = FirstToken(
-        session._shop.evaluator, ask_all(session.model, session.tokenizer, prompts, 4)
+        session._workspace.evaluator, ask_all(session.model, session.tokenizer, prompts, 4)
     )
     resident = session.editor.resident
-    outputs = residual_outputs(resident.tree.modules, session.anatomy)
+    outputs = residual_outputs(resident.tree.modules, session.map)
     projector = Projector(resident, outputs)
 
     def trial() -> None:

@@ -17,9 +17,10 @@ import numpy as np
 from mlxfun.calibration.options import CollectOptions
 from mlxfun.calibration.reports import CollectReport, StatsReport, WhyReport
 from mlxfun.checkpoint.options import SaveOptions
+from mlxfun.checkpoint.reports import SaveReport
 from mlxfun.context import SILENT, Context
 from mlxfun.editing.options import ApplyOptions
-from mlxfun.editing.reports import HistoryNode, HistoryReport, PlanReport, SaveReport, StepReport
+from mlxfun.editing.reports import HistoryNode, HistoryReport, PlanReport, StepReport
 from mlxfun.errors import DatasetError, ModelError, PlanError, SaveError, StateError
 from mlxfun.evaluation.options import EvaluateOptions, RefusalOptions
 from mlxfun.evaluation.reports import EvaluateReport, RefusalCount, RefusalReport

@@ -5,6 +5,6 @@ of data, `discover` finds the rest by looking at the modules, `types` describes 
 """
 
 from mlxfun.model.anatomy.discover import discover
-from mlxfun.model.anatomy.types import Anatomy, Head, MoELayer, SlicedParameter
+from mlxfun.model.anatomy.types import Head, MoELayer, MoEMap, SlicedParameter
 
-__all__ = ["Anatomy", "Head", "MoELayer", "SlicedParameter", "discover"]
+__all__ = ["Head", "MoELayer", "MoEMap", "SlicedParameter", "discover"]

@@ -16,44 +16,37 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.switch_layers import SwitchGLU, SwitchMLP
 
 from mlxfun.errors import ModelError
-from mlxfun.model.anatomy import facts
-from mlxfun.model.anatomy.types import Anatomy, Head, MoELayer, SlicedParameter
+from mlxfun.model.anatomy import ends, facts
+from mlxfun.model.anatomy.layers import module_name
+from mlxfun.model.anatomy.types import MoELayer, MoEMap, SlicedParameter
 
 Modules = dict[str, nn.Module]
 
 
-def discover(model: nn.Module, config: dict[str, Any]) -> Anatomy:
-    """Describe every MoE layer of `model`.
+def discover(model: nn.Module, config: dict[str, Any]) -> MoEMap:
+    """Describe every MoE layer of `model`; a dense model has none.
 
-    Raises ModelError for a dense model and for architectures that cannot be observed.
+    Raises ModelError for architectures whose experts cannot be observed.
     """
     model_type = str(config.get("model_type", "unknown"))
-    family = _module_name(model)
+    family = module_name(model)
     if family in facts.UNSUPPORTED:
         raise ModelError(
-            f"{model_type} is not supported: {facts.UNSUPPORTED[family]}; "
-            "load another Mixture-of-Experts model"
+            f"{model_type} is not supported: {facts.UNSUPPORTED[family]}; load another model"
         )
     modules: Modules = dict(model.named_modules())
     found = sorted(_blocks(modules), key=lambda pair: _decoder_index(pair[1]))
-    if not found:
-        raise ModelError(
-            f"{model_type} is a dense model: none of its {_decoder_layers(modules)} layers has "
-            "experts, so there is nothing to observe, prune or steer; load a "
-            "Mixture-of-Experts model"
-        )
     layers = tuple(
         _describe(modules, block, experts, position, config)
         for position, (block, experts) in enumerate(found)
     )
-    key = _count_key(model, config, layers[0].num_experts)
-    return Anatomy(
+    return MoEMap(
         model_type,
-        _decoder_layers(modules, layers[0].block),
+        _decoder_layers(modules, layers[0].block if layers else ""),
         layers,
-        key,
-        _head(modules),
-        _vocabulary(modules),
+        _count_key(model, config, layers[0].num_experts) if layers else (),
+        ends.head(modules),
+        ends.vocabulary(modules, ends.embedding(modules)),
     )
 
 
@@ -112,10 +105,6 @@ def _decoder_layers(modules: Modules, block: str = "") -> int:
     return max(counts.values(), default=0)
 
 
-def _module_name(module: nn.Module) -> str:
-    return type(module).__module__.rpartition(".")[2]
-
-
 def _expert_count(experts: Any) -> int:
     if isinstance(experts, list):
         return len(experts)
@@ -132,7 +121,7 @@ def _describe(
     as_list = experts_path not in modules
     count = _expert_count(block["experts"] if as_list else modules[experts_path])
     kind, logits, rows = _logits_source(modules, router_path, count)
-    row = facts.BLOCKS.get(_module_name(block), facts.UNKNOWN)
+    row = facts.BLOCKS.get(module_name(block), facts.UNKNOWN)
     n_group, topk_group = _groups(row, router, block, config)
     owner, bias = _selection_bias(block_path, block, router_path, router)
     return MoELayer(
@@ -144,7 +133,7 @@ def _describe(
         logits=logits,
         router_kind=kind,
         facts=row,
-        family=_module_name(block),
+        family=module_name(block),
         num_experts=count,
         router_rows=rows,
         top_k=_top_k(router, block, config, position),
@@ -210,7 +199,7 @@ def _groups(
         return 1, 1
     # deepseek_v2 reads its group sizes only with this one method.
     method = getattr(router, "topk_method", "group_limited_greedy")
-    if _module_name(block) == "deepseek_v2" and method != "group_limited_greedy":
+    if module_name(block) == "deepseek_v2" and method != "group_limited_greedy":
         return 1, 1
     where = [*_sources(router, block), *_nested(config)]
     n_group = _first_int(facts.GROUP_COUNT_KEYS, where) or 1
@@ -300,28 +289,3 @@ def _count_key(model: nn.Module, config: dict[str, Any], count: int) -> tuple[st
         f"config.json has no key that equals the {count} experts found in the weights "
         f"(looked for {', '.join(facts.EXPERT_COUNT_KEYS)})"
     )
-
-
-def _vocabulary(modules: Modules) -> int | None:
-    """Rows of the token embedding: the longest one, since others are of positions or types."""
-    rows = [
-        int(module.weight.shape[0])
-        for module in modules.values()
-        if isinstance(module, nn.Embedding | nn.QuantizedEmbedding)
-    ]
-    return max(rows, default=None)
-
-
-def _head(modules: Modules) -> Head | None:
-    """The output head: an lm_head outside the layers, else the tied embedding."""
-
-    def outside(path: str) -> bool:
-        return not any(part.isdigit() for part in path.split("."))
-
-    for path, module in modules.items():
-        if path.rpartition(".")[2] in facts.HEAD_NAMES and outside(path) and "weight" in module:
-            return Head(path, tied=False)
-    for path, module in modules.items():
-        if isinstance(module, nn.Embedding | nn.QuantizedEmbedding) and outside(path):
-            return Head(path, tied=True)
-    return None

@@ -118,12 +118,165 @@ EXPERT_COUNT_KEYS = (
 GROUP_COUNT_KEYS = ("n_group", "num_expert_group")
 GROUP_TOP_KEYS = ("topk_group",)
 NESTED_CONFIGS = ("text_config", "ffn_config", "language_config", "llm_config")
-HEAD_NAMES = ("lm_head", "output", "output_projection")
+HEAD_NAMES = ("lm_head", "output", "output_projection", "embed_out")
 EMBEDDING_NAMES = (
     "embed_tokens",
     "wte",
     "embeddings",
     "embedding",
     "token_embeddings",
+    "tok_embeddings",
     "word_embeddings",
+    "embed_in",
+    "embed",
 )
+
+MLP_NAMES = ("mlp", "mlps", "feed_forward", "ffn", "mlp_block")
+MIXER_NAMES = (
+    "self_attn",
+    "attn",
+    "attention",
+    "linear_attn",
+    "mixer",
+    "mamba",
+    "conv",
+    "temporal_block",
+)
+"""Children of a decoder layer that mix tokens: attention, or what stands in for it."""
+
+MIXER_KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("linear attention", ("linearattention", "gateddelta", "deltaattention", "kda", "rwkv")),
+    ("state space", ("mamba", "falconh1mixer")),
+    ("convolution", ("shortconv",)),
+    ("recurrent", ("recurrentblock",)),
+)
+"""(kind, words in the lower-case name of the mixer's class), first match; others are attention."""
+
+MIXER_ROLES: dict[str, tuple[str, ...]] = {
+    "q": ("q_proj", "c_q", "attn_query", "wq", "q_b_proj"),
+    "k": ("k_proj", "c_k", "attn_key", "wk"),
+    "v": ("v_proj", "c_v", "attn_value", "wv"),
+    "qkv": (
+        "qkv_proj",
+        "c_attn",
+        "query_key_value",
+        "wqkv",
+        "Wqkv",
+        "W_pack",
+        "q_k_v_proj",
+        "in_proj_qkv",
+    ),
+    "output": (
+        "o_proj",
+        "out_proj",
+        "wo",
+        "dense",
+        "c_proj",
+        "attn_resid",
+        "linear_out",
+        "o_b_proj",
+        "linear",
+    ),
+    "q_norm": ("q_norm", "q_layernorm", "query_layernorm"),
+    "k_norm": ("k_norm", "k_layernorm", "key_layernorm"),
+    "conv": ("conv1d", "conv_1d", "conv"),
+}
+"""{role in a mixer: names of its module}. A fused projection is one module with one role."""
+
+MLP_ROLES: tuple[dict[str, str], ...] = (
+    {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"},
+    {"gate_up": "gate_up_proj", "down": "down_proj"},
+    {"up": "up_proj", "down": "down_proj"},
+    {"gate": "w1", "up": "v1", "down": "w2"},
+    {"gate": "w1", "up": "w3", "down": "w2"},
+    {"gate": "w2", "up": "w1", "down": "c_proj"},
+    {"gate": "c_fc_0", "up": "c_fc_1", "down": "c_proj"},
+    {"gate": "mlp_gate", "up": "mlp_linear", "down": "mlp_resid"},
+    {"up": "c_fc", "down": "c_proj"},
+    {"up": "fc1", "down": "fc2"},
+    {"up": "fc_in", "down": "fc_out"},
+    {"up": "dense_h_to_4h", "down": "dense_4h_to_h"},
+    {"up": "proj_1", "down": "proj_2"},
+    {"up": "input_linear", "down": "output_linear"},
+    {"up": "key", "down": "value"},
+    {"down": "linear"},
+)
+"""{role: child} of a feed-forward part, the first of which all children exist. An `up` that puts
+out twice what `down` takes holds the gate too and has the role `gate_up`."""
+
+FIRST_NORMS = (
+    "input_layernorm",
+    "ln_1",
+    "ln",
+    "attention_norm",
+    "attn_norm",
+    "attention_layernorm",
+    "operator_norm",
+    "temporal_pre_norm",
+    "pre_mixer_norm",
+    "norm_1",
+    "norm",
+)
+SECOND_NORMS = (
+    "ln_2",
+    "ffn_norm",
+    "pre_ff_layernorm",
+    "feedforward_layernorm",
+    "channel_pre_norm",
+    "pre_mlp_norm",
+    "pre_mlp_layernorm",
+    "pre_feedforward_layernorm",
+    "norm_2",
+)
+FIRST_POST_NORMS = ("post_self_attn_layernorm", "post_mixer_norm")
+SECOND_POST_NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm", "post_mlp_norm")
+AMBIGUOUS_NORM = "post_attention_layernorm"
+"""Norms of a decoder layer: of what enters the mixer, of what enters the feed-forward part, of what
+leaves either. The ambiguous one is of what enters the feed-forward part, except in a layer that has
+another norm there, or `post_feedforward_layernorm`: then it is of what leaves the mixer."""
+
+FINAL_NORMS = (
+    "norm",
+    "ln_f",
+    "norm_f",
+    "final_layernorm",
+    "final_layer_norm",
+    "final_norm",
+    "output_norm",
+    "embedding_norm",
+    "ln",
+)
+
+FURTHER_OUTPUTS = ("per_layer_projection",)
+"""Children of a decoder layer beside mixer and feed-forward part that write to the stream."""
+
+LATENT_OUTPUTS = ("fc2_latent_proj", "routed_expert_up_proj")
+LATENT_NORM = "routed_expert_norm"
+"""Children of an MoE block whose experts work in a latent space: the way back to the stream, and
+the norm ahead of it."""
+
+OUTPUT_NORMS: dict[str, dict[str, tuple[str, ...]]] = {
+    "gemma4_text": {
+        "mlp": ("post_feedforward_layernorm_1", "post_feedforward_layernorm"),
+        "experts": ("post_feedforward_layernorm_2", "post_feedforward_layernorm"),
+        "per_layer_projection": ("post_per_layer_input_norm",),
+    },
+}
+"""{module that defines the decoder layer: {child of the layer: norms its output passes}}, where they
+are others than the layer's `post_norm1` behind mixers and `post_norm2` behind feed-forward parts."""
+
+LEAKS: dict[str, str] = {
+    "longcat_flash": "its identity experts add their own input to the residual stream, and no "
+    "weights of theirs could be projected: a token routed to one keeps what it has",
+    "rwkv7": "a norm ahead of its first layer writes the token embedding to the residual stream, and "
+    "that is no projection of a layer: a token keeps what its embedding has",
+    "talkie": "each layer adds the token embedding to the residual stream again, and that is no "
+    "projection of the layer: a token keeps what its embedding has",
+}
+"""Families that write to the stream in a way that is in no projection, and how."""
+
+NO_PROJECTIONS: dict[str, str] = {
+    "gemma3n": "it runs several residual streams that its layers mix (AltUp), and no projections "
+    "of a layer could take a direction out of them",
+}
+"""Families whose stream no edit of projections can change as intended, and why."""

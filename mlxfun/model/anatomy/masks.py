@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from mlxfun.arrays import Array
-from mlxfun.model.anatomy import Anatomy
+from mlxfun.model.anatomy import MoEMap
 
 
-def mask_of(anatomy: Anatomy, live: tuple[tuple[int, ...], ...]) -> Array:
+def mask_of(anatomy: MoEMap, live: tuple[tuple[int, ...], ...]) -> Array:
     """bool [L, E], True where an expert is among `live`."""
     mask = np.zeros((len(anatomy.layers), anatomy.num_experts), dtype=np.bool_)
     for row, experts in enumerate(live):
@@ -18,7 +18,7 @@ def mask_of(anatomy: Anatomy, live: tuple[tuple[int, ...], ...]) -> Array:
     return mask
 
 
-def sets_mask(anatomy: Anatomy, sets: Any) -> Array:
+def sets_mask(anatomy: MoEMap, sets: Any) -> Array:
     """bool [L, E] of {decoder layer: experts}."""
     mask = np.zeros((len(anatomy.layers), anatomy.num_experts), dtype=np.bool_)
     for layer, experts in sets.items():

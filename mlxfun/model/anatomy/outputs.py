@@ -1,16 +1,14 @@
 """Finds the projections of each decoder layer whose output is added to the residual stream.
 
-They are found by name and by size among the modules of each decoder layer. Where a family
-normalises what a projection puts out before adding it, the row in `POST_NORMS` names those norms,
-first the one that is applied first. Experts that work in a smaller latent space do not write to
-the stream themselves: the projection that leads back to it does, for all of them.
+They are the outputs of mixers and feed-forward parts (mlxfun.model.model_map). Where a family
+normalises what a part puts out before adding it, an output names those norms, first the one that
+is applied first. Experts that work in a smaller latent space do not write to the stream
+themselves: the projection that leads back to it does, for all of them.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,39 +16,17 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxfun.errors import ModelError
-from mlxfun.model.anatomy.types import Anatomy, MoELayer
+from mlxfun.model.anatomy import facts
+from mlxfun.model.anatomy.layers import module_name
+from mlxfun.model.anatomy.names import numbered
+from mlxfun.model.anatomy.types import DecoderLayer, MoELayer
+from mlxfun.model.model_map import ModelMap
 
 Modules = Mapping[str, nn.Module]
 
 COMPONENTS = ("attention", "dense", "shared", "experts")
 """Parts of a layer: attention in the wide sense (linear attention, state space, convolution too),
 dense feed-forward parts, shared experts, routed experts."""
-
-_LATENT = ("fc2_latent_proj", "routed_expert_up_proj")
-_LATENT_NORM = "routed_expert_norm"
-_MIXERS = ("o_proj", "out_proj", "dense", "o_b_proj")
-_FEED_FORWARD = ("down_proj", "fc2", "w2", "output_linear", "per_layer_projection")
-_NAMES = (*_MIXERS, *_FEED_FORWARD, *_LATENT)
-
-POST_NORMS: dict[str, dict[str, tuple[str, ...]]] = {
-    "afmoe": {
-        "self_attn": ("post_attention_layernorm",),
-        "mlp": ("post_mlp_layernorm",),
-    },
-    "gemma4_text": {
-        "self_attn": ("post_attention_layernorm",),
-        "mlp": ("post_feedforward_layernorm_1", "post_feedforward_layernorm"),
-        "experts": ("post_feedforward_layernorm_2", "post_feedforward_layernorm"),
-        "per_layer_projection": ("post_per_layer_input_norm",),
-    },
-}
-"""{module that defines the decoder layer: {child of the layer: norms its output passes}}."""
-
-LEAKS: dict[str, str] = {
-    "longcat_flash": "its identity experts add their own input to the residual stream, and no "
-    "weights of theirs could be projected: a token routed to one keeps what it has",
-}
-"""Families that write to the stream in a way that is in no projection, and how."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,117 +50,108 @@ class Output:
     through: Output | None = None
 
 
-def list_of(path: str) -> str:
-    """The path of the list that holds a decoder layer's module: model.layers.3.mlp -> model.layers."""
-    return ".".join(itertools.takewhile(lambda part: not part.isdigit(), path.split(".")))
-
-
-def decoder_layers(modules: Modules, anatomy: Anatomy) -> dict[int, str]:
-    """{number: path} of all decoder layers, MoE or not, in order.
-
-    Raises ModelError for a model whose MoE layers are in several lists.
-    """
-    parents = {list_of(layer.block) for layer in anatomy.layers}
-    if len(parents) != 1:
-        raise ModelError(
-            f"{anatomy.model_type} keeps its MoE layers in several lists ({', '.join(parents)}), "
-            "so that their order cannot be told; please report the architecture"
-        )
-    prefix = f"{parents.pop()}."
-    found = {
-        int(path[len(prefix) :]): path
-        for path in modules
-        if path.startswith(prefix) and path[len(prefix) :].isdigit()
-    }
-    return dict(sorted(found.items()))
-
-
-def residual_outputs(modules: Modules, anatomy: Anatomy) -> tuple[Output, ...]:
+def residual_outputs(modules: Modules, found: ModelMap) -> tuple[Output, ...]:
     """Every projection that writes to the residual stream, in the order of layers.
 
     modules: by path, as named when the model was loaded.
 
-    Raises ModelError when a layer has none, which an unknown architecture would show by.
+    Raises ModelError when a part has none that is known, which an unknown architecture would show
+    by, and for families whose stream cannot be edited by projections.
     """
-    layers = decoder_layers(modules, anatomy)
-    width = _width(modules, layers.values())
-    moe = {layer.index: layer for layer in anatomy.layers}
-    found: list[Output] = []
-    for number, path in layers.items():
-        outputs = list(_of_layer(modules, path, (number, width), moe.get(number)))
-        if not outputs:
+    return tuple(output for layer in found.layers for output in _of_layer(modules, found, layer))
+
+
+def leaks(modules: Modules, found: ModelMap) -> list[str]:
+    """Sentences on what a model writes to the stream that no projection puts out."""
+    families = dict.fromkeys(module_name(modules[layer.path]) for layer in found.layers)
+    return [f"{family}: {facts.LEAKS[family]}" for family in families if family in facts.LEAKS]
+
+
+def _of_layer(modules: Modules, found: ModelMap, layer: DecoderLayer) -> Iterator[Output]:
+    family = module_name(modules[layer.path])
+    if family in facts.NO_PROJECTIONS:
+        raise ModelError(f"{found.model_type} cannot be edited: {facts.NO_PROJECTIONS[family]}")
+    one = _Outputs(modules, found, layer, facts.OUTPUT_NORMS.get(family, {}))
+    prefix = f"layers.{layer.index}"
+    for i in range(len(layer.mixers)):
+        yield one.named(f"{numbered(f'{prefix}.attn', i)}.output", "attention", layer.post_norm1)
+    for i, path in enumerate(layer.mlps):
+        if layer.moe is None or path != layer.moe.block:
+            yield one.named(f"{numbered(f'{prefix}.mlp', i)}.down", "dense", layer.post_norm2)
+    for name in facts.FURTHER_OUTPUTS:
+        if isinstance(modules[layer.path].get(name), nn.Module):
+            yield one.at(f"{layer.path}.{name}", "dense", ())
+    for i in range(len(layer.shared)):
+        yield one.named(f"{numbered(f'{prefix}.shared', i)}.down", "shared", layer.post_norm2)
+    if layer.moe is not None:
+        yield from _of_experts(one, layer, layer.moe)
+
+
+class _Outputs:
+    """Makes the outputs of one layer."""
+
+    def __init__(
+        self,
+        modules: Modules,
+        found: ModelMap,
+        layer: DecoderLayer,
+        norms: Mapping[str, tuple[str, ...]],
+    ) -> None:
+        self.modules, self.found, self.layer, self._norms = modules, found, layer, norms
+
+    def named(self, name: str, component: str, norms: tuple[str, ...]) -> Output:
+        """The output of that canonical name."""
+        path = self.found.paths.get(name)
+        if path is None:
             raise ModelError(
-                f"cannot tell where decoder layer {number} ({path}) of {anatomy.model_type} "
-                "writes to the residual stream; please report the architecture"
+                f"cannot tell where decoder layer {self.layer.index} ({self.layer.path}) of "
+                f"{self.found.model_type} writes to the residual stream: there is no {name}; "
+                "please report the architecture"
             )
-        found += outputs
-    return tuple(found)
+        return self.at(path, component, norms)
+
+    def at(self, path: str, component: str, norms: tuple[str, ...]) -> Output:
+        """The output at `path`, which must be as wide as the stream."""
+        weight = self.modules[path].get("weight")
+        if not isinstance(weight, mx.array) or weight.shape[-2] != self.found.hidden_size:
+            raise ModelError(
+                f"{path} of {self.found.model_type} does not put out the "
+                f"{self.found.hidden_size} values of the residual stream as rows of a weight, so "
+                "it cannot be edited; please report the architecture"
+            )
+        position = self.layer.moe.position if self.layer.moe is not None else None
+        return Output(path, self.layer.index, position, component, self.behind(path, norms))
+
+    def behind(self, path: str, norms: tuple[str, ...]) -> tuple[str, ...]:
+        """The norms that what `path` puts out passes: a row of `facts`, or those of its part."""
+        child = path[len(self.layer.path) + 1 :].partition(".")[0]
+        if child not in self._norms:
+            return norms
+        named = (f"{self.layer.path}.{name}" for name in self._norms[child])
+        return tuple(path for path in named if path in self.modules)
 
 
-def _width(modules: Modules, layers: Iterable[str]) -> int:
-    """D, as most attention parts of the layers put it out (0 where there are none)."""
-    sizes = Counter(
-        int(module.weight.shape[-2])
-        for layer in layers
-        for path, module in modules.items()
-        if path.startswith(f"{layer}.") and _is_projection(path, module, _MIXERS)
-    )
-    return sizes.most_common(1)[0][0] if sizes else 0
-
-
-def _is_projection(path: str, module: nn.Module, names: tuple[str, ...]) -> bool:
-    return path.rpartition(".")[2] in names and isinstance(module.get("weight"), mx.array)
-
-
-def _of_layer(
-    modules: Modules, layer: str, where: tuple[int, int], moe: MoELayer | None
-) -> Iterator[Output]:
-    number, width = where
-    family = type(modules[layer]).__module__.rpartition(".")[2]
-    norms = POST_NORMS.get(family, {})
-    position = moe.position if moe is not None else None
-    for path in [p for p in modules if p.startswith(f"{layer}.")]:
-        module = modules[path]
-        if not _is_projection(path, module, _NAMES) or module.weight.shape[-2] != width:
-            continue
-        component, rows, expert = _role(path, path.rpartition(".")[2], moe)
-        child = path[len(layer) + 1 :].partition(".")[0]
-        chain = tuple(f"{layer}.{n}" for n in norms.get(child, ()) if f"{layer}.{n}" in modules)
-        found = Output(path, number, position, component, chain, rows, expert)
-        yield found
-        if moe is not None and path.rpartition(".")[2] in _LATENT:
-            yield _latent_stack(modules, moe, found)
-
-
-def _latent_stack(modules: Modules, moe: MoELayer, back: Output) -> Output:
-    """The stack of experts whose latent output `back` leads to the residual stream."""
-    stack = next(
-        path
-        for path, module in modules.items()
-        if path.startswith(f"{moe.experts}.") and _is_projection(path, module, _FEED_FORWARD)
-    )
-    norm = f"{moe.block}.{_LATENT_NORM}"
-    return replace(
-        back,
-        path=stack,
-        norms=(norm,) if isinstance(modules.get(norm), nn.Module) else (),
-        rows="stack",
-        through=back,
-    )
-
-
-def _role(path: str, name: str, moe: MoELayer | None) -> tuple[str, str, int | None]:
-    """(component, rows, expert) of a projection."""
-    if moe is not None and path.startswith(f"{moe.experts}."):
-        if moe.experts_list:
-            return "experts", "one", int(path[len(moe.experts) + 1 :].partition(".")[0])
-        return "experts", "stack", None
-    if name in _LATENT:
-        return "experts", "", None
-    # Shared experts are children of the block; granite keeps them beside it.
-    if any(part.startswith("share") for part in path.split(".")):
-        return "shared", "", None
-    return ("attention" if name in _MIXERS else "dense"), "", None
+def _of_experts(one: _Outputs, layer: DecoderLayer, moe: MoELayer) -> Iterator[Output]:
+    prefix, norms = f"layers.{layer.index}.experts", layer.post_norm2
+    if moe.experts_list:
+        for expert in range(moe.num_experts):
+            output = one.named(f"{prefix}.{expert}.down", "experts", norms)
+            yield replace(output, rows="one", expert=expert)
+        return
+    for name in facts.LATENT_OUTPUTS:
+        if isinstance(one.modules[moe.block].get(name), nn.Module):
+            back = one.at(f"{moe.block}.{name}", "experts", norms)
+            yield back
+            norm = f"{moe.block}.{facts.LATENT_NORM}"
+            yield replace(
+                back,
+                path=one.found.path(f"{prefix}.down"),
+                norms=(norm,) if norm in one.modules else (),
+                rows="stack",
+                through=back,
+            )
+            return
+    yield replace(one.named(f"{prefix}.down", "experts", norms), rows="stack")
 
 
 def gain(modules: Modules, output: Output, width: int) -> mx.array:

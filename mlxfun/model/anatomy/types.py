@@ -79,10 +79,42 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True)
-class Anatomy:
+class Mixer:
+    """The part of a decoder layer that mixes tokens.
+
+    kind: "attention", "linear attention", "state space", "convolution" or "recurrent".
+    """
+
+    path: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderLayer:
+    """One decoder layer, MoE or not, by the paths of its parts. Most have one of each.
+
+    mixers: attention first. mlps: the MoE block, if it is not the layer itself (gemma4), then dense
+    feed-forward parts. shared: shared experts. norm1/norm2: of what enters mixer and MLP;
+    post_norm1/post_norm2: of what leaves them. moe: its experts, None in a dense layer.
+    """
+
+    index: int
+    path: str
+    mixers: tuple[Mixer, ...]
+    mlps: tuple[str, ...]
+    shared: tuple[str, ...]
+    norm1: tuple[str, ...]
+    norm2: tuple[str, ...]
+    post_norm1: tuple[str, ...]
+    post_norm2: tuple[str, ...]
+    moe: MoELayer | None
+
+
+@dataclass(frozen=True, slots=True)
+class MoEMap:
     """All MoE layers of a model, and the config key that holds their expert count.
 
-    count_key: path into config.json, for instance ("text_config", "num_experts"). vocabulary: rows
+    A dense model has no layers here, no experts and no key. count_key: path into config.json, for instance ("text_config", "num_experts"). vocabulary: rows
     of the token embedding, None where none was found.
     """
 
@@ -96,12 +128,12 @@ class Anatomy:
     @property
     def num_experts(self) -> int:
         """E, the widest layer's expert count (all layers agree in every known model)."""
-        return max(layer.num_experts for layer in self.layers)
+        return max((layer.num_experts for layer in self.layers), default=0)
 
     @property
     def top_k(self) -> int:
         """K, the largest of any layer."""
-        return max(layer.top_k for layer in self.layers)
+        return max((layer.top_k for layer in self.layers), default=0)
 
     @property
     def indices(self) -> tuple[int, ...]:

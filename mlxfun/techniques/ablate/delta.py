@@ -18,7 +18,7 @@ exact for unquantised weights, and no weight is touched (`projecting`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +28,7 @@ import mlx.nn as nn
 import numpy as np
 
 from mlxfun.context import SILENT, Context
+from mlxfun.hooks.intercept import Hooks
 from mlxfun.model.anatomy.outputs import Output, gain
 from mlxfun.model.delta import Delta, LayerDelta, Resident
 from mlxfun.model.identity import RowId, Rows
@@ -92,7 +93,7 @@ def _chosen(output: Output, plan: AblationPlan, resident: Resident) -> tuple[int
     """
     if output.rows == "" or output.position is None:
         return None
-    live = resident.taps.layers[output.position].live
+    live = resident.layers[output.position].live
     named = live if plan.experts is None else plan.experts.get(output.layer, ())
     if output.rows == "one":
         return (output.expert,) if output.expert in live and output.expert in named else ()
@@ -150,7 +151,7 @@ def _layer_delta(
         return LayerDelta(None, arrays=arrays, rows=rows, made=made)
     return LayerDelta(
         position,
-        resident.taps.layers[position].live,
+        resident.layers[position].live,
         resident.stack[position],
         arrays=arrays,
         rows=rows,
@@ -207,8 +208,8 @@ class _Edit:
         """Rows of a stack a few at a time: unpacked they are many times as large."""
         output = self._projection.output
         assert output.position is not None
-        tap = self._resident.taps.layers[output.position]
-        row_of = dict(zip(tap.live, tap.rows, strict=True))
+        moe = self._resident.layers[output.position]
+        row_of = dict(zip(moe.live, moe.rows, strict=True))
         rows = [row_of[e] for e in self._projection.experts or ()]
         stacks = {
             leaf: mx.array(self._module[leaf])
@@ -225,7 +226,7 @@ class _Edit:
                 stacks[leaf][mx.array(part)] = new
             mx.eval(list(stacks.values()))
         return {
-            f"{self._path}.{leaf}": (array, self._identity(leaf, tap.rows, digests[leaf]))
+            f"{self._path}.{leaf}": (array, self._identity(leaf, moe.rows, digests[leaf]))
             for leaf, array in stacks.items()
             if digests[leaf]
         }
@@ -277,24 +278,19 @@ class Projector:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Swap the class of every output's module inside the block (see mlxfun.hooks.routing)."""
-        modules = self._resident.tree.modules
-        originals = {path: type(modules[path]) for path in self._outputs}
-        for path, original in originals.items():
-            modules[path].__class__ = self._projected(original, path)
-        try:
-            yield
-        finally:
-            for path, original in originals.items():
-                modules[path].__class__ = original
-            self._table = {}
+        """Intercept every output inside the block."""
+        hooks = Hooks(self._resident.tree.modules)
+        for path, output in self._outputs.items():
+            hooks.on_call(path, self._projected(path, output.rows == "stack"), required=False)
+        with hooks:
+            try:
+                yield
+            finally:
+                self._table = {}
 
-    def _projected(self, original: type[nn.Module], path: str) -> Any:
-        stack = self._outputs[path].rows == "stack"
-
-        def call(module: nn.Module, x: mx.array, *args: Any, **kwargs: Any) -> Any:
-            own: Any = original.__call__
-            y: mx.array = own(module, x, *args, **kwargs)
+    def _projected(self, path: str, stack: bool) -> Callable[..., mx.array]:
+        def call(own: Any, x: mx.array, *args: Any, **kwargs: Any) -> mx.array:
+            y: mx.array = own(x, *args, **kwargs)
             entry = self._table.get(path)
             if entry is None:
                 return y
@@ -306,6 +302,4 @@ class Projector:
                 strength = strength[indices][..., None]
             return (wide - (strength * along)[..., None] * direction).astype(y.dtype)
 
-        return type(
-            original.__name__, (original,), {"__call__": call, "__module__": original.__module__}
-        )
+        return call

@@ -20,7 +20,7 @@ import mlx.nn as nn
 import numpy as np
 
 from mlxfun.context import SILENT, Context
-from mlxfun.errors import PlanError, UsageError
+from mlxfun.errors import ModelError, PlanError, UsageError
 from mlxfun.hooks.layerwise import intercepting
 from mlxfun.techniques.ablate.options import POSITIONS, parse_range
 
@@ -72,7 +72,8 @@ def residual_means(
 ) -> Array:
     """Means of the stream behind each layer, float64 [P, L, D] in the order of POSITIONS.
 
-    One forward of each batch, one evaluation for it. Raises Cancelled between batches.
+    One forward of each batch, one evaluation for it. Raises Cancelled between batches, ModelError
+    for a model that does not run each of its layers once.
     """
     total: Any = 0.0
     count = 0
@@ -103,6 +104,11 @@ def _sums(model: Any, layers: Sequence[nn.Module], batch: Batch) -> Array:
 
     with intercepting(layers, watch):
         model(mx.array(batch.tokens))
+    if len(sums) != len(layers):
+        raise ModelError(
+            f"the forward ran decoder layers {len(sums)} times, not each of the {len(layers)} once, "
+            "so there is no one residual stream behind each of them to read"
+        )
     stacked = mx.stack(sums, axis=1)
     mx.eval(stacked)
     return np.array(stacked, dtype=np.float64)

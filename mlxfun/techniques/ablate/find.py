@@ -15,7 +15,7 @@ import numpy as np
 
 from mlxfun.calibration.collect import batch_shape
 from mlxfun.context import SILENT, Context
-from mlxfun.data.datasets import batches
+from mlxfun.data.datasets import Tokenizer, batches
 from mlxfun.errors import DatasetError, PlanError, UsageError
 from mlxfun.evaluation.refusal_metrics import (
     FIRST_TOKEN_ERROR,
@@ -26,7 +26,7 @@ from mlxfun.evaluation.refusal_metrics import (
 )
 from mlxfun.evaluation.reports import RefusalCount
 from mlxfun.generation.answers import read_prompts
-from mlxfun.model.anatomy.outputs import Output, decoder_layers
+from mlxfun.model.anatomy.outputs import Output
 from mlxfun.techniques.ablate import directions, search
 from mlxfun.techniques.ablate.delta import Projector, projections
 from mlxfun.techniques.ablate.directions import Directions
@@ -71,25 +71,22 @@ class Split:
 class Model:
     """What a direction is looked for in. outputs: of the whole model, see mlxfun.model.anatomy.outputs.
 
-    experts: {decoder layer: experts that may be edited}, None for all. components: that may be.
+    layers: {number: path} of the decoder layers. experts: {decoder layer: experts that may be
+    edited}, None for all. components: that may be.
     """
 
-    tokenizer: Any
+    tokenizer: Tokenizer
     editor: Editor
     evaluator: Evaluator
     outputs: tuple[Output, ...]
     components: tuple[str, ...]
+    layers: dict[int, str]
     experts: dict[int, tuple[int, ...]] | None = None
 
     @property
     def network(self) -> Any:
         """The model itself."""
         return self.editor.resident.tree.modules[""]
-
-    @property
-    def layers(self) -> dict[int, str]:
-        """{number: path} of the decoder layers."""
-        return decoder_layers(self.editor.resident.tree.modules, self.editor.resident.taps.anatomy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +116,7 @@ class Found:
 
 
 def read_split(
-    options: AblateOptions, tokenizer: Any, vocabulary: int | None
+    options: AblateOptions, tokenizer: Tokenizer, vocabulary: int | None
 ) -> tuple[Split, list[str]]:
     """Both sets, split, and warnings. Raises UsageError, DatasetError."""
     if options.harmful is None or options.harmless is None:
@@ -220,7 +217,7 @@ class Finder:
     ) -> AblationPlan:
         source, position = where
         editor = self._model.editor
-        anatomy = editor.resident.taps.anatomy
+        anatomy = editor.resident.anatomy
         return AblationPlan(
             direction=tuple(float(v) for v in found.unit(position, source)),
             source_layer=source,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-VERSION = "1.0"
+from mlxfun.editing.plans import PLAN_VERSION, SavedExperts
 
 Strengths = Mapping[str, Mapping[int, float]]
 """{component: {decoder layer: strength}}; parts that are not named keep their weights."""
@@ -43,11 +43,16 @@ class AblationPlan:
             found = {i for i in found if self.experts.get(i)}
         return tuple(sorted(found))
 
+    @property
+    def working(self) -> dict[int, tuple[int, ...]]:
+        """The same as `keep`."""
+        return self.keep
+
     def to_json(self) -> dict[str, Any]:
         """A JSON-able form."""
         experts = self.experts
         return {
-            "version": VERSION,
+            "version": PLAN_VERSION,
             "technique": self.technique,
             "target": self.target,
             "source_layer": self.source_layer,
@@ -58,4 +63,21 @@ class AblationPlan:
                 part: {str(i): s for i, s in each.items()} for part, each in self.strengths.items()
             },
             "experts": None if experts is None else {str(i): list(e) for i, e in experts.items()},
+        }
+
+    @classmethod
+    def metadata(cls, plans: Sequence[AblationPlan], saved: SavedExperts) -> dict[str, Any]:
+        """abliteration_metadata.json: the last ablation, the layers of all of them, and each in
+        full under `edits`."""
+        last = plans[-1]
+        return {
+            "abliteration_metadata.json": {
+                "method": "directional ablation, output side",
+                "target": last.target,
+                "abliterated_layers": sorted({layer for plan in plans for layer in plan.layers}),
+                "direction_norms": {str(layer): norm for layer, norm in last.norms.items()},
+                "source_layer": last.source_layer,
+                "position": last.position,
+                "edits": [plan.to_json() for plan in plans],
+            }
         }

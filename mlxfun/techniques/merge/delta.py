@@ -23,20 +23,19 @@ the unmerged layer (mlxfun.techniques.refit.least_squares), which makes up for m
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
 from mlxfun.calibration.routing_stats import RoutingStats
 from mlxfun.context import SILENT, Context
-from mlxfun.editing.plans import MergePlan
 from mlxfun.hooks.layerwise import Carrier
 from mlxfun.model.anatomy import MoELayer
-from mlxfun.model.delta import Delta, LayerDelta, Resident
+from mlxfun.model.delta import Delta, LayerDelta
 from mlxfun.model.expert_similarity import (
     Groups,
     group_weights,
@@ -46,7 +45,8 @@ from mlxfun.model.expert_similarity import (
 )
 from mlxfun.model.experts import Bank
 from mlxfun.model.identity import Rows
-from mlxfun.model.parameters import Stored, requantised, rounded, row_digests, take_rows
+from mlxfun.model.parameters import requantised, rounded, row_digests, take_rows
+from mlxfun.model.slicing import prune_layer
 from mlxfun.techniques.merge import merge_or_drop
 from mlxfun.techniques.merge.alignment import (
     MATCHES,
@@ -57,15 +57,16 @@ from mlxfun.techniques.merge.alignment import (
 )
 from mlxfun.techniques.merge.observe import Observed, observe, spread, spread_of
 from mlxfun.techniques.merge.options import MergeOptions
-from mlxfun.techniques.prune.delta import prune_layer
+from mlxfun.techniques.merge.plan import MergePlan
 from mlxfun.techniques.refit import layerwise
 from mlxfun.techniques.refit.layerwise import Recalibration
 from mlxfun.techniques.refit.least_squares import Routed, output
+from mlxfun.techniques.workspace import ResidentModel
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
     from mlxfun.data.datasets import Batch
-    from mlxfun.hooks.routing import LayerTap
+    from mlxfun.model.live_experts import LiveExperts
 
 Choose = Callable[[int, RoutingStats], tuple[int, ...]]
 """(position of a layer, its statistics [1, E]) -> its centroids, ascending, checkpoint numbers."""
@@ -87,31 +88,27 @@ class _Watch:
     """
 
     carrier: Carrier
-    tap: LayerTap
+    moe: LiveExperts
     wanted: mx.array
 
     def routed(self, ctx: Context = SILENT) -> Routed:
         """What its experts are given as the layer stands now."""
-        return layerwise.observe(self.carrier, self.tap, ctx).routed
+        return layerwise.observe(self.carrier, self.moe, ctx).routed
 
 
 class Merger:
     """Merges a resident model layer by layer; the model is as before when `run` returns."""
 
-    def __init__(
-        self, model: nn.Module, resident: Resident, options: MergeOptions, stored: Stored
-    ) -> None:
-        self._model = model
-        self._modules = dict(model.named_modules())
-        self._resident = resident
+    def __init__(self, workspace: ResidentModel, options: MergeOptions) -> None:
+        self._workspace, self._resident = workspace, workspace.resident
+        self._modules = workspace.resident.tree.modules
         self._options = options
-        self._stored = stored
         self._fits: list[layerwise.Fit] = []
 
     def require_mergeable(self) -> None:
         """Raise PlanError for experts that cannot be merged, before any work."""
-        for tap in self._resident.taps.layers:
-            Bank.of(tap, self._modules)
+        for moe in self._resident.layers:
+            Bank.of(moe, self._modules)
 
     def run(
         self, batches: Sequence[Batch], choose: Choose, ctx: Context = SILENT
@@ -121,25 +118,21 @@ class Merger:
         Every merged layer is swapped in, so that later layers see it, and all are swapped out
         again at the end, after a cancel and after a failure.
         """
-        carrier = Carrier(self._model, self._resident.taps, batches, ctx)
+        carrier = Carrier(self._workspace.model, self._workspace.taps, batches, ctx)
         picks = spread(batches, self._options.max_similarity_tokens)
         merged: dict[int, MergedLayer] = {}
-        inverses: list[Delta] = []
-        taps = self._resident.taps.layers
+        layers = self._resident.layers
         again = self._recalibration() if self._options.refit_experts else None
-        try:
-            for position, tap in enumerate(taps):
-                observed = observe(carrier, tap, picks, ctx)
-                watch = self._watch(carrier, tap, ctx)
-                layer = self._merge_layer(watch, tap, observed, choose(position, observed.stats))
-                if again is not None and watch is not None and layer.delta.live != tap.live:
+        with ExitStack() as done:
+            for position, moe in enumerate(layers):
+                observed = observe(carrier, moe, picks, ctx)
+                watch = self._watch(carrier, moe, ctx)
+                layer = self._merge_layer(watch, moe, observed, choose(position, observed.stats))
+                if again is not None and watch is not None and layer.delta.live != moe.live:
                     layer = replace(layer, delta=self._refitted(again, watch, layer.delta, ctx))
-                inverses.append(self._resident.swap(Delta((layer.delta,))))
-                merged[tap.layer.index] = layer
-                ctx.progress("merging", position + 1, len(taps), "layers")
-        finally:
-            for inverse in reversed(inverses):
-                self._resident.swap(inverse)
+                done.enter_context(self._resident.trial(Delta((layer.delta,))))
+                merged[moe.layer.index] = layer
+                ctx.progress("merging", position + 1, len(layers), "layers")
         plan = MergePlan(
             groups={index: layer.groups for index, layer in merged.items()},
             weights={index: layer.weights for index, layer in merged.items()},
@@ -161,38 +154,33 @@ class Merger:
         return (auto, *fits)
 
     def _recalibration(self) -> Recalibration:
-        return Recalibration(
-            self._model, self._resident, self._stored, follow=True, refit_experts=True
-        )
+        return Recalibration(self._workspace, follow=True, refit_experts=True)
 
-    def _watch(self, carrier: Carrier, tap: LayerTap, ctx: Context) -> _Watch | None:
+    def _watch(self, carrier: Carrier, moe: LiveExperts, ctx: Context) -> _Watch | None:
         """The unmerged layer's output, if an option looks at it."""
         if not (self._options.auto or self._options.refit_experts):
             return None
-        routed = layerwise.observe(carrier, tap, ctx).routed
-        return _Watch(carrier, tap, output(Bank.of(tap, self._modules), routed))
+        routed = layerwise.observe(carrier, moe, ctx).routed
+        return _Watch(carrier, moe, output(Bank.of(moe, self._modules), routed))
 
     def _refitted(
         self, again: Recalibration, watch: _Watch, merged: LayerDelta, ctx: Context
     ) -> LayerDelta:
         """The merged layer with output projections that make up for what merging lost."""
-        inverse = self._resident.swap(Delta((merged,)))
-        try:
-            delta, fit = again.refitted(watch.tap, merged, watch.routed(ctx), watch.wanted)
-        finally:
-            self._resident.swap(inverse)
+        with self._resident.trial(Delta((merged,))):
+            delta, fit = again.refitted(watch.moe, merged, watch.routed(ctx), watch.wanted)
         self._fits.append(fit)
         return delta
 
     def _merge_layer(
-        self, watch: _Watch | None, tap: LayerTap, observed: Observed, centroids: tuple[int, ...]
+        self, watch: _Watch | None, moe: LiveExperts, observed: Observed, centroids: tuple[int, ...]
     ) -> MergedLayer:
         """One layer, unchanged in the model. centroids: checkpoint numbers, ascending."""
-        options, live = self._options, tap.live
-        bank = Bank.of(tap, self._modules)
+        options, live = self._options, moe.live
+        bank = Bank.of(moe, self._modules)
         saliency = observed.stats.score(options.metric)[0][list(live)]
         gated = options.similarity_mode == "gated"
-        inside = tap.layer.facts.weights_inside
+        inside = moe.layer.facts.weights_inside
         x = observed.inputs[None]
         if gated and inside:
             x = x * observed.gates.T[:, :, None].astype(x.dtype)
@@ -205,7 +193,7 @@ class Merger:
             saliency,
             [live.index(e) for e in centroids],
             options.max_group_size,
-            router_groups(tap.layer, len(live)),
+            router_groups(moe.layer, len(live)),
         )
         matches = self._match(bank, neurons, groups)
         if options.auto and watch is not None:
@@ -214,7 +202,7 @@ class Merger:
         return MergedLayer(
             {live[g[0]]: tuple(live[e] for e in g) for g in groups},
             {live[e]: float(w) for e, w in shares.items()},
-            self._delta(tap, bank, _Recipe(groups, shares, matches)),
+            self._delta(moe, bank, _Recipe(groups, shares, matches)),
         )
 
     def _worthwhile(
@@ -225,12 +213,11 @@ class Merger:
         matches: Mapping[int, Array],
     ) -> Groups:
         """The groups without the members that are better dropped (mlxfun.techniques.merge.merge_or_drop)."""
-        tap, whole = watch.tap, Bank.of(watch.tap, self._modules)
-        kept = tuple(tap.live[group[0]] for group in groups)
-        sliced = prune_layer(self._resident, tap.layer, tap.live, kept)
-        inverse = self._resident.swap(Delta((sliced,)))
-        try:
-            alone = Bank.of(tap, self._modules)
+        moe, whole = watch.moe, Bank.of(watch.moe, self._modules)
+        kept = tuple(moe.live[group[0]] for group in groups)
+        sliced = prune_layer(self._resident, moe.layer, moe.live, kept)
+        with self._resident.trial(Delta((sliced,))):
+            alone = Bank.of(moe, self._modules)
             routed = watch.routed()
             rest = watch.wanted - output(alone, routed)
             ordered = [
@@ -239,8 +226,6 @@ class Merger:
             found = merge_or_drop.choose(
                 alone, routed, rest, ordered, lambda g: self._mixed(whole, saliency, g, matches)
             )
-        finally:
-            self._resident.swap(inverse)
         return tuple(found.groups)
 
     def _mixed(
@@ -271,11 +256,11 @@ class Merger:
 
     # -- tensors ------------------------------------------------------------------------------
 
-    def _delta(self, tap: LayerTap, bank: Bank, recipe: _Recipe) -> LayerDelta:
+    def _delta(self, moe: LiveExperts, bank: Bank, recipe: _Recipe) -> LayerDelta:
         """The router sliced as by a prune, and stacks of the centroids."""
-        live = tap.live
+        live = moe.live
         centroids = tuple(live[group[0]] for group in recipe.groups)
-        sliced = prune_layer(self._resident, tap.layer, live, centroids)
+        sliced = prune_layer(self._resident, moe.layer, live, centroids)
         if not recipe.merged:
             return sliced  # nobody goes
         arrays: dict[str, Any] = dict(sliced.arrays)
@@ -294,7 +279,7 @@ class Merger:
         module = bank.projection(name)
 
         def stored(leaf: str) -> mx.Dtype:
-            return self._stored(f"{bank.path}.{name}.{leaf}")
+            return self._workspace.stored(f"{bank.path}.{name}.{leaf}")
 
         weight = combine(lambda part: bank.weights(name, part), recipe)
         if name not in bank.inward:
@@ -321,7 +306,7 @@ class Merger:
         ids = [before[group[0]] for group in recipe.groups]
         changed = [i for i in range(len(where)) if not same[i]]
         if changed:
-            digests = row_digests(new[mx.array(changed)], self._stored(path))
+            digests = row_digests(new[mx.array(changed)], self._workspace.stored(path))
             for i, digest in zip(changed, digests, strict=True):
                 ids[where[i]] = digest
             stack = mx.array(stack)

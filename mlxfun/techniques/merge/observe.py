@@ -20,7 +20,8 @@ from mlxfun.model.anatomy import MoELayer
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
     from mlxfun.data.datasets import Batch
-    from mlxfun.hooks.routing import LayerTap, Record
+    from mlxfun.hooks.routing import Record
+from mlxfun.model.live_experts import LiveExperts
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +38,15 @@ class Observed:
 
 
 def observe(
-    carrier: Carrier, tap: LayerTap, picks: Sequence[Array], ctx: Context = SILENT
+    carrier: Carrier, moe: LiveExperts, picks: Sequence[Array], ctx: Context = SILENT
 ) -> Observed:
     """Run a layer on all batches; keep its sums over all tokens, and `picks` of the tokens."""
-    layer = tap.layer
+    layer = moe.layer
     stats = RoutingStats.empty((layer.index,), layer.num_experts)
     inputs, logits = [], []
     for (batch, records), pick in zip(carrier.observe(layer.position, ctx), picks, strict=True):
         mask = mx.array(batch.mask.reshape(-1).astype(np.float32))
-        sums = layer_sums(tap, records, mask)
+        sums = layer_sums(layer, records, mask)
         x, z = _tokens(layer, records[-1], mx.array(pick.astype(np.uint32)))
         mx.eval(sums, x, z)
         stats = stats.plus(
@@ -56,7 +57,7 @@ def observe(
     z = mx.concatenate(logits)
     sigmoid = layer.facts.score == "sigmoid"
     gates = mx.sigmoid(z) if sigmoid else mx.softmax(z, axis=-1)
-    live = len(tap.live)  # rows behind them are no experts (longcat)
+    live = len(moe.live)  # rows behind them are no experts (longcat)
     return Observed(mx.concatenate(inputs), np.array(z[:, :live]), gates[:, :live], stats)
 
 

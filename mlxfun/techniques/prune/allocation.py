@@ -26,20 +26,21 @@ import numpy as np
 from mlxfun.calibration.options import METRICS
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import PlanError, UsageError
-from mlxfun.model.anatomy import Anatomy
+from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.delta import Delta, LayerDelta, Resident
+from mlxfun.model.parameters import Stored
+from mlxfun.model.router_edit import RouterEdit
+from mlxfun.model.slicing import prune_layer
 from mlxfun.steering import rules
 from mlxfun.techniques.prune import selection
-from mlxfun.techniques.prune.delta import prune_layer
 from mlxfun.techniques.prune.options import PruneOptions
 from mlxfun.techniques.prune.selection import Constraints
-from mlxfun.techniques.router_bias.delta import Edit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mlxfun.arrays import Array
-    from mlxfun.hooks.routing import LayerTap
+    from mlxfun.model.live_experts import LiveExperts
 
 
 def require_options(options: PruneOptions) -> None:
@@ -60,7 +61,7 @@ def require_options(options: PruneOptions) -> None:
         )
 
 
-def require_paddable(anatomy: Anatomy) -> None:
+def require_paddable(anatomy: MoEMap) -> None:
     """Raise PlanError where stock loading could not hold layers of different numbers of experts."""
     for layer in anatomy.layers:
         if layer.bias_name is None or layer.router_rows > layer.num_experts:
@@ -134,42 +135,39 @@ class Budget:
         """The counts, and who goes. Raises PlanError for a count that equal layers cannot lose."""
         n_prune = self._options.n_prune or 0
         selection.select(self._scores, self._constraints, self._options)
-        taps = self._resident.taps.layers
+        taps = self._resident.layers
         counts = grid(n_prune, lcm(*self._constraints.n_group))
         prices = []
-        for tap in taps:
-            prices.append(self._prices(tap, counts, ctx))
+        for moe in taps:
+            prices.append(self._prices(moe, counts, ctx))
             ctx.progress("pricing layers", len(prices), len(taps), "layers")
         chosen = cheapest(prices, n_prune * len(taps))
         least = min(chosen)
         live, dead = {}, {}
-        for tap, count in zip(taps, chosen, strict=True):
-            index = tap.layer.index
-            live[index] = self._kept(tap, least) or tap.live
-            staying = self._kept(tap, count) or tap.live
+        for moe, count in zip(taps, chosen, strict=True):
+            index = moe.layer.index
+            live[index] = self._kept(moe, least) or moe.live
+            staying = self._kept(moe, count) or moe.live
             dead[index] = tuple(e for e in live[index] if e not in set(staying))
         return Budgeted(live, dead, chosen)
 
-    def _prices(self, tap: LayerTap, counts: Sequence[int], ctx: Context) -> dict[int, float]:
+    def _prices(self, moe: LiveExperts, counts: Sequence[int], ctx: Context) -> dict[int, float]:
         """The price of each count that the layer can lose."""
         prices = {0: 0.0}
         for count in counts:
             ctx.check()
-            keep = self._kept(tap, count)
+            keep = self._kept(moe, count)
             if count and keep is not None:
-                delta = prune_layer(self._resident, tap.layer, tap.live, keep)
-                inverse = self._resident.swap(Delta((delta,)))
-                try:
+                delta = prune_layer(self._resident, moe.layer, moe.live, keep)
+                with self._resident.trial(Delta((delta,))):
                     prices[count] = self._measure()
-                finally:
-                    self._resident.swap(inverse)
         return prices
 
-    def _kept(self, tap: LayerTap, count: int) -> tuple[int, ...] | None:
+    def _kept(self, moe: LiveExperts, count: int) -> tuple[int, ...] | None:
         """Who stays when `count` go from a layer, None where so many cannot."""
         if not count:
-            return tap.live
-        one = slice(tap.layer.position, tap.layer.position + 1)
+            return moe.live
+        one = slice(moe.layer.position, moe.layer.position + 1)
         whole = self._constraints
         part = replace(
             whole,
@@ -187,34 +185,31 @@ class Budget:
             return None
 
 
-def padded_delta(edit: Edit, budgeted: Budgeted) -> Delta:
+def padded_delta(resident: Resident, stored: Stored, budgeted: Budgeted) -> Delta:
     """The delta of a budget: sliced to the fullest layer, surplus experts never chosen."""
     layers = []
-    for tap in edit.resident.taps.layers:
-        live, dead = budgeted.live[tap.layer.index], budgeted.dead[tap.layer.index]
+    for moe in resident.layers:
+        live, dead = budgeted.live[moe.layer.index], budgeted.dead[moe.layer.index]
         sliced = None
-        if live != tap.live:
-            sliced = prune_layer(edit.resident, tap.layer, tap.live, live)
+        if live != moe.live:
+            sliced = prune_layer(resident, moe.layer, moe.live, live)
         if dead:
-            layers.append(_silenced(edit, tap, sliced, dead))
+            layers.append(_silenced(RouterEdit(resident, stored), moe, sliced, dead))
         elif sliced is not None:
             layers.append(sliced)
     return Delta(tuple(layers))
 
 
 def _silenced(
-    edit: Edit, tap: LayerTap, sliced: LayerDelta | None, dead: tuple[int, ...]
+    edit: RouterEdit, moe: LiveExperts, sliced: LayerDelta | None, dead: tuple[int, ...]
 ) -> LayerDelta:
     """`sliced`, if anything is, with a bias under which the experts `dead` are never chosen."""
-    inverse = edit.resident.swap(Delta((sliced,) if sliced is not None else ()))
-    try:
-        path = f"{tap.layer.bias_owner}.{tap.layer.bias_name}"
+    with edit.resident.trial(Delta((sliced,) if sliced is not None else ())):
+        path = f"{moe.layer.bias_owner}.{moe.layer.bias_name}"
         own = edit.resident.tree.get(path)
-        silent = mx.array(np.isin(np.array(tap.live), dead))
-        raised = rules.raised_above_fill(tap.layer, own)
-        bias = edit.replaced(tap, path, mx.where(silent, -rules.FORCED, raised))
-    finally:
-        edit.resident.swap(inverse)
+        silent = mx.array(np.isin(np.array(moe.live), dead))
+        raised = rules.raised_above_fill(moe.layer, own)
+        bias = edit.replaced(moe, path, mx.where(silent, -rules.FORCED, raised))
     if sliced is None:
         return bias
     return replace(

@@ -31,16 +31,14 @@ from mlxfun.calibration.collect import batch_shape
 from mlxfun.calibration.options import METRICS
 from mlxfun.context import SILENT, Context
 from mlxfun.data.datasets import batches
-from mlxfun.editing.plans import PrunePlan
-from mlxfun.editing.reports import PlanReport
 from mlxfun.errors import PlanError, StateError, UsageError
 from mlxfun.evaluation.evaluator import EvalSet, Evaluator
 from mlxfun.model.delta import Delta
-from mlxfun.session.workspace import Workshop
-from mlxfun.techniques.prune import allocation, selection
-from mlxfun.techniques.prune import plan as planning
-from mlxfun.techniques.prune.delta import prune_layer, validate
+from mlxfun.model.slicing import prune_layer
+from mlxfun.techniques.prune import allocation, choose, selection
+from mlxfun.techniques.prune.delta import validate
 from mlxfun.techniques.prune.options import BUDGETS, PRUNE_METRICS, PruneOptions
+from mlxfun.techniques.prune.plan import PrunePlan
 from mlxfun.techniques.prune.selection import Constraints
 from mlxfun.techniques.refit.layerwise import (
     Candidates,
@@ -50,15 +48,14 @@ from mlxfun.techniques.refit.layerwise import (
     fit_notes,
     keep_by_output_error,
 )
-from mlxfun.techniques.router_bias.delta import Edit
+from mlxfun.techniques.workspace import Workspace
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
-    from mlxfun.hooks.routing import LayerTap
-    from mlxfun.techniques.prune.plan import PruneRequest
+    from mlxfun.model.live_experts import LiveExperts
 
 
-def wanted(options: PruneOptions) -> bool:
+def needs_forward(options: PruneOptions) -> bool:
     """Whether these options need forwards. Raises UsageError for values that do not exist."""
     for flag, value, valid in (
         ("--metric", options.metric, PRUNE_METRICS),
@@ -70,62 +67,54 @@ def wanted(options: PruneOptions) -> bool:
     return measures or options.sequential or options.refit_experts
 
 
-def stage_prune(
-    request: PruneRequest, shop: Workshop, command: str, ctx: Context = SILENT
-) -> tuple[PlanReport, Array]:
-    """Plan, measure where the options ask for it, and stage.
-
-    Returns the report, and who was protected, bool [L, E]. A cancel or failure leaves the model,
-    and a plan that was staged before, as they were.
-    """
-    command = command or planning.command_line(request.options)
-    if not wanted(request.options):
-        plan, protected = planning.plan_prune(request)
-        return planning.stage_prune(request, plan, command, shop.export), protected
-    editor = request.editor
-    if request.options.budget == "global":
-        allocation.require_options(request.options)
-        allocation.require_paddable(request.anatomy)
-    _require_text(shop, request.options)
-    if request.options.budget == "global":
-        return _stage_budget(request, shop, command, ctx)
-    with editor.live("current"), editor.unsteered():
-        decision = _Decision.of(request, shop)
+def plan_with_forwards(
+    workspace: Workspace, options: PruneOptions, ctx: Context = SILENT
+) -> Decided:
+    """Plan and measure in one pass over the layers, or price counts for a global budget."""
+    if options.budget == "global":
+        allocation.require_options(options)
+        allocation.require_paddable(workspace.anatomy)
+    _require_text(workspace, options)
+    if options.budget == "global":
+        return _with_budget(workspace, options, ctx)
+    with workspace.editor.live("base"), workspace.editor.unsteered():
+        decision = _Decision.of(workspace, options)
         decision.require_possible()
         pass_ = Recalibration(
-            shop.model,
-            editor.resident,
-            shop.stored,
-            follow=request.options.sequential or request.options.metric == "auto",
-            refit_experts=request.options.refit_experts,
+            workspace,
+            follow=options.sequential or options.metric == "auto",
+            refit_experts=options.refit_experts,
         )
-        require_memory(request, shop)
-        given = batches(list(shop.calibration), *batch_shape(None, None))
+        require_memory(workspace, options)
+        given = batches(list(workspace.calibration), *batch_shape(None, None))
         outcome = pass_.run(given, decision.chooser(pass_, ctx), ctx)
-        before = shop.export().total_bytes()
         plan = PrunePlan(
             outcome.keep,
-            request.options.metric if request.options.expert_list is None else None,
+            options.metric if options.expert_list is None else None,
             decision.strategy,
             (*decision.notes, *decision.warnings(outcome.keep), *fit_notes(outcome.fits)),
         )
-        validate(plan, editor.resident)
-    if not outcome.delta.layers:
-        raise PlanError("the plan removes nothing: every expert it names is kept")
-    lost = planning.mass_lost(request, plan)
-    proposal = planning.Proposal(plan, outcome.delta, command, before, lost)
-    report = planning.stage(editor, request.anatomy, proposal, shop.export)
-    return report, decision.constraints.protect
+        validate(plan, workspace.resident)
+    return Decided(plan, outcome.delta, decision.constraints.protect)
 
 
-def _require_text(shop: Workshop, options: PruneOptions) -> None:
-    if not shop.calibration:
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """A plan with its delta. protected: bool [L, E], the experts that it was told to spare."""
+
+    plan: PrunePlan
+    delta: Delta
+    protected: Array
+
+
+def _require_text(workspace: Workspace, options: PruneOptions) -> None:
+    if not workspace.calibration:
         raise StateError(
             "this prune measures on the text of the last collect, and there is none (a file of "
             "statistics does not hold it); run `collect --dataset ...` first"
         )
     judging = options.metric == "auto" or options.budget == "global"
-    if judging and shop.held_out is None:
+    if judging and workspace.held_out is None:
         name = "--metric auto" if options.metric == "auto" else "--budget global"
         raise StateError(
             f"{name} judges on samples that collect held out, and it held none out; collect from "
@@ -133,18 +122,15 @@ def _require_text(shop: Workshop, options: PruneOptions) -> None:
         )
 
 
-def _stage_budget(
-    request: PruneRequest, shop: Workshop, command: str, ctx: Context
-) -> tuple[PlanReport, Array]:
+def _with_budget(workspace: Workspace, options: PruneOptions, ctx: Context) -> Decided:
     """Counts per layer by measured KL, in the padded form that stock loading holds."""
-    editor, options = request.editor, request.options
-    scores = planning.scores_of(request)
-    constraints, notes = planning.constraints_for(request)
-    with editor.live("current"), editor.unsteered():
-        priced = allocation.Budget(editor.resident, scores, constraints, options, HeldOut.of(shop))
+    resident = workspace.resident
+    scores = choose.scores_of(workspace, options)
+    constraints, notes = choose.constraints_for(workspace, options)
+    with workspace.editor.live("base"), workspace.editor.unsteered():
+        priced = allocation.Budget(resident, scores, constraints, options, HeldOut.of(workspace))
         found = priced.plan(ctx)
-        delta = allocation.padded_delta(Edit(editor.resident, shop.modules(), shop.stored), found)
-        before = shop.export().total_bytes()
+        delta = allocation.padded_delta(resident, workspace.stored, found)
         plan = PrunePlan(
             found.live,
             options.metric,
@@ -152,19 +138,15 @@ def _stage_budget(
             (*notes, _padding_note(found)),
             {layer: experts for layer, experts in found.dead.items() if experts},
         )
-        validate(plan, editor.resident)
-    if not delta.layers:
-        raise PlanError("the plan removes nothing: every expert is kept")
-    lost = planning.mass_lost(request, plan)
-    proposal = planning.Proposal(plan, delta, command, before, lost)
-    return planning.stage(editor, request.anatomy, proposal, shop.export), constraints.protect
+        validate(plan, resident)
+    return Decided(plan, delta, constraints.protect)
 
 
 def _padding_note(found: allocation.Budgeted) -> str:
     held = len(next(iter(found.live.values())))
     surplus = sum(map(len, found.dead.values()))
     if not surplus:
-        return f"every layer was found to do best with {held} experts: nothing is padded"
+        return f"every layer does best with {held} experts: nothing is padded"
     return (
         f"layers lose {', '.join(map(str, found.counts))} experts; stock loading holds one number "
         f"for all, so the file keeps {held} a layer, {surplus} of which are never chosen and save "
@@ -177,25 +159,21 @@ def _padding_note(found: allocation.Budgeted) -> str:
 
 @dataclass(slots=True)
 class _Decision:
-    """Who goes from each layer, under the constraints of any prune.
+    """Which experts stay in each layer, under the constraints of any prune.
 
     fixed: {decoder layer: experts that stay} where no layer has to be looked at.
     """
 
-    request: PruneRequest
-    shop: Workshop
+    workspace: Workspace
+    options: PruneOptions
     constraints: Constraints
     notes: tuple[str, ...]
     fixed: dict[int, tuple[int, ...]] | None = None
 
     @classmethod
-    def of(cls, request: PruneRequest, shop: Workshop) -> _Decision:
-        constraints, notes = planning.constraints_for(request)
-        return cls(request, shop, constraints, notes)
-
-    @property
-    def options(self) -> PruneOptions:
-        return self.request.options
+    def of(cls, workspace: Workspace, options: PruneOptions) -> _Decision:
+        constraints, notes = choose.constraints_for(workspace, options)
+        return cls(workspace, options, constraints, notes)
 
     @property
     def strategy(self) -> str:
@@ -224,7 +202,7 @@ class _Decision:
                 "--sequential"
             )
         if options.expert_list is not None or not (looks or options.sequential):
-            plan, _ = planning.plan_prune(self.request)
+            plan, _ = choose.choose(self.workspace, self.options)
             self.fixed = dict(plan.keep)
             self.notes = plan.warnings
             return
@@ -244,34 +222,36 @@ class _Decision:
 
     def chooser(
         self, pass_: Recalibration, ctx: Context
-    ) -> Callable[[LayerTap, Observed], tuple[int, ...]]:
+    ) -> Callable[[LiveExperts, Observed], tuple[int, ...]]:
         """What chooses, layer by layer."""
         if self.fixed is not None:
             fixed = self.fixed
-            return lambda tap, _: fixed[tap.layer.index]
+            return lambda moe, _: fixed[moe.layer.index]
         if self.options.metric == "output_error":
-            return lambda tap, observed: self.by_error(pass_, tap, observed)
+            return lambda moe, observed: self.by_error(pass_, moe, observed)
         if self.options.metric == "auto":
-            return _Auto(self, pass_, HeldOut.of(self.shop), ctx)
-        return lambda tap, observed: self.by_metric(tap, observed, self.options.metric)
+            return _Auto(self, pass_, HeldOut.of(self.workspace), ctx)
+        return lambda moe, observed: self.by_metric(moe, observed, self.options.metric)
 
-    def by_metric(self, tap: LayerTap, observed: Observed, metric: str) -> tuple[int, ...]:
+    def by_metric(self, moe: LiveExperts, observed: Observed, metric: str) -> tuple[int, ...]:
         """The experts that stay by a metric of the layer's own statistics."""
-        position = tap.layer.position
+        position = moe.layer.position
         one = self.constraints.of_layer(position, observed.stats.sums["freq"])
         scores = observed.stats.score(metric)
         return selection.select(scores, one, replace(self.options, metric=metric)).keep[0]
 
-    def by_error(self, pass_: Recalibration, tap: LayerTap, observed: Observed) -> tuple[int, ...]:
-        i = tap.layer.position
+    def by_error(
+        self, pass_: Recalibration, moe: LiveExperts, observed: Observed
+    ) -> tuple[int, ...]:
+        i = moe.layer.position
         protect = selection.protected(self.constraints, self._plain())[i]
         candidates = Candidates(
             self.constraints.alive[i] & ~protect,
             self.constraints.target[i] & ~protect,
-            tap.layer.n_group,
+            moe.layer.n_group,
         )
-        problem = by_output_error(pass_, self.request.editor.resident, tap, observed)
-        return keep_by_output_error(problem, tap.live, self.options.n_prune or 0, candidates)
+        problem = by_output_error(pass_, self.workspace.resident, moe, observed)
+        return keep_by_output_error(problem, moe.live, self.options.n_prune or 0, candidates)
 
 
 # -- measuring on what was held out -----------------------------------------------------------
@@ -280,16 +260,16 @@ class _Decision:
 class HeldOut:
     """How far the model, as it is live, has moved from where it was, on held-out samples."""
 
-    def __init__(self, evaluator: Evaluator, key: str, data: EvalSet) -> None:
+    def __init__(self, evaluator: Evaluator, key: tuple[str, str], data: EvalSet) -> None:
         """The live weights are the ones to compare with; `key` names their state."""
         self._evaluator, self._data = evaluator, data
         self._reference = evaluator.reference(key, data)
 
     @classmethod
-    def of(cls, shop: Workshop) -> HeldOut:
+    def of(cls, workspace: Workspace) -> HeldOut:
         """Against the committed state, which must be live."""
-        assert shop.held_out is not None
-        return cls(shop.evaluator, f"{shop.editor.state}|", shop.held_out)
+        assert workspace.held_out is not None
+        return cls(workspace.evaluator, workspace.editor.key(), workspace.held_out)
 
     def __call__(self) -> float:
         """Mean KL in nats; of models whose logits cannot be made again, the mean loss."""
@@ -314,53 +294,52 @@ class _Auto:
         self._decision, self._pass = decision, pass_
         self._held_out, self._ctx = held_out, ctx
 
-    def __call__(self, tap: LayerTap, observed: Observed) -> tuple[int, ...]:
+    def __call__(self, moe: LiveExperts, observed: Observed) -> tuple[int, ...]:
         decision = self._decision
         choices: dict[tuple[int, ...], str] = {}
         for metric in METRICS:
-            choices.setdefault(decision.by_metric(tap, observed, metric), metric)
+            choices.setdefault(decision.by_metric(moe, observed, metric), metric)
         with suppress(PlanError):  # a router without a formula: the metrics remain
-            choices.setdefault(decision.by_error(self._pass, tap, observed), "output_error")
+            choices.setdefault(decision.by_error(self._pass, moe, observed), "output_error")
         if len(choices) == 1:
             return next(iter(choices))
-        return min(choices, key=lambda keep: self._measured(tap, keep))
+        return min(choices, key=lambda keep: self._measured(moe, keep))
 
-    def _measured(self, tap: LayerTap, keep: tuple[int, ...]) -> float:
+    def _measured(self, moe: LiveExperts, keep: tuple[int, ...]) -> float:
         self._ctx.check()
-        resident = self._decision.request.editor.resident
-        inverse = resident.swap(Delta((prune_layer(resident, tap.layer, tap.live, keep),)))
-        try:
+        resident = self._decision.workspace.resident
+        with resident.trial(Delta((prune_layer(resident, moe.layer, moe.live, keep),))):
             return self._held_out()
-        finally:
-            resident.swap(inverse)
 
 
 # -- memory -----------------------------------------------------------------------------------
 
 
-def estimate_bytes(request: PruneRequest, shop: Workshop) -> int:
+def estimate_bytes(workspace: Workspace, options: PruneOptions) -> int:
     """Bytes that the pass needs on top of the resident model: an upper estimate."""
-    resident = request.editor.resident
-    tokens = sum(len(sequence) for sequence in shop.calibration)
+    resident = workspace.resident
+    tokens = sum(len(sequence) for sequence in workspace.calibration)
     widest = stacks = width = 0
-    for tap in resident.taps.layers:
-        arrays = [resident.tree.get(p.path) for p in tap.layer.expert_parameters()]
+    for moe in resident.layers:
+        arrays = [resident.tree.get(p.path) for p in moe.layer.expert_parameters()]
         sizes = (a.size * (8 if a.dtype == mx.uint32 else 1) for a in arrays)
         widest = max(widest, *sizes, 0)
         for array in arrays:
             # Packed weights hold at least four values in 32 bits, at most eight.
             unpacked = array.shape[-1] * (8 if array.dtype == mx.uint32 else 1)
             width = max(width, unpacked, array.shape[-2] if array.ndim > 1 else 0)
-        if request.options.refit_experts:
+        if options.refit_experts:
             # One projection of each layer, both versions, while the plan is staged.
             stacks += max((a.nbytes for a in arrays), default=0)
-    return stacks + 3 * 4 * widest + tokens * width * 4 * (8 + request.anatomy.top_k) + (768 << 20)
+    return (
+        stacks + 3 * 4 * widest + tokens * width * 4 * (8 + workspace.anatomy.top_k) + (768 << 20)
+    )
 
 
-def require_memory(request: PruneRequest, shop: Workshop) -> None:
+def require_memory(workspace: Workspace, options: PruneOptions) -> None:
     """Raise BudgetError with the figures if the pass would not fit."""
-    shop.require_room(
-        estimate_bytes(request, shop),
+    workspace.require_room(
+        estimate_bytes(workspace, options),
         "this prune",
         "collect fewer samples, or prune by a metric of the statistics alone",
     )

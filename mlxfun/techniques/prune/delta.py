@@ -1,6 +1,6 @@
 """The delta of a prune: sliced router and an index map; experts are sliced on compact or save.
 
-The sliced router (kilobytes) runs for real, and the experts tap maps its picks into the full
+The sliced router (kilobytes) runs for real, and the experts moe maps its picks into the full
 stack (`inds -> keep[inds]`). This is bitwise equal to the physically sliced model for every router
 family; filling pruned experts with -inf is not, because grouped routers fill losing groups with
 0.0 and because a softmax over fewer logits rounds differently.
@@ -8,17 +8,16 @@ family; filling pruned experts with -inf is not, because grouped routers fill lo
 
 from __future__ import annotations
 
-from mlxfun.editing.plans import PrunePlan
 from mlxfun.errors import PlanError
 from mlxfun.model.anatomy import MoELayer
-from mlxfun.model.delta import Delta, LayerDelta, Resident
-from mlxfun.model.identity import RowId, Rows
-from mlxfun.model.parameters import take_rows
+from mlxfun.model.delta import Delta, Resident
+from mlxfun.model.slicing import prune_layer
+from mlxfun.techniques.prune.plan import PrunePlan
 
 
 def validate(plan: PrunePlan, resident: Resident) -> None:
     """Check a whole plan before anything is made. Raises PlanError naming layer and remedy."""
-    layers = {tap.layer.index: tap for tap in resident.taps.layers}
+    layers = {moe.layer.index: moe for moe in resident.layers}
     unknown = sorted(set(plan.keep) - set(layers))
     if unknown:
         raise PlanError(
@@ -75,51 +74,8 @@ def _validate_groups(layer: MoELayer, live: tuple[int, ...], keep: tuple[int, ..
 def prune_delta(plan: PrunePlan, resident: Resident) -> Delta:
     """The delta of a validated plan on the model as it is."""
     layers = []
-    for tap in resident.taps.layers:
-        keep = plan.keep[tap.layer.index]
-        if keep != tap.live:
-            layers.append(prune_layer(resident, tap.layer, tap.live, keep))
+    for moe in resident.layers:
+        keep = plan.keep[moe.layer.index]
+        if keep != moe.live:
+            layers.append(prune_layer(resident, moe.layer, moe.live, keep))
     return Delta(tuple(layers))
-
-
-def prune_layer(
-    resident: Resident, layer: MoELayer, live: tuple[int, ...], keep: tuple[int, ...]
-) -> LayerDelta:
-    """Keep `keep` of the `live` experts of one layer: a sliced router over the same stacks."""
-    where = {expert: row for row, expert in enumerate(live)}
-    picked = [where[expert] for expert in keep]
-    arrays = {
-        p.path: take_rows(resident.tree.get(p.path), picked, p.tail)
-        for p in layer.router_parameters()
-    }
-    paths = [(p.path, p.tail) for p in layer.parameters]
-    if layer.experts_list:
-        paths.append((layer.experts, 0))
-    rows: dict[str, Rows | None] = {}
-    made: dict[tuple[Rows | None, int], Rows | None] = {}
-    for path, tail in paths:
-        # A layer's parameters nearly always hold the same rows: hash those once.
-        before = resident.ledger.get(path)
-        if (before, tail) not in made:
-            made[before, tail] = _kept_rows(before, layer.num_experts + tail, picked, tail)
-        rows[path] = made[before, tail]
-    gone = len(live) - len(keep)
-    return LayerDelta(
-        position=layer.position,
-        live=keep,
-        resident=resident.stack[layer.position],
-        arrays=arrays,
-        rows=rows,
-        counts={key: resident.tree.get_attribute(*key) - gone for key in layer.counts},
-        made=frozenset(arrays),
-    )
-
-
-def _kept_rows(before: Rows | None, total: int, picked: list[int], tail: int) -> Rows | None:
-    """Identity of a parameter after keeping the `picked` live rows, None if as in the checkpoint.
-
-    before: its rows until now, None for the checkpoint's `total`.
-    """
-    ids: tuple[RowId, ...] = before.ids if before is not None else tuple(range(total))
-    kept = [ids[row] for row in picked] + list(ids[len(ids) - tail :] if tail else ())
-    return None if kept == list(range(total)) else Rows.of(kept)

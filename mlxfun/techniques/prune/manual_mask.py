@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlxfun.data.expert_lists import spell
 from mlxfun.editing.reports import PlanReport
 from mlxfun.errors import PlanError, UsageError
 from mlxfun.techniques.prune.options import SelectOptions
@@ -250,24 +251,6 @@ def sets_of(layers: Sequence[int], mask: Array) -> dict[int, tuple[int, ...]]:
         for row, layer in enumerate(layers)
         if mask[row].any()
     }
-
-
-def spell(sets: Mapping[int, Sequence[int]]) -> str:
-    """Experts as commands write them, runs shortened.
-
-    >>> spell({3: (7,), 5: (0, 1, 2, 6)})
-    '3:7,5:0..2,5:6'
-    """
-    out = []
-    for layer, experts in sets.items():
-        start = 0
-        for i in range(1, len(experts) + 1):
-            if i < len(experts) and experts[i] == experts[i - 1] + 1:
-                continue
-            first, last = experts[start], experts[i - 1]
-            out.append(f"{layer}:{first}" + (f"..{last}" if last > first else ""))
-            start = i
-    return ",".join(out)
 
 
 def change_line(layers: Sequence[int], before: Array, after: Array) -> str:

@@ -9,11 +9,11 @@ failure: what remains is a plan and a delta, as of any other edit.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
 from mlxfun.calibration.collect import layer_sums
@@ -24,16 +24,18 @@ from mlxfun.hooks.layerwise import Carrier
 from mlxfun.model.delta import Delta, LayerDelta, Resident
 from mlxfun.model.experts import Bank
 from mlxfun.model.identity import Rows
-from mlxfun.model.parameters import Stored, dequantised, requantised, row_digests
+from mlxfun.model.parameters import dequantised, requantised, row_digests
 from mlxfun.model.router_formula import Routing, Seen
-from mlxfun.techniques.prune.delta import prune_layer
+from mlxfun.model.slicing import prune_layer
 from mlxfun.techniques.refit.least_squares import Routed, changed, energy, output, refit
 from mlxfun.techniques.refit.output_error import Problem, eliminate, gram_of, most_tokens
+from mlxfun.techniques.workspace import ResidentModel
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
     from mlxfun.data.datasets import Batch
-    from mlxfun.hooks.routing import LayerTap, Record
+    from mlxfun.hooks.routing import Record
+from mlxfun.model.live_experts import LiveExperts
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ def fit_notes(fits: Sequence[Fit]) -> tuple[str, ...]:
     )
 
 
-Choose = Callable[["LayerTap", Observed], tuple[int, ...]]
+Choose = Callable[["LiveExperts", Observed], tuple[int, ...]]
 """(a layer, what it saw) -> the experts that stay, ascending, checkpoint numbers."""
 
 
@@ -98,15 +100,13 @@ class Recalibration:
 
     def __init__(
         self,
-        model: nn.Module,
-        resident: Resident,
-        stored: Stored,
+        workspace: ResidentModel,
         *,
         follow: bool,
         refit_experts: bool,
     ) -> None:
-        self._model, self._resident, self._stored = model, resident, stored
-        self._modules = dict(model.named_modules())
+        self._workspace, self._resident = workspace, workspace.resident
+        self._modules = workspace.resident.tree.modules
         self._follow = follow or refit_experts
         self._refit = refit_experts
         if refit_experts:
@@ -114,74 +114,67 @@ class Recalibration:
 
     def require_stacks(self) -> None:
         """Raise PlanError for experts that are not computed as one stack, before any work."""
-        for tap in self._resident.taps.layers:
-            self.bank(tap)
+        for moe in self._resident.layers:
+            self.bank(moe)
 
-    def bank(self, tap: LayerTap) -> Bank:
+    def bank(self, moe: LiveExperts) -> Bank:
         """The live experts of a layer. Raises PlanError where they are no stack."""
         try:
-            return Bank.of(tap, self._modules)
+            return Bank.of(moe, self._modules)
         except PlanError:
             raise PlanError(
-                f"the experts of layer {tap.layer.index} ({tap.layer.family}) are no stack of known "
+                f"the experts of layer {moe.layer.index} ({moe.layer.family}) are no stack of known "
                 "projections, so their outputs cannot be foreseen or refitted; prune by a metric "
                 "of the statistics, e.g. --metric reap_sum"
             ) from None
 
     def run(self, batches: Sequence[Batch], choose: Choose, ctx: Context = SILENT) -> Outcome:
         """Decide and, where asked to, refit every layer."""
-        carrier = Carrier(self._model, self._resident.taps, batches, ctx)
+        carrier = Carrier(self._workspace.model, self._workspace.taps, batches, ctx)
         keep: dict[int, tuple[int, ...]] = {}
         deltas: list[LayerDelta] = []
         fits: list[Fit] = []
-        inverses: list[Delta] = []
-        taps = self._resident.taps.layers
-        try:
-            for number, tap in enumerate(taps):
-                observed = observe(carrier, tap, ctx)
-                kept = choose(tap, observed)
-                keep[tap.layer.index] = kept
-                if kept != tap.live:
-                    delta, fit = self._cut(carrier, tap, observed, kept, ctx)
+        layers = self._resident.layers
+        with ExitStack() as done:
+            for number, moe in enumerate(layers):
+                observed = observe(carrier, moe, ctx)
+                kept = choose(moe, observed)
+                keep[moe.layer.index] = kept
+                if kept != moe.live:
+                    delta, fit = self._cut(carrier, moe, observed, kept, ctx)
                     deltas.append(delta)
                     fits += [fit] if fit is not None else []
                     if self._follow:
-                        inverses.append(self._resident.swap(Delta((delta,))))
-                ctx.progress("pruning", number + 1, len(taps), "layers")
-        finally:
-            for inverse in reversed(inverses):
-                self._resident.swap(inverse)
+                        done.enter_context(self._resident.trial(Delta((delta,))))
+                ctx.progress("pruning", number + 1, len(layers), "layers")
         return Outcome(keep, Delta(tuple(deltas)), tuple(fits))
 
     def _cut(
         self,
         carrier: Carrier,
-        tap: LayerTap,
+        moe: LiveExperts,
         observed: Observed,
         kept: tuple[int, ...],
         ctx: Context,
     ) -> tuple[LayerDelta, Fit | None]:
         """The layer with fewer experts, the model unchanged."""
-        sliced = prune_layer(self._resident, tap.layer, tap.live, kept)
+        sliced = prune_layer(self._resident, moe.layer, moe.live, kept)
         if not self._refit:
             return sliced, None
-        wanted = output(self.bank(tap), observed.routed)
-        inverse = self._resident.swap(Delta((sliced,)))
-        try:
+        wanted = output(self.bank(moe), observed.routed)
+        with self._resident.trial(Delta((sliced,))):
             # Seen again, so that the choice and the weights are those of the model's own router.
-            routed = observe(carrier, tap, ctx).routed
-            return self.refitted(tap, sliced, routed, wanted)
-        finally:
-            self._resident.swap(inverse)
+            routed = observe(carrier, moe, ctx).routed
+            return self.refitted(moe, sliced, routed, wanted)
 
     def refitted(
-        self, tap: LayerTap, sliced: LayerDelta, routed: Routed, wanted: mx.array
+        self, moe: LiveExperts, sliced: LayerDelta, routed: Routed, wanted: mx.array
     ) -> tuple[LayerDelta, Fit]:
         """`sliced` with refitted output projections, if they are better as they are stored.
 
         `sliced` must be swapped in. routed: what its experts are given. wanted: float32 [T, D].
         """
-        bank = self.bank(tap)
+        bank = self.bank(moe)
         whole = max(energy(wanted), 1e-30)
         rest = wanted - output(bank, routed)
         before = energy(rest) / whole
@@ -191,28 +184,21 @@ class Recalibration:
         arrays = requantised(
             module,
             changed(dequantised(module), changes),
-            lambda leaf: self._stored(f"{path}.{leaf}"),
+            lambda leaf: self._workspace.stored(f"{path}.{leaf}"),
         )
         new = {f"{path}.{leaf}": _rows_of(module[leaf], array, changes)
                for leaf, array in arrays.items()}  # fmt: skip
         after = self._error_with(bank, routed, wanted, new) / whole
         kept = after < before
-        fit = Fit(tap.layer.index, before, after, ridge, kept)
+        fit = Fit(moe.layer.index, before, after, ridge, kept)
         return (self._with_rows(sliced, new) if kept else sliced), fit
 
     def _error_with(
         self, bank: Bank, routed: Routed, wanted: mx.array, new: dict[str, mx.array]
     ) -> float:
         """Squared error with the arrays `new` in place."""
-        tree = self._resident.tree
-        old = {path: tree.get(path) for path in new}
-        try:
-            for path, array in new.items():
-                tree.put(path, array)
+        with self._resident.trial(Delta((LayerDelta(None, arrays=new),))):
             return energy(wanted - output(bank, routed))
-        finally:
-            for path, array in old.items():
-                tree.put(path, array)
 
     def _with_rows(self, sliced: LayerDelta, new: dict[str, mx.array]) -> LayerDelta:
         """A delta that also replaces whole stacks; rows that stayed as they were keep their id."""
@@ -228,7 +214,7 @@ class Recalibration:
             moved = [i for i in range(len(live)) if not same[i]]
             if moved:
                 chosen = index[mx.array(np.array(moved, dtype=np.uint32))]
-                digests = row_digests(array[chosen], self._stored(path))
+                digests = row_digests(array[chosen], self._workspace.stored(path))
                 for i, digest in zip(moved, digests, strict=True):
                     ids[i] = digest
                 rows[path] = Rows.of(ids)
@@ -248,39 +234,39 @@ def _rows_of(old: mx.array, new: mx.array, changes: dict[int, mx.array]) -> mx.a
 # -- observing --------------------------------------------------------------------------------
 
 
-def observe(carrier: Carrier, tap: LayerTap, ctx: Context = SILENT) -> Observed:
+def observe(carrier: Carrier, moe: LiveExperts, ctx: Context = SILENT) -> Observed:
     """Run a layer on all batches and keep what every real token was given."""
-    layer = tap.layer
+    layer = moe.layer
     stats = RoutingStats.empty((layer.index,), layer.num_experts)
     parts: list[tuple[mx.array, mx.array, Array, Array]] = []
     for batch, records in carrier.observe(layer.position, ctx):
         real = np.flatnonzero(batch.mask.reshape(-1)).astype(np.uint32)
         mask = mx.array(batch.mask.reshape(-1).astype(np.float32))
-        sums = layer_sums(tap, records, mask)
-        x, logits, chosen, weights = _tokens(tap, records[-1], mx.array(real))
+        sums = layer_sums(layer, records, mask)
+        x, logits, chosen, weights = _tokens(moe, records[-1], mx.array(real))
         mx.eval(sums, x, logits, chosen, weights)
         parts.append((x, logits, np.array(chosen), np.array(weights)))
         update = np.array(sums).reshape(1, len(SUMS), -1)
         stats = stats.plus(update, len(batch.rows), len(real))
     routed = Routed(
         mx.concatenate([x for x, _, _, _ in parts]),
-        _positions(tap, np.concatenate([c for _, _, c, _ in parts]), [w for *_, w in parts]),
+        _positions(moe, np.concatenate([c for _, _, c, _ in parts]), [w for *_, w in parts]),
         np.concatenate([w for *_, w in parts]),
     )
     return Observed(routed, mx.concatenate([z for _, z, _, _ in parts]), stats)
 
 
 def _tokens(
-    tap: LayerTap, record: Record, pick: mx.array
+    moe: LiveExperts, record: Record, pick: mx.array
 ) -> tuple[mx.array, mx.array, mx.array, mx.array]:
     """Inputs [n, D], logits [n, E], chosen [n, K] and weights [n, K] of the picked tokens."""
     if record.inputs is None or record.logits is None or record.weights is None:
-        raise RuntimeError(f"the forward did not show what decoder layer {tap.layer.index} routes")
+        raise RuntimeError(f"the forward did not show what decoder layer {moe.layer.index} routes")
     width = record.indices.shape[-1]
     weights = record.weights.reshape(-1, width)[pick].astype(mx.float32)
-    if tap.layer.facts.weights_inside:
+    if moe.layer.facts.weights_inside:
         weights = mx.ones_like(weights)  # the input holds the weight already
-    logits = record.logits.reshape(-1, record.logits.shape[-1])[pick][:, : len(tap.live)]
+    logits = record.logits.reshape(-1, record.logits.shape[-1])[pick][:, : len(moe.live)]
     return (
         record.inputs.reshape(-1, record.inputs.shape[-1])[pick],
         logits.astype(mx.float32),
@@ -289,12 +275,12 @@ def _tokens(
     )
 
 
-def _positions(tap: LayerTap, chosen: Array, weights: list[Array]) -> Array:
+def _positions(moe: LiveExperts, chosen: Array, weights: list[Array]) -> Array:
     """Checkpoint numbers as positions among the live experts, -1 where nothing was routed."""
-    where = np.full(tap.layer.num_experts, -1, dtype=np.int64)
-    where[list(tap.live)] = np.arange(len(tap.live))
+    where = np.full(moe.layer.num_experts, -1, dtype=np.int64)
+    where[list(moe.live)] = np.arange(len(moe.live))
     found = where[chosen.astype(np.int64)]
-    if tap.layer.router_rows > tap.layer.num_experts:
+    if moe.layer.router_rows > moe.layer.num_experts:
         # longcat's zero experts appear as index 0 with weight 0.
         found = np.where(np.concatenate(weights) == 0, -1, found)
     return np.asarray(found)
@@ -304,25 +290,25 @@ def _positions(tap: LayerTap, chosen: Array, weights: list[Array]) -> Array:
 
 
 def by_output_error(
-    recalibration: Recalibration, resident: Resident, tap: LayerTap, observed: Observed
+    recalibration: Recalibration, resident: Resident, moe: LiveExperts, observed: Observed
 ) -> Problem:
     """The layer as a problem of output error. Raises PlanError for a router without a formula."""
-    experts = len(tap.live)
+    experts = len(moe.live)
     count = min(observed.tokens, most_tokens(experts))
     pick = np.unique(np.linspace(0, observed.tokens - 1, count).round().astype(np.uint32))
     index = mx.array(pick)
     logits, routed = observed.logits[index], observed.routed
     chosen, weights = routed.chosen[pick], routed.weights[pick]
     inputs, gates, applied = routed.inputs[index], None, weights
-    if tap.layer.facts.weights_inside:
+    if moe.layer.facts.weights_inside:
         gates = mx.sigmoid(logits)
         applied = np.take_along_axis(np.array(gates), chosen, axis=1)
         inputs = inputs / mx.array(np.maximum(applied, 1e-6)).astype(inputs.dtype)
-    routing = Routing.of(tap, resident, Seen(logits, chosen, applied))
+    routing = Routing.of(moe, resident, Seen(logits, chosen, applied))
     if gates is not None:
         routing = replace(routing, normalised=True)  # the input holds the weight: all are one
     wanted = mx.put_along_axis(mx.zeros(logits.shape), mx.array(chosen), mx.array(weights), axis=-1)
-    return Problem(routing, logits, gram_of(recalibration.bank(tap), inputs, gates), wanted)
+    return Problem(routing, logits, gram_of(recalibration.bank(moe), inputs, gates), wanted)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,17 +26,16 @@ import mlx.nn as nn
 import numpy as np
 
 from mlxfun.context import SILENT, Context
-from mlxfun.errors import PlanError
 from mlxfun.hooks.layerwise import Carrier
 from mlxfun.model.anatomy import MoELayer
-from mlxfun.model.delta import LayerDelta, Resident
-from mlxfun.model.identity import Rows
-from mlxfun.model.parameters import Stored, dequantised, finite, requantised, rounded, row_digests
+from mlxfun.model.delta import LayerDelta
+from mlxfun.model.parameters import Stored, dequantised, requantised, rounded
+from mlxfun.model.router_edit import RouterEdit
 from mlxfun.techniques.refit.least_squares import left_out
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
-    from mlxfun.hooks.routing import LayerTap
+    from mlxfun.model.live_experts import LiveExperts
 
 SELECTION, LOGITS, ROWS = "selection bias", "router bias", "router rows"
 
@@ -70,15 +69,15 @@ def way_of(layer: MoELayer, modules: dict[str, nn.Module]) -> str:
     return LOGITS if isinstance(bias, mx.array) and bias.ndim == 1 else ROWS
 
 
-def folds(carrier: Carrier, taps: Sequence[LayerTap], ctx: Context = SILENT) -> dict[int, Fold]:
+def folds(carrier: Carrier, taps: Sequence[LiveExperts], ctx: Context = SILENT) -> dict[int, Fold]:
     """{position: Fold} of the layers of `taps`, in one pass over the model."""
     found = {}
-    for done, tap in enumerate(taps):
+    for done, moe in enumerate(taps):
         inputs, logits = [], []
-        for batch, records in carrier.observe(tap.layer.position, ctx):
+        for batch, records in carrier.observe(moe.layer.position, ctx):
             seen, z = records[-1].router_inputs, records[-1].logits
             if seen is None or z is None:
-                raise RuntimeError(f"the router of decoder layer {tap.layer.index} was not seen")
+                raise RuntimeError(f"the router of decoder layer {moe.layer.index} was not seen")
             real = mx.array(np.flatnonzero(batch.mask.reshape(-1)).astype(np.uint32))
             x = seen.reshape(-1, seen.shape[-1])[real].astype(mx.float32)
             span = z.reshape(-1, z.shape[-1])[real].astype(mx.float32)
@@ -86,7 +85,7 @@ def folds(carrier: Carrier, taps: Sequence[LayerTap], ctx: Context = SILENT) -> 
             mx.eval(x, span)
             inputs.append(np.array(x))
             logits.append(np.array(span))
-        found[tap.layer.position] = fit(np.concatenate(inputs), float(np.concatenate(logits).max()))
+        found[moe.layer.position] = fit(np.concatenate(inputs), float(np.concatenate(logits).max()))
         ctx.progress("fitting routers", done + 1, len(taps), "layers")
     return found
 
@@ -119,36 +118,32 @@ def _direction(normal: Array, sums: Array) -> Array:
 
 
 @dataclass(frozen=True, slots=True)
-class Edit:
-    """Access to what an edit of routers reads. modules: by path; stored: dtypes on disk."""
+class Edit(RouterEdit):
+    """Addends where a layer can hold them."""
 
-    resident: Resident
-    modules: dict[str, nn.Module]
-    stored: Stored
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """Every module by its path."""
+        return self.resident.tree.modules
 
-    def raised(self, tap: LayerTap, addends: Array, fold: Fold | None) -> LayerDelta:
+    def raised(self, moe: LiveExperts, addends: Array, fold: Fold | None) -> LayerDelta:
         """Add addends [live experts] where the layer holds them; a fold where that is its rows."""
-        layer, way = tap.layer, way_of(tap.layer, self.modules)
+        layer, way = moe.layer, way_of(moe.layer, self.modules)
         if way == ROWS:
             assert fold is not None
-            return self._rows(tap, addends, fold)
+            return self._rows(moe, addends, fold)
         path = (
             f"{layer.bias_owner}.{layer.bias_name}" if way == SELECTION else f"{layer.logits}.bias"
         )
         held = self.resident.tree.get(path)
         whole = np.zeros(held.shape, np.float32)
         whole[: len(addends)] = addends
-        return self.replaced(tap, path, held.astype(mx.float32) + mx.array(whole))
+        return self.replaced(moe, path, held.astype(mx.float32) + mx.array(whole))
 
-    def replaced(self, tap: LayerTap, path: str, new: mx.array) -> LayerDelta:
-        """A delta that puts `new`, float32, in place of the parameter at `path`."""
-        held = self.resident.tree.get(path)
-        return self._delta(tap, {path: rounded(new, self.stored(path), held.dtype)})
-
-    def _rows(self, tap: LayerTap, addends: Array, fold: Fold) -> LayerDelta:
-        path = tap.layer.logits
+    def _rows(self, moe: LiveExperts, addends: Array, fold: Fold) -> LayerDelta:
+        path = moe.layer.logits
         module: Any = self.modules[path]
-        # As the module holds it: a tap may stand for a gate's weight.
+        # As the module holds it: a moe may stand for a gate's weight.
         weight = dequantised(module)
         whole = np.zeros(weight.shape[0], np.float32)
         whole[: len(addends)] = addends
@@ -167,42 +162,10 @@ class Edit:
                 new = array.reshape(held.shape)
                 whole_scale = "global_scale" in packed
                 arrays[f"{path}.{leaf}"] = new if whole_scale else _with_rows(held, new, moved)
-        return self._delta(tap, arrays)
+        return self.delta(moe, arrays)
 
     def _leaf(self, path: str) -> Stored:
         return lambda leaf: self.stored(f"{path}.{leaf}")
-
-    def _delta(self, tap: LayerTap, arrays: dict[str, mx.array]) -> LayerDelta:
-        mx.eval(list(arrays.values()))
-        for path, array in arrays.items():
-            if not finite(array):
-                raise PlanError(
-                    f"layer {tap.layer.index}: {path} would hold NaN or infinity; boost by less, "
-                    "or on text that the model computes finite activations for"
-                )
-        rows: dict[str, Rows | None] = {}
-        for path, array in arrays.items():
-            rows[path] = self._identities(path, array)
-        return LayerDelta(
-            position=tap.layer.position,
-            live=tap.live,
-            resident=self.resident.stack[tap.layer.position],
-            arrays=dict(arrays),
-            rows=rows,
-            made=frozenset(arrays),
-        )
-
-    def _identities(self, path: str, array: mx.array) -> Rows | None:
-        """Identities of an array's rows: those that stayed keep theirs."""
-        held, known = self.resident.tree.get(path), self.resident.ledger.get(path)
-        if not array.ndim:
-            return Rows.of(row_digests(array.reshape(1), self.stored(path)))
-        count = array.shape[0]
-        ids: list[Any] = list(known.ids) if known is not None else list(range(count))
-        same = np.array(mx.all((array == held).reshape(count, -1), axis=1))
-        digests = row_digests(array, self.stored(path))
-        ids = [old if stays else new for old, new, stays in zip(ids, digests, same, strict=True)]
-        return known if bool(same.all()) else Rows.of(ids)
 
 
 class _Single:

@@ -14,8 +14,9 @@ from commands.output.console import print_report
 from commands.output.progress import ProgressLines, describe
 from commands.output.render import experts_text, render, safe
 from mlxfun.calibration.options import CollectOptions
+from mlxfun.checkpoint.reports import SaveReport
 from mlxfun.data.options import DatasetOptions
-from mlxfun.editing.reports import HistoryNode, HistoryReport, SaveReport
+from mlxfun.editing.reports import HistoryNode, HistoryReport
 from mlxfun.evaluation.options import EvaluateOptions
 from mlxfun.events import JobEnded, Progress
 from mlxfun.generation.reports import ChatReport

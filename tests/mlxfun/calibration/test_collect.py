@@ -26,9 +26,9 @@ def reference(r) -> dict[str, np.ndarray]:
     shape = (len(r.anatomy.layers), r.anatomy.num_experts)
     sums = {name: np.zeros(shape) for name in SUMS}
     for sequence in SEQUENCES:
-        with r.taps.recording():
+        with r.taps.recording() as recording:
             mx.eval(r.model(mx.array(sequence[None])))
-            records = r.taps.drain()
+            records = recording.drain()
         for row, layer in enumerate(r.anatomy.layers):
             record = records[row][0]
             mx.eval(record.arrays())
@@ -98,7 +98,7 @@ def test_cancelling_keeps_what_was_collected_and_frames_were_sent(rig):
     assert stats.samples == 2
     assert isinstance(ctx.frames[0], RoutingFrame)
     assert ctx.frames[0].freq.dtype == np.int64
-    assert not any(tap.records for tap in r.taps.layers), "the taps stopped recording"
+    assert not any(tap.clients for tap in r.taps.layers), "the taps stopped recording"
 
 
 def stats_by_hand() -> RoutingStats:

@@ -19,7 +19,7 @@ TOKENS = sum(len(s) for s in SEQUENCES)
 
 def install(r, steering: Steering) -> None:
     checked, _ = steer.check(steering, r.resident)
-    steer.install(checked, r.resident)
+    steer.install(checked, r.resident, r.taps)
 
 
 @pytest.mark.parametrize("name", ["qwen3_moe", "deepseek_v3", "glm4_moe", "gemma4_text", "gpt_oss"])

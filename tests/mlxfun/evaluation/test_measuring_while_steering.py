@@ -135,7 +135,7 @@ def test_a_steered_preview_is_no_score_of_what_is_applied(session):
     session.steer(FORCED)
     session.select(SelectOptions(drop=dict.fromkeys(range(6), (0,))))
     steered = session.preview(EVAL)
-    assert steered.summary().startswith("staged, while steering: perplexity ")
+    assert steered.summary().startswith("candidate, while steering: perplexity ")
     node = session.apply(ApplyOptions()).node
     assert session.history().nodes[node].scores == {}
 
@@ -234,4 +234,4 @@ def test_refusals_that_are_counted_while_steering_say_on_which_side(session):
     session.steer(FORCED)
     assert session.refusals(asked).notices == ("counted while steering: current",)
     session.select(SelectOptions(drop=dict.fromkeys(range(6), (0,))))
-    assert session.refusals(asked).notices == ("counted while steering: staged and current",)
+    assert session.refusals(asked).notices == ("counted while steering: candidate and current",)

@@ -64,10 +64,10 @@ def test_the_divergence_is_that_of_reading_the_answer_token_by_token(session) ->
     for index in range(6):
         read = [*prompt, *report.base.token_ids[:index]]
         ln = {}
-        for side in ("current", "staged"):
+        for side in ("base", "candidate"):
             with session.editor.live(side):
                 ln[side] = log_probabilities(session, read)
-        expected.append(float((np.exp(ln["current"]) * (ln["current"] - ln["staged"])).sum()))
+        expected.append(float((np.exp(ln["base"]) * (ln["base"] - ln["candidate"])).sum()))
     assert report.kl == pytest.approx(expected, abs=1e-4)
     pairs = zip(report.base.token_ids, report.candidate.token_ids, strict=True)
     differing = [i for i, (a, b) in enumerate(pairs) if a != b]
@@ -132,7 +132,7 @@ def test_cancelled_at_any_token_it_leaves_everything_as_it_was(session, tokens: 
     assert len(heard.events) == tokens
     assert session.view().plan is before
     assert (session.view().live, session.state, session.editor.key()) == ("candidate", state, key)
-    assert not any(tap.records is not None for tap in session.taps.layers)
+    assert not any(tap.clients for tap in session.taps.layers)
     # What the cut answers have left in the caches is what the side itself had put there.
     for side, text in zip(SIDES, said, strict=True):
         session.reset_chat()

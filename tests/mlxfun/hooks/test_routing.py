@@ -9,6 +9,7 @@ import tiny_models
 from mlx.utils import tree_flatten
 from rigs import make_rig
 
+from mlxfun.hooks.intercept import Hooks
 from mlxfun.steering import rules as steer
 from mlxfun.steering.rules import Steering
 
@@ -38,9 +39,9 @@ def test_outputs_are_bit_identical_with_and_without_taps(name):
     classes = {path: type(m) for path, m in model.named_modules()}
     r = make_rig(model, config)
     assert parameter_names(model) == names
-    with r.taps.recording(logits=True):
+    with r.taps.recording(logits=True) as recording:
         recorded = r.logits(TOKENS)
-        records = r.taps.drain()
+        records = recording.drain()
         mx.eval([a for layer in records for rec in layer for a in rec.arrays()])
     assert np.array_equal(np.array(plain), np.array(recorded))
     assert np.array_equal(np.array(plain), np.array(r.logits(TOKENS)))
@@ -69,28 +70,24 @@ def test_weights_are_those_the_model_applies(rig, name):
     hidden = config.get("hidden_size") or config["model_dim"]
     mx.random.seed(3)
     x = mx.random.normal((1, 6, hidden))
-    with r.taps.recording():
+    with r.taps.recording(positions=[layer.position]) as recording:
         out = call(x)
-        record = r.taps.drain()[layer.position][0]
+        ((record,),) = recording.drain()
         mx.eval(out, *record.arrays())
     k = layer.top_k
     weights = record.weights.reshape(-1, k)
-    experts = dict(r.model.named_modules())[layer.experts]
-    tapped = type(experts)
     shape = {}
 
     def with_delta(delta):
-        class Injected(tapped):
-            def __call__(self, x, indices, *args):
-                y = super().__call__(x, indices, *args)
-                shape["y"] = y.shape
-                return y + delta.reshape(y.shape) if delta is not None else y
+        def injected(own, x, indices, *args):
+            y = own(x, indices, *args)
+            shape["y"] = y.shape
+            return y + delta.reshape(y.shape) if delta is not None else y
 
-        experts.__class__ = Injected
-        try:
+        hooks = Hooks(dict(r.model.named_modules()))
+        hooks.on_call(layer.experts, injected)
+        with hooks:
             return call(x)
-        finally:
-            experts.__class__ = tapped
 
     mx.eval(with_delta(None))
     cotangent = mx.random.normal(out.shape)
@@ -113,13 +110,13 @@ def test_llama4_weights_are_what_multiplies_the_experts_input(rig, steered):
     r = rig("llama4")
     layer = r.anatomy.layers[-1]
     if steered:
-        steer.install(Steering({layer.index: (5,)}), r.resident)
+        steer.install(Steering({layer.index: (5,)}), r.resident, r.taps)
     modules = dict(r.model.named_modules())
     block = modules[layer.block]
     x = mx.random.normal((1, 5, 32))
-    with r.taps.recording():
+    with r.taps.recording(positions=[layer.position]) as recording:
         out = block(x)
-        record = r.taps.drain()[layer.position][0]
+        ((record,),) = recording.drain()
     r.taps.detach()
     routed = block.experts(x * record.weights, record.indices).squeeze(2)
     assert np.array_equal(np.array(out), np.array(routed + block.shared_expert(x)))
@@ -130,12 +127,12 @@ def test_dbrx_weights_and_indices_rebuild_its_output(rig, steered):
     r = rig("dbrx")
     layer = r.anatomy.layers[-1]
     if steered:
-        steer.install(Steering({layer.index: (5,)}, {layer.index: (2,)}), r.resident)
+        steer.install(Steering({layer.index: (5,)}, {layer.index: (2,)}), r.resident, r.taps)
     block = dict(r.model.named_modules())[layer.block]
     x = mx.random.normal((1, 5, 32))
-    with r.taps.recording():
+    with r.taps.recording(positions=[layer.position]) as recording:
         out = block(x)
-        record = r.taps.drain()[layer.position][0]
+        ((record,),) = recording.drain()
     r.taps.detach()
     w, inds = np.array(record.weights)[0], np.array(record.indices)[0]
     experts = block["experts"]
@@ -151,9 +148,9 @@ def test_dbrx_weights_and_indices_rebuild_its_output(rig, steered):
 def test_checkpoint_numbers_are_reported_while_a_prune_is_staged(rig, name):
     r = rig(name)
     r.prune(dict.fromkeys(r.anatomy.indices, (2, 3, 6, 7)))
-    with r.taps.recording():
+    with r.taps.recording() as recording:
         r.logits(TOKENS)
-        records = r.taps.drain()
+        records = recording.drain()
     for found in records:
         used = np.array(found[0].indices)[np.array(found[0].weights) != 0]
         assert used.size
@@ -168,11 +165,11 @@ def test_nothing_is_evaluated_inside_the_forward(rig, monkeypatch):
     def forbidden(*_args, **_kwargs):
         raise AssertionError("evaluated inside the forward")
 
-    with r.taps.recording(), monkeypatch.context() as patch:
+    with r.taps.recording() as recording, monkeypatch.context() as patch:
         for name in ("eval", "async_eval", "synchronize"):
             patch.setattr(mx, name, forbidden)
         out = r.model(tokens)
-        records = r.taps.drain()
+        records = recording.drain()
     mx.eval(out, records[0][0].norms)
 
 

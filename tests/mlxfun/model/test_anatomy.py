@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mlx.nn as nn
 import pytest
 import tiny_models
 
@@ -163,13 +162,9 @@ def test_muse_spark_is_refused_with_the_reason():
         discover(model, config)
 
 
-def test_a_dense_model_is_refused_with_a_sentence_that_says_why():
-    class Dense(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layers = [nn.Linear(4, 4), nn.Linear(4, 4)]
-
-    with pytest.raises(
-        ModelError, match="llama is a dense model: none of its 2 layers has experts"
-    ):
-        discover(Dense(), {"model_type": "llama"})
+@pytest.mark.parametrize("name", ["llama", "gemma4_text_dense", "mamba"])
+def test_a_dense_model_has_no_moe_layers(name: str):
+    anatomy = discover(*tiny_models.build(name))
+    assert anatomy.layers == anatomy.indices == anatomy.count_key == ()
+    assert (anatomy.num_experts, anatomy.top_k, anatomy.vocabulary) == (0, 0, 64)
+    assert anatomy.position_of(0) is None

@@ -9,7 +9,7 @@ import tiny_models
 from mlx_lm.models.cache import make_prompt_cache
 from rigs import keep_fewer
 
-from mlxfun.model.compact import compact_delta
+from mlxfun.model.slicing import compact_delta
 
 PREFILL = [[3, 14, 15, 9, 26, 5, 35, 8, 9, 7, 9, 32, 38, 46, 26, 43, 3, 8, 32, 7]]
 LONG = [[(7 * i + i * i) % 61 for i in range(80)]]

@@ -32,16 +32,16 @@ def session():
 
 def test_tokens_are_counted_as_one_by_one(session) -> None:
     report = session.dossier(2, 5, DATA)
-    data = session._hand._probe_set(DATA)
+    data = session._measurements._probe_set(DATA)
     left, served, seen = 150, Counter(), Counter()
     for sequence in data.sequences:
         part = sequence[:left]
         left -= len(part)
         if len(part) < 1:
             break
-        with session.taps.recording(norms=False):
+        with session.taps.recording(norms=False) as recording:
             session.model(mx.array(part)[None])
-            record = session.taps.drain()[2][0]
+            record = recording.drain()[2][0]
             mx.eval(record.arrays())
         chosen = np.array(record.indices)[0]
         for token, experts in zip(part.tolist(), chosen.tolist(), strict=True):
@@ -89,9 +89,12 @@ def test_a_copy_of_an_expert_is_the_one_most_like_it(rig) -> None:
     text = [np.array([(7 * i + i * i) % 61 for i in range(40)], np.int32)]
     seen = expert_profile.watch(r.model, r.taps, 0, text, SILENT)
     modules = dict(r.model.named_modules())
-    assert expert_profile.partner(r.taps.layers[0], modules, seen, 2)[:2] == (6, pytest.approx(1.0))
-    assert expert_profile.partner(r.taps.layers[0], modules, seen, 6)[0] == 2
-    assert not r.taps.layers[0].want_inputs
+    assert expert_profile.partner(r.resident.layers[0], modules, seen, 2)[:2] == (
+        6,
+        pytest.approx(1.0),
+    )
+    assert expert_profile.partner(r.resident.layers[0], modules, seen, 6)[0] == 2
+    assert r.taps.layers[0].clients == []
 
 
 @pytest.mark.parametrize("name", ["deepseek_v3", "llama4", "gpt_oss", "longcat_flash", "dbrx"])
@@ -100,6 +103,8 @@ def test_every_kind_of_layer_can_be_watched(rig, name) -> None:
     text = [np.array([(7 * i + i * i) % 61 for i in range(24)], np.int32)]
     seen = expert_profile.watch(r.model, r.taps, 0, text, SILENT)
     assert (len(seen.tokens), len(seen.experts)) == (24, 24)
-    best, _, note = expert_profile.partner(r.taps.layers[0], dict(r.model.named_modules()), seen, 1)
+    best, _, note = expert_profile.partner(
+        r.resident.layers[0], dict(r.model.named_modules()), seen, 1
+    )
     assert (best is None) == bool(note)
     assert best != 1

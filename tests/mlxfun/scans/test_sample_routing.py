@@ -26,9 +26,9 @@ def reference(r):
     shape = (len(SAMPLES), len(r.anatomy.layers), r.anatomy.num_experts)
     freq, gate, answers = np.zeros(shape), np.zeros(shape), np.zeros(shape[1:])
     for s, sample in enumerate(SAMPLES):
-        with r.taps.recording():
+        with r.taps.recording() as recording:
             mx.eval(r.model(mx.array(sample.tokens[None])))
-            records = r.taps.drain()
+            records = recording.drain()
         n = len(sample.tokens)
         for row, layer in enumerate(r.anatomy.layers):
             (record,) = records[row]
@@ -81,7 +81,7 @@ def test_a_cancel_stops_between_batches_and_leaves_no_tap_recording(rig):
 
     with pytest.raises(Cancelled):
         sample_routing.scan(r.model, r.taps, SAMPLES, StopAfterOne())
-    assert not any(tap.records for tap in r.taps.layers)
+    assert not any(tap.clients for tap in r.taps.layers)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ TOKENS = [[(5 * i + i * i) % 61 for i in range(40)]]
 
 def logits(r, steering: Steering) -> np.ndarray:
     checked, _ = steer.check(steering, r.resident)
-    steer.install(checked, r.resident)
+    steer.install(checked, r.resident, r.taps)
     return np.array(r.logits(TOKENS).astype(mx.float32))
 
 
@@ -42,10 +42,10 @@ def test_force_comes_after_the_faders(rig, name) -> None:
     up = {layer.index: (5,) for layer in r.anatomy.layers}
     against = {layer.index: {5: -50.0} for layer in r.anatomy.layers}
     steering, _ = steer.check(Steering(up, levels=against), r.resident)
-    steer.install(steering, r.resident)
-    with r.taps.recording():
+    steer.install(steering, r.resident, r.taps)
+    with r.taps.recording() as recording:
         out = r.model(mx.array(TOKENS))
-        records = r.taps.drain()
+        records = recording.drain()
         mx.eval(out, [a for layer in records for rec in layer for a in rec.arrays()])
     for (record,) in records:
         assert (np.array(record.indices) == 5).any(axis=-1).all()

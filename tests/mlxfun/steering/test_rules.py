@@ -16,9 +16,9 @@ TOKENS = [[(5 * i + i * i) % 61 for i in range(40)]]
 
 def routed(r) -> list[tuple[np.ndarray, np.ndarray]]:
     """(experts, weights) [T, K] of each MoE layer."""
-    with r.taps.recording():
+    with r.taps.recording() as recording:
         out = r.model(mx.array(TOKENS))
-        records = r.taps.drain()
+        records = recording.drain()
         mx.eval(out, [a for layer in records for rec in layer for a in rec.arrays()])
     assert np.isfinite(np.array(out.astype(mx.float32))).all()
     result = []
@@ -32,7 +32,7 @@ def routed(r) -> list[tuple[np.ndarray, np.ndarray]]:
 
 def install(r, steering: Steering) -> tuple[str, ...]:
     checked, notices = steer.check(steering, r.resident)
-    steer.install(checked, r.resident)
+    steer.install(checked, r.resident, r.taps)
     return notices
 
 
@@ -108,11 +108,11 @@ def test_steering_follows_a_prune_and_its_undo(rig):
     steering = Steering({0: (7,), 1: (7,)})
     install(r, steering)
     undo = r.prune({0: (0, 2, 5, 7), 1: (1, 3, 6, 7)})
-    steer.install(steering, r.resident)
+    steer.install(steering, r.resident, r.taps)
     for inds, _ in routed(r):
         assert (inds == 7).any(axis=1).all()
     r.resident.swap(undo)
-    steer.install(steering, r.resident)
+    steer.install(steering, r.resident, r.taps)
     for inds, _ in routed(r):
         assert (inds == 7).any(axis=1).all()
 
@@ -166,9 +166,9 @@ def test_a_large_addition_forces_and_bars_in_every_router(rig, name):
 def test_adding_to_logits_routes_as_the_shifted_softmax_does(rig):
     """qwen3_moe renormalises over the top-k: the twin is softmax(logits + b) sorted by hand."""
     r = rig("qwen3_moe")
-    with r.taps.recording(logits=True):
+    with r.taps.recording(logits=True) as recording:
         mx.eval(r.model(mx.array(TOKENS)))
-        (plain,) = r.taps.drain()[0]
+        (plain,) = recording.drain()[0]
     logits = np.array(plain.logits).reshape(-1, 8).astype(np.float64)
     install(r, Steering({0: (6,)}, {0: (2,)}, "additive", 0.75, -0.5))
     inds, weights = routed(r)[0]

@@ -12,7 +12,6 @@ from mlxfun.data.datasets import Line, batches
 from mlxfun.errors import PlanError, UsageError
 from mlxfun.generation.answers import ask
 from mlxfun.hooks.layerwise import intercepting
-from mlxfun.model.anatomy.outputs import decoder_layers
 from mlxfun.techniques.ablate.directions import (
     Directions,
     candidates,
@@ -51,7 +50,7 @@ def slow_means(r, layers) -> np.ndarray:
 def test_one_padded_pass_is_the_mean_over_prompts(rig, name):
     r = rig(name)
     modules = r.resident.tree.modules
-    layers = [modules[p] for p in decoder_layers(modules, r.anatomy).values()]
+    layers = [modules[layer.path] for layer in r.map.layers]
     means = residual_means(r.model, layers, batches(SEQUENCES, 64, 4))
     assert means.shape[:2] == (2, r.anatomy.decoder_layers)
     np.testing.assert_allclose(means, slow_means(r, layers), rtol=2e-4, atol=2e-5)

@@ -13,10 +13,10 @@ from rigs import keep_fewer
 
 from mlxfun.context import Context
 from mlxfun.errors import Cancelled
-from mlxfun.model.compact import compact_delta
 from mlxfun.model.delta import Delta, FromCheckpoint
 from mlxfun.model.experts import Bank
 from mlxfun.model.identity import state_id
+from mlxfun.model.slicing import compact_delta
 
 PREFILL = [[3, 14, 15, 9, 26, 5, 35, 8, 9, 7, 9, 32, 38, 46, 26, 43, 3, 8, 32, 7]]
 MODES = tuple(tiny_models.MODES)
@@ -120,7 +120,7 @@ def test_an_expert_that_nobody_joined_keeps_its_bytes_and_its_identity(rig):
     path = "model.layers.0.mlp.switch_mlp.up_proj.weight"
     base = np.array(r.resident.tree.get(path))
     r.resident.swap(delta)
-    new, live = np.array(r.resident.tree.get(path)), r.taps.layers[0].live
+    new, live = np.array(r.resident.tree.get(path)), r.resident.layers[0].live
     ids = r.resident.ledger[path].ids
     for expert in alone:
         assert np.array_equal(new[live.index(expert)], base[expert])
@@ -146,7 +146,7 @@ def test_permuted_copies_merge_back_to_the_expert_up_to_rounding(rig, name):
     r = rig(name)
     r.taps.detach()
     layer, modules = r.anatomy.layers[0], dict(r.model.named_modules())
-    bank = Bank.of(r.taps.layers[0], modules)
+    bank = Bank.of(r.resident.layers[0], modules)
     rng = np.random.default_rng(5)
     neurons = bank.weights(bank.outward).shape[1]
     for copy in range(1, layer.num_experts):
@@ -167,7 +167,7 @@ def test_permuted_copies_merge_back_to_the_expert_up_to_rounding(rig, name):
 
 def test_without_alignment_permuted_copies_do_not_merge_back(rig):
     r = rig("qwen3_moe")
-    bank = Bank.of(r.taps.layers[0], dict(r.model.named_modules()))
+    bank = Bank.of(r.resident.layers[0], dict(r.model.named_modules()))
     for copy in range(1, 8):
         permute_expert(bank, 0, copy, np.random.default_rng(copy).permutation(32))
     before = np.array(bank.projection("up_proj").weight)
@@ -202,7 +202,7 @@ def test_a_merge_continues_a_prune_and_is_pruned_compacted_and_undone(rig):
 def test_a_merged_model_merges_again(rig):
     r = rig("mixtral")
     r.resident.swap(run_merge(r)[1])
-    keep = {i: tap.live[:3] for i, tap in zip(r.anatomy.indices, r.taps.layers, strict=True)}
+    keep = {i: tap.live[:3] for i, tap in zip(r.anatomy.indices, r.resident.layers, strict=True)}
     plan, delta = run_merge(r, keep)
     r.resident.swap(delta)
     assert plan.keep == keep
@@ -239,7 +239,7 @@ def test_a_cancel_at_any_moment_leaves_the_model_as_it_was(rig):
         reached |= set(ctx.labels)
         assert same(before, r.logits(PREFILL))
         assert r.resident.ledger == {}
-        assert r.taps.layers[0].live == tuple(range(8))
+        assert r.resident.layers[0].live == tuple(range(8))
     else:
         pytest.fail("the merge never ended")
     assert ("merging", 1) in reached, "some cancel fell after the first layer was swapped in"
@@ -274,13 +274,10 @@ def naive_layer(r, keep, most):
     )
     router = np.array(r.model.layers[0].mlp.gate.weight, np.float64)
     xs = []
-    tap = r.taps.layers[0]
     for sequence in SEQUENCES:
-        tap.want_inputs = True
-        with r.taps.recording():
+        with r.taps.recording(inputs=True) as recording:
             r.model(mx.array(sequence[None]))
-            xs.append(np.array(r.taps.drain()[0][0].inputs, np.float64)[0])
-    tap.want_inputs = False
+            xs.append(np.array(recording.drain()[0][0].inputs, np.float64)[0])
     # Tokens in the order in which batches hold them: the two shortest sequences together.
     x = np.concatenate(xs)
     T, E = len(x), len(router)

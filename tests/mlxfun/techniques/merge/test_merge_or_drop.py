@@ -13,8 +13,8 @@ from mlxfun.data.datasets import batches
 from mlxfun.hooks.layerwise import Carrier
 from mlxfun.model.delta import Delta
 from mlxfun.model.experts import Bank
+from mlxfun.model.slicing import prune_layer
 from mlxfun.techniques.merge.merge_or_drop import choose, merged_output
-from mlxfun.techniques.prune.delta import prune_layer
 from mlxfun.techniques.refit import layerwise
 from mlxfun.techniques.refit.least_squares import Routed, energy, output
 
@@ -30,7 +30,7 @@ CASES = [
 
 def first_layer_error(r, delta) -> float:
     """Squared error of the first layer's expert sum with `delta` in place, by the model itself."""
-    tap = r.taps.layers[0]
+    tap = r.resident.layers[0]
 
     def put_out() -> mx.array:
         carrier = Carrier(r.model, r.taps, batches(SEQUENCES, 64, 2))
@@ -51,7 +51,7 @@ def test_the_layer_is_served_no_worse_than_by_a_prune_and_saved_as_staged(rig, n
     before = r.logits(PREFILL)
     _, delta = run_merge(r, auto=True)
     assert mx.array_equal(before, r.logits(PREFILL), equal_nan=True).item()
-    tap = r.taps.layers[0]
+    tap = r.resident.layers[0]
     keep = keep_fewer(r.anatomy)[tap.layer.index]
     dropped = first_layer_error(r, Delta((prune_layer(r.resident, tap.layer, tap.live, keep),)))
     chosen = first_layer_error(r, Delta(delta.layers[:1]))
@@ -86,7 +86,7 @@ def test_a_refit_makes_up_for_what_merging_loses_and_is_saved_as_staged(rig, nam
 
 def invented(r):
     """(bank of two centroids, routing, weights of experts 0..3) with outputs known by hand."""
-    tap = r.taps.layers[0]
+    tap = r.resident.layers[0]
     bank = Bank.of(tap, dict(r.model.named_modules()))
     names = (*bank.inward, bank.outward)
     weights = {

@@ -28,7 +28,7 @@ STACKED = tuple(name for name in tiny_models.RUNNABLE if name != "dbrx")
 
 
 def bank_of(rig, position=0) -> Bank:
-    return Bank.of(rig.taps.layers[position], dict(rig.model.named_modules()))
+    return Bank.of(rig.resident.layers[position], dict(rig.model.named_modules()))
 
 
 def some_inputs(bank: Bank, tokens: int, seed: int = 0) -> np.ndarray:
@@ -59,7 +59,7 @@ def test_a_bank_of_a_pruned_layer_holds_the_live_experts(rig):
     r = rig("qwen3_moe")
     whole = np.array(bank_of(r).weights("up_proj"))
     r.prune(keep_fewer(r.anatomy))
-    live = r.taps.layers[0].live
+    live = r.resident.layers[0].live
     assert len(live) == 6
     np.testing.assert_array_equal(bank_of(r).weights("up_proj"), whole[list(live)])
 

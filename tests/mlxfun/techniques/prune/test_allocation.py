@@ -18,6 +18,7 @@ from mlxfun.editing.options import ApplyOptions
 from mlxfun.errors import PlanError, StateError, UsageError
 from mlxfun.evaluation.options import EvaluateOptions
 from mlxfun.model.delta import Delta
+from mlxfun.model.slicing import prune_layer
 from mlxfun.steering.rules import raised_above_fill
 from mlxfun.techniques.prune.allocation import (
     Budget,
@@ -27,10 +28,8 @@ from mlxfun.techniques.prune.allocation import (
     padded_delta,
     require_paddable,
 )
-from mlxfun.techniques.prune.delta import prune_layer
 from mlxfun.techniques.prune.options import PruneOptions, SelectOptions
 from mlxfun.techniques.prune.selection import Constraints
-from mlxfun.techniques.router_bias.delta import Edit
 from tests.mlxfun import tiny_checkpoints
 
 PREFILL = [[3, 14, 15, 9, 26, 5, 35, 8, 9, 7, 9, 32, 38, 46, 26, 43, 3, 8, 32, 7]]
@@ -48,11 +47,6 @@ FAMILIES = (
     *QUICK,
     *(pytest.param(n, marks=pytest.mark.slow) for n in tiny_models.RUNNABLE if n not in QUICK),
 )
-
-
-def edit_of(r) -> Edit:
-    modules = dict(r.model.named_modules())
-    return Edit(r.resident, modules, lambda p: r.resident.tree.get(p).dtype)
 
 
 def bias_of(r, tap):
@@ -80,12 +74,12 @@ def test_a_padded_model_is_the_unequal_one_and_is_saved_as_staged(rig, name):
             prune_layer(
                 r.resident, tap.layer, tap.live, tuple(e for e in everyone if e not in gone)
             )
-            for tap in r.taps.layers
+            for tap in r.resident.layers
             if (gone := dead[tap.layer.index])
         )
     )
     back = r.resident.swap(unequal)
-    plain = {tap: bias_of(r, tap) for tap in r.taps.layers if dead[tap.layer.index]}
+    plain = {tap: bias_of(r, tap) for tap in r.resident.layers if dead[tap.layer.index]}
     for tap, (path, bias) in plain.items():
         # Where live scores are below what losing groups are filled with, the model chooses among
         # losers; a padded file must not, since they may be silent. The shift is in both.
@@ -94,14 +88,14 @@ def test_a_padded_model_is_the_unequal_one_and_is_saved_as_staged(rig, name):
     for path, bias in plain.values():
         r.resident.tree.put(path, bias)
     r.resident.swap(back)
-    undo = r.resident.swap(padded_delta(edit_of(r), Budgeted(live, dead, ())))
+    undo = r.resident.swap(padded_delta(r.resident, r.stored, Budgeted(live, dead, ())))
     padded = r.logits(PREFILL)
     assert np.array(padded) == pytest.approx(wanted, rel=1e-4, abs=1e-5)
     assert mx.array_equal(padded, r.saved_and_reloaded()(mx.array(PREFILL))).item()
-    with r.taps.recording(norms=False):
+    with r.taps.recording(norms=False) as recording:
         r.logits([[(7 * i + i * i) % 61 for i in range(80)]])
-        records = r.taps.drain()
-    for tap, seen in zip(r.taps.layers, records, strict=True):
+        records = recording.drain()
+    for tap, seen in zip(r.resident.layers, records, strict=True):
         assert not np.isin(np.array(seen[-1].indices), dead[tap.layer.index]).any()
     r.resident.swap(undo)
     assert mx.array_equal(before, r.logits(PREFILL)).item()
@@ -133,7 +127,7 @@ def test_the_layer_that_is_dear_loses_less(rig):
     constraints = Constraints.free(r.anatomy.indices, 8, r.anatomy.top_k)
 
     def measure() -> float:
-        gone = [8 - len(tap.live) for tap in r.taps.layers]
+        gone = [8 - len(tap.live) for tap in r.resident.layers]
         return 10.0 * gone[0] + 1.0 * sum(gone[1:])
 
     found = Budget(r.resident, scores, constraints, PruneOptions(n_prune=2), measure).plan()
@@ -145,7 +139,7 @@ def test_the_layer_that_is_dear_loses_less(rig):
     # The lowest scores go first, and what is only padding is the best of those that should go.
     last = r.anatomy.indices[-1]
     assert max(found.dead[last]) == found.counts[-1] - 1
-    assert all(tap.live == tuple(range(8)) for tap in r.taps.layers)
+    assert all(tap.live == tuple(range(8)) for tap in r.resident.layers)
 
 
 @pytest.fixture(scope="module")

@@ -74,7 +74,7 @@ def test_auto_takes_per_layer_what_moves_held_out_text_least(session, monkeypatc
     first = wanted[0]
 
     def measure(self):
-        tap = session.taps.layers[0]
+        tap = session.editor.resident.layers[0]
         return 0.0 if tap.live == first else 1.0
 
     monkeypatch.setattr(calibrated.HeldOut, "__call__", measure)
@@ -82,8 +82,8 @@ def test_auto_takes_per_layer_what_moves_held_out_text_least(session, monkeypatc
 
 
 def test_the_held_out_measure_is_the_kl_that_a_preview_shows(session):
-    with session.editor.live("current"):
-        held_out = calibrated.HeldOut.of(session._shop)
+    with session.editor.live("base"):
+        held_out = calibrated.HeldOut.of(session._workspace)
         assert held_out() == pytest.approx(0.0, abs=1e-5)
     session.prune(PruneOptions(n_prune=4))
     assert held_out() == pytest.approx(session.preview(EvaluateOptions()).kl_mean, rel=1e-3)

@@ -9,10 +9,10 @@ from mlxfun import Session
 from mlxfun.calibration.options import CollectOptions
 from mlxfun.data.options import DatasetOptions
 from mlxfun.editing.options import ApplyOptions
-from mlxfun.editing.plans import MergePlan
 from mlxfun.errors import PlanError, StateError, UsageError
 from mlxfun.evaluation.options import EvaluateOptions, ProbeOptions
 from mlxfun.generation.options import GenerateOptions
+from mlxfun.techniques.merge.plan import MergePlan
 from mlxfun.techniques.prune import manual_mask
 from mlxfun.techniques.prune.options import PruneOptions, SelectOptions
 

@@ -13,9 +13,9 @@ from rigs import keep_fewer
 from mlxfun.context import Context
 from mlxfun.data.datasets import batches
 from mlxfun.errors import Cancelled, PlanError
-from mlxfun.model.compact import compact_delta
 from mlxfun.model.experts import Bank
 from mlxfun.model.identity import state_id
+from mlxfun.model.slicing import compact_delta
 from mlxfun.techniques.refit import least_squares as module
 from mlxfun.techniques.refit.layerwise import Recalibration
 from mlxfun.techniques.refit.least_squares import SWEEPS, Routed, left_out, output, refit
@@ -40,10 +40,7 @@ def same(a: mx.array, b: mx.array) -> bool:
 
 
 def run_refit(r, ctx=None):
-    recalibration = Recalibration(
-        r.model, r.resident, lambda p: r.resident.tree.get(p).dtype, follow=True,
-        refit_experts=True,
-    )  # fmt: skip
+    recalibration = Recalibration(r, follow=True, refit_experts=True)
     keep = keep_fewer(r.anatomy)
     extra = () if ctx is None else (ctx,)
     given = batches(SEQUENCES, 64, 2)
@@ -63,7 +60,7 @@ def test_a_refitted_prune_is_staged_saved_and_undone_bit_for_bit(rig, name, mode
     undo = r.resident.swap(outcome.delta)
     candidate, state = r.logits(PREFILL), state_id("x", r.resident.ledger)
     assert same(candidate, r.saved_and_reloaded()(mx.array(PREFILL)))
-    routers = {p.path for tap in r.taps.layers for p in tap.layer.router_parameters()}
+    routers = {p.path for tap in r.resident.layers for p in tap.layer.router_parameters()}
     after = {p: (a.dtype, a.shape) for p, a in tree_flatten(r.model.parameters())}
     assert {p for p in shapes if shapes[p] != after[p]} <= routers
     expand = r.resident.swap(compact_delta(r.resident))
@@ -107,12 +104,12 @@ def test_a_cancelled_pass_leaves_the_model_as_it_was(rig):
         run_refit(r, Stop())
     assert same(before, r.logits(PREFILL))
     assert r.resident.ledger == {}
-    assert all(tap.live == tuple(range(8)) for tap in r.taps.layers)
+    assert all(tap.live == tuple(range(8)) for tap in r.resident.layers)
 
 
 def routed_by_hand(r, tokens=40):
     """(bank, Routed, wanted) of the first layer with invented routing; expert 7 is never used."""
-    tap = r.taps.layers[0]
+    tap = r.resident.layers[0]
     bank = Bank.of(tap, dict(r.model.named_modules()))
     generator = np.random.default_rng(5)
     x = generator.normal(size=(tokens, 32)).astype(np.float32)

@@ -33,10 +33,7 @@ FAMILIES = (*SOME, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHE
 
 
 def run(r, choose):
-    recalibration = Recalibration(
-        r.model, r.resident, lambda p: r.resident.tree.get(p).dtype, follow=False,
-        refit_experts=False,
-    )  # fmt: skip
+    recalibration = Recalibration(r, follow=False, refit_experts=False)
     return recalibration.run(
         batches(SEQUENCES, 64, 2), lambda tap, seen: choose(recalibration, tap, seen)
     )
@@ -66,8 +63,8 @@ def test_the_formula_foresees_what_the_sliced_router_chooses(rig, name):
         return tap.live
 
     run(r, foresee)
-    first = r.taps.layers[0]  # behind it the inputs would differ
-    r.prune({**{tap.layer.index: tap.live for tap in r.taps.layers}, **keep})
+    first = r.resident.layers[0]  # behind it the inputs would differ
+    r.prune({**{tap.layer.index: tap.live for tap in r.resident.layers}, **keep})
     seen = []
     run(r, lambda _, tap, observed: seen.append((tap, observed)) or tap.live)
     routed = seen[0][1].routed
@@ -144,10 +141,7 @@ def test_elimination_takes_the_experts_that_a_slow_twin_takes():
 def test_products_of_outputs_are_those_of_the_experts_one_by_one(rig):
     r = rig("mixtral")
     found = problems(r)
-    recalibration = Recalibration(
-        r.model, r.resident, lambda p: r.resident.tree.get(p).dtype, follow=False,
-        refit_experts=False,
-    )  # fmt: skip
+    recalibration = Recalibration(r, follow=False, refit_experts=False)
     tap, _ = found[0]
     bank = recalibration.bank(tap)
     x = mx.random.normal((5, bank.projection(bank.inward[0]).weight.shape[-1]))
@@ -179,7 +173,7 @@ def test_groups_lose_the_same_number_and_targets_go_first(rig):
 
 def test_a_formula_that_does_not_give_what_was_seen_is_not_taken(rig):
     r = rig("qwen3_moe")
-    tap = r.taps.layers[0]
+    tap = r.resident.layers[0]
     logits = mx.random.normal((50, 8))
     chosen = np.array(mx.argsort(logits, axis=-1)[:, :2])  # the lowest two: no router does that
     with pytest.raises(PlanError, match="no formula known"):
@@ -195,7 +189,7 @@ def test_a_tie_that_went_the_other_way_does_not_refute_a_formula(rig, turned, ta
         chosen[t, 0] = next(e for e in range(8) if e not in chosen[t])
     seen = Seen(logits, chosen, weights)
     if taken:
-        assert Routing.of(r.taps.layers[0], r.resident, seen).normalised
+        assert Routing.of(r.resident.layers[0], r.resident, seen).normalised
     else:
         with pytest.raises(PlanError, match="no formula known"):
-            Routing.of(r.taps.layers[0], r.resident, seen)
+            Routing.of(r.resident.layers[0], r.resident, seen)

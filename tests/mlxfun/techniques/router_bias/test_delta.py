@@ -36,12 +36,11 @@ CASES = [
 
 
 def edit_of(r) -> Edit:
-    modules = dict(r.model.named_modules())
-    return Edit(r.resident, modules, lambda p: r.resident.tree.get(p).dtype)
+    return Edit(r.resident, r.stored)
 
 
 def folds_of(r, edit):
-    taps = [tap for tap in r.taps.layers if way_of(tap.layer, edit.modules) == ROWS]
+    taps = [tap for tap in r.resident.layers if way_of(tap.layer, edit.modules) == ROWS]
     return folds(Carrier(r.model, r.taps, batches(SEQUENCES, 64, 2)), taps)
 
 
@@ -51,15 +50,15 @@ def raise_expert(r, expert: int, value: float):
     addends = np.zeros(8)
     addends[expert] = value
     return Delta(
-        tuple(edit.raised(tap, addends, found.get(tap.layer.position)) for tap in r.taps.layers)
+        tuple(edit.raised(tap, addends, found.get(tap.layer.position)) for tap in r.resident.layers)
     )
 
 
 def share(r, expert: int) -> float:
     """Share of the tokens that use an expert, over all layers."""
-    with r.taps.recording(norms=False):
+    with r.taps.recording(norms=False) as recording:
         r.logits(PREFILL)
-        records = r.taps.drain()
+        records = recording.drain()
     return float(np.mean([(np.array(x[-1].indices) == expert).any(-1).mean() for x in records]))
 
 
@@ -76,7 +75,7 @@ def test_a_raised_expert_is_chosen_more_and_saved_and_undone_bit_for_bit(rig, na
         p: (a.dtype, a.shape) for p, a in weights.items()
     }
     changed = [p for p in weights if not np.array_equal(weights[p], after[p])]
-    routers = {p.path for tap in r.taps.layers for p in tap.layer.router_parameters()}
+    routers = {p.path for tap in r.resident.layers for p in tap.layer.router_parameters()}
     assert changed
     assert set(changed) <= routers
     for path in changed:
@@ -91,7 +90,7 @@ def test_a_raised_expert_is_chosen_more_and_saved_and_undone_bit_for_bit(rig, na
 )
 def test_addends_go_where_the_router_holds_them(rig, name, way):
     r = rig(name)
-    assert way_of(r.taps.layers[0].layer, dict(r.model.named_modules())) == way
+    assert way_of(r.resident.layers[0].layer, dict(r.model.named_modules())) == way
 
 
 def test_the_direction_is_that_of_a_slow_twin():
@@ -123,7 +122,7 @@ def test_a_common_direction_is_found_whole_and_noise_is_not():
 def test_the_logit_of_a_raised_row_grows_by_the_boost_times_the_fit(rig):
     r = rig("qwen3_moe")
     edit = edit_of(r)
-    tap = r.taps.layers[0]
+    tap = r.resident.layers[0]
     fold = folds_of(r, edit)[0]
     before = np.array(dequantised(edit.modules[tap.layer.logits]))
     addends = np.zeros(8)
@@ -135,12 +134,12 @@ def test_the_logit_of_a_raised_row_grows_by_the_boost_times_the_fit(rig):
 
 def test_a_baked_never_does_not_blur_later_steering(rig):
     r = rig("deepseek_v3")
-    tap = r.taps.layers[0]
+    tap = r.resident.layers[0]
     path = f"{tap.layer.bias_owner}.{tap.layer.bias_name}"
     own = np.array(r.resident.tree.get(path))
     r.resident.tree.put(path, mx.array(np.where(np.arange(8) == 0, -1e4, own).astype(np.float32)))
-    install(Steering(deactivate={tap.layer.index: (5,)}), r.resident)
-    steered = np.array(tap.bias)
+    install(Steering(deactivate={tap.layer.index: (5,)}), r.resident, r.taps)
+    steered = np.array(r.taps.layers[0].bias)
     live = [1, 2, 3, 4, 6, 7]
     assert np.diff(steered[live]) == pytest.approx(np.diff(own[live]), abs=1e-6)
     assert steered[0] < -9000

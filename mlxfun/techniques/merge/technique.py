@@ -1,4 +1,4 @@
-"""Stages a merge: chooses the centroids, checks memory, runs the layers."""
+"""Merging as a technique: chooses centroids, checks memory, proposes merged layers."""
 
 from __future__ import annotations
 
@@ -17,18 +17,22 @@ from mlxfun.context import SILENT, Context
 from mlxfun.data.datasets import batches, read_lines, tokenize
 from mlxfun.data.expert_lists import Masks, read_expert_list, read_maps
 from mlxfun.data.options import DatasetOptions
-from mlxfun.editing.editor import Editor
-from mlxfun.editing.plans import PrunePlan
-from mlxfun.editing.reports import PlanReport
+from mlxfun.editing.editor import Live
+from mlxfun.editing.plans import Provenance
 from mlxfun.errors import PlanError, UsageError
-from mlxfun.model.anatomy import Anatomy
-from mlxfun.session.workspace import Workshop
+from mlxfun.model.anatomy import MoEMap
+from mlxfun.model.delta import Resident
+from mlxfun.model.model_map import ModelMap
 from mlxfun.techniques.merge.delta import Merger
 from mlxfun.techniques.merge.options import ALIGNMENTS, SIMILARITY_MODES, MergeOptions
-from mlxfun.techniques.prune import plan as planning
 from mlxfun.techniques.prune import selection
+from mlxfun.techniques.prune.choose import constraints_of, stale_maps
 from mlxfun.techniques.prune.delta import validate
 from mlxfun.techniques.prune.options import PruneOptions
+from mlxfun.techniques.prune.plan import PrunePlan
+from mlxfun.techniques.prune.selection import Constraints
+from mlxfun.techniques.technique import Proposal
+from mlxfun.techniques.workspace import Workspace
 from mlxfun.text import option_words
 
 if TYPE_CHECKING:
@@ -43,27 +47,68 @@ PAIRS_AT_ONCE = 256 << 20
 class MergeRequest:
     """What a merge is planned from. batches: of the calibration set."""
 
-    shop: Workshop
+    workspace: Workspace
     options: MergeOptions
     batches: Sequence[Batch]
 
     @classmethod
-    def of(cls, shop: Workshop, options: MergeOptions) -> MergeRequest:
+    def of(cls, workspace: Workspace, options: MergeOptions) -> MergeRequest:
         """The request, its data set read. Raises DatasetError."""
-        vocabulary = shop.anatomy.vocabulary
+        vocabulary = workspace.anatomy.vocabulary
         lines = read_lines(options.data)
-        sequences = tokenize(lines, shop.tokenizer, options.data.max_tokens, vocabulary)
-        return cls(shop, options, batches(sequences, *batch_shape(None, None)))
+        sequences = tokenize(lines, workspace.tokenizer, options.data.max_tokens, vocabulary)
+        return cls(workspace, options, batches(sequences, *batch_shape(None, None)))
 
     @property
-    def anatomy(self) -> Anatomy:
+    def anatomy(self) -> MoEMap:
         """Of the resident model."""
-        return self.shop.anatomy
+        return self.workspace.anatomy
 
     @property
-    def editor(self) -> Editor:
-        """Where the model stands."""
-        return self.shop.editor
+    def resident(self) -> Resident:
+        """Its parameters."""
+        return self.workspace.resident
+
+    @property
+    def committed(self) -> Live:
+        """The live experts of the committed side."""
+        return self.workspace.editor.committed
+
+    def constraints(self, maps: Masks, traffic: Array | None = None) -> Constraints:
+        """What the choice of centroids must respect."""
+        return constraints_of(self.anatomy, self.committed, maps, traffic)
+
+
+class Merge:
+    """See mlxfun.techniques.technique.Technique."""
+
+    def require(self, found: ModelMap) -> None:
+        """Raise ModelError for a dense model."""
+        found.require_experts("merge")
+
+    def plan(
+        self, workspace: Workspace, options: MergeOptions, command: str = "", ctx: Context = SILENT
+    ) -> Proposal:
+        """Merge layer by layer. Raises UsageError, PlanError and BudgetError ahead of the work
+        where they can be foreseen."""
+        request = MergeRequest.of(workspace, options)
+        editor = workspace.editor
+        _check(options)
+        with editor.live("base"), editor.unsteered():
+            merger = Merger(workspace, options)
+            merger.require_mergeable()
+            maps = read_maps(options, request.anatomy.indices, request.anatomy.num_experts)
+            stale = stale_maps(editor, options)
+            rehearse(request, maps)
+            require_memory(request)
+            chosen = _Chooser(request, maps, _fixed(request, maps, ctx))
+            plan, delta = merger.run(request.batches, chosen.choose, ctx)
+        notes = (*maps.warnings, *stale, *dict.fromkeys(chosen.warnings), *plan.warnings)
+        return Proposal(
+            replace(plan, warnings=notes),
+            delta,
+            Provenance(command or command_line(options), protected=maps.protect),
+        )
 
 
 def command_line(options: MergeOptions) -> str:
@@ -72,38 +117,6 @@ def command_line(options: MergeOptions) -> str:
     words += option_words(options.data, DatasetOptions(options.data.source))
     words += option_words(options, MergeOptions(options.data))
     return shlex.join(words)
-
-
-def stage_merge(
-    request: MergeRequest, command: str = "", ctx: Context = SILENT
-) -> tuple[PlanReport, Array]:
-    """Merge on the committed side and stage the result, in place of a staged plan.
-
-    Returns the report, and which experts were protected, bool [L, E]. A cancel or failure leaves
-    the model, and a plan that was staged before, as they were. Raises UsageError, PlanError and
-    BudgetError ahead of the work where they can be foreseen.
-    """
-    options, editor, shop = request.options, request.editor, request.shop
-    _check(options)
-    with editor.live("current"), editor.unsteered():
-        merger = Merger(shop.model, editor.resident, options, shop.stored)
-        merger.require_mergeable()
-        maps = read_maps(_prune_options(options), request.anatomy.indices, _experts(request))
-        stale = planning.stale_maps(editor, options)
-        rehearse(request, maps)
-        require_memory(request)
-        before = shop.export().total_bytes()
-        chosen = _Chooser(request, maps, _fixed(request, maps, ctx))
-        plan, delta = merger.run(request.batches, chosen.choose, ctx)
-    notes = (*maps.warnings, *stale, *dict.fromkeys(chosen.warnings), *plan.warnings)
-    plan = replace(plan, warnings=notes)
-    proposal = planning.Proposal(plan, delta, command or command_line(options), before)
-    report = planning.stage(editor, request.anatomy, proposal, shop.export)
-    return report, maps.protect
-
-
-def _experts(request: MergeRequest) -> int:
-    return request.anatomy.num_experts
 
 
 def _check(options: MergeOptions) -> None:
@@ -157,7 +170,7 @@ class _Chooser:
         self._request, self._maps, self._fixed = request, maps, fixed
         self._options = _prune_options(request.options)
         # Taken now: while merging, what is live in the layers done is not what is committed.
-        self._whole = planning.constraints_of(request.anatomy, request.editor, maps, None)
+        self._whole = request.constraints(maps)
         self.warnings: list[str] = []
 
     def choose(self, position: int, stats: RoutingStats) -> tuple[int, ...]:
@@ -174,12 +187,12 @@ def rehearse(request: MergeRequest, maps: Masks) -> None:
     """Raise now what the options would raise in some layer after minutes."""
     options = request.options
     if options.expert_list is None:
-        constraints = planning.constraints_of(request.anatomy, request.editor, maps, None)
+        constraints = request.constraints(maps)
         chosen = selection.select(np.zeros(constraints.shape), constraints, _prune_options(options))
         kept = len(chosen.keep[0])
     else:
         kept = len(next(iter(_listed(request, maps).values())))
-    live = len(request.editor.committed[0])
+    live = len(request.committed[0])
     if (live - kept) > kept * (options.max_group_size - 1):
         raise PlanError(
             f"{kept} centroids with --max-group-size {options.max_group_size} take at most "
@@ -197,26 +210,26 @@ def _fixed(request: MergeRequest, maps: Masks, ctx: Context) -> dict[int, tuple[
         return None
     # One set of indices for all layers needs every layer's saliency first, so that of the
     # unmerged model has to do.
-    empty = RoutingStats.empty(request.anatomy.indices, _experts(request))
+    empty = RoutingStats.empty(request.anatomy.indices, request.anatomy.num_experts)
     stats, cancelled = collect(
-        request.shop.model, request.editor.resident.taps, request.batches, empty, ctx
+        request.workspace.model, request.workspace.taps, request.batches, empty, ctx
     )
     if cancelled:
         ctx.check()
-    constraints = planning.constraints_of(request.anatomy, request.editor, maps, stats.sums["freq"])
+    constraints = request.constraints(maps, stats.sums["freq"])
     chosen = selection.select(stats.score(options.metric), constraints, _prune_options(options))
     return dict(zip(request.anatomy.indices, chosen.keep, strict=True))
 
 
 def _listed(request: MergeRequest, maps: Masks) -> dict[int, tuple[int, ...]]:
-    options, anatomy, editor = request.options, request.anatomy, request.editor
+    options, anatomy = request.options, request.anatomy
     if options.expert_list is None:
         raise RuntimeError("no list was given")
     keep = read_expert_list(options.expert_list, anatomy.indices, anatomy.num_experts)
-    validate(PrunePlan(keep), editor.resident)
-    if all(keep[i] == live for i, live in zip(anatomy.indices, editor.committed, strict=True)):
+    validate(PrunePlan(keep), request.resident)
+    if all(keep[i] == live for i, live in zip(anatomy.indices, request.committed, strict=True)):
         raise PlanError(f"{options.expert_list} names every expert as a centroid: nothing to merge")
-    constraints = planning.constraints_of(anatomy, editor, maps, None)
+    constraints = request.constraints(maps)
     selection.adopt(keep, constraints, _prune_options(options))
     return keep
 
@@ -230,13 +243,13 @@ def estimate_bytes(request: MergeRequest) -> int:
     The new stacks of every layer (both sides stay in memory while the plan is staged), the widest
     layer's working set, and the hidden states of the calibration set.
     """
-    options, resident = request.options, request.editor.resident
-    live = len(request.editor.committed[0])
+    options, resident = request.options, request.resident
+    live = len(request.committed[0])
     kept = live - options.n_prune if options.n_prune is not None else live
     stacks, widest = 0, 0
-    for tap in resident.taps.layers:
-        arrays = [resident.tree.get(p.path) for p in tap.layer.expert_parameters()]
-        rows = len(resident.stack[tap.layer.position])
+    for moe in resident.layers:
+        arrays = [resident.tree.get(p.path) for p in moe.layer.expert_parameters()]
+        rows = len(resident.stack[moe.layer.position])
         stacks += sum(a.nbytes for a in arrays) * kept // rows
         # A projection in float32: as it is, scaled, and its rows that are being combined.
         packed = [a.size * (8 if a.dtype == mx.uint32 else 1) for a in arrays]
@@ -253,10 +266,10 @@ def estimate_bytes(request: MergeRequest) -> int:
 def _widths(request: MergeRequest) -> tuple[int, int]:
     """(D, H) of the widest experts, from their output projections' sizes."""
     sizes = [(1, 1)]
-    for tap in request.editor.resident.taps.layers:
+    for moe in request.resident.layers:
         shapes = [
-            request.editor.resident.tree.get(p.path).shape
-            for p in tap.layer.expert_parameters()
+            request.resident.tree.get(p.path).shape
+            for p in moe.layer.expert_parameters()
             if p.path.endswith(".weight")
         ]
         sizes += [(max(s[1] for s in shapes), min(s[1] for s in shapes))]
@@ -265,7 +278,7 @@ def _widths(request: MergeRequest) -> tuple[int, int]:
 
 def require_memory(request: MergeRequest) -> None:
     """Raise BudgetError with the figures if merging would not fit."""
-    request.shop.require_room(
+    request.workspace.require_room(
         estimate_bytes(request),
         "merging",
         "use fewer samples, fewer --max-similarity-tokens, or a quantised version of the model",

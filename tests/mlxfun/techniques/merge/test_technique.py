@@ -21,7 +21,7 @@ from mlxfun.editing.options import ApplyOptions
 from mlxfun.errors import BudgetError, Cancelled, PlanError, UsageError
 from mlxfun.evaluation.options import EvaluateOptions
 from mlxfun.steering.options import SteerOptions
-from mlxfun.techniques.merge import stage
+from mlxfun.techniques.merge import technique
 from mlxfun.techniques.merge.options import MergeOptions
 from mlxfun.techniques.prune.options import PruneOptions, SelectOptions
 from tests.mlxfun import tiny_checkpoints
@@ -188,12 +188,12 @@ def test_a_plan_tells_the_peak_of_its_own_making(session):
 
 
 def test_the_estimate_covers_what_is_used(session):
-    request = stage.MergeRequest.of(session._shop, MERGE)
+    request = technique.MergeRequest.of(session._workspace, MERGE)
     mx.clear_cache()
     active = mx.get_active_memory()
     mx.reset_peak_memory()
     session.merge(MERGE)
-    assert mx.get_peak_memory() - active <= stage.estimate_bytes(request)
+    assert mx.get_peak_memory() - active <= technique.estimate_bytes(request)
 
 
 @pytest.mark.parametrize(

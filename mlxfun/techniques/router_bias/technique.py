@@ -1,4 +1,4 @@
-"""Stages a router edit from a domain report (amplify) or from the active steering (bake).
+"""Amplify and bake as techniques: router edits from a domain report, or from the active steering.
 
 amplify: the experts of a domain report are raised by
 
@@ -24,27 +24,28 @@ from mlxfun.context import SILENT, Context
 from mlxfun.data.datasets import batches, read_lines, tokenize
 from mlxfun.data.options import DatasetOptions
 from mlxfun.data.scan_reports import Identity, read_report, require_current
-from mlxfun.editing.plans import BoostPlan
-from mlxfun.editing.reports import PlanReport
+from mlxfun.editing.plans import Provenance
+from mlxfun.editing.reports import PlanReport, extended
 from mlxfun.errors import PlanError, StateError, UsageError
 from mlxfun.hooks.layerwise import Carrier
 from mlxfun.model.delta import Delta, LayerDelta
-from mlxfun.session import views
-from mlxfun.session.workspace import Workshop
+from mlxfun.model.model_map import ModelMap
 from mlxfun.steering import rules as steer
 from mlxfun.steering.command_line import line_of
 from mlxfun.steering.rules import Steering
 from mlxfun.steering.sources import still_there
-from mlxfun.techniques.prune import plan as planning
 from mlxfun.techniques.router_bias.delta import LEAST_FACTOR, ROWS, Edit, Fold, folds, way_of
 from mlxfun.techniques.router_bias.options import AmplifyOptions, BakeOptions
+from mlxfun.techniques.router_bias.plan import BoostPlan
 from mlxfun.techniques.router_bias.reports import BoostReport, BoostRow
+from mlxfun.techniques.technique import Proposal
+from mlxfun.techniques.workspace import Workspace
 from mlxfun.text import option_words
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
     from mlxfun.data.datasets import Batch
-    from mlxfun.hooks.routing import LayerTap
+    from mlxfun.model.live_experts import LiveExperts
 
 NEVER = -100.0
 """An additive mask at or below this means "never", which a fold reaches with far less."""
@@ -53,45 +54,56 @@ Addends = dict[int, "Array"]
 """{position: what is added to each live expert, float64 [live]}."""
 
 
-def _edit(shop: Workshop) -> Edit:
-    return Edit(shop.editor.resident, shop.modules(), shop.stored)
+def _edit(workspace: Workspace) -> Edit:
+    return Edit(workspace.resident, workspace.stored)
 
 
-def _batches(shop: Workshop, data: DatasetOptions | None, what: str) -> list[Batch]:
+def _batches(workspace: Workspace, data: DatasetOptions | None, what: str) -> list[Batch]:
     """The calibration text. Raises UsageError where it is needed and not named."""
     if data is None:
         raise UsageError(
             f"{what} folds boosts into router rows on this model, which takes calibration text; "
             "give --dataset, e.g. --dataset demo:mixed"
         )
-    sequences = tokenize(read_lines(data), shop.tokenizer, data.max_tokens, shop.anatomy.vocabulary)
+    sequences = tokenize(
+        read_lines(data), workspace.tokenizer, data.max_tokens, workspace.anatomy.vocabulary
+    )
     return batches(sequences, *batch_shape(None, None))
 
 
 # -- amplify ----------------------------------------------------------------------------------
 
 
-def amplify(
-    shop: Workshop, options: AmplifyOptions, command: str, ctx: Context = SILENT
-) -> PlanReport:
-    """Stage an amplification of the committed weights, in place of a staged plan.
+class Amplify:
+    """See mlxfun.techniques.technique.Technique."""
 
-    Raises UsageError, PlanError and StateError before any forward where they can be foreseen. A
-    cancel or failure leaves the model, and a plan that was staged before, as they were.
-    """
+    def require(self, found: ModelMap) -> None:
+        """Raise ModelError for a dense model."""
+        found.require_experts("amplify")
+
+    def plan(
+        self, workspace: Workspace, options: AmplifyOptions, command: str = "",
+        ctx: Context = SILENT,
+    ) -> Proposal:  # fmt: skip
+        """Raise the experts of a domain report. Raises UsageError, PlanError and StateError before
+        any forward where they can be foreseen."""
+        return _amplify(workspace, options, command, ctx)
+
+
+def _amplify(workspace: Workspace, options: AmplifyOptions, command: str, ctx: Context) -> Proposal:
     _check(options)
-    editor = shop.editor
-    with editor.live("current"), editor.unsteered():
-        addends, name, notes = _amplification(shop, options)
-        edit = _edit(shop)
-        fitted = _fitted(shop, edit, addends, options.data, "amplify", ctx)
-        taps = editor.resident.taps.layers
-        deltas = [edit.raised(taps[p], addends[p], fitted.get(p)) for p in addends]
-        ways = {taps[p].layer.index: way_of(taps[p].layer, edit.modules) for p in addends}
+    editor = workspace.editor
+    with editor.live("base"), editor.unsteered():
+        addends, name, notes = _amplification(workspace, options)
+        edit = _edit(workspace)
+        fitted = _fitted(workspace, edit, addends, options.data, "amplify", ctx)
+        layers = workspace.resident.layers
+        deltas = [edit.raised(layers[p], addends[p], fitted.get(p)) for p in addends]
+        ways = {layers[p].layer.index: way_of(layers[p].layer, edit.modules) for p in addends}
         plan = BoostPlan(
             technique="amplify",
-            keep=_live(shop),
-            boosts=_boosts(shop, addends),
+            keep=_live(workspace),
+            boosts=_boosts(workspace, addends),
             ways=ways,
             about={
                 "domain_name": name,
@@ -100,7 +112,8 @@ def amplify(
             },
             warnings=(*notes, *_fold_notes(ways, fitted)),
         )
-    return _stage(shop, plan, deltas, fitted, command or _line("amplify", options))
+    provenance = Provenance(command or _line("amplify", options))
+    return _proposal(workspace, plan, deltas, fitted, provenance)
 
 
 def _check(options: AmplifyOptions) -> None:
@@ -113,23 +126,23 @@ def _check(options: AmplifyOptions) -> None:
         raise UsageError(f"--threshold {options.threshold:g} must be at least 0 and below 1")
 
 
-def _amplification(shop: Workshop, options: AmplifyOptions) -> tuple[Addends, str, tuple[str, ...]]:
+def _amplification(
+    workspace: Workspace, options: AmplifyOptions
+) -> tuple[Addends, str, tuple[str, ...]]:
     """Boosts of the report's domain experts, the domain's name, and notes."""
-    anatomy, editor = shop.anatomy, shop.editor
+    anatomy, editor = workspace.anatomy, workspace.editor
     found = read_report(options.domain_map, "domain", anatomy.indices, anatomy.num_experts)
     now = Identity(editor.checkpoint_id, editor.state, editor.model_name)
-    stale = require_current(
-        found.path, found.identity, now, editor.history.root.state, options.allow_stale
-    )
+    stale = require_current(found.path, found.identity, now, editor.root_state, options.allow_stale)
     boost = options.scale * np.maximum(0.0, found.composite - options.threshold) * found.more
     addends: Addends = {}
     gone = 0
-    for tap in editor.resident.taps.layers:
-        row = boost[tap.layer.position]
-        live = row[list(tap.live)]
+    for moe in workspace.resident.layers:
+        row = boost[moe.layer.position]
+        live = row[list(moe.live)]
         gone += int((row > 0).sum() - (live > 0).sum())
         if (live > 0).any():
-            addends[tap.layer.position] = live
+            addends[moe.layer.position] = live
     if not addends:
         raise PlanError(
             f"{found.path} leaves nothing to amplify: {int(found.more.sum())} domain experts, "
@@ -143,34 +156,46 @@ def _amplification(shop: Workshop, options: AmplifyOptions) -> tuple[Addends, st
 # -- bake -------------------------------------------------------------------------------------
 
 
-def bake(shop: Workshop, options: BakeOptions, command: str, ctx: Context = SILENT) -> PlanReport:
-    """Stage the steering in force as a permanent edit, in place of a staged plan.
+class Bake:
+    """See mlxfun.techniques.technique.Technique."""
 
-    Steering is off on the candidate's side, back on the base's, and cleared when the plan is
-    applied. Raises StateError without steering, PlanError for what a router cannot hold.
-    """
-    editor = shop.editor
-    with editor.live("current"):
+    def require(self, found: ModelMap) -> None:
+        """Raise ModelError for a dense model."""
+        found.require_experts("bake steering into")
+
+    def plan(
+        self, workspace: Workspace, options: BakeOptions, command: str = "", ctx: Context = SILENT
+    ) -> Proposal:
+        """The steering in force as a permanent edit: off on the candidate's side, in force on the
+        base's, and cleared when the plan is applied. Raises StateError without steering, PlanError
+        for what a router cannot hold.
+        """
+        return _bake(workspace, options, command, ctx)
+
+
+def _bake(workspace: Workspace, options: BakeOptions, command: str, ctx: Context) -> Proposal:
+    editor = workspace.editor
+    with editor.live("base"):
         # Of this side: while a bake is staged, its candidate runs without.
         steering = editor.steering
         if steering.empty:
             raise StateError("nothing is steered, so there is nothing to bake; run steer first")
-        edit = _edit(shop)
-        wished = _wished(shop, steering)
-        require_bakeable(steering, [tap for tap, *_ in wished])
+        edit = _edit(workspace)
+        wished = _wished(workspace, steering)
+        require_bakeable(steering, [moe for moe, *_ in wished])
         with editor.unsteered():
             folded = {
-                tap.layer.position: _constants(tap, steering, up, down)
-                for tap, up, down in wished
-                if tap.layer.bias_name is None
+                moe.layer.position: _constants(moe, steering, up, down)
+                for moe, up, down in wished
+                if moe.layer.bias_name is None
             }
-            fitted = _fitted(shop, edit, folded, options.data, "bake", ctx)
+            fitted = _fitted(workspace, edit, folded, options.data, "bake", ctx)
             deltas, addends = _baked(edit, steering, wished, fitted)
-        ways = {tap.layer.index: way_of(tap.layer, edit.modules) for tap, *_ in wished}
+        ways = {moe.layer.index: way_of(moe.layer, edit.modules) for moe, *_ in wished}
         plan = BoostPlan(
             technique="bake",
-            keep=_live(shop),
-            boosts=_boosts(shop, addends),
+            keep=_live(workspace),
+            boosts=_boosts(workspace, addends),
             ways=ways,
             about={
                 "rule": steering.rule,
@@ -182,51 +207,53 @@ def bake(shop: Workshop, options: BakeOptions, command: str, ctx: Context = SILE
             },
             warnings=(*_rounding_notes(edit, wished), *_fold_notes(ways, fitted)),
         )
-    report = _stage(shop, plan, deltas, fitted, command or _line("bake", options))
-    editor.replace_steering(steering)
-    # Set as it stands, whatever steps led there: reports, faders, experts pruned since.
+    # Set as it stands, whatever steps led there: reports, biases, experts pruned since.
     living, _ = still_there(steering, editor)
-    editor.require_staged("bake").evidence = (line_of(views.steer_report(living)),)
-    return report
+    provenance = Provenance(
+        command or _line("bake", options),
+        source_commands=(line_of(living.report()),),
+        steering=steering,
+    )
+    return _proposal(workspace, plan, deltas, fitted, provenance)
 
 
-Wished = list[tuple["LayerTap", "Array", "Array"]]
+Wished = list[tuple["LiveExperts", "Array", "Array"]]
 """(layer, activated, deactivated), bool [router rows as sliced]."""
 
 
-def _wished(shop: Workshop, steering: Steering) -> Wished:
+def _wished(workspace: Workspace, steering: Steering) -> Wished:
     found: Wished = []
-    for tap in shop.editor.resident.taps.layers:
+    for moe in workspace.resident.layers:
         up, down = (
-            steer.mask(tap, side.get(tap.layer.index, ()))
+            steer.mask(moe, side.get(moe.layer.index, ()))
             for side in (steering.activate, steering.deactivate)
         )
-        if up.any() or down.any() or steer.addends(steering, tap, up, down).any():
-            found.append((tap, up, down))
+        if up.any() or down.any() or steer.addends(steering, moe, up, down).any():
+            found.append((moe, up, down))
     if not found:
         raise StateError("no expert that is steered is live, so there is nothing to bake")
     return found
 
 
-def require_bakeable(steering: Steering, taps: Sequence[LayerTap]) -> None:
+def require_bakeable(steering: Steering, taps: Sequence[LiveExperts]) -> None:
     """Raise PlanError naming what a router cannot hold, and why."""
     if steering.rule == "additive":
         return
-    for tap in taps:
-        up = steering.activate.get(tap.layer.index, ())
-        if up and tap.layer.bias_name is None:
+    for moe in taps:
+        up = steering.activate.get(moe.layer.index, ())
+        if up and moe.layer.bias_name is None:
             raise PlanError(
-                f"layer {tap.layer.index}: activating {list(up)} by SteerMoE's rule lifts them "
+                f"layer {moe.layer.index}: activating {list(up)} by SteerMoE's rule lifts them "
                 "above each token's highest logit, which no constant in a router without a "
                 "selection bias can do; steer them with --rule additive, then bake"
             )
 
 
-def _constants(tap: LayerTap, steering: Steering, up: Array, down: Array) -> Array:
+def _constants(moe: LiveExperts, steering: Steering, up: Array, down: Array) -> Array:
     """What bake adds to each live expert's logit; -inf stands for "never"."""
-    count = len(tap.live)
+    count = len(moe.live)
     never = steering.rule != "additive" or steering.mask_value <= NEVER
-    values = steer.addends(steering, tap, up, down)[:count]
+    values = steer.addends(steering, moe, up, down)[:count]
     return np.where(down[:count], -np.inf, values) if never else values
 
 
@@ -234,32 +261,32 @@ def _baked(
     edit: Edit, steering: Steering, wished: Wished, fitted: dict[int, Fold]
 ) -> tuple[list[LayerDelta], Addends]:
     deltas, addends = [], {}
-    for tap, up, down in wished:
-        position, count = tap.layer.position, len(tap.live)
-        if tap.layer.bias_name is not None:
-            path = f"{tap.layer.bias_owner}.{tap.layer.bias_name}"
+    for moe, up, down in wished:
+        position, count = moe.layer.position, len(moe.live)
+        if moe.layer.bias_name is not None:
+            path = f"{moe.layer.bias_owner}.{moe.layer.bias_name}"
             own = edit.resident.tree.get(path)
-            new = steer.baked_bias(steering, tap, own, up, down)
-            deltas.append(edit.replaced(tap, path, new))
+            new = steer.baked_bias(steering, moe, own, up, down)
+            deltas.append(edit.replaced(moe, path, new))
             addends[position] = np.array(new - own.astype(new.dtype), np.float64)[:count]
             continue
-        values = _constants(tap, steering, up, down)
+        values = _constants(moe, steering, up, down)
         fold = fitted.get(position)
         # Twice the widest span of any token's logits, through the smallest v.x there is.
         reach = 2e4 if fold is None else 2 * (fold.reach + 1) / max(fold.lowest, LEAST_FACTOR)
         addends[position] = np.where(np.isinf(values), -reach, values)
-        deltas.append(edit.raised(tap, addends[position], fold))
+        deltas.append(edit.raised(moe, addends[position], fold))
     return deltas, addends
 
 
 def _rounding_notes(edit: Edit, wished: Wished) -> tuple[str, ...]:
     """Where a selection bias is stored with less precision than steering worked with."""
     coarse = [
-        tap.layer.index
-        for tap, *_ in wished
-        if tap.layer.bias_name is not None
-        and edit.stored(f"{tap.layer.bias_owner}.{tap.layer.bias_name}").size < 4
-        and tap.layer.grouped
+        moe.layer.index
+        for moe, *_ in wished
+        if moe.layer.bias_name is not None
+        and edit.stored(f"{moe.layer.bias_owner}.{moe.layer.bias_name}").size < 4
+        and moe.layer.grouped
     ]
     if not coarse:
         return ()
@@ -270,16 +297,16 @@ def _rounding_notes(edit: Edit, wished: Wished) -> tuple[str, ...]:
 # -- both -------------------------------------------------------------------------------------
 
 
-def _live(shop: Workshop) -> dict[int, tuple[int, ...]]:
-    return dict(zip(shop.anatomy.indices, shop.editor.committed, strict=True))
+def _live(workspace: Workspace) -> dict[int, tuple[int, ...]]:
+    return dict(zip(workspace.anatomy.indices, workspace.editor.committed, strict=True))
 
 
-def _boosts(shop: Workshop, addends: Addends) -> dict[int, dict[int, float]]:
-    taps = shop.editor.resident.taps.layers
+def _boosts(workspace: Workspace, addends: Addends) -> dict[int, dict[int, float]]:
+    layers = workspace.resident.layers
     return {
-        taps[p].layer.index: {
+        layers[p].layer.index: {
             expert: float(value)
-            for expert, value in zip(taps[p].live, values, strict=True)
+            for expert, value in zip(layers[p].live, values, strict=True)
             if value != 0
         }
         for p, values in addends.items()
@@ -287,7 +314,7 @@ def _boosts(shop: Workshop, addends: Addends) -> dict[int, dict[int, float]]:
 
 
 def _fitted(
-    shop: Workshop,
+    workspace: Workspace,
     edit: Edit,
     addends: Addends,
     data: DatasetOptions | None,
@@ -295,11 +322,11 @@ def _fitted(
     ctx: Context,
 ) -> dict[int, Fold]:
     """Folds of the layers that need one, in one pass over the calibration text."""
-    taps = [shop.editor.resident.taps.layers[p] for p in sorted(addends)]
-    need = [tap for tap in taps if way_of(tap.layer, edit.modules) == ROWS]
+    layers = [workspace.resident.layers[p] for p in sorted(addends)]
+    need = [moe for moe in layers if way_of(moe.layer, edit.modules) == ROWS]
     if not need:
         return {}
-    carrier = Carrier(shop.model, shop.editor.resident.taps, _batches(shop, data, what), ctx)
+    carrier = Carrier(workspace.model, workspace.taps, _batches(workspace, data, what), ctx)
     return folds(carrier, need, ctx)
 
 
@@ -315,27 +342,24 @@ def _fold_notes(ways: dict[int, str], fitted: dict[int, Fold]) -> tuple[str, ...
     )
 
 
-def _stage(
-    shop: Workshop,
+def _proposal(
+    workspace: Workspace,
     plan: BoostPlan,
     deltas: list[LayerDelta],
     fitted: dict[int, Fold],
-    command: str,
-) -> PlanReport:
-    editor = shop.editor
-    with editor.live("current"):
-        before = shop.export().total_bytes()
-    proposal = planning.Proposal(plan, Delta(tuple(deltas)), command, before)
-    report = planning.stage(editor, shop.anatomy, proposal, shop.export)
-    known = {f.name: getattr(report, f.name) for f in fields(PlanReport)}
-    rows = tuple(_row(shop, plan, layer, fitted) for layer in plan.boosts)
-    staged = editor.require_staged(plan.technique)
-    staged.report = BoostReport(**known, rows=rows, subject=str(plan.about.get("domain_name", "")))
-    return staged.report
+    provenance: Provenance,
+) -> Proposal:
+    rows = tuple(_row(workspace, plan, layer, fitted) for layer in plan.boosts)
+    subject = str(plan.about.get("domain_name", ""))
+
+    def describe(report: PlanReport) -> PlanReport:
+        return extended(BoostReport, report, rows=rows, subject=subject)
+
+    return Proposal(plan, Delta(tuple(deltas)), provenance, describe=describe)
 
 
-def _row(shop: Workshop, plan: BoostPlan, layer: int, fitted: dict[int, Fold]) -> BoostRow:
-    position = shop.anatomy.position_of(layer)
+def _row(workspace: Workspace, plan: BoostPlan, layer: int, fitted: dict[int, Fold]) -> BoostRow:
+    position = workspace.anatomy.position_of(layer)
     fold = fitted.get(position) if position is not None else None
     return BoostRow(
         layer=layer,

@@ -40,9 +40,9 @@ def logits(session) -> np.ndarray:
 
 def chosen(session, position: int) -> np.ndarray:
     """The experts [T, K] that the live side chooses in one layer, checkpoint numbers."""
-    with session.taps.recording(norms=False):
+    with session.taps.recording(norms=False) as recording:
         logits(session)
-        return np.array(session.taps.drain()[position][0].indices).reshape(len(PROMPT), -1)
+        return np.array(recording.drain()[position][0].indices).reshape(len(PROMPT), -1)
 
 
 def report(session, path, experts: dict[int, list[int]], composite: float = 0.8):
@@ -169,6 +169,10 @@ def test_baked_steering_equals_live_steering_bit_for_bit_where_a_bias_holds_it(b
     assert biased.view().steering.activated == {}
     assert np.array_equal(logits(biased), steered)
     biased.undo()
+    assert biased.view().steering.activated == {layer: (6,)}, "the steering is part of that state"
+    assert np.array_equal(logits(biased), steered)
+    biased.undo()
+    assert biased.view().steering.activated == {}
     assert np.array_equal(logits(biased), plain)
 
 

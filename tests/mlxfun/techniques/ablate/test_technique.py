@@ -35,7 +35,7 @@ from mlxfun.scans.options import ScanOptions
 from mlxfun.steering.options import SteerOptions
 from mlxfun.techniques.ablate.delta import ablate_delta, projections
 from mlxfun.techniques.ablate.options import AblateOptions
-from mlxfun.techniques.ablate.stage import estimate_bytes
+from mlxfun.techniques.ablate.technique import estimate_bytes
 from mlxfun.techniques.prune.options import PruneOptions
 from tests.mlxfun import tiny_checkpoints
 
@@ -133,7 +133,7 @@ def test_refusals_are_counted_for_the_staged_and_for_the_committed_weights(sessi
     assert plain.before.harmful > 5 > 1 >= plain.before.harmless
     session.abliterate(ABLATE)
     staged = session.refusals(asked)
-    assert (staged.subject, staged.reference) == ("staged", "current")
+    assert (staged.subject, staged.reference) == ("candidate", "current")
     assert staged.before == plain.before
     assert staged.after.harmful < plain.before.harmful
     assert staged.first_token_kl > 0
@@ -231,12 +231,12 @@ def test_the_estimate_covers_making_the_new_weights(session):
     plan = session.editor.require_staged("test").plan
     session.discard()
     resident = session.editor.resident
-    outputs = residual_outputs(resident.tree.modules, session.anatomy)
+    outputs = residual_outputs(resident.tree.modules, session.map)
     wanted = projections(outputs, plan, resident)
     mx.clear_cache()
     active = mx.get_active_memory()
     mx.reset_peak_memory()
-    delta = ablate_delta(wanted, resident, session._shop.stored)
+    delta = ablate_delta(wanted, resident, session._workspace.stored)
     needed = mx.get_peak_memory() - active
     assert delta.bytes <= needed <= estimate_bytes(resident, outputs)
 
@@ -271,7 +271,7 @@ def test_the_same_search_again_stages_the_same_weights(session):
 
 
 def test_choosing_needs_a_search(session, monkeypatch):
-    monkeypatch.setattr(session._ablations, "_last", None)
+    monkeypatch.setattr(session._abliterate, "_last", None)
     with pytest.raises(StateError, match="no search to choose from"):
         session.abliterate(AblateOptions(choose=0))
 
@@ -318,7 +318,7 @@ def test_one_forward_judges_as_a_loop_over_full_logits_does(session):
         tuple(read_prompts(data, session.tokenizer, None)[0][:6]) for data in (HARMFUL, HARMLESS)
     ]
     panel = ask_all(session.model, session.tokenizer, Prompts(*prompts), 4)
-    judge = FirstToken(session._shop.evaluator, panel)
+    judge = FirstToken(session._workspace.evaluator, panel)
 
     def last(prompt) -> np.ndarray:
         row = np.array(session.model(mx.array(prompt[None])).astype(mx.float32))[0, -1]
@@ -338,7 +338,10 @@ def test_one_forward_judges_as_a_loop_over_full_logits_does(session):
     assert false == pytest.approx(np.mean([np.exp(a) @ weights for a in after]), abs=1e-5)
     # The same at the first token of the answers, and over all of their tokens.
     first, _ = answer_kl(
-        session._shop.evaluator, panel, lambda: session.editor.live("current"), f"{session.state}|"
+        session._workspace.evaluator,
+        panel,
+        lambda: session.editor.live("base"),
+        f"{session.state}|",
     )
     assert first == pytest.approx(naive, rel=1e-3, abs=1e-5)
 

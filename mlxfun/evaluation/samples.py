@@ -1,0 +1,72 @@
+"""Greedy answers to the first prompts of the evaluation sets, shown beside the figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mlxfun.context import SILENT, Context
+from mlxfun.data.datasets import Line, Tokenizer, prompt_tokens, read_lines
+from mlxfun.editing.editor import Editor
+from mlxfun.evaluation.evaluator import EvalSet
+from mlxfun.evaluation.options import EvaluateOptions
+from mlxfun.evaluation.reports import Sample
+from mlxfun.generation.decoder import Decoder, advance
+from mlxfun.generation.options import GenerateOptions
+
+PROMPT_TOKENS = 32
+"""How much of a plain text a sample continues."""
+
+
+def answer_samples(
+    decoder: Decoder,
+    editor: Editor,
+    options: EvaluateOptions,
+    sets: Sequence[EvalSet],
+    ctx: Context = SILENT,
+) -> tuple[Sample, ...]:
+    """Greedy answers of the live side to the first prompts of the data sets.
+
+    No other job takes a turn between their tokens: what steers now must not meet a borrowed side,
+    nor change a measurement half-way.
+    """
+    out: list[Sample] = []
+    asked = _prompts(options, sets, decoder.tokenizer)[: max(options.samples, 0)]
+    for prompt, text in asked:
+        ctx.check()
+        ctx.progress("answering samples", len(out), len(asked), "samples")
+        steps = decoder.steps(
+            prompt,
+            GenerateOptions(max_tokens=options.sample_tokens),
+            editor.key,
+            lambda *_: None,
+            ctx=ctx,
+        )
+        while (decoded := advance(steps)) is None:
+            pass
+        out.append(Sample(text, decoded.text))
+    if asked:
+        ctx.progress("answering samples", len(out), len(asked), "samples")
+    return tuple(out)
+
+
+def _prompts(
+    options: EvaluateOptions, sets: Sequence[EvalSet], tokenizer: Tokenizer
+) -> list[tuple[list[int], str]]:
+    if options.samples <= 0:
+        return []
+    if options.datasets:
+        lines = [line for data in options.datasets for line in read_lines(data)]
+        return [_prompt(line, tokenizer) for line in lines[: options.samples]]
+    heads = [s[:PROMPT_TOKENS].tolist() for data in sets for s in data.sequences]
+    return [(head, tokenizer.decode(head)) for head in heads]
+
+
+def _prompt(line: Line, tokenizer: Tokenizer) -> tuple[list[int], str]:
+    """A chat line up to its first user turn, or the beginning of a text."""
+    messages = line.messages
+    if messages is None:
+        head = tokenizer.encode(str(line.payload))[:PROMPT_TOKENS]
+        return list(head), tokenizer.decode(head)
+    first = next((i for i, m in enumerate(messages) if m["role"] == "user"), 0)
+    asked = messages[: first + 1]
+    return prompt_tokens(asked, tokenizer).tolist(), str(asked[-1]["content"])

@@ -1,0 +1,149 @@
+"""Proxies for routers and expert lists whose results no leaf module computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlxfun.hooks.intercept import Hooks
+from mlxfun.model.anatomy import MoELayer
+from mlxfun.model.live_experts import LiveExperts
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class Tap(Protocol):
+    """What the stand-ins need of mlxfun.hooks.routing.LayerTap."""
+
+    experts: LiveExperts
+    clients: list[Any]
+
+    @property
+    def layer(self) -> MoELayer: ...
+    def open(self, x: mx.array, indices: mx.array, y: mx.array) -> Any: ...
+    def complete(self, weights: mx.array) -> None: ...
+    def saw_logits(self, x: mx.array, logits: mx.array) -> mx.array: ...
+    def routed_logits(self) -> mx.array: ...
+
+
+def product_class(tap: Tap) -> type[mx.array]:
+    """An `mx.array` subclass that notes the operand of `y * w[..., None]` in the open record."""
+
+    def note(y: mx.array, other: Any) -> None:
+        if isinstance(other, mx.array) and other.ndim == y.ndim and other.shape[-1] == 1:
+            tap.complete(other[..., 0])
+
+    def multiply(self: mx.array, other: Any) -> mx.array:
+        note(self, other)
+        return mx.array.__mul__(self, other)
+
+    def reflected(self: mx.array, other: Any) -> mx.array:
+        note(self, other)
+        return mx.array.__rmul__(self, other)
+
+    def astype(self: mx.array, *args: Any, **kwargs: Any) -> mx.array:
+        result = mx.array.astype(self, *args, **kwargs)
+        result.__class__ = product
+        return result
+
+    product: type[mx.array] = type(
+        "ExpertOutput",
+        (mx.array,),
+        {"__slots__": (), "__mul__": multiply, "__rmul__": reflected, "astype": astype},
+    )
+    return product
+
+
+class GateWeight:
+    """Stands for a gate's weight in `x @ weight.T`, so that the product passes the tap."""
+
+    def __init__(self, weight: mx.array, tap: Tap) -> None:
+        self._weight, self._tap = weight, tap
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._weight, name)
+
+    def astype(self, dtype: mx.Dtype) -> GateWeight:
+        """The same in another dtype."""
+        return GateWeight(self._weight.astype(dtype), self._tap)
+
+    @property
+    def T(self) -> mx.array:  # noqa: N802 - the name that gates use
+        """The transposed weight, whose product is the logits."""
+        tap, plain = self._tap, self._weight.T
+
+        def product(_: mx.array, x: mx.array) -> mx.array:
+            return tap.saw_logits(x, x @ plain)
+
+        # Python asks the right operand first when its class is a subclass of the left one's.
+        watched = self._weight.T
+        watched.__class__ = type(
+            "GateWeight", (mx.array,), {"__slots__": (), "__rmatmul__": product}
+        )
+        return watched
+
+
+# -- dbrx -------------------------------------------------------------------------------------
+
+
+def list_block(hooks: Hooks, tap: Tap) -> None:
+    """Hook a block that calls `self.experts[e](x)` per token and place (dbrx)."""
+    calls: list[tuple[int, mx.array]] = []  # (position among the live, output), in order
+
+    def experts(own: list[nn.Module]) -> Any:
+        mapped = tap.experts.index_map is not None
+        return ExpertList(own, tap, calls) if mapped or tap.clients else own
+
+    def block(own: Any, x: mx.array) -> mx.array:
+        if not tap.clients:
+            plain: mx.array = own(x)
+            return plain
+        calls.clear()
+        out: mx.array = own(x)
+        _record(tap, x, calls)
+        calls.clear()
+        return out
+
+    hooks.on_attribute(tap.layer.block, "experts", experts)
+    hooks.on_call(tap.layer.block, block, required=False)
+
+
+def _record(tap: Tap, x: mx.array, calls: Sequence[tuple[int, mx.array]]) -> None:
+    shape = (*x.shape[:-1], tap.layer.top_k)
+    indices = mx.array([e for e, _ in calls], dtype=mx.uint32).reshape(shape)
+    y = mx.stack([out for _, out in calls]).reshape(*shape, x.shape[-1])
+    logits = tap.routed_logits()
+    tap.open(x, indices, y)
+    # The same operations in the same order as the block's own (l1-renormalised softmax).
+    gates = mx.softmax(logits.reshape(*x.shape[:-1], -1).astype(mx.float32), axis=-1)
+    scores = mx.take_along_axis(gates, indices, axis=-1)
+    scores = scores / mx.linalg.norm(scores, ord=1, axis=-1, keepdims=True)
+    tap.complete(scores.astype(x.dtype))
+
+
+class ExpertList:
+    """A list of experts that maps indices and notes every call."""
+
+    def __init__(
+        self, experts: list[nn.Module], tap: Tap, calls: list[tuple[int, mx.array]]
+    ) -> None:
+        self._experts, self._tap, self._calls = experts, tap, calls
+
+    def __len__(self) -> int:
+        return len(self._tap.experts.rows)
+
+    def __getitem__(self, index: int) -> Callable[[mx.array], mx.array]:
+        expert = self._experts[self._tap.experts.rows[index]]
+        if not self._tap.clients:
+            return expert
+
+        def call(x: mx.array) -> mx.array:
+            y: mx.array = expert(x)
+            self._calls.append((index, y))
+            return y
+
+        return call

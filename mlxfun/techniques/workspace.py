@@ -1,0 +1,73 @@
+"""Protocols of what techniques need from the session that runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import mlx.core as mx
+import mlx.nn as nn
+
+if TYPE_CHECKING:
+    from mlxfun.arrays import Array
+    from mlxfun.calibration.routing_stats import RoutingStats
+    from mlxfun.data.datasets import Tokenizer, Tokens
+    from mlxfun.editing.editor import Editor
+    from mlxfun.evaluation.evaluator import EvalSet, Evaluator
+    from mlxfun.hooks.routing import Taps
+    from mlxfun.model.anatomy import MoEMap
+    from mlxfun.model.delta import Resident
+    from mlxfun.model.export import ExportView
+    from mlxfun.model.model_map import ModelMap
+
+
+class ResidentModel(Protocol):
+    """A resident model with its hooks and the editable view of its parameters."""
+
+    @property
+    def model(self) -> nn.Module: ...
+    @property
+    def map(self) -> ModelMap: ...
+    @property
+    def anatomy(self) -> MoEMap: ...
+    @property
+    def taps(self) -> Taps: ...
+    @property
+    def resident(self) -> Resident: ...
+    def stored(self, path: str) -> mx.Dtype:
+        """The dtype in which a parameter is stored on disk (see mlxfun.model.parameters.Stored)."""
+
+
+class Workspace(ResidentModel, Protocol):
+    """A resident model with its history, and what was collected and measured on it.
+
+    stats: the routing statistics in hand, None before a collect; source_commands: the commands that
+    made them. calibration: the sequences of the last collect, empty before one. held_out: what it kept away
+    from calibration, None without any.
+    """
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+    @property
+    def editor(self) -> Editor: ...
+    @property
+    def evaluator(self) -> Evaluator: ...
+    @property
+    def calibration(self) -> Sequence[Tokens]: ...
+    @property
+    def held_out(self) -> EvalSet | None: ...
+    @property
+    def stats(self) -> RoutingStats | None: ...
+    @property
+    def source_commands(self) -> tuple[str, ...]: ...
+    def export(self) -> ExportView:
+        """The live side as it would be saved."""
+
+    def protected_or_none(self, mask: Array | None) -> Array:
+        """bool [L, E]; None is no expert."""
+
+    def require_room(self, needed: int, what: str, advice: str) -> None:
+        """Raise BudgetError with the figures if `needed` bytes do not fit beside what is active.
+
+        what: the work, as the sentence begins; advice: what would need less.
+        """
