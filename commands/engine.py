@@ -153,10 +153,10 @@ class Engine:
         """How `line` may go on. Instant: asks neither the worker nor the model."""
         return completion.complete(line, self._view)
 
-    def help(self, name: str | None) -> str:
-        """A command's page, the overview for None, or the reason why there is none."""
+    def help(self, name: str | None, width: int = registry.HELP_WIDTH) -> str:
+        """A command's page or a guide, the overview for None, or the reason why there is none."""
         try:
-            return self._help_text(name)
+            return self._help_text(name, width=width)
         except MlxfunError as problem:
             return str(problem)
 

@@ -1,4 +1,4 @@
-"""Loading one model through stock mlx-lm, checked before and fully evaluated after.
+"""Loads a model through stock mlx-lm, checked before and fully evaluated after.
 
 The order matters: what is wrong with a directory is said before gigabytes are read, the memory
 estimate comes before the first tensor, and nothing lazy survives, so later work on the weights

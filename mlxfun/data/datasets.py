@@ -1,4 +1,4 @@
-"""Text in, padded token batches out.
+"""Data sets: lines of text or chat, tokenised and padded into batches.
 
 Lines of a JSONL file take one of three forms, detected line by line: a conversation (`messages`),
 a prompt with its completion, or plain text under a key. A directory is one text per source file.

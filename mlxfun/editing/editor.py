@@ -1,4 +1,4 @@
-"""The editable model: a committed state, at most one staged candidate, and the history.
+"""The editable model: committed state, at most one staged candidate, and the history.
 
 A state is weights and interventions (steering). Every change of weights goes through
 `Resident.swap`. While a plan is staged the candidate is live by default; `flip` chooses the side.

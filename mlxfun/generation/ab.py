@@ -1,4 +1,5 @@
-"""Two sides of an edit asked the same thing: same prompt, same seed, a KV cache of its own each.
+"""A/B decoding: two states of the weights answer the same prompt with the same seed, each with its
+own KV cache.
 
 With a plan staged the sides are the committed model and the candidate; with none, the checkpoint
 without steering and the model as it is. They answer in turn, a token of each. Then both read the

@@ -1,4 +1,4 @@
-"""The output head: what enters it, and the head alone on hidden states kept from before."""
+"""Hook on the output head: records its inputs, and computes logits from recorded hidden states."""
 
 from __future__ import annotations
 

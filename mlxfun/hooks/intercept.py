@@ -1,4 +1,4 @@
-"""Intercept calls and attribute reads of any module of an MLX model, by swapping its class.
+"""Intercepts calls and attribute reads of any module of an MLX model, by swapping its class.
 
     hooks = Hooks(dict(model.named_modules()))
     hooks.on_call("model.layers.3.mlp", lambda own, x: own(x) * 0)

@@ -1,4 +1,4 @@
-"""Where decoder layers write to the residual stream: the projections whose output is added to it.
+"""Finds the projections of each decoder layer whose output is added to the residual stream.
 
 They are the outputs of mixers and feed-forward parts (mlxfun.model.model_map). Where a family
 normalises what a part puts out before adding it, an output names those norms, first the one that

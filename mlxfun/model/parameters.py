@@ -1,4 +1,4 @@
-"""The only place that reads, slices and reassigns a model's tensors.
+"""Reads, slices and reassigns a model's tensors; no other module does.
 
 Everything here works on parameter paths as `model.parameters()` names them. Slicing along the
 expert dimension is exact for packed quantised tensors too, since packing runs along the last one.

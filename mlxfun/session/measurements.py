@@ -1,4 +1,4 @@
-"""Measuring one session's model: the committed weights, the staged plan, states of the history.
+"""Measurements of the session's model: current weights, candidate, states of the history.
 
 What a person asks to see is measured as it runs, steering included, and says so. What is kept or
 decided about weights leaves steering out, since steering is no part of them: a state's scores, the

@@ -1,4 +1,4 @@
-"""The routing statistics in hand: collecting them, counting chat traffic, files.
+"""The session's routing statistics: collecting, counting chat traffic, loading and saving.
 
 Statistics know the weights they were made on; mixing two states is refused.
 """

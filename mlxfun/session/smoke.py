@@ -1,4 +1,4 @@
-"""smoke-test: does the live model compute, cache and speak? Seconds, not a benchmark."""
+"""The smoke test: finite logits, sane text and valid routing of the live model, in seconds."""
 
 from __future__ import annotations
 

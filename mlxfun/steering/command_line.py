@@ -1,4 +1,4 @@
-"""Steering as a command line: as it stands, whatever steps led there."""
+"""The active steering written as one equivalent `steer` command line."""
 
 from __future__ import annotations
 

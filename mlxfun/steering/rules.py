@@ -1,4 +1,4 @@
-"""Steer routing while the model runs: force experts into or out of the top-k.
+"""Steering rules applied to router scores at run time: force experts into or out of the top-k.
 
 Three rules, the first two chosen by the router:
 

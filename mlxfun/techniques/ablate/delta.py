@@ -1,4 +1,4 @@
-"""Removing a direction from what a model writes to its residual stream (abliteration).
+"""Weights with a direction projected out of every matrix that writes to the residual stream.
 
 A. Arditi et al., "Refusal in Language Models Is Mediated by a Single Direction" (2024). With d a
 direction of length 1, W [D, H] a projection that writes to the stream and s a strength,

@@ -1,4 +1,4 @@
-"""From two sets of prompts to plans of ablation: directions in one pass, then a search if asked for.
+"""Finds ablation plans from two prompt sets: directions in one pass, then an optional search.
 
 Each set is split once, by seed: a part gives the directions, a part judges the trials of a search,
 and a part that neither has seen is left for the report.

@@ -1,4 +1,4 @@
-"""Options of ablation: which direction is removed, from what, and how strongly."""
+"""Options of ablation: source of the direction, edited parts, strengths."""
 
 from __future__ import annotations
 

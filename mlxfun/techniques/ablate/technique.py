@@ -1,4 +1,4 @@
-"""From options to a staged ablation: find or recall a plan, make its weights, measure, stage.
+"""Ablation as a technique: finds or recalls a plan, computes its weights, measures.
 
 The candidate is measured before it is staged, so that a cancel or failure at any point leaves the
 model, and a plan that was staged before, as they were.

@@ -1,4 +1,4 @@
-"""Merge: from options to a proposal, which experts are centroids, and whether memory allows it."""
+"""Merging as a technique: chooses centroids, checks memory, proposes merged layers."""
 
 from __future__ import annotations
 

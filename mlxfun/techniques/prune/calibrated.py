@@ -1,4 +1,4 @@
-"""Prunes that look before they leap: decided, or made good, by what is measured while pruning.
+"""Prunes decided, or repaired, with calibration forwards.
 
     --sequential            each layer's statistics are taken on what the pruned layers put out
     --metric output_error   backward elimination by the error of the layer's output
