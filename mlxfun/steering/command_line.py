@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mlxfun.data.expert_lists import spell
+from mlxfun.data.expert_notation import spell
 from mlxfun.steering.reports import SteerReport
 
 

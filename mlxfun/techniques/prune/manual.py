@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlxfun.context import SILENT, Context
-from mlxfun.data.expert_lists import spell
+from mlxfun.data.expert_notation import spell
 from mlxfun.editing.plans import Provenance
 from mlxfun.errors import PlanError, StateError, UsageError
 from mlxfun.model.anatomy.masks import mask_of, sets_mask

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlxfun.data.expert_lists import spell
+from mlxfun.data.expert_notation import spell
 from mlxfun.editing.reports import PlanReport
 from mlxfun.errors import PlanError, UsageError
 from mlxfun.techniques.prune.options import SelectOptions

@@ -133,7 +133,7 @@ class ExpertsPanel(Panel):
         # The numeric modules load here, after the first paint.
         from tui.heat.metrics import DIFFERENCE
         from tui.heat.model import heat_model
-        from tui.heat.words import explain, table
+        from tui.heat.words import table
 
         model = heat_model(state)
         if model is None:
@@ -150,15 +150,7 @@ class ExpertsPanel(Panel):
                 for row, expert in (state.cursor, state.anchor or state.cursor)
             ]
             heatmap.show(model, places[0], fit=state.heat.fit, anchor=places[1])
-        said = hints.next_step(state) if not model.metric else ""
-        words = (
-            said
-            or chat_actions.token_words(state)
-            or explain(model, state.cursor, state.view.steering)
-        )
-        words += self._brushed(state)
-        if state.heat.shape == "layer":
-            words += state.names.say(" · {escape}: the map")
+        words = self._words(model, state)
         self.query_one("#words", Line).put(words)
         legend = self.query_one(Legend)
         legend.show(apart=model.metric.startswith(DIFFERENCE))
@@ -170,6 +162,20 @@ class ExpertsPanel(Panel):
         going = expert_selection.tally(state)
         self.query_one("#caption", Line).put(f"{going} · {caption}" if going else caption)
         self.subtitle(going)
+
+    def _words(self, model: HeatModel, state: AppState) -> str:
+        """The line below the experts: what to do next, or what the cursor is on."""
+        from tui.heat.words import explain
+
+        words = (
+            (hints.next_step(state) if not model.metric else "")
+            or chat_actions.token_words(state)
+            or explain(model, state.cursor, state.view.steering)
+        )
+        words += self._brushed(state)
+        if state.heat.shape == "layer":
+            words += state.names.say(" · {escape}: the map")
+        return words
 
     def _show_layer(self, model: HeatModel, state: AppState) -> None:
         from tui.heat.layer import layer_model
