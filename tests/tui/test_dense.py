@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from commands.declare import with_experts
+from commands.conditions import with_experts
 from mlxfun.events import Event
 from mlxfun.report import Report
 from tests.fake_engine import FakeEngine

@@ -250,7 +250,7 @@ def test_a_dense_model_is_shown_without_a_word_on_experts() -> None:
     said = shown(model)
     assert "6, without experts" in said
     assert "router" not in said
-    assert model.summary() == "stub_moe: 6 decoder layers, no experts, 24,000 parameters, 0 B"
+    assert model.summary() == "stub_moe: 6 decoder layers, no experts, 24,000 parameters, 23.4 KiB"
     rows = (
         DecoderRow(0, "state space", "dense", 2048, "model.layers.0"),
         DecoderRow(1, "attention", "", 1024, "model.layers.1"),
