@@ -144,7 +144,7 @@ def test_the_commands_in_a_block_parse(block: Block, tmp_path: Path) -> None:
     if block.text.startswith("#!mlxfun-recipe"):
         read_recipe(path, lambda line, _tried: (parse(line), None)[1])
     elif block.text.startswith("#!mlxfun-session"):
-        checked_script(path, lambda line: parse(line).command.name)
+        checked_script(path, lambda line: parse(line).command)
     else:
         assert block.lines
         for line in block.lines:

@@ -10,7 +10,7 @@ from commands.guides.index import source
 from commands.guides.layout import plain
 from commands.guides.report import GuideReport
 from commands.output.console import print_report
-from commands.output.render import render
+from commands.output.render.dispatch import render
 from commands.registry import help_text
 
 REPORT = GuideReport(help_text("pruning"), "pruning")

@@ -200,7 +200,8 @@ def test_adding_to_a_selection_bias_routes_as_a_model_with_that_bias_does(rig, n
 
 
 def test_an_addition_stays_inside_the_range_of_the_logits():
-    rule = steer.additive_rule(np.array([0.0, -1e9, 1e9]))
+    nobody = np.zeros(3, dtype=bool)
+    rule = steer.rule_of(np.array([0.0, -1e9, 1e9]), nobody, nobody, 0.0)
     out = rule(mx.array([[1.0, 2.0, 3.0]], mx.float16))
     assert out.dtype == mx.float16
     assert np.array(out).tolist() == [[1.0, -65504.0, 65504.0]]
