@@ -1,7 +1,8 @@
-"""Structural discovery of the MoE layers of any mlx-lm model.
+"""Structural discovery: decoder layers, their parts and names, and the experts of any mlx-lm model.
 
 All architecture-specific knowledge of the project lives in this package: `facts` holds it as rows
-of data, `discover` finds the rest by looking at the modules, `types` describes what was found.
+of data, the other modules find the rest by looking at a model's modules, `types` describes what
+was found. `mlxfun.model.model_map` puts it together.
 """
 
 from mlxfun.model.anatomy.discover import discover

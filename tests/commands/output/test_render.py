@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
+from dataclasses import replace
 from io import StringIO
 
 import numpy as np
@@ -28,6 +29,7 @@ from mlxfun.events import JobEnded, Progress
 from mlxfun.generation.reports import ChatReport
 from mlxfun.report import Report, TextReport
 from mlxfun.scans.reports import DossierReport, TopToken
+from mlxfun.session.reports import DecoderRow, LayersReport
 from mlxfun.session.variants import RecipeReport, Variant
 from mlxfun.techniques.prune.options import PruneOptions
 from tests.commands.conftest import Bench
@@ -240,3 +242,24 @@ def test_a_ratio_of_perplexities_says_that_it_is_over_the_checkpoints() -> None:
     header, row = shown(report).splitlines()[1:3]
     assert header.split() == ["variant", "size", "KL", "x", "checkpoint"]
     assert row.split()[-2:] == ["0.2500", "1.500"]
+
+
+def test_a_dense_model_is_shown_without_a_word_on_experts() -> None:
+    session = StubSession("demo")
+    model = replace(session.info(), moe_layers=0, experts=0, experts_kept=0, top_k=0, router="")
+    said = shown(model)
+    assert "6, without experts" in said
+    assert "router" not in said
+    assert model.summary() == "stub_moe: 6 decoder layers, no experts, 24,000 parameters, 23.4 KiB"
+    rows = (
+        DecoderRow(0, "state space", "dense", 2048, "model.layers.0"),
+        DecoderRow(1, "attention", "", 1024, "model.layers.1"),
+    )
+    lines = [line.split() for line in shown(LayersReport("", (), rows)).splitlines()]
+    assert lines == [
+        ["2", "decoder", "layers,", "no", "experts"],
+        ["layer", "mixer", "feed", "forward", "size", "path"],
+        ["0", "state", "space", "dense", "2.0", "KiB", "model.layers.0"],
+        ["1", "attention", "1.0", "KiB", "model.layers.1"],
+    ]
+    assert "experts" not in shown(SaveReport("out", 10, ("a",), 0, None, {"load": "ok"}))
