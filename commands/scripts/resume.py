@@ -131,7 +131,10 @@ def resume(bench: Workbench, path: Path | None, ctx: Context) -> ResumeReport:
     where = script.header.get("directory")
     if where is not None and Path(where) != Path.cwd():
         raise StateError(f"that session ran in {where}: start mlxfun-shell there to resume it")
-    report = _Resumed(bench, script, commands, keep_going=False).again(ctx)
+    try:
+        report = _Resumed(bench, script, commands, keep_going=False).again(ctx)
+    finally:
+        bench.recorded_name = str
     if bench.sessions is not None and path.parent == bench.sessions:
         drop(path)
     return report

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -34,8 +34,10 @@ class Workbench:
 
     sessions: where sessions are kept until they end, None where they are not. offering: whether the
     next load tells of sessions that were cut short. known: statistics that the next calibration
-    reads instead of running. turns: the answers of this session. last, last_error: outcome of the
-    last command, for `expect`; exactly one is set once a command has run.
+    reads instead of running. recorded_name: what the script that is being replayed calls a state.
+    turns: the answers of this session. last, last_error: outcome of the last command, for `expect`;
+    exactly one is set once a command has run. identities: the cache of fingerprints of checkpoints,
+    None for none.
     """
 
     def __init__(
@@ -58,6 +60,8 @@ class Workbench:
         self.offering = True
         self.turns: list[ChatReport] = []
         self.known: Path | None = None
+        self.recorded_name: Callable[[str], str] = str
+        self.identities: Path | None = None
         self.loaded: Loaded | None = None
         self.last: Report | None = None
         self.last_error: str | None = None
@@ -104,6 +108,7 @@ class Workbench:
             revision=revision,
             undo_budget=self.undo_budget,
             seed=self.settings.seed,
+            identities=self.identities,
             ctx=ctx,
         )
         self.close()

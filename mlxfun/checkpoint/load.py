@@ -26,7 +26,7 @@ from mlxfun.checkpoint.headers import (
     indexed_files,
     read_headers,
 )
-from mlxfun.checkpoint.identity import checkpoint_id
+from mlxfun.checkpoint.identity import Stamp, checkpoint_id, difference, stamps
 from mlxfun.checkpoint.sources import read_config, resolve
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import BudgetError, ModelError
@@ -48,7 +48,8 @@ class Loaded:
     config: config.json as written, plus the `quantization` entry that stock loading derives for
     checkpoints packed by other tools (the resident tensors need it to load again).
     stored_dtypes: {parameter path: dtype before any cast}. estimate: resident bytes as foreseen.
-    notes: sentences for the user (parts left behind, the cast, an unreachable Hub).
+    notes: sentences for the user (parts left behind, the cast, an unreachable Hub). files:
+    config.json and the weights as they were, to tell whether they still are.
     """
 
     model: nn.Module
@@ -60,10 +61,23 @@ class Loaded:
     stored_dtypes: dict[str, mx.Dtype]
     notes: tuple[str, ...]
     estimate: int
+    files: tuple[Stamp, ...] = ()
+
+    @property
+    def changed(self) -> str:
+        """Which file is not the one that was loaded, as a sentence's beginning; "" for none."""
+        return difference(self.path, self.files)
 
 
-def load(source: str | Path, revision: str | None = None, ctx: Context = SILENT) -> Loaded:
+def load(
+    source: str | Path,
+    revision: str | None = None,
+    ctx: Context = SILENT,
+    identities: Path | None = None,
+) -> Loaded:
     """Load `source` (directory, Hub id or "demo") and evaluate every array of it.
+
+    identities: the cache of fingerprints, see `checkpoint_id`.
 
     On MLX's CPU backend 16-bit weights are cast to float32 one by one, because its `gather_mm`
     knows no other type; each parameter's own dtype stays on record.
@@ -73,8 +87,9 @@ def load(source: str | Path, revision: str | None = None, ctx: Context = SILENT)
     found = resolve(source, revision, ctx)
     config = read_config(found.path)
     _require_supported(config, found.path)
+    files = stamps(found.path)
     headers = read_headers(found.path)
-    identity = checkpoint_id(found.path)
+    identity = checkpoint_id(found.path, identities)
     estimate = estimate_bytes(headers, config)
     _require_memory(found.model_id, estimate)
     ctx.check()
@@ -82,6 +97,8 @@ def load(source: str | Path, revision: str | None = None, ctx: Context = SILENT)
     stored = {path: array.dtype for path, array in _parameters(model)}
     cast = needs_float32(model)
     _evaluate(model, cast, ctx)
+    if changed := difference(found.path, files):
+        raise ModelError(f"{changed} while the model was being loaded; load it again")
     tokenizer = _load_tokenizer(found.path, full_config)
     sizes = {path: array.size for path, array in _parameters(model)}
     notes = [*found.notes, *_stale_shards(found.path)]
@@ -103,6 +120,7 @@ def load(source: str | Path, revision: str | None = None, ctx: Context = SILENT)
         stored_dtypes=stored,
         notes=tuple(notes),
         estimate=estimate,
+        files=files,
     )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -122,8 +122,10 @@ def _csv_text(
     return stream.getvalue()
 
 
-def list_warning(path: Path, now: Maker) -> str:
+def list_warning(path: Path, now: Maker, earlier: Callable[[str], bool] | None = None) -> str:
     """That a list was made on another model than `now`; "" if it was not, or does not say.
+
+    earlier: whether an identity is that which an earlier version gave to the model of `now`.
 
     No error: a list serves a quantised copy of its model as well.
     """
@@ -133,7 +135,7 @@ def list_warning(path: Path, now: Maker) -> str:
     else:
         found = read_document(path)
         made_on = Maker(*(str(found.get(key) or "") for key in ("model", "model_name")))
-    if made_on.model in ("", now.model):
+    if made_on.model in ("", now.model) or (earlier is not None and earlier(made_on.model)):
         return ""
     return f"{path} was made on the model {made_on}, this is {now}"
 

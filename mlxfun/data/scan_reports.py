@@ -42,6 +42,10 @@ class Identity:
     state: str
     model_name: str = ""
 
+    def known(self, made_on: Identity) -> Identity:
+        """`made_on` as this version calls it; see mlxfun.editing.earlier.Present."""
+        return made_on
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -160,6 +164,14 @@ def identity_of(document: dict[str, Any]) -> Identity:
     return Identity(model, state, name)
 
 
+def earlier_notice(path: Path) -> str:
+    """That a file names the checkpoint in the old way, which fewer bytes of it decide."""
+    return (
+        f"{path} was made with the identity of an earlier version, which does not tell models "
+        "apart that differ in few tensors: make sure that it is of this one"
+    )
+
+
 def require_current(path: Path, made_on: Identity, now: Identity, root: str, stale: bool) -> str:
     """A warning ("" for none) about a file made on other weights than the present ones.
 
@@ -167,6 +179,7 @@ def require_current(path: Path, made_on: Identity, now: Identity, root: str, sta
 
     Raises StateError unless `stale` allows it; both sides are named.
     """
+    recorded, made_on = made_on, now.known(made_on)
     state = made_on.state or root
     if made_on.model and made_on.model != now.model:
         text = f"{path} was made on the model {made_on.model_name or made_on.model} "
@@ -174,7 +187,7 @@ def require_current(path: Path, made_on: Identity, now: Identity, root: str, sta
     elif state != now.state:
         text = f"{path} was made on state {state}, the model is at {now.state}"
     else:
-        return ""
+        return earlier_notice(path) if recorded.model != made_on.model else ""
     if not stale:
         raise StateError(f"{text}; scan again, or use it knowingly with --allow-stale")
     return text

@@ -51,14 +51,18 @@ class SessionBase:
         revision: str | None = None,
         undo_budget: int | None = None,
         seed: int = 0,
+        identities: Path | None = None,
         ctx: Context = SILENT,
     ) -> Self:
         """Load a local directory, a Hub id, or "demo" (the bundled model).
 
         undo_budget: bytes of edit-made tensors that the history may hold; None for no limit.
+        identities: a file that remembers the fingerprints of checkpoints, so that a large one is
+        not sampled again at each load; None to do without.
         Raises ModelError (missing, broken, unsupported) or BudgetError (does not fit).
         """
-        return cls(load(source, revision, ctx), undo_budget=undo_budget, seed=seed)
+        loaded = load(source, revision, ctx, identities)
+        return cls(loaded, undo_budget=undo_budget, seed=seed)
 
     @property
     def state(self) -> str:
@@ -81,6 +85,14 @@ class SessionBase:
     def checkpoint_id(self) -> str:
         """Identity of the checkpoint that was loaded."""
         return self._loaded.checkpoint_id
+
+    def recognises(self, checkpoint: str) -> bool:
+        """Whether an earlier version gave the resident checkpoint the identity `checkpoint`."""
+        return self.editor.earlier.recognises(checkpoint)
+
+    def earlier_state(self, state: str) -> str:
+        """What a state was called by versions that gave the checkpoint another identity."""
+        return self.editor.earlier.of(state)
 
     def greedy(self, prompt: list[int], options: GenerateOptions, ctx: Context = SILENT) -> Decoded:
         """Continue token ids with the live side, outside the conversation."""
