@@ -27,7 +27,7 @@ from mlxfun.checkpoint.headers import (
     read_headers,
 )
 from mlxfun.checkpoint.identity import Stamp, checkpoint_id, difference, stamps
-from mlxfun.checkpoint.sources import read_config, resolve
+from mlxfun.checkpoint.sources import companions, read_config, resolve
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import BudgetError, ModelError
 from mlxfun.text import readable_bytes
@@ -49,7 +49,8 @@ class Loaded:
     checkpoints packed by other tools (the resident tensors need it to load again).
     stored_dtypes: {parameter path: dtype before any cast}. estimate: resident bytes as foreseen.
     notes: sentences for the user (parts left behind, the cast, an unreachable Hub). files:
-    config.json and the weights as they were, to tell whether they still are.
+    config.json and the weights as they were, to tell whether they still are. companions: names of
+    the other files of the model.
     """
 
     model: nn.Module
@@ -62,6 +63,7 @@ class Loaded:
     notes: tuple[str, ...]
     estimate: int
     files: tuple[Stamp, ...] = ()
+    companions: tuple[str, ...] = ()
 
     @property
     def changed(self) -> str:
@@ -121,6 +123,7 @@ def load(
         notes=tuple(notes),
         estimate=estimate,
         files=files,
+        companions=tuple(str(f.relative_to(found.path)) for f in companions(found.path).files),
     )
 
 
