@@ -20,11 +20,13 @@ from mlx_lm.models.switch_layers import SwitchLinear
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import _get_classes, load_model, load_tokenizer
 
+from mlxfun.checkpoint.architecture import require_dtypes, require_names, require_sound
 from mlxfun.checkpoint.dropped import dropped_notes
 from mlxfun.checkpoint.headers import (
     Header,
     indexed_files,
     read_headers,
+    require_even,
 )
 from mlxfun.checkpoint.identity import Stamp, checkpoint_id, difference, stamps
 from mlxfun.checkpoint.sources import companions, read_config, resolve
@@ -38,6 +40,7 @@ _PACKED_METHODS = {"mxfp4", "mxfp8", "awq", "gptq", "compressed-tensors", "model
 # What stock code raises on weights or settings that do not fit the architecture.
 LOAD_ERRORS = (
     ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError, OSError, ImportError,
+    ArithmeticError, AssertionError, NameError, MemoryError, StopIteration,
 )  # fmt: skip
 
 
@@ -91,6 +94,7 @@ def load(
     _require_supported(config, found.path)
     files = stamps(found.path)
     headers = read_headers(found.path)
+    _require_sound(config, headers, found.path)
     identity = checkpoint_id(found.path, identities)
     estimate = estimate_bytes(headers, config)
     _require_memory(found.model_id, estimate)
@@ -99,6 +103,7 @@ def load(
     stored = {path: array.dtype for path, array in _parameters(model)}
     cast = needs_float32(model)
     _evaluate(model, cast, ctx)
+    require_dtypes(model, full_config)
     if changed := difference(found.path, files):
         raise ModelError(f"{changed} while the model was being loaded; load it again")
     tokenizer = _load_tokenizer(found.path, full_config)
@@ -168,13 +173,20 @@ def estimate_bytes(headers: list[Header], config: dict[str, Any]) -> int:
 
 
 def _require_supported(config: dict[str, Any], path: Path) -> None:
+    require_names(config, path / "config.json")
     try:
         _get_classes(config)
-    except ValueError as error:
+    except LOAD_ERRORS as error:  # AttributeError: the name is that of a module which is no model
         raise ModelError(
-            f"{path}: mlx-lm has no architecture for model_type {config['model_type']!r}; "
+            f"{path}: mlx-lm has no architecture for model_type {config['model_type'][:200]!r}; "
             "a newer mlx-lm may"
         ) from error
+
+
+def _require_sound(config: dict[str, Any], headers: list[Header], path: Path) -> None:
+    require_even(headers)
+    tensors = sum(len(header.tensors) for header in headers)
+    require_sound(config, path / "config.json", tensors)
 
 
 def _require_memory(model_id: str, estimate: int) -> None:
@@ -207,7 +219,7 @@ def _load_lazy(path: Path) -> tuple[nn.Module, dict[str, Any]]:
 def _load_tokenizer(path: Path, config: dict[str, Any]) -> TokenizerWrapper:
     try:
         tokenizer: TokenizerWrapper = load_tokenizer(path, eos_token_ids=config.get("eos_token_id"))
-    except LOAD_ERRORS as error:
+    except Exception as error:
         raise ModelError(f"the tokenizer of {path} does not load: {short(error)}") from error
     # Long texts are cut to --max-tokens after tokenizing; transformers would print a warning
     # about them into whatever screen is up.

@@ -82,7 +82,7 @@ def write(export: Export, options: SaveOptions, ctx: Context = SILENT) -> SaveRe
     if options.max_shard_bytes < 1:
         raise UsageError(f"shards of {options.max_shard_bytes} bytes hold nothing")
     try:
-        target = _checked_target(export.source, options)
+        target, seen = _checked_target(export.source, options)
     except (OSError, RuntimeError) as error:  # a name that no file system takes, a loop of links
         raise SaveError(f"{options.path} could not be written: {short(error)}") from error
     weights, config, logits = export.weights, export.config, export.logits
@@ -108,7 +108,7 @@ def write(export: Export, options: SaveOptions, ctx: Context = SILENT) -> SaveRe
         files = tuple(sorted(str(f.relative_to(temporary)) for f in _all_files(temporary)))
         size = sum((temporary / name).stat().st_size for name in files)
         replaceable.keep_git(target, temporary)
-        atomic.commit(temporary, target)
+        atomic.commit(temporary, target, seen)
     return SaveReport(
         path=str(target),
         bytes=size,
@@ -147,8 +147,9 @@ def _beside(target: Path) -> Iterator[Path]:
 # --- before the first byte -------------------------------------------------------------------
 
 
-def _checked_target(source: Path, options: SaveOptions) -> Path:
-    """The resolved destination. Raises SaveError for a place that must not be written to."""
+def _checked_target(source: Path, options: SaveOptions) -> tuple[Path, atomic.Seen]:
+    """The resolved destination, and what was seen there. Raises SaveError for a place that must not
+    be written to."""
     target = options.path.expanduser().resolve()
     origin = source.resolve()
     if target == origin or target in origin.parents or origin in target.parents:
@@ -162,12 +163,14 @@ def _checked_target(source: Path, options: SaveOptions) -> Path:
     if any(target in file.resolve().parents for file in weight_files(source)):
         raise SaveError(f"{options.path} holds the files that {source} links to; choose another")
     if not target.exists():
-        return target
+        return target, ()
     if not target.is_dir():
         raise SaveError(f"{options.path} is a file; name a directory")
-    if any(target.iterdir()):
+    # Before it is judged, so that what comes into it afterwards is noticed.
+    seen = atomic.look(target)
+    if seen or any(target.iterdir()):
         _check_replaceable(source, target, options)
-    return target
+    return target, seen
 
 
 def _check_replaceable(source: Path, target: Path, options: SaveOptions) -> None:

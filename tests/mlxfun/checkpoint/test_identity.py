@@ -24,6 +24,7 @@ from mlxfun.context import Context
 from mlxfun.data import demo
 from mlxfun.errors import Cancelled, ModelError
 
+META = "__metadata__"
 WEIGHTS = "model-00001-of-00001.safetensors"
 
 
@@ -263,6 +264,50 @@ def damaged(path: Path, how: str) -> None:
 )
 def test_a_damaged_file_is_named_with_the_reason(model: Path, how: str, message: str) -> None:
     damaged(model / WEIGHTS, how)
+    with pytest.raises(ModelError, match=f"{WEIGHTS} .*{message}"):
+        checkpoint_id(model)
+
+
+def disordered(path: Path, how: str) -> None:
+    """Every entry is sound by itself, and the whole is not."""
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header, body = json.loads(data[8 : 8 + length]), data[8 + length :]
+    tensors = {name: entry for name, entry in header.items() if name != META}
+    if how == "overlapping":
+        # Of the same length, one tensor on the place of another.
+        there = tensors["model.layers.0.input_layernorm.weight"]["data_offsets"]
+        tensors["model.norm.weight"]["data_offsets"] = there
+    elif how == "shifted":
+        for entry in tensors.values():
+            entry["data_offsets"] = [n + 2 for n in entry["data_offsets"]]
+        body += b"\0\0"
+    elif how == "a tensor less":
+        del header["model.norm.weight"]
+    elif how == "bytes behind the last tensor":
+        body += b"\0" * 8
+    raw = json.dumps(header).encode()
+    if how == "repeated key":
+        again = json.dumps({"model.norm.weight": tensors["model.norm.weight"] | {"dtype": "F16"}})
+        raw = raw[:-1] + b", " + again.encode()[1:]
+    elif how == "repeated field":
+        raw = raw.replace(b'"dtype": "BF16"', b'"dtype": "F16", "dtype": "BF16"', 1)
+    path.write_bytes(len(raw).to_bytes(8, "little") + raw + body)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("overlapping", r"corrupt: .* overlaps the tensors before it"),
+        ("shifted", r"corrupt: .* begins at byte 2 and leaves a gap behind .* end at 0"),
+        ("a tensor less", "corrupt: .*(leaves a gap|its tensors end at byte)"),
+        ("repeated key", "corrupt: its header has 'model.norm.weight' twice"),
+        ("repeated field", "corrupt: its header has 'dtype' twice"),
+        ("bytes behind the last tensor", r"corrupt: its tensors end at byte [\d,]+ and the file"),
+    ],
+)
+def test_tensors_must_fill_the_file_each_once(model: Path, how: str, message: str) -> None:
+    disordered(model / WEIGHTS, how)
     with pytest.raises(ModelError, match=f"{WEIGHTS} .*{message}"):
         checkpoint_id(model)
 
