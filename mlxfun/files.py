@@ -8,15 +8,22 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from mlxfun.errors import SaveError
+
+_PARTIAL = re.compile(
+    r"\.mlxfun-(?:(?P<host>[0-9a-f]{8})-(?P<pid>\d{1,18})-[0-9a-f]{8}|[0-9a-f]{16})\.partial"
+)
+_DAY = 86400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +81,10 @@ def writing(path: Path, kind: Kind | None = None) -> Iterator[BinaryIO]:
         target = _target(path, kind)
         made = [parent for parent in target.parents if not parent.exists()]
         # The name has nothing of the target's: added to, that might become too long.
-        partial = target.with_name(f".mlxfun-{secrets.token_hex(8)}.partial")
+        partial = target.with_name(f".mlxfun-{writer()}-{secrets.token_hex(4)}.partial")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(target.parent)
             with partial.open("xb") as file:
                 yield file
                 file.flush()
@@ -106,6 +114,48 @@ def write_json(path: Path, document: dict[str, Any], kind: Kind | None = None) -
     except ValueError as error:  # other tools do not read what Python would write for them
         raise SaveError(f"{path} is not written: it would hold NaN or infinity") from error
     write_text(path, text, kind)
+
+
+def writer() -> str:
+    """Names this process on this machine, for files that are not finished: HOST-PID."""
+    return f"{_host()}-{os.getpid()}"
+
+
+def abandoned(host: str, pid: int) -> bool:
+    """Whether the `writer` of that name is dead; False where that cannot be told."""
+    return host == _host() and not _alive(pid)
+
+
+def _host() -> str:
+    import hashlib  # most commands write no file
+
+    return hashlib.blake2b(os.uname().nodename.encode(), digest_size=4).hexdigest()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True  # somebody else's process
+    return True
+
+
+def _sweep(directory: Path) -> None:
+    """Remove what killed processes left of files that they were writing in `directory`."""
+    for path in directory.glob(".mlxfun-*.partial"):
+        match = _PARTIAL.fullmatch(path.name)
+        if match is None:
+            continue
+        with contextlib.suppress(OSError):
+            found = path.lstat()
+            if match["pid"] is not None:
+                left = abandoned(match["host"], int(match["pid"]))
+            else:  # of an earlier version, which did not say whose it is
+                left = time.time() - found.st_mtime > _DAY
+            if left and stat.S_ISREG(found.st_mode):
+                path.unlink()
 
 
 @contextlib.contextmanager

@@ -133,6 +133,8 @@ class Workbench:
         """Let the session go."""
         session, self._session, self.loaded = self._session, None, None
         if session is not None:
+            # What `load` has frozen would never be collected, the model included.
+            gc.unfreeze()
             session.close()
 
     @contextmanager

@@ -14,16 +14,15 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import hashlib
 import os
 import re
 import secrets
 import shutil
-import socket
 import sys
 from pathlib import Path
 
 from mlxfun.errors import SaveError
+from mlxfun.files import abandoned, writer
 
 BACKUP = ".mlxfun-bak"
 _TEMPORARY = re.compile(r"\..+\.saving-(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}")
@@ -36,14 +35,10 @@ _UNSUPPORTED = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 def temporary_sibling(target: Path) -> Path:
     """Make an empty hidden directory beside `target`, whose name tells who writes it."""
-    name = f".{target.name}.saving-{_host()}-{os.getpid()}-{secrets.token_hex(4)}"
+    name = f".{target.name}.saving-{writer()}-{secrets.token_hex(4)}"
     path = target.parent / name
     path.mkdir()  # not mkdtemp: the result must have ordinary permissions
     return path
-
-
-def _host() -> str:
-    return hashlib.blake2b(socket.gethostname().encode(), digest_size=4).hexdigest()
 
 
 def sweep(parent: Path) -> list[Path]:
@@ -55,7 +50,7 @@ def sweep(parent: Path) -> list[Path]:
     removed = []
     for path in _directories(parent):
         match = _TEMPORARY.fullmatch(path.name)
-        stale = match is not None and match["host"] == _host() and not _alive(int(match["pid"]))
+        stale = match is not None and abandoned(match["host"], int(match["pid"]))
         if stale or (path.name.endswith(BACKUP) and _original(path).exists()):
             shutil.rmtree(path, ignore_errors=True)
             removed.append(path)
@@ -238,13 +233,3 @@ def _directories(parent: Path) -> list[Path]:
 
 def _original(backup: Path) -> Path:
     return backup.with_name(backup.name.removesuffix(BACKUP))
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True  # somebody else's process
-    return True

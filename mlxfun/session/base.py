@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from pathlib import Path
 from typing import Self
@@ -100,10 +101,19 @@ class SessionBase:
         return self._decoder.run(prompt, options, self.editor.key, lambda *_: None, ctx=ctx)
 
     def close(self) -> None:
-        """Detach the taps and let go of the model."""
+        """Detach the taps and let go of the model; the session cannot be used after that.
+
+        Its memory is free when this returns, unless somebody else still holds a part of it.
+        """
         self._own()
         self.taps.detach()
         self._decoder.clear()
+        # Modules, taps and editor refer to each other in circles. Without what leads there from
+        # here they can be collected while the caller still holds this object.
+        thread = self._thread
+        self.__dict__.clear()
+        self._thread = thread
+        gc.collect()
         mx.clear_cache()
 
     def _own(self) -> None:

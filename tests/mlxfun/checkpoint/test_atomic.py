@@ -19,9 +19,11 @@ from mlxfun.checkpoint.load import load
 from mlxfun.checkpoint.options import SaveOptions
 from mlxfun.checkpoint.save import write
 from mlxfun.errors import Cancelled, SaveError
+from mlxfun.files import writer
 from tests.mlxfun import tiny_checkpoints as tiny
 from tests.mlxfun.exports import StopAt, export_of, refused, snapshot
 
+HOST = writer().split("-")[0]
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -107,8 +109,8 @@ def test_a_kill_at_any_point_leaves_the_old_or_the_new_model_whole(
 def test_a_save_cleans_up_after_a_killed_one(tmp_path: Path, source: Path) -> None:
     dead = subprocess.Popen(["true"])
     dead.wait()
-    stale = tmp_path / f".out.saving-{atomic._host()}-{dead.pid}-0123abcd"
-    running = tmp_path / f".out.saving-{atomic._host()}-{os.getpid()}-0123abcd"
+    stale = tmp_path / f".out.saving-{HOST}-{dead.pid}-0123abcd"
+    running = tmp_path / f".out.saving-{HOST}-{os.getpid()}-0123abcd"
     elsewhere = tmp_path / f".out.saving-00000000-{dead.pid}-0123abcd"
     for path in (stale, running, elsewhere):
         path.mkdir()
