@@ -11,7 +11,7 @@ from mlxfun.steering.reports import SteerReport
 from tui.input import expert_selection
 from tui.keys.keymap import BY_ID, Key, command_of, keys_for
 from tui.state.app_state import AppState
-from tui.state.mixer_channels import map_words
+from tui.state.steering import cells_of, full_line
 
 # Perplexity over the checkpoint's from which on the next step offered is no longer to apply.
 BEARABLE = 1.25
@@ -38,47 +38,24 @@ def layer_at(state: AppState, position: int) -> int:
     return heat.layers[position] if heat and position < len(heat.layers) else position
 
 
-def expert_name(state: AppState) -> str:
-    """The expert under the cursor as commands write it, "L:E"."""
-    position, expert = state.cursor
-    return f"{layer_at(state, position)}:{expert}"
-
-
 def steer_line(steering: SteerReport | None, layer: int, expert: int, way: str) -> str:
     """The command line that steers one expert "up", "down" or "off" and keeps all other steering.
 
-    It always names the whole configuration, so that what a key does never depends on the past.
-    Reports stay reports, except those of an expert that is turned off: they cannot spare one.
+    It always names the whole steering, so that what a key does never depends on the past. Scan
+    reports are named as reports, except one that steers an expert that is turned off: a report
+    cannot leave one out.
     """
-    up = {(ly, e) for ly, es in (steering.activated if steering else {}).items() for e in es}
-    down = {(ly, e) for ly, es in (steering.deactivated if steering else {}).items() for e in es}
-    uses = [
-        use
-        for use in (steering.maps if steering else ())
-        if way != "off" or (layer, expert) not in use.names
-    ]
-    theirs = {cell for use in uses for cell in use.cells}
-    up, down = ({c for c in some if c not in theirs} for some in (up, down))
-    up.discard((layer, expert))
-    down.discard((layer, expert))
+    now, cell = steering or SteerReport({}, {}), (layer, expert)
+    maps = tuple(use for use in now.maps if way != "off" or cell not in use.names)
+    without = {cell, *(c for use in maps for c in use.cells)}
+    up, down = (cells_of(sets) - without for sets in (now.activated, now.deactivated))
     if way != "off":
-        (up if way == "up" else down).add((layer, expert))
-    words = ["steer", "--clear"]
-    if steering is not None and steering.rule == "additive" and (up or down or uses):
-        words += ["--rule", "additive", "--boost-value", f"{steering.boost_value:g}"]
-        words += ["--mask-value", f"{steering.mask_value:g}"]
-    for option, pairs in (("--activate", up), ("--deactivate", down)):
-        if pairs:
-            words += [option, ",".join(f"{ly}:{e}" for ly, e in sorted(pairs))]
-    faders = steering.levels.items() if steering is not None else ()
-    # A fader under the key gives way to it.
-    levels = [
-        (ly, e, x) for ly, some in faders for e, x in some.items() if (ly, e) != (layer, expert)
-    ]
-    if levels:
-        words += ["--level", ",".join(f"{ly}:{e}={x:g}" for ly, e, x in sorted(levels))]
-    words += map_words([(use.kind, use.path, use.mode, use.most) for use in uses])
-    return " ".join(words)
+        (up if way == "up" else down).add(cell)
+    # The expert's own level gives way to the key.
+    levels = {
+        (ly, e): x for ly, some in now.levels.items() for e, x in some.items() if (ly, e) != cell
+    }
+    return full_line(now, up, down, levels, maps)
 
 
 def command_line(state: AppState, key: Key, node: int | None = None) -> str:

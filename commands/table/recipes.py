@@ -26,6 +26,7 @@ from mlxfun.events import JobEnded, Notice
 from mlxfun.files import Kind, beginning_with, json_with, require_writable, write_text
 from mlxfun.report import Report
 from mlxfun.session.variants import RecipeReport, Variant, best, loss_svg, shortfall
+from mlxfun.steering.command_line import line_of
 from mlxfun.steering.reports import SteerReport
 
 NOT_TRIED = ("apply", "discard", "flip", "compact", "steer", "plan show", "plan save")
@@ -169,10 +170,6 @@ class _Kitchen:
             self._noted(f"goto {self.node}", lambda: session.goto(self.node))
         steering = self.steering
         if steering is not None and self.bench.view().steering != steering:
-            from mlxfun.steering.command_line import (
-                line_of,  # brings NumPy, which the first paint is without
-            )
-
             # A variant baked it and was applied. Written down is what came of it: experts that
             # were pruned before the recipe cannot be named again.
             restored = session.steer(steering)

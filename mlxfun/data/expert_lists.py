@@ -99,24 +99,6 @@ def parse_expert_pairs(text: str) -> ExpertSets:
     return {layer: tuple(sorted(found[layer])) for layer in sorted(found)}
 
 
-def spell(sets: Mapping[int, Sequence[int]]) -> str:
-    """Experts as commands write them, runs shortened.
-
-    >>> spell({3: (7,), 5: (0, 1, 2, 6)})
-    '3:7,5:0..2,5:6'
-    """
-    out = []
-    for layer, experts in sets.items():
-        start = 0
-        for i in range(1, len(experts) + 1):
-            if i < len(experts) and experts[i] == experts[i - 1] + 1:
-                continue
-            first, last = experts[start], experts[i - 1]
-            out.append(f"{layer}:{first}" + (f"..{last}" if last > first else ""))
-            start = i
-    return ",".join(out)
-
-
 def _range(piece: str, text: str) -> range:
     low, dots, high = (part.strip() for part in piece.partition(".."))
     if not _is_number(low) or (dots and not _is_number(high)):

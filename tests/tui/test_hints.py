@@ -139,8 +139,8 @@ def test_a_key_keeps_the_rule_that_is_in_force() -> None:
     report = SteerReport({2: (5,)}, {}, (), "additive", 1.5, -10000.0)
     line = hints.steer_line(report, 2, 6, "down")
     assert line == (
-        "steer --clear --rule additive --boost-value 1.5 --mask-value -10000 "
-        "--activate 2:5 --deactivate 2:6"
+        "steer --clear --activate 2:5 --deactivate 2:6 "
+        "--rule additive --boost-value 1.5 --mask-value -10000"
     )
     assert parse(line).params["mask_value"] == -10000.0
     assert hints.steer_line(report, 2, 5, "off") == "steer --clear"

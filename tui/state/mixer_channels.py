@@ -8,14 +8,13 @@ so that what a key does never depends on the past.
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mlxfun.report import Report
 from mlxfun.scans.reports import ScanReport
 from mlxfun.steering.options import MAP_MODES, MapInForce
 from mlxfun.steering.reports import SteerReport
+from tui.state.steering import full_line
 
 STEP = 0.5
 MOST = 12.0
@@ -111,35 +110,17 @@ def with_report(channels: Channels, report: ScanReport) -> Channels:
     return (*(c for c in channels if c.path != report.path), channel)
 
 
-def map_words(uses: Sequence[tuple[str, str, str, int | None]]) -> list[str]:
-    """Options that put reports into force: (kind, path, mode, most) of each. Where they disagree
-    the later one decides."""
-    words: list[str] = []
-    limited = any(most is not None for *_, most in uses)
-    for kind, path, mode, most in uses:
-        words += [f"--{kind}-map", shlex.quote(path), f"--{kind}-mode", mode]
-        if limited:
-            # Given for one it has to be given for all: a single one would count for all.
-            words += ["--max-experts", "all" if most is None else str(most)]
-    return words
-
-
 def line(channels: Channels, steering: SteerReport | None = None) -> str:
-    """The command line that puts the channels into force and nothing else."""
-    words = ["steer", "--clear"]
+    """The command line that puts the channels into force and nothing else.
+
+    steering: the steering in force, whose rule is kept.
+    """
     on = [c for c in channels if c.on]
-    if steering is not None and steering.rule == "additive" and on:
-        words += ["--rule", "additive", "--boost-value", f"{steering.boost_value:g}"]
-        words += ["--mask-value", f"{steering.mask_value:g}"]
-    for option, way in (("--activate", "in"), ("--deactivate", "out")):
-        cells = sorted((c.layer, c.expert) for c in on if not c.path and c.way == way)
-        if cells:
-            words += [option, ",".join(f"{layer}:{expert}" for layer, expert in cells)]
-    levels = sorted((c.layer, c.expert, c.level) for c in on if c.way == "level" and c.level)
-    if levels:
-        words += ["--level", ",".join(f"{ly}:{e}={x:g}" for ly, e, x in levels)]
-    words += map_words([(c.technique, c.path, c.way, c.most) for c in on if c.path])
-    return " ".join(words)
+    experts = [c for c in on if not c.path]
+    up, down = ({(c.layer, c.expert) for c in experts if c.way == way} for way in ("in", "out"))
+    levels = {(c.layer, c.expert): c.level for c in experts if c.way == "level" and c.level}
+    maps = [MapInForce(c.path, c.technique, c.way, c.most, (), ()) for c in on if c.path]
+    return full_line(steering, up, down, levels, maps)
 
 
 # What the keys do ---------------------------------------------------------------------------------
