@@ -8,19 +8,9 @@ from rich.text import Text
 
 from mlxfun.arrays import Array
 from mlxfun.steering.reports import SteerReport
-from tui.heat.metrics import ANSWER, DIFFERENCE
+from tui.heat.metrics import DIFFERENCE
 from tui.heat.model import HeatModel
 from tui.text import ranges
-
-TITLES = {
-    "freq": "times chosen",
-    "weighted_freq": "sum of weights",
-    "reap": "mean weight x output norm",
-    "reap_sum": "summed weight x output norm",
-    "reap_sq": "summed square of weight x norm",
-    "ean": "summed output norm",
-    ANSWER: "times chosen in this answer",
-}
 
 
 def figure(value: float) -> str:

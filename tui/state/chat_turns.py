@@ -82,11 +82,6 @@ def quoted(text: str) -> str:
     return guard + shlex.quote(text)
 
 
-def quoted_chat(text: str) -> str:
-    """The command line that says exactly `text` to the model."""
-    return f"chat {quoted(text)}"
-
-
 def asked_of(line: str) -> Asked | None:
     """What a chat or ab line asks; None for any other command."""
     words = split(line)
@@ -111,12 +106,6 @@ def begins_anew(line: str) -> bool:
     """Whether `line` does nothing but drop the conversation."""
     asked = asked_of(line)
     return asked is not None and asked.new and asked.text is None
-
-
-def prompt_of(line: str) -> str | None:
-    """What a chat command line says to the model; None for any other command or no text."""
-    asked = asked_of(line)
-    return asked.text if asked is not None and asked.command == "chat" else None
 
 
 def find(turns: Turns, job: int) -> Turn | None:
