@@ -66,18 +66,22 @@ class Experts(_Parsed):
     parse = staticmethod(parse_experts)
 
 
-class ExpertPairs(_Parsed):
-    """`"3:7,5:0..2"` -> {3: (7,), 5: (0, 1, 2)}."""
-
-    name = "L:E,..."
-    parse = staticmethod(parse_expert_pairs)
+class _ExpertList(_Parsed):
+    """A type whose text is a list of layer:expert with commas: completes the last one."""
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
         before, comma, last = incomplete.rpartition(",")
         return [CompletionItem(before + comma + item) for item in _cells(ctx.obj, last)]
 
 
-class Levels(_Parsed):
+class ExpertPairs(_ExpertList):
+    """`"3:7,5:0..2"` -> {3: (7,), 5: (0, 1, 2)}."""
+
+    name = "L:E,..."
+    parse = staticmethod(parse_expert_pairs)
+
+
+class Levels(_ExpertList):
     """`"3:7=1.5,5:0..2=-0.5"` -> {3: {7: 1.5}, 5: {0: -0.5, 1: -0.5, 2: -0.5}}."""
 
     name = "L:E=X,..."
@@ -96,10 +100,6 @@ class Levels(_Parsed):
             for layer, experts in parse_expert_pairs(names).items():
                 found.setdefault(layer, {}).update(dict.fromkeys(experts, level))
         return found
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
-        before, comma, last = incomplete.rpartition(",")
-        return [CompletionItem(before + comma + item) for item in _cells(ctx.obj, last)]
 
 
 class OneExpert(_Parsed):
@@ -120,7 +120,7 @@ class OneExpert(_Parsed):
 
 
 def _cells(view: SessionView | None, incomplete: str) -> list[str]:
-    """Layers first, as "3:", then the living experts of the layer typed."""
+    """Layers first, as "3:", then the experts of the layer typed that are not pruned."""
     if view is None or view.heat is None:
         return []
     heat = view.heat

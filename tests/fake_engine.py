@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+from commands.registry import Row
 from mlxfun.events import (
     Event,
     JobEnded,
@@ -31,19 +32,6 @@ class FakeCompletion:
     text: str
     start: int
     hint: str
-
-
-@dataclass(frozen=True, slots=True)
-class FakeRow:
-    name: str
-    group: str
-    help: str
-    usage: str
-    key: str | None
-    danger: bool
-    undoable: bool
-    enabled: bool
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +139,12 @@ class FakeEngine(FakeSession, FakeSelection):
     def view(self) -> SessionView:
         return self._view
 
-    def rows(self) -> tuple[FakeRow, ...]:
+    def rows(self) -> tuple[Row, ...]:
         have = self._have()
         return tuple(
-            FakeRow(n, g, h, u, None, False, False, not w or w in have, REASONS[w] if w else "")
+            Row(n, g, h, u, None, False, False, not w or w in have, REASONS[w] if w else "")
             if w and w not in have
-            else FakeRow(n, g, h, u, None, False, False, True, "")
+            else Row(n, g, h, u, None, False, False, True, "")
             for n, g, h, u, w in COMMANDS
         )
 

@@ -86,8 +86,8 @@ def heat_model(state: AppState) -> HeatModel | None:
     )
 
 
-def levels(values: Array, options: HeatOptions) -> Array:
-    """`values` [L, E] in LEVELS steps, int32: 0 for zero or less, LEVELS - 1 for the greatest.
+def levels(values: Array, options: HeatOptions, steps: int = LEVELS) -> Array:
+    """`values` [L, E] as steps, int32: 0 for zero or less, steps - 1 for the greatest.
 
     Linear: x = v / max. Logarithmic: x = log(1 + 999 v / max) / log(1000), three decades. The
     maximum is each layer's own or the whole model's.
@@ -97,17 +97,12 @@ def levels(values: Array, options: HeatOptions) -> Array:
     x = values / np.where(top > 0, top, 1.0)
     if options.log:
         x = np.log1p(999.0 * x) / np.log(1000.0)
-    return np.minimum((x * LEVELS).astype(np.int32), LEVELS - 1)
+    return np.minimum((x * steps).astype(np.int32), steps - 1)
 
 
 def encode_apart(heat: HeatView, values: Array, options: HeatOptions) -> Array:
     """Cell codes int32 [L, E] of differences, in STEPS steps on either side of none."""
-    size = np.abs(values)
-    top = size.max(axis=1, keepdims=True) if options.per_layer else size.max(initial=0.0)
-    x = size / np.where(top > 0, top, 1.0)
-    if options.log:
-        x = np.log1p(999.0 * x) / np.log(1000.0)
-    step = np.minimum((x * STEPS).astype(np.int32), STEPS - 1)
+    step = levels(np.abs(values), options, STEPS)
     kinds, level = _kinds(heat, APART), 2 * step + (values > 0)
     level[kinds == PRUNED] = 0
     codes: Array = kinds * LEVELS + level
