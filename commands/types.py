@@ -67,7 +67,7 @@ class Experts(_Parsed):
 
 
 class _ExpertList(_Parsed):
-    """A type whose text is a list of layer:expert with commas: completes the last one."""
+    """A type that is a list of layer:expert, separated by commas; completes the last one."""
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
         before, comma, last = incomplete.rpartition(",")
@@ -120,7 +120,7 @@ class OneExpert(_Parsed):
 
 
 def _cells(view: SessionView | None, incomplete: str) -> list[str]:
-    """Layers first, as "3:", then the experts of the layer typed that are not pruned."""
+    """Completions of one layer:expert: layers as "3:", then that layer's experts that are kept."""
     if view is None or view.heat is None:
         return []
     heat = view.heat
@@ -153,7 +153,7 @@ class Size(_Parsed):
 
 
 class Number(click.FloatRange):
-    """A finite number within bounds: comparisons alone let infinity, or NaN, through."""
+    """A finite number within bounds; click.FloatRange accepts infinity and NaN."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         number = super().convert(value, param, ctx)
@@ -163,7 +163,7 @@ class Number(click.FloatRange):
 
 
 class Seed(_Parsed):
-    """`"7"` -> 7, of the numbers that every generator takes."""
+    """`"7"` -> 7, a seed that every generator takes."""
 
     name = "seed"
 
@@ -177,7 +177,7 @@ class Seed(_Parsed):
 
 
 class FilePath(click.ParamType[Path]):
-    """A path. Whether it exists is for the command to judge: it knows what it is for."""
+    """A path. The command checks whether it exists."""
 
     name = "path"
 
@@ -199,7 +199,7 @@ class FilePath(click.ParamType[Path]):
 
 
 class NewFile(FilePath):
-    """A file to be written, of one of the kinds that its ending says."""
+    """A file to be written, with one of the given extensions."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         path = super().convert(value, param, ctx)

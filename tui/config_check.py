@@ -13,13 +13,13 @@ def check_config(config: Config) -> None:
     """Raise UsageError, with file and line, for a theme or a key that there is not."""
     known = [theme.name for theme in themes.THEMES]
     if config.theme not in (None, *known):
-        raise config.wrong("theme", f"{config.theme!r} is unknown; known are {', '.join(known)}")
+        raise config.error("theme", f"{config.theme!r} is unknown; known are {', '.join(known)}")
     for name, given in config.keys.items():
         if name not in BY_ID:
-            raise config.wrong(f"keys.{name}", f"unknown; known are {', '.join(BY_ID)}")
+            raise config.error(f"keys.{name}", f"unknown; known are {', '.join(BY_ID)}")
         problem = key_labels.why_not(name, given)
         if problem:
-            raise config.wrong(f"keys.{name}", problem)
+            raise config.error(f"keys.{name}", problem)
     names = Names.of(config.keys)
     for scope in sorted({scope for key in KEYS for scope in key.scope.split(",")}):
         _check_clashes(config, names, scope)
@@ -35,4 +35,4 @@ def _check_clashes(config: Config, names: Names, scope: str) -> None:
                 continue
             changed, kept = (key.id, other) if key.id in config.keys else (other, key.id)
             if changed in config.keys:  # the keys as they come may share one, by panel
-                raise config.wrong(f"keys.{changed}", f"{name} is the key of {kept} already")
+                raise config.error(f"keys.{changed}", f"{name} is the key of {kept} already")

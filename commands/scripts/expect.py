@@ -31,7 +31,7 @@ _MISSING = object()
 
 
 class ExpectationFailed(MlxfunError):
-    """What was found is not what was expected; the message holds both."""
+    """The last report is not what was expected; the message holds both values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Expectation:
 
 
 def parse_expectation(text: str) -> Expectation:
-    """Raises UsageError for anything that could not be checked."""
+    """Parse the text of an `expect` line. Raises UsageError for anything that cannot be checked."""
     text = text.strip()
     if text == "ok":
         return Expectation(text, "ok")
@@ -64,7 +64,7 @@ def parse_expectation(text: str) -> Expectation:
     return expectation
 
 
-def literal(text: str) -> Any:
+def literal(text: str) -> object:
     """A number, true, false or null as JSON has them; any other text is itself."""
     try:
         return json.loads(text)
@@ -77,7 +77,7 @@ def unquoted(text: str) -> str:
     return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
 
 
-def find(data: Any, path: str) -> Any:
+def find(data: object, path: str) -> object:
     """The value at a dotted path; keys may hold dots themselves. Raises KeyError.
 
     >>> find({"perplexity": {"a.jsonl": 7.0}, "nodes": [{"id": 3}]}, "perplexity.a.jsonl")
@@ -89,7 +89,7 @@ def find(data: Any, path: str) -> Any:
     return found
 
 
-def _find(data: Any, parts: list[str]) -> Any:
+def _find(data: object, parts: list[str]) -> object:
     if not parts:
         return data
     if isinstance(data, list):
@@ -105,8 +105,8 @@ def _find(data: Any, parts: list[str]) -> Any:
     return _MISSING
 
 
-def check(expectation: Expectation, data: dict[str, Any] | None, error: str | None) -> str:
-    """What was found, as a sentence. Raises ExpectationFailed.
+def check(expectation: Expectation, data: dict[str, object] | None, error: str | None) -> str:
+    """Check the last report; what was found, as a sentence. Raises ExpectationFailed.
 
     data: of the last report, None when the last command failed with `error` or none has run.
     """
@@ -142,5 +142,5 @@ def _check_error(expectation: Expectation, error: str | None) -> str:
     return f"it failed: {error}"
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
