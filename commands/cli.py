@@ -18,6 +18,7 @@ import click
 
 from commands import interrupts
 from commands.config import Config, read_config
+from commands.guides.index import GUIDES
 from commands.types import Seed
 from mlxfun import __version__
 
@@ -68,7 +69,10 @@ class Start:
         return (*found, *self.commands)
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=f"Guides, read with --headless -c 'help NAME': {', '.join(GUIDES)}.",
+)
 @click.argument("model", required=False)
 @click.option("--demo", is_flag=True, help="Load the model that comes with mlxfun.")
 @click.option("--plain", is_flag=True, help="Line by line, for SSH and screen readers.")

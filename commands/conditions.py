@@ -25,9 +25,10 @@ def with_model(view: SessionView) -> str | None:
 
 
 def with_experts(view: SessionView) -> str | None:
-    """Needs a resident Mixture-of-Experts model."""
-    dense = view.model is not None and not view.model.moe_layers
-    return with_model(view) or ("this model has no experts" if dense else None)
+    """Needs a resident model that has experts."""
+    if view.model and not view.model.moe_layers:
+        return f"{view.model.model_type} is a dense model: it has no experts"
+    return with_model(view)
 
 
 def with_stats(view: SessionView) -> str | None:
@@ -38,7 +39,9 @@ def with_stats(view: SessionView) -> str | None:
 
 def staged(view: SessionView) -> str | None:
     """Needs a staged plan."""
-    return with_model(view) or (None if view.plan else "nothing is staged: run prune first")
+    dense = view.model is not None and not view.model.moe_layers
+    first = "abliterate" if dense else "prune"
+    return with_model(view) or (None if view.plan else f"nothing is staged: run {first} first")
 
 
 def unstaged(view: SessionView) -> str | None:

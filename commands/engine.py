@@ -153,10 +153,10 @@ class Engine:
         """The completions of `line`. Does not wait for the worker."""
         return completion.complete(line, self._view)
 
-    def help(self, name: str | None) -> str:
-        """The help page of a command, the overview for None, or why there is no such page."""
+    def help(self, name: str | None, width: int = registry.HELP_WIDTH) -> str:
+        """A command's help page or a guide, the overview for None, or why there is no such page."""
         try:
-            return self._help_text(name)
+            return self._help_text(name, width=width)
         except MlxfunError as problem:
             return str(problem)
 

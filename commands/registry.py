@@ -11,6 +11,8 @@ from difflib import get_close_matches
 import click
 
 from commands.declare import GROUPS, Command, Params
+from commands.guides import index as guides
+from commands.guides.layout import plain
 from commands.table import (
     ablate,
     amplify,
@@ -244,26 +246,55 @@ def _sentence(found: Command, problem: click.UsageError) -> str:
     return f"{found.name}: {text}"
 
 
-def help_text(name: str | None, keys: Mapping[str, str] | None = None) -> str:
-    """The overview, or the page of one command. Raises UsageError for an unknown name.
+def help_text(
+    name: str | None, keys: Mapping[str, str] | None = None, width: int = HELP_WIDTH
+) -> str:
+    """The overview, the page of a command, or a guide, at most `width` columns wide where it can.
 
     keys: {command: the user's key for it, "" for none} where that is not the declared one.
+    Raises UsageError for an unknown name.
     """
     if not name:
         return _overview()
+    if name == "guides":
+        return _guides()
     family = [c for c in COMMANDS.values() if c.name.startswith(name + " ")]
     if name not in COMMANDS and family:
-        return "\n\n".join(help_text(c.name, keys) for c in family)
+        return "\n\n".join(_page(c, keys, width) for c in family)
+    if name in guides.GUIDES:
+        return plain(guides.source(name), width)
+    _suggest_guide(name)
     found, rest = resolve(name.split())
     if rest:
         raise UsageError(f"help: {name!r} is no command; type help for a list")
-    context = click.Context(found.click, info_name=found.name, terminal_width=HELP_WIDTH)
+    return _page(found, keys, width)
+
+
+def _page(found: Command, keys: Mapping[str, str] | None, width: int) -> str:
+    """The help page of one command: usage, options, its key, the guide to read on."""
+    context = click.Context(found.click, info_name=found.name, terminal_width=width)
     key = (keys or {}).get(found.name, found.key)
     facts = [f"key {key}"] if key else []
     facts += ["undo takes it back"] if found.undoable else []
     facts += ["cannot be undone"] if found.danger else []
-    page = found.click.get_help(context)
-    return page + (f"\n\n{'; '.join(facts).capitalize()}." if facts else "")
+    guide = guides.guide_for(found.name)
+    parts = [found.click.get_help(context)]
+    parts += [f"{'; '.join(facts).capitalize()}."] if facts else []
+    parts += [f"More in the guide: help {guide.name}"] if guide else []
+    return "\n\n".join(parts)
+
+
+def _suggest_guide(name: str) -> None:
+    """Raise UsageError if an unknown `name` is more like a guide's name than like a command's."""
+    if name.split()[0].lower() in MEANT:
+        return
+    pages = {*guides.GUIDES, "guides"}
+    close = get_close_matches(name, [*COMMANDS, *FAMILIES, *pages], n=1, cutoff=CLOSE)
+    if close and close[0] in pages:
+        raise UsageError(
+            f"help: no command or guide is called {name!r}: did you mean {close[0]}?; type help for "
+            "a list"
+        )
 
 
 def _overview() -> str:
@@ -272,5 +303,13 @@ def _overview() -> str:
     for group in GROUPS:
         members = [c for c in COMMANDS.values() if c.group == group]
         parts.append("\n".join([group, *(f"  {c.name:<{width}}  {c.short}" for c in members)]))
+    parts.append(_guides())
     parts.append("help COMMAND explains one; Tab completes commands, options and values.")
     return "\n\n".join(parts)
+
+
+def _guides() -> str:
+    """The guides, a line each."""
+    width = max(len(name) for name in guides.GUIDES)
+    lines = [f"  {g.name:<{width}}  {g.summary}" for g in guides.GUIDES.values()]
+    return "\n".join(["guides (help NAME shows one)", *lines])

@@ -1,4 +1,4 @@
-"""mlxfun: watch, prune, steer and save Mixture-of-Experts models resident in MLX.
+"""mlxfun: observe, prune, steer and save Mixture-of-Experts models resident in MLX.
 
 The engine is usable as a library: ``from mlxfun import Session``. Importing this package is cheap;
 MLX and mlx-lm are imported when the first name that needs them is used.

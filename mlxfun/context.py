@@ -1,4 +1,4 @@
-"""What a long operation may ask of the outside: report progress, emit events, notice a cancel.
+"""The callbacks of a long operation: report progress, emit events, check for cancellation.
 
 The engine never prints. Library callers pass nothing and get the silent default; the worker
 passes a context tied to its job.

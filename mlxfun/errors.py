@@ -12,7 +12,7 @@ class UsageError(MlxfunError):
 
 
 class ModelError(MlxfunError):
-    """A model that is missing, broken, unsupported, dense, or does not fit."""
+    """A model that is missing, broken, unsupported, or does not fit."""
 
 
 class DatasetError(MlxfunError):

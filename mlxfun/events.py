@@ -1,4 +1,4 @@
-"""Events: the only things, with reports, that leave the worker thread. Frozen, no MLX arrays.
+"""Events: besides reports, the only data that leaves the worker thread. Frozen, no MLX arrays.
 
 Legend for shapes in the whole project: L MoE layers (in model order), E experts per layer as
 numbered in the checkpoint, T tokens, K top-k, D hidden size.

@@ -1,4 +1,4 @@
-"""Small files: written whole or not at all, and never over a file of another kind.
+"""Atomic writing of small files; a file of another kind is never overwritten.
 
 Models, which are directories, have `mlxfun.checkpoint.atomic`.
 """

@@ -1,4 +1,4 @@
-"""What commands return: frozen data that a person's and a program's renderers both read.
+"""Base class of the reports that commands return: frozen data, for people and for programs.
 
 Every report has `kind` (its name), `summary()` (one sentence) and `data()` (JSON-able).
 """

@@ -1,4 +1,4 @@
-"""Numbers, options and versions as words."""
+"""Formatting of numbers, byte counts, options and versions as text."""
 
 from __future__ import annotations
 

@@ -11,8 +11,9 @@ import numpy as np
 from rigs import Rig
 
 from mlxfun.hooks.layerwise import intercepting
-from mlxfun.model.anatomy.outputs import COMPONENTS, Output, residual_outputs
+from mlxfun.model.components import COMPONENTS
 from mlxfun.model.delta import Delta
+from mlxfun.model.outputs import Output, residual_outputs
 from mlxfun.techniques.ablate.delta import ablate_delta, projections
 from mlxfun.techniques.ablate.plan import AblationPlan
 

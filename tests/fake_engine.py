@@ -130,7 +130,7 @@ class FakeEngine(FakeSession, FakeSelection):
             options = [("--dataset", "what to read"), ("--n-prune", "experts a layer")]
         return [FakeCompletion(t, start, h) for t, h in options if t.startswith(words[-1])]
 
-    def help(self, name: str | None) -> str:
+    def help(self, name: str | None, width: int = 78) -> str:
         for command, _, text, usage, _ in COMMANDS:
             if command == name:
                 return f"{usage}\n\n{text}"

@@ -65,6 +65,8 @@ def test_parsing_and_completing_lines_imports_nothing_heavy() -> None:
         "from commands.engine import Engine\n"
         "engine = Engine()\n"
         "engine.run('prune --n-prune x'); engine.complete('collect --dataset demo:')\n"
-        "engine.help('prune'); engine.rows(); engine.close()"
+        "assert 'Removing experts' in engine.help(None)\n"
+        "engine.help('prune'); assert 'ridge' in engine.help('pruning')\n"
+        "engine.run('help pruning'); engine.rows(); engine.close()"
     )
     assert not imported_by(code) & HEAVY

@@ -29,7 +29,16 @@ STEPS = {
     "apply": "Measured. Press {apply} to apply, {discard} to discard, {flip} to compare base and "
     "candidate.",
     "save": "Applied. {undo} undoes, {save} saves the model, {chat} chats with it.",
+    "chat": "A dense model: {chat} chats with it, {evaluate} evaluates it, and abliterate edits it.",
 }
+MEASURING = ("preview", "evaluate")
+DENSE = "the model has no experts"
+DENSE_DISCARD = "That costs a lot of quality: {discard} discards, {apply} applies all the same."
+
+
+def dense(state: AppState) -> bool:
+    """Whether the model has no experts."""
+    return state.view.model is not None and state.view.model.moe_layers == 0
 
 
 def layer_at(state: AppState, position: int) -> int:
@@ -75,7 +84,18 @@ def command_line(state: AppState, key: Key, node: int | None = None) -> str:
         "node": str(node if node is not None else ""),
         "marked": str(compared_with(state, node)),
     }
+    if key.id in MEASURING and dense(state):
+        return _measuring_line(state, key.target)
     return key.target.format(**values)
+
+
+def _measuring_line(state: AppState, name: str) -> str:
+    """What measures a dense model, which has no held-out part of a calibration set: as the last
+    time, or on the bundled set."""
+    for last in (state.last_line(name), *map(state.last_line, MEASURING)):
+        if last is not None and "--dataset" in last:
+            return f"{name} {last.partition(' ')[2]}"
+    return f"{name} --dataset demo:eval"
 
 
 def compared_with(state: AppState, node: int | None) -> int:
@@ -115,14 +135,17 @@ def _edit_reason(state: AppState, key: Key) -> str:
     loaded = state.view.model is not None
     if key.works_in("experts") and key.kind != "run" and not loaded:
         return "no model yet"
+    picks = key.target.startswith("pick ")
+    if dense(state) and (picks or (key.works_in("experts") and key.kind != "run")):
+        return DENSE
     if key.target.startswith("mix ") and key.id != "mix" and not state.mixer:
         return state.names.say("the mixer is empty: {mix} in the map brings an expert here")
-    if key.target.startswith("pick "):
+    if picks:
         return expert_selection.why_not(state)
     if key.id == "apply" and uneven(state):
         return f"{uneven(state)}: {state.names.say('press {pick_even} to even it out by score')}"
     measured = state.view.heat is not None and bool(state.view.heat.metrics)
-    if key.id in ("prune", "why") and loaded and not measured:
+    if key.id in ("prune", "why") and loaded and not measured and not dense(state):
         return state.names.say(expert_selection.UNMEASURED)
     return ""
 
@@ -147,7 +170,7 @@ def next_key(state: AppState) -> str:
     view = state.view
     if state.job is not None or view.model is None:
         return ""
-    if view.heat is None or not view.heat.metrics:
+    if not dense(state) and (view.heat is None or not view.heat.metrics):
         return "collect"
     if view.plan is not None or state.draft is not None:
         if uneven(state):
@@ -157,7 +180,7 @@ def next_key(state: AppState) -> str:
         return "apply" if view.scores.ratio <= BEARABLE else "discard"
     if edited(state.view):
         return "save"
-    return "prune"
+    return "chat" if dense(state) else "prune"
 
 
 def next_step(state: AppState) -> str:
@@ -167,7 +190,10 @@ def next_step(state: AppState) -> str:
         return f"{state.job.line}: {label} ..."
     if state.view.model is None:
         return state.names.say("No model yet: press {command} and type  load demo")
-    return state.names.say(STEPS.get(next_key(state), ""))
+    leading = next_key(state)
+    if leading == "discard" and dense(state):
+        return state.names.say(DENSE_DISCARD)
+    return state.names.say(STEPS.get(leading, ""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +279,8 @@ def _main_keys(state: AppState) -> tuple[str, ...]:
         return ("escape", "to_map", "chat", "flip", "apply", "discard")
     if view.plan is not None:
         return ("preview", "apply", "discard", "flip", "chat", "undo", "prune", "collect", "save")
+    if dense(state):
+        return ("chat", "evaluate", "undo", "redo", "save")
     if view.heat is None or not view.heat.metrics:
         return ("collect", "chat", "evaluate", "save")
     return ("prune", "undo", "redo", "chat", "save", "collect", "evaluate")

@@ -66,8 +66,8 @@ class Engine(Protocol):
     def complete(self, line: str) -> Sequence[Completion]:
         """How `line` may go on, best first."""
 
-    def help(self, name: str | None) -> str:
-        """The help page of a command, or of all of them."""
+    def help(self, name: str | None, width: int = 78) -> str:
+        """The help page of a command or a guide, or the list of all; `width`: its columns."""
 
     def view(self) -> SessionView:
         """The session after the last finished job."""

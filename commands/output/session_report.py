@@ -34,7 +34,9 @@ def _model(model: InfoReport) -> str:
         "model": model.model_id,
         "architecture": model.model_type,
         "MoE layers": f"{model.moe_layers} of {model.decoder_layers}",
-        "experts": f"{model.experts_kept} of {model.experts} a layer, top-{model.top_k}",
+        "experts": f"{model.experts_kept} of {model.experts} a layer, top-{model.top_k}"
+        if model.moe_layers
+        else "none",
         "parameters": f"{model.parameters:,}",
         "size": f"{readable_bytes(model.checkpoint_bytes)} ({model.quantization or model.dtype})",
     }

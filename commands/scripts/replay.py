@@ -14,7 +14,7 @@ from commands.workbench.files import Files
 from commands.workbench.session_file import Entry, Mark, Script, read_script
 from commands.workbench.wiring import Declared
 from commands.workbench.workbench import Workbench
-from mlxfun.context import Context
+from mlxfun.context import SILENT, Context
 from mlxfun.errors import Cancelled, MlxfunError, StateError, UsageError
 from mlxfun.events import JobEnded, Notice
 from mlxfun.report import Report
@@ -107,6 +107,16 @@ class ScriptRun:
 
     def run(self, ctx: Context) -> ReplayReport:
         """Run all entries in order."""
+        if self.script.format > 1 or not self.bench.settings.undo_steering:
+            return self._run(ctx)
+        # As `set` lines, so that a recording of this session replays the same way.
+        self._must(self._nested("set undo-steering off", ctx), "format 1")
+        try:
+            return self._run(ctx)
+        finally:
+            self._nested("set undo-steering on", SILENT)
+
+    def _run(self, ctx: Context) -> ReplayReport:
         self.prepare(ctx)
         done = 0
         for position, entry in enumerate(self.script.entries):
@@ -189,6 +199,8 @@ class ScriptRun:
         if entry.mark is None:
             return
         found = self.bench.mark
+        if self.script.format == 1:
+            found = replace(found, steered="")
         if found != entry.mark:
             raise ReplayError(
                 f"{self.script.where(entry)}: after {entry.line!r} expected {entry.mark}, "

@@ -17,7 +17,7 @@ from mlxfun.errors import SaveError, StateError
 from mlxfun.files import require_writable, writing
 from mlxfun.generation.reports import ChatReport
 from mlxfun.report import Report, TextReport
-from mlxfun.text import readable_bytes
+from mlxfun.text import no_experts, readable_bytes
 
 HEATMAP = (".svg", ".png", ".csv", ".md")
 CHAT = (".md", ".json")
@@ -53,6 +53,8 @@ def heatmap(call: Call) -> Report:
     from commands.output import heatmap_files  # NumPy comes with it, after the first paint
 
     view = call.bench.view()
+    if view.model is not None and not view.model.moe_layers:
+        raise StateError(no_experts(view.model.model_type, "draw"))
     name = view.model.model_id if view.model else ""
     metric = call["metric"] or call.bench.settings.metric
     drawn = heatmap_files.picture(view.heat, metric, f"Experts of {name}, state {view.state}")

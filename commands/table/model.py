@@ -42,7 +42,7 @@ def info(call: Call) -> Report:
 
 @command("layers", group="model")
 def layers(call: Call) -> Report:
-    """List the MoE layers: router, experts, top-k, groups, shared experts."""
+    """List the MoE layers: router, experts, top-k, groups, shared experts; else the decoder layers."""
     return call.session.layers()
 
 

@@ -11,6 +11,8 @@ from click.shell_completion import CompletionItem
 
 from commands.conditions import always
 from commands.declare import DATASET, Call, Command, command, positive
+from commands.guides.index import GUIDES
+from commands.guides.report import GuideReport
 from commands.scripts import expect as expectations
 from commands.scripts import resume
 from commands.scripts.replay import run_script
@@ -50,6 +52,7 @@ SETTING_TYPES: dict[str, click.ParamType[Any]] = {
     "max-tokens": positive,
     "max-kl": OptionalLimit(),
     "max-perplexity-ratio": OptionalLimit(),
+    "undo-steering": click.Choice(("on", "off")),
 }
 
 
@@ -104,8 +107,8 @@ class _Value(click.ParamType[Any]):
         return kind.shell_complete(ctx, param, incomplete) if kind else []
 
 
-class _CommandName(click.ParamType[str]):
-    """Completes as the first word of a line does."""
+class _HelpName(click.ParamType[str]):
+    """Completes as the first word of a line does, then with the guides."""
 
     name = "command"
 
@@ -113,7 +116,11 @@ class _CommandName(click.ParamType[str]):
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem[Any]]:
         root = ctx.find_root()
-        return root.command.shell_complete(root, incomplete) if ctx is not root else []
+        if ctx is root or ctx.params.get("name"):
+            return []
+        found = [g for g in GUIDES.values() if g.name.startswith(incomplete)]
+        commands = root.command.shell_complete(root, incomplete)
+        return [*commands, *(CompletionItem(g.name, help=g.summary) for g in found)]
 
 
 @command("set", group="shell", when=always)
@@ -123,14 +130,17 @@ def set_option(call: Call) -> Report:
     """Set a default for the options of later commands; alone, list them.
 
     seed, dataset, metric, temperature, top-p, max-tokens (of chat); max-kl and
-    max-perplexity-ratio, the guardrails of apply, a number or off.
+    max-perplexity-ratio, the guardrails of apply, a number or off; undo-steering, on or off:
+    whether undo takes steering back too.
     """
     name, value = call["name"], call["value"]
     if name is not None:
         if value is None:
             raise UsageError(f"set: give the value too: set {name} VALUE")
+        if name == "undo-steering":
+            value = value == "on"
         changed: dict[str, Any] = {name.replace("-", "_"): None if value is OFF else value}
-        call.bench.settings = replace(call.bench.settings, **changed)
+        call.bench.change(replace(call.bench.settings, **changed))
     return settings_report(call.bench.settings)
 
 
@@ -223,10 +233,12 @@ def expect(call: Call) -> Report:
 
 
 @command("help", group="shell", key="f1", when=always, instant=True, recorded=False)
-@click.argument("name", nargs=-1, type=_CommandName())
+@click.argument("name", nargs=-1, type=_HelpName())
 def help_page(call: Call) -> Report:
-    """Explain a command, or list them all."""
-    return TextReport(call.bench.wiring.help_text(" ".join(call["name"]) or None))
+    """Explain a command or show a guide; alone, list them all."""
+    name = " ".join(call["name"])
+    text = call.bench.wiring.help_text(name or None)
+    return GuideReport(text, name) if name in GUIDES else TextReport(text)
 
 
 @command("quit", group="shell", key="ctrl+q", when=always, instant=True, recorded=False)

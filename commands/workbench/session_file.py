@@ -1,6 +1,6 @@
 """The format of session files, and how they are read.
 
-    #!mlxfun-session 1
+    #!mlxfun-session 2
     #: mlxfun 0.1.0
     #: model demo
     #: checkpoint 0c4d...
@@ -26,21 +26,29 @@ from mlxfun.data.options import require_seed
 from mlxfun.errors import UsageError
 
 MAGIC = "#!mlxfun-session"
-FORMAT = 1
+FORMAT = 2
+"""What is written. In format 1 steering was no step of the history, and no mark named it."""
+
+FORMATS = (1, 2)
+"""What is read."""
+
 KEYS = ("mlxfun", "mlx", "mlx-lm", "model", "revision", "checkpoint", "seed", "directory")
 
-_MARK = re.compile(r"#=\s*state\s+(\S+)(?:\s+staged\s+(\S+))?\s*\Z")
+_MARK = re.compile(r"#=\s*state\s+(\S+)(?:\s+staged\s+(\S+))?(?:\s+steered\s+(\S+))?\s*\Z")
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """The state after a command. staged: the state that apply would give, None with no plan."""
+    """The state after a command. staged: the state that apply would give, None with no plan.
+    steered: identity of the steering in force, "" for none."""
 
     state: str
     staged: str | None = None
+    steered: str = ""
 
     def __str__(self) -> str:
-        return f"state {self.state}" + (f" staged {self.staged}" if self.staged else "")
+        text = f"state {self.state}" + (f" staged {self.staged}" if self.staged else "")
+        return text + (f" steered {self.steered}" if self.steered else "")
 
 
 @dataclass(slots=True)
@@ -54,11 +62,12 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A session file in memory. header: the `#:` lines, without their `#:`."""
+    """A session file in memory. header: the `#:` lines, without their `#:`. format: see FORMAT."""
 
     path: Path
     header: dict[str, str] = field(default_factory=dict)
     entries: tuple[Entry, ...] = ()
+    format: int = FORMAT
 
     def where(self, entry: Entry) -> str:
         """`file:line` of an entry."""
@@ -106,14 +115,17 @@ def read_script(path: Path) -> Script:
             raise UsageError(f"{path}:{number}: {problem}") from None
     if not entries:
         raise UsageError(f"{path} holds no command: a replay file has one command a line")
-    return Script(path, header, tuple(entries))
+    return Script(path, header, tuple(entries), _format_of(text))
 
 
 def _read_line(text: str, number: int, header: dict[str, str], entries: list[Entry]) -> None:
     if text.startswith(MAGIC):
         version = text.removeprefix(MAGIC).strip()
-        if version != str(FORMAT):
-            raise ValueError(f"session format {version!r} is unknown, this is format {FORMAT}")
+        if version not in map(str, FORMATS):
+            raise ValueError(
+                f"session format {version!r} is unknown, this program reads "
+                f"{' and '.join(map(str, FORMATS))}"
+            )
     elif text.startswith("#:"):
         key, _, value = text[2:].strip().partition(" ")
         _check_header(key, value)
@@ -126,9 +138,15 @@ def _read_line(text: str, number: int, header: dict[str, str], entries: list[Ent
             )
         if not entries or entries[-1].mark is not None:
             raise ValueError(f"{text!r} follows no command")
-        entries[-1].mark = Mark(match[1], match[2])
+        entries[-1].mark = Mark(match[1], match[2], match[3] or "")
     elif text and not text.startswith("#"):
         entries.append(Entry(number, decode(text)))
+
+
+def _format_of(text: str) -> int:
+    """The format a file says it has; one that does not say is written by hand, for this version."""
+    first = text.lstrip().partition("\n")[0]
+    return int(first.removeprefix(MAGIC)) if first.startswith(MAGIC) else FORMAT
 
 
 def _check_header(key: str, value: str) -> None:

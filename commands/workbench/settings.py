@@ -10,6 +10,7 @@ class Settings:
     """Defaults for options that a command line leaves out.
 
     dataset: the last one named. max_kl, max_perplexity_ratio: the guardrails of apply, None for off.
+    undo_steering: whether steering is a step of the history that undo takes back.
     """
 
     seed: int = 0
@@ -20,3 +21,4 @@ class Settings:
     max_tokens: int = 256
     max_kl: float | None = None
     max_perplexity_ratio: float | None = None
+    undo_steering: bool = True

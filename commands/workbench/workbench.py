@@ -78,7 +78,13 @@ class Workbench:
     def mark(self) -> Mark:
         """The present state as a session file writes it."""
         view = self.view()
-        return Mark(view.state, view.plan.state_after if view.plan else None)
+        return Mark(view.state, view.plan.state_after if view.plan else None, view.steered)
+
+    def change(self, settings: Settings) -> None:
+        """Replace the settings; the session follows those that are its own."""
+        self.settings = settings
+        if self._session is not None:
+            self._session.steering_in_history = settings.undo_steering
 
     def name(self, line: str) -> None:
         """Set the command line that the session writes to its history and to saved models."""
@@ -103,6 +109,7 @@ class Workbench:
         )
         self.close()
         self._session = opened
+        opened.steering_in_history = self.settings.undo_steering
         report = opened.info()
         self.loaded = Loaded(
             source, revision, opened.checkpoint_id, opened.state, Path(report.source).absolute()

@@ -1,1 +1,1 @@
-"""Collect routing statistics, and the files they are kept, combined and ranked in."""
+"""Routing statistics: collecting them, and the files that store, combine and rank them."""

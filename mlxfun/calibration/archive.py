@@ -1,4 +1,4 @@
-"""Reading an `.npz` of routing statistics: every value in it checked, once, for all who use it.
+"""Reads and validates an `.npz` file of routing statistics.
 
 Experts are chosen by these numbers, so a file is understood in full or refused. Files of other
 tools of the family have the sums and the shape alone; what they do not say has a default.

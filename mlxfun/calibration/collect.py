@@ -1,4 +1,4 @@
-"""The collect loop: batches -> tapped forward -> routing statistics, with live frames.
+"""The calibration loop: batches through the tapped model into routing statistics, with live frames.
 
 One evaluation per batch: each layer's sums [S, E] are scheduled where they arise, so that the
 layer's expert outputs can be freed, and are added on the host in float64 when the batch's forward

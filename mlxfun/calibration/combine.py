@@ -1,4 +1,4 @@
-"""Statistics of several runs as one: difference, union, removal.
+"""Arithmetic on routing statistics: difference, union and removal of runs.
 
 * diff: how two runs rank the experts. Sums are compared as shares of their layer, so that runs of
   different length can be compared.

@@ -1,4 +1,4 @@
-"""Files of routing statistics compared, merged and taken apart; no model is needed."""
+"""`stats diff`, `merge`, `rank` and `purge` on `.npz` files of statistics; no model is needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options of calibration, and the names of the metrics that it yields."""
+"""Options of calibration, and the names of the metrics it computes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which experts several runs agree to be the least important: summed ranks.
+"""Experts that several calibration runs agree are least important, by summed ranks.
 
 An expert's rank in one run is 1 + the number of experts of its layer that score higher, so that 1
 is the busiest and ties share the better rank. Ranks are summed over the runs; the largest sums go

@@ -1,1 +1,1 @@
-"""Checkpoints on disk: headers, identity, loading, atomic saving, and the check after it."""
+"""Checkpoints on disk: headers, identity, loading, atomic saving, verification."""

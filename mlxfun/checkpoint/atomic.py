@@ -1,4 +1,4 @@
-"""Putting a finished directory in its place, so that a kill at any point loses nothing.
+"""Atomic replacement of a directory: a kill at any point loses neither the old nor the new one.
 
 A model is written to a hidden sibling of its destination and renamed when complete. Replacing an
 existing directory exchanges the two in one system call; where that is not to be had, the old one

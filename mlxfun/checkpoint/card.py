@@ -1,4 +1,4 @@
-"""The README.md of a saved model: where it comes from, what was done, what it measured."""
+"""The model card (README.md) of a saved model: source, edits, measurements."""
 
 from __future__ import annotations
 

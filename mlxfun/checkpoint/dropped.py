@@ -1,4 +1,4 @@
-"""Which parts of a checkpoint did stock loading leave behind?
+"""Detects parts of a checkpoint that stock mlx-lm loading drops, such as vision towers.
 
 mlx-lm's `sanitize` renames, stacks, transposes and drops tensors, so names alone decide nothing.
 Parts are recognised by their names (towers for other modalities, multi-token-prediction layers)

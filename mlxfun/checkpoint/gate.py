@@ -1,4 +1,4 @@
-"""The gate that every saved model passes before it gets its name.
+"""Verification of a saved model before it is renamed to its final path.
 
 Stock mlx-lm must load the directory strictly, every tensor must come back bit for bit, and the
 logits of a fixed probe must be those of the resident model; NaN and infinity are refused unless

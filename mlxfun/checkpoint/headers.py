@@ -1,4 +1,4 @@
-"""Reading and checking safetensors headers, without reading any weights.
+"""Reads and validates safetensors headers without reading any weights.
 
 A file is an 8-byte little-endian header length N, N bytes of JSON, then the data, with
 `data_offsets` counted from the end of the header. A download cut short or a Git LFS pointer is

@@ -1,4 +1,4 @@
-"""Fetching a model from the Hugging Face Hub, with progress, cancel, resume and plain errors.
+"""Downloads a model from the Hugging Face Hub, with progress, cancel, resume and plain errors.
 
 Files land in the Hub's own cache: what was fetched before an interruption is not fetched again,
 and a model already there opens without a network.

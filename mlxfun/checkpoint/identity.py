@@ -1,4 +1,4 @@
-"""Which weights are these? A fast fingerprint of a checkpoint, and a full digest on request.
+"""Identity of a checkpoint: a fast fingerprint, and a full digest on request.
 
 The fingerprint covers the configuration, every safetensors header and a fixed number of blocks at
 fixed relative positions of every file: its cost depends on the number of files, not their size.

@@ -1,4 +1,4 @@
-"""Loading one model through stock mlx-lm, checked before and fully evaluated after.
+"""Loads a model through stock mlx-lm, checked before and fully evaluated after.
 
 The order matters: what is wrong with a directory is said before gigabytes are read, the memory
 estimate comes before the first tensor, and nothing lazy survives, so later work on the weights
@@ -157,13 +157,20 @@ def _require_supported(config: dict[str, Any], path: Path) -> None:
 
 
 def _require_memory(model_id: str, estimate: int) -> None:
-    limit = memory_limit()
-    if limit is not None and estimate > limit:
-        where = "this machine has" if on_cpu() else "the device recommends at most"
-        raise BudgetError(
-            f"{model_id} needs about {readable_bytes(estimate)} of memory and {where} "
-            f"{readable_bytes(limit)}; choose a smaller or a quantised version"
-        )
+    limit, active = memory_limit(), int(mx.get_active_memory())
+    if limit is None or active + estimate <= limit:
+        return
+    where = "this machine has" if on_cpu() else "the device recommends at most"
+    beside = f" beside the {readable_bytes(active)} in use" if active else ""
+    advice = (
+        "let go of the resident model first with load --drop"
+        if estimate <= limit
+        else "choose a smaller or a quantised version"
+    )
+    raise BudgetError(
+        f"{model_id} needs about {readable_bytes(estimate)} of memory{beside} and {where} "
+        f"{readable_bytes(limit)}; {advice}"
+    )
 
 
 def _load_lazy(path: Path) -> tuple[nn.Module, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What `save --force` may replace: a model, with the files that come with models, and no others.
+"""What `save --force` may overwrite: a directory with a model and files that come with models.
 
 A directory is replaced whole. Whatever in it is not recognised as part of a checkpoint may be
 somebody's only copy, so it is named and the save refused. What belongs to git stays: a clone goes

@@ -1,4 +1,4 @@
-"""A model quantised while it is saved, by mlx-lm's own `quantize_model`.
+"""Quantises a model while it is saved, with mlx-lm's own `quantize_model`.
 
 The quantised tensors are lazy expressions over the tensors to be saved. Each is handed out once
 and then forgotten, so writing needs the memory of a few of them; a second pass (the gate) builds

@@ -1,4 +1,4 @@
-"""Writing a model that stock `mlx_lm.load` opens: all of it, checked, or nothing.
+"""Writes a model that stock `mlx_lm.load` opens: complete and verified, or not at all.
 
 Everything that can be refused is refused before the first byte. The model is written to a hidden
 sibling directory, flushed, put through the gate there, and only then given its name.

@@ -1,4 +1,4 @@
-"""From what the user typed to a directory that is worth loading, or a sentence why it is not."""
+"""Resolves what the user typed to a model directory, or says why it is none."""
 
 from __future__ import annotations
 

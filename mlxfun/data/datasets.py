@@ -1,4 +1,4 @@
-"""Text in, padded token batches out.
+"""Data sets: lines of text or chat, tokenised and padded into batches.
 
 Lines of a JSONL file take one of three forms, detected line by line: a conversation (`messages`),
 a prompt with its completion, or plain text under a key. A directory is one text per source file.
@@ -357,20 +357,3 @@ def _pad(sequences: list[Tokens], rows: tuple[int, ...]) -> Batch:
         tokens[row, :length] = sequences[index]
         mask[row, :length] = True
     return Batch(tokens, mask, rows)
-
-
-def hold_out(n: int, fraction: float, seed: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Split range(n) into (calibration, held-out) indices, both ascending.
-
-    About `fraction` is held out; with n >= 2 both parts have at least one index.
-
-    Raises UsageError unless 0 <= fraction < 1.
-    """
-    if not 0 <= fraction < 1:
-        raise UsageError(f"cannot hold out {fraction} of the samples; use a fraction below 1")
-    if n < 2:
-        return tuple(range(n)), ()
-    held = min(max(1, round(n * fraction)), n - 1)
-    order = np.random.default_rng(seed).permutation(n)
-    kept, out = np.sort(order[held:]), np.sort(order[:held])
-    return tuple(int(i) for i in kept), tuple(int(i) for i in out)

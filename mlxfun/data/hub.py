@@ -1,4 +1,4 @@
-"""A data set of the Hugging Face Hub as JSONL: streamed, filtered, written line by line.
+"""Streams a Hugging Face data set into a JSONL file, filtered, line by line.
 
 Nothing but the lines that are kept is held or stored. The `datasets` package is an optional extra;
 it is imported when the first record is asked for.

@@ -1,4 +1,4 @@
-"""Reports on data sets."""
+"""The report on a fetched data set."""
 
 from __future__ import annotations
 

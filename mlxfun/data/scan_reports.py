@@ -1,4 +1,4 @@
-"""safety_report.json and domain_report.json: what a scan writes and steering reads.
+"""File format of safety_report.json and domain_report.json: written by scans, read by steering.
 
 The tables and their keys are those of other tools of the family: layers are positions 0..L-1 among
 the MoE layers. `layer_indices` beside them lists the decoder layers, and `significance` what the

@@ -1,4 +1,4 @@
-"""Split samples into those to calibrate on and those to judge by."""
+"""Splits samples into a calibration part and a held-out part."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The editable model: a committed state, at most one staged candidate, and the history.
+"""The editable model: committed state, at most one staged candidate, and the history.
 
 A state is weights and interventions (steering). Every change of weights goes through
 `Resident.swap`. While a plan is staged the candidate is live by default; `flip` chooses the side.
@@ -152,7 +152,8 @@ class Editor:
     def require_staged(self, action: str) -> Staged:
         """The staged plan. Raises StateError without one."""
         if self.staged is None:
-            raise StateError(f"nothing is staged to {action}; stage a plan first, e.g. with prune")
+            how = "prune" if self.resident.layers else "abliterate"
+            raise StateError(f"nothing is staged to {action}; stage a plan first, e.g. with {how}")
         return self.staged
 
     def require_unstaged(self, action: str) -> None:

@@ -1,4 +1,4 @@
-"""What a technique decided, as plain data, and what that decision rests on.
+"""Plans as plain data: what a technique decided, and what the decision is based on.
 
 Each technique has its own plan class in its folder; what editing needs of one is said here.
 """

@@ -1,4 +1,4 @@
-"""Between a session and the checkpoint on disk: what to write, and how to read tensors back."""
+"""Saving from a session, and reading single parameters back from the checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Looking at two states of the history: go to each, measure, and come back."""
+"""Measures two states of the history on the same tokens and returns to where the model was."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 """Perplexity, token-level KL and top-1 agreement of a state of the weights against others.
 
 One forward of the evaluation set measures a state. The states it is compared with contribute their
-post-norm hidden states, cached once in float16, from which the output head makes their logits
-again (error of the mean KL below 2e-6; head and final norm are not edited by pruning). Models that
-change the logits after the head (softcaps, scales) are compared by a second forward instead.
+post-norm hidden states, cached once in float16, from which their own output head, as it was then,
+makes their logits again (error of the mean KL below 2e-6): the head, or the embedding it is tied
+to, may have been edited since. Models that change the logits after the head (softcaps, scales) are
+compared by a second forward instead.
 
 With p the reference's and q the subject's distribution at a token, KL = sum_v p (ln p - ln q), in
 nats. Perplexity is exp of the mean negative log-likelihood over tokens; its 95 % interval treats
@@ -26,7 +27,8 @@ import numpy as np
 from mlxfun.context import SILENT, Context
 from mlxfun.data.datasets import Batch, batches
 from mlxfun.errors import DatasetError
-from mlxfun.hooks.head import HeadTap
+from mlxfun.hooks.head import HeadTap, Logits
+from mlxfun.model.distributions import log_softmax
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
@@ -70,10 +72,13 @@ class Likelihood:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A state to compare with: per batch its hidden states [n, D], or None when not cacheable."""
+    """A state to compare with: per batch its hidden states [n, D] with the head that belongs to
+    them, or None when not cacheable. The head shares its arrays with the state that was measured.
+    """
 
     likelihood: Likelihood
     hidden: tuple[mx.array, ...] | None
+    head: Logits | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +138,9 @@ class Evaluator:
             sequence.append(_sequences(batch))
             ctx.progress(label, number + 1, len(todo), "batches")
         likelihood = Likelihood(np.concatenate(nll), np.concatenate(sequence))
-        return Reference(likelihood, tuple(hidden) if self._plain_head else None)
+        if not self._plain_head or self._head is None:
+            return Reference(likelihood, None)
+        return Reference(likelihood, tuple(hidden), self._head.frozen())
 
     def compare(
         self,
@@ -183,21 +190,21 @@ class Evaluator:
         if self._plain_head is None:
             self._forward(batch)
         if self._head is None or not self._plain_head:
-            return _log_softmax(self._model(tokens)[rows, last])
+            return log_softmax(self._model(tokens)[rows, last])
         with self._head.watching():
             self._model(tokens)
             seen = self._head.seen
         if seen is None:
             raise RuntimeError("the forward did not reach the output head")
-        return _log_softmax(self._head.logits(seen[rows, last]))
+        return log_softmax(self._head.logits(seen[rows, last]))
 
     def _log_probabilities(self, reference: Reference, number: int, batch: Batch) -> mx.array:
-        if reference.hidden is None or self._head is None:
+        if reference.hidden is None or reference.head is None:
             logits, _ = self._forward(batch)
-            return _log_softmax(_predicting(logits, batch))
+            return log_softmax(_predicting(logits, batch))
         hidden = reference.hidden[number]
         dtype = self._model_dtype
-        return _log_softmax(self._head.logits(hidden.astype(dtype)))
+        return log_softmax(reference.head(hidden.astype(dtype)))
 
     def _forward(self, batch: Batch) -> tuple[mx.array, mx.array | None]:
         """Logits [B, T, V] and, where the head is plain, hidden states [n, D] that predict."""
@@ -253,14 +260,9 @@ def _sequences(batch: Batch) -> Array:
     return numbers
 
 
-def _log_softmax(logits: mx.array) -> mx.array:
-    wide = logits.astype(mx.float32)
-    return wide - mx.logsumexp(wide, axis=-1, keepdims=True)
-
-
 def _token_losses(logits: mx.array, batch: Batch) -> tuple[mx.array, mx.array]:
     """Negative log-likelihoods [n] and log-probabilities [n, V] of the real next tokens."""
-    logq = _log_softmax(_predicting(logits, batch))
+    logq = log_softmax(_predicting(logits, batch))
     targets = batch.tokens[:, 1:].reshape(-1)[_positions(batch)]
     chosen = mx.take_along_axis(logq, mx.array(targets)[:, None], axis=-1)
     return -chosen[:, 0], logq

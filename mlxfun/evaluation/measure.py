@@ -1,4 +1,4 @@
-"""Evaluation reports: the current and the staged state against the checkpoint and each other."""
+"""Evaluation reports: current model and candidate, against the checkpoint and each other."""
 
 from __future__ import annotations
 
@@ -94,7 +94,6 @@ def measure(
         vs_current=against.get("base"),
         samples=samples,
         steered=not editor.steering_of(subject).empty,
-        notes=(),
     )
 
 

@@ -1,4 +1,4 @@
-"""What an edit does to refusals and to harmless answers, measured on prompts.
+"""Effect of an edit on refusals and on harmless answers, measured on prompts.
 
 Whole answers are decoded greedily and judged by mlxfun.evaluation.refusal_rule. A search cannot afford that for
 every trial. Where it can be told from the first token whether an answer will be a refusal (checked

@@ -1,4 +1,4 @@
-"""Count refusals of two states side by side."""
+"""Counts refusals of two states side by side."""
 
 from __future__ import annotations
 

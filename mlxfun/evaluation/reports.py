@@ -162,7 +162,6 @@ class EvaluateReport(Report):
     vs_current: dict[str, float] | None
     samples: tuple[Sample, ...]
     steered: bool
-    notes: tuple[str, ...] = ()
 
     @property
     def ratio(self) -> float:

@@ -1,4 +1,5 @@
-"""Two sides of an edit asked the same thing: same prompt, same seed, a KV cache of its own each.
+"""A/B decoding: two states of the weights answer the same prompt with the same seed, each with its
+own KV cache.
 
 With a plan staged the sides are the committed model and the candidate; with none, the checkpoint
 without steering and the model as it is. They answer in turn, a token of each. Then both read the
@@ -26,6 +27,7 @@ from mlxfun.events import Token
 from mlxfun.generation.decoder import Decoded, Decoder, advance
 from mlxfun.generation.options import GenerateOptions
 from mlxfun.generation.reports import ABReport, Answer
+from mlxfun.model.distributions import log_softmax
 
 CHUNK = 64
 """Positions whose logits are compared at once: a large vocabulary makes them megabytes each."""
@@ -194,12 +196,7 @@ def _divergence(
             mx.eval(logits[-1])
     out: list[float] = []
     for start in range(0, len(answer), CHUNK):
-        p, q = (_log_softmax(x[start : start + CHUNK]) for x in logits)
+        p, q = (log_softmax(x[start : start + CHUNK]) for x in logits)
         kl = mx.sum(mx.exp(p) * (p - q), axis=-1)
         out += np.maximum(np.array(kl, dtype=np.float64), 0.0).tolist()
     return tuple(out)
-
-
-def _log_softmax(logits: mx.array) -> mx.array:
-    wide = logits.astype(mx.float32)
-    return wide - mx.logsumexp(wide, axis=-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Prompts as a model is asked them, and greedy answers to many of them at once.
+"""Batched greedy answers to many prompts, and the chat template that forms the prompts.
 
 Prompts of the same length are decoded together: that needs no padding, so it is exact for every
 architecture, recurrent ones included. What one prompt's answer is does not depend on the others.

@@ -1,4 +1,4 @@
-"""A multi-turn conversation with the live side of an edited model."""
+"""A multi-turn conversation with the live weights of an edited model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decoding one forward at a time, so that steering and routing belong to the token they touch.
+"""Token-by-token decoding, so that steering and routing records apply to exact tokens.
 
 Stock generation has the next forward queued already when it yields a token. Here a steering change
 takes effect on the next token, and a token's routing is that of the forward that consumed it.

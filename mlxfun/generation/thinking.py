@@ -1,4 +1,4 @@
-"""How models mark the thinking ahead of an answer."""
+"""The tags with which models mark thinking ahead of an answer."""
 
 from __future__ import annotations
 

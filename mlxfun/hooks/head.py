@@ -1,16 +1,20 @@
-"""The output head: what enters it, and the head alone on hidden states kept from before."""
+"""Hook on the output head: records its inputs, and computes logits from recorded hidden states."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlxfun.hooks.intercept import Hooks
+from mlxfun.hooks.intercept import Hooks, snapshot
 from mlxfun.model.anatomy import Head
+
+Logits = Callable[[mx.array], mx.array]
+"""Hidden states [..., D] -> logits [..., V]."""
 
 
 class HeadTap:
@@ -25,9 +29,17 @@ class HeadTap:
         self.seen: mx.array | None = None
 
     def logits(self, hidden: mx.array) -> mx.array:
-        """The head alone, on hidden states [..., D] -> [..., V]."""
-        call: Any = self._modules[self._head.path]
-        out: mx.array = call.as_linear(hidden) if self._head.tied else call(hidden)
+        """The live head alone, on hidden states [..., D] -> [..., V]."""
+        return self._apply(self._modules[self._head.path], hidden)
+
+    def frozen(self) -> Logits:
+        """The head alone as it is now, whatever is edited afterwards: it keeps the arrays that the
+        head (or tied embedding) holds, packed ones too, without copying them.
+        """
+        return partial(self._apply, snapshot(self._modules[self._head.path]))
+
+    def _apply(self, module: Any, hidden: mx.array) -> mx.array:
+        out: mx.array = module.as_linear(hidden) if self._head.tied else module(hidden)
         return out
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""Intercept calls and attribute reads of any module of an MLX model, by swapping its class.
+"""Intercepts calls and attribute reads of any module of an MLX model, by swapping its class.
 
     hooks = Hooks(dict(model.named_modules()))
     hooks.on_call("model.layers.3.mlp", lambda own, x: own(x) * 0)
@@ -134,7 +134,10 @@ class Hooks:
         self._entries.append(_Entry(path, method, handler, required))
 
     def on_attribute(self, path: str, name: str, read: Reader) -> None:
-        """Let `read` answer reads of the array, module or list `name` of the module at `path`."""
+        """Let `read` answer reads of the array, module or list `name` of the module at `path`.
+
+        Reads as an attribute (`self.weight`), not as an item (`self["weight"]`, as nn.Linear does).
+        """
         module = self._require(path)
         if name not in module:
             raise HookError(f"{path} has no {name}; it has {', '.join(sorted(module))}")
@@ -207,6 +210,19 @@ class Hooks:
         self.detach()
         if kind is None and any(entry.reached for entry in self._entries):
             self.require_reached()
+
+
+def snapshot(module: nn.Module) -> nn.Module:
+    """A leaf module of the same class, without hooks, that holds the arrays `module` holds now.
+
+    The arrays are shared, not copied: what is assigned to `module` later does not reach the
+    snapshot, and the snapshot keeps alive what it holds.
+    """
+    original = _Site.of(module).original
+    found = original.__new__(original)
+    vars(found).update(vars(module))
+    dict.update(found, module)
+    return found
 
 
 def near(name: str, known: Iterable[str]) -> str:

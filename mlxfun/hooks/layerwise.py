@@ -1,4 +1,5 @@
-"""Hidden states of a calibration set, carried from decoder layer to decoder layer in one pass.
+"""Layer-by-layer replay: hidden states of a calibration set, carried through the decoder layers in
+one pass.
 
 Every layer's own arguments (masks, rotary tables) are recorded once, by a forward in which each
 decoder layer is an identity, and replayed with the hidden states that the layer before it made.

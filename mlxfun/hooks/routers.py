@@ -1,4 +1,4 @@
-"""Stand-ins that pass through a tap what routers and expert lists compute outside of any leaf call."""
+"""Proxies for routers and expert lists whose results no leaf module computes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Observe and steer the routing of MoE layers, through hooks on their leaves.
+"""Observes and steers the routing of MoE layers, through hooks on their leaf modules.
 
 What is hooked, per MoE layer:
 

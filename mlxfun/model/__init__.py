@@ -1,1 +1,1 @@
-"""What a loaded model consists of: anatomy, parameters, deltas, identity."""
+"""The loaded model: map of its parts, parameters, deltas, identity."""

@@ -1,4 +1,4 @@
-"""Which experts are alike, and which join which: REAM's similarity and pseudo-pruning.
+"""Pairwise expert similarity and grouping, as in REAM.
 
 With f_e the output of expert e, p_e its gate probability, and z_e its column of gate logits over
 the T tokens, scaled to length 1, the similarity of two experts (B. Knyazev, REAM) is

@@ -1,4 +1,4 @@
-"""The live experts of one MoE layer as a bank that computes all of them at once, and their weights.
+"""The live experts of one MoE layer as stacked weights that are evaluated together.
 
 An expert is f(x) = down(act(up_1 x, ...)): projections into H neurons, a function of each neuron,
 one projection out. That is all that merging needs to know: neurons can be permuted, and the output

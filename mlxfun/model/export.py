@@ -1,4 +1,4 @@
-"""The model as it would be saved: names, tensors and config, pruned experts already gone.
+"""The model as it would be saved: names, tensors and config, with pruned experts removed.
 
 Tensors are made one at a time, so writing needs the memory of one of them.
 """

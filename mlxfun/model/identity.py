@@ -1,4 +1,5 @@
-"""Identity of weights: two ways to the same weights agree, undo restores it, replay reproduces it.
+"""Identity of weights: a hash that is equal for equal weights, restored by undo, reproduced by
+replay.
 
 A state is a Merkle hash over (parameter path, expert row). A row that the checkpoint holds is its
 row number and is never read; a row that an edit made is the hash of its bytes, taken once. A

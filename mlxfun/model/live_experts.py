@@ -1,4 +1,5 @@
-"""Which experts of an MoE layer can be chosen now, and where they lie in the stacks in memory.
+"""The experts of an MoE layer that its router can select now, and their rows in the resident
+stacks.
 
 A prune is virtual while the model is resident: the router is sliced for real (kilobytes), and its
 choice, a position among the live experts, is mapped to a row of the unsliced expert stacks. This is

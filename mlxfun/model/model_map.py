@@ -1,4 +1,4 @@
-"""What a model consists of: decoder layers, embedding, norm and head, under canonical names.
+"""The map of a model: decoder layers, embedding, norm and head, under canonical names.
 
     found = map_model(model, config)
     found.path("layers.3.attn.q")  # model.layers.3.self_attn.q_proj

@@ -1,4 +1,4 @@
-"""The only place that reads, slices and reassigns a model's tensors.
+"""Reads, slices and reassigns a model's tensors; no other module does.
 
 Everything here works on parameter paths as `model.parameters()` names them. Slicing along the
 expert dimension is exact for packed quantised tensors too, since packing runs along the last one.
@@ -6,6 +6,7 @@ expert dimension is exact for packed quantised tensors too, since packing runs a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import Any, cast
@@ -112,6 +113,22 @@ def whole_digest(array: mx.array, stored: mx.Dtype) -> str:
 
 PACKED = ("weight", "scales", "biases", "global_scale")
 """Names of the arrays that hold a quantised projection."""
+
+
+def unpacked_shape(module: nn.Module) -> tuple[int, ...]:
+    """The shape of a projection's weight with one value a place, [..., out, in].
+
+    A quantised weight packs 32 / bits values into each 32-bit integer of its last dimension.
+    """
+    shape = tuple(module["weight"].shape)
+    if "scales" not in module:
+        return shape
+    return (*shape[:-1], shape[-1] * 32 // int(module.bits))
+
+
+def unpacked_bytes(module: nn.Module) -> int:
+    """Bytes of a projection's weight in float32."""
+    return 4 * math.prod(unpacked_shape(module))
 
 
 def dequantised(module: nn.Module, rows: Sequence[int] | None = None) -> mx.array:

@@ -1,4 +1,4 @@
-"""A router as one formula: logits in, chosen experts and their weights out, for any set that lives.
+"""A router as a formula: logits in, chosen experts and weights out, for any subset of experts.
 
 To ask what a layer would put out without one of its experts, the router's choice must be made
 again for sets of experts that were never built. The formula has a few variants, and which one a

@@ -1,4 +1,6 @@
-"""Deltas that keep some experts of a layer: its router sliced, its stacks as they are or sliced too."""
+"""Deltas that keep some experts of a layer: router sliced, expert stacks unchanged or sliced
+too.
+"""
 
 from __future__ import annotations
 

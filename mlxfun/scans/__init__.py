@@ -1,1 +1,3 @@
-"""Which experts tell two data sets apart, and what one expert does."""
+"""Differential scans: which experts two data sets use differently; and the profile of one
+expert.
+"""

@@ -1,4 +1,5 @@
-"""Which experts do two sets of samples route to differently, and is it more than chance?
+"""Statistics of a differential scan: which experts do two sets of samples use differently, beyond
+chance?
 
 Legend: S samples, N = L * E experts in one row. For sample s, f_s(e) is the share of its tokens
 that selected expert e, g_s(e) the mean over its tokens of the weight applied to e (0 where it was

@@ -1,4 +1,4 @@
-"""One expert at close quarters: the tokens it serves, and the expert most like it.
+"""The profile of one expert: tokens it serves most, and its nearest neighbour in the layer.
 
 Both are looked at on the committed weights without steering, on the beginning of a data set. A
 token's share is how many of its occurrences the expert served; rare tokens say nothing, so a token

@@ -1,4 +1,4 @@
-"""From two data sets to a safety or domain report: run both, contrast them, write what was found."""
+"""Runs a safety or domain scan: both data sets, the contrast between them, the report file."""
 
 from __future__ import annotations
 

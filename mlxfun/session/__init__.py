@@ -1,1 +1,1 @@
-"""One resident model with everything that belongs to it: what front ends and library users open."""
+"""The session: one resident model with its state, as front ends and library users open it."""

@@ -1,4 +1,4 @@
-"""Measuring one session's model: the committed weights, the staged plan, states of the history.
+"""Measurements of the session's model: current weights, candidate, states of the history.
 
 What a person asks to see is measured as it runs, steering included, and says so. What is kept or
 decided about weights leaves steering out, since steering is no part of them: a state's scores, the
@@ -154,6 +154,9 @@ class Measurements:
 
     def _sets(self, options: EvaluateOptions) -> list[EvalSet]:
         workspace = self._workspace
+        if workspace.map.moe is None and not options.datasets:
+            # Nothing is ever collected, and held out, of a dense model.
+            raise UsageError("no data set named; give --dataset, for instance demo:eval")
         return measure.eval_sets(
             options, workspace.tokenizer, workspace.anatomy.vocabulary, workspace.held_out
         )

@@ -1,4 +1,4 @@
-"""The routing statistics in hand: collecting them, counting chat traffic, files.
+"""The session's routing statistics: collecting, counting chat traffic, loading and saving.
 
 Statistics know the weights they were made on; mixing two states is refused.
 """
@@ -69,15 +69,16 @@ class Observations:
         start = self.stats if options.add and self.stats is not None else self._empty_stats()
         self._require_same_state(start)
         self._require_counts(start)
-        self.calibration = tuple(sequences)
-        self._hold_out(options, [lines[i] for i in held])
-        self._note(command or f"collect --dataset {options.data.source}", anew=not options.add)
+        held_out = self._held_out(options, [lines[i] for i in held])
         before, began = (start.samples, start.tokens), monotonic()
         if options.known is not None:
-            self.stats, cancelled = self._read(options.known), False
-            self._require_same_state(self.stats)
+            found, cancelled = self._read(options.known), False
+            self._require_same_state(found)
         else:
-            self.stats, cancelled = self._run(sequences, options, start, ctx)
+            found, cancelled = self._run(sequences, options, start, ctx)
+        # All at once and only now: a run that failed leaves what there was, with its own origin.
+        self.stats, self.held_out, self.calibration = found, held_out, tuple(sequences)
+        self._note(command or f"collect --dataset {options.data.source}", anew=not options.add)
         return self._collect_report(
             self.stats, options, (len(sequences), before[0], before[1], began), cancelled
         )
@@ -94,11 +95,11 @@ class Observations:
                 ctx,
             )
 
-    def _hold_out(self, options: CollectOptions, lines: list[Any]) -> None:
-        self.held_out = None
-        if lines:
-            tokens = tuple(self._tokens(lines, options))
-            self.held_out = EvalSet(f"{options.data.source} (held out)", tokens)
+    def _held_out(self, options: CollectOptions, lines: list[Any]) -> EvalSet | None:
+        if not lines:
+            return None
+        tokens = tuple(self._tokens(lines, options))
+        return EvalSet(f"{options.data.source} (held out)", tokens)
 
     def _tokens(self, lines: list[Line], options: CollectOptions) -> list[Tokens]:
         return tokenize(

@@ -152,6 +152,7 @@ class SessionView:
     scores: EvaluateReport | None = None  # the staged plan's preview
     history: HistoryReport | None = None
     steering: SteerReport | None = None
+    steered: str = ""  # identity of the steering in force, "" for none
     counting: bool = False
     memory_active: int = 0
     memory_limit: int | None = None

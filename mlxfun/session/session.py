@@ -25,6 +25,7 @@ from mlxfun.checkpoint.load import Loaded, load
 from mlxfun.checkpoint.options import SaveOptions
 from mlxfun.checkpoint.reports import SaveReport
 from mlxfun.context import SILENT, Context
+from mlxfun.data.datasets import Tokenizer
 from mlxfun.data.scan_reports import Identity
 from mlxfun.editing import save as saving
 from mlxfun.editing.options import ApplyOptions
@@ -73,7 +74,7 @@ class Session:
         """Wrap an already loaded model. Raises ModelError for an unknown architecture."""
         self._thread = threading.get_ident()
         self._loaded = loaded
-        self.tokenizer = loaded.tokenizer
+        self.tokenizer: Tokenizer = loaded.tokenizer
         self.config = loaded.config
         self.seed = seed
         self.command = ""
@@ -113,12 +114,25 @@ class Session:
         return self.editor.state
 
     @property
+    def steering_in_history(self) -> bool:
+        """Whether steering is a step of the history, which undo takes back (the default).
+
+        Session files of format 1 were recorded when it was none.
+        """
+        return self.editor.steering_in_history
+
+    @steering_in_history.setter
+    def steering_in_history(self, on: bool) -> None:
+        self.editor.steering_in_history = on
+
+    @property
     def checkpoint_id(self) -> str:
         """Identity of the checkpoint that was loaded."""
         return self._loaded.checkpoint_id
 
     def view(self) -> SessionView:
         """The session at this moment, immutable, cheap."""
+        self._own()
         staged = self.editor.staged
         return SessionView(
             state=self.state,
@@ -131,6 +145,7 @@ class Session:
             scores=self._measurements.previewed,
             history=self.editor.history.report(),
             steering=self.editor.steering.report(),
+            steered=self.editor.steering.key,
             counting=self._observations.counting,
             memory_active=int(mx.get_active_memory()),
             memory_limit=self._cheap_info().memory_limit,
@@ -157,6 +172,7 @@ class Session:
 
     def why(self, layer: int, expert: int) -> WhyReport:
         """The numbers that condemned or spared expert `expert` of decoder layer `layer`."""
+        self._own()
         self.map.require_experts("rank")
         return views.why(self.anatomy, self.editor, self._observations.stats, layer, expert)
 
@@ -173,6 +189,7 @@ class Session:
 
     def history(self) -> HistoryReport:
         """The tree of states."""
+        self._own()
         return self.editor.history.report()
 
     def smoke_test(self, ctx: Context = SILENT) -> SmokeReport:
@@ -190,26 +207,31 @@ class Session:
 
     def stats(self, action: str = "show") -> StatsReport:
         """The statistics in hand. Raises StateError without any."""
+        self._own()
         self.map.require_experts("keep statistics of")
         return self._observations.show(action)
 
     def save_stats(self, path: Path) -> StatsReport:
         """Write the statistics as `.npz`."""
+        self._own()
         self.map.require_experts("keep statistics of")
         return self._observations.save(path)
 
     def load_stats(self, path: Path) -> StatsReport:
         """Read an `.npz` made on this model. Raises PlanError for another shape or model."""
+        self._own()
         self.map.require_experts("load statistics of")
         return self._observations.load(path)
 
     def reset_stats(self) -> StatsReport:
         """Forget the statistics."""
+        self._own()
         self.map.require_experts("keep statistics of")
         return self._observations.reset()
 
     def set_counting(self, on: bool, auto_save: Path | None = None) -> StatsReport:
         """Count chat traffic too; with `auto_save` write the statistics after every answer."""
+        self._own()
         self.map.require_experts("count")
         return self._observations.set_counting(on, auto_save)
 
@@ -243,6 +265,7 @@ class Session:
         """Plan, and stage in place of a staged plan. A cancel or failure leaves all as it was."""
         self._own()
         technique.require(self.map)
+        mx.reset_peak_memory()  # what a plan says of its peak is that of the call which staged it
         return stage(self._workspace, technique.plan(self._workspace, options, self.command, ctx))
 
     def prune(self, options: PruneOptions, ctx: Context = SILENT) -> PlanReport:
@@ -338,10 +361,12 @@ class Session:
 
     def greedy(self, prompt: list[int], options: GenerateOptions, ctx: Context = SILENT) -> Decoded:
         """Continue token ids with the live side, outside the conversation."""
+        self._own()
         return self._decoder.run(prompt, options, self.editor.key, lambda *_: None, ctx=ctx)
 
     def reset_chat(self) -> None:
         """Start a new conversation."""
+        self._own()
         self._conversation.reset()
 
     def take_back(self, count: int) -> str:
@@ -430,6 +455,7 @@ class Session:
 
     def close(self) -> None:
         """Detach the taps and let go of the model."""
+        self._own()
         self.taps.detach()
         self._decoder.clear()
         mx.clear_cache()
@@ -440,5 +466,3 @@ class Session:
                 "a Session belongs to the thread that opened it (MLX streams are per thread); "
                 "use mlxfun.session.worker to drive one from another thread"
             )
-        # What a plan says of its peak is that of the call which staged it.
-        mx.reset_peak_memory()

@@ -1,8 +1,8 @@
-"""smoke-test: does the live model compute, cache and speak? Seconds, not a benchmark."""
+"""The smoke test: finite logits, sane text and valid routing of the live model, in seconds."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import mlx.core as mx
 import numpy as np
@@ -14,7 +14,9 @@ from mlxfun.generation.options import GenerateOptions
 from mlxfun.session.reports import SmokeReport
 
 if TYPE_CHECKING:
-    from mlxfun.session.session import Session
+    from mlxfun.data.datasets import Tokenizer
+    from mlxfun.generation.decoder import Decoded
+    from mlxfun.hooks.routing import Taps
 
 PROMPT = "Name three things that one finds in a kitchen."
 TOKENS = 24
@@ -22,7 +24,18 @@ CACHE_TOLERANCE = 0.02
 """Decoding through the cache may round differently from one long prefill, but not by more."""
 
 
-def smoke_test(session: Session, ctx: Context = SILENT) -> SmokeReport:
+class Tested(Protocol):
+    """A session, see mlxfun.session.session.Session."""
+
+    tokenizer: Tokenizer
+    model: Any
+    taps: Taps
+
+    def greedy(self, prompt: list[int], options: GenerateOptions, ctx: Context) -> Decoded:
+        """Continue token ids with the live side."""
+
+
+def smoke_test(session: Tested, ctx: Context = SILENT) -> SmokeReport:
     """Run every check on the live side; failures are outcomes, not exceptions."""
     prompt = [
         int(t) for t in prompt_tokens([{"role": "user", "content": PROMPT}], session.tokenizer)
@@ -42,7 +55,7 @@ def smoke_test(session: Session, ctx: Context = SILENT) -> SmokeReport:
     return SmokeReport(passed, checks, decoded.text)
 
 
-def _twice(session: Session, prompt: list[int]) -> tuple[Any, Any]:
+def _twice(session: Tested, prompt: list[int]) -> tuple[Any, Any]:
     """Logits [T, V] without and with recording taps."""
     plain = session.model(mx.array([prompt]))[0]
     with session.taps.recording(logits=True):
@@ -59,7 +72,7 @@ def _taps_outcome(plain: Any, tapped: Any) -> str:
     return "ok" if np.array_equal(plain, tapped) else "recording changes the logits"
 
 
-def _cache_outcome(session: Session, prompt: list[int], whole: Any) -> str:
+def _cache_outcome(session: Tested, prompt: list[int], whole: Any) -> str:
     cache = make_prompt_cache(session.model)
     session.model(mx.array([prompt[:-1]]), cache=cache)
     last = _host(session.model(mx.array([prompt[-1:]]), cache=cache)[0, -1])

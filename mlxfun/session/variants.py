@@ -1,4 +1,4 @@
-"""Choosing among measured variants: a target, the best that meets it, a picture of all.
+"""Choice among measured variants of a recipe: target, best variant within it, plot of all.
 
 A variant is a way of making the model smaller or other. It is judged by the bytes of the model as
 it would be saved, and by its loss: the mean KL divergence from the checkpoint, in nats a token.

@@ -1,4 +1,4 @@
-"""What a session shows: reports made from anatomy, statistics and the editor, all plain data."""
+"""Read-only views of a session: reports from anatomy, statistics and the editor, as plain data."""
 
 from __future__ import annotations
 

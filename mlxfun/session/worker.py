@@ -1,4 +1,4 @@
-"""The one thread that may touch MLX.
+"""The worker thread, the only one that may touch MLX.
 
 Lazy MLX arrays belong to the thread that made them, so loading, forward passes, edits and freeing
 all happen here. Jobs come in through a queue; what leaves is `mlxfun.events`, handed to one `emit`

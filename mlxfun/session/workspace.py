@@ -1,4 +1,4 @@
-"""The resident model, and all that is made for it when it is loaded; what techniques work with."""
+"""The session's workspace: the resident model and the objects built for it at load time."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Rules that force experts on or off, or bias them, while the model runs."""
+"""Steering: rules that force experts on or off, or bias them, while the model runs."""

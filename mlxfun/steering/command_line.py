@@ -1,4 +1,4 @@
-"""Steering as a command line that says all of it, whatever steps led there."""
+"""The active steering written as one equivalent `steer` command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report on steering."""
+"""The report on active steering."""
 
 from __future__ import annotations
 

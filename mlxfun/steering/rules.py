@@ -1,4 +1,4 @@
-"""Steer routing while the model runs: force experts into or out of the top-k.
+"""Steering rules applied to router scores at run time: force experts into or out of the top-k.
 
 Three rules, the first two chosen by the router:
 
@@ -431,9 +431,3 @@ def raised_above_fill(layer: MoELayer, bias: mx.array) -> mx.array:
         living = mx.where(wide > -FORCED / 2, wide, 0.0)
         wide = wide + (1.0 + mx.maximum(0.0, -mx.min(living)))
     return wide
-
-
-def additive_rule(values: NDArray[np.float64]) -> LogitsRule:
-    """Add values [R] to logits [..., R] in float32; dtype kept, never beyond its range."""
-    nobody = np.zeros(len(values), np.bool_)
-    return rule_of(values, nobody, nobody, MARGIN)

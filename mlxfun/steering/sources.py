@@ -1,4 +1,4 @@
-"""From options, scan reports and configuration files to what is to be steered.
+"""Steering rules from their sources: options, scan reports, configuration files.
 
 A configuration is a JSON object with any of `activate` and `deactivate` ({layer: [experts]}),
 `rule`, `boost_value` and `mask_value`. Its layers are positions among the MoE layers, as in scan

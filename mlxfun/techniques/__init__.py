@@ -1,1 +1,1 @@
-"""Techniques that change the weights. Each folder holds options, plan, per-layer function and report."""
+"""Techniques that edit weights; each folder holds options, plan, per-layer function and report."""

@@ -1,4 +1,4 @@
-"""What techniques need of the session that runs them, as protocols, so that they stay below it."""
+"""Protocols of what techniques need from the session that runs them."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ Run with `pytest -m bench tests/bench/test_edits_at_scale.py -s`; the times are 
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from mlxfun.calibration.routing_stats import SUMS, RoutingStats
 from mlxfun.editing.editor import Editor
 from mlxfun.model.export import ExportView
 from mlxfun.techniques.prune.options import PruneOptions
-from mlxfun.techniques.prune.plan import PruneRequest, plan_prune, stage_prune
+from mlxfun.techniques.prune.technique import Prune
+from mlxfun.techniques.technique import stage
 
 LAYERS, EXPERTS = 94, 512
 
@@ -31,17 +33,21 @@ def test_every_step_of_a_prune_at_94_by_512(capsys):
         moe_intermediate_size=8,
     )
     r = make_rig(model, config)
-    editor = Editor(r.resident, "checkpoint", "load", None)
+    editor = Editor(r.resident, r.taps, "checkpoint", "load", None)
     update = np.random.default_rng(0).random((LAYERS, len(SUMS), EXPERTS))
     stats = RoutingStats.empty(r.anatomy.indices, EXPERTS, state=editor.state).plus(update, 1, 1)
-    request = PruneRequest(r.anatomy, editor, stats, PruneOptions(n_prune=EXPERTS // 4))
-    plan, _ = plan_prune(request)
-
-    def export() -> ExportView:
-        return ExportView(model, r.resident, r.anatomy, {})
+    workspace = SimpleNamespace(
+        editor=editor,
+        anatomy=r.anatomy,
+        resident=r.resident,
+        stats=stats,
+        source_commands=(),
+        export=lambda: ExportView(model, r.resident, r.anatomy, {}),
+    )
+    options = PruneOptions(n_prune=EXPERTS // 4)
 
     steps = {
-        "stage": lambda: stage_prune(request, plan, "prune", export),
+        "stage": lambda: stage(workspace, Prune().plan(workspace, options)),
         "flip": editor.flip,
         "flip back": editor.flip,
         "apply": lambda: editor.apply({}),

@@ -88,9 +88,12 @@ def test_no_two_commands_share_a_key() -> None:
 
 
 def test_a_help_page_names_the_key_that_the_user_chose() -> None:
-    assert help_text("apply").endswith("\n\nKey a; undo takes it back.")
-    assert help_text("apply", {"apply": "ctrl+a"}).endswith("Key ctrl+a; undo takes it back.")
-    assert help_text("apply", {"apply": ""}).endswith("\n\nUndo takes it back.")
+    end = "\n\nMore in the guide: help editing"
+    assert help_text("apply").endswith("\n\nKey a; undo takes it back." + end)
+    assert help_text("apply", {"apply": "ctrl+a"}).endswith(
+        "\n\nKey ctrl+a; undo takes it back." + end
+    )
+    assert help_text("apply", {"apply": ""}).endswith("\n\nUndo takes it back." + end)
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))
@@ -302,7 +305,7 @@ def test_completion_of_commands_options_and_values(bench: Bench) -> None:
     assert texts("why 3:") == ["3:1", "3:2", "3:3", "3:4", "3:5", "3:6", "3:7"]
     assert texts("steer --activate 1:7,5:") == [f"1:7,5:{e}" for e in range(1, 8)]
     assert texts("goto ") == ["0", "1"]
-    assert texts("help pru") == ["prune"]
+    assert texts("help pru") == ["prune", "pruning"]
     assert texts("help stats sh") == []
     assert texts("set met") == ["metric"]
     assert texts("set metric fr") == ["freq"]
@@ -316,7 +319,9 @@ def test_completion_says_where_the_word_begins_and_what_it_is() -> None:
     assert [(c.text, c.start) for c in found] == [("save", 7)]
     found = complete("app", SessionView())
     assert found[0].hint == "(no model is loaded: type load PATH, or load demo)"
-    assert complete("hel", SessionView())[0].hint == "Explain a command, or list them all"
+    assert complete("hel", SessionView())[0].hint == (
+        "Explain a command or show a guide; alone, list them all"
+    )
     found = complete("collect --dataset=demo:mi", SessionView())
     assert [(c.text, c.start) for c in found] == [("demo:mixed", len("collect --dataset="))]
 

@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import tiny_models
 from mlx.utils import tree_flatten
-from mlx_lm.models import qwen3
 
 from commands.runners.event_printer import EventPrinter
 from mlxfun.data import demo
@@ -60,16 +59,6 @@ def not_a_model(path: Path) -> None:
     path.mkdir()
 
 
-def dense(path: Path) -> None:
-    config = {
-        "model_type": "qwen3", "hidden_size": 8, "num_hidden_layers": 2, "intermediate_size": 8,
-        "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 8, "vocab_size": 8,
-        "rms_norm_eps": 1e-5, "rope_theta": 1e4, "max_position_embeddings": 8,
-        "tie_word_embeddings": True,
-    }  # fmt: skip
-    checkpoint(path, qwen3.Model(qwen3.ModelArgs.from_dict(config)), config)
-
-
 def adapter(path: Path) -> None:
     path.mkdir()
     (path / "adapter_config.json").write_text("{}")
@@ -96,8 +85,6 @@ def incomplete(path: Path) -> None:
 
 MODELS: dict[Callable[[Path], None], str] = {
     not_a_model: "m is not a model directory: it has no config.json",
-    dense: "qwen3 is a dense model: none of its 2 layers has experts, so there is nothing to "
-    "observe, prune or steer; load a Mixture-of-Experts model",
     adapter: "m is a LoRA adapter (adapter_config.json), not a model; merge it into its base model "
     "with `mlx_lm.fuse` and load the result",
     truncated: f"m/{WEIGHTS} is truncated: its header needs 6,424,672 bytes and the file has "

@@ -397,6 +397,31 @@ def test_a_report_that_does_not_fit_is_shown_from_its_head() -> None:
     drive(test)
 
 
+def test_a_report_is_shown_from_its_head_also_where_the_layout_comes_late(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    early: list[bool] = []
+    later = Reports.call_after_refresh
+
+    def at_once_the_first_time(self: Reports, callback: Any, *args: Any) -> Any:
+        if early:
+            return later(self, callback, *args)
+        early.append(True)
+        return callback(*args)
+
+    @ready(*CALIBRATED)
+    async def test(shell: Shell) -> None:
+        long = "\n".join(f"line {n}" for n in range(40))
+        entry = Entry("ok", "help", long, TextReport(long))
+        monkeypatch.setattr(Reports, "call_after_refresh", at_once_the_first_time)
+        shell.app._change(replace(shell.app.state, log=(*shell.app.state.log, entry), echo=entry))
+        await shell.settle()
+        assert early
+        assert text_of(shell, Reports).splitlines()[:2] == ["✓ help", "line 0"]
+
+    drive(test)
+
+
 def test_reports_are_wrapped_again_when_the_terminal_changes() -> None:
     @ready()
     async def test(shell: Shell) -> None:

@@ -8,7 +8,7 @@ from tui import hints, themes
 from tui.input import actions, chat_actions
 from tui.interaction.base import KeyHandlers, Verbs
 from tui.keys.keymap import BY_ID
-from tui.widgets.help import HelpScreen, help_page
+from tui.widgets.help import HelpScreen, help_page, topic
 
 DOUBLE_ESCAPE = 1.5
 """Seconds within which a second Escape cancels the running job."""
@@ -73,11 +73,9 @@ class NavigationKeys(KeyHandlers):
         panel = self.main.panel_named(name)
         title = panel.title if panel else "command line"
         about = self.state.names.say(panel.about if panel else self.main.command.about)
-        typed = self.main.command.input.value.split()
-        names = (" ".join(typed[:2]), *typed[:1])  # some commands have two words
-        known = next((name for name in names if self.state.row(name)), None)
-        if panel is None and known is not None:
-            about = self.engine.help(known)
+        wanted = topic(self.main.command.input.value, self.state)
+        if panel is None and wanted is not None:
+            about = self.engine.help(wanted, HelpScreen.columns(self.size.width))
         self.push_screen(HelpScreen(help_page(title, about, name, self.state)))
 
     # Stopping and leaving ---------------------------------------------------------------------

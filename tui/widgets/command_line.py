@@ -123,8 +123,8 @@ class CommandLine(Vertical):
     about = (
         "Type any command. Tab completes and goes round, the arrow right takes what is shown dim, "
         "up and down walk through earlier lines, Enter runs, {escape} leaves. Opened with {command} it "
-        "takes one line and gives the focus back; opened with {panel_command} it stays. `help` lists the "
-        "commands, `help prune` explains one."
+        "takes one line and gives the focus back; opened with {panel_command} it stays. `help` lists "
+        "commands and guides, `help prune` explains a command, `help pruning` is a guide."
     )
 
     def __init__(self, complete: Completer, past: Sequence[str] = ()) -> None:

@@ -38,6 +38,15 @@ def help_page(title: str, about: str, panel: str, state: AppState) -> Group:
     return Group(*parts, table)
 
 
+def topic(line: str, state: AppState) -> str | None:
+    """What a typed line is about: its command, or behind `help` the words that follow."""
+    words = line.split()
+    if words[:1] == ["help"] and words[1:]:
+        return " ".join(words[1:])
+    names = (" ".join(words[:2]), *words[:1])  # some commands have two words
+    return next((name for name in names if state.row(name)), None)
+
+
 def in_order(panel: str) -> list[Key]:
     """The keys of a panel as its page lists them: what matters first, moving about last."""
     keys = keys_for(panel)
@@ -60,6 +69,11 @@ class HelpScreen(ModalScreen[None]):
                                   scrollbar-size-vertical: 1; }
     HelpScreen Static { width: 1fr; }
     """
+
+    @staticmethod
+    def columns(width: int) -> int:
+        """Columns of text on a terminal of `width` columns: less border, padding, scroll bar."""
+        return min(width * 9 // 10, 92) - 7
 
     def __init__(self, page: Group) -> None:
         super().__init__()

@@ -13,6 +13,9 @@ from textual.strip import Strip
 
 Lines = list[list[Segment]]
 
+LAYOUTS = 5
+"""Refreshes that a view waits for its new height to count for scrolling."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:
@@ -41,6 +44,7 @@ class LineView(ScrollView, can_focus=True):
         self._cache: dict[Hashable, tuple[object, int, list[Strip]]] = {}
         self._lines: list[Strip] = []
         self._following = True
+        self._last = 0  # the line on which the last block begins
 
     def show_blocks(self, blocks: Sequence[Block]) -> None:
         """Draw `blocks`, oldest first."""
@@ -52,26 +56,29 @@ class LineView(ScrollView, can_focus=True):
         if not width:
             return
         cache: dict[Hashable, tuple[object, int, list[Strip]]] = {}
-        self._lines, last = [], 0
+        self._lines, self._last = [], 0
         for block in self._blocks:
             known = self._cache.get(block.key)
             if known is None or known[0] is not block.source or known[1] != width:
                 known = (block.source, width, [Strip(line) for line in block.render(width)])
             cache[block.key] = known
-            last = len(self._lines)
+            self._last = len(self._lines)
             self._lines += known[2]
         self._cache = cache
         self.virtual_size = Size(width, len(self._lines))
         self.refresh()
         if self._following or self.to_head:
             # The new height counts for scrolling only after the next layout.
-            self.call_after_refresh(self._place, last)
+            self.call_after_refresh(self._place)
 
-    def _place(self, last: int) -> None:
-        if self.to_head and len(self._lines) - last > self.size.height:
-            self.scroll_to(y=last, animate=False)
-        else:
+    def _place(self, tries: int = LAYOUTS) -> None:
+        if not self.to_head or len(self._lines) - self._last <= self.size.height:
             self.scroll_end(animate=False)
+            return
+        self.scroll_to(y=self._last, animate=False)
+        if self.scroll_y < self._last and tries:
+            # A panel that has just come into view: the layout is still to come.
+            self.call_after_refresh(self._place, tries - 1)
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
         super().watch_scroll_y(old_value, new_value)

@@ -33,6 +33,7 @@ MEASURED = (
     "pick experts in the map with {pick}: you see here what goes and what it costs, and decide "
     "then."
 )
+DENSE = "Nothing staged.\nType abliterate to stage the removal of a direction."
 GOOD, WARN, BAD = Style(color="green"), Style(color="yellow"), Style(color="red")
 DIM, BOLD = Style(dim=True), Style(bold=True)
 
@@ -202,6 +203,8 @@ def plan_body(
 
 def empty_body(state: AppState) -> Text:
     """The panel without a plan: what to do to get one."""
+    if hints.dense(state):
+        return Text(DENSE)
     measured = state.view.heat is not None and bool(state.view.heat.metrics)
     if not measured:
         return Text(state.names.say(UNMEASURED))

@@ -7,6 +7,8 @@ from typing import Any
 
 from rich.console import RenderableType
 
+from commands.guides.report import GuideReport
+from commands.output.guide_page import guide
 from commands.output.render import (
     answers,
     calibration,
@@ -53,6 +55,7 @@ RENDERERS: dict[type[Report], Callable[[Any], RenderableType]] = {
     ABReport: answers.ab,
     HistoryReport: history.history,
     RecipeReport: history.recipe,
+    GuideReport: guide,
 }
 
 

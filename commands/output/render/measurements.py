@@ -38,8 +38,7 @@ def evaluate(report: EvaluateReport) -> RenderableType:
     steered = "steering is no part of the weights: " + (
         "the history keeps no score of this" if kept else "guardrails of apply measure without it"
     )
-    notes = (*report.notes, *((steered,) if report.steered else ()))
-    return with_notes(Group(*parts), notes)
+    return with_notes(Group(*parts), (steered,) if report.steered else ())
 
 
 def compare(report: CompareReport) -> RenderableType:
@@ -54,7 +53,7 @@ def compare(report: CompareReport) -> RenderableType:
         ("x checkpoint", [f"{f.ratio:.3f}" for f in both]),
         ("KL", ["" if f.kl_mean is None else f"{f.kl_mean:.4f}" for f in both]),
         ("size", [readable_bytes(f.bytes) for f in both]),
-        ("experts", [str(f.experts) for f in both]),
+        *((("experts", [str(f.experts) for f in both]),) if report.a.experts else ()),
         ("work kept", ["" if f.work is None else f"{f.work:.1%}" for f in both]),
     )
     for name, cells in lines:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.table import Table
 
 from commands.output.render.base import new_table, pairs, text, with_notes
 from mlxfun.checkpoint.reports import SaveReport
@@ -16,13 +17,15 @@ def info(report: InfoReport) -> RenderableType:
     """Figures of the model, one a line."""
     kept = f"{report.experts_kept} of {report.experts}"
     experts = kept if report.experts_kept != report.experts else str(report.experts)
+    routed = f"{experts} per layer, top-{report.top_k}, {report.router} router"
+    layers = f"{report.moe_layers} of them MoE" if report.moe_layers else "without experts"
     limit = f" of {readable_bytes(report.memory_limit)}" if report.memory_limit else ""
     rows: list[tuple[str, Any]] = [
         ("model", report.model_id),
         ("source", report.source),
         ("type", report.model_type),
-        ("layers", f"{report.decoder_layers}, {report.moe_layers} of them MoE"),
-        ("experts", f"{experts} per layer, top-{report.top_k}, {report.router} router"),
+        ("layers", f"{report.decoder_layers}, {layers}"),
+        ("experts", routed if report.moe_layers else None),
         ("groups", report.groups if report.groups > 1 else None),
         ("shared experts", report.shared_experts or None),
         ("parameters", f"{report.parameters:,}"),
@@ -37,7 +40,9 @@ def info(report: InfoReport) -> RenderableType:
 
 
 def layers(report: LayersReport) -> RenderableType:
-    """One line for each MoE layer."""
+    """One line for each MoE layer; of a dense model one for each decoder layer."""
+    if not report.rows:
+        return Group(text(report.summary()), _decoder(report))
     numbers = ("layer", "experts", "kept", "top-k", "groups", "shared")
     table = new_table(
         *("layer", "router", "score", "experts", "kept", "top-k", "groups", "shared", "bias"),
@@ -51,6 +56,15 @@ def layers(report: LayersReport) -> RenderableType:
     return Group(text(report.summary()), table)
 
 
+def _decoder(report: LayersReport) -> Table:
+    table = new_table("layer", "mixer", "feed forward", "size", "path", numbers=("layer", "size"))
+    for row in report.decoder:
+        size = readable_bytes(row.bytes)
+        cells = (str(row.layer), row.mixer, row.feed_forward, size, row.path)
+        table.add_row(*(text(cell) for cell in cells))
+    return table
+
+
 def save(report: SaveReport) -> RenderableType:
     """Where the model was written, and the checks it passed."""
     rows: list[tuple[str, Any]] = [
@@ -59,7 +73,7 @@ def save(report: SaveReport) -> RenderableType:
             "size",
             f"{readable_bytes(report.bytes)} in {counted(len(report.files), 'file', 'files')}",
         ),
-        ("experts", f"{report.experts} per layer"),
+        ("experts", f"{report.experts} per layer" if report.experts else None),
         ("quantisation", report.quantization),
         *((f"check {name}", outcome) for name, outcome in report.gate.items()),
     ]

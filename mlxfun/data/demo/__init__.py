@@ -1,4 +1,4 @@
-"""The bundled model and the sample data written for it, addressed as "demo" and "demo:NAME"."""
+"""The bundled demo model and sample data, addressed as "demo" and "demo:NAME"."""
 
 from __future__ import annotations
 

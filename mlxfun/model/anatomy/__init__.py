@@ -1,4 +1,4 @@
-"""Where the experts are: one structural discovery for every mlx-lm Mixture-of-Experts model.
+"""Structural discovery of the MoE layers of any mlx-lm model.
 
 All architecture-specific knowledge of the project lives in this package: `facts` holds it as rows
 of data, `discover` finds the rest by looking at the modules, `types` describes what was found.

@@ -1,4 +1,4 @@
-"""Find the MoE layers of a loaded mlx-lm model by structure.
+"""Finds the MoE layers of a loaded mlx-lm model by structure.
 
 Experts are the `SwitchGLU`/`SwitchMLP` modules (or dbrx's list of MLPs); the router is the child
 named `gate` or `router` of their nearest ancestor. `named_modules()` is used instead of

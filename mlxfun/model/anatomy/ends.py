@@ -1,4 +1,4 @@
-"""What stands around the decoder layers: the token embedding, the final norm and the output head."""
+"""Finds the token embedding, the final norm and the output head of a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What cannot be seen from a model's modules, as data. A new architecture is a row here.
+"""A table of facts about architectures that their modules do not show. A new one is a row.
 
 Rows are keyed by the mlx-lm module that *defines the MoE block* (kimi_vl's blocks are defined in
 deepseek_v3, qwen3_5's in qwen3_next), read from mlx-lm 0.32.

@@ -1,4 +1,4 @@
-"""Find the decoder layers of any mlx-lm model, and in each its mixer, feed-forward part and norms.
+"""Finds the decoder layers of any mlx-lm model, and in each its mixer, feed-forward part and norms.
 
 A decoder layer is an item of a list of modules outside any other list; what is in it is told by
 the names and classes of its children (tables in `facts`) and by what was found of its experts.

@@ -1,4 +1,4 @@
-"""What anatomy found: plain frozen data, no arrays, safe to hand to any thread."""
+"""Data types of a discovered MoE layer: frozen, without arrays, safe to pass between threads."""
 
 from __future__ import annotations
 

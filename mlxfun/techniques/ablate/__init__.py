@@ -1,1 +1,1 @@
-"""Project a direction of the residual stream out of the weights (abliteration)."""
+"""Ablation (abliteration): project a direction of the residual stream out of the weights."""

@@ -1,4 +1,4 @@
-"""Removing a direction from what a model writes to its residual stream (abliteration).
+"""Weights with a direction projected out of every matrix that writes to the residual stream.
 
 A. Arditi et al., "Refusal in Language Models Is Mediated by a Single Direction" (2024). With d a
 direction of length 1, W [D, H] a projection that writes to the stream and s a strength,
@@ -9,7 +9,7 @@ on the *output* side: what the projection adds loses the share s of its componen
 removes it, s > 1 turns its sign, which also undoes what earlier parts or the embedding wrote.
 
 Where the output passes a norm with gain g before it is added, the direction there is g * d, of
-length 1 again (mlxfun.model.anatomy.outputs.gain). Experts in a latent space that share the projection
+length 1 again (mlxfun.model.outputs.gain). Experts in a latent space that share the projection
 U back to the stream are edited in U; single ones of them in their own output along U^T d.
 
 The same projection on *activations*, y' = y - s d (d . y), is what a trial of a search runs:
@@ -29,9 +29,9 @@ import numpy as np
 
 from mlxfun.context import SILENT, Context
 from mlxfun.hooks.intercept import Hooks
-from mlxfun.model.anatomy.outputs import Output, gain
 from mlxfun.model.delta import Delta, LayerDelta, Resident
 from mlxfun.model.identity import RowId, Rows
+from mlxfun.model.outputs import Output, gain
 from mlxfun.model.parameters import (
     PACKED,
     Stored,

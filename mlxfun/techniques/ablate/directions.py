@@ -1,4 +1,4 @@
-"""Directions of the residual stream in which two sets of prompts differ, in one pass.
+"""Candidate directions: differences of mean residual streams between two prompt sets, in one pass.
 
 With h_l(x) the stream behind decoder layer l, at the last token of prompt x (where the answer
 begins) or averaged over its tokens,

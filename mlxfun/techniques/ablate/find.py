@@ -1,4 +1,4 @@
-"""From two sets of prompts to plans of ablation: directions in one pass, then a search if asked for.
+"""Finds ablation plans from two prompt sets: directions in one pass, then an optional search.
 
 Each set is split once, by seed: a part gives the directions, a part judges the trials of a search,
 and a part that neither has seen is left for the report.
@@ -26,7 +26,7 @@ from mlxfun.evaluation.refusal_metrics import (
 )
 from mlxfun.evaluation.reports import RefusalCount
 from mlxfun.generation.answers import read_prompts
-from mlxfun.model.anatomy.outputs import Output
+from mlxfun.model.outputs import Output
 from mlxfun.techniques.ablate import directions, search
 from mlxfun.techniques.ablate.delta import Projector, projections
 from mlxfun.techniques.ablate.directions import Directions
@@ -69,7 +69,7 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What a direction is looked for in. outputs: of the whole model, see mlxfun.model.anatomy.outputs.
+    """What a direction is looked for in. outputs: of the whole model, see mlxfun.model.outputs.
 
     layers: {number: path} of the decoder layers. experts: {decoder layer: experts that may be
     edited}, None for all. components: that may be.

@@ -1,4 +1,4 @@
-"""Options of ablation: which direction is removed, from what, and how strongly."""
+"""Options of ablation: source of the direction, edited parts, strengths."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from pathlib import Path
 
 from mlxfun.data.options import DatasetOptions, require_seed
 from mlxfun.errors import UsageError
+from mlxfun.model.components import COMPONENTS
 
 POSITIONS = ("last", "mean")
 TARGETS = ("all", "safety-experts", "dense-only")
-COMPONENTS = ("attention", "dense", "shared", "experts")
-"""Parts of a layer; see mlxfun.model.anatomy.outputs."""
 
 MAX_STRENGTH = 4.0
 """1 removes a direction, 2 turns its sign: beyond 4 a projection only adds noise."""

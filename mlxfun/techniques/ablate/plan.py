@@ -1,4 +1,4 @@
-"""The plan of an ablation: one direction, and how strongly each part of each layer loses it."""
+"""The plan of an ablation: one direction, and the strength per component and layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reports on ablation: what was staged and what it does to refusals; refusals counted."""
+"""Reports on a staged ablation, its search and its effect on refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A seeded search over where a direction is taken and how strongly each part loses it.
+"""Seeded search (Parzen estimator) over source layer, position and strengths of an ablation.
 
 Points. A point is a source layer, a position, and a strength for every component and layer: a
 maximum per component times one profile over the layers, floor + (1 - floor) max(0, 1 - |l - c| / r)

@@ -1,4 +1,4 @@
-"""From options to a staged ablation: find or recall a plan, make its weights, measure, stage.
+"""Ablation as a technique: finds or recalls a plan, computes its weights, measures.
 
 The candidate is measured before it is staged, so that a cancel or failure at any point leaves the
 model, and a plan that was staged before, as they were.
@@ -21,9 +21,11 @@ from mlxfun.errors import PlanError, StateError, UsageError
 from mlxfun.evaluation.refusal_metrics import Panel, answer_kl, ask_all
 from mlxfun.evaluation.refusals import refusal_report
 from mlxfun.evaluation.reports import RefusalReport
-from mlxfun.model.anatomy.outputs import COMPONENTS, Output, leaks, residual_outputs
+from mlxfun.model.components import COMPONENTS
 from mlxfun.model.delta import Delta, Resident
 from mlxfun.model.model_map import ModelMap
+from mlxfun.model.outputs import Output, leaks, residual_outputs
+from mlxfun.model.parameters import unpacked_bytes
 from mlxfun.techniques.ablate.delta import ROWS_AT_ONCE, ablate_delta, projections
 from mlxfun.techniques.ablate.find import ERROR_WORTH_TELLING, Finder, Found, Model, read_split
 from mlxfun.techniques.ablate.options import POSITIONS, TARGETS, AblateOptions
@@ -244,17 +246,15 @@ def command_line(options: AblateOptions) -> str:
 
 def estimate_bytes(resident: Resident, outputs: tuple[Output, ...]) -> int:
     """Bytes of the new weights, and of the largest part unpacked while it is made: upper bounds."""
+    modules = [resident.tree.modules[output.path] for output in outputs]
     sizes = [
-        [
-            array.nbytes
-            for array in resident.tree.modules[output.path].values()
-            if isinstance(array, mx.array)
-        ]
-        for output in outputs
+        [array.nbytes for array in module.values() if isinstance(array, mx.array)]
+        for module in modules
     ]
     widest = max((max(each) for each in sizes), default=0)
-    # Packed 4-bit weights are eight times as large in float32; three such parts are held at once.
-    return sum(map(sum, sizes)) + widest + 3 * min(8 * widest, 2 * ROWS_AT_ONCE)
+    unpacked = max((unpacked_bytes(module) for module in modules), default=0)
+    # Three such parts are held at once, of stacks a few rows at a time.
+    return sum(map(sum, sizes)) + widest + 3 * min(unpacked, 2 * ROWS_AT_ONCE)
 
 
 def _doubts(found: Found, staged_kl: float | None, refusals: RefusalReport) -> list[str]:

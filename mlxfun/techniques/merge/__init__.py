@@ -1,1 +1,1 @@
-"""Average experts into those most like them (REAM)."""
+"""Merging: average experts into those most similar to them (REAM)."""

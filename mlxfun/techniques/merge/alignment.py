@@ -1,4 +1,4 @@
-"""Which neuron of a member corresponds to which neuron of its centroid.
+"""Neuron alignment: the permutation that matches a member's neurons to its centroid's.
 
 The neurons of an expert can be permuted without changing what it computes, so experts are averaged
 neuron by neuron only after matching them. With a_i a neuron's activations over tokens and w_i its

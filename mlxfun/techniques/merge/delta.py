@@ -1,4 +1,4 @@
-"""Merging experts (REAM, B. Knyazev; router-weighted expert activation merging).
+"""Merged expert weights (REAM, B. Knyazev; router-weighted expert activation merging).
 
 Layer by layer, on the inputs that the already merged layers produce:
 

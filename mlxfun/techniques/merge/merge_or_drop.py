@@ -1,4 +1,4 @@
-"""Merging or dropping, decided per expert by the error of the layer's output.
+"""Merge or drop, decided per expert by the error of the layer's output.
 
 A merge puts several experts into one, a prune drops them; which serves the layer better is measured.
 With y what the layer put out, and what is left over when all members are dropped,

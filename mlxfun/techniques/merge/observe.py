@@ -1,5 +1,5 @@
-"""What a layer does on calibration text, as merging needs it: sums over all tokens, and a spread of
-tokens with what the experts got and what the router said.
+"""Calibration statistics of one layer for merging: sums over all tokens, and a sample of tokens
+with expert inputs and router logits.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Merge: from options to a proposal, which experts are centroids, and whether memory allows it."""
+"""Merging as a technique: chooses centroids, checks memory, proposes merged layers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import mlx.core as mx
 import numpy as np
 
 from mlxfun.calibration.collect import batch_shape, collect
@@ -22,7 +21,9 @@ from mlxfun.editing.plans import Provenance
 from mlxfun.errors import PlanError, UsageError
 from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.delta import Resident
+from mlxfun.model.experts import Bank
 from mlxfun.model.model_map import ModelMap
+from mlxfun.model.parameters import unpacked_bytes, unpacked_shape
 from mlxfun.techniques.merge.delta import Merger
 from mlxfun.techniques.merge.options import ALIGNMENTS, SIMILARITY_MODES, MergeOptions
 from mlxfun.techniques.prune import selection
@@ -246,34 +247,22 @@ def estimate_bytes(request: MergeRequest) -> int:
     options, resident = request.options, request.resident
     live = len(request.committed[0])
     kept = live - options.n_prune if options.n_prune is not None else live
-    stacks, widest = 0, 0
+    stacks = widest = hidden = neurons = 0
     for moe in resident.layers:
         arrays = [resident.tree.get(p.path) for p in moe.layer.expert_parameters()]
         rows = len(resident.stack[moe.layer.position])
         stacks += sum(a.nbytes for a in arrays) * kept // rows
+        bank = Bank.of(moe, resident.tree.modules)
         # A projection in float32: as it is, scaled, and its rows that are being combined.
-        packed = [a.size * (8 if a.dtype == mx.uint32 else 1) for a in arrays]
-        widest = max(widest, 3 * 4 * max(packed, default=0))
+        widest = max(widest, *(3 * unpacked_bytes(bank.projection(name)) for name in bank.names))
+        _, width, inner = unpacked_shape(bank.projection(bank.outward))
+        hidden, neurons = max(hidden, width), max(neurons, inner)
     real = sum(int(batch.mask.sum()) for batch in request.batches)
     tokens = min(options.max_similarity_tokens, real)
-    hidden, neurons = _widths(request)
     work = widest + tokens * live * neurons * 4 * 4 + PAIRS_AT_ONCE
     # Hidden states as they come in, go out, and what is remembered of attention and norms.
     states = sum(batch.tokens.size for batch in request.batches) * hidden * 4 * 5
     return stacks + work + states
-
-
-def _widths(request: MergeRequest) -> tuple[int, int]:
-    """(D, H) of the widest experts, from their output projections' sizes."""
-    sizes = [(1, 1)]
-    for moe in request.resident.layers:
-        shapes = [
-            request.resident.tree.get(p.path).shape
-            for p in moe.layer.expert_parameters()
-            if p.path.endswith(".weight")
-        ]
-        sizes += [(max(s[1] for s in shapes), min(s[1] for s in shapes))]
-    return max(d for d, _ in sizes), max(h for _, h in sizes)
 
 
 def require_memory(request: MergeRequest) -> None:

@@ -1,1 +1,1 @@
-"""Remove experts: by a metric, by an expert list, by calibration forwards, or by hand."""
+"""Pruning: remove experts by a metric, an expert list, calibration forwards or manual selection."""

@@ -1,4 +1,4 @@
-"""A global budget: n experts go from each layer on average, more where that costs less.
+"""Global pruning budget: n experts per layer on average, distributed over layers by measured KL.
 
 What it costs is measured, not guessed from scores: each layer alone is pruned to a few counts c,
 and the mean KL on held-out samples is taken as its price. The counts with the least total price

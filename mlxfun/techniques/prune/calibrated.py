@@ -1,4 +1,4 @@
-"""Prunes that look before they leap: decided, or made good, by what is measured while pruning.
+"""Prunes decided, or repaired, with calibration forwards.
 
     --sequential            each layer's statistics are taken on what the pruned layers put out
     --metric output_error   backward elimination by the error of the layer's output
@@ -24,7 +24,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import mlx.core as mx
 import numpy as np
 
 from mlxfun.calibration.collect import batch_shape
@@ -34,6 +33,7 @@ from mlxfun.data.datasets import batches
 from mlxfun.errors import PlanError, StateError, UsageError
 from mlxfun.evaluation.evaluator import EvalSet, Evaluator
 from mlxfun.model.delta import Delta
+from mlxfun.model.parameters import unpacked_bytes, unpacked_shape
 from mlxfun.model.slicing import prune_layer
 from mlxfun.techniques.prune import allocation, choose, selection
 from mlxfun.techniques.prune.delta import validate
@@ -321,19 +321,15 @@ def estimate_bytes(workspace: Workspace, options: PruneOptions) -> int:
     tokens = sum(len(sequence) for sequence in workspace.calibration)
     widest = stacks = width = 0
     for moe in resident.layers:
-        arrays = [resident.tree.get(p.path) for p in moe.layer.expert_parameters()]
-        sizes = (a.size * (8 if a.dtype == mx.uint32 else 1) for a in arrays)
-        widest = max(widest, *sizes, 0)
-        for array in arrays:
-            # Packed weights hold at least four values in 32 bits, at most eight.
-            unpacked = array.shape[-1] * (8 if array.dtype == mx.uint32 else 1)
-            width = max(width, unpacked, array.shape[-2] if array.ndim > 1 else 0)
+        paths = [p.path for p in moe.layer.expert_parameters()]
+        for path in {path.rpartition(".")[0] for path in paths if path.endswith(".weight")}:
+            module = resident.tree.modules[path]
+            widest = max(widest, unpacked_bytes(module))
+            width = max(width, *unpacked_shape(module)[-2:])
         if options.refit_experts:
             # One projection of each layer, both versions, while the plan is staged.
-            stacks += max((a.nbytes for a in arrays), default=0)
-    return (
-        stacks + 3 * 4 * widest + tokens * width * 4 * (8 + workspace.anatomy.top_k) + (768 << 20)
-    )
+            stacks += max((resident.tree.get(path).nbytes for path in paths), default=0)
+    return stacks + 3 * widest + tokens * width * 4 * (8 + workspace.anatomy.top_k) + (768 << 20)
 
 
 def require_memory(workspace: Workspace, options: PruneOptions) -> None:

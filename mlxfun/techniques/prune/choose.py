@@ -1,4 +1,4 @@
-"""Which experts stay: by the statistics in hand, or by an expert list."""
+"""Choice of the experts to keep, by statistics or by an expert list."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pruning experts, virtually: slice the router now, the experts when compacting or saving.
+"""The delta of a prune: sliced router and an index map; experts are sliced on compact or save.
 
 The sliced router (kilobytes) runs for real, and the experts moe maps its picks into the full
 stack (`inds -> keep[inds]`). This is bitwise equal to the physically sliced model for every router

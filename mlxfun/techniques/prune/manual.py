@@ -1,4 +1,6 @@
-"""Prune by hand: a selection of single experts, changed step by step and staged after each."""
+"""Manual pruning: a selection of single experts, changed step by step and staged after each
+step.
+"""
 
 from __future__ import annotations
 

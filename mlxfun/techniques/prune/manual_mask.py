@@ -1,4 +1,4 @@
-"""Choosing by hand which experts go: arithmetic on masks, quick enough for every key press.
+"""Boolean masks of manually selected experts: pure arithmetic, fast enough for every key press.
 
 Masks and scores are [L, E] in checkpoint numbering; `gone` marks what goes. A selection can be
 *runnable* (every token finds its top-k experts, and a grouped router its groups) without being

@@ -1,4 +1,4 @@
-"""The plan of a prune: which experts stay."""
+"""The plan of a prune: the experts that are kept."""
 
 from __future__ import annotations
 

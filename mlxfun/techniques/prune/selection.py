@@ -1,4 +1,4 @@
-"""Which experts go: pure decisions on scores, `(scores, constraints, options) -> Selection`.
+"""Selection of the experts to prune: pure functions `(scores, constraints, options) -> Selection`.
 
 Every rule here serves one fact: stock loading holds a single expert count, so each layer loses
 the same number, and a grouped router needs the same number in each of its groups.

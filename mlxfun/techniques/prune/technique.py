@@ -1,4 +1,4 @@
-"""Prune: from options to a proposal, by statistics alone or with calibration forwards."""
+"""Pruning as a technique: proposes a prune from statistics, or with calibration forwards."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Least-squares refits and the layer-by-layer calibration pass that several techniques share."""
+"""Least-squares refits and the layer-by-layer calibration pass, shared by prune and merge."""

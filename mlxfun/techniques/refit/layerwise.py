@@ -1,4 +1,4 @@
-"""A prune decided layer by layer, on what the layers before it put out.
+"""Layer-by-layer pruning pass: each layer is decided on the outputs of the edited layers before it.
 
 One pass over the layers with carried hidden states (mlxfun.hooks.layerwise). Per layer: observe it, choose
 who stays, cut its router, refit the experts that stay (mlxfun.techniques.refit.least_squares), swap the result in so

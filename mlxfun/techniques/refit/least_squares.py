@@ -1,4 +1,4 @@
-"""Refit the experts that stay, by least squares: what is left of a layer takes over what went.
+"""Least-squares refit of the remaining experts to the output of the original layer.
 
 A prune leaves a layer with experts made for other company. Of an expert f(x) = D h(x), the output
 projection D enters linearly, so the best one is a linear problem. With y the output of the layer

@@ -1,4 +1,4 @@
-"""Which experts a layer misses least: backward elimination by the error of the layer's output.
+"""Backward elimination of experts by the error of the layer's output.
 
 With f_e the output of expert e for a token, w its weights in the whole model and w' those of the
 router that chooses among the experts S that are left, the error of a layer is

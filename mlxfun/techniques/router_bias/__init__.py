@@ -1,1 +1,1 @@
-"""Raise or lower experts in their routers for good: amplify and bake."""
+"""Permanent router edits that raise or lower experts: amplify and bake."""

@@ -1,4 +1,4 @@
-"""Raise or lower experts in the router for good: what amplify and bake make of a wish.
+"""Router deltas that boost experts: exactly in a bias, or by least squares in the router's rows.
 
 An addend for an expert goes where the layer can hold it, in this order:
 

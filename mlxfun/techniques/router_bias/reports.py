@@ -1,4 +1,4 @@
-"""Reports of staged changes of routers: amplify and bake."""
+"""Reports on staged router edits."""
 
 from __future__ import annotations
 

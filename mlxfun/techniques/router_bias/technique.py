@@ -1,4 +1,4 @@
-"""From a domain report, or from the steering in force, to a staged plan that makes it permanent.
+"""Amplify and bake as techniques: router edits from a domain report, or from the active steering.
 
 amplify: the experts of a domain report are raised by
 

@@ -195,7 +195,10 @@ def test_a_replay_reads_what_it_wrote(make_bench: MakeBench, here: Path) -> None
         ("load demo\n#= stat abc\n", "s.mlxfun:2: '#= stat abc' is not of the form '#= state ID'"),
         ("#= state abc\nload demo\n", "s.mlxfun:1: '#= state abc' follows no command"),
         ("info\n#= state a\n#= state b\n", "s.mlxfun:3: '#= state b' follows no command"),
-        ("#!mlxfun-session 9\ninfo\n", "s.mlxfun:1: session format '9' is unknown, this is for"),
+        (
+            "#!mlxfun-session 9\ninfo\n",
+            "s.mlxfun:1: session format '9' is unknown, this program reads 1 and 2",
+        ),
         ("#: colour red\ninfo\n", "s.mlxfun:1: header line 'colour' is not one of mlxfun, mlx,"),
         ("#: seed x\ninfo\n", "s.mlxfun:1: the seed 'x' is not a whole number"),
         ('info\n"unclosed\n', "s.mlxfun:2: Unterminated string"),

@@ -18,7 +18,7 @@ MakeBench = Callable[..., Bench]
 
 def test_a_recording_holds_header_commands_and_the_state_after_each(recorded: Path) -> None:
     lines = recorded.read_text().splitlines()
-    assert lines[0] == "#!mlxfun-session 1"
+    assert lines[0] == "#!mlxfun-session 2"
     assert lines[1] == "#: mlxfun 0.1.0"
     assert [x.split()[1] for x in lines[2:7]] == ["mlx", "mlx-lm", "seed", "model", "checkpoint"]
     assert lines[4:6] == ["#: seed 1", "#: model demo"]

@@ -21,6 +21,8 @@ from mlxfun.evaluation.evaluator import (
     perplexity,
 )
 from mlxfun.hooks.head import HeadTap
+from mlxfun.model.delta import Delta, LayerDelta
+from mlxfun.model.parameters import dequantised, requantised
 
 SEQUENCES = tuple(
     np.array([(3 * i + 7 * n + i * i) % 61 for i in range(length)], dtype=np.int32)
@@ -86,6 +88,55 @@ def test_a_reference_is_read_once_and_costs_no_forward_afterwards(rig):
     assert not calls
     assert evaluator.has_reference("base", DATA)
     assert not evaluator.has_reference("base", EvalSet("set", SEQUENCES[:2]))
+
+
+def edit_head(r) -> Delta:
+    """Swap other values into the head (or the embedding it is tied to); what leads back."""
+    path = r.map.head.path
+    module = r.resident.tree.modules[path]
+    noise = mx.random.normal((64, r.map.hidden_size), key=mx.random.key(5))
+    new = requantised(module, dequantised(module) + 0.3 * noise, lambda leaf: module[leaf].dtype)
+    arrays = {f"{path}.{leaf}": array for leaf, array in new.items()}
+    assert len(arrays) == (3 if "scales" in module else 1)
+    return r.resident.swap(Delta((LayerDelta(None, arrays=arrays),)))
+
+
+@pytest.mark.parametrize("mode", [None, "affine4"])
+@pytest.mark.parametrize("name", ["qwen3_moe", "hunyuan", "llama", "qwen3"])
+def test_a_reference_is_compared_by_its_own_head_after_the_head_was_edited(rig, name, mode):
+    r = rig(name, mode=mode)
+    assert r.map.head.tied == (name in ("hunyuan", "qwen3"))
+    evaluator = Evaluator(r.model, HeadTap(r.model, r.map.head), 64)
+    base = naive(r.model)
+    reference = evaluator.reference(("base", ""), DATA)
+    assert reference.hidden is not None, "compared by its hidden states, not by a second forward"
+    back = edit_head(r)
+    edited = naive(r.model)
+    likelihood, (comparison,) = evaluator.compare(DATA, [reference], [nullcontext])
+    kl = np.concatenate([(np.exp(p) * (p - q)).sum(-1) for p, q in zip(base, edited, strict=True)])
+    assert kl.mean() > 0.1, "the edit is felt"
+    order = np.argsort(likelihood.sequence, kind="stable")
+    np.testing.assert_allclose(comparison.kl[order], kl, rtol=2e-3, atol=2e-4)
+    assert abs(kl_figures([comparison])["kl_mean"] - kl.mean()) <= 1e-4
+    r.resident.swap(back)
+    _, (comparison,) = evaluator.compare(DATA, [reference], [nullcontext])
+    assert kl_figures([comparison])["kl_mean"] < 1e-5
+
+
+def test_a_frozen_head_shares_its_arrays_and_knows_no_hooks(rig):
+    r = rig("llama")
+    head = HeadTap(r.model, r.map.head)
+    hidden = mx.random.normal((3, r.map.hidden_size))
+    plain, module = head.logits(hidden), r.resident.tree.modules[r.map.head.path]
+    held = mx.get_active_memory()
+    with head.watching():
+        frozen = head.frozen()
+        assert np.array_equal(np.array(frozen(hidden)), np.array(plain))
+        assert head.seen is None, "it was not the watched head that ran"
+    assert mx.get_active_memory() - held < module.weight.nbytes
+    module.weight = mx.zeros_like(module.weight)
+    assert np.array_equal(np.array(frozen(hidden)), np.array(plain))
+    assert not np.array(head.logits(hidden)).any()
 
 
 def test_watching_the_head_leaves_the_model_as_it_was(rig):

@@ -20,6 +20,7 @@ from tui.state.app_state import AppState, Job
 from tui.state.chat_turns import Turn
 from tui.text import tree
 from tui.widgets.conversation.transcript import turn_lines
+from tui.widgets.help import HelpScreen, topic
 from tui.widgets.keybar import bar_text
 from tui.widgets.status import job_text, status_text
 
@@ -227,5 +228,25 @@ def test_help_explains_the_focused_panel_and_the_typed_command() -> None:
         await shell.press("escape", "colon", *"prune --", "f1")
         assert page().startswith("command line")
         assert "prune [OPTIONS]" in page()
+
+    drive(test)
+
+
+def test_help_on_a_typed_line_is_about_its_command_or_what_help_names() -> None:
+    @ready(*CALIBRATED)
+    async def test(shell: Shell) -> None:
+        state = shell.app.state
+        assert topic("prune --n-prune 4", state) == "prune"
+        assert topic("plan save kept.json", state) == "plan save"
+        assert topic("help pruning", state) == "pruning"
+        assert topic("help plan save", state) == "plan save"
+        assert topic("help", state) == "help"
+        assert topic("nonsense", state) is None
+        asked = []
+        shell.engine.help = lambda name, width: asked.append((name, width)) or "page\n" * 80
+        await shell.press("colon", *"help pruning", "f1")
+        assert asked == [("pruning", HelpScreen.columns(shell.app.size.width))]
+        static = shell.app.screen.query_one("Static")
+        assert static.size.width == HelpScreen.columns(shell.app.size.width)
 
     drive(test)

@@ -8,6 +8,7 @@ from textual.app import ComposeResult
 from textual.widget import Widget
 from textual.widgets import Input, Static
 
+from tui import hints
 from tui.input import chat_actions
 from tui.messages import ChatEntered
 from tui.state.app_state import AppState
@@ -16,7 +17,8 @@ from tui.widgets.conversation.transcript import Transcript
 from tui.widgets.fields import Field
 from tui.widgets.panel import Panel
 
-WELCOME = "Press {chat} and ask something.\nThe experts at work light up while it answers."
+ASK = "Press {chat} and ask something."
+WELCOME = f"{ASK}\nThe experts at work light up while it answers."
 UNLOADED = "A model has to be loaded first."
 
 
@@ -64,7 +66,8 @@ class ChatPanel(Panel):
         self.entitle(state.names)
         welcome = self.query_one("#welcome", Static)
         welcome.display = not state.turns
-        words = state.names.say(WELCOME if state.view.model else UNLOADED)
+        ask = ASK if hints.dense(state) else WELCOME
+        words = state.names.say(ask if state.view.model else UNLOADED)
         if words != self._welcome:
             self._welcome = words
             welcome.update(Text(words))

@@ -14,6 +14,7 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from mlxfun.calibration.reports import DiffReport
+from mlxfun.text import no_experts
 from tui import hints
 from tui.input import chat_actions, expert_selection
 from tui.keys.keymap import bindings
@@ -119,12 +120,12 @@ class ExpertsPanel(Panel):
 
     def show(self, state: AppState) -> None:
         """Draw the experts of `state`."""
-        heatmap, blank = self.query_one(Heatmap), state.view.model is None
+        heatmap, blank = self.query_one(Heatmap), state.view.model is None or hints.dense(state)
         self.query_one("#empty").display = blank
         for kind, shape in SHAPES:
             self.query_one(kind).display = not blank and state.heat.shape == shape
         if blank:
-            self.query_one("#empty", Static).update(Text(hints.next_step(state)))
+            self.query_one("#empty", Static).update(Text(self._nothing(state)))
             self.query_one("#words", Line).put("")
             self.entitle(state.names)
             self.query_one(Legend).display = False
@@ -176,6 +177,13 @@ class ExpertsPanel(Panel):
         position, expert = state.cursor
         marked = expert_selection.marked(state)[position] if state.anchor is not None else None
         self.query_one(LayerView).show(layer_model(model, position), expert, marked)
+
+    @staticmethod
+    def _nothing(state: AppState) -> str:
+        """What stands where the map would be: how to get a model, or that it has no experts."""
+        if state.view.model is None:
+            return hints.next_step(state)
+        return no_experts(state.view.model.model_type, "show")
 
     @staticmethod
     def _brushed(state: AppState) -> str:

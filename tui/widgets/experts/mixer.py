@@ -12,6 +12,7 @@ from textual.widget import Widget
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
+from tui import hints
 from tui.keys.keymap import bindings
 from tui.messages import KeyUsed
 from tui.state.app_state import AppState
@@ -118,7 +119,7 @@ class MixerPanel(Panel):
 
     def __init__(self) -> None:
         super().__init__()
-        self._shown: tuple[Channel, ...] | None = None
+        self._shown: tuple[tuple[Channel, ...], bool] | None = None
 
     def compose(self) -> ComposeResult:
         yield Static(id="unsteered")
@@ -139,12 +140,15 @@ class MixerPanel(Panel):
     def show(self, state: AppState) -> None:
         """Draw the channels of `state`."""
         self.entitle(state.names)
-        if state.mixer == self._shown:
+        dense = hints.dense(state)
+        if (state.mixer, dense) == self._shown:
             return
-        self._shown = state.mixer
+        self._shown = state.mixer, dense
         nobody = self.query_one("#unsteered", Static)
         nobody.display = not state.mixer
-        nobody.update(Text(state.names.say(NOBODY)))
+        nobody.update(
+            Text(f"{hints.DENSE.capitalize()} to steer." if dense else state.names.say(NOBODY))
+        )
         rows = self.query_one(ChannelList)
         place = rows.highlighted or 0
         rows.clear_options()

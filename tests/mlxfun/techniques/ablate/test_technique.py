@@ -30,7 +30,7 @@ from mlxfun.evaluation.refusal_metrics import (
 from mlxfun.evaluation.reports import RefusalCount
 from mlxfun.generation.answers import Answer, greedy, read_prompts
 from mlxfun.generation.options import GenerateOptions
-from mlxfun.model.anatomy.outputs import residual_outputs
+from mlxfun.model.outputs import residual_outputs
 from mlxfun.scans.options import ScanOptions
 from mlxfun.steering.options import SteerOptions
 from mlxfun.techniques.ablate.delta import ablate_delta, projections

@@ -1,4 +1,4 @@
-"""Where decoder layers write to the residual stream: the projections whose output is added to it.
+"""Finds the projections of each decoder layer whose output is added to the residual stream.
 
 They are the outputs of mixers and feed-forward parts (mlxfun.model.model_map). Where a family
 normalises what a part puts out before adding it, an output names those norms, first the one that
@@ -24,17 +24,13 @@ from mlxfun.model.model_map import ModelMap
 
 Modules = Mapping[str, nn.Module]
 
-COMPONENTS = ("attention", "dense", "shared", "experts")
-"""Parts of a layer: attention in the wide sense (linear attention, state space, convolution too),
-dense feed-forward parts, shared experts, routed experts."""
-
 
 @dataclass(frozen=True, slots=True)
 class Output:
     """One projection that writes to the residual stream.
 
     path: of the module. layer: decoder layer. position: of its MoE layer, None in others.
-    component: see COMPONENTS. norms: paths of what its output passes before it is added.
+    component: see mlxfun.model.components. norms: paths of what its output passes before it is added.
     rows: "stack" for a stack of all experts, "one" for one expert (`expert`) of a list, "" for
     everything else, the projection out of a latent space included. through: for a stack of experts
     in a latent space the path of that projection; the stack itself writes to the latent space.

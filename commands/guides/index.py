@@ -1,0 +1,92 @@
+"""The list of guides, and the text of each. Reading one needs the standard library only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Guide:
+    """One chapter: the file `NAME.md` beside this one.
+
+    summary: its line in the list of guides. commands: those whose help pages point to it.
+    """
+
+    name: str
+    summary: str
+    commands: tuple[str, ...] = ()
+
+
+_ALL = (
+    Guide("screen", "Panels and keys: heatmap, selecting experts, A/B chat, mixer"),
+    Guide(
+        "editing",
+        "Staging, applying and undoing an edit; history; saving",
+        ("apply", "discard", "flip", "compact", "undo", "redo", "goto", "history", "name", "save"),
+    ),
+    Guide("data", "Data sets, the demo data, and how experts are numbered", ("prepare-dataset",)),
+    Guide(
+        "calibration",
+        "Routing statistics: metrics; combining and comparing runs",
+        (
+            *("collect", "why", "stats show", "stats save", "stats load", "stats count"),
+            *("stats reset", "stats diff", "stats merge", "stats rank", "stats purge"),
+        ),
+    ),
+    Guide(
+        "pruning",
+        "Removing experts: rankings, refits, selection by hand",
+        ("prune", "select", "plan show", "plan save"),
+    ),
+    Guide("merging", "Averaging experts into similar ones, compared with pruning", ("merge",)),
+    Guide(
+        "scans",
+        "Finding the experts of a domain or of refusals",
+        ("safety-scan", "domain-scan", "dossier"),
+    ),
+    Guide("steering", "Forcing experts on or off, or biasing them, at run time", ("steer",)),
+    Guide(
+        "router-edits",
+        "Making steering permanent in the routers: amplify and bake",
+        ("amplify", "bake"),
+    ),
+    Guide(
+        "ablation",
+        "Removing a refusal direction from the weights",
+        ("abliterate", "refusals"),
+    ),
+    Guide(
+        "measurements",
+        "Perplexity, KL and top-1 agreement; A/B divergence",
+        ("evaluate", "preview", "probe", "compare", "ab"),
+    ),
+    Guide("recipes", "Files that try variants of an edit and keep the best", ("recipe",)),
+    Guide(
+        "sessions",
+        "Recording and replaying sessions; recovery after a crash",
+        ("record", "replay", "resume", "expect"),
+    ),
+    Guide("headless", "Scripts: --headless, JSON, exit codes; the line shell --plain"),
+    Guide("configuration", "config.toml: theme, defaults, undo budget, keys"),
+    Guide("library", "Using mlxfun from Python"),
+    Guide("performance", "Measured cost of calibration, steering, edits and scans"),
+    Guide("installation", "Requirements, GPUs under Linux, a faster BLAS, extras"),
+    Guide("commands", "Every command with its key and an example"),
+)
+
+GUIDES: dict[str, Guide] = {guide.name: guide for guide in _ALL}
+"""The guides by name, in reading order. No name is that of a command."""
+
+_BY_COMMAND = {command: guide for guide in _ALL for command in guide.commands}
+
+
+def guide_for(command: str) -> Guide | None:
+    """The guide that explains `command`, None for one that needs none."""
+    return _BY_COMMAND.get(command)
+
+
+def source(name: str) -> str:
+    """The Markdown text of a guide. Raises KeyError for an unknown name."""
+    from importlib.resources import files  # most sessions read none
+
+    return (files(__package__) / f"{GUIDES[name].name}.md").read_text("utf-8")
