@@ -54,7 +54,7 @@ COMMANDS: tuple[tuple[str, str, str, str, str], ...] = (
     ("steer", "edit", "Force experts in or out.", "steer [OPTIONS]", "model"),
     ("preview", "measure", "Measure the staged model.", "preview [OPTIONS]", "plan"),
     ("evaluate", "measure", "Measure the model.", "evaluate [OPTIONS]", "model"),
-    ("chat", "chat", "ChatOptions to the live model.", "chat TEXT", "model"),
+    ("chat", "chat", "Talk to the live model.", "chat TEXT", "model"),
     ("apply", "edit", "Commit the staged plan.", "apply [OPTIONS]", "plan"),
     ("discard", "edit", "Drop the staged plan.", "discard", "plan"),
     ("flip", "edit", "Swap base and candidate.", "flip", "plan"),

@@ -5,12 +5,12 @@ from __future__ import annotations
 from commands.config import Config
 from tui import themes
 from tui.keys import key_labels
-from tui.keys.key_labels import Names
+from tui.keys.key_labels import KeyNames
 from tui.keys.keymap import BY_ID, KEYS, keys_for
 
 
 def check_config(config: Config) -> None:
-    """Raise UsageError, with file and line, for a theme or a key that there is not."""
+    """Raise UsageError, with file and line, for an unknown theme or key, or keys that clash."""
     known = [theme.name for theme in themes.THEMES]
     if config.theme not in (None, *known):
         raise config.error("theme", f"{config.theme!r} is unknown; known are {', '.join(known)}")
@@ -20,13 +20,13 @@ def check_config(config: Config) -> None:
         problem = key_labels.why_not(name, given)
         if problem:
             raise config.error(f"keys.{name}", problem)
-    names = Names.of(config.keys)
+    names = KeyNames.of(config.keys)
     for scope in sorted({scope for key in KEYS for scope in key.scope.split(",")}):
         _check_clashes(config, names, scope)
 
 
-def _check_clashes(config: Config, names: Names, scope: str) -> None:
-    """No key may mean two things in one place."""
+def _check_clashes(config: Config, names: KeyNames, scope: str) -> None:
+    """Raise UsageError if the configuration gives one key two meanings in `scope`."""
     taken: dict[str, str] = {}
     for key in keys_for(scope):
         for name in names.keys[key.id]:

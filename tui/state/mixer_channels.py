@@ -23,10 +23,11 @@ WAYS = MAP_MODES
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """One row. on: it works. layer and expert: of an expert, whose way is "in", "out" or "level".
+    """One row of the mixer: an expert, or with a path a scan report. on: it is in force.
 
-    path: of a report, whose technique is "safety" or "domain" and whose way is one of WAYS; most:
-    its strongest experts only; named: how many it could steer. Any number of reports may be on.
+    way: of an expert "in" (forced on), "out" (forced off) or "level" (biased by `level`); of a report
+    one of `WAYS`. technique: of a report, "safety" or "domain". most: take only its strongest
+    experts. named: how many it could steer.
     """
 
     on: bool
@@ -42,7 +43,7 @@ class Channel:
 
     @property
     def key(self) -> tuple[str, int, int]:
-        """What it is a channel of."""
+        """Identity: (path, layer, expert)."""
         return self.path, self.layer, self.expert
 
 
@@ -50,7 +51,7 @@ Channels = tuple[Channel, ...]
 
 
 def of_steering(report: SteerReport | None) -> Channels:
-    """A channel for each expert that is steered, but for those that a report steers."""
+    """A channel for each steered expert, except those that a report steers."""
     if report is None:
         return ()
     theirs = {cell for use in report.maps for cell in use.cells}
@@ -70,10 +71,10 @@ def of_steering(report: SteerReport | None) -> Channels:
 
 
 def synced(channels: Channels, report: SteerReport | None) -> Channels:
-    """The channels after a change of the steering, wherever it came from.
+    """The channels brought up to the steering in force.
 
-    What is steered is on, the way it is steered; what is not any more is muted, not gone. The
-    experts of a report that is in force have no channels of their own.
+    Channels of what is steered are on, all others are muted. Experts that a report steers have no
+    channels of their own.
     """
     steered = {c.key: c for c in of_steering(report)}
     uses = {use.path: use for use in report.maps} if report is not None else {}
@@ -92,14 +93,14 @@ def synced(channels: Channels, report: SteerReport | None) -> Channels:
 
 
 def _with_use(channel: Channel, use: MapInForce) -> Channel:
-    """A report's channel as the report steers."""
+    """A report's channel with the mode and limit in force."""
     named = len(use.names)
     limit = use.most if use.most is not None and use.most < named else None
     return replace(channel, on=True, way=use.mode, most=limit, technique=use.kind, named=named)
 
 
 def with_report(channels: Channels, report: ScanReport) -> Channels:
-    """With a muted channel for a scan's report, in place of an older one of the same file."""
+    """Add a muted channel for a scan report, replacing that of the same file."""
     # General experts of a domain scan are never steered.
     tables = (report.more, report.less) if report.technique == "safety" else (report.more,)
     named = sum(len(experts) for sets in tables for experts in sets.values())
@@ -125,7 +126,7 @@ def line(channels: Channels, steering: SteerReport | None = None) -> str:
 
 # What the keys do ---------------------------------------------------------------------------------
 def toggled(channels: Channels, place: int) -> Channels:
-    """The channel on, or muted."""
+    """Mute a channel, or bring it back."""
     changed = replace(channels[place], on=not channels[place].on)
     if changed.way == "level" and changed.on and not changed.level:
         changed = replace(changed, level=STEP)
@@ -133,7 +134,7 @@ def toggled(channels: Channels, place: int) -> Channels:
 
 
 def faded(channels: Channels, place: int, steps: int) -> Channels:
-    """The fader `steps` up or down: an expert's level, or how many of a report's experts."""
+    """Move a fader by `steps`: an expert's level, or how many of a report's experts are taken."""
     channel = channels[place]
     if channel.path:
         count = channel.most if channel.most is not None else channel.named
@@ -151,7 +152,7 @@ def faded(channels: Channels, place: int, steps: int) -> Channels:
 
 
 def turned(channels: Channels, place: int) -> Channels:
-    """The other way: in, out, or a level for an expert; the report's other mode."""
+    """Switch a channel's way: in, out, level for an expert; the other mode for a report."""
     channel = channels[place]
     if channel.path:
         one, other = WAYS[channel.technique]
@@ -162,7 +163,7 @@ def turned(channels: Channels, place: int) -> Channels:
 
 
 def added(channels: Channels, layer: int, expert: int) -> tuple[Channels, int]:
-    """With a channel for an expert, on a low level when new, and its place."""
+    """(channels with one for the expert, its place); a new one has a low level."""
     for place, channel in enumerate(channels):
         if channel.key == ("", layer, expert):
             return channels, place
@@ -170,7 +171,7 @@ def added(channels: Channels, layer: int, expert: int) -> tuple[Channels, int]:
 
 
 def removed(channels: Channels, place: int) -> Channels:
-    """Without a channel."""
+    """Remove a channel."""
     return channels[:place] + channels[place + 1 :]
 
 

@@ -100,7 +100,7 @@ def shown(shell: Shell, name: str) -> bool:
 
 def going(shell: Shell) -> list[int]:
     """How many experts each layer would lose."""
-    mask = expert_selection.gone(shell.app.state)
+    mask = expert_selection.pruned_mask(shell.app.state)
     return [] if mask is None else mask.sum(axis=1).tolist()
 
 
