@@ -26,19 +26,19 @@ Items = list[CompletionItem[Any]]
 
 
 def parse_experts(text: str) -> tuple[int, ...]:
-    """See `mlxfun.data.expert_lists.parse_experts`."""
-    from mlxfun.data.expert_lists import parse_experts  # brings NumPy: not at the top
+    """See `mlxfun.data.expert_notation.parse_experts`."""
+    from mlxfun.data.expert_notation import parse_experts
 
     return parse_experts(text)
 
 
 def parse_expert_pairs(text: str) -> ExpertSets:
-    """See `mlxfun.data.expert_lists.parse_expert_pairs`; reports write L3:E7, so that is read too.
+    """See `mlxfun.data.expert_notation.parse_expert_pairs`; reports write L3:E7, so that is read too.
 
     >>> parse_expert_pairs("L3:E7,5:0..2")
     {3: (7,), 5: (0, 1, 2)}
     """
-    from mlxfun.data.expert_lists import parse_expert_pairs  # brings NumPy: not at the top
+    from mlxfun.data.expert_notation import parse_expert_pairs
 
     return parse_expert_pairs(_LETTERS.sub(r"\1:", text))
 

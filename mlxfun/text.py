@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -58,21 +57,3 @@ def installed_version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "unknown"
-
-
-def spell(sets: Mapping[int, Sequence[int]]) -> str:
-    """Experts as commands write them, runs shortened.
-
-    >>> spell({3: (7,), 5: (0, 1, 2, 6)})
-    '3:7,5:0..2,5:6'
-    """
-    out = []
-    for layer, experts in sets.items():
-        start = 0
-        for i in range(1, len(experts) + 1):
-            if i < len(experts) and experts[i] == experts[i - 1] + 1:
-                continue
-            first, last = experts[start], experts[i - 1]
-            out.append(f"{layer}:{first}" + (f"..{last}" if last > first else ""))
-            start = i
-    return ",".join(out)

@@ -16,7 +16,7 @@ from commands import reference
 from commands.cli import shell
 from commands.guides.index import GUIDES
 from commands.reference import PARTS, updated
-from commands.registry import COMMANDS, meant, parse
+from commands.registry import COMMANDS, parse
 from commands.scripts.recipe_file import read_recipe
 from commands.scripts.replay import checked_script
 from tests.documents import DOCUMENTS, KINDS, ROOMS, ROOT, Block, blocks, code_spans, shell_commands
@@ -144,7 +144,7 @@ def test_the_commands_in_a_block_parse(block: Block, tmp_path: Path) -> None:
     if block.text.startswith("#!mlxfun-recipe"):
         read_recipe(path, lambda line, _tried: (parse(line), None)[1])
     elif block.text.startswith("#!mlxfun-session"):
-        checked_script(path, meant)
+        checked_script(path, lambda line: parse(line).command)
     else:
         assert block.lines
         for line in block.lines:

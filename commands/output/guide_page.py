@@ -9,7 +9,6 @@ from rich.text import Text
 
 from commands.guides.index import source
 from commands.guides.layout import plain
-from commands.guides.report import GuideReport
 
 WIDEST = 78
 """Columns of running text that are still easy to read."""
@@ -23,8 +22,3 @@ class GuidePage:
 
     def __rich_console__(self, _console: Console, options: ConsoleOptions) -> Iterator[Text]:
         yield Text(plain(self._markdown, min(options.max_width, WIDEST)))
-
-
-def guide(report: GuideReport) -> GuidePage:
-    """The guide that `help` was asked for."""
-    return GuidePage(report.name)

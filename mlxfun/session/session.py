@@ -12,50 +12,37 @@ an array left lazy in one cannot be evaluated in another.
 
 from __future__ import annotations
 
-import threading
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
-from mlxfun.calibration.options import CollectOptions
-from mlxfun.calibration.reports import CollectReport, StatsReport, WhyReport
-from mlxfun.checkpoint.identity import full_digest
-from mlxfun.checkpoint.load import Loaded, load
 from mlxfun.checkpoint.options import SaveOptions
 from mlxfun.checkpoint.reports import SaveReport
 from mlxfun.context import SILENT, Context
-from mlxfun.data.datasets import Tokenizer
 from mlxfun.data.scan_reports import Identity
 from mlxfun.editing import save as saving
 from mlxfun.editing.options import ApplyOptions
 from mlxfun.editing.plans import Side
 from mlxfun.editing.reports import HistoryReport, PlanReport, StepReport
-from mlxfun.errors import StateError, UsageError
+from mlxfun.errors import UsageError
 from mlxfun.evaluation import measure
 from mlxfun.evaluation.options import EvaluateOptions, ProbeOptions, RefusalOptions
 from mlxfun.evaluation.refusals import count_refusals
 from mlxfun.evaluation.reports import CompareReport, EvaluateReport, ProbeReport, RefusalReport
 from mlxfun.events import Notice
 from mlxfun.generation import ab as sides
-from mlxfun.generation.conversation import Conversation
-from mlxfun.generation.decoder import Decoded, Decoder
 from mlxfun.generation.options import GenerateOptions
 from mlxfun.generation.reports import ABReport, ChatReport
 from mlxfun.scans import scan
 from mlxfun.scans.options import ScanOptions
-from mlxfun.scans.reports import DossierReport, ScanReport
-from mlxfun.session import smoke, views
-from mlxfun.session.measurements import Measurements
-from mlxfun.session.reports import InfoReport, LayersReport, SessionView, SmokeReport
-from mlxfun.session.workspace import SessionWorkspace
+from mlxfun.scans.reports import ScanReport
+from mlxfun.session.inspection import Inspection
 from mlxfun.steering import sources as wishes
 from mlxfun.steering.command_line import line_of
 from mlxfun.steering.options import SteerOptions
 from mlxfun.steering.reports import SteerReport
 from mlxfun.techniques.ablate.options import AblateOptions
 from mlxfun.techniques.ablate.reports import AblationReport
-from mlxfun.techniques.ablate.technique import Abliterate
 from mlxfun.techniques.merge.options import MergeOptions
 from mlxfun.techniques.merge.technique import Merge
 from mlxfun.techniques.prune import manual_mask
@@ -67,173 +54,8 @@ from mlxfun.techniques.router_bias.technique import Amplify, Bake
 from mlxfun.techniques.technique import Technique, stage
 
 
-class Session:
-    """The engine's front door. See the module's text; every method runs on the opening thread."""
-
-    def __init__(self, loaded: Loaded, *, undo_budget: int | None = None, seed: int = 0) -> None:
-        """Wrap an already loaded model. Raises ModelError for an unknown architecture."""
-        self._thread = threading.get_ident()
-        self._loaded = loaded
-        self.tokenizer: Tokenizer = loaded.tokenizer
-        self.config = loaded.config
-        self.seed = seed
-        self.command = ""
-        self._workspace = workspace = SessionWorkspace(loaded, undo_budget)
-        self.model, self.map, self.taps = workspace.model, workspace.map, workspace.taps
-        self.anatomy = workspace.anatomy
-        self.editor = workspace.editor
-        self._observations = workspace.observations
-        self._decoder = Decoder(self.model, self.tokenizer, self.taps)
-        self._conversation = Conversation(self.tokenizer, self._decoder, self.editor)
-        self._measurements = Measurements(workspace, self._decoder)
-        self._abliterate = Abliterate()
-        self._info: tuple[tuple[str, int], InfoReport] | None = None
-
-    @classmethod
-    def open(
-        cls,
-        source: str | Path,
-        *,
-        revision: str | None = None,
-        undo_budget: int | None = None,
-        seed: int = 0,
-        ctx: Context = SILENT,
-    ) -> Session:
-        """Load a local directory, a Hub id, or "demo" (the bundled model).
-
-        undo_budget: bytes of edit-made tensors that the history may hold; None for no limit.
-        Raises ModelError (missing, broken, unsupported) or BudgetError (does not fit).
-        """
-        return cls(load(source, revision, ctx), undo_budget=undo_budget, seed=seed)
-
-    # -- looking ------------------------------------------------------------------------------
-
-    @property
-    def state(self) -> str:
-        """Identity of the committed weights; staging does not change it."""
-        return self.editor.state
-
-    @property
-    def steering_in_history(self) -> bool:
-        """Whether steering is a step of the history, which undo takes back (the default).
-
-        Session files of format 1 were recorded when it was none.
-        """
-        return self.editor.steering_in_history
-
-    @steering_in_history.setter
-    def steering_in_history(self, on: bool) -> None:
-        self.editor.steering_in_history = on
-
-    @property
-    def checkpoint_id(self) -> str:
-        """Identity of the checkpoint that was loaded."""
-        return self._loaded.checkpoint_id
-
-    def view(self) -> SessionView:
-        """The session at this moment, immutable, cheap."""
-        self._own()
-        staged = self.editor.staged
-        return SessionView(
-            state=self.state,
-            live=self.editor.side,
-            model=self._cheap_info(),
-            heat=views.heat(
-                self.anatomy, self.editor, self._observations.stats, self._workspace.protected
-            ),
-            plan=staged.report if staged else None,
-            scores=self._measurements.previewed,
-            history=self.editor.history.report(),
-            steering=self.editor.steering.report(),
-            steered=self.editor.steering.key,
-            counting=self._observations.counting,
-            memory_active=int(mx.get_active_memory()),
-            memory_limit=self._cheap_info().memory_limit,
-        )
-
-    def info(self, verify: bool = False, ctx: Context = SILENT) -> InfoReport:
-        """The resident model; with `verify` a digest over every byte of the checkpoint."""
-        self._own()
-        digest = full_digest(self._loaded.path, ctx) if verify else None
-        with self.editor.live("base"):
-            return views.info(self._loaded, self.map, self.editor, self._workspace.export(), digest)
-
-    def _cheap_info(self) -> InfoReport:
-        key = (self.state, self.editor.history.current.id)
-        if self._info is None or self._info[0] != key:
-            self._info = (key, self.info())
-        return self._info[1]
-
-    def layers(self) -> LayersReport:
-        """The decoder layers, and those of them that have experts, as tables."""
-        self._own()
-        with self.editor.live("base"):
-            return views.layers(self.map, self.editor, self._workspace.export())
-
-    def why(self, layer: int, expert: int) -> WhyReport:
-        """The numbers that condemned or spared expert `expert` of decoder layer `layer`."""
-        self._own()
-        self.map.require_experts("rank")
-        return views.why(self.anatomy, self.editor, self._observations.stats, layer, expert)
-
-    def dossier(
-        self, layer: int, expert: int, options: ProbeOptions, ctx: Context = SILENT
-    ) -> DossierReport:
-        """The top tokens and nearest neighbour of an expert, on the committed weights without steering.
-
-        Raises UsageError for an expert that does not exist, StateError for a pruned one.
-        """
-        self._own()
-        self.map.require_experts("look at")
-        return self._measurements.profile(layer, expert, options, ctx)
-
-    def history(self) -> HistoryReport:
-        """The tree of states."""
-        self._own()
-        return self.editor.history.report()
-
-    def smoke_test(self, ctx: Context = SILENT) -> SmokeReport:
-        """A quick check that the live model computes, caches and generates."""
-        self._own()
-        return smoke.smoke_test(self, ctx)
-
-    # -- statistics ---------------------------------------------------------------------------
-
-    def collect(self, options: CollectOptions, ctx: Context = SILENT) -> CollectReport:
-        """Calibrate on the committed weights without steering. A cancel keeps what was collected."""
-        self._own()
-        self.map.require_experts("collect statistics of")
-        return self._observations.collect(options, self.command, ctx)
-
-    def stats(self, action: str = "show") -> StatsReport:
-        """The statistics in hand. Raises StateError without any."""
-        self._own()
-        self.map.require_experts("keep statistics of")
-        return self._observations.show(action)
-
-    def save_stats(self, path: Path) -> StatsReport:
-        """Write the statistics as `.npz`."""
-        self._own()
-        self.map.require_experts("keep statistics of")
-        return self._observations.save(path)
-
-    def load_stats(self, path: Path) -> StatsReport:
-        """Read an `.npz` made on this model. Raises PlanError for another shape or model."""
-        self._own()
-        self.map.require_experts("load statistics of")
-        return self._observations.load(path)
-
-    def reset_stats(self) -> StatsReport:
-        """Forget the statistics."""
-        self._own()
-        self.map.require_experts("keep statistics of")
-        return self._observations.reset()
-
-    def set_counting(self, on: bool, auto_save: Path | None = None) -> StatsReport:
-        """Count chat traffic too; with `auto_save` write the statistics after every answer."""
-        self._own()
-        self.map.require_experts("count")
-        return self._observations.set_counting(on, auto_save)
+class Session(Inspection):
+    """The engine's entry point. See the module's text; every method runs on the opening thread."""
 
     # -- comparing two sets -------------------------------------------------------------------
 
@@ -359,11 +181,6 @@ class Session:
         self._own()
         return self._conversation.answer(text, options, self._observations.counter(), ctx)
 
-    def greedy(self, prompt: list[int], options: GenerateOptions, ctx: Context = SILENT) -> Decoded:
-        """Continue token ids with the live side, outside the conversation."""
-        self._own()
-        return self._decoder.run(prompt, options, self.editor.key, lambda *_: None, ctx=ctx)
-
     def reset_chat(self) -> None:
         """Start a new conversation."""
         self._own()
@@ -451,18 +268,4 @@ class Session:
         with self.editor.live("base"):
             return saving.save(
                 self._loaded, self.editor, self.anatomy, self._workspace.export(), options, ctx
-            )
-
-    def close(self) -> None:
-        """Detach the taps and let go of the model."""
-        self._own()
-        self.taps.detach()
-        self._decoder.clear()
-        mx.clear_cache()
-
-    def _own(self) -> None:
-        if threading.get_ident() != self._thread:
-            raise StateError(
-                "a Session belongs to the thread that opened it (MLX streams are per thread); "
-                "use mlxfun.session.worker to drive one from another thread"
             )

@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 
+from mlxfun.data.expert_notation import spell
 from mlxfun.steering.options import MapInForce
 from mlxfun.steering.reports import SteerReport
-from mlxfun.text import spell
 
 
 def line_of(steering: SteerReport) -> str:

@@ -15,65 +15,27 @@ mistake, and refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from mlxfun.arrays import Mask
 from mlxfun.data.expert_lists import read_document, read_sets
 from mlxfun.data.options import ExpertSets
-from mlxfun.data.scan_reports import Found, Identity, read_report, require_current
+from mlxfun.data.scan_reports import Identity, read_report, require_current
 from mlxfun.errors import PlanError, UsageError
 from mlxfun.model.delta import Resident
-from mlxfun.model.live_experts import LiveExperts
-from mlxfun.steering.options import MAP_MODES, STEER_RULES, MapInForce, ScanMap, SteerOptions
+from mlxfun.steering.checks import check
+from mlxfun.steering.options import MAP_MODES, STEER_RULES, MapInForce, SteerOptions
+from mlxfun.steering.report_experts import _take
 from mlxfun.steering.reports import SteerReport
-from mlxfun.steering.rules import FORCED, Steering, check
+from mlxfun.steering.rules import FORCED, Steering
+from mlxfun.steering.wish import Wish, _cells
 
 CONFIG_KEYS = ("activate", "deactivate", "rule", "boost_value", "mask_value", "layer_indices")
-DONE = ("activated", "deactivated")
 LOWEST = 1e9
 """How far down a mask may go: far below every logit, and still a number in every format."""
-
-
-@dataclass(slots=True)
-class Wish:
-    """What is asked for: sets, the fields of Steering that change, sentences for the user.
-
-    maps: the reports among the sources. asked_by: (layer, expert) -> who named it first.
-    """
-
-    activate: ExpertSets = field(default_factory=dict)
-    deactivate: ExpertSets = field(default_factory=dict)
-    rule: dict[str, Any] = field(default_factory=dict)
-    notices: list[str] = field(default_factory=list)
-    maps: tuple[MapInForce, ...] = ()
-    asked_by: dict[tuple[int, int], str] = field(default_factory=dict)
-
-    def add(self, sets: tuple[ExpertSets, ExpertSets], by: tuple[str, str]) -> None:
-        """Join (activate, deactivate) to what is wished. by: who asks for each.
-
-        Raises PlanError where they contradict what is wished already.
-        """
-        for mine, new, who in zip((self.activate, self.deactivate), sets, by, strict=True):
-            for layer, experts in new.items():
-                mine[layer] = tuple(dict.fromkeys((*mine.get(layer, ()), *experts)))
-                for expert in experts:
-                    self.asked_by.setdefault((layer, expert), who)
-        for layer, experts in self.activate.items():
-            both = sorted(set(experts) & set(self.deactivate.get(layer, ())))
-            if both:
-                raise PlanError(
-                    f"layer {layer}: experts {both} are asked to be both activated and "
-                    "deactivated; leave one source out"
-                )
-
-    def side(self, number: int) -> ExpertSets:
-        """What is activated (0) or deactivated (1)."""
-        return (self.activate, self.deactivate)[number]
 
 
 class SteeringHost(Protocol):
@@ -170,10 +132,6 @@ def _in_force(before: Steering, wish: Wish) -> tuple[MapInForce, ...]:
     return (*(use for use in older if use.cells), *newer)
 
 
-def _cells(sets: Mapping[int, tuple[int, ...]]) -> set[tuple[int, int]]:
-    return {(layer, expert) for layer, experts in sets.items() for expert in experts}
-
-
 def _without(use: MapInForce, cells: set[tuple[int, int]]) -> MapInForce:
     return replace(use, cells=tuple(cell for cell in use.cells if cell not in cells))
 
@@ -247,124 +205,6 @@ def _check_values(wish: Wish) -> None:
         if value is not None and not 0 < value * sign <= most:
             side = "above 0 and at most" if sign > 0 else "below 0 and at least"
             raise UsageError(f"{name} {value:g} must be {side} {sign * most:g}")
-
-
-def _sides(found: Found, use: ScanMap) -> tuple[Mask, Mask]:
-    """(activate, deactivate), bool [L, E]."""
-    nothing = np.zeros_like(found.more)
-    if use.kind == "domain":
-        return (found.more, nothing) if use.mode == "boost" else (nothing, found.more)
-    return (found.more, found.less) if use.mode == "safe" else (found.less, found.more)
-
-
-class _Taken(NamedTuple):
-    """What is taken of a report. sets: (activate, deactivate)."""
-
-    sets: tuple[ExpertSets, ExpertSets]
-    use: MapInForce
-    notices: list[str]
-
-
-def _take(use: ScanMap, found: Found, wish: Wish, resident: Resident) -> _Taken:
-    """What the routers can carry of a report beside the wish, strongest |composite| first."""
-    up, down = _sides(found, use)
-    order = [(resident.layers[row], e) for row, e in _strongest_first(found, up | down)]
-    names = tuple(sorted((moe.layer.index, expert) for moe, expert in order))
-    left = use.most if use.most is not None else len(names)
-    by_hand = wish.asked_by.keys() - {cell for other in wish.maps for cell in other.cells}
-    chosen: tuple[ExpertSets, ExpertSets] = ({}, {})
-    out: dict[_Reason, list[int]] = {}
-    for moe, expert in order:
-        if left == 0:
-            break
-        side = 0 if up[moe.layer.position, expert] else 1
-        reason = _obstacle(moe, side, expert, wish, chosen[side])
-        if reason is not None:
-            out.setdefault(reason, []).append(expert)
-            continue
-        layer = moe.layer.index
-        chosen[side][layer] = (*chosen[side].get(layer, ()), expert)
-        left -= 1
-    notices = [] if names else [f"{found.path} names no experts to steer: it has no effect"]
-    notices += [_left_out(found, *item, resident) for item in sorted(out.items())]
-    theirs = tuple(sorted((_cells(chosen[0]) | _cells(chosen[1])) - by_hand))
-    in_force = MapInForce(str(use.path), use.kind, use.mode, use.most, names, theirs)
-    return _Taken(chosen, in_force, notices)
-
-
-class _Reason(NamedTuple):
-    """Why experts of a report are left out. why: 0 pruned, 1 who else is against it, 2 too many."""
-
-    why: int
-    layer: int
-    side: int
-    who: str = ""
-
-
-def _obstacle(
-    moe: LiveExperts, side: int, expert: int, wish: Wish, chosen: ExpertSets
-) -> _Reason | None:
-    """What keeps a report's expert from being steered to `side`, None for nothing."""
-    layer = moe.layer.index
-    if expert in wish.side(1 - side).get(layer, ()):
-        return _Reason(1, layer, side, wish.asked_by[layer, expert])
-    if expert not in moe.live:
-        return _Reason(0, layer, side)
-    wished = wish.side(side).get(layer, ())
-    if expert in wished:
-        return None
-    # What a person asked for is checked later; here only living experts count.
-    beside = tuple(e for e in (*wished, *chosen.get(layer, ())) if e in moe.live)
-    together = tuple(dict.fromkeys((*beside, expert)))
-    fits = (_may_activate, _may_deactivate)[side](moe, together)
-    return None if fits else _Reason(2, layer, side)
-
-
-def _left_out(found: Found, reason: _Reason, experts: list[int], resident: Resident) -> str:
-    """The sentence that says so."""
-    why, layer, side, who = reason
-    if why == 0:
-        return f"layer {layer}: experts {sorted(experts)} are pruned; left out"
-    if why == 1:
-        mine, other = DONE[side], DONE[1 - side]
-        return (
-            f"layer {layer}: experts {sorted(experts)} are {other} as {who} asks, not {mine} as "
-            f"{found.path} does"
-        )
-    top_k = next(t.layer.top_k for t in resident.layers if t.layer.index == layer)
-    return (
-        f"layer {layer}: each token uses {top_k} experts; of those {found.path} names, the "
-        f"weakest, {sorted(experts)}, are left out"
-    )
-
-
-def _strongest_first(found: Found, named: Mask) -> list[tuple[int, int]]:
-    rows, experts = np.nonzero(named)
-    order = np.argsort(-np.abs(found.composite[rows, experts]), kind="stable")
-    return [(int(rows[i]), int(experts[i])) for i in order]
-
-
-def _groups(moe: LiveExperts) -> Callable[[int], int]:
-    size = len(moe.live) // moe.layer.n_group
-    return lambda expert: moe.live.index(expert) // size
-
-
-def _may_activate(moe: LiveExperts, experts: tuple[int, ...]) -> bool:
-    """Whether each token could use all of them."""
-    if len(experts) > moe.layer.top_k:
-        return False
-    return not moe.layer.grouped or len(set(map(_groups(moe), experts))) <= moe.layer.topk_group
-
-
-def _may_deactivate(moe: LiveExperts, experts: tuple[int, ...]) -> bool:
-    """Whether the router still has enough experts without them, whichever groups win."""
-    layer = moe.layer
-    if not layer.grouped:
-        return len(moe.live) - len(experts) >= layer.top_k
-    gone = [_groups(moe)(expert) for expert in experts]
-    size = len(moe.live) // layer.n_group
-    left = sorted(size - gone.count(group) for group in range(layer.n_group))
-    return sum(left[: layer.topk_group]) >= layer.top_k
 
 
 def _read_config(path: Path, wish: Wish, resident: Resident) -> None:

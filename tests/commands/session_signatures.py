@@ -18,19 +18,21 @@ from mlxfun.context import SILENT
 Given = SimpleNamespace
 """The arguments of a call, by the names that Session gives them."""
 
-SOURCE = Path(__file__).resolve().parents[2] / "mlxfun" / "session" / "session.py"
+ROOM = Path(__file__).resolve().parents[2] / "mlxfun" / "session"
+SOURCES = {"SessionBase": "base.py", "Inspection": "inspection.py", "Session": "session.py"}
+"""Session and what it derives from, the base first."""
 
 
 @cache
 def signatures() -> dict[str, Signature]:
     """{method of Session: its signature, without self}."""
-    tree = ast.parse(SOURCE.read_text("utf-8"))
-    session = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Session")
-    return {
-        node.name: _signature(node.args)
-        for node in session.body
-        if isinstance(node, ast.FunctionDef)
-    }
+    found = {}
+    for name, file in SOURCES.items():
+        tree = ast.parse((ROOM / file).read_text("utf-8"))
+        part = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name)
+        methods = [node for node in part.body if isinstance(node, ast.FunctionDef)]
+        found |= {node.name: _signature(node.args) for node in methods}
+    return found
 
 
 def _signature(arguments: ast.arguments) -> Signature:

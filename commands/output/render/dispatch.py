@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import RenderableType
 
 from commands.guides.report import GuideReport
-from commands.output.guide_page import guide
+from commands.output.guide_page import GuidePage
 from commands.output.render import (
     answers,
     calibration,
@@ -32,7 +32,14 @@ from mlxfun.steering.reports import SteerReport
 from mlxfun.techniques.ablate.reports import AblationReport
 from mlxfun.techniques.router_bias.reports import BoostReport
 
+
+def guide(report: GuideReport) -> RenderableType:
+    """A guide, laid out for the width at which it is drawn."""
+    return GuidePage(report.name)
+
+
 RENDERERS: dict[type[Report], Callable[[Any], RenderableType]] = {
+    GuideReport: guide,
     InfoReport: model.info,
     LayersReport: model.layers,
     SaveReport: model.save,
@@ -55,7 +62,6 @@ RENDERERS: dict[type[Report], Callable[[Any], RenderableType]] = {
     ABReport: answers.ab,
     HistoryReport: history.history,
     RecipeReport: history.recipe,
-    GuideReport: guide,
 }
 
 

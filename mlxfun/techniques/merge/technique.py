@@ -28,10 +28,10 @@ from mlxfun.techniques.merge.delta import Merger
 from mlxfun.techniques.merge.options import ALIGNMENTS, SIMILARITY_MODES, MergeOptions
 from mlxfun.techniques.prune import selection
 from mlxfun.techniques.prune.choose import constraints_of, stale_maps
+from mlxfun.techniques.prune.constraints import Constraints
 from mlxfun.techniques.prune.delta import validate
 from mlxfun.techniques.prune.options import PruneOptions
 from mlxfun.techniques.prune.plan import PrunePlan
-from mlxfun.techniques.prune.selection import Constraints
 from mlxfun.techniques.technique import Proposal
 from mlxfun.techniques.workspace import Workspace
 from mlxfun.text import option_words

@@ -33,8 +33,8 @@ from mlxfun.model.router_edit import RouterEdit
 from mlxfun.model.slicing import prune_layer
 from mlxfun.steering import rules
 from mlxfun.techniques.prune import selection
+from mlxfun.techniques.prune.constraints import Constraints
 from mlxfun.techniques.prune.options import PruneOptions
-from mlxfun.techniques.prune.selection import Constraints
 
 if TYPE_CHECKING:
     from collections.abc import Callable

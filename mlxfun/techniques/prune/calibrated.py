@@ -36,10 +36,10 @@ from mlxfun.model.delta import Delta
 from mlxfun.model.parameters import unpacked_bytes, unpacked_shape
 from mlxfun.model.slicing import prune_layer
 from mlxfun.techniques.prune import allocation, choose, selection
+from mlxfun.techniques.prune.constraints import Constraints
 from mlxfun.techniques.prune.delta import validate
 from mlxfun.techniques.prune.options import BUDGETS, PRUNE_METRICS, PruneOptions
 from mlxfun.techniques.prune.plan import PrunePlan
-from mlxfun.techniques.prune.selection import Constraints
 from mlxfun.techniques.refit.layerwise import (
     Candidates,
     Observed,

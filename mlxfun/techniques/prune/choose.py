@@ -22,6 +22,7 @@ from mlxfun.errors import StateError, UsageError
 from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.anatomy.masks import mask_of
 from mlxfun.techniques.prune import selection
+from mlxfun.techniques.prune.constraints import Constraints
 from mlxfun.techniques.prune.options import PruneOptions
 from mlxfun.techniques.prune.plan import PrunePlan
 from mlxfun.techniques.technique import removed_by
@@ -82,7 +83,7 @@ def require_tokens(stats: RoutingStats) -> None:
 
 def constraints_for(
     workspace: Workspace, options: PruneOptions
-) -> tuple[selection.Constraints, tuple[str, ...]]:
+) -> tuple[Constraints, tuple[str, ...]]:
     """What a prune must respect, and sentences for the user."""
     anatomy, stats = workspace.anatomy, workspace.stats
     maps = read_maps(options, anatomy.indices, anatomy.num_experts)
@@ -93,9 +94,9 @@ def constraints_for(
 
 def constraints_of(
     anatomy: MoEMap, committed: Live, maps: Masks, traffic: Array | None
-) -> selection.Constraints:
+) -> Constraints:
     """What a selection on the committed side must respect. traffic: [L, E]."""
-    return selection.Constraints(
+    return Constraints(
         layers=anatomy.indices,
         alive=mask_of(anatomy, committed),
         protect=maps.protect,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlxfun.context import SILENT, Context
+from mlxfun.data.expert_notation import spell
 from mlxfun.editing.plans import Provenance
 from mlxfun.errors import PlanError, StateError, UsageError
 from mlxfun.model.anatomy.masks import mask_of, sets_mask
@@ -19,7 +20,6 @@ from mlxfun.techniques.prune.options import SelectOptions
 from mlxfun.techniques.prune.plan import PrunePlan
 from mlxfun.techniques.technique import Proposal
 from mlxfun.techniques.workspace import Workspace
-from mlxfun.text import spell
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlxfun.data.expert_notation import spell
 from mlxfun.editing.reports import PlanReport
 from mlxfun.errors import PlanError, UsageError
 from mlxfun.techniques.prune.options import SelectOptions
-from mlxfun.text import counted, spell
+from mlxfun.text import counted
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array

@@ -31,6 +31,7 @@ from mlxfun.hooks.layerwise import Carrier
 from mlxfun.model.delta import Delta, LayerDelta
 from mlxfun.model.model_map import ModelMap
 from mlxfun.steering import rules as steer
+from mlxfun.steering.checks import MOST
 from mlxfun.steering.command_line import line_of
 from mlxfun.steering.rules import Steering
 from mlxfun.steering.sources import still_there
@@ -117,9 +118,9 @@ def _amplify(workspace: Workspace, options: AmplifyOptions, command: str, ctx: C
 
 
 def _check(options: AmplifyOptions) -> None:
-    if not 0 < options.scale <= steer.MOST:
+    if not 0 < options.scale <= MOST:
         raise UsageError(
-            f"--scale {options.scale:g} must be above 0 and at most {steer.MOST:g}, where an expert "
+            f"--scale {options.scale:g} must be above 0 and at most {MOST:g}, where an expert "
             "is as good as forced"
         )
     if not 0 <= options.threshold < 1:

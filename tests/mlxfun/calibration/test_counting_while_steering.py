@@ -11,6 +11,7 @@ from mlxfun.calibration import collect
 from mlxfun.calibration.routing_stats import RoutingStats
 from mlxfun.data.datasets import batches
 from mlxfun.steering import rules as steer
+from mlxfun.steering.checks import check
 from mlxfun.steering.rules import Steering
 
 SEQUENCES = [np.arange(1, n, dtype=np.int32) % 61 for n in (9, 25, 14)]
@@ -18,7 +19,7 @@ TOKENS = sum(len(s) for s in SEQUENCES)
 
 
 def install(r, steering: Steering) -> None:
-    checked, _ = steer.check(steering, r.resident)
+    checked, _ = check(steering, r.resident)
     steer.install(checked, r.resident, r.taps)
 
 

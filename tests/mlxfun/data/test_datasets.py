@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxfun.data.datasets import Line, batches, hold_out, prompt_tokens, read_lines, tokenize
+from mlxfun.data.datasets import Line, batches, prompt_tokens, read_lines, tokenize
 from mlxfun.data.options import DatasetOptions
 from mlxfun.errors import DatasetError, UsageError
 
@@ -357,24 +357,3 @@ def test_impossible_bounds_are_a_usage_error() -> None:
 
 
 # --- hold-out --------------------------------------------------------------------------------
-
-
-@settings(deadline=None)
-@given(st.integers(0, 200), st.floats(0, 0.99), st.integers(0, 5))
-def test_the_held_out_part_is_disjoint_reproducible_and_never_empty(
-    n: int, fraction: float, seed: int
-) -> None:
-    calibration, held_out = hold_out(n, fraction, seed)
-    assert sorted(calibration + held_out) == list(range(n))
-    assert list(calibration) == sorted(calibration)
-    assert (calibration, held_out) == hold_out(n, fraction, seed)
-    if n >= 2:
-        assert held_out
-        assert calibration
-
-
-def test_the_split_follows_the_fraction_and_the_seed() -> None:
-    assert len(hold_out(100, 0.2, 0)[1]) == 20
-    assert hold_out(100, 0.2, 0) != hold_out(100, 0.2, 1)
-    with pytest.raises(UsageError, match=r"hold out 1\.0"):
-        hold_out(10, 1.0, 0)

@@ -13,13 +13,12 @@ from hypothesis import strategies as st
 from mlxfun.data.expert_lists import (
     Maker,
     list_warning,
-    parse_expert_pairs,
-    parse_experts,
     read_expert_list,
     read_map,
     read_maps,
     write_expert_list,
 )
+from mlxfun.data.expert_notation import parse_expert_pairs, parse_experts
 from mlxfun.errors import PlanError, SaveError, UsageError
 from mlxfun.techniques.prune.options import PruneOptions
 

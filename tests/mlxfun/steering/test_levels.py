@@ -9,13 +9,14 @@ import pytest
 from commands.registry import parse
 from mlxfun.errors import PlanError, UsageError
 from mlxfun.steering import rules as steer
+from mlxfun.steering.checks import check
 from mlxfun.steering.rules import Steering
 
 TOKENS = [[(5 * i + i * i) % 61 for i in range(40)]]
 
 
 def logits(r, steering: Steering) -> np.ndarray:
-    checked, _ = steer.check(steering, r.resident)
+    checked, _ = check(steering, r.resident)
     steer.install(checked, r.resident, r.taps)
     return np.array(r.logits(TOKENS).astype(mx.float32))
 
@@ -41,7 +42,7 @@ def test_force_comes_after_the_faders(rig, name) -> None:
     r = rig(name)
     up = {layer.index: (5,) for layer in r.anatomy.layers}
     against = {layer.index: {5: -50.0} for layer in r.anatomy.layers}
-    steering, _ = steer.check(Steering(up, levels=against), r.resident)
+    steering, _ = check(Steering(up, levels=against), r.resident)
     steer.install(steering, r.resident, r.taps)
     with r.taps.recording() as recording:
         out = r.model(mx.array(TOKENS))
@@ -67,7 +68,7 @@ def test_levels_are_checked(rig) -> None:
         ({77: {1: 1.0}}, "decoder layer 77 is not an MoE layer"),
     ):
         with pytest.raises(PlanError, match=message):
-            steer.check(Steering(levels=levels), r.resident)
+            check(Steering(levels=levels), r.resident)
 
 
 def test_levels_are_typed_as_expert_equals_number() -> None:

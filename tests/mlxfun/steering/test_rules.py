@@ -9,6 +9,7 @@ import tiny_models
 
 from mlxfun.errors import PlanError
 from mlxfun.steering import rules as steer
+from mlxfun.steering.checks import check
 from mlxfun.steering.rules import Steering
 
 TOKENS = [[(5 * i + i * i) % 61 for i in range(40)]]
@@ -31,7 +32,7 @@ def routed(r) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def install(r, steering: Steering) -> tuple[str, ...]:
-    checked, notices = steer.check(steering, r.resident)
+    checked, notices = check(steering, r.resident)
     steer.install(checked, r.resident, r.taps)
     return notices
 
@@ -133,12 +134,12 @@ def test_impossible_steering_is_refused_with_the_figures(rig):
         (Steering({}, {0: (0, 1, 2, 3, 4, 5, 6)}), "leaves 1, fewer than the 2 .* at most 6"),
     ):
         with pytest.raises(PlanError, match=message):
-            steer.check(steering, r.resident)
+            check(steering, r.resident)
     grouped = rig("deepseek_v3")
     with pytest.raises(PlanError, match="lie in 2 groups but a token uses 1"):
-        steer.check(Steering({1: (0, 7)}), grouped.resident)
+        check(Steering({1: (0, 7)}), grouped.resident)
     with pytest.raises(PlanError, match=r"the groups hold \[1, 4\] experts"):
-        steer.check(Steering({}, {1: (0, 1, 2)}), grouped.resident)
+        check(Steering({}, {1: (0, 1, 2)}), grouped.resident)
 
 
 def test_a_newer_wish_replaces_the_opposite_one():
@@ -200,7 +201,8 @@ def test_adding_to_a_selection_bias_routes_as_a_model_with_that_bias_does(rig, n
 
 
 def test_an_addition_stays_inside_the_range_of_the_logits():
-    rule = steer.additive_rule(np.array([0.0, -1e9, 1e9]))
+    nobody = np.zeros(3, dtype=bool)
+    rule = steer.rule_of(np.array([0.0, -1e9, 1e9]), nobody, nobody, 0.0)
     out = rule(mx.array([[1.0, 2.0, 3.0]], mx.float16))
     assert out.dtype == mx.float16
     assert np.array(out).tolist() == [[1.0, -65504.0, 65504.0]]

@@ -15,8 +15,9 @@ from mlxfun.data.scan_reports import Identity, write_report
 from mlxfun.editing.options import ApplyOptions
 from mlxfun.errors import PlanError, StateError, UsageError
 from mlxfun.scans.contrast import Contrast
+from mlxfun.steering.checks import check
 from mlxfun.steering.options import ScanMap, SteerOptions
-from mlxfun.steering.rules import Steering, check
+from mlxfun.steering.rules import Steering
 from mlxfun.steering.sources import read
 from mlxfun.techniques.prune.options import PruneOptions
 

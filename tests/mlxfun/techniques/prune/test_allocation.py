@@ -28,8 +28,8 @@ from mlxfun.techniques.prune.allocation import (
     padded_delta,
     require_paddable,
 )
+from mlxfun.techniques.prune.constraints import Constraints
 from mlxfun.techniques.prune.options import PruneOptions, SelectOptions
-from mlxfun.techniques.prune.selection import Constraints
 from tests.mlxfun import tiny_checkpoints
 
 PREFILL = [[3, 14, 15, 9, 26, 5, 35, 8, 9, 7, 9, 32, 38, 46, 26, 43, 3, 8, 32, 7]]

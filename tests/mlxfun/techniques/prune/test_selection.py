@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxfun.errors import PlanError, UsageError
+from mlxfun.techniques.prune.constraints import Constraints
 from mlxfun.techniques.prune.options import PruneOptions
-from mlxfun.techniques.prune.selection import Constraints, adopt, select
+from mlxfun.techniques.prune.selection import adopt, select
 
 
 def keep(scores: Any, constraints: Constraints | None = None, **options: Any) -> Any:

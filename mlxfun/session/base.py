@@ -1,0 +1,102 @@
+"""A resident model with everything that is made for it: what every part of a session works with."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Self
+
+import mlx.core as mx
+
+from mlxfun.checkpoint.load import Loaded, load
+from mlxfun.context import SILENT, Context
+from mlxfun.data.datasets import Tokenizer
+from mlxfun.errors import StateError
+from mlxfun.generation.conversation import Conversation
+from mlxfun.generation.decoder import Decoded, Decoder
+from mlxfun.generation.options import GenerateOptions
+from mlxfun.session.measurements import Measurements
+from mlxfun.session.reports import InfoReport
+from mlxfun.session.workspace import SessionWorkspace
+from mlxfun.techniques.ablate.technique import Abliterate
+
+
+class SessionBase:
+    """Opens and closes a session, and keeps it on the thread that opened it."""
+
+    def __init__(self, loaded: Loaded, *, undo_budget: int | None = None, seed: int = 0) -> None:
+        """Wrap an already loaded model. Raises ModelError for an unknown architecture."""
+        self._thread = threading.get_ident()
+        self._loaded = loaded
+        self.tokenizer: Tokenizer = loaded.tokenizer
+        self.config = loaded.config
+        self.seed = seed
+        self.command = ""
+        self._workspace = workspace = SessionWorkspace(loaded, undo_budget)
+        self.model, self.map, self.taps = workspace.model, workspace.map, workspace.taps
+        self.anatomy = workspace.anatomy
+        self.editor = workspace.editor
+        self._observations = workspace.observations
+        self._decoder = Decoder(self.model, self.tokenizer, self.taps)
+        self._conversation = Conversation(self.tokenizer, self._decoder, self.editor)
+        self._measurements = Measurements(workspace, self._decoder)
+        self._abliterate = Abliterate()
+        self._info: tuple[tuple[str, int], InfoReport] | None = None
+
+    @classmethod
+    def open(
+        cls,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        undo_budget: int | None = None,
+        seed: int = 0,
+        ctx: Context = SILENT,
+    ) -> Self:
+        """Load a local directory, a Hub id, or "demo" (the bundled model).
+
+        undo_budget: bytes of edit-made tensors that the history may hold; None for no limit.
+        Raises ModelError (missing, broken, unsupported) or BudgetError (does not fit).
+        """
+        return cls(load(source, revision, ctx), undo_budget=undo_budget, seed=seed)
+
+    @property
+    def state(self) -> str:
+        """Identity of the committed weights; staging does not change it."""
+        return self.editor.state
+
+    @property
+    def steering_in_history(self) -> bool:
+        """Whether steering is a step of the history, which undo takes back (the default).
+
+        Session files of format 1 were recorded when it was none.
+        """
+        return self.editor.steering_in_history
+
+    @steering_in_history.setter
+    def steering_in_history(self, on: bool) -> None:
+        self.editor.steering_in_history = on
+
+    @property
+    def checkpoint_id(self) -> str:
+        """Identity of the checkpoint that was loaded."""
+        return self._loaded.checkpoint_id
+
+    def greedy(self, prompt: list[int], options: GenerateOptions, ctx: Context = SILENT) -> Decoded:
+        """Continue token ids with the live side, outside the conversation."""
+        self._own()
+        return self._decoder.run(prompt, options, self.editor.key, lambda *_: None, ctx=ctx)
+
+    def close(self) -> None:
+        """Detach the taps and let go of the model."""
+        self._own()
+        self.taps.detach()
+        self._decoder.clear()
+        mx.clear_cache()
+
+    def _own(self) -> None:
+        if threading.get_ident() != self._thread:
+            raise StateError(
+                "a Session belongs to the thread that opened it (MLX streams are per thread); "
+                "use mlxfun.session.worker to drive one from another thread"
+            )

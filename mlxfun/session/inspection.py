@@ -1,0 +1,127 @@
+"""What a session shows of the resident model and of its routing statistics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlx.core as mx
+
+from mlxfun.calibration.options import CollectOptions
+from mlxfun.calibration.reports import CollectReport, StatsReport, WhyReport
+from mlxfun.checkpoint.identity import full_digest
+from mlxfun.context import SILENT, Context
+from mlxfun.editing.reports import HistoryReport
+from mlxfun.evaluation.options import ProbeOptions
+from mlxfun.scans.reports import DossierReport
+from mlxfun.session import smoke, views
+from mlxfun.session.base import SessionBase
+from mlxfun.session.reports import InfoReport, LayersReport, SessionView, SmokeReport
+
+
+class Inspection(SessionBase):
+    """Looking at the model, and keeping its routing statistics."""
+
+    def view(self) -> SessionView:
+        """The session at this moment, immutable, cheap."""
+        self._own()
+        staged = self.editor.staged
+        return SessionView(
+            state=self.state,
+            live=self.editor.side,
+            model=self._cheap_info(),
+            heat=views.heat(
+                self.anatomy, self.editor, self._observations.stats, self._workspace.protected
+            ),
+            plan=staged.report if staged else None,
+            scores=self._measurements.previewed,
+            history=self.editor.history.report(),
+            steering=self.editor.steering.report(),
+            steered=self.editor.steering.key,
+            counting=self._observations.counting,
+            memory_active=int(mx.get_active_memory()),
+            memory_limit=self._cheap_info().memory_limit,
+        )
+
+    def info(self, verify: bool = False, ctx: Context = SILENT) -> InfoReport:
+        """The resident model; with `verify` a digest over every byte of the checkpoint."""
+        self._own()
+        digest = full_digest(self._loaded.path, ctx) if verify else None
+        with self.editor.live("base"):
+            return views.info(self._loaded, self.map, self.editor, self._workspace.export(), digest)
+
+    def _cheap_info(self) -> InfoReport:
+        key = (self.state, self.editor.history.current.id)
+        if self._info is None or self._info[0] != key:
+            self._info = (key, self.info())
+        return self._info[1]
+
+    def layers(self) -> LayersReport:
+        """The decoder layers, and those of them that have experts, as tables."""
+        self._own()
+        with self.editor.live("base"):
+            return views.layers(self.map, self.editor, self._workspace.export())
+
+    def why(self, layer: int, expert: int) -> WhyReport:
+        """The numbers that condemned or spared expert `expert` of decoder layer `layer`."""
+        self._own()
+        self.map.require_experts("rank")
+        return views.why(self.anatomy, self.editor, self._observations.stats, layer, expert)
+
+    def dossier(
+        self, layer: int, expert: int, options: ProbeOptions, ctx: Context = SILENT
+    ) -> DossierReport:
+        """The top tokens and nearest neighbour of an expert, on the committed weights without steering.
+
+        Raises UsageError for an expert that does not exist, StateError for a pruned one.
+        """
+        self._own()
+        self.map.require_experts("look at")
+        return self._measurements.profile(layer, expert, options, ctx)
+
+    def history(self) -> HistoryReport:
+        """The tree of states."""
+        self._own()
+        return self.editor.history.report()
+
+    def smoke_test(self, ctx: Context = SILENT) -> SmokeReport:
+        """A quick check that the live model computes, caches and generates."""
+        self._own()
+        return smoke.smoke_test(self, ctx)
+
+    # -- statistics ---------------------------------------------------------------------------
+
+    def collect(self, options: CollectOptions, ctx: Context = SILENT) -> CollectReport:
+        """Calibrate on the committed weights without steering. A cancel keeps what was collected."""
+        self._own()
+        self.map.require_experts("collect statistics of")
+        return self._observations.collect(options, self.command, ctx)
+
+    def stats(self, action: str = "show") -> StatsReport:
+        """The statistics in hand. Raises StateError without any."""
+        self._own()
+        self.map.require_experts("keep statistics of")
+        return self._observations.show(action)
+
+    def save_stats(self, path: Path) -> StatsReport:
+        """Write the statistics as `.npz`."""
+        self._own()
+        self.map.require_experts("keep statistics of")
+        return self._observations.save(path)
+
+    def load_stats(self, path: Path) -> StatsReport:
+        """Read an `.npz` made on this model. Raises PlanError for another shape or model."""
+        self._own()
+        self.map.require_experts("load statistics of")
+        return self._observations.load(path)
+
+    def reset_stats(self) -> StatsReport:
+        """Forget the statistics."""
+        self._own()
+        self.map.require_experts("keep statistics of")
+        return self._observations.reset()
+
+    def set_counting(self, on: bool, auto_save: Path | None = None) -> StatsReport:
+        """Count chat traffic too; with `auto_save` write the statistics after every answer."""
+        self._own()
+        self.map.require_experts("count")
+        return self._observations.set_counting(on, auto_save)
