@@ -172,7 +172,7 @@ class ShellApp(NavigationKeys, ExpertKeys, ChatKeys):
             self._remix(event)
             self._after_job(event)
             if self.state.talk.both and comparable(self.state.view):
-                # There are no two models any more: the next question goes to the live one.
+                # There is nothing to compare any more: the next question goes to the live model.
                 self.state = replace(self.state, talk=replace(self.state.talk, both=False))
 
     def _after_job(self, event: JobEnded) -> None:
@@ -292,7 +292,7 @@ class ShellApp(NavigationKeys, ExpertKeys, ChatKeys):
 
 
 def full_report(report: Report) -> RenderableType:
-    """A report as the commands render it for a person."""
+    """A report as the commands render it."""
     # Imported with the first report: the first paint does not wait for it.
     from commands.output.render.dispatch import render
 
@@ -312,7 +312,7 @@ def run(
     startup_lines: command lines to run after the first paint. lines_file: where command lines are
     remembered between sessions; the user's state directory when None. config: the user's theme,
     keys and refresh rate; UsageError for those that there are not. On return the running job
-    is told to stop and the terminal is itself again; closing the engine is the caller's part.
+    is cancelled and the terminal is restored; closing the engine is the caller's part.
     """
     # Every frame of a heatmap is kilobytes: a remote terminal gets fewer.
     remote = "SSH_CONNECTION" in os.environ

@@ -2,7 +2,7 @@
 
 The worker pushes every event here; the screen drains at its own pace. Events keep their order.
 Heat frames and progress are worth only their newest value, so a newer one takes the place of one
-that nobody has drawn yet: a screen that falls behind never piles up 94 x 512 arrays.
+that has not been drawn yet: a slow screen does not accumulate 94 x 512 arrays.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The outcome of a command as one JSON object.
 
-Apart from what people see: a headless run never loads what draws.
+A module of its own, so that a headless run does not import Rich.
 """
 
 from __future__ import annotations

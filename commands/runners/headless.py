@@ -25,7 +25,7 @@ GRACE_SECONDS = 5.0
 def check(lines: Sequence[str]) -> JobEnded | None:
     """The first invalid line, as the job that it would end as; None if all lines are valid.
 
-    Looked at before anything runs: a typo at the end must not cost a calibration.
+    Checked before anything runs: a typo at the end must not cost a calibration.
     """
     for line in lines:
         try:

@@ -167,4 +167,4 @@ class RecipeRun:
 
 
 class _LineFailed(Exception):
-    """A line of a variant failed; the text says why."""
+    """A line of a variant failed, with the reason."""

@@ -140,7 +140,7 @@ class ScriptRun:
         return report
 
     def prepare(self, ctx: Context) -> None:
-        """Set seed and model as the header says. Raises StateError or ReplayError if impossible."""
+        """Set seed and model as in the header. Raises StateError or ReplayError if impossible."""
         header, bench = self.script.header, self.bench
         self._warn_of_versions(ctx)
         if self.script.seed is not None and self.script.seed != bench.settings.seed:

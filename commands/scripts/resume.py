@@ -105,7 +105,7 @@ def _in_use(path: Path) -> bool:
     try:
         with path.open("rb") as stream:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:  # locked by the process that runs it, or gone by now
+    except OSError:  # locked by the process that runs it, or removed by now
         return True
     return False
 

@@ -3,7 +3,7 @@
     steer --domain-map python.json --domain-mode boost --max-experts 3 --domain-map law.json ...
 
 A mode, or a limit, that is given once counts for all maps; given more than once, each counts for
-the map before it. So one map reads as it always did, wherever its mode stands.
+the map before it. With one map the order does not matter.
 """
 
 from __future__ import annotations

@@ -210,7 +210,7 @@ def _make_room(path: Path) -> Path | None:
     try:
         mode = path.stat().st_mode
     except OSError:
-        return None  # opening it says what is wrong, if anything
+        return None  # opening it raises the error, if there is one
     if not stat.S_ISREG(mode) or not _is_recording(path):
         raise UsageError(f"{path} exists and is not a session recording: choose another name")
     number = 1

@@ -115,7 +115,7 @@ class Workbench:
             source, revision, opened.checkpoint_id, opened.state, Path(report.source).absolute()
         )
         # Loading imports transformers, hundreds of thousands of objects that live for ever. A full
-        # collection walks them all under the interpreter's lock, and the screen stands still.
+        # collection visits them all under the interpreter's lock, and the screen freezes.
         gc.collect()
         gc.freeze()
         return report
@@ -179,7 +179,7 @@ def _offer_recovery(directory: Path, ctx: Context) -> None:
     try:
         backups = recoverable(directory)
     except OSError:
-        return  # not readable: loading says so, if it matters
+        return  # not readable: loading raises the error, if it matters
     # Before loading: a model that is missing may be one of these.
     for backup in backups:
         ctx.emit(

@@ -132,7 +132,7 @@ def panel_for(event: JobEnded) -> str | None:
     if isinstance(event.report, EvaluateReport) and event.report.subject == "staged":
         return "plan"
     if isinstance(event.report, StepReport):
-        # Where the model now stands is seen in the tree; staging has a panel of its own.
+        # The history shows the new state; staging has a panel of its own.
         return None if event.report.action in ("flip", "discard") else "history"
     if begins_anew(event.line):
         return "chat"

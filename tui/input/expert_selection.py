@@ -1,7 +1,7 @@
 """Selecting experts in the map: state changes and the cost of a selection. Pure.
 
-A draft is what the hand has picked since the last command line. Its bytes and shares follow from
-the view alone; when the hand rests one `select` line makes it the staged plan. Numeric modules are
+A draft is a selection that is not staged yet. Its bytes and shares follow from the view alone; when
+it has not changed for a while, one `select` line stages it. Numeric modules are
 imported inside, since the first paint comes before they are needed.
 """
 

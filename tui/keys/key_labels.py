@@ -155,7 +155,7 @@ class KeyNames:
 
     def bindings(self) -> dict[str, str]:
         """The bindings that differ from the keymap, {id: "a,b"}, for `App.set_keymap`."""
-        # Textual takes "" for no wish at all. Nobody can press the name that stands for no key.
+        # Textual ignores "". The name of a key that does not exist stands for no key.
         return {
             id: ",".join(keys) or f"no_key_for_{id}"
             for id, keys in self.keys.items()

@@ -38,7 +38,7 @@ class Key:
 
 
 KEYS: tuple[Key, ...] = (
-    # The main job, in the order a person does it.
+    # The main workflow, in its order.
     Key("collect", "c", "calibrate", "fill", "{collect}",
         "watch the experts work on a data set", bar=1),
     Key("prune", "p", "prune", "fill", "{prune}", "stage a prune: which experts go", bar=2),
@@ -136,7 +136,7 @@ KEYS: tuple[Key, ...] = (
         "always in, always out or a level; of a report its other mode", "mixer", bar=23),
     Key("mix_remove", "backspace,delete", "remove", "do", "mix remove",
         "take the channel out of the mixer", "mixer", bar=24),
-    # Picking by hand.
+    # Selecting experts to prune.
     Key("pick", "space", "pick", "do", "pick toggle",
         "this expert, or the range, goes with the staged plan, or stays after all", "experts",
         bar=19),

@@ -78,7 +78,7 @@ class Entry:
 class HeatOptions:
     """How the heatmap is drawn.
 
-    metric: None for the best at hand. log, per_layer: the scale of colours. fit: pool experts to the
+    metric: None for the first available of a list. log, per_layer: the scale of colours. fit: pool experts to the
     width, else pan. shape: the map, the layer under the cursor (a line per expert), or a table.
     sort: each layer's experts by score.
     """

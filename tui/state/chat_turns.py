@@ -152,7 +152,7 @@ def _with(turns: Turns, turn: Turn) -> Turns:
     return tuple(turn if old.job == turn.job else old for old in turns)
 
 
-# Why an answer ended, in words; nothing to say when the model itself was done.
+# Why an answer is incomplete, by its finish reason.
 _ENDINGS = {"stop": "", "length": "cut off at --max-tokens", "cancelled": "stopped"}
 
 

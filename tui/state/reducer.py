@@ -1,6 +1,6 @@
 """The pure step from an event to the next state.
 
-Clocks come in as arguments, so that a test can say what time it is.
+Clocks are arguments, so that tests can set the time.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _started(state: AppState, event: JobStarted, now: float) -> AppState:
 
 
 def _token(state: AppState, event: Token, now: float) -> AppState:
-    # A token ends the step that its job told progress of.
+    # A token ends the step whose progress its job reported.
     jobs = tuple(replace(j, progress=None) if j.id == event.job else j for j in state.jobs)
     state = replace(state, jobs=jobs, turns=chat_turns.add_token(state.turns, event, now))
     turn = chat_turns.find(state.turns, event.job)

@@ -1,4 +1,4 @@
-"""Steering as sets of (decoder layer, expert) cells, and as the command line that says all of it."""
+"""Steering as sets of (decoder layer, expert) cells, and as one full command line."""
 
 from __future__ import annotations
 

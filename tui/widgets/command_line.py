@@ -135,7 +135,7 @@ class CommandLine(Vertical):
         self._hint = ""
         self._names = USUAL
         self._back: Widget | None = None
-        self._refused = ""  # the line as it was when something was said that matters more
+        self._refused = ""  # the line at the time of the last loud message
         self._logged = False
 
     def compose(self) -> ComposeResult:

@@ -88,7 +88,7 @@ class LineView(ScrollView, can_focus=True):
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
         super().watch_scroll_y(old_value, new_value)
-        # Whoever scrolls up to read is left in peace; back at the end, new lines are followed.
+        # If the reader has scrolled up, stay there; at the end, follow new lines.
         self._following = new_value >= self.max_scroll_y - 1
 
     def render_line(self, y: int) -> Strip:

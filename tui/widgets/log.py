@@ -46,7 +46,7 @@ def entry_lines(
     """An entry as lines: its heading, then its report or the error."""
     parts: list[RenderableType] = [heading(entry)]
     if isinstance(entry.report, ChatReport | ABReport):
-        # The answer stands in the chat; twice would push everything else away.
+        # The answer is in the chat panel; here it would take too much room.
         parts.append(Text(entry.text, style="dim"))
     elif entry.report is not None:
         parts.append(renderer(entry.report))

@@ -74,7 +74,7 @@ def headline(plan: PlanReport, live: str, names: KeyNames) -> Text:
     goes = counted(gone, "expert goes", "experts go")
     text = Text()
     if not gone and plan.strategy != "hand":
-        # An edit of weights or routers: everybody stays, and its own sentence says what changes.
+        # An edit of weights or routers prunes nothing: its summary says what changes.
         text.append(f"{plan.summary()}\n")
         text.append("live now: ", DIM)
         text.append(live, BOLD)

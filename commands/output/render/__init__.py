@@ -1,1 +1,1 @@
-"""Reports for a person, drawn with Rich: one file for each kind of report."""
+"""Reports drawn with Rich: one file for each kind of report."""

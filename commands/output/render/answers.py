@@ -1,4 +1,4 @@
-"""Answers of the model, for a person."""
+"""Renderers of answers: chat and A/B."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The resident model and what is written of it, for a person."""
+"""Renderers of the resident model, saved models and the smoke test."""
 
 from __future__ import annotations
 

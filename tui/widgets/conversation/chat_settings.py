@@ -37,7 +37,7 @@ def read(values: dict[str, str], talk: ChatOptions) -> ChatOptions:
     temperature = _number(given["temperature"], "temperature", float, 0.0)
     length = _number(given["max_tokens"], "longest answer", int, 1)
     seed = _number(given["seed"], "seed", int, None)
-    # Once there was a system prompt, none has to be said: the conversation would keep the old one.
+    # After a system prompt, "no system prompt" must be explicit: the conversation would keep it.
     system = given["system"] or ("" if talk.system is not None else None)
     return replace(
         talk,

@@ -133,7 +133,7 @@ class Heatmap(ScrollView, can_focus=True, inherit_bindings=False):
         """Repaint the lines of the layers `top` to `bottom`, where marks were or are."""
         grid = self._grid
         assert grid is not None
-        self.refresh_lines(self.scroll_offset.y)  # the header stands on whatever line is first
+        self.refresh_lines(self.scroll_offset.y)  # the header is on the first visible line
         first, last = grid.line_of(top), grid.line_of(bottom) + grid.height
         self.refresh_lines(1 + first, last - first)
 
