@@ -1,4 +1,4 @@
-"""What the heatmap can show: every metric at hand, and which one is shown."""
+"""The metrics that the heatmap can show, and the one that is shown."""
 
 from __future__ import annotations
 

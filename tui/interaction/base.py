@@ -1,4 +1,4 @@
-"""What all key handlers share: the state, the engine, and showing a changed state."""
+"""Base of the key handlers: the state, the engine, and drawing a changed state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pure step from an event to the next state.
+"""The reducer: a pure function from state and event to the next state.
 
 Clocks come in as arguments, so that a test can say what time it is.
 """

@@ -1,4 +1,4 @@
-"""Which function draws which report."""
+"""The table from report classes to renderers."""
 
 from __future__ import annotations
 

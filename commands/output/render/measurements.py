@@ -1,4 +1,4 @@
-"""Perplexity, KL, states compared, refusals, for a person."""
+"""Renderers of perplexity, KL, compared states and refusals."""
 
 from __future__ import annotations
 
