@@ -1,4 +1,8 @@
-"""Answers of the model, for a person."""
+<<<<<<< .merge_file_9iKzqf
+"""Renderers of answers: chat and A/B."""
+=======
+"""Renderers of the model's answers."""
+>>>>>>> .merge_file_1XivFV
 
 from __future__ import annotations
 

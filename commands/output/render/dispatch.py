@@ -1,4 +1,8 @@
-"""Which function draws which report."""
+<<<<<<< .merge_file_iWuaLq
+"""The renderer of each kind of report."""
+=======
+"""The table from report classes to renderers."""
+>>>>>>> .merge_file_oh9xNe
 
 from __future__ import annotations
 
@@ -66,6 +70,6 @@ RENDERERS: dict[type[Report], Callable[[Any], RenderableType]] = {
 
 
 def render(report: Report) -> RenderableType:
-    """A report for a person; its one sentence where that says everything."""
+    """Draw a report; one without a renderer as its one sentence."""
     found = RENDERERS.get(type(report))
     return found(report) if found is not None else text(report.summary())

@@ -1,4 +1,8 @@
-"""The tree of states, and variants of recipes, for a person."""
+<<<<<<< .merge_file_WZ7CXW
+"""Renderers of the history tree and of a recipe's variants."""
+=======
+"""Renderers of the history and of a recipe's variants."""
+>>>>>>> .merge_file_mlHNeM
 
 from __future__ import annotations
 

@@ -140,12 +140,12 @@ def test_leaving_the_field_leaves_the_question_as_it_was() -> None:
 
 
 def test_a_failed_repetition_brings_the_old_answers_back() -> None:
-    asked: chat_turns.Turns = chat_turns.ask((), 1, "chat one")
-    asked = chat_turns.close(asked, JobEnded(1, "chat one", FakeReport, None, 0.1, ""))
+    asked: chat_turns.Turns = chat_turns.add_question((), 1, "chat one")
+    asked = chat_turns.finish(asked, JobEnded(1, "chat one", FakeReport, None, 0.1, ""))
     asked = tuple(replace(t, kept=True) for t in asked)
-    again = chat_turns.ask(asked, 2, "chat --back 1")
+    again = chat_turns.add_question(asked, 2, "chat --back 1")
     assert [t.job for t in again] == [2]
-    failed = chat_turns.close(again, JobEnded(2, "chat --back 1", None, "no", 0.1, ""))
+    failed = chat_turns.finish(again, JobEnded(2, "chat --back 1", None, "no", 0.1, ""))
     assert [(t.job, t.kept) for t in failed] == [(1, True), (2, False)]
 
 
@@ -224,12 +224,12 @@ def compared() -> chat_turns.Turn:
     seen = []
     engine.subscribe(seen.append)
     engine.play("load demo", "ab tea")
-    asked = chat_turns.ask((), 2, "ab tea")
+    asked = chat_turns.add_question((), 2, "ab tea")
     for event in seen:
         if isinstance(event, Token):
-            asked = chat_turns.hear(asked, event, 0.0)
+            asked = chat_turns.add_token(asked, event, 0.0)
         if isinstance(event, JobEnded):
-            asked = chat_turns.close(asked, event)
+            asked = chat_turns.finish(asked, event)
     return asked[0]
 
 
@@ -320,8 +320,8 @@ def test_the_tokens_of_an_expert_are_tinted() -> None:
 def test_old_answers_lose_their_experts_not_their_words() -> None:
     asked: chat_turns.Turns = ()
     for job in range(chat_turns.TRACED + 2):
-        asked = chat_turns.ask(asked, job, f"chat {job}")
-        asked = chat_turns.hear(asked, Token(job, "base", 0, 1, "yes"), 0.0)
+        asked = chat_turns.add_question(asked, job, f"chat {job}")
+        asked = chat_turns.add_token(asked, Token(job, "base", 0, 1, "yes"), 0.0)
     assert [bool(turn.pieces) for turn in asked[:3]] == [False, False, True]
     assert all(turn.text == "yes" for turn in asked)
 

@@ -19,7 +19,7 @@ from tests.tui.keys.test_keymap import RUN_LINES, Willing, home
 from tui import hints as guide
 from tui import palette
 from tui.input import expert_selection
-from tui.keys.key_labels import LIFELINES, USUAL, Names, canonical, parsed, why_not, written
+from tui.keys.key_labels import ESSENTIAL, USUAL, KeyNames, canonical, parsed, why_not, written
 from tui.keys.keymap import BY_ID, KEYS
 from tui.state.app_state import AppState, Draft, Entry, Job
 from tui.widgets.command_line import CommandLine, one_line
@@ -41,7 +41,7 @@ LETTERS = {key.id: chr(0x1401 + place) for place, key in enumerate(KEYS)}
 STRANGE = {
     key.id: f"alt+{LETTERS[key.id]}" if key.scope == "always" else LETTERS[key.id] for key in KEYS
 }
-THEIRS = Names.of(STRANGE)
+THEIRS = KeyNames.of(STRANGE)
 
 # A key as it comes where a sentence names it: alone, in brackets or before what it does. The
 # article and the pronoun are no keys, and neither are the sides of a comparison.
@@ -86,7 +86,7 @@ def page_of(shell: Shell) -> str:
     return read(shell.app.screen._page)
 
 
-def state_after(*lines: str, names: Names = THEIRS) -> AppState:
+def state_after(*lines: str, names: KeyNames = THEIRS) -> AppState:
     engine = FakeEngine()
     engine.play(*lines)
     return AppState(view=engine.view(), rows=engine.rows(), lines=lines, names=names)
@@ -95,14 +95,14 @@ def state_after(*lines: str, names: Names = THEIRS) -> AppState:
 PAGE = Entry("ok", "save {apply}", "two\nlines", TextReport("two\nlines"))
 
 
-def by_hand(names: Names = THEIRS) -> AppState:
+def by_hand(names: KeyNames = THEIRS) -> AppState:
     """One expert of one layer picked: the layers lose different numbers."""
     state = expert_selection.toggle(state_after("load demo", *CALIBRATED, names=names), 0.0)
     assert isinstance(state.draft, Draft)
     return state
 
 
-def costly(names: Names = THEIRS) -> AppState:
+def costly(names: KeyNames = THEIRS) -> AppState:
     state = state_after("load demo", *STAGED, "preview", names=names)
     scores = state.view.scores
     assert scores is not None
@@ -110,7 +110,7 @@ def costly(names: Names = THEIRS) -> AppState:
     return replace(state, view=replace(state.view, scores=bad))
 
 
-def stages(names: Names = THEIRS) -> dict[str, AppState]:
+def stages(names: KeyNames = THEIRS) -> dict[str, AppState]:
     """A state for each stage of the main job."""
     return {
         "": AppState(names=names),
@@ -234,7 +234,7 @@ def test_reasons_that_lead_on_name_the_users_key() -> None:
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("panel", ["experts", "chat", "plan", "history", "log", "mixer"])
 def test_the_key_bar_writes_the_users_keys_and_fits(width: int, stage: str, panel: str) -> None:
-    hints = guide.hints(stages()[stage], panel, width - 2)
+    hints = guide.for_bar(stages()[stage], panel, width - 2)
     text, _ = bar_text(hints)
     assert text.plain.split("  ")[:-1] == [f"{THEIRS[h.key]} {h.label}" for h in hints]
     assert all(LETTERS[hint.key] in THEIRS[hint.key] for hint in hints)
@@ -244,7 +244,7 @@ def test_the_key_bar_writes_the_users_keys_and_fits(width: int, stage: str, pane
 @pytest.mark.parametrize("panel", [*PANELS, CommandLine], ids=lambda panel: panel.__name__)
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_page_of_every_panel_speaks_of_the_users_keys_only(panel: type, stage: str) -> None:
-    def page(names: Names) -> str:
+    def page(names: KeyNames) -> str:
         state, name = stages(names)[stage], getattr(panel, "panel", "command")
         return read(help_page("title", names.say(panel.about), name, state))  # type: ignore[attr-defined]
 
@@ -457,7 +457,7 @@ def test_a_key_that_was_taken_away_does_nothing_and_its_command_is_named() -> No
 
 
 def test_what_has_no_key_is_called_by_what_leads_to_it() -> None:
-    names = Names.of(BARE)
+    names = KeyNames.of(BARE)
     called = {id: names[id] for id in BARE}
     assert called == {
         "apply": ":apply",
@@ -467,7 +467,7 @@ def test_what_has_no_key_is_called_by_what_leads_to_it() -> None:
         "new_chat": ":chat --new",
         "goto": ":goto",
     }
-    assert Names.of({**BARE, "command": "f4", "palette": "f5"})["apply"] == "F4 apply"
+    assert KeyNames.of({**BARE, "command": "f4", "palette": "f5"})["apply"] == "F4 apply"
     item = next(i for i in palette.items(AppState(names=names)) if i.key == "apply")
     assert item.title == "apply"
 
@@ -475,9 +475,9 @@ def test_what_has_no_key_is_called_by_what_leads_to_it() -> None:
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: key.id)
 def test_every_key_can_be_taken_away_but_those_that_lead_to_the_others(key: object) -> None:
     assert isinstance(key, type(KEYS[0]))
-    assert bool(why_not(key.id, "")) == (key.id in LIFELINES)
-    if key.id not in LIFELINES:
-        names = Names.of({key.id: ""})
+    assert bool(why_not(key.id, "")) == (key.id in ESSENTIAL)
+    if key.id not in ESSENTIAL:
+        names = KeyNames.of({key.id: ""})
         assert names[key.id].startswith((":", "^p "))
         assert len(names[key.id]) > len("^p ")
 
@@ -521,8 +521,8 @@ def test_what_is_no_key_is_refused(given: str) -> None:
 
 def test_the_keys_as_they_come_need_no_other_binding() -> None:
     assert USUAL.bindings() == {}
-    assert Names.of({"apply": " a "}).bindings() == {}
-    assert Names.of({"apply": "f9, +", "undo": ""}).bindings() == {
+    assert KeyNames.of({"apply": " a "}).bindings() == {}
+    assert KeyNames.of({"apply": "f9, +", "undo": ""}).bindings() == {
         "apply": "f9,plus",
         "undo": "no_key_for_undo",
     }
