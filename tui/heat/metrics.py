@@ -1,8 +1,4 @@
-<<<<<<< .merge_file_ApZQiu
-"""The metrics that the heatmap can show, and which one it shows."""
-=======
 """The metrics that the heatmap can show, and the one that is shown."""
->>>>>>> .merge_file_PdDnEa
 
 from __future__ import annotations
 

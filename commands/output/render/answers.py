@@ -1,8 +1,4 @@
-<<<<<<< .merge_file_9iKzqf
-"""Renderers of answers: chat and A/B."""
-=======
 """Renderers of the model's answers."""
->>>>>>> .merge_file_1XivFV
 
 from __future__ import annotations
 

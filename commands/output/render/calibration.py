@@ -1,8 +1,4 @@
-<<<<<<< .merge_file_4q80f9
-"""Renderers of routing statistics and of the figures of one expert."""
-=======
 """Renderers of routing statistics and of the scores of one expert."""
->>>>>>> .merge_file_5a7xJW
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-<<<<<<< .merge_file_iWuaLq
-"""The renderer of each kind of report."""
-=======
 """The table from report classes to renderers."""
->>>>>>> .merge_file_oh9xNe
 
 from __future__ import annotations
 

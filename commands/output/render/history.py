@@ -1,8 +1,4 @@
-<<<<<<< .merge_file_WZ7CXW
-"""Renderers of the history tree and of a recipe's variants."""
-=======
 """Renderers of the history and of a recipe's variants."""
->>>>>>> .merge_file_mlHNeM
 
 from __future__ import annotations
 

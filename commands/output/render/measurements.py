@@ -1,8 +1,4 @@
-<<<<<<< .merge_file_ixw214
-"""Renderers of measurements: perplexity, KL, two states, refusals."""
-=======
 """Renderers of perplexity, KL, compared states and refusals."""
->>>>>>> .merge_file_qXw5SN
 
 from __future__ import annotations
 

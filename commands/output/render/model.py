@@ -1,8 +1,4 @@
-<<<<<<< .merge_file_7QZ4Eq
-"""Renderers of the resident model, saved models and the smoke test."""
-=======
 """Renderers of the resident model and of what is written of it."""
->>>>>>> .merge_file_gOeRh1
 
 from __future__ import annotations
 
