@@ -144,6 +144,13 @@ def test_links_and_pictures_lead_to_files(path: Path) -> None:
             assert (path.parent / target).is_file(), target
 
 
+@pytest.mark.parametrize("path", [*DOCUMENTS, *ROOMS], ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_files_and_folders_in_running_text_exist(path: Path) -> None:
+    for span in code_spans(path):
+        if re.fullmatch(r"[a-z_.]+(/[a-z_0-9.]+)+/?", span):
+            assert (ROOT / span).exists() or (path.parent / span).exists(), span
+
+
 def test_the_library_example_runs(tmp_path: Path) -> None:
     code = block_after("<!-- library: run by a test -->")
     assert "session.undo()" in code
