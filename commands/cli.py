@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from commands.engine import Engine
 
 NAME = "mlxfun-shell"
-# A person has left: a forward that is longer than this is not worth waiting for, and a save that is
-# cut short leaves a hidden directory that the next one sweeps away.
+# The user is leaving: a forward pass that takes longer is not worth waiting for, and a save that is
+# cut short leaves a hidden directory that the next save removes.
 CLOSE_SECONDS = 2.0
 BROKEN_PIPE = 128 + 13  # what a shell reports for a program that SIGPIPE ended
 
@@ -36,13 +36,16 @@ BROKEN_PIPE = 128 + 13  # what a shell reports for a program that SIGPIPE ended
 SCREEN = ("tui.app", "run")
 
 
+FrontEnd = Literal["screen", "plain", "headless"]
+
+
 @dataclass(frozen=True, slots=True)
 class Start:
     """What the command line asks for."""
 
     model: str | None
     demo: bool
-    front_end: str
+    front_end: FrontEnd
     commands: tuple[str, ...]
     replay: Path | None
     record: Path | None
@@ -108,14 +111,14 @@ def shell(plain: bool, headless: bool, config: Path | None, **options: Any) -> S
     """
     if plain and headless:
         raise click.UsageError("--plain and --headless exclude each other")
-    front_end = "plain" if plain else "headless" if headless else "screen"
+    front_end: FrontEnd = "plain" if plain else "headless" if headless else "screen"
     start = Start(front_end=front_end, **options)
     _check(start)
     return replace(start, config=_config(start, config))
 
 
 def _config(start: Start, path: Path | None) -> Config:
-    """The configuration; the empty one where the same has to happen for everybody."""
+    """The configuration; the empty one for scripts, which must not depend on the user's."""
     from mlxfun.errors import UsageError
 
     scripted = start.front_end == "headless" or start.replay is not None
@@ -171,8 +174,8 @@ def run(start: Start) -> int:
     finally:
         engine.close(CLOSE_SECONDS)
     if engine.alive:
-        # A thread deep inside MLX cannot be stopped, and tearing the interpreter down under it
-        # crashes: leave without that.
+        # A thread inside MLX cannot be stopped, and finalising the interpreter while it runs
+        # crashes: exit without finalising.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -212,7 +215,7 @@ def _engine(start: Start) -> Engine:
 
 
 def _keep(engine: Engine) -> None:
-    """Let the session survive a crash, where there is room to keep it."""
+    """Keep the session on disk in case of a crash; a warning where that is not possible."""
     from commands.scripts.resume import default_folder
 
     try:
@@ -229,7 +232,7 @@ def _identities() -> Path:
 
 
 def _seed(start: Start) -> int:
-    """The seed asked for, or that of the session to replay: its states depend on it."""
+    """The seed given, or that of the session to replay, whose states depend on it."""
     if start.replay is None:
         return start.seed or 0
     from commands.workbench.session_file import read_script
@@ -243,7 +246,7 @@ def _seed(start: Start) -> int:
 
 
 def _guarded(start: Start, engine: Engine) -> int:
-    """The front end's exit code, an interrupt's, or a broken pipe's."""
+    """Run the front end; its exit code, or that of an interrupt or of a broken pipe."""
     try:
         code = _front_end(start, engine)
         engine.forget()
@@ -251,7 +254,7 @@ def _guarded(start: Start, engine: Engine) -> int:
     except KeyboardInterrupt as problem:
         return _interrupted(problem)
     except BrokenPipeError:
-        # Whoever read our output has left; nothing more may be written, not even by the
+        # The reader of our output is gone; nothing more may be written, not even by the
         # interpreter's last flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
@@ -271,16 +274,16 @@ def _front_end(start: Start, engine: Engine) -> int:
         if engine.recording is not None:
             click.echo(f"recorded: {NAME} --headless --replay {engine.recording}", err=True)
         return int(code)
-    from commands.runners.event_printer import Follower
+    from commands.runners.event_printer import EventPrinter
 
     if start.front_end == "plain":
-        from commands.runners.plain import Plain, history_path
+        from commands.runners.line_shell import LineShell, history_path
 
-        return Plain(engine, Follower(engine, stream=True)).run(start.lines, history_path())
+        return LineShell(engine, EventPrinter(engine, stream=True)).run(start.lines, history_path())
     from commands.runners.headless import run_lines
 
-    follower = Follower(engine, as_json=start.as_json)
-    return run_lines(engine, follower, start.lines, start.keep_going)
+    printer = EventPrinter(engine, as_json=start.as_json)
+    return run_lines(engine, printer, start.lines, start.keep_going)
 
 
 def _interrupted(problem: KeyboardInterrupt) -> int:

@@ -15,7 +15,7 @@ from mlxfun.session.reports import SessionView
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """Replace `line[start:]` by `text`. hint: a few words about it."""
+    """One completion: replace `line[start:]` by `text`. hint: a short description of it."""
 
     text: str
     start: int
@@ -23,13 +23,13 @@ class Completion:
 
 
 def complete(line: str, view: SessionView) -> list[Completion]:
-    """How `line`, with the cursor at its end, may go on. Instant."""
+    """The completions of `line` with the cursor at its end. Does not wait for the worker."""
     start, incomplete = last_word(line)
     try:
         words = shlex.split(line[:start])
         items = _items(words, incomplete, view)
     except (ValueError, click.ClickException):
-        return []  # what stands before the cursor is no command: nothing to say yet
+        return []  # the text before the cursor is not a command
     if incomplete.startswith("-") and "=" in incomplete:
         start += line[start:].index("=") + 1
     found = [Completion(_quoted(str(i.value)), start, i.help or "") for i in items]
@@ -39,7 +39,7 @@ def complete(line: str, view: SessionView) -> list[Completion]:
 
 
 def last_word(line: str) -> tuple[int, str]:
-    """Where the word under the cursor starts, and what it is without its quotes.
+    """The start of the word under the cursor, and the word without its quotes.
 
     >>> last_word("load 'my mod")
     (5, 'my mod')
@@ -74,7 +74,7 @@ def _items(words: list[str], incomplete: str, view: SessionView) -> list[Complet
 
 @cache
 def _tree() -> click.Group:
-    """All commands as Click wants them for completion; two-word names become groups."""
+    """All commands as a Click group, for completion; two-word names become nested groups."""
     root = click.Group("mlxfun-shell", add_help_option=False)
     for name, command in COMMANDS.items():
         family, _, member = name.rpartition(" ")

@@ -52,7 +52,7 @@ def unstaged(view: SessionView) -> str | None:
 
 
 def applicable(view: SessionView) -> str | None:
-    """Needs a staged plan that can be applied: one made by hand has to be even."""
+    """Needs a staged plan that can be applied: a manual selection has to be even."""
     plan = view.plan
     uneven = plan is not None and plan.strategy == "hand" and _uneven(plan.kept)
     return staged(view) or ("the layers lose different numbers of experts" if uneven else None)

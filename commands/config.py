@@ -12,8 +12,7 @@
     [keys]                       # the name of a key, which F1 shows = the keys, "" for none
     apply = "ctrl+a"
 
-What runs without a person, headless runs and replays, does not read it: a script does the same for
-everybody.
+Headless runs and replays do not read it, so that a script does the same for every user.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from mlxfun.errors import UsageError
 
 
 def default_path() -> Path:
-    """Where the configuration lies on this system."""
+    """The path of the user's configuration on this system."""
     from platformdirs import user_config_path
 
     return user_config_path("mlxfun") / "config.toml"
@@ -37,10 +36,11 @@ def default_path() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What the file says; None and empty where it says nothing.
+    """The entries of a configuration file; None and empty for those it does not have.
 
     refresh_rate: frames a second. undo_budget: bytes. defaults: names and values of `set`. keys:
-    {name of a key: the keys with commas, as Textual writes them, "" for none}. lines: {name: its line}, `keys.apply` in a table.
+    {name of a key: the keys with commas, as Textual writes them, "" for none}. lines: {name: its
+    line}, `keys.apply` for an entry of a table.
     """
 
     path: Path | None = None
@@ -48,11 +48,11 @@ class Config:
     refresh_rate: float | None = None
     undo_budget: int | None = None
     keep_sessions: bool = True
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, object] = field(default_factory=dict)
     keys: Mapping[str, str] = field(default_factory=dict)
     lines: Mapping[str, int] = field(default_factory=dict)
 
-    def wrong(self, name: str, problem: str) -> UsageError:
+    def error(self, name: str, problem: str) -> UsageError:
         """The error for the entry `name`, with file and line."""
         return UsageError(f"{self.path}:{self.lines.get(name, 1)}: {name}: {problem}")
 
@@ -81,7 +81,7 @@ def read_config(path: Path | None = None) -> Config:
 
 
 def _lines(text: str) -> dict[str, int]:
-    """The line of every name, from 1."""
+    """{name: its line, from 1}."""
     found: dict[str, int] = {}
     table = ""
     for number, line in enumerate(text.splitlines(), 1):
@@ -93,50 +93,50 @@ def _lines(text: str) -> dict[str, int]:
     return found
 
 
-def _checked(config: Config, found: dict[str, Any]) -> Config:
+def _checked(config: Config, found: dict[str, object]) -> Config:
     known = [f.name for f in fields(Config) if f.name not in ("path", "lines")]
     values: dict[str, Any] = {}
     for name, value in found.items():
         if name not in known:
-            raise config.wrong(name, f"unknown; known are {', '.join(known)}")
+            raise config.error(name, f"unknown; known are {', '.join(known)}")
         values[name] = CHECKS[name](config, name, value)
     return Config(config.path, lines=config.lines, **values)
 
 
-def _text(config: Config, name: str, value: Any) -> str:
+def _text(config: Config, name: str, value: object) -> str:
     if not isinstance(value, str) or not value:
-        raise config.wrong(name, f"{value!r} is not a text")
+        raise config.error(name, f"{value!r} is not a text")
     return value
 
 
-def _rate(config: Config, name: str, value: Any) -> float:
+def _rate(config: Config, name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0.5 <= value <= 60:
-        raise config.wrong(name, f"{value!r} is not a number of frames a second from 0.5 to 60")
+        raise config.error(name, f"{value!r} is not a number of frames a second from 0.5 to 60")
     return float(value)
 
 
-def _size(config: Config, name: str, value: Any) -> int:
+def _size(config: Config, name: str, value: object) -> int:
     from commands.types import Size
 
     try:
         return Size.parse(str(value))
     except ValueError as problem:
-        raise config.wrong(name, str(problem)) from None
+        raise config.error(name, str(problem)) from None
 
 
-def _switch(config: Config, name: str, value: Any) -> bool:
+def _switch(config: Config, name: str, value: object) -> bool:
     if not isinstance(value, bool):
-        raise config.wrong(name, f"{value!r} is not true or false")
+        raise config.error(name, f"{value!r} is not true or false")
     return value
 
 
-def _table(config: Config, name: str, value: Any) -> dict[str, Any]:
+def _table(config: Config, name: str, value: object) -> dict[str, object]:
     if not isinstance(value, dict):
-        raise config.wrong(name, f"{value!r} is not a table: begin it with [{name}]")
+        raise config.error(name, f"{value!r} is not a table: begin it with [{name}]")
     return value
 
 
-def _defaults(config: Config, name: str, value: Any) -> dict[str, Any]:
+def _defaults(config: Config, name: str, value: object) -> dict[str, object]:
     import click  # the screen reads this module too, and paints before it needs Click
 
     from commands.table.shell import SETTING_TYPES
@@ -146,23 +146,23 @@ def _defaults(config: Config, name: str, value: Any) -> dict[str, Any]:
         where = f"{name}.{key}"
         kind = SETTING_TYPES.get(key)
         if kind is None:
-            raise config.wrong(where, f"unknown; known are {', '.join(SETTING_TYPES)}")
+            raise config.error(where, f"unknown; known are {', '.join(SETTING_TYPES)}")
         try:
             checked[key] = kind.convert(str(given), None, None)
         except click.BadParameter as problem:
-            raise config.wrong(where, problem.message) from None
+            raise config.error(where, problem.message) from None
     return checked
 
 
-def _keys(config: Config, name: str, value: Any) -> dict[str, str]:
-    # Which names there are, and which keys, only the screen can judge.
+def _keys(config: Config, name: str, value: object) -> dict[str, str]:
+    # The screen checks the names and the keys (tui.config_check).
     return {
         key: given if given == "" else _text(config, f"{name}.{key}", given)
         for key, given in _table(config, name, value).items()
     }
 
 
-CHECKS: dict[str, Callable[[Config, str, Any], Any]] = {
+CHECKS: dict[str, Callable[[Config, str, object], object]] = {
     "theme": _text,
     "refresh_rate": _rate,
     "undo_budget": _size,

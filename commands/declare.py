@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, get_args
 
 import click
 
@@ -33,14 +33,16 @@ Params = dict[str, Any]
 Handler = Callable[["Call"], Report]
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
-GROUPS = ("model", "observe", "edit", "measure", "chat", "history", "shell")
+Group = Literal["model", "observe", "edit", "measure", "chat", "history", "shell"]
+GROUPS: tuple[Group, ...] = get_args(Group)
+"""The groups of commands, in the order of help."""
 
 DATASET = Source("dataset", {f"demo:{k}": v for k, v in DATASETS.items()}, (".jsonl",))
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One use of a command: `call["path"]` is a parameter, as parsed."""
+    """One invocation of a command: `call["path"]` is a parsed parameter."""
 
     bench: Workbench
     params: Params
@@ -57,17 +59,17 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One command.
+    """A declared command.
 
-    name: one or two words. danger: it loses something that undo does not bring back. undoable:
-    undo takes it back. key: the default key. when: why it does not apply to a view, None if it
-    does. instant: answered at once, also while the worker is busy. between: may run between two
-    tokens of an answer. recorded: belongs in a session file. read_only: it leaves the
-    session as it was, whatever files it writes, so that `resume` skips it.
+    name: one or two words. danger: what it removes cannot be restored by undo. undoable: undo
+    reverts it. key: the default key. when: the condition under which it applies. instant: answered
+    at once, also while the worker is busy. between: may run between two tokens of an answer.
+    recorded: written to session files. read_only: it leaves the session as it was, whatever files
+    it writes, so that `resume` skips it.
     """
 
     name: str
-    group: str
+    group: Group
     handler: Handler
     click: click.Command
     danger: bool = False
@@ -91,7 +93,7 @@ class Command:
 
     @property
     def usage(self) -> str:
-        """The command with its arguments; options in brackets when there are few."""
+        """The command line as a pattern: name, [OPTIONS] if there are any, arguments."""
         parts = [self.name]
         options = [p for p in self.click.params if isinstance(p, click.Option)]
         arguments = [p for p in self.click.params if isinstance(p, click.Argument)]
@@ -104,7 +106,7 @@ class Command:
 
     @property
     def tail(self) -> bool:
-        """Whether the last argument is free text, taken as it stands."""
+        """Whether the last argument is free text, which is not parsed further."""
         return any(_is_text(p) for p in self.click.params)
 
 
@@ -127,9 +129,13 @@ class Traits(TypedDict, total=False):
 
 
 def command(
-    name: str, *, group: str, parser: type[click.Command] = click.Command, **traits: Unpack[Traits]
+    name: str,
+    *,
+    group: Group,
+    parser: type[click.Command] = click.Command,
+    **traits: Unpack[Traits],
 ) -> Callable[[Handler], Command]:
-    """Declare a command; see `Command` for the fields. parser: reads its words."""
+    """Declare a command; see `Command` for the traits. parser: the Click class that parses it."""
 
     def declare(handler: Handler) -> Command:
         params = list(reversed(getattr(handler, "__click_params__", [])))
@@ -148,7 +154,7 @@ def command(
 
 
 def stack(*decorators: Decorator) -> Decorator:
-    """Several options as one decorator, in the order given."""
+    """Combine option decorators into one; options appear in the order given."""
 
     def apply(function: Callable[..., Any]) -> Callable[..., Any]:
         for decorator in reversed(decorators):
@@ -175,7 +181,7 @@ data_options = stack(
 
 
 def dataset_options(source: str, params: Params, seed: int) -> DatasetOptions:
-    """The values of `data_options` for one source; `seed` where none was given."""
+    """The `data_options` of a command for one source. seed: used if --seed was not given."""
     given = {
         key: params[key]
         for key in ("text_key", "max_samples", "max_tokens")

@@ -51,7 +51,7 @@ def real_session(ctx: Context) -> type[Session]:
 
 
 class Engine:
-    """One shell. No method blocks but `close`, none raises for a bad line.
+    """One shell. Only `close` blocks; no method raises for an invalid line.
 
     seed: default of every command that draws. undo_budget: bytes the history may hold.
     output_root: commands write below it only. keep_going: replays go on after a failed command.
@@ -84,12 +84,12 @@ class Engine:
 
     @property
     def busy(self) -> str | None:
-        """The line that is running."""
+        """The command line that is running, None if none is."""
         return self._worker.busy
 
     @property
     def queue(self) -> tuple[str, ...]:
-        """The lines that wait."""
+        """The command lines that wait."""
         return self._worker.queue
 
     @property
@@ -98,7 +98,7 @@ class Engine:
         return self._alive
 
     def subscribe(self, listener: Listener) -> None:
-        """Hand every event to `listener`, which must be quick.
+        """Call `listener` with every event; it must return quickly.
 
         It is called on the worker's thread, and for `JobQueued`, lines that do not parse, help and
         quit on the thread that called `run`.
@@ -127,13 +127,13 @@ class Engine:
         self._bench.identities = file
 
     def forget(self) -> None:
-        """The session ends as it should: there will be nothing to bring back."""
+        """Remove the kept session: the shell ends normally, so there is nothing to resume."""
         kept = self._bench.journal.forget()
         if kept is not None:
             resume.drop(kept)
 
     def run(self, line: str) -> int:
-        """Queue a command line and return its job number; what comes of it arrives as events."""
+        """Queue a command line and return its job number; results arrive as events."""
         line = line.strip()
         try:
             parsed = registry.parse(line)
@@ -154,22 +154,22 @@ class Engine:
         self._worker.cancel(only)
 
     def complete(self, line: str) -> list[Completion]:
-        """How `line` may go on. Instant: asks neither the worker nor the model."""
+        """The completions of `line`. Does not wait for the worker."""
         return completion.complete(line, self._view)
 
     def help(self, name: str | None, width: int = registry.HELP_WIDTH) -> str:
-        """A command's page or a guide, the overview for None, or the reason why there is none."""
+        """A command's help page or a guide, the overview for None, or why there is no such page."""
         try:
             return self._help_text(name, width=width)
         except MlxfunError as problem:
             return str(problem)
 
     def view(self) -> SessionView:
-        """The session after the last job; safe from any thread."""
+        """The session after the last job; may be called from any thread."""
         return self._view
 
     def rows(self) -> tuple[Row, ...]:
-        """Every command, and whether it applies now."""
+        """Every command, with whether it applies to the session after the last job."""
         return registry.rows(self._view)
 
     def close(self, timeout: float = 5.0) -> None:
@@ -183,7 +183,7 @@ class Engine:
         command, bench = parsed.command, self._bench
         if command.between and bench.journal.running:
             return self._perform_between(parsed, line, ctx)
-        written = command.recorded and bench.journal.wants(loads=command.name == "load")
+        written = command.recorded and bench.journal.records(loads=command.name == "load")
         if written:
             bench.journal.begin(line)
         bench.name(line)
@@ -199,17 +199,17 @@ class Engine:
         return report
 
     def _perform_between(self, parsed: Parsed, line: str, ctx: Context) -> Report:
-        """Run a line in the middle of a recorded command: it is written down after that one."""
+        """Run a line between two tokens of a recorded command; the journal gets it after that one."""
         report = parsed.command.handler(Call(self._bench, parsed.params, ctx))
         self._bench.journal.after(line)
         return report
 
     def _remember(self, command: Command, report: Report | None, error: str | None) -> None:
-        """Keep the outcome that `expect` looks at: not that of the expectations themselves."""
+        """Keep the outcome for `expect`, except that of commands which do not count for it."""
         if command.name not in ("expect", "replay", "record", "set"):
             self._bench.last, self._bench.last_error = report, error
         if isinstance(report, ChatReport):
-            self._bench.turns.append(report)
+            self._bench.answers.append(report)
 
     def _write_down(self, command: Command, report: Report, written: bool) -> None:
         bench = self._bench
@@ -224,16 +224,16 @@ class Engine:
         try:
             resume.remember_statistics(self._bench)
         except (MlxfunError, OSError) as problem:
-            # They are there in case of a crash: no reason to fail what has been done.
+            # Only a crash would need them: the calibration itself has succeeded.
             log.warning("statistics are not kept: %s", problem)
 
     def _nested(self, line: str, parent: Context) -> JobEnded:
-        """A line of a replay, on the worker thread, inside the replay's own job."""
+        """Run a line inside the running job, on the worker thread (replays and recipes)."""
         parsed = registry.parse(line)
         return self._worker.nested(line, lambda ctx: self._perform(parsed, line, ctx), parent)
 
     def _refresh(self) -> str:
-        """Before each `JobEnded`: who reads `view` on that event sees what the job did."""
+        """Renew `view` before each `JobEnded`, so that listeners see the state after the job."""
         self._view = self._bench.view()
         return self._view.state
 
@@ -247,7 +247,7 @@ class Engine:
 
 
 def _note(report: Report) -> str:
-    """What a reader of the session file should know: a cancelled command cannot be repeated."""
+    """A comment for the session file where a replay may differ: after a cancelled command."""
     if isinstance(report, CollectReport) and report.cancelled:
         return (
             f"cancelled after {report.samples} of {report.samples_planned} samples: a replay "

@@ -7,7 +7,7 @@ from types import FrameType
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: wherever Ctrl-C is handled, this is too, unless told apart."""
+    """Raised for SIGTERM; a KeyboardInterrupt, so that it is handled wherever Ctrl-C is."""
 
 
 def listen() -> None:
@@ -16,7 +16,7 @@ def listen() -> None:
 
 
 def ignore() -> None:
-    """Take no further notice: we are leaving already, and that takes a bounded time."""
+    """Ignore further signals while the program ends, which takes a bounded time."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 

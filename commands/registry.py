@@ -110,7 +110,7 @@ class Parsed:
 
 
 def rows(view: SessionView) -> tuple[Row, ...]:
-    """Every command, as it stands with `view`."""
+    """Every command, with whether it applies to `view`."""
     found = []
     for c in COMMANDS.values():
         reason = c.when(view)

@@ -66,18 +66,22 @@ class Experts(_Parsed):
     parse = staticmethod(parse_experts)
 
 
-class ExpertPairs(_Parsed):
-    """`"3:7,5:0..2"` -> {3: (7,), 5: (0, 1, 2)}."""
-
-    name = "L:E,..."
-    parse = staticmethod(parse_expert_pairs)
+class _ExpertList(_Parsed):
+    """A type that is a list of layer:expert, separated by commas; completes the last one."""
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
         before, comma, last = incomplete.rpartition(",")
         return [CompletionItem(before + comma + item) for item in _cells(ctx.obj, last)]
 
 
-class Levels(_Parsed):
+class ExpertPairs(_ExpertList):
+    """`"3:7,5:0..2"` -> {3: (7,), 5: (0, 1, 2)}."""
+
+    name = "L:E,..."
+    parse = staticmethod(parse_expert_pairs)
+
+
+class Levels(_ExpertList):
     """`"3:7=1.5,5:0..2=-0.5"` -> {3: {7: 1.5}, 5: {0: -0.5, 1: -0.5, 2: -0.5}}."""
 
     name = "L:E=X,..."
@@ -96,10 +100,6 @@ class Levels(_Parsed):
             for layer, experts in parse_expert_pairs(names).items():
                 found.setdefault(layer, {}).update(dict.fromkeys(experts, level))
         return found
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
-        before, comma, last = incomplete.rpartition(",")
-        return [CompletionItem(before + comma + item) for item in _cells(ctx.obj, last)]
 
 
 class OneExpert(_Parsed):
@@ -120,7 +120,7 @@ class OneExpert(_Parsed):
 
 
 def _cells(view: SessionView | None, incomplete: str) -> list[str]:
-    """Layers first, as "3:", then the living experts of the layer typed."""
+    """Completions of one layer:expert: layers as "3:", then that layer's experts that are kept."""
     if view is None or view.heat is None:
         return []
     heat = view.heat
@@ -153,7 +153,7 @@ class Size(_Parsed):
 
 
 class Number(click.FloatRange):
-    """A finite number within bounds: comparisons alone let infinity, or NaN, through."""
+    """A finite number within bounds; click.FloatRange accepts infinity and NaN."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         number = super().convert(value, param, ctx)
@@ -163,7 +163,7 @@ class Number(click.FloatRange):
 
 
 class Seed(_Parsed):
-    """`"7"` -> 7, of the numbers that every generator takes."""
+    """`"7"` -> 7, a seed that every generator takes."""
 
     name = "seed"
 
@@ -177,7 +177,7 @@ class Seed(_Parsed):
 
 
 class FilePath(click.ParamType[Path]):
-    """A path. Whether it exists is for the command to judge: it knows what it is for."""
+    """A path. The command checks whether it exists."""
 
     name = "path"
 
@@ -199,7 +199,7 @@ class FilePath(click.ParamType[Path]):
 
 
 class NewFile(FilePath):
-    """A file to be written, of one of the kinds that its ending says."""
+    """A file to be written, with one of the given extensions."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         path = super().convert(value, param, ctx)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+from commands.registry import Row
 from mlxfun.events import (
     Event,
     JobEnded,
@@ -34,19 +35,6 @@ class FakeCompletion:
 
 
 @dataclass(frozen=True, slots=True)
-class FakeRow:
-    name: str
-    group: str
-    help: str
-    usage: str
-    key: str | None
-    danger: bool
-    undoable: bool
-    enabled: bool
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
 class QuitReport(Report):
     kind: ClassVar[str] = "quit"
 
@@ -66,7 +54,7 @@ COMMANDS: tuple[tuple[str, str, str, str, str], ...] = (
     ("steer", "edit", "Force experts in or out.", "steer [OPTIONS]", "model"),
     ("preview", "measure", "Measure the staged model.", "preview [OPTIONS]", "plan"),
     ("evaluate", "measure", "Measure the model.", "evaluate [OPTIONS]", "model"),
-    ("chat", "chat", "ChatOptions to the live model.", "chat TEXT", "model"),
+    ("chat", "chat", "Talk to the live model.", "chat TEXT", "model"),
     ("apply", "edit", "Commit the staged plan.", "apply [OPTIONS]", "plan"),
     ("discard", "edit", "Drop the staged plan.", "discard", "plan"),
     ("flip", "edit", "Swap base and candidate.", "flip", "plan"),
@@ -151,12 +139,12 @@ class FakeEngine(FakeSession, FakeSelection):
     def view(self) -> SessionView:
         return self._view
 
-    def rows(self) -> tuple[FakeRow, ...]:
+    def rows(self) -> tuple[Row, ...]:
         have = self._have()
         return tuple(
-            FakeRow(n, g, h, u, None, False, False, not w or w in have, REASONS[w] if w else "")
+            Row(n, g, h, u, None, False, False, not w or w in have, REASONS[w] if w else "")
             if w and w not in have
-            else FakeRow(n, g, h, u, None, False, False, True, "")
+            else Row(n, g, h, u, None, False, False, True, "")
             for n, g, h, u, w in COMMANDS
         )
 

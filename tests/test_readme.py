@@ -6,6 +6,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import click
@@ -95,6 +96,31 @@ def test_every_module_is_in_the_tree_of_its_package() -> None:
             assert re.search(rf"\n *{re.escape(name)} +\S", tree), path
 
 
+def layers_of(container: str) -> list[set[str]]:
+    """The rooms of a package or folder in the import contract, from the top."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    contracts = project["tool"]["importlinter"]["contracts"]
+    (found,) = (c for c in contracts if c.get("containers") == [container])
+    return [set(layer.split(" | ")) for layer in found["layers"]]
+
+
+@pytest.mark.parametrize("container", ["mlxfun", "mlxfun.techniques", "commands", "tui"])
+def test_the_picture_of_the_rooms_is_that_of_the_import_contract(container: str) -> None:
+    package, _, folder = container.partition(".")
+    text = (ROOT / package / "README.md").read_text("utf-8")
+    picture = text.partition("## Rooms\n")[2].partition("```\n")[2].partition("```")[0]
+    margin = " {17}" if folder else ""
+    drawn = [
+        name
+        for line in re.findall(rf"^{margin}((?:\w+, )*\w+)(?:  |$)", picture, re.MULTILINE)
+        for name in line.split(", ")
+    ]
+    wanted = layers_of(container)
+    assert sorted(drawn) == sorted(name for layer in wanted for name in layer)
+    place = {name: number for number, layer in enumerate(wanted) for name in layer}
+    assert [place[name] for name in drawn] == sorted(place[name] for name in drawn)
+
+
 def test_the_quick_start_is_two_commands_and_the_second_is_what_ci_runs() -> None:
     assert "\n    pip install -e . && mlxfun-shell --demo\n" in README
     assert "\n    pip install -e '.[test]' && pytest\n" in README
@@ -116,6 +142,13 @@ def test_links_and_pictures_lead_to_files(path: Path) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", path.read_text("utf-8")):
         if "://" not in target:
             assert (path.parent / target).is_file(), target
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, *ROOMS], ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_files_and_folders_in_running_text_exist(path: Path) -> None:
+    for span in code_spans(path):
+        if re.fullmatch(r"[a-z_.]+(/[a-z_0-9.]+)+/?", span):
+            assert (ROOT / span).exists() or (path.parent / span).exists(), span
 
 
 def test_the_library_example_runs(tmp_path: Path) -> None:

@@ -73,6 +73,26 @@ def build(
     return from_config(config, seed), config
 
 
+EXPERTS = {"num_experts", "num_local_experts", "moe_num_experts", "n_routed_experts"}
+TOP_K = {
+    "num_experts_per_tok", "moe_topk", "num_experts_per_token", "moe_top_k", "top_k_experts",
+}  # fmt: skip
+
+
+def build_many(name: str, experts: int = 128, top_k: int = 8) -> tuple[nn.Module, dict[str, Any]]:
+    """The architecture with as many experts as large models have, in 4 bit and bfloat16."""
+    config = copy.deepcopy(CONFIGS[name])
+    _widen(config)
+    if name == "phimoe":
+        config["num_attention_heads"] = 8
+    for node in (config, config.get("text_config", {})):
+        node.update(dict.fromkeys(EXPERTS & node.keys(), experts))
+        node.update({key: top_k for key in TOP_K & node.keys() if node[key] > 1})
+    model = from_config(config)
+    model.set_dtype(mx.bfloat16)
+    return model, quantise(model, config, "affine4")
+
+
 def _widen(node: dict[str, Any]) -> None:
     for key, value in node.items():
         if isinstance(value, dict):

@@ -33,7 +33,7 @@ from tui.input import actions, chat_actions, expert_selection
 from tui.interaction.chatting import ChatKeys
 from tui.interaction.navigation import NavigationKeys
 from tui.interaction.picking import ExpertKeys
-from tui.keys.key_labels import Names
+from tui.keys.key_labels import KeyNames
 from tui.keys.keymap import BY_ID, Key
 from tui.layout import PANELS, arrange
 from tui.messages import (
@@ -62,7 +62,7 @@ DEFAULT_CONFIG = Config()
 
 
 def plain_report(report: Report) -> RenderableType:
-    """A report as its one sentence, never read as markup."""
+    """A report as its one sentence, without markup."""
     return Text(report.summary())
 
 
@@ -105,7 +105,7 @@ class ShellApp(NavigationKeys, ExpertKeys, ChatKeys):
     ) -> None:
         super().__init__()
         self.engine = engine
-        self.state = AppState(names=Names.of(config.keys))
+        self.state = AppState(names=KeyNames.of(config.keys))
         self._startup_lines = tuple(startup_lines)
         self._lines = lines or LineHistory(None)
         self._clock = clock
@@ -165,33 +165,33 @@ class ShellApp(NavigationKeys, ExpertKeys, ChatKeys):
             view, rows = self.engine.view(), tuple(self.engine.rows())
             before = self.state.view
             self.state = replace(self.state, view=view, rows=rows)
-            self.state = expert_selection.overtaken(self.state, before, event.line)
+            self.state = expert_selection.after_job(self.state, before, event.line)
             self.state = actions.put(self.state, *self.state.cursor)
         self.state = reduce(self.state, event, self._clock())
         if isinstance(event, JobEnded):
             self._remix(event)
-            self._over(event)
+            self._after_job(event)
             if self.state.talk.both and comparable(self.state.view):
-                # There are no two models any more: the next question goes to the live one.
+                # There is nothing to compare any more: the next question goes to the live model.
                 self.state = replace(self.state, talk=replace(self.state.talk, both=False))
 
-    def _over(self, event: JobEnded) -> None:
+    def _after_job(self, event: JobEnded) -> None:
         """After a job: show the panel with its outcome, and notify of long jobs."""
         asked_from = self._asked.pop(event.job, None)
         if isinstance(event.report, DossierReport) and event.job == self._opened:
             self.push_screen(HelpScreen(dossier_page(event.report, self.state)))
-        panel = actions.news(event)
+        panel = actions.panel_for(event)
         if panel is not None and not self._first_load(event):
-            self._tell(event, panel, asked_from)
+            self._show_outcome(event, panel, asked_from)
         if event.report is not None and event.report.kind == "quit":
             self.leave()
         if event.usage and event.job == self._typed and not self.main.command.input.value:
             # A mistyped line is offered for correction.
             self.main.command.give_back(event.line)
         if event.seconds >= LONG_JOB and not event.cancelled:
-            self._announce(event)
+            self._notify(event)
 
-    def _tell(self, event: JobEnded, panel: str, asked_from: str | None) -> None:
+    def _show_outcome(self, event: JobEnded, panel: str, asked_from: str | None) -> None:
         """Bring the panel with the outcome into view, or mark its tab.
 
         A mark has to do where the panel would replace the one that the user is working in.
@@ -202,14 +202,14 @@ class ShellApp(NavigationKeys, ExpertKeys, ChatKeys):
         visible = arrange(self.size.width, self.size.height, shown).visible
         elsewhere = asked_from not in (None, focused)
         if focused in PANELS and focused not in visible and (self.main.in_field or elsewhere):
-            shown = actions.noted(self.state, panel)
+            shown = actions.mark_unseen(self.state, panel)
         self.state = shown
 
     def _first_load(self, event: JobEnded) -> bool:
         """Whether this loaded the model that the shell was started with: no panel is shown for it."""
         return event.line in self._startup_lines and event.line.startswith("load ")
 
-    def _announce(self, event: JobEnded) -> None:
+    def _notify(self, event: JobEnded) -> None:
         """Ring the bell and send a desktop notification."""
         # No toast: it would cover the line that is being typed, and the echo line says the same.
         self.bell()
@@ -292,7 +292,7 @@ class ShellApp(NavigationKeys, ExpertKeys, ChatKeys):
 
 
 def full_report(report: Report) -> RenderableType:
-    """A report as the commands render it for a person."""
+    """A report as the commands render it."""
     # Imported with the first report: the first paint does not wait for it.
     from commands.output.render.dispatch import render
 
@@ -307,12 +307,12 @@ def run(
     lines_file: Path | None = None,
     config: Config = DEFAULT_CONFIG,
 ) -> int:
-    """Show the shell until the person leaves; returns the exit code.
+    """Show the shell until the user leaves; returns the exit code.
 
     startup_lines: command lines to run after the first paint. lines_file: where command lines are
     remembered between sessions; the user's state directory when None. config: the user's theme,
     keys and refresh rate; UsageError for those that there are not. On return the running job
-    is told to stop and the terminal is itself again; closing the engine is the caller's part.
+    is cancelled and the terminal is restored; closing the engine is the caller's part.
     """
     # Every frame of a heatmap is kilobytes: a remote terminal gets fewer.
     remote = "SSH_CONNECTION" in os.environ

@@ -10,7 +10,7 @@ SECONDS = 2.0
 
 
 def copy(text: str, ask_terminal: Callable[[str], None], platform: str = sys.platform) -> str:
-    """Copy `text` and say only what is known of it. ask_terminal: sends OSC 52."""
+    """Copy `text`; returns a sentence on what was done. ask_terminal: sends OSC 52."""
     lines = text.count("\n") + 1
     size = f"{len(text):,} characters" if lines == 1 else f"{lines} lines"
     if platform == "darwin" and _pbcopy(text):

@@ -8,9 +8,9 @@ LIMIT = 1000
 
 
 class LineHistory:
-    """A text file, one line each, newest last. path None: remembers nothing.
+    """Command lines in a text file, newest last. path None: nothing is kept.
 
-    A file that cannot be read or written costs the memory of old lines, never the session.
+    A file that cannot be read or written is ignored.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -19,7 +19,7 @@ class LineHistory:
 
     @staticmethod
     def default_path() -> Path:
-        """Where lines are kept on this system."""
+        """The file on this system."""
         from platformdirs import user_state_path
 
         return user_state_path("mlxfun") / "lines"
@@ -37,7 +37,7 @@ class LineHistory:
         return kept
 
     def add(self, line: str) -> None:
-        """Remember `line`, unless it repeats the last one."""
+        """Append `line`, unless it repeats the last one."""
         if self._path is None or line == self._last:
             return
         self._last = line

@@ -2,7 +2,7 @@
 
 The worker pushes every event here; the screen drains at its own pace. Events keep their order.
 Heat frames and progress are worth only their newest value, so a newer one takes the place of one
-that nobody has drawn yet: a screen that falls behind never piles up 94 x 512 arrays.
+that has not been drawn yet: a slow screen does not accumulate 94 x 512 arrays.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from threading import Lock
 from mlxfun.events import Event, JobStarted, Progress, RoutingFrame, Token
 
 _LATEST_WINS = (RoutingFrame, Progress)
-_UNHURRIED = (RoutingFrame, Progress, Token)
+_NEXT_FRAME = (RoutingFrame, Progress, Token)
 
 
 class EventQueue:
-    """A thread-safe buffer of events. wake: called, on the pushing thread, for events that the
-    screen should not leave waiting for its next frame."""
+    """A thread-safe buffer of events.
+
+    wake: called, on the pushing thread, for events that should not wait for the next frame.
+    """
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
@@ -27,7 +29,7 @@ class EventQueue:
         self._slots: dict[type[Event], int] = {}
 
     def push(self, event: Event) -> None:
-        """Take one event; quick, never raises, callable from any thread."""
+        """Add one event; does not block or raise, may be called from any thread."""
         kind = type(event)
         with self._lock:
             slot = self._slots.get(kind) if kind in _LATEST_WINS else None
@@ -40,11 +42,11 @@ class EventQueue:
                 elif kind in _LATEST_WINS:
                     self._slots[kind] = len(self._pending)
                 self._pending.append(event)
-        if kind not in _UNHURRIED:
+        if kind not in _NEXT_FRAME:
             self._wake()
 
     def drain(self) -> list[Event]:
-        """Everything pushed since the last call, in order."""
+        """The events pushed since the last call, in order."""
         with self._lock:
             events, self._pending = self._pending, []
             self._slots.clear()

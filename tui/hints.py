@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from rich.cells import cell_len
 
@@ -11,11 +12,11 @@ from mlxfun.steering.reports import SteerReport
 from tui.input import expert_selection
 from tui.keys.keymap import BY_ID, Key, command_of, keys_for
 from tui.state.app_state import AppState
-from tui.state.mixer_channels import map_words
+from tui.state.steering import cells_of, full_line
 
-# Perplexity over the checkpoint's from which on the next step offered is no longer to apply.
-BEARABLE = 1.25
-# What to do next, by the id of the key that leads on.
+TOLERABLE_RATIO = 1.25
+"""Perplexity over the checkpoint's above which the next step is to discard, not to apply."""
+# What to do next, by the id of the key for it.
 STEPS = {
     "collect": "Press {collect} to calibrate: watch which experts work.",
     "prune": "Press {prune} to stage a prune, or pick experts with {pick}; nothing is lost until "
@@ -31,6 +32,7 @@ STEPS = {
     "save": "Applied. {undo} undoes, {save} saves the model, {chat} chats with it.",
     "chat": "A dense model: {chat} chats with it, {evaluate} evaluates it, and abliterate edits it.",
 }
+SteerWay = Literal["up", "down", "off"]
 MEASURING = ("preview", "evaluate")
 DENSE = "the model has no experts"
 DENSE_DISCARD = "That costs a lot of quality: {discard} discards, {apply} applies all the same."
@@ -47,51 +49,28 @@ def layer_at(state: AppState, position: int) -> int:
     return heat.layers[position] if heat and position < len(heat.layers) else position
 
 
-def expert_name(state: AppState) -> str:
-    """The expert under the cursor as commands write it, "L:E"."""
-    position, expert = state.cursor
-    return f"{layer_at(state, position)}:{expert}"
-
-
-def steer_line(steering: SteerReport | None, layer: int, expert: int, way: str) -> str:
+def steer_line(steering: SteerReport | None, layer: int, expert: int, way: SteerWay) -> str:
     """The command line that steers one expert "up", "down" or "off" and keeps all other steering.
 
-    It always names the whole configuration, so that what a key does never depends on the past.
-    Reports stay reports, except those of an expert that is turned off: they cannot spare one.
+    It always names the whole steering, so that what a key does never depends on the past. Scan
+    reports are named as reports, except one that steers an expert that is turned off: a report
+    cannot leave one out.
     """
-    up = {(ly, e) for ly, es in (steering.activated if steering else {}).items() for e in es}
-    down = {(ly, e) for ly, es in (steering.deactivated if steering else {}).items() for e in es}
-    uses = [
-        use
-        for use in (steering.maps if steering else ())
-        if way != "off" or (layer, expert) not in use.names
-    ]
-    theirs = {cell for use in uses for cell in use.cells}
-    up, down = ({c for c in some if c not in theirs} for some in (up, down))
-    up.discard((layer, expert))
-    down.discard((layer, expert))
+    now, cell = steering or SteerReport({}, {}), (layer, expert)
+    maps = tuple(use for use in now.maps if way != "off" or cell not in use.names)
+    without = {cell, *(c for use in maps for c in use.cells)}
+    up, down = (cells_of(sets) - without for sets in (now.activated, now.deactivated))
     if way != "off":
-        (up if way == "up" else down).add((layer, expert))
-    words = ["steer", "--clear"]
-    if steering is not None and steering.rule == "additive" and (up or down or uses):
-        words += ["--rule", "additive", "--boost-value", f"{steering.boost_value:g}"]
-        words += ["--mask-value", f"{steering.mask_value:g}"]
-    for option, pairs in (("--activate", up), ("--deactivate", down)):
-        if pairs:
-            words += [option, ",".join(f"{ly}:{e}" for ly, e in sorted(pairs))]
-    faders = steering.levels.items() if steering is not None else ()
-    # A fader under the key gives way to it.
-    levels = [
-        (ly, e, x) for ly, some in faders for e, x in some.items() if (ly, e) != (layer, expert)
-    ]
-    if levels:
-        words += ["--level", ",".join(f"{ly}:{e}={x:g}" for ly, e, x in sorted(levels))]
-    words += map_words([(use.kind, use.path, use.mode, use.most) for use in uses])
-    return " ".join(words)
+        (up if way == "up" else down).add(cell)
+    # The expert's own level gives way to the key.
+    levels = {
+        (ly, e): x for ly, some in now.levels.items() for e, x in some.items() if (ly, e) != cell
+    }
+    return full_line(now, up, down, levels, maps)
 
 
 def command_line(state: AppState, key: Key, node: int | None = None) -> str:
-    """The command line that `key` means now. node: the state selected in the history panel."""
+    """The command line of `key` in this state. node: the one selected in the history panel."""
     view = state.view
     kept = view.model.experts_kept if view.model else 16
     position, expert = state.cursor
@@ -113,8 +92,10 @@ def command_line(state: AppState, key: Key, node: int | None = None) -> str:
 
 
 def _measuring_line(state: AppState, name: str) -> str:
-    """What measures a dense model, which has no held-out part of a calibration set: as the last
-    time, or on the bundled set."""
+    """The line that measures a dense model, which has no held-out calibration samples.
+
+    On the data set of the last measurement, or on the bundled one.
+    """
     for last in (state.last_line(name), *map(state.last_line, MEASURING)):
         if last is not None and "--dataset" in last:
             return f"{name} {last.partition(' ')[2]}"
@@ -122,7 +103,7 @@ def _measuring_line(state: AppState, name: str) -> str:
 
 
 def compared_with(state: AppState, node: int | None) -> int:
-    """The state that `node` is compared with: the marked one, the model's, its parent, any other."""
+    """The node to compare `node` with: the marked one, the current one, its parent, any other."""
     history = state.view.history
     parents = {n.id: n.parent for n in history.nodes} if history else {}
     current = history.current if history else None
@@ -131,7 +112,7 @@ def compared_with(state: AppState, node: int | None) -> int:
 
 
 def why_not(state: AppState, key: Key) -> str:
-    """Why `key` does nothing now, in words; "" when it does something."""
+    """Why `key` does nothing now, "" if it does something."""
     reason = _compare_reason(state, key) or _edit_reason(state, key)
     name = command_of(key)
     if reason or name is None:
@@ -143,7 +124,7 @@ def why_not(state: AppState, key: Key) -> str:
 
 
 def _compare_reason(state: AppState, key: Key) -> str:
-    """Why there is nothing to hold against each other."""
+    """Why there is nothing to compare, for keys that compare."""
     if key.id == "both" and not state.talk.both:
         return comparable(state.view) or ""
     if key.id == "compare" and len(state.view.history.nodes if state.view.history else ()) < 2:
@@ -154,7 +135,7 @@ def _compare_reason(state: AppState, key: Key) -> str:
 
 
 def _edit_reason(state: AppState, key: Key) -> str:
-    """Why experts cannot be picked, pruned, applied or mixed."""
+    """Why experts cannot be selected, pruned, applied or steered, for keys that do."""
     loaded = state.view.model is not None
     if key.works_in("experts") and key.kind != "run" and not loaded:
         return "no model yet"
@@ -174,7 +155,7 @@ def _edit_reason(state: AppState, key: Key) -> str:
 
 
 def unsaved(state: AppState) -> str:
-    """What would be lost by leaving now, "" for nothing."""
+    """What would be lost by leaving now, "" if nothing."""
     if state.view.plan is not None:
         return "a plan is staged and not applied"
     lost = edited(state.view) and state.view.state not in state.saved
@@ -182,14 +163,14 @@ def unsaved(state: AppState) -> str:
 
 
 def uneven(state: AppState) -> str:
-    """Which layers of a selection by hand lose more than others, "" when it can be applied."""
+    """Which layers of a manual selection lose more than others, "" if it can be applied."""
     plan = state.view.plan
     by_hand = state.draft is not None or (plan is not None and plan.strategy == "hand")
     return expert_selection.unevenness(state) if by_hand else ""
 
 
 def next_key(state: AppState) -> str:
-    """The id of the key that leads on from here, "" while something runs or without a model."""
+    """The id of the key for the next step, "" while a job runs or without a model."""
     view = state.view
     if state.job is not None or view.model is None:
         return ""
@@ -200,14 +181,14 @@ def next_key(state: AppState) -> str:
             return "pick_even"
         if view.scores is None:
             return "preview" if state.draft is None else ""
-        return "apply" if view.scores.ratio <= BEARABLE else "discard"
+        return "apply" if view.scores.ratio <= TOLERABLE_RATIO else "discard"
     if edited(state.view):
         return "save"
     return "chat" if dense(state) else "prune"
 
 
 def next_step(state: AppState) -> str:
-    """One sentence that tells a newcomer what to do next."""
+    """One sentence that says what to do next."""
     if state.job is not None and state.view.model is None:
         label = state.job.progress.label if state.job.progress else "starting"
         return f"{state.job.line}: {label} ..."
@@ -221,7 +202,7 @@ def next_step(state: AppState) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Hint:
-    """One key in the bar. key: its id, "" for one of a text field's own; leads: is the next step."""
+    """One key in the bar. key: its id, "" for one of a text field; leads: it is the next step."""
 
     sign: str
     label: str
@@ -243,8 +224,8 @@ FIELDS = {
 }  # fmt: skip
 
 
-def hints(state: AppState, panel: str, room: int, *, typing: bool = False) -> list[Hint]:
-    """Keys for a bar of `room` columns while `panel` has the focus. typing: in a text field of it.
+def for_bar(state: AppState, panel: str, room: int, *, typing: bool = False) -> list[Hint]:
+    """Keys for a bar of `room` columns while `panel` has the focus. typing: in its text field.
 
     What applies now comes first, in the order of the main job; greyed ones fill what is left.
     """
@@ -296,7 +277,7 @@ def _hint(state: AppState, key: Key, leading: str) -> Hint:
 
 
 def _main_keys(state: AppState) -> tuple[str, ...]:
-    """The keys of the main job, those that matter now first."""
+    """The keys of the main workflow, in the order that fits the state."""
     view = state.view
     if state.job is not None:
         return ("escape", "to_map", "chat", "flip", "apply", "discard")

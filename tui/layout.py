@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from tui.state.app_state import AppState
@@ -16,14 +16,19 @@ WIDE_COLUMNS, WIDE_ROWS = 110, 30
 SPLIT_ROWS = 22
 
 
+Mode = Literal["wide", "split", "single"]
+
+
 @dataclass(frozen=True, slots=True)
 class Arrangement:
-    """mode: "wide" (all panels), "split" (experts above one other) or "single" (one panel).
+    """Which panels are shown.
+
+    mode: "wide" (all panels), "split" (experts above one other) or "single" (one panel).
 
     visible: the panels on screen. tabs: the panels that the tab strip lists, empty for no strip.
     """
 
-    mode: str
+    mode: Mode
     visible: tuple[str, ...]
     tabs: tuple[str, ...]
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from textual.message import Message
 
+from tui.state.app_state import Level
+
 
 class EventsWaiting(Message):
-    """The worker has news."""
+    """The event queue holds events that should be shown at once."""
 
 
 class CellClicked(Message):
-    """A cell of the heatmap was pointed at. position: of the MoE layer, 0-based."""
+    """A cell of the heatmap was clicked. position: of the MoE layer, 0-based."""
 
     def __init__(self, position: int, expert: int) -> None:
         super().__init__()
@@ -18,7 +20,7 @@ class CellClicked(Message):
 
 
 class ExpertClicked(Message):
-    """An expert of the layer under the cursor was pointed at."""
+    """A line in the view of one layer was clicked."""
 
     def __init__(self, expert: int) -> None:
         super().__init__()
@@ -26,7 +28,7 @@ class ExpertClicked(Message):
 
 
 class LineEntered(Message):
-    """A command line was typed and sent."""
+    """A command line was submitted."""
 
     def __init__(self, line: str) -> None:
         super().__init__()
@@ -34,7 +36,7 @@ class LineEntered(Message):
 
 
 class ChatEntered(Message):
-    """A text was sent to the model."""
+    """A text for the model was submitted."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -42,15 +44,15 @@ class ChatEntered(Message):
 
 
 class MessageRaised(Message):
-    """A widget has something to say to the person. level: as in the log."""
+    """A widget has a message for the echo line. level: as in the log."""
 
-    def __init__(self, level: str, text: str) -> None:
+    def __init__(self, level: Level, text: str) -> None:
         super().__init__()
         self.level, self.text = level, text
 
 
 class PanelChosen(Message):
-    """A panel was chosen, by focus or on the tab strip. move: the focus is to follow."""
+    """A panel was focused, or chosen on the tab strip. move: give it the focus."""
 
     def __init__(self, panel: str, *, move: bool) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ LONGEST = 200
 
 
 def notification(title: str, text: str) -> str:
-    """OSC 9, which terminals that know it show as a desktop notification and others swallow.
+    """The OSC 9 sequence, which some terminals show as a desktop notification and others ignore.
 
     Control characters are dropped: what a command line or a report contains must not end the
     sequence early.

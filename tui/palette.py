@@ -60,16 +60,16 @@ def display(item: Item) -> Text:
 
 
 class Chooser(Protocol):
-    """What the palette needs from the application."""
+    """The application as the palette uses it."""
 
     state: AppState
 
     def choose(self, item: Item) -> None:
-        """Do what an entry says."""
+        """Carry out an entry."""
 
 
 class Commands(Provider):
-    """Asks the application for its state, so the entries are those of this moment."""
+    """Provides the entries for the application's present state."""
 
     def _choices(self) -> list[tuple[Item, Callable[[], None]]]:
         app = cast(Chooser, self.app)

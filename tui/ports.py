@@ -13,7 +13,7 @@ from mlxfun.session.reports import SessionView
 
 
 class Completion(Protocol):
-    """One way to go on: replace `line[start:]` by `text`. hint: a few words about it."""
+    """One completion: replace `line[start:]` by `text`. hint: a short description of it."""
 
     @property
     def text(self) -> str: ...
@@ -64,7 +64,7 @@ class Engine(Protocol):
         """
 
     def complete(self, line: str) -> Sequence[Completion]:
-        """How `line` may go on, best first."""
+        """The completions of `line`, best first."""
 
     def help(self, name: str | None, width: int = 78) -> str:
         """The help page of a command or a guide, or the list of all; `width`: its columns."""

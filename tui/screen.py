@@ -36,8 +36,11 @@ MODES = ("wide", "split", "single")
 
 
 class MainScreen(Screen[None]):
-    """complete: how a command line may go on. past: earlier command lines. renderer: makes a
-    report readable. use: what a key of the keymap does, by its id."""
+    """All panels, the command line, the status line and the key bar.
+
+    complete: the completions of a command line. past: earlier command lines. renderer: draws a
+    report. use: carries out a key of the keymap, by its id.
+    """
 
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("app"), *bindings("always")]
     AUTO_FOCUS = None
@@ -127,13 +130,13 @@ class MainScreen(Screen[None]):
         strip.show(plan, self._marked(), state.names)
 
     def _rescue_focus(self, plan: Arrangement) -> None:
-        """A focus whose panel has left the screen goes to one that is on it."""
+        """Move the focus to a visible panel if its own is hidden."""
         gone = self.focused_panel not in (*plan.visible, "command")
         if self.focused is not None and gone and not self.in_field:
             self.focus_panel(plan.visible[-1])
 
     def _marked(self) -> frozenset[str]:
-        marked = set(self._state.unseen) - {"plan"}  # of a plan that is gone there is no news
+        marked = set(self._state.unseen) - {"plan"}  # marked below if there is a plan
         if self._state.view.plan is not None:
             marked.add("plan")
         if any(channel.on for channel in self._state.mixer):
@@ -185,11 +188,11 @@ class MainScreen(Screen[None]):
 
     @property
     def in_field(self) -> bool:
-        """Whether typing goes into a text field."""
+        """Whether a text field has the focus."""
         return isinstance(self.focused, Input)
 
     def leave_field(self) -> None:
-        """From a text field back to where keys are keys."""
+        """Move the focus from a text field to a panel."""
         if self.focused_panel == "chat":
             transcript = self.query_one(Transcript)
             if transcript.display:
@@ -212,12 +215,12 @@ class MainScreen(Screen[None]):
 
     # Keys -------------------------------------------------------------------------------------
     def action_key(self, key: str) -> None:
-        """Every key of the keymap comes through here."""
+        """Carry out a key of the keymap."""
         # Not a message: the next key would overtake it.
         self._use(key)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """In a text field letters are letters."""
+        """Disable single-letter keys while a text field has the focus."""
         if action == "key" and self.in_field:
             return BY_ID[str(parameters[0])].scope == "always"
         return super().check_action(action, parameters)

@@ -25,7 +25,7 @@ def bar(share: float, width: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them.
+    """Seconds in words.
 
     >>> duration(0.4), duration(7), duration(75), duration(3700)
     ('0.4 s', '7 s', '1 min 15 s', '1 h 01 min')
@@ -81,7 +81,7 @@ def ranges(numbers: list[int]) -> str:
 
 
 def harmless(text: str) -> str:
-    """`text` without control characters, which a terminal could take for orders.
+    """`text` without control characters, which could drive the terminal.
 
     >>> harmless("a\\x1b[31mb\\tc")
     'a�[31mb    c'
@@ -90,7 +90,7 @@ def harmless(text: str) -> str:
 
 
 def tree(history: HistoryReport) -> list[tuple[str, HistoryNode]]:
-    """Every state with the branches drawn in front of it, parents before children."""
+    """Every state with the lines of its branches, parents before children."""
     children: dict[int | None, list[HistoryNode]] = {}
     for node in history.nodes:
         children.setdefault(node.parent, []).append(node)

@@ -66,6 +66,6 @@ ON_LIGHT = TerminalTheme(
 
 
 def after(name: str) -> str:
-    """The theme that follows `name`, round and round."""
+    """The theme after `name`, the first after the last."""
     names = [theme.name for theme in THEMES]
     return names[(names.index(name) + 1) % len(names)] if name in names else names[0]

@@ -1,4 +1,4 @@
-"""Lays out a guide's Markdown as plain text of a given width, for terminals and screen readers.
+"""Lays out a guide's Markdown as plain text of a given width.
 
 Understood is what the guides use: headings, paragraphs, bullet and numbered lists, fenced code,
 tables, pictures (left out), comments (left out), links, bold text. Headings begin at the left

@@ -1,4 +1,4 @@
-"""The report of `help` with the name of a guide."""
+"""The report of `help` for a guide."""
 
 from __future__ import annotations
 

@@ -1,34 +1,38 @@
 """The outcome of a command as one JSON object.
 
-Apart from what people see: a headless run never loads what draws.
+A module of its own, so that a headless run does not import Rich.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
 
 from mlxfun.events import JobEnded
 
 
-def report_json(ended: JobEnded) -> dict[str, Any]:
+def report_json(ended: JobEnded) -> dict[str, object]:
     """One line of `--headless --json`: command, ok, state, seconds, report, data (and error)."""
     report = ended.report
-    found: dict[str, Any] = {
+    found: dict[str, object] = {
         "command": ended.line,
         "ok": ended.error is None,
         "state": ended.state,
         "seconds": round(ended.seconds, 6),
         "report": report.summary() if report is not None else None,
-        "data": {"kind": report.kind, **_finite(report.data())} if report is not None else {},
+        "data": {"kind": report.kind} | _finite_values(report.data()) if report is not None else {},
     }
     if ended.error is not None:
         found["error"] = ended.error
     return found
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null."""
+def _finite_values(data: Mapping[str, object]) -> dict[str, object]:
+    return {key: _finite(value) for key, value in data.items()}
+
+
+def _finite(value: object) -> object:
+    """`value` with NaN and infinity replaced by null, which JSON can hold."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

@@ -20,12 +20,12 @@ def print_report(report: Report, stream: TextIO) -> None:
 
 
 def print_dim(content: str, stream: TextIO) -> None:
-    """A line of lesser importance."""
+    """Print a line dimmed."""
     print_text(text(content, "dim"), stream)
 
 
 def print_text(content: RenderableType, stream: TextIO) -> None:
-    """Print on a terminal as wide as it is; elsewhere unwrapped and without trailing blanks."""
+    """Print wrapped to a terminal's width; elsewhere unwrapped and without trailing blanks."""
     if stream.isatty():
         _console(stream, None).print(content)
     else:

@@ -1,4 +1,4 @@
-"""A guide drawn with Rich: wrapped anew for the width that it gets."""
+"""A guide as a Rich renderable, wrapped to the width it is given."""
 
 from __future__ import annotations
 

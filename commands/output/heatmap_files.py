@@ -33,7 +33,7 @@ NARROWEST = 560
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """What to draw. values: float64 [L, E] in 0..1, each layer by its largest."""
+    """What to draw. values: float64 [L, E] in 0..1, each layer divided by its maximum."""
 
     heat: HeatView
     metric: str
@@ -53,7 +53,7 @@ def picture(heat: HeatView | None, metric: str, title: str) -> Picture:
 
 
 def colour(x: float) -> tuple[int, int, int]:
-    """The colour of `x` in 0..1.
+    """The colour for `x` in 0..1.
 
     >>> colour(0.0), colour(1.0)
     ((0, 34, 78), (254, 232, 56))
@@ -66,7 +66,7 @@ def colour(x: float) -> tuple[int, int, int]:
 
 
 def svg(drawn: Picture) -> str:
-    """The heatmap with its layers and experts named; each cell says its own on pointing at it."""
+    """The heatmap with labelled layers and experts; each cell has a tooltip."""
     heat = drawn.heat
     rows, columns = drawn.values.shape
     width, height = max(LEFT + columns * CELL + 20, NARROWEST), TOP + rows * CELL + 56
@@ -122,7 +122,7 @@ def _fill(drawn: Picture, row: int, expert: int) -> tuple[int, int, int]:
 
 
 def _mark(heat: HeatView, row: int, expert: int) -> tuple[str, str] | None:
-    """(ink, shape) of what is special about an expert, the most pressing first."""
+    """(colour, shape) of an expert's most important mark, None for one without."""
     for mask, ink, shape in (
         (heat.condemned, RED, "cross"),
         (heat.activated, GREEN, "frame"),

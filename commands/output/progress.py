@@ -23,7 +23,7 @@ class ProgressLines:
         self._held: Progress | None = None
 
     def show(self, progress: Progress) -> None:
-        """Take notice of `progress`; print it if its time has come."""
+        """Print `progress` if it begins or ends a step, or two seconds after the last line."""
         now = self._clock()
         first = progress.label != self._label
         if first:
@@ -34,7 +34,7 @@ class ProgressLines:
             self._print(now)
 
     def end(self) -> None:
-        """The step is over: print what was held back."""
+        """End the step: print its last progress if that has not been printed."""
         if self._held is not None:
             self._print(self._clock())
         self._label = None
@@ -48,7 +48,7 @@ class ProgressLines:
 
 
 def describe(progress: Progress) -> str:
-    """One line: label, how far, rate and the time left where they are known."""
+    """One line: label, progress, rate and remaining time where they are known."""
     text = progress.label
     if progress.total is not None:
         done = _amount(progress.done, progress.unit if progress.unit == "B" else "")

@@ -11,7 +11,7 @@ from mlxfun.text import readable_bytes
 
 
 def session_report(view: SessionView, lines: Sequence[str]) -> str:
-    """The report. lines: the session as a recording holds it."""
+    """The report as Markdown. lines: the session as a recording holds it."""
     parts = ["# Session report"]
     if view.model is not None:
         parts += ["## Model", _model(view.model)]

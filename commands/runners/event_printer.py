@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from commands.engine import Engine
 
 
-class Follower:
+class EventPrinter:
     """Prints results on `out` and everything else on `err`.
 
     as_json: one JSON object per command. stream: chat is printed token by token.
@@ -38,7 +38,7 @@ class Follower:
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._progress = ProgressLines(self.err)
         self._streamed: set[int] = set()
-        self._both: set[int] = set()  # jobs whose two answers grow at once: shown when they stand
+        self._interleaved: set[int] = set()  # jobs with two answers at once, printed when complete
         self._ended = 0
         engine.subscribe(self._events.put)
 
@@ -52,7 +52,7 @@ class Follower:
     def follow_briefly(self, job: int, seconds: float) -> None:
         """Print events until `job` ends, but no longer than that."""
         deadline = time.monotonic() + seconds
-        # An interrupt may fall between taking an event and printing it: no second end will come.
+        # An interrupt may come between taking an event and printing it: the end is not repeated.
         while self._ended != job and (left := deadline - time.monotonic()) > 0:
             try:
                 if self._next(job, left) is not None:
@@ -61,7 +61,7 @@ class Follower:
                 return
 
     def _next(self, job: int, timeout: float | None) -> JobEnded | None:
-        """Print one event; returned if it is the end of `job`. Raises Empty after `timeout`."""
+        """Print one event; the event if it ends `job`, else None. Raises Empty after `timeout`."""
         event = self._events.get(timeout=timeout)
         if isinstance(event, JobEnded):
             self._ended = event.job
@@ -72,7 +72,7 @@ class Follower:
         if isinstance(event, Token):
             self._progress.end()
         if isinstance(event, JobStarted) and event.line.split(None, 1)[:1] == ["ab"]:
-            self._both.add(event.job)
+            self._interleaved.add(event.job)
         match event:
             case Progress():
                 self._progress.show(event)
@@ -81,7 +81,7 @@ class Follower:
                 self.say(f"{event.level}: {event.text}")
             case JobStarted() if not self.as_json and not (self.stream and event.job == followed):
                 self.heading(event.line)
-            case Token() if self.stream and event.job not in self._both:
+            case Token() if self.stream and event.job not in self._interleaved:
                 self._token(event)
             case JobEnded():
                 self._progress.end()
@@ -90,7 +90,7 @@ class Follower:
                 pass  # queued jobs and routing frames have nothing to read
 
     def heading(self, line: str) -> None:
-        """Announce a line that nobody typed just now."""
+        """Print a command line that was not typed at the prompt."""
         from commands.output.console import print_dim
 
         print_dim(f"> {line}", self.out)
@@ -103,7 +103,7 @@ class Follower:
         self.out.flush()
 
     def show(self, ended: JobEnded) -> None:
-        """Print what came of a command."""
+        """Print the outcome of a command."""
         if self.as_json:
             from commands.output.as_json import report_json
 
@@ -127,7 +127,7 @@ class Follower:
             print_report(ended.report, self.out)
 
     def say(self, sentence: str) -> None:
-        """A sentence on `err`."""
+        """Print a sentence on `err`."""
         from commands.output.render.base import safe
 
         self.err.write(safe(sentence) + "\n")

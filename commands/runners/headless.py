@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from commands import registry
-from commands.runners.event_printer import Follower
+from commands.runners.event_printer import EventPrinter
 from commands.scripts.replay import checked_script, expects_error
 from mlxfun.errors import UsageError
 from mlxfun.events import JobEnded
@@ -23,9 +23,9 @@ GRACE_SECONDS = 5.0
 
 
 def check(lines: Sequence[str]) -> JobEnded | None:
-    """The first line that cannot be right, as it would end; None if all of them may be.
+    """The first invalid line, as the job that it would end as; None if all lines are valid.
 
-    Looked at before anything runs: a typo at the end must not cost a calibration.
+    Checked before anything runs: a typo at the end must not cost a calibration.
     """
     for line in lines:
         try:
@@ -38,7 +38,7 @@ def check(lines: Sequence[str]) -> JobEnded | None:
 
 
 def run_lines(
-    engine: Engine, follower: Follower, lines: Sequence[str], keep_going: bool = False
+    engine: Engine, printer: EventPrinter, lines: Sequence[str], keep_going: bool = False
 ) -> int:
     """Run `lines` in order and return the exit code; the first failure stops, unless told not to.
 
@@ -46,7 +46,7 @@ def run_lines(
     """
     code = OK
     for position, line in enumerate(lines):
-        ended = _run_one(engine, follower, line)
+        ended = _run_one(engine, printer, line)
         following = lines[position + 1 : position + 2]
         if ended.error is not None and not any(map(expects_error, following)):
             code = code or (USAGE if ended.usage else FAILED)
@@ -57,13 +57,13 @@ def run_lines(
     return code
 
 
-def _run_one(engine: Engine, follower: Follower, line: str) -> JobEnded:
+def _run_one(engine: Engine, printer: EventPrinter, line: str) -> JobEnded:
     job = engine.run(line)
     try:
-        return follower.follow(job)
+        return printer.follow(job)
     except KeyboardInterrupt:
         engine.cancel()
         engine.cancel()
         # The job ends between two layers or batches, cleans up, and has its line on stdout.
-        follower.follow_briefly(job, GRACE_SECONDS)
+        printer.follow_briefly(job, GRACE_SECONDS)
         raise

@@ -1,1 +1,1 @@
-"""Session files: recording, replaying, resuming, expectations and recipes."""
+"""Running session files: replay, resume, expectations; reading recipes."""

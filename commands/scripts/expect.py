@@ -35,7 +35,7 @@ FORMER_NAMES = {"staged": "candidate"}
 
 
 class ExpectationFailed(MlxfunError):
-    """What was found is not what was expected; the message holds both."""
+    """The last report is not what was expected; the message holds both values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Expectation:
 
 
 def parse_expectation(text: str) -> Expectation:
-    """Raises UsageError for anything that could not be checked."""
+    """Parse the text of an `expect` line. Raises UsageError for anything that cannot be checked."""
     text = text.strip()
     if text == "ok":
         return Expectation(text, "ok")
@@ -68,7 +68,7 @@ def parse_expectation(text: str) -> Expectation:
     return expectation
 
 
-def literal(text: str) -> Any:
+def literal(text: str) -> object:
     """A number, true, false or null as JSON has them; any other text is itself."""
     try:
         return json.loads(text)
@@ -81,7 +81,7 @@ def unquoted(text: str) -> str:
     return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
 
 
-def find(data: Any, path: str) -> Any:
+def find(data: object, path: str) -> object:
     """The value at a dotted path; keys may hold dots themselves. Raises KeyError.
 
     >>> find({"perplexity": {"a.jsonl": 7.0}, "nodes": [{"id": 3}]}, "perplexity.a.jsonl")
@@ -93,7 +93,7 @@ def find(data: Any, path: str) -> Any:
     return found
 
 
-def _find(data: Any, parts: list[str]) -> Any:
+def _find(data: object, parts: list[str]) -> object:
     if not parts:
         return data
     if isinstance(data, list):
@@ -109,8 +109,8 @@ def _find(data: Any, parts: list[str]) -> Any:
     return _MISSING
 
 
-def check(expectation: Expectation, data: dict[str, Any] | None, error: str | None) -> str:
-    """What was found, as a sentence. Raises ExpectationFailed.
+def check(expectation: Expectation, data: dict[str, object] | None, error: str | None) -> str:
+    """Check the last report; what was found, as a sentence. Raises ExpectationFailed.
 
     data: of the last report, None when the last command failed with `error` or none has run.
     """
@@ -148,5 +148,5 @@ def _check_error(expectation: Expectation, error: str | None) -> str:
     return f"it failed: {error}"
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -37,9 +37,10 @@ _THEN = re.compile(r"\s+then\s+")
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A recipe in memory. before, after: ordinary commands, with their file's header for the first.
+    """A parsed recipe.
 
-    variants: each the command lines that make it. judge: the preview that measures it.
+    before, after: the ordinary commands ahead of and behind the variants; `before` has the file's
+    header. variants: for each the command lines that make it. judge: the preview that measures it.
     """
 
     path: Path
@@ -72,35 +73,35 @@ def expand(line: str) -> list[str]:
 
 
 def read_recipe(path: Path, check: Callable[[str, bool], None]) -> Recipe:
-    """Parse a recipe. check: (line, whether it is tried), raises UsageError for what cannot run.
+    """Parse a recipe. check: called with each line and whether it is tried; raises UsageError.
 
     Raises UsageError with file and line, before anything has run.
     """
     script = read_script(path)
-    parts = _Parts()
+    reader = _RecipeReader()
     for entry in script.entries:
         try:
-            parts.take(entry, check)
+            reader.take(entry, check)
         except (UsageError, ValueError) as problem:
             raise UsageError(f"{script.where(entry)}: {problem}") from None
-    if parts.target is None:
+    if reader.target is None:
         raise UsageError(
             f"{path} has no target: add a line such as at most 5.2 MB, or at most 1 KL"
         )
-    if not parts.variants:
+    if not reader.variants:
         raise UsageError(f"{path} tries nothing: add a line such as try prune --n-prune {{2,4}}")
     return Recipe(
         path,
-        replace(script, entries=tuple(parts.before)),
-        replace(script, header={}, entries=tuple(parts.after)),
-        parts.target,
-        parts.judge,
-        tuple(parts.variants),
+        replace(script, entries=tuple(reader.before)),
+        replace(script, header={}, entries=tuple(reader.after)),
+        reader.target,
+        reader.judge,
+        tuple(reader.variants),
     )
 
 
-class _Parts:
-    """What was read so far."""
+class _RecipeReader:
+    """Collects the lines of a recipe."""
 
     def __init__(self) -> None:
         self.before: list[Entry] = []

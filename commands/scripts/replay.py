@@ -22,12 +22,12 @@ from mlxfun.text import counted
 
 
 class ReplayError(MlxfunError):
-    """A replay that went another way than its recording; names file and line."""
+    """A replay that differs from its recording; the message names file and line."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayReport(Report):
-    """A replay. compared: states found equal; failures: commands that failed and were passed over.
+    """A replay. compared: states that were equal; failures: commands that failed, with keep_going.
 
     output_root: the directory its saves went to.
     """
@@ -61,7 +61,7 @@ def run_script(bench: Workbench, path: Path, keep_going: bool, ctx: Context) -> 
     bench.files = Files(root, path.resolve().parent)
     ctx.emit(Notice("info", f"replaying {script.path}; what it saves goes below {root}"))
     try:
-        return Run(bench, script, found, keep_going).run(ctx)
+        return ScriptRun(bench, script, found, keep_going).run(ctx)
     finally:
         bench.files, bench.recorded_name = before, str
         if before.root is None:
@@ -88,7 +88,7 @@ def checked_script(
     return script, found
 
 
-class Run:
+class ScriptRun:
     """One run of a script, comparing the state after each command with the recorded one.
 
     commands: that of each entry, as `checked_script` gives them.
@@ -106,7 +106,7 @@ class Run:
         self.failures: list[str] = []
 
     def run(self, ctx: Context) -> ReplayReport:
-        """All entries in order."""
+        """Run all entries in order."""
         if self.script.format > 1 or not self.bench.settings.undo_steering:
             return self._run(ctx)
         # As `set` lines, so that a recording of this session replays the same way.
@@ -140,7 +140,7 @@ class Run:
         return report
 
     def prepare(self, ctx: Context) -> None:
-        """Bring seed and model to what the header says. Raises if that cannot be."""
+        """Set seed and model as in the header. Raises StateError or ReplayError if impossible."""
         header, bench = self.script.header, self.bench
         self._warn_of_versions(ctx)
         if self.script.seed is not None and self.script.seed != bench.settings.seed:
@@ -193,7 +193,7 @@ class Run:
                 ctx.emit(Notice("warning", text))
 
     def step(self, position: int, entry: Entry, ctx: Context) -> None:
-        """Run one entry and compare. Raises ReplayError unless `keep_going`."""
+        """Run one entry and compare its state. Raises ReplayError unless `keep_going`."""
         ended = self._nested(entry.line, ctx)
         following = self.script.entries[position + 1 : position + 2]
         tolerated = any(expects_error(e.line) for e in following)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from commands.scripts.replay import ReplayError, Run, checked_script
+from commands.scripts.replay import ReplayError, ScriptRun, checked_script
 from commands.workbench.journal import Journal
 from commands.workbench.session_file import Entry, read_script
 from commands.workbench.workbench import Workbench
@@ -31,8 +31,11 @@ SUFFIX = ".mlxfun"
 
 @dataclass(frozen=True, slots=True)
 class ResumeReport(Report):
-    """A session brought back. commands: run again; passed: left out, since they only wrote files;
-    cut: the command that was running when it was killed, and did not count."""
+    """A resumed session.
+
+    commands: how many ran again. passed: how many were skipped, since they only wrote files. cut: the
+    command that was running when the session was killed, and is not repeated.
+    """
 
     kind: ClassVar[str] = "resume"
     commands: int
@@ -49,7 +52,7 @@ class ResumeReport(Report):
 
 
 def default_folder() -> Path:
-    """Where sessions are kept on this system."""
+    """The directory of kept sessions on this system."""
     from platformdirs import user_state_path
 
     return user_state_path("mlxfun") / "sessions"
@@ -84,7 +87,7 @@ def drop(path: Path) -> None:
 
 
 def cut_short(folder: Path) -> list[Path]:
-    """Sessions in `folder` that no process runs, the newest first; those that did nothing go."""
+    """Sessions in `folder` that no process runs, the newest first; empty ones are removed."""
     found = []
     for path in sorted(folder.glob(f"*{SUFFIX}"), reverse=True):
         if _in_use(path):
@@ -102,14 +105,14 @@ def _in_use(path: Path) -> bool:
     try:
         with path.open("rb") as stream:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:  # locked by the process that runs it, or gone by now
+    except OSError:  # locked by the process that runs it, or removed by now
         return True
     return False
 
 
 def offer(bench: Workbench, ctx: Context) -> None:
-    """Tell once, after the first load, of the newest session that was cut short."""
-    offering, bench.offering = bench.offering, False
+    """Emit a notice, once, of the newest session that was cut short."""
+    offering, bench.offer_resume = bench.offer_resume, False
     folder = bench.sessions
     for path in cut_short(folder)[:1] if offering and folder is not None else ():
         script = read_script(path)
@@ -124,15 +127,15 @@ def offer(bench: Workbench, ctx: Context) -> None:
 
 
 def resume(bench: Workbench, path: Path | None, ctx: Context) -> ResumeReport:
-    """Bring the session at `path` back, by default the newest that was cut short."""
+    """Restore the session at `path`, by default the newest that was cut short."""
     path = path or newest(bench.sessions)
-    bench.offering = False
+    bench.offer_resume = False
     script, commands = checked_script(path, bench.wiring.command_of)
     where = script.header.get("directory")
     if where is not None and Path(where) != Path.cwd():
         raise StateError(f"that session ran in {where}: start mlxfun-shell there to resume it")
     try:
-        report = _Resumed(bench, script, commands, keep_going=False).again(ctx)
+        report = _ResumeRun(bench, script, commands, keep_going=False).resume(ctx)
     finally:
         bench.recorded_name = str
     if bench.sessions is not None and path.parent == bench.sessions:
@@ -148,28 +151,28 @@ def newest(folder: Path | None) -> Path:
     return found[0]
 
 
-class _Resumed(Run):
-    """A session file run once more, for the state of the session rather than for its files."""
+class _ResumeRun(ScriptRun):
+    """Runs a session file again for the state of the session, without writing its files."""
 
-    def again(self, ctx: Context) -> ResumeReport:
-        """All entries but those that only wrote files, and the one that was cut short."""
+    def resume(self, ctx: Context) -> ResumeReport:
+        """Run all entries except those that only wrote files and the one that was cut short."""
         entries, cut = self.script.entries, None
         if entries[-1].mark is None and "model" in self.script.header:
             entries, cut = entries[:-1], entries[-1].line
         self.prepare(ctx)
-        passed = 0
+        skipped = 0
         for position, entry in enumerate(entries):
             ctx.check()
             if self.commands[position].read_only:
-                passed += 1
+                skipped += 1
                 continue
             self._one(position, entry, ctx)
-        return ResumeReport(len(entries) - passed, passed, cut)
+        return ResumeReport(len(entries) - skipped, skipped, cut)
 
     def _one(self, position: int, entry: Entry, ctx: Context) -> None:
         statistics = _statistics(self.script.path, position + 1)
         known = self.commands[position].name == "collect" and statistics.is_file()
-        self.bench.known = statistics if known else None
+        self.bench.kept_statistics = statistics if known else None
         try:
             self.step(position, entry, ctx)
         except ReplayError as problem:
@@ -177,4 +180,4 @@ class _Resumed(Run):
                 f"{problem}; the session is at the state before that, and its file is still there"
             ) from None
         finally:
-            self.bench.known = None
+            self.bench.kept_statistics = None

@@ -26,7 +26,7 @@ text_options = stack(
 
 @contextmanager
 def _text(call: Call) -> Iterator[DatasetOptions | None]:
-    """The calibration text, None where none was ever named: not every router needs it."""
+    """The calibration text, None if none was ever named: not every router needs it."""
     if call["dataset"] is None and call.bench.settings.dataset is None:
         yield None
         return

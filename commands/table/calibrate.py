@@ -37,7 +37,7 @@ def collect(call: Call) -> Report:
     batch = {k: call[k] for k in ("batch_tokens", "max_batch") if call[k] is not None}
     with call.bench.dataset(call["dataset"]) as source:
         data = dataset_options(source, call.params, call.bench.settings.seed)
-        options = CollectOptions(data, add=call["add"], known=call.bench.known, **batch)
+        options = CollectOptions(data, add=call["add"], known=call.bench.kept_statistics, **batch)
         return call.session.collect(options, call.ctx)
 
 

@@ -27,7 +27,7 @@ sampling_options = stack(
 
 
 def sampling(call: Call) -> GenerateOptions:
-    """The values of `sampling_options`, the shell's defaults where none was given."""
+    """The `sampling_options` of a command, with the shell's defaults."""
     defaults = call.bench.settings
 
     def given(name: str) -> Any:
@@ -77,14 +77,14 @@ def chat(call: Call) -> Report:
 
 
 def _again(call: Call, text: str, options: GenerateOptions) -> Report:
-    """Answer after taking questions back; if that fails the conversation is as it was."""
+    """Answer after removing turns; if that fails the conversation is restored."""
     taken = call.session.take_back(call["back"])
     try:
         report = call.session.chat(text or taken, options, call.ctx)
     except MlxfunError:
         call.session.give_back()
         raise
-    del call.bench.turns[-call["back"] :]
+    del call.bench.answers[-call["back"] :]
     return report
 
 

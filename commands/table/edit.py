@@ -20,7 +20,7 @@ from commands.declare import (
     dataset_options,
     positive,
 )
-from commands.table.maps import Limit, WithMaps
+from commands.table.maps import ExpertLimit, WithMaps
 from commands.types import ExpertPairs, Experts, FilePath, Levels, NewFile, Number
 from mlxfun.calibration.options import METRICS
 from mlxfun.editing.options import ApplyOptions
@@ -42,7 +42,7 @@ REFIT = click.option(
 
 
 def map_options(away: str, stale: str) -> Decorator:
-    """The options of a selection that respects scan reports. away: what else becomes of experts."""
+    """The options that name scan reports. away: what happens to experts that are not kept."""
     mode_help = f"Keep its experts, or {away}."
     options = (
         click.option("--safety-map", type=MAP, help="safety_report.json of a safety scan."),
@@ -63,7 +63,7 @@ def map_options(away: str, stale: str) -> Decorator:
 
 
 def _complete(call: Call, values: Params) -> None:
-    """Make what a selection was given ready for its options: an empty list, paths to read."""
+    """Complete the values for a selection's options: an empty list for none, paths resolved."""
     values["ignore_experts"] = values["ignore_experts"] or ()
     for name in ("expert_list", "safety_map", "domain_map"):
         if values[name] is not None:
@@ -234,7 +234,7 @@ def merge(call: Call) -> Report:
 )
 @click.option(
     "--max-experts",
-    type=Limit(),
+    type=ExpertLimit(),
     multiple=True,
     metavar="N",
     help="Take the N strongest of a map, or all (default).",

@@ -81,17 +81,17 @@ def report(call: Call) -> Report:
 @force
 def chat(call: Call) -> Report:
     """Write what was said in this session, with the side that answered: .md or .json."""
-    turns = call.bench.turns
-    if not turns:
+    answers = call.bench.answers
+    if not answers:
         raise StateError("nothing has been said yet: chat first")
-    return _write(call, lambda kind: _conversation(turns, kind))
+    return _write(call, lambda kind: _conversation(answers, kind))
 
 
-def _conversation(turns: list[ChatReport], kind: str) -> str:
+def _conversation(answers: list[ChatReport], kind: str) -> str:
     if kind == ".json":
-        return json.dumps([turn.data() for turn in turns], ensure_ascii=False, indent=1) + "\n"
+        return json.dumps([turn.data() for turn in answers], ensure_ascii=False, indent=1) + "\n"
     parts = []
-    for turn in turns:
+    for turn in answers:
         ended = "" if turn.finish_reason == "stop" else f", ended by {turn.finish_reason}"
         parts.append(f"**You**\n\n{turn.prompt}\n\n**{turn.side}**{ended}\n\n{turn.text}\n")
     return "\n".join(parts)

@@ -3,7 +3,7 @@
     steer --domain-map python.json --domain-mode boost --max-experts 3 --domain-map law.json ...
 
 A mode, or a limit, that is given once counts for all maps; given more than once, each counts for
-the map before it. So one map reads as it always did, wherever its mode stands.
+the map before it. With one map the order does not matter.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ LIMIT = "max_experts"
 NAMES = (*(f"{kind}_{what}" for kind in MAP_MODES for what in ("map", "mode")), LIMIT)
 
 
-class Limit(click.ParamType[Any]):
+class ExpertLimit(click.ParamType[int | None]):
     """`"3"` -> 3, `"all"` -> None."""
 
     name = "limit"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | None:
         if value == "all":
             return None
         try:
@@ -42,8 +44,8 @@ class Limit(click.ParamType[Any]):
         return [CompletionItem(x) for x in ("all",) if x.startswith(incomplete)]
 
 
-class Given(NamedTuple):
-    """One option as it stands on the line."""
+class GivenOption(NamedTuple):
+    """One option of the line, in its order."""
 
     name: str
     value: Any
@@ -53,13 +55,13 @@ class WithMaps(click.Command):
     """A command whose options named `NAMES`, all of them multiple, become one parameter `maps`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse, then join what belongs together. Raises click.UsageError."""
+        """Parse, then join each map with its mode and limit. Raises click.UsageError."""
         # Click gathers the values of each option; the order among options is known to its parser.
         _, _, order = self.make_parser(ctx).parse_args(args=list(args))
         rest = super().parse_args(ctx, args)
         if not ctx.resilient_parsing:
             values = {name: iter(ctx.params.pop(name)) for name in NAMES}
-            given = [Given(p.name, next(values[p.name])) for p in order if p.name in values]
+            given = [GivenOption(p.name, next(values[p.name])) for p in order if p.name in values]
             try:
                 ctx.params["maps"] = joined(given)
             except UsageError as problem:
@@ -67,7 +69,7 @@ class WithMaps(click.Command):
         return rest
 
 
-def joined(given: Sequence[Given]) -> tuple[ScanMap, ...]:
+def joined(given: Sequence[GivenOption]) -> tuple[ScanMap, ...]:
     """The maps of a line in order, each with its mode and its limit. Raises UsageError."""
     kinds = [name.removesuffix("_map") for name, _ in given if name.endswith("_map")]
     if not kinds and any(name == LIMIT for name, _ in given):
@@ -83,7 +85,7 @@ def joined(given: Sequence[Given]) -> tuple[ScanMap, ...]:
 
 
 def _spread(
-    given: Sequence[Given], name: str, maps: tuple[str, ...], default: Any
+    given: Sequence[GivenOption], name: str, maps: tuple[str, ...], default: Any
 ) -> Iterator[Any]:
     """The value of option `name` for each of the options `maps`, in order."""
     values = [value for option, value in given if option == name]

@@ -36,7 +36,7 @@ measure_options = stack(
 
 
 def options(call: Call) -> EvaluateOptions:
-    """The values of `measure_options`."""
+    """The `measure_options` of a command."""
     sources = [call.bench.readable_source(source) for source in call["dataset"]]
     return EvaluateOptions(
         datasets=tuple(dataset_options(s, call.params, call.bench.settings.seed) for s in sources),

@@ -94,7 +94,7 @@ def domain_scan(call: Call) -> Report:
     return call.session.domain_scan(options, call.ctx)
 
 
-class _Where(click.ParamType[tuple[str, str]]):
+class _ColumnFilter(click.ParamType[tuple[str, str]]):
     """`"lang=en"` -> ("lang", "en")."""
 
     name = "COLUMN=VALUE"
@@ -121,7 +121,9 @@ class _Where(click.ParamType[tuple[str, str]]):
     metavar="NAME",
     help="Take this column as text (default: messages, prompt and completion, or text).",
 )
-@click.option("--where", type=_Where(), multiple=True, help="Keep records of this value only.")
+@click.option(
+    "--where", type=_ColumnFilter(), multiple=True, help="Keep records of this value only."
+)
 @click.option("--min-chars", type=positive, metavar="N", help="Drop shorter records.")
 @click.option("--max-chars", type=positive, metavar="N", help="Drop longer records.")
 @click.option("--max-samples", type=positive, metavar="N", help="Stop after N kept records.")

@@ -54,7 +54,7 @@ def select(call: Call) -> Report:
 
 
 def text_options(what: str, tokens: int) -> Decorator:
-    """A little text to look at. what: it is for; tokens: how many by default."""
+    """Options for a small text. what: its use, for the help. tokens: the default number."""
     return stack(
         click.option(
             "--dataset", type=DATASET, help=f"{what} (default: held-out calibration samples)."
@@ -70,7 +70,7 @@ def text_options(what: str, tokens: int) -> Decorator:
 
 
 def _text(call: Call) -> ProbeOptions:
-    """The values of `text_options`."""
+    """The `text_options` of a command."""
     source = call["dataset"]
     data = DatasetOptions(call.bench.readable_source(source)) if source is not None else None
     return ProbeOptions(data, call["tokens"])

@@ -23,7 +23,7 @@ from mlxfun.errors import UsageError
 from mlxfun.report import Report, TextReport
 
 
-class Limit(Number):
+class OptionalLimit(Number):
     """A number above 0, or off."""
 
     name = "number or off"
@@ -50,15 +50,15 @@ SETTING_TYPES: dict[str, click.ParamType[Any]] = {
     "temperature": Number(min=0),
     "top-p": Number(0, 1, min_open=True),
     "max-tokens": positive,
-    "max-kl": Limit(),
-    "max-perplexity-ratio": Limit(),
+    "max-kl": OptionalLimit(),
+    "max-perplexity-ratio": OptionalLimit(),
     "undo-steering": click.Choice(("on", "off")),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class QuitReport(Report):
-    """The front end shall end."""
+    """Asks the front end to end."""
 
     kind: ClassVar[str] = "quit"
 
@@ -79,7 +79,7 @@ class SettingsReport(Report):
 
 @dataclass(frozen=True, slots=True)
 class RecordReport(Report):
-    """Where the session is recorded to; path None: nowhere. moved: where an older one went."""
+    """A change of the recording. path: its file, None for none. moved: the older file's new name."""
 
     kind: ClassVar[str] = "record"
     path: str | None
@@ -205,7 +205,7 @@ def resume_session(call: Call) -> Report:
 def _parse_expectation(
     ctx: click.Context, _param: click.Parameter, words: tuple[str, ...]
 ) -> expectations.Expectation | None:
-    """At parsing time, so that a malformed one is refused before its script runs."""
+    """Parse at parsing time, so that a malformed line is refused before its script runs."""
     if ctx.resilient_parsing:
         return None
     try:

@@ -43,7 +43,7 @@ class Files:
     script: Path | None = None
 
     def writable(self, path: Path) -> Path:
-        """Where a command that writes `path` shall write. Raises UsageError outside the root."""
+        """The path to write for `path`. Raises UsageError if it lies outside the root."""
         if self.root is None:
             return path
         root = self.root.resolve()
@@ -56,13 +56,13 @@ class Files:
         return target
 
     def writable_directory(self, path: Path) -> Path:
-        """Where a command that writes below the directory `path` shall do so: the root, too."""
+        """The directory to write below for `path`, which may be the root itself."""
         if self.root is not None and (self.root / path).resolve() == self.root.resolve():
             return self.root
         return self.writable(path)
 
     def readable(self, path: Path) -> Path:
-        """Where to read `path`: what this run wrote first, then here, then beside the script."""
+        """The path to read for `path`: below the root, else as it is, else beside the script."""
         path = Path(os.path.expanduser(path))  # Path.expanduser raises for an unknown user
         if path.is_absolute():
             return path

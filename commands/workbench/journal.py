@@ -23,35 +23,35 @@ def _version(package: str) -> str:
 
 
 class _Sink:
-    """A file that the journal is written to as it grows."""
+    """A file that receives the journal line by line."""
 
     def __init__(self, path: Path, stream: IO[bytes]) -> None:
         self.path, self._stream = path, stream
 
     def write(self, text: str) -> None:
-        """Add `text`; it is out of this process's hands when this returns."""
+        """Append `text` and flush it, so that it survives the process."""
         self._stream.write(text.encode())
         self._stream.flush()
 
-    def take_back(self, text: str) -> None:
-        """Remove `text`, which was written last."""
+    def remove(self, text: str) -> None:
+        """Remove `text`, which was appended last."""
         self._stream.seek(self._stream.seek(0, os.SEEK_END) - len(text.encode()))
         self._stream.truncate()
 
     def lock(self) -> None:
-        """Mark the file as in use for as long as this process lives, however it ends."""
+        """Lock the file until this process ends, however it ends."""
         fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def close(self) -> None:
-        """Nothing more comes."""
+        """Close the file."""
         self._stream.close()
 
 
 class Journal:
-    """Everything done so far, as a session file; in memory, and on disk where it is asked for.
+    """The session so far as a session file: in memory, and in up to two files.
 
-    It may be recorded, for a person, and kept, to be resumed after a crash: two files. Each line is
-    flushed as soon as it is known, so that a crash loses nothing: the line that was running is
+    One is the recording that a user asked for, the other is kept for `resume` after a crash. Each
+    line is flushed when it is known, so that a crash loses nothing: the line that was running is
     there, without its `#=`.
     """
 
@@ -74,7 +74,7 @@ class Journal:
 
     @property
     def lines(self) -> list[str]:
-        """What a recording would hold by now."""
+        """The lines that a recording holds now."""
         return "".join(self._text).splitlines()
 
     @property
@@ -84,7 +84,7 @@ class Journal:
 
     @property
     def kept(self) -> Path | None:
-        """The file that a crash would leave behind."""
+        """The file kept for `resume`."""
         return self._keeping.path if self._keeping else None
 
     def attach(self, path: Path) -> Path | None:
@@ -119,7 +119,7 @@ class Journal:
         self._keeping = sink
 
     def forget(self) -> Path | None:
-        """The session ended as it should: keep it no longer. Returns the path that was removed."""
+        """Remove the kept file, after a normal end. Returns its path."""
         sink, self._keeping = self._keeping, None
         if sink is None:
             return None
@@ -128,13 +128,13 @@ class Journal:
         return sink.path
 
     def close(self) -> None:
-        """Write no more; what is kept stays on disk for `resume`."""
+        """Close the files; the kept one stays on disk for `resume`."""
         for sink in self._sinks():
             sink.close()
         self._recording = self._keeping = None
 
-    def wants(self, loads: bool) -> bool:
-        """Whether a command is written as a line: a first load becomes the header instead."""
+    def records(self, loads: bool) -> bool:
+        """Whether a command is written as a line; the first load becomes the header instead."""
         return not loads or self._body or self._model
 
     def loaded(self, model: Loaded) -> None:
@@ -146,7 +146,7 @@ class Journal:
         self._write(f"#: checkpoint {model.checkpoint}\n")
 
     def begin(self, line: str) -> None:
-        """A command starts."""
+        """Write a command that starts to run."""
         self._body = self._open = True
         self.commands += 1
         self._write(encode(line) + "\n")
@@ -157,11 +157,11 @@ class Journal:
         return self._open
 
     def after(self, line: str) -> None:
-        """A command ran in the middle of the running one; it is written when that one ends."""
+        """Note a command that ran inside the running one; it is written when that one ends."""
         self._after.append(line)
 
     def done(self, mark: Mark | None, note: str = "") -> None:
-        """The command that began has ended well, at `mark` (None without a model)."""
+        """The running command succeeded; the state is `mark` (None without a model)."""
         self._end(mark, note)
         self._write_late(mark)
 
@@ -180,14 +180,14 @@ class Journal:
             self._write(f"# {_one_line(note)}\n")
 
     def failed(self, error: str) -> None:
-        """The command that began has failed: it becomes a comment, for it changed nothing."""
+        """The running command failed: it becomes a comment, since it changed nothing."""
         if not self._open:
             return
         self._open = False
         self.commands -= 1
         line = self._text.pop()
         for sink in self._sinks():
-            sink.take_back(line)
+            sink.remove(line)
         self._write(f"# failed: {line}")
         self._write(f"#         {_one_line(error)}\n")
         self._write_late(None)
@@ -206,11 +206,11 @@ def _one_line(text: str) -> str:
 
 
 def _make_room(path: Path) -> Path | None:
-    """Move an older recording aside. Raises UsageError for anything else that is there."""
+    """Rename an existing recording at `path`. Raises UsageError for any other file there."""
     try:
         mode = path.stat().st_mode
     except OSError:
-        return None  # opening it says what is wrong, if anything
+        return None  # opening it raises the error, if there is one
     if not stat.S_ISREG(mode) or not _is_recording(path):
         raise UsageError(f"{path} exists and is not a session recording: choose another name")
     number = 1

@@ -1,4 +1,6 @@
-"""What the engine lends to command handlers, so that they import neither it nor the registry."""
+"""Services that the engine passes to command handlers, so that they import neither it nor the
+registry.
+"""
 
 from __future__ import annotations
 

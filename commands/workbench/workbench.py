@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 class Workbench:
     """The state of one shell.
 
-    sessions: where sessions are kept until they end, None where they are not. offering: whether the
-    next load tells of sessions that were cut short. known: statistics that the next calibration
-    reads instead of running. recorded_name: what the script that is being replayed calls a state.
-    turns: the answers of this session. last, last_error: outcome of the last command, for `expect`;
-    exactly one is set once a command has run. identities: the cache of fingerprints of checkpoints,
-    None for none.
+    sessions: the directory where sessions are kept until they end, None if they are not kept.
+    offer_resume: whether the next load tells of sessions that were cut short. kept_statistics: a
+    file that the next calibration reads instead of running. recorded_name: what the script that is
+    being replayed calls a state. answers: those of this session. last, last_error: outcome of the
+    last command, for `expect`; exactly one is set once a command has run. identities: the cache of
+    fingerprints of checkpoints, None for none.
     """
 
     def __init__(
@@ -57,9 +57,9 @@ class Workbench:
         self.undo_budget = undo_budget
         self.keep_going = False
         self.sessions: Path | None = None
-        self.offering = True
-        self.turns: list[ChatReport] = []
-        self.known: Path | None = None
+        self.offer_resume = True
+        self.answers: list[ChatReport] = []
+        self.kept_statistics: Path | None = None
         self.recorded_name: Callable[[str], str] = str
         self.identities: Path | None = None
         self.loaded: Loaded | None = None
@@ -79,7 +79,7 @@ class Workbench:
 
     @property
     def mark(self) -> Mark:
-        """Where the model stands now, as a session file writes it."""
+        """The present state as a session file writes it."""
         view = self.view()
         return Mark(view.state, view.plan.state_after if view.plan else None, view.steered)
 
@@ -90,7 +90,7 @@ class Workbench:
             self._session.steering_in_history = settings.undo_steering
 
     def name(self, line: str) -> None:
-        """Tell the session which line is about to run: its history shows it."""
+        """Set the command line that the session writes to its history and to saved models."""
         if self._session is not None:
             self._session.command = line
 
@@ -119,18 +119,18 @@ class Workbench:
             source, revision, opened.checkpoint_id, opened.state, Path(report.source).absolute()
         )
         # Loading imports transformers, hundreds of thousands of objects that live for ever. A full
-        # collection walks them all under the interpreter's lock, and the screen stands still.
+        # collection visits them all under the interpreter's lock, and the screen freezes.
         gc.collect()
         gc.freeze()
         return report
 
     def _local(self, source: str) -> str | Path:
-        """A path if there is one (or it was meant as one), otherwise a Hub id as typed."""
+        """A path if one exists or the text looks like one, otherwise the Hub id as typed."""
         path = self.files.readable(Path(source))
         return path if exists(path) or source.startswith((".", "/", "~")) else source
 
     def close(self) -> None:
-        """Let the session go."""
+        """Close the session."""
         session, self._session, self.loaded = self._session, None, None
         if session is not None:
             # What `load` has frozen would never be collected, the model included.
@@ -139,16 +139,16 @@ class Workbench:
 
     @contextmanager
     def dataset(self, source: str | None) -> Iterator[str]:
-        """The data set to use inside the block: `source`, or the one remembered.
+        """The data set to use inside the block: `source`, or the last one named.
 
-        A named one is remembered for the next command that names none, unless it cannot be read:
-        it is not there, or the block raises DatasetError.
+        A named one is kept for the next command that names none, unless it cannot be read: it does
+        not exist, or the block raises DatasetError.
         """
         chosen = source or self.settings.dataset
         if chosen is None:
             raise UsageError("which data set? Give --dataset PATH, or --dataset demo:mixed")
         found = self.readable_source(chosen)
-        # Looked for as well: not every command gets as far as reading it, or needs to.
+        # Not every command gets as far as reading it, so look whether it exists.
         good = source is not None and (found.startswith("demo:") or exists(Path(found)))
         try:
             yield found
@@ -179,14 +179,14 @@ class Workbench:
 
 
 def _offer_recovery(directory: Path, ctx: Context) -> None:
-    """Tell of models that a killed `save --force` has left under their backup name."""
+    """Emit notices of models that a killed `save --force` left under their backup name."""
     from mlxfun.checkpoint.atomic import recoverable
 
     try:
         backups = recoverable(directory)
     except OSError:
-        return  # not readable: loading says so, if it matters
-    # A model that is missing may be one of these, so this comes before any error about it.
+        return  # not readable: loading raises the error, if it matters
+    # Before loading: a model that is missing may be one of these.
     for backup in backups:
         ctx.emit(
             Notice(

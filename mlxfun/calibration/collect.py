@@ -81,11 +81,21 @@ def _norms(record: Record) -> mx.array:
     return record.norms
 
 
-def routing_sums(taps: Taps, records: list[list[Record]], mask: mx.array) -> mx.array:
-    """Sums of one forward, float32 [L, S, E], lazy. mask: [N], 1.0 for tokens that count."""
-    return mx.stack(
-        [layer_sums(tap.layer, r, mask) for tap, r in zip(taps.layers, records, strict=True)]
-    )
+def token_sums(layers: Sequence[MoELayer], experts: Array, weights: Array, norms: Array) -> Array:
+    """Sums of one token, float64 [L, S, E] in the order of stats.SUMS, from arrays on the host.
+
+    experts: int [L, K], -1 where unused; weights and norms: float32 [L, K]. The products are made
+    in float32, as `layer_sums` makes them.
+    """
+    total = np.zeros((len(layers), len(SUMS), max(layer.num_experts for layer in layers)))
+    rows, places = np.nonzero(experts >= 0)
+    chosen, weight, norm = (a[rows, places] for a in (experts, weights, norms))
+    inside = np.array([layer.facts.weights_inside for layer in layers])[rows]
+    contribution = np.where(inside, norm, weight * norm)
+    values = (np.ones_like(norm), weight, norm, contribution, np.square(contribution))
+    for place, value in enumerate(values):
+        np.add.at(total[:, place], (rows, chosen), value)
+    return total
 
 
 def collect(

@@ -1,7 +1,13 @@
-"""Token-by-token decoding, so that steering and routing records apply to exact tokens.
+"""Decoding with one step in flight, in which steering and edits still act on the next token.
 
-Stock generation has the next forward queued already when it yields a token. Here a steering change
-takes effect on the next token, and a token's routing is that of the forward that consumed it.
+While the device runs the forward that consumes one token, the host reads and reports the token
+before it. The forward in flight was queued under some weights and steering; if these change before
+its turn comes, it is dropped and queued again. So a change takes effect on the next token that is
+sampled, exactly as if nothing had been queued ahead, and a token's routing is that of the forward
+that consumed it.
+
+The routing of a step is stacked on the device, [L, K] for experts and weights, and copied to the
+host once a token.
 """
 
 from __future__ import annotations
@@ -9,39 +15,30 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache, trim_prompt_cache
-from mlx_lm.sample_utils import make_sampler
 
-from mlxfun.calibration.collect import routing_sums
+from mlxfun.calibration.collect import layer_sums, token_sums
 from mlxfun.context import SILENT, Context
 from mlxfun.data.datasets import Tokenizer, require_known
 from mlxfun.errors import Cancelled
+from mlxfun.generation.kv_cache import CachePool, Key, KVCache
 from mlxfun.generation.options import GenerateOptions
-from mlxfun.hooks.routing import Record, Taps, stacked_routing
+from mlxfun.generation.sampling import Sampler
+from mlxfun.hooks.routing import StepRouting, Taps
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
 
-PREFILL_STEP = 512
+PREFILL_STEP = 2048
 
 OnToken = Callable[[int, int, str, "Array | None", "Array | None"], None]
 """(index, token id, text, experts [L, K] or None, weights [L, K] or None)"""
 OnRouting = Callable[["Array", int], None]
 """(sums [L, S, E], tokens) of one forward, for counting chat traffic"""
-
-
-@dataclass(slots=True)
-class KVCache:
-    """A prompt cache with the tokens it holds; valid for one state of weights and steering."""
-
-    key: tuple[str, str]
-    tokens: list[int]
-    layers: list[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,19 +66,30 @@ def advance(steps: Steps) -> Decoded | None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A queued forward. key: what it was queued under. token: what it consumes, int [1]; next: the
+    token sampled from its logits; random: where the sampler stood before; routing: its own."""
+
+    key: Key
+    token: mx.array
+    next: mx.array
+    random: Any
+    routing: StepRouting | None
+
+
 class Decoder:
     """Generates with one tapped model; keeps KV caches by (state, steering)."""
 
-    def __init__(self, model: nn.Module, tokenizer: Tokenizer, taps: Taps, keep: int = 2) -> None:
+    def __init__(self, model: nn.Module, tokenizer: Tokenizer, taps: Taps) -> None:
         self._model: Any = model
         self._tokenizer = tokenizer
         self._taps = taps
-        self._keep = keep
-        self._caches: list[KVCache] = []
+        self._caches = CachePool(model)
 
     @property
-    def tokenizer(self) -> Any:
-        """The model's tokenizer."""
+    def tokenizer(self) -> Tokenizer:
+        """What texts are encoded with."""
         return self._tokenizer
 
     def clear(self) -> None:
@@ -92,7 +100,7 @@ class Decoder:
         self,
         prompt: Sequence[int],
         options: GenerateOptions,
-        key: Callable[[], tuple[str, str]],
+        key: Callable[[], Key],
         on_token: OnToken,
         on_routing: OnRouting | None = None,
         ctx: Context = SILENT,
@@ -109,7 +117,7 @@ class Decoder:
         self,
         prompt: Sequence[int],
         options: GenerateOptions,
-        key: Callable[[], tuple[str, str]],
+        key: Callable[[], Key],
         on_token: OnToken,
         on_routing: OnRouting | None = None,
         ctx: Context = SILENT,
@@ -117,134 +125,146 @@ class Decoder:
         """An answer to `prompt`, step by step: the prompt is read, then each step is one token.
 
         Answers may take turns on the model: each has a KV cache and random numbers of its own, and
-        between two steps nothing of it is left behind. Whoever takes a step sees to it that what
-        `key()` names, the state and steering in force, is live then. Nothing happens before the
-        first step. A cancel ends the answer at the token reached, with finish_reason "cancelled".
+        what is in flight of one does not depend on what is live later. The caller must make what
+        `key()` names, the state and steering in force, live before each step. Nothing happens
+        before the first step. A cancel ends the answer at the token reached, with finish_reason
+        "cancelled".
         """
         require_known(prompt, self._taps.anatomy.vocabulary, "the prompt")
-        draw = _Draws(options)
-        started = key()
-        cache = self._take(started, prompt)
-        cached = len(cache.tokens)
-        begin = monotonic()
-        produced: list[int] = []
+        cache = self._caches.take(key(), prompt)
+        answer = _Answer(self._model, self._taps, cache, Sampler(options), on_routing)
+        cached, begin = len(cache.tokens), monotonic()
         detokenizer = self._tokenizer.detokenizer
         detokenizer.reset()
-        reason, pure = "length", True
+        produced: list[int] = []
+        reason = "length"
         try:
-            logits = self._prefill(prompt, cache, on_routing, ctx)
+            answer.prefill(prompt, key, options.max_tokens > 1, ctx)
             for index in range(options.max_tokens):
                 yield
-                # Steering that changed half-way leaves keys and values of two models in the cache,
-                # also when it is back by the end.
-                pure = pure and key() == started
                 ctx.check()
-                token = draw(logits)
+                token = answer.settle(key)
                 if token in self._tokenizer.eos_token_ids:
                     reason = "stop"
                     break
                 produced.append(token)
+                routing = answer.consume(key, index + 2 < options.max_tokens)
                 detokenizer.add_token(token)
-                routing: tuple[Array | None, Array | None] = (None, None)
-                if index + 1 < options.max_tokens:
-                    logits, records = self._forward([token], cache, on_routing)
-                    if records:  # none of a dense model
-                        experts, weights = stacked_routing(records, self._taps.anatomy.top_k)
-                        routing = experts[:, 0], weights[:, 0]
                 on_token(index, token, detokenizer.last_segment, *routing)
         except Cancelled:
             reason = "cancelled"
+        answer.land()
         detokenizer.finalize()
-        if pure:
-            self._put(cache)
+        self._caches.put(cache)
         return Decoded(tuple(produced), detokenizer.text, cached, monotonic() - begin, reason)
 
-    def _take(self, key: tuple[str, str], prompt: Sequence[int]) -> KVCache:
-        """The longest cache whose tokens begin the prompt, trimmed to what it shares with it."""
-        best: KVCache | None = None
-        best_shared = 0
-        for cache in self._caches:
-            if cache.key != key:
-                continue
-            shared = _common_prefix(cache.tokens, prompt)
-            extra = len(cache.tokens) - min(shared, len(prompt) - 1)
-            usable = extra == 0 or can_trim_prompt_cache(cache.layers)
-            if usable and shared > best_shared:
-                best, best_shared = cache, shared
-        if best is None:
-            return KVCache(key, [], make_prompt_cache(self._model))
-        self._caches.remove(best)
-        # One token at least must be run to have logits.
-        shared = min(best_shared, len(prompt) - 1)
-        if len(best.tokens) > shared:
-            trim_prompt_cache(best.layers, len(best.tokens) - shared)
-            del best.tokens[shared:]
-        return best
 
-    def _put(self, cache: KVCache) -> None:
-        self._caches.append(cache)
-        del self._caches[: -self._keep]
+class _Answer:
+    """The device's side of one answer: its cache, its sampler and the step in flight.
 
-    def _prefill(
-        self, prompt: Sequence[int], cache: KVCache, on_routing: OnRouting | None, ctx: Context
-    ) -> mx.array:
-        logits = None
+    `token` is the newest sampled token, of which the forward may be in flight.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        taps: Taps,
+        cache: KVCache,
+        sampler: Sampler,
+        on_routing: OnRouting | None,
+    ) -> None:
+        self._model, self._taps, self._cache = model, taps, cache
+        self._sampler, self._on_routing = sampler, on_routing
+        self._token: mx.array | None = None
+        self._flight: _Flight | None = None
+
+    def prefill(
+        self, prompt: Sequence[int], key: Callable[[], Key], more: bool, ctx: Context
+    ) -> None:
+        """Read the prompt, sample the first token, and queue its forward if `more`."""
+        cache, logits = self._cache, None
         while len(cache.tokens) < len(prompt):
             ctx.check()
             chunk = list(prompt[len(cache.tokens) : len(cache.tokens) + PREFILL_STEP])
-            logits, _ = self._forward(chunk, cache, on_routing)
+            logits = self._read(chunk)
+            cache.tokens.extend(chunk)
             if len(prompt) > PREFILL_STEP:
                 ctx.progress("reading the prompt", len(cache.tokens), len(prompt), "tokens")
         if logits is None:
             raise ValueError("an empty prompt cannot be continued")
+        self._token = self._sampler(logits)
+        mx.async_eval(self._token)
+        if more:
+            self._queue(key())
+
+    def _read(self, chunk: list[int]) -> mx.array:
+        """Logits [1, V] after a part of the prompt, evaluated with the cache."""
+        tokens = mx.array([chunk])
+        if self._on_routing is None:
+            logits: mx.array = self._model(tokens, cache=self._cache.layers)[:, -1]
+            mx.eval(logits)
+            return logits
+        mask = mx.ones(len(chunk))
+        with self._taps.reducing(lambda tap, r: layer_sums(tap.layer, [r], mask)) as reduction:
+            logits = self._model(tokens, cache=self._cache.layers)[:, -1]
+            sums = mx.stack(reduction.drain()) if self._taps.layers else None
+        mx.eval(logits, *([sums] if sums is not None else []))
+        if sums is not None:
+            self._on_routing(np.array(sums), len(chunk))
         return logits
 
-    def _forward(
-        self, tokens: list[int], cache: KVCache, on_routing: OnRouting | None
-    ) -> tuple[mx.array, list[list[Record]]]:
-        """Run `tokens` through the model: logits [1, V] of the last one, what was recorded."""
-        # The taps are shared: outside of its own forwards an answer must not be recording.
-        with self._taps.recording(norms=on_routing is not None) as recording:
-            logits: mx.array = self._model(mx.array([tokens]), cache=cache.layers)[:, -1]
-            records = recording.drain()
-        cache.tokens.extend(tokens)
-        lazy = [a for layer in records for record in layer for a in record.arrays()]
-        if on_routing is None:
-            mx.eval(logits, *lazy)
-        else:
-            sums = routing_sums(self._taps, records, mx.ones(len(tokens)))
-            mx.eval(logits, sums, *lazy)
-            on_routing(np.array(sums), len(tokens))
-        return logits, records
+    def _queue(self, key: Key) -> None:
+        """Queue the forward that consumes the newest token, and the token that comes of it."""
+        token, cache = self._token, self._cache
+        assert token is not None
+        cache.begin_step()
+        cache.pure = cache.pure and key == cache.key
+        with self._taps.stepping(norms=self._on_routing is not None) as stepping:
+            logits = self._model(token[:, None], cache=cache.layers)[:, -1]
+            routing = stepping.stacked()
+        random = self._sampler.key
+        sampled = self._sampler(logits)
+        mx.async_eval(sampled, *(routing.arrays() if routing is not None else ()))
+        self._flight = _Flight(key, token, sampled, random, routing)
+
+    def settle(self, key: Callable[[], Key]) -> int:
+        """The newest token. What is in flight behind it is queued anew if the model has changed."""
+        flight = self._flight
+        if flight is not None and flight.key != key():
+            self._cache.take_back()
+            self._sampler.key, self._flight = flight.random, None
+            self._queue(key())
+        assert self._token is not None
+        return _number(self._token)
+
+    def consume(self, key: Callable[[], Key], more: bool) -> tuple[Array | None, Array | None]:
+        """Let the newest token be consumed: (experts, weights) [L, K] of the forward that does it,
+        None without one. Its successor's forward is queued first if `more`, so that the device
+        has work while the host looks at this one.
+        """
+        flight, self._flight = self._flight, None
+        if flight is None:
+            return None, None
+        self._cache.tokens.append(_number(flight.token))
+        self._token = flight.next
+        if more:
+            self._queue(key())
+        if flight.routing is None:
+            return None, None
+        experts, weights, norms = flight.routing.on_host()
+        if self._on_routing is not None and norms is not None:
+            sums = token_sums(self._taps.anatomy.layers, experts, weights, norms)
+            self._on_routing(sums, 1)
+        return experts, weights
+
+    def land(self) -> None:
+        """The answer is over: what is in flight has consumed a token, which the cache now holds."""
+        flight, self._flight = self._flight, None
+        if flight is not None:
+            self._cache.tokens.append(_number(flight.token))
+            mx.eval(flight.next)
 
 
-class _Draws:
-    """Picks tokens, with random numbers that no other answer draws from."""
-
-    def __init__(self, options: GenerateOptions) -> None:
-        self._sampler = make_sampler(temp=options.temperature, top_p=options.top_p)
-        self._random = options.temperature > 0
-        self._seed = options.seed
-
-    def __call__(self, logits: mx.array) -> int:
-        # mlx-lm's samplers take log-probabilities.
-        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        if not self._random:
-            return int(np.array(self._sampler(logprobs)).item())
-        # They draw from MLX's one generator, whose state is the two halves of a seed: seeding with
-        # it goes on where this answer was.
-        mx.random.seed(self._seed)
-        token = int(np.array(self._sampler(logprobs)).item())
-        state: Any = mx.random.state
-        high, low = np.array(state[0]).tolist()
-        self._seed = high << 32 | low
-        return token
-
-
-def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    shared = 0
-    for x, y in zip(a, b, strict=False):
-        if x != y:
-            break
-        shared += 1
-    return shared
+def _number(token: mx.array) -> int:
+    """A token id on the host; waits until it is known."""
+    return cast(int, token.item())

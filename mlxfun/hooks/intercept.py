@@ -47,7 +47,13 @@ class _Entry:
         self.path, self.method, self._handler, self.required = path, method, handler, required
         self.reached = False
 
-    def __call__(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    @property
+    def called(self) -> Handler:
+        """What is called: the handler itself where it does not matter whether it was reached, as a
+        frame more counts in decoding."""
+        return self._noted if self.required else self._handler
+
+    def _noted(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self.reached = True
         return self._handler(own, *args, **kwargs)
 
@@ -83,13 +89,12 @@ class _Site:
 
     def _method(self, name: str) -> Callable[..., Any]:
         own: Callable[..., Any] = partial(getattr(self.original, name), self.module)
-        for entry in self.entries:
-            if entry.method == name:
-                own = partial(entry, own)
-        outermost = own
+        *inner, outermost = [entry.called for entry in self.entries if entry.method == name]
+        for handler in inner:
+            own = partial(handler, own)
 
         def call(_: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            return outermost(*args, **kwargs)
+            return outermost(own, *args, **kwargs)
 
         return call
 

@@ -20,11 +20,12 @@ class Tap(Protocol):
     """What the stand-ins need of mlxfun.hooks.routing.LayerTap."""
 
     experts: LiveExperts
-    clients: list[Any]
 
     @property
     def layer(self) -> MoELayer: ...
-    def open(self, x: mx.array, indices: mx.array, y: mx.array) -> Any: ...
+    @property
+    def observed(self) -> bool: ...
+    def open(self, x: mx.array, indices: mx.array, y: mx.array) -> None: ...
     def complete(self, weights: mx.array) -> None: ...
     def saw_logits(self, x: mx.array, logits: mx.array) -> mx.array: ...
     def routed_logits(self) -> mx.array: ...
@@ -96,10 +97,10 @@ def list_block(hooks: Hooks, tap: Tap) -> None:
 
     def experts(own: list[nn.Module]) -> Any:
         mapped = tap.experts.index_map is not None
-        return ExpertList(own, tap, calls) if mapped or tap.clients else own
+        return ExpertList(own, tap, calls) if mapped or tap.observed else own
 
     def block(own: Any, x: mx.array) -> mx.array:
-        if not tap.clients:
+        if not tap.observed:
             plain: mx.array = own(x)
             return plain
         calls.clear()
@@ -138,7 +139,7 @@ class ExpertList:
 
     def __getitem__(self, index: int) -> Callable[[mx.array], mx.array]:
         expert = self._experts[self._tap.experts.rows[index]]
-        if not self._tap.clients:
+        if not self._tap.observed:
             return expert
 
         def call(x: mx.array) -> mx.array:

@@ -106,8 +106,11 @@ class LayerTap:
         self.logits_rule: LogitsRule | None = None
         self.bias: mx.array | None = None  # the steered selection bias
         self.clients: list[Client] = []
+        self.step: Stepping | None = None
+        self._wanted = Wanted(False, False, False)  # by any of the clients
         self._router_weights: mx.array | None = None
-        self._open: Record | None = None  # of the forward in progress, until its weights are known
+        self._awaited = False  # whether the weights of the forward in progress are not known yet
+        self._record: Record | None = None  # of the forward in progress
         self._logits: mx.array | None = None  # of the forward in progress, before steering
         self._routed: mx.array | None = None  # the same as the router used them
         self._router_inputs: mx.array | None = None
@@ -122,46 +125,67 @@ class LayerTap:
         """The live experts in checkpoint numbers."""
         return self.experts.live
 
-    def wants(self, what: str) -> bool:
-        """Whether a client wants a field of Wanted."""
-        return any(getattr(client.wanted, what) for client in self.clients)
+    def listen(self, clients: list[Client], step: Stepping | None) -> None:
+        """Who is told of the next forwards."""
+        self.clients, self.step = clients, step
+        wanted = [client.wanted for client in clients]
+        self._wanted = Wanted(
+            any(w.norms for w in wanted),
+            any(w.logits for w in wanted),
+            any(w.inputs for w in wanted),
+        )
+
+    @property
+    def observed(self) -> bool:
+        """Whether anyone is told of forwards."""
+        return self.step is not None or bool(self.clients)
 
     @property
     def watches_logits(self) -> bool:
         """Whether the logits of a forward must pass the tap."""
+        if self.logits_rule is not None or self._wanted.logits:
+            return True
         inside = self.layer.facts.weights_inside or self.layer.experts_list
-        return self.logits_rule is not None or (
-            bool(self.clients) and (inside or self.wants("logits"))
-        )
+        return inside and self.observed
 
-    def open(self, x: mx.array, indices: mx.array, y: mx.array) -> Record:
-        """Begin a record of a forward that routed `x` to `indices`, positions among the live."""
-        record = Record(self.experts.labelled(indices))
-        if self.wants("inputs"):
-            record.inputs, record.router_inputs = x, self._router_inputs
-        if self.wants("norms"):
-            record.norms = output_norms(y)
-        if self.wants("logits"):
-            record.logits = self._logits
-        self._open = record
-        for client in self.clients:
-            client.opened(self, record)
+    def open(self, x: mx.array, indices: mx.array, y: mx.array) -> None:
+        """A forward has routed `x` to `indices`, positions among the live experts."""
+        labelled = self.experts.labelled(indices)
+        if self.step is not None:
+            self.step.opened(self.layer.position, labelled, y)
+        self._record = self._recorded(x, labelled, y) if self.clients else None
+        self._awaited = True
         if self.layer.facts.weights_inside and self._routed is not None:
             chosen = mx.take_along_axis(self._routed, indices, axis=-1)
             self.complete(mx.sigmoid(chosen.astype(mx.float32)))
         elif self.layer.facts.weights_from_router and self._router_weights is not None:
             self.complete(self._router_weights)
         self._logits = self._routed = self._router_inputs = self._router_weights = None
+
+    def _recorded(self, x: mx.array, indices: mx.array, y: mx.array) -> Record:
+        record = Record(indices)
+        if self._wanted.inputs:
+            record.inputs, record.router_inputs = x, self._router_inputs
+        if self._wanted.norms:
+            record.norms = output_norms(y)
+        if self._wanted.logits:
+            record.logits = self._logits
+        for client in self.clients:
+            client.opened(self, record)
         return record
 
     def complete(self, weights: mx.array) -> None:
-        """The weights [..., K] that the open record's experts were applied with; the first count."""
-        record, self._open = self._open, None
-        if record is None:
+        """The weights [..., K] that the experts were applied with; the first that are seen count."""
+        if not self._awaited:
             return
-        record.weights = weights
-        for client in self.clients:
-            client.completed(self, record)
+        self._awaited = False
+        if self.step is not None:
+            self.step.weights[self.layer.position] = weights
+        record, self._record = self._record, None
+        if record is not None:
+            record.weights = weights
+            for client in self.clients:
+                client.completed(self, record)
 
     def routed_logits(self) -> mx.array:
         """The logits that the forward in progress routes by (they must have been asked for)."""
@@ -172,9 +196,9 @@ class LayerTap:
     def saw_logits(self, x: mx.array, logits: mx.array) -> mx.array:
         """Remember the logits of `x` if wanted, and return what the router shall use."""
         routed = logits if self.logits_rule is None else self.logits_rule(logits)
-        if self.clients and self.watches_logits:
+        if self.observed and self.watches_logits:
             self._logits, self._routed = logits, routed
-            self._router_inputs = x if self.wants("inputs") else None
+            self._router_inputs = x if self._wanted.inputs else None
         return routed
 
     def saw_router(self, weights: mx.array) -> None:
@@ -239,6 +263,68 @@ class Reduction:
         return [sum(arrays[position][1:], arrays[position][0]) for position in self.positions]
 
 
+@dataclass(frozen=True, slots=True)
+class StepRouting:
+    """The routing of a forward over one token, on the device and queued: experts int [L, K],
+    weights [L, K], norms float32 [L, K] or None. K is the widest layer's."""
+
+    experts: mx.array
+    weights: mx.array
+    norms: mx.array | None
+
+    def arrays(self) -> list[mx.array]:
+        """All of it."""
+        return [a for a in (self.experts, self.weights, self.norms) if a is not None]
+
+    def on_host(self) -> tuple[Array, Array, Array | None]:
+        """Experts int32 [L, K], -1 where unused with weight 0; weights float32 and norms [L, K].
+
+        Waits for the forward.
+        """
+        experts, weights = np.array(self.experts).astype(np.int32), np.array(self.weights)
+        # Layers with a smaller top-k, and longcat's zero experts, which carry weight 0.
+        experts[weights == 0] = -1
+        return experts, weights, None if self.norms is None else np.array(self.norms)
+
+
+class Stepping:
+    """Collects the routing of one forward over one token, [L] of each. See Taps.stepping."""
+
+    def __init__(self, width: int, layers: int, norms: bool) -> None:
+        self._width, self._norms = width, norms
+        self.indices: list[mx.array | None] = [None] * layers
+        self.weights: list[mx.array | None] = [None] * layers
+        self.norms: list[mx.array | None] = [None] * layers
+
+    def opened(self, position: int, indices: mx.array, y: mx.array) -> None:
+        """A layer has routed its token to `indices`, in checkpoint numbers."""
+        self.indices[position] = indices
+        if self._norms:
+            self.norms[position] = output_norms(y)
+
+    def stacked(self) -> StepRouting | None:
+        """What was collected, lazy; None for a model without experts.
+
+        Raises HookError for a layer whose weights the forward did not show.
+        """
+        if not self.indices:
+            return None
+        _require_all(
+            range(len(self.weights)), {i: w for i, w in enumerate(self.weights) if w is not None}
+        )
+        return StepRouting(
+            self._stack(self.indices),
+            self._stack(self.weights).astype(mx.float32),
+            self._stack(self.norms) if self._norms else None,
+        )
+
+    def _stack(self, arrays: Sequence[mx.array | None]) -> mx.array:
+        rows = [a.reshape(-1) for a in arrays if a is not None]
+        if any(row.size != self._width for row in rows):
+            rows = [mx.pad(row, (0, self._width - row.size)) for row in rows]
+        return mx.stack(rows)
+
+
 def _require_all(positions: Sequence[int], seen: dict[int, Any]) -> None:
     missed = [position for position in positions if position not in seen]
     if missed:
@@ -300,6 +386,22 @@ class Taps:
         with self._telling(reduction, reduction.positions):
             yield reduction
 
+    @contextmanager
+    def stepping(self, *, norms: bool = False) -> Iterator[Stepping]:
+        """Collect the routing of one forward over one token inside the block, for decoding.
+
+        Costs less on the host than a recording, and is stacked to one array of each kind.
+        """
+        stepping = Stepping(self.anatomy.top_k, len(self.layers), norms)
+        before = [tap.step for tap in self.layers]
+        for tap in self.layers:
+            tap.step = stepping
+        try:
+            yield stepping
+        finally:
+            for tap, step in zip(self.layers, before, strict=True):
+                tap.step = step
+
     def _positions(self, positions: Sequence[int] | None) -> tuple[int, ...]:
         return tuple(range(len(self.layers))) if positions is None else tuple(positions)
 
@@ -307,12 +409,12 @@ class Taps:
     def _telling(self, client: Client, positions: Sequence[int]) -> Iterator[None]:
         taps = [self.layers[position] for position in positions]
         for tap in taps:
-            tap.clients.append(client)
+            tap.listen([*tap.clients, client], tap.step)
         try:
             yield
         finally:
             for tap in taps:
-                tap.clients.remove(client)
+                tap.listen([other for other in tap.clients if other is not client], tap.step)
 
 
 def _hook(hooks: Hooks, tap: LayerTap) -> None:
@@ -344,7 +446,7 @@ def _experts(tap: LayerTap) -> Callable[..., mx.array]:
     def call(own: Any, x: mx.array, indices: mx.array, *args: Any, **kwargs: Any) -> mx.array:
         mapped = tap.experts.index_map
         y: mx.array = own(x, indices if mapped is None else mapped[indices], *args, **kwargs)
-        if tap.clients:
+        if tap.step is not None or tap.clients:
             tap.open(x, indices, y)
             y.__class__ = product
         return y
@@ -361,30 +463,3 @@ def _router(tap: LayerTap) -> Callable[..., Any]:
         return result
 
     return call
-
-
-def stacked_routing(records: Sequence[Sequence[Record]], width: int) -> tuple[Array, Array]:
-    """Experts int32 [L, T, K] and weights float32 [L, T, K] of evaluated records.
-
-    T tokens of all forwards in order, K = `width`; unused places are -1 with weight 0 (layers
-    with a smaller top-k, and longcat's zero experts, which carry weight 0).
-    """
-    experts, weights = [], []
-    for layer in records:
-        inds = [np.array(r.indices).reshape(-1, r.indices.shape[-1]) for r in layer]
-        used = [_host_weights(r).reshape(-1, r.indices.shape[-1]) for r in layer]
-        i, w = np.concatenate(inds).astype(np.int32), np.concatenate(used)
-        i[w == 0] = -1
-        pad = ((0, 0), (0, width - i.shape[-1]))
-        experts.append(np.pad(i, pad, constant_values=-1))
-        weights.append(np.pad(w, pad))
-    return np.stack(experts), np.stack(weights)
-
-
-def _host_weights(record: Record) -> Array:
-    if record.weights is None:
-        raise HookError(
-            "the forward did not show its routing weights: this architecture applies them in a way "
-            "that mlxfun does not know; please report it"
-        )
-    return np.array(record.weights.astype(mx.float32))

@@ -19,7 +19,7 @@ import pytest
 import tiny_models
 from mlx.utils import tree_flatten
 
-from commands.runners.event_printer import Follower
+from commands.runners.event_printer import EventPrinter
 from mlxfun.data import demo
 from tests.e2e.conftest import COLLECT, Shell
 
@@ -394,14 +394,14 @@ def test_markup_in_data_prompts_and_paths_is_text(
 ) -> None:
     Path("m.jsonl").write_text(json.dumps({"content": MARKUP + " more words"}) + "\n")
     shown = io.StringIO()
-    follower = Follower(shell.engine, out=shown, err=shown)
+    printer = EventPrinter(shell.engine, out=shown, err=shown)
     for line in (
         f"chat --max-tokens 2 {MARKUP}",
         "collect --dataset m.jsonl --add",
         f"load '{MARKUP}'",
         "evaluate --dataset m.jsonl --samples 1 --sample-tokens 2 --no-kl",
     ):
-        follower.follow(shell.engine.run(line))
+        printer.follow(shell.engine.run(line))
     assert "\x1b" not in shown.getvalue()
     assert "\x07" not in shown.getvalue()
     assert "no such model directory: [red]hi[/red] [/] ␛[31mred␛]0;title␇;" in shown.getvalue()

@@ -35,8 +35,8 @@ def recipe(path: Path) -> list[str]:
     [
         pytest.param(
             (ADD, "steer --deactivate 2:14", BAKE, "apply"),
-            ["steer --clear --activate 2:5,3:1..2 --deactivate 2:14 --level 4:7=-0.1,4:9=1.0 "
-             "--rule additive --boost-value 1.25 --mask-value -10000.0", BAKE],
+            ["steer --clear --activate 2:5,3:1..2 --deactivate 2:14 --level 4:7=-0.1,4:9=1 "
+             "--rule additive --boost-value 1.25 --mask-value -10000", BAKE],
             id="what was baked is steered first, in one line",
         ),
         pytest.param(

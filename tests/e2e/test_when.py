@@ -108,7 +108,7 @@ def run(bench: Workbench, line: str, ctx: Context = SILENT) -> None:
     bench.name(line)
     report = parsed.command.handler(Call(bench, parsed.params, ctx))
     if isinstance(report, ChatReport):
-        bench.turns.append(report)
+        bench.answers.append(report)
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,15 @@ def standing(bench: Workbench) -> tuple[object, ...]:
     """All that a command may change which another one depends on."""
     view = bench.view()
     samples = view.heat.samples if view.heat else None
-    return view.state, view.live, view.plan, view.history, view.steering, samples, len(bench.turns)
+    return (
+        view.state,
+        view.live,
+        view.plan,
+        view.history,
+        view.steering,
+        samples,
+        len(bench.answers),
+    )
 
 
 def refused(bench: Workbench, line: str) -> MlxfunError | None:

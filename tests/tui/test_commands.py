@@ -57,10 +57,10 @@ def test_what_keys_run_or_offer_are_lines_that_parse() -> None:
 
 
 def test_a_chat_text_of_any_shape_parses_back_to_itself() -> None:
-    from tui.state.chat_turns import quoted_chat
+    from tui.input.chat_actions import line_for
 
     for text in ("--new", "it's", "a  b", "-", '"', "--n-prune 4 experts"):
-        parsed = registry.parse(quoted_chat(text))
+        parsed = registry.parse(line_for(AppState(), text))
         assert " ".join(parsed.params["text"]) == text
 
 

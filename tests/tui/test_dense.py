@@ -85,7 +85,7 @@ def test_the_next_step_is_to_chat_or_measure_or_abliterate() -> None:
     assert hints.next_step(state) == (
         "A dense model: i chats with it, e evaluates it, and abliterate edits it."
     )
-    first = hints.hints(state, "experts", 80)[0]
+    first = hints.for_bar(state, "experts", 80)[0]
     assert (first.key, first.applies, first.leads) == ("chat", True, True)
 
 

@@ -43,7 +43,7 @@ def test_every_stage_of_the_main_job_has_a_next_key_and_says_so(
     assert hints.next_key(state) == key
     assert USUAL[key] in hints.next_step(state).replace(".", " ").replace(":", " ").split()
     assert hints.why_not(state, BY_ID[key]) == ""
-    bar = hints.hints(state, "experts", 80)
+    bar = hints.for_bar(state, "experts", 80)
     assert (bar[0].key, bar[0].applies, bar[0].leads) == (key, True, True)
 
 
@@ -56,13 +56,13 @@ def test_keys_that_do_nothing_say_why() -> None:
 
 @pytest.mark.parametrize("room", [20, 58, 78, 118, 198])
 def test_the_key_bar_fits_and_always_offers_help_and_the_command_line(room: int) -> None:
-    bar = hints.hints(state_after("load demo", *STAGED), "experts", room)
+    bar = hints.for_bar(state_after("load demo", *STAGED), "experts", room)
     assert sum(hint.width for hint in bar) <= max(room, 20)
     assert [hint.key for hint in bar[-2:]] == ["command", "help"]
 
 
 def test_at_80_columns_a_staged_plan_shows_all_that_can_be_done_with_it() -> None:
-    bar = hints.hints(state_after("load demo", *STAGED), "plan", 78)
+    bar = hints.for_bar(state_after("load demo", *STAGED), "plan", 78)
     assert {"preview", "apply", "discard", "flip"} <= {hint.key for hint in bar}
 
 
@@ -71,7 +71,7 @@ def test_at_80_columns_a_staged_plan_shows_all_that_can_be_done_with_it() -> Non
 def test_in_a_text_field_no_letter_is_offered_as_a_key(
     lines: tuple[str, ...], panel: str, leads: str
 ) -> None:
-    bar = hints.hints(state_after("load demo", *lines), panel, 118, typing=True)
+    bar = hints.for_bar(state_after("load demo", *lines), panel, 118, typing=True)
     assert f"{bar[0].sign} {bar[0].label}" == leads
     assert all(len(hint.sign) > 1 or hint.sign == "↑" for hint in bar), bar
     assert {"escape", "help", "palette", "to_map"} <= {hint.key for hint in bar}
@@ -81,7 +81,7 @@ def test_in_a_text_field_no_letter_is_offered_as_a_key(
 def test_in_a_layer_the_bar_leads_on_to_the_expert_and_back_to_the_map() -> None:
     state = state_after("load demo", *STAGED)
     state = replace(state, heat=replace(state.heat, shape="layer"))
-    bar = hints.hints(state, "experts", 58)
+    bar = hints.for_bar(state, "experts", 58)
     assert [(hint.sign, hint.label) for hint in bar[:2]] == [("enter", "dossier"), ("esc", "back")]
 
 
@@ -139,8 +139,8 @@ def test_a_key_keeps_the_rule_that_is_in_force() -> None:
     report = SteerReport({2: (5,)}, {}, (), "additive", 1.5, -10000.0)
     line = hints.steer_line(report, 2, 6, "down")
     assert line == (
-        "steer --clear --rule additive --boost-value 1.5 --mask-value -10000 "
-        "--activate 2:5 --deactivate 2:6"
+        "steer --clear --activate 2:5 --deactivate 2:6 "
+        "--rule additive --boost-value 1.5 --mask-value -10000"
     )
     assert parse(line).params["mask_value"] == -10000.0
     assert hints.steer_line(report, 2, 5, "off") == "steer --clear"

@@ -14,7 +14,9 @@ MAX_CELL_WIDTH, MAX_CELL_HEIGHT = 6, 3
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """gutter: columns left of the map, for layer numbers. pool: experts that share one cell.
+    """Where cells are on the terminal.
+
+    gutter: columns left of the map, for layer numbers. pool: experts that share one cell.
 
     columns: cells in a line. width: columns of a cell. half: two layers share a line, by half
     blocks; else a layer has `height` lines. lines: of the whole map, without its header.

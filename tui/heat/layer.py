@@ -16,12 +16,13 @@ HALF, MOST = 0.5, 0.9
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerModel:
-    """What the page of one layer shows; all arrays are by expert number, [E].
+    """What the view of one layer shows; all arrays are by expert number, [E].
 
     layer: the decoder layer. rows: the experts, int, in the order of the lines. kinds: int, see
-    tui.heat.model. values: float64, the metric, None before anything was seen. shares: of the
-    layer's total, 0 for pruned ones; below: the same with all less busy ones. chosen: how often it
-    was, or None; weight: its mean weight when chosen, NaN for never, or None.
+    tui.heat.model. values: float64, the metric, None without statistics. shares: of the
+    layer's total, 0 for pruned ones; below: the same summed over it and all experts with less.
+    chosen: how often it was routed to, or None; weight: its mean routing weight then, NaN for
+    never, or None.
     """
 
     layer: int
@@ -36,7 +37,7 @@ class LayerModel:
     summary: str
 
     def cell(self, title: str, expert: int) -> str:
-        """One figure of one expert, by the title of its column."""
+        """The figure of one expert in the column `title`."""
         if self.kinds[expert] == PRUNED:
             return "pruned" if title == "share" else ""
         source = {
@@ -56,7 +57,7 @@ class LayerModel:
 
 
 def layer_model(model: HeatModel, position: int) -> LayerModel:
-    """The page of the MoE layer at `position` of a map."""
+    """The view of the MoE layer at `position` of a map."""
     codes, order = model.codes[position], None if model.order is None else model.order[position]
     kinds = codes // LEVELS
     if order is not None:
@@ -84,22 +85,22 @@ def layer_model(model: HeatModel, position: int) -> LayerModel:
 
 
 def share_of(values: Array, alive: Array) -> tuple[Array, Array]:
-    """(share of the total, share that goes with it and all living ones that are less busy), [E].
+    """(share of the total, share of it and all unpruned experts with less), [E].
 
     >>> share_of(np.array([1.0, 5.0, 2.0, 2.0]), np.array([True, True, True, False]))
     (array([0.125, 0.625, 0.25 , 0.   ]), array([0.125, 1.   , 0.375, 0.   ]))
     """
-    living = np.where(alive, np.nan_to_num(values), 0.0)
-    total = float(living.sum())
-    shares = living / total if total > 0 else np.zeros_like(living)
-    rising = np.argsort(living, kind="stable")
+    kept = np.where(alive, np.nan_to_num(values), 0.0)
+    total = float(kept.sum())
+    shares = kept / total if total > 0 else np.zeros_like(kept)
+    rising = np.argsort(kept, kind="stable")
     below = np.zeros_like(shares)
     below[rising] = np.cumsum(shares[rising])
     return shares, np.where(alive, below, 0.0)
 
 
 def busiest(shares: Array, part: float) -> int:
-    """How many of the busiest experts together do at least `part` of the work.
+    """How many of the busiest experts together have at least `part` of the total.
 
     >>> busiest(np.array([0.125, 0.625, 0.25]), 0.5), busiest(np.array([0.125, 0.625, 0.25]), 0.9)
     (1, 3)
@@ -109,7 +110,7 @@ def busiest(shares: Array, part: float) -> int:
 
 
 def _mean_weight(model: HeatModel, position: int, chosen: Array | None) -> Array | None:
-    """The mean routing weight of each expert when it is chosen, where a calibration told."""
+    """The mean routing weight of each expert when chosen, None without a calibration."""
     weighted = model.heat.metrics.get("weighted_freq")
     if weighted is None or chosen is None or model.live:
         return None
@@ -125,8 +126,8 @@ def _summary(model: HeatModel, position: int, shares: Array | None) -> str:
     name = f"layer {model.layers[position]}"
     if shares is None or not shares.any():
         return f"{name} · {count} experts" + (f" · {going} go" if going else "")
-    living = shares[alive]
-    half, most = busiest(living, HALF), busiest(living, MOST)
+    kept = shares[alive]
+    half, most = busiest(kept, HALF), busiest(kept, MOST)
     parts = [name, f"{going} go with {shares[condemned].sum():.1%}"] if going else [name]
-    parts += [f"{half} of {count} do half the work, {most} do 90%", f"{spread(living):.0%} even"]
+    parts += [f"{half} of {count} do half the work, {most} do 90%", f"{spread(kept):.0%} even"]
     return " · ".join(parts)

@@ -1,4 +1,4 @@
-"""What the heatmap can show: every metric at hand, and which one is shown."""
+"""The metrics that the heatmap can show, and the one that is shown."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def metric_values(state: AppState, heat: HeatView) -> dict[str, Array]:
 
 
 def chosen_metric(wanted: str | None, names: tuple[str, ...], *, answering: bool) -> str:
-    """The metric to show: the wanted one if it is at hand, else the first of `PREFERRED`."""
+    """The metric to show: the wanted one if available, else the first of `PREFERRED`."""
     if wanted in names:
         return wanted
     if answering and ANSWER in names and len(names) == 1:

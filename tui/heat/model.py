@@ -27,7 +27,7 @@ cell the greater difference wins, whichever way it goes."""
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeatModel:
-    """What the heatmap draws. values: float64 [L, E] or None before anything was seen.
+    """What the heatmap draws. values: float64 [L, E], None without statistics.
 
     codes: int32 [L, E], columns as shown; freq: [L, E] or None; metrics: the names that can be
     chosen now; order: the expert in each column, int [L, E], None while columns are numbers.
@@ -53,7 +53,7 @@ def heat_model(state: AppState) -> HeatModel | None:
     if heat is None:
         return None
     if state.draft is not None:
-        heat = replace(heat, condemned=state.draft.gone)
+        heat = replace(heat, condemned=state.draft.pruned)
     choices = metric_values(state, heat)
     metric = chosen_metric(state.heat.metric, tuple(choices), answering=state.lit is not None)
     values = choices.get(metric)
@@ -86,8 +86,8 @@ def heat_model(state: AppState) -> HeatModel | None:
     )
 
 
-def levels(values: Array, options: HeatOptions) -> Array:
-    """`values` [L, E] in LEVELS steps, int32: 0 for zero or less, LEVELS - 1 for the greatest.
+def levels(values: Array, options: HeatOptions, steps: int = LEVELS) -> Array:
+    """`values` [L, E] as steps, int32: 0 for zero or less, steps - 1 for the greatest.
 
     Linear: x = v / max. Logarithmic: x = log(1 + 999 v / max) / log(1000), three decades. The
     maximum is each layer's own or the whole model's.
@@ -97,17 +97,12 @@ def levels(values: Array, options: HeatOptions) -> Array:
     x = values / np.where(top > 0, top, 1.0)
     if options.log:
         x = np.log1p(999.0 * x) / np.log(1000.0)
-    return np.minimum((x * LEVELS).astype(np.int32), LEVELS - 1)
+    return np.minimum((x * steps).astype(np.int32), steps - 1)
 
 
 def encode_apart(heat: HeatView, values: Array, options: HeatOptions) -> Array:
-    """Cell codes int32 [L, E] of differences, in STEPS steps on either side of none."""
-    size = np.abs(values)
-    top = size.max(axis=1, keepdims=True) if options.per_layer else size.max(initial=0.0)
-    x = size / np.where(top > 0, top, 1.0)
-    if options.log:
-        x = np.log1p(999.0 * x) / np.log(1000.0)
-    step = np.minimum((x * STEPS).astype(np.int32), STEPS - 1)
+    """Cell codes int32 [L, E] of differences, in STEPS steps on either side of 0."""
+    step = levels(np.abs(values), options, STEPS)
     kinds, level = _kinds(heat, APART), 2 * step + (values > 0)
     level[kinds == PRUNED] = 0
     codes: Array = kinds * LEVELS + level
@@ -115,7 +110,7 @@ def encode_apart(heat: HeatView, values: Array, options: HeatOptions) -> Array:
 
 
 def _kinds(heat: HeatView, plain: int) -> Array:
-    """The kind of each expert, int32 [L, E]; `plain` where nothing stands out."""
+    """The kind of each expert, int32 [L, E]; `plain` for those without a mark."""
     kinds = np.full(heat.alive.shape, plain, np.int32)
     for flags, kind in (
         (heat.protected, PROTECTED),
@@ -129,7 +124,7 @@ def _kinds(heat: HeatView, plain: int) -> Array:
 
 
 def encode(heat: HeatView, values: Array | None, seen: Array | None, options: HeatOptions) -> Array:
-    """Cell codes int32 [L, E]; `seen` tells the experts that any token reached."""
+    """Cell codes int32 [L, E]. seen: bool [L, E], the experts that any token was routed to."""
     kinds = _kinds(heat, HEAT)
     if seen is None or values is None:
         kinds[kinds == HEAT] = UNSEEN
@@ -142,7 +137,7 @@ def encode(heat: HeatView, values: Array | None, seen: Array | None, options: He
 
 
 def light(codes: Array, experts: Array) -> None:
-    """Mark in `codes` [L, E] the experts [L, K] of the newest token; -1 is nobody."""
+    """Mark in `codes` [L, E] the experts [L, K] of the newest token; -1 is none."""
     rows, slots = np.nonzero((experts >= 0) & (experts < codes.shape[1]))
     inside = rows < codes.shape[0]
     codes[rows[inside], experts[rows, slots][inside]] = LIT * LEVELS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +11,10 @@ from tui.heat.metrics import chosen_metric, empty_heat, metric_values
 
 if TYPE_CHECKING:
     from tui.state.app_state import AppState
+
+
+Cell = tuple[int, int]
+"""(position of the MoE layer, expert)"""
 
 
 def order_of(state: AppState) -> Array | None:
@@ -31,19 +35,19 @@ def order_of(state: AppState) -> Array | None:
 
 
 def column(order: Array | None, position: int, expert: int) -> int:
-    """The column that shows an expert."""
+    """The column in which an expert is shown."""
     if order is None:
         return expert
     return int(np.flatnonzero(order[position] == expert)[0])
 
 
 def expert(order: Array | None, position: int, at: int) -> int:
-    """The expert that a column shows."""
+    """The expert that is shown in column `at`."""
     return at if order is None else int(order[position, at])
 
 
-def rectangle(order: Array | None, corners: Any, shape: tuple[int, int]) -> Array:
-    """bool [L, E]: what two (position, expert) corners mark on the map as it is shown."""
+def rectangle(order: Array | None, corners: tuple[Cell, Cell], shape: tuple[int, int]) -> Array:
+    """bool [L, E]: the experts in the rectangle between two corners of the map as it is shown."""
     (top, left), (bottom, right) = corners
     columns = sorted((column(order, top, left), column(order, bottom, right)))
     rows = slice(min(top, bottom), max(top, bottom) + 1)

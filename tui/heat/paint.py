@@ -2,8 +2,8 @@
 
 The ramp runs in one cool hue from near the background to near its opposite, so that lightness
 alone carries the heat: it reads the same with any colour vision, and in monochrome. Warm colours
-are left for what a person does: red goes, green is forced in, magenta is forced out, yellow is at
-work this instant.
+are for marks: red for experts to be pruned, green for forced on, magenta for forced off, yellow
+for the experts of the newest token.
 """
 
 from __future__ import annotations
@@ -35,12 +35,15 @@ RGB = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Inks:
-    """The colours of one theme. ramp and doomed: anchors from cold to hot; more and less: from no
-    difference to the greatest, orange and blue, which no colour vision confuses."""
+class HeatColours:
+    """The heatmap's colours in one theme.
+
+    ramp: from cold to hot. condemned: the same for experts to be pruned. more, less: from no
+    difference to the greatest, orange and blue, which all colour vision tells apart.
+    """
 
     ramp: tuple[RGB, ...]
-    doomed: tuple[RGB, ...]
+    condemned: tuple[RGB, ...]
     more: tuple[RGB, ...]
     less: tuple[RGB, ...]
     ground: RGB
@@ -54,10 +57,10 @@ class Inks:
     cursor: RGB
 
 
-DARK = Inks(
+DARK = HeatColours(
     ramp=((24, 30, 48), (26, 62, 110), (24, 116, 170), (60, 176, 214), (150, 226, 240),
           (236, 252, 255)),
-    doomed=((48, 22, 28), (96, 40, 50), (150, 66, 74), (190, 110, 112)),
+    condemned=((48, 22, 28), (96, 40, 50), (150, 66, 74), (190, 110, 112)),
     more=((26, 28, 36), (110, 66, 20), (214, 130, 30), (255, 208, 120)),
     less=((26, 28, 36), (24, 70, 130), (40, 130, 220), (150, 206, 255)),
     ground=(15, 18, 28),
@@ -70,10 +73,10 @@ DARK = Inks(
     lit=(255, 224, 64),
     cursor=(255, 150, 40),
 )  # fmt: skip
-LIGHT = Inks(
+LIGHT = HeatColours(
     ramp=((228, 234, 240), (180, 212, 232), (112, 176, 216), (44, 126, 184), (16, 76, 140),
           (4, 30, 76)),
-    doomed=((250, 226, 224), (240, 190, 188), (222, 140, 140), (190, 90, 96)),
+    condemned=((250, 226, 224), (240, 190, 188), (222, 140, 140), (190, 90, 96)),
     more=((236, 238, 242), (250, 206, 150), (226, 136, 40), (140, 66, 0)),
     less=((236, 238, 242), (160, 204, 246), (50, 124, 210), (8, 50, 120)),
     ground=(244, 246, 248),
@@ -102,11 +105,11 @@ def blend(anchors: tuple[RGB, ...], x: float) -> RGB:
     return red, green, blue
 
 
-def ramp_colour(inks: Inks, kind: int, level: int) -> RGB:
+def ramp_colour(inks: HeatColours, kind: int, level: int) -> RGB:
     """The background of a cell of this kind and level."""
     x = level / (LEVELS - 1)
     if kind == CONDEMNED:
-        return blend(inks.doomed, x)
+        return blend(inks.condemned, x)
     if kind == APART:
         step, more = divmod(level, 2)
         return blend(inks.more if more else inks.less, step / (STEPS - 1))
@@ -116,8 +119,8 @@ def ramp_colour(inks: Inks, kind: int, level: int) -> RGB:
     return plain.get(kind, inks.ground)
 
 
-def half_colour(inks: Inks, code: int) -> RGB:
-    """The one colour that half a character cell has to say everything with."""
+def half_colour(inks: HeatColours, code: int) -> RGB:
+    """The colour of half a character cell, which has no room for a sign."""
     kind, level = divmod(code, LEVELS)
     plain = {UP: inks.green, DOWN: inks.magenta}
     if kind == PROTECTED:
@@ -125,7 +128,7 @@ def half_colour(inks: Inks, code: int) -> RGB:
         return blend((inks.gold, blend(inks.ramp, level / (LEVELS - 1))), 0.5)
     if kind == CONDEMNED:
         # No room for hatching: the colour alone must tell it from a cold cell.
-        return blend(inks.doomed, 0.5 + 0.5 * level / (LEVELS - 1))
+        return blend(inks.condemned, 0.5 + 0.5 * level / (LEVELS - 1))
     return plain.get(kind) or ramp_colour(inks, kind, level)
 
 
@@ -139,21 +142,21 @@ def _style(fore: RGB, back: RGB, *, bold: bool = False) -> Style:
 
 
 def sign(kind: int) -> str:
-    """One character that tells a kind of expert without colour; a space for one like any other."""
+    """One character for a kind of expert, readable without colour; a space for an unmarked one."""
     return "╱" if kind == CONDEMNED else _SIGNS.get(kind, " ")
 
 
-def expert_colour(inks: Inks, kind: int) -> RGB:
-    """The colour of a kind of expert where a bar's length tells its heat."""
+def expert_colour(inks: HeatColours, kind: int) -> RGB:
+    """The colour of a kind of expert where a bar's length shows its heat."""
     named = {CONDEMNED: inks.red, UP: inks.green, DOWN: inks.magenta, PROTECTED: inks.gold,
              LIT: inks.lit, UNSEEN: inks.faint, PRUNED: inks.faint}  # fmt: skip
     return named.get(kind) or blend(inks.ramp, 0.55)
 
 
 class HalfBlocks(dict[int, Segment]):
-    """Segments for pairs of codes, made when first needed and then only looked up."""
+    """Segments for pairs of codes, cached."""
 
-    def __init__(self, inks: Inks, width: int) -> None:
+    def __init__(self, inks: HeatColours, width: int) -> None:
         super().__init__()
         self.inks, self.width = inks, width
 
@@ -176,12 +179,12 @@ class HalfBlocks(dict[int, Segment]):
 
 
 class Blocks(dict[int, Segment]):
-    """Segments for cells that have a line or more of their own.
+    """Segments for cells of at least one line, cached.
 
     marked: this line carries the sign of the cell (▲ forced in, ▼ forced out, ◆ protected).
     """
 
-    def __init__(self, inks: Inks, width: int, *, marked: bool) -> None:
+    def __init__(self, inks: HeatColours, width: int, *, marked: bool) -> None:
         super().__init__()
         self.inks, self.width, self.marked = inks, width, marked
 
@@ -204,8 +207,8 @@ class Blocks(dict[int, Segment]):
 _SIGNS = {UP: "▲", DOWN: "▼", PROTECTED: "◆", UNSEEN: "·", PRUNED: "×"}
 
 
-def _sign_colours(inks: Inks, kind: int, back: RGB) -> tuple[RGB, RGB]:
-    """Sign and background. A steered cell gives this line up to its own colour."""
+def _sign_colours(inks: HeatColours, kind: int, back: RGB) -> tuple[RGB, RGB]:
+    """Colours of sign and background; the sign's line of a steered cell has the steering's colour."""
     if kind in (UP, DOWN):
         own = inks.green if kind == UP else inks.magenta
         return ((0, 0, 0) if luma(own) > 127 else (255, 255, 255)), own
@@ -216,16 +219,16 @@ def _sign_colours(inks: Inks, kind: int, back: RGB) -> tuple[RGB, RGB]:
     return ink, back
 
 
-def apart_legend(inks: Inks, steps: int = 8) -> list[Segment]:
-    """From more in B to more in A in `steps` columns."""
+def apart_legend(inks: HeatColours, steps: int = 8) -> list[Segment]:
+    """The legend of differences: from more in B to more in A, in `steps` columns."""
     half = steps // 2
     places = [(k, 0) for k in range(half, 0, -1)] + [(k, 1) for k in range(1, half + 1)]
     levels = [2 * round(k * (STEPS - 1) / half) + side for k, side in places]
     return [Segment(" ", _style(inks.faint, ramp_colour(inks, APART, level))) for level in levels]
 
 
-def legend(inks: Inks, steps: int = 8) -> list[Segment]:
-    """The ramp from cold to hot in `steps` columns."""
+def legend(inks: HeatColours, steps: int = 8) -> list[Segment]:
+    """The legend of heat: from cold to hot, in `steps` columns."""
     return [
         Segment(" ", _style(inks.faint, ramp_colour(inks, HEAT, round(k * (LEVELS - 1) /
                                                                       (steps - 1)))))

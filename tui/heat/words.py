@@ -8,19 +8,9 @@ from rich.text import Text
 
 from mlxfun.arrays import Array
 from mlxfun.steering.reports import SteerReport
-from tui.heat.metrics import ANSWER, DIFFERENCE
+from tui.heat.metrics import DIFFERENCE
 from tui.heat.model import HeatModel
 from tui.text import ranges
-
-TITLES = {
-    "freq": "times chosen",
-    "weighted_freq": "sum of weights",
-    "reap": "mean weight x output norm",
-    "reap_sum": "summed weight x output norm",
-    "reap_sq": "summed square of weight x norm",
-    "ean": "summed output norm",
-    ANSWER: "times chosen in this answer",
-}
 
 
 def figure(value: float) -> str:
@@ -37,7 +27,7 @@ def figure(value: float) -> str:
 
 
 def rank(values: Array, alive: Array, expert: int) -> tuple[int, int]:
-    """The place of `expert` among the living of its layer, 1 the highest, and how many live."""
+    """(rank of `expert` among the unpruned experts of its layer, 1 the highest; their number)."""
     better = int((values[alive] > values[expert]).sum())
     return better + 1, int(alive.sum())
 
@@ -45,7 +35,7 @@ def rank(values: Array, alive: Array, expert: int) -> tuple[int, int]:
 def status(
     model: HeatModel, position: int, expert: int, steering: SteerReport | None = None
 ) -> str:
-    """What stands out about an expert, "" when nothing does."""
+    """The marks of an expert in words, "" without any."""
     heat = model.heat
     levels = steering.levels.get(model.layers[position], {}) if steering is not None else {}
     level = levels.get(expert)
@@ -101,7 +91,7 @@ def apart(value: float, metric: str) -> str:
 
 
 def spread(values: Array) -> float:
-    """How evenly a layer's work is shared, 0..1: exp(entropy) over the number of experts."""
+    """How evenly values are distributed, 0..1: exp(entropy) over the number of experts."""
     total = float(values.sum())
     if total <= 0 or values.size == 0:
         return 0.0
@@ -110,9 +100,9 @@ def spread(values: Array) -> float:
 
 
 def table(model: HeatModel, each: int = 3) -> Table:
-    """The map as a table, one line a layer: who goes, who works least and most.
+    """The map as a table, one line a layer: experts to be pruned, those with least and most.
 
-    even: how evenly the layer's work is shared, see `spread`.
+    even: how evenly the metric is distributed over the layer, see `spread`.
     """
     out = Table(box=None, padding=(0, 1), header_style="bold", show_edge=False)
     for title in ("layer", "alive", "unseen", "even"):
@@ -129,7 +119,7 @@ def table(model: HeatModel, each: int = 3) -> Table:
 
 
 def _measured(model: HeatModel, position: int, alive: Array, each: int) -> tuple[Text, ...]:
-    """Unseen, evenness, least and most of one layer."""
+    """The cells unseen, even, least and most of one layer."""
     if model.values is None:
         return Text("-"), Text("-"), Text("-"), Text("-")
     values = model.values[position]

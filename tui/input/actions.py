@@ -8,21 +8,21 @@ from mlxfun.editing.reports import StepReport
 from mlxfun.evaluation.reports import EvaluateReport
 from mlxfun.events import JobEnded
 from tui.layout import PANELS, UPPER
-from tui.state.app_state import AppState
+from tui.state.app_state import AppState, Shape
 from tui.state.chat_turns import begins_anew
 
 
 def move(state: AppState, down: int, right: int) -> AppState:
-    """The heatmap's cursor `down` and `right`, by layers and experts, kept on the map.
+    """Move the heatmap's cursor by `down` layers and `right` experts, within the map.
 
-    On the page of one layer experts stand below one another: there the two change places.
+    In the view of one layer experts are below one another: there the two are exchanged.
     """
     inside = state.heat.shape == "layer"
     return _step(state, right, down) if inside else _step(state, down, right)
 
 
 def _step(state: AppState, down: int, right: int) -> AppState:
-    """The heatmap's cursor `down` layers and `right` experts further."""
+    """Move the cursor by `down` layers and `right` columns."""
     state = replace(state, anchor=None)
     if not state.heat.sort:
         return put(state, state.cursor[0] + down, state.cursor[1] + right)
@@ -36,13 +36,13 @@ def _step(state: AppState, down: int, right: int) -> AppState:
 
 
 def edge(state: AppState, right: int) -> AppState:
-    """The heatmap's cursor on the first (-1) or last (1) expert of its layer, as it is shown."""
+    """Move the cursor to the first (-1) or last (1) column."""
     _, experts = _extent(state)
     return _step(state, 0, right * experts)
 
 
 def put(state: AppState, position: int, expert: int) -> AppState:
-    """The heatmap's cursor at a cell, kept on the map."""
+    """Move the cursor to a cell, or to the nearest one on the map."""
     count, experts = _extent(state)
     if not count:
         return state
@@ -52,7 +52,7 @@ def put(state: AppState, position: int, expert: int) -> AppState:
 
 
 def _extent(state: AppState) -> tuple[int, int]:
-    """MoE layers and experts of the model, 0 without one."""
+    """(number of MoE layers, experts of a layer), 0 without a model."""
     view = state.view
     if view.heat is not None:
         return len(view.heat.layers), view.heat.experts
@@ -60,7 +60,7 @@ def _extent(state: AppState) -> tuple[int, int]:
 
 
 def point(state: AppState, position: int, at: int) -> AppState:
-    """The heatmap's cursor at a column of the map as it is shown."""
+    """Move the cursor to a column of the map as it is shown."""
     state = put(replace(state, anchor=None), position, at)
     if not state.heat.sort:
         return state
@@ -70,7 +70,7 @@ def point(state: AppState, position: int, at: int) -> AppState:
 
 
 def next_metric(state: AppState, names: tuple[str, ...], shown: str) -> AppState:
-    """The metric after `shown`, round and round."""
+    """Show the metric that follows `shown` in `names`, the first after the last."""
     if not names:
         return state
     place = names.index(shown) if shown in names else -1
@@ -79,7 +79,7 @@ def next_metric(state: AppState, names: tuple[str, ...], shown: str) -> AppState
 
 
 def toggle(state: AppState, option: str) -> AppState:
-    """One of the heatmap's yes-or-no options the other way: log, per_layer, fit or sort."""
+    """Toggle an option of the heatmap: log, per_layer, fit or sort."""
     flag = not getattr(state.heat, option)
     match option:
         case "log":
@@ -93,14 +93,14 @@ def toggle(state: AppState, option: str) -> AppState:
     return replace(state, heat=heat)
 
 
-def shape(state: AppState, wanted: str) -> AppState:
-    """The experts as "map", "layer" or "table"; asked for what they are already, as the map."""
-    now = "map" if state.heat.shape == wanted else wanted
+def shape(state: AppState, wanted: Shape) -> AppState:
+    """Show the experts as "map", "layer" or "table"; as the map if they already are that."""
+    now: Shape = "map" if state.heat.shape == wanted else wanted
     return replace(state, heat=replace(state.heat, shape=now))
 
 
 def pick_panel(state: AppState, panel: str) -> AppState:
-    """`panel` has the focus."""
+    """Note that `panel` has the focus."""
     if panel not in PANELS:
         return state
     beside = state.beside if panel == "experts" else panel
@@ -110,9 +110,9 @@ def pick_panel(state: AppState, panel: str) -> AppState:
 
 
 def reveal(state: AppState, panel: str, *, aside: bool = False) -> AppState:
-    """`panel` has news: where not all panels fit, it comes to the front. The focus stays.
+    """Bring `panel` to the front where not all panels fit; the focus stays.
 
-    aside: only where it takes nothing away, beside the heatmap.
+    aside: only if it does not replace the panel in front.
     """
     beside = state.beside if panel == "experts" else panel
     upper = panel if panel in UPPER else state.upper
@@ -120,27 +120,27 @@ def reveal(state: AppState, panel: str, *, aside: bool = False) -> AppState:
     return replace(state, beside=beside, front=front, upper=upper, unseen=unseen)
 
 
-def noted(state: AppState, panel: str) -> AppState:
-    """`panel` has news, and the screen stays as it is."""
+def mark_unseen(state: AppState, panel: str) -> AppState:
+    """Mark on the tab of `panel` that it has an outcome to show."""
     return replace(state, unseen=state.unseen | {panel})
 
 
-def news(event: JobEnded) -> str | None:
-    """The panel in which to look at the outcome of a job, None when every panel may stay."""
+def panel_for(event: JobEnded) -> str | None:
+    """The panel that shows the outcome of a job, None if no panel has to be shown."""
     if event.report is None:
         return None
     if isinstance(event.report, EvaluateReport) and event.report.subject == "staged":
         return "plan"
     if isinstance(event.report, StepReport):
-        # Where the model now stands is seen in the tree; staging has a panel of its own.
+        # The history shows the new state; staging has a panel of its own.
         return None if event.report.action in ("flip", "discard") else "history"
     if begins_anew(event.line):
         return "chat"
-    return _NEWS.get(event.report.kind, "log")
+    return _PANEL_OF.get(event.report.kind, "log")
 
 
-# Kinds of report that have a panel of their own, or are seen at once wherever one looks.
-_NEWS: dict[str, str | None] = {
+# By kind of report; None for those that are shown without a panel.
+_PANEL_OF: dict[str, str | None] = {
     "plan": "plan",
     "chat": "chat",
     "ab": "chat",
@@ -153,5 +153,5 @@ _NEWS: dict[str, str | None] = {
 
 
 def zoom(state: AppState) -> AppState:
-    """The focused panel over the whole screen, or back."""
+    """Show the focused panel on the whole screen, or all panels again."""
     return replace(state, zoomed=not state.zoomed)

@@ -10,7 +10,7 @@ from tui.state.chat_turns import Turn, quoted
 
 
 def line_for(state: AppState, text: str) -> str:
-    """The command line that says `text`, to one side or to both, with the chat's settings."""
+    """The command line that sends `text` to the live model or to both, with the chat's options."""
     talk = state.talk
     words = ["ab" if talk.both else "chat", *options(talk)]
     if talk.revise and not talk.both:
@@ -19,7 +19,7 @@ def line_for(state: AppState, text: str) -> str:
 
 
 def options(talk: ChatOptions) -> list[str]:
-    """The settings that differ from the shell's, as words of a command line."""
+    """The options that differ from the shell's, as words of a command line."""
     words: list[str] = []
     for name, value in (
         ("--system", talk.system),
@@ -35,7 +35,7 @@ def options(talk: ChatOptions) -> list[str]:
 
 
 def settings_words(talk: ChatOptions) -> str:
-    """The settings that differ from the shell's, in a few words."""
+    """The options that differ from the shell's, in a few words."""
     words = []
     if talk.system:
         words.append("system prompt")
@@ -49,7 +49,7 @@ def settings_words(talk: ChatOptions) -> str:
 
 
 def kept(state: AppState) -> list[Turn]:
-    """The turns that the model's conversation holds."""
+    """The turns that are part of the model's conversation."""
     return [turn for turn in state.turns if turn.kept]
 
 
@@ -63,7 +63,7 @@ def chosen(state: AppState) -> Turn | None:
 
 
 def back_to(state: AppState, turn: Turn | None) -> int:
-    """How many turns have to be taken back to be before `turn`; 0 when it cannot be gone back to."""
+    """How many turns to remove so that `turn` is removed; 0 if it is not in the conversation."""
     held = kept(state)
     jobs = [one.job for one in held]
     if turn is None or turn.job not in jobs:
@@ -72,7 +72,7 @@ def back_to(state: AppState, turn: Turn | None) -> int:
 
 
 def again_line(state: AppState) -> str:
-    """The command line that has the chosen question answered anew, "" when there is none."""
+    """The command line that asks the chosen question again, "" if there is none."""
     turn = chosen(state)
     if turn is not None and turn.both:
         return " ".join(["ab", *options(state.talk)]) + f" {quoted(turn.prompt)}"
@@ -87,7 +87,7 @@ def again_line(state: AppState) -> str:
 
 
 def after_again(state: AppState) -> AppState:
-    """The next answer to the same question is drawn with another seed."""
+    """The next seed, so that sampling gives another answer."""
     talk = state.talk
     if not talk.temperature:
         return state
@@ -96,7 +96,7 @@ def after_again(state: AppState) -> AppState:
 
 # Tokens and experts -----------------------------------------------------------------------------
 def step(state: AppState, by: int) -> AppState:
-    """The token cursor `by` tokens further, over all answers whose tokens are known."""
+    """Move the token cursor by `by` tokens, over all answers whose tokens are known."""
     places = [(t.job, i) for t in state.turns for i in range(len(t.pieces)) if not t.both]
     if not places:
         return replace(state, echo=Entry("info", "", "no answer yet whose tokens are known"))
@@ -111,7 +111,7 @@ def step(state: AppState, by: int) -> AppState:
 
 
 def at(state: AppState, token: tuple[int, int] | None) -> AppState:
-    """The token cursor at (job, index): its experts light up."""
+    """Move the token cursor to (job, index), None for no token; its experts are lit in the map."""
     if token is None:
         return replace(state, token=None, lit=None)
     turn = next(turn for turn in state.turns if turn.job == token[0])
@@ -119,7 +119,7 @@ def at(state: AppState, token: tuple[int, int] | None) -> AppState:
 
 
 def token_words(state: AppState) -> str:
-    """The token under the cursor and its experts, "" without one."""
+    """The token under the cursor and its experts in words, "" without one."""
     if state.token is None or state.view.heat is None:
         return ""
     job, index = state.token

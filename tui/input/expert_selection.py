@@ -1,7 +1,7 @@
 """Selecting experts in the map: state changes and the cost of a selection. Pure.
 
-A draft is what the hand has picked since the last command line. Its bytes and shares follow from
-the view alone; when the hand rests one `select` line makes it the staged plan. Numeric modules are
+A draft is a selection that is not staged yet. Its bytes and shares follow from the view alone; when
+it has not changed for a while, one `select` line stages it. Numeric modules are
 imported inside, since the first paint comes before they are needed.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from commands.conditions import selectable
 from mlxfun.session.reports import SessionView
 from mlxfun.text import readable_bytes
 from tui.state.app_state import AppState, Draft, Entry
@@ -18,15 +19,15 @@ if TYPE_CHECKING:
     from mlxfun.arrays import Array
     from mlxfun.techniques.prune.manual_mask import Field
 
-REST = 0.7
-"""Seconds without a pick after which the draft becomes a command line."""
+IDLE_SECONDS = 0.7
+"""Seconds without a change after which the draft becomes a command line."""
 
 DEFAULT_METRIC = "reap_sum"
 UNMEASURED = "nothing is measured yet: press {collect} to calibrate"
 
 
 def metric_of(state: AppState) -> str:
-    """The metric that scores go by: the one shown, if experts can be pruned by it."""
+    """The metric that scores are taken from: the one shown, if experts can be pruned by it."""
     from mlxfun.calibration.options import METRICS
 
     wanted = state.heat.metric
@@ -34,7 +35,7 @@ def metric_of(state: AppState) -> str:
 
 
 def field_of(state: AppState) -> Field | None:
-    """What there is to pick from; None without a model."""
+    """The experts that can be selected, with their scores; None without a model."""
     from mlxfun.techniques.prune.manual_mask import Field
 
     heat, model = state.view.heat, state.view.model
@@ -52,24 +53,21 @@ def field_of(state: AppState) -> Field | None:
     )
 
 
-def gone(state: AppState) -> Array | None:
-    """Which experts would go, bool [L, E]: the draft's, else the staged plan's."""
+def pruned_mask(state: AppState) -> Array | None:
+    """The experts to be pruned, bool [L, E]: the draft's, else the staged plan's."""
     if state.draft is not None:
-        return state.draft.gone
+        return state.draft.pruned
     return state.view.heat.condemned if state.view.heat else None
 
 
 def why_not(state: AppState) -> str:
-    """Why nothing can be picked now, "" when it can."""
-    plan = state.view.plan
-    if plan is not None and plan.technique != "prune":
-        return f"{plan.technique} is staged: apply or discard it first"
-    return ""
+    """Why no expert can be selected now, "" if they can."""
+    return selectable(state.view) or ""
 
 
 # Ranges ---------------------------------------------------------------------------------------
 def stretch(state: AppState, down: int, right: int) -> AppState:
-    """The cursor moved with the range's other corner left where it is."""
+    """Move the cursor and keep the range's other corner."""
     from tui.input import actions
 
     anchor = state.anchor or state.cursor
@@ -77,8 +75,10 @@ def stretch(state: AppState, down: int, right: int) -> AppState:
 
 
 def span(state: AppState, way: str) -> AppState:
-    """The whole "column" (an expert number, or on a sorted map a rank, in every layer) or "row" (a
-    layer) as the range."""
+    """Make a whole "column" or "row" the range.
+
+    A column is an expert number, or on a sorted map a rank, in every layer; a row is a layer.
+    """
     heat = state.view.heat
     if heat is None:
         return state
@@ -94,7 +94,7 @@ def span(state: AppState, way: str) -> AppState:
 
 
 def marked(state: AppState) -> Array:
-    """The range, or the cell under the cursor, bool [L, E]."""
+    """The experts of the range, or the one under the cursor, bool [L, E]."""
     from tui.heat.order import order_of, rectangle
 
     heat = state.view.heat
@@ -105,26 +105,29 @@ def marked(state: AppState) -> Array:
 
 # Changing the draft ---------------------------------------------------------------------------
 def toggle(state: AppState, now: float) -> AppState:
-    """The range, or the expert under the cursor, the other way: if any of it stays, all of it goes."""
-    field, before = field_of(state), gone(state)
+    """Select the range or the expert under the cursor; deselect it if all of it is selected."""
+    field, before = field_of(state), pruned_mask(state)
     if field is None or before is None:
         return state
-    living = field.alive & marked(state)
-    if not living.any():
+    there = field.alive & marked(state)
+    if not there.any():
         return _said(state, "pruned experts cannot be picked; undo brings them back")
-    after = before | living if (living & ~before).any() else before & ~living
+    after = before | there if (there & ~before).any() else before & ~there
     return _changed(replace(state, anchor=None), field, after, now)
 
 
 def dial(state: AppState, step: int, now: float) -> AppState:
-    """One expert more, or fewer, from every layer, by score (as many as the router's groups ask)."""
+    """Prune one expert more (step 1) or fewer (-1) from every layer, by score.
+
+    With a grouped router, as many as the groups require.
+    """
     from mlxfun.techniques.prune import manual_mask
 
-    field, before = field_of(state), gone(state)
+    field, before = field_of(state), pruned_mask(state)
     if field is None or before is None:
         return state
     lost = manual_mask.counts(before)
-    # On uneven ground the first turn makes it even, which is a change already.
+    # If the layers differ, the first step evens them out.
     at = max(lost) if step > 0 else min(lost)
     even = min(lost) == max(lost)
     wanted = at + step * field.step if even else at
@@ -132,8 +135,8 @@ def dial(state: AppState, step: int, now: float) -> AppState:
 
 
 def even(state: AppState, now: float) -> AppState:
-    """As many from every layer as from the one that loses most, by score."""
-    field, before = field_of(state), gone(state)
+    """Prune as many from every layer as from the one that loses most, by score."""
+    field, before = field_of(state), pruned_mask(state)
     if field is None or before is None:
         return state
     return _by_score(state, field, before, None, now)
@@ -152,23 +155,23 @@ def _by_score(
 
 
 def threshold(state: AppState, now: float) -> AppState:
-    """Everything goes that has no more of its layer's work than the expert under the cursor."""
+    """Prune all experts whose share of their layer's metric is at most that under the cursor."""
     import numpy as np
 
-    field, before = field_of(state), gone(state)
+    field, before = field_of(state), pruned_mask(state)
     if field is None or before is None:
         return state
     if field.scores is None:
         return _said(state, state.names.say(UNMEASURED))
-    living = np.where(field.alive, field.scores, 0.0)
-    total = living.sum(axis=1, keepdims=True)
-    share = np.divide(living, total, out=np.zeros_like(living), where=total > 0)
+    scores = np.where(field.alive, field.scores, 0.0)
+    total = scores.sum(axis=1, keepdims=True)
+    share = np.divide(scores, total, out=np.zeros_like(scores), where=total > 0)
     after = before | ((share <= share[state.cursor]) & field.alive & ~field.protected)
     return _changed(state, field, after, now)
 
 
 def _changed(state: AppState, field: Field, after: Array, now: float) -> AppState:
-    """The state with a new draft, unless no token could be routed then."""
+    """The state with a new draft, unless the router could not run with it."""
     broken = field.unrunnable(after)
     if broken and max(field.groups) == 1:
         return _said(state, broken)
@@ -180,47 +183,46 @@ def _said(state: AppState, text: str) -> AppState:
 
 
 # From draft to plan ---------------------------------------------------------------------------
-def _rests(state: AppState, now: float) -> bool:
-    """Whether the hand has let go. A line on its way counts first: the next one is made from what
-    it leaves."""
+def _idle(state: AppState, now: float) -> bool:
+    """Whether the draft has not changed for a while and no `select` line is on its way."""
     draft = state.draft
-    if draft is None or draft.sent or now - draft.since < REST:
+    if draft is None or draft.sent or now - draft.since < IDLE_SECONDS:
         return False
     lines = (*(line for _, line in state.queued), *(job.line for job in state.jobs))
     return not any(line.startswith("select") for line in lines)
 
 
-def resting(state: AppState, now: float) -> str:
-    """The command line that the draft has become by resting, "" when there is none yet."""
+def due_line(state: AppState, now: float) -> str:
+    """The command line that stages the draft, "" as long as it is not due."""
     draft = state.draft
-    if draft is None or not _rests(state, now):
+    if draft is None or not _idle(state, now):
         return ""
     field, heat = field_of(state), state.view.heat
-    if field is None or heat is None or field.unrunnable(draft.gone):
+    if field is None or heat is None or field.unrunnable(draft.pruned):
         return ""
     from mlxfun.techniques.prune.manual_mask import change_line
 
-    line = change_line(field.layers, heat.condemned, draft.gone)
+    line = change_line(field.layers, heat.condemned, draft.pruned)
     metric = metric_of(state)
-    # What is lost is told by the metric that was picked by.
+    # The plan reports what is lost by the metric that was used to select.
     return f"{line} --metric {metric}" if line and metric != DEFAULT_METRIC else line
 
 
-def settle(state: AppState, now: float) -> AppState:
-    """A draft that rests where it began is none."""
+def drop_unchanged(state: AppState, now: float) -> AppState:
+    """Drop a draft that is idle and equal to the staged plan."""
     draft, heat = state.draft, state.view.heat
-    if draft is None or heat is None or not _rests(state, now):
+    if draft is None or heat is None or not _idle(state, now):
         return state
-    return replace(state, draft=None) if bool((draft.gone == heat.condemned).all()) else state
+    return replace(state, draft=None) if bool((draft.pruned == heat.condemned).all()) else state
 
 
-def sent(state: AppState) -> AppState:
-    """The draft is on its way to the model."""
+def mark_sent(state: AppState) -> AppState:
+    """Note that the draft's command line is queued."""
     return replace(state, draft=replace(state.draft, sent=True)) if state.draft else state
 
 
-def overtaken(state: AppState, before: SessionView, line: str) -> AppState:
-    """After a job: the plan has caught up with the draft, or has changed under it."""
+def after_job(state: AppState, before: SessionView, line: str) -> AppState:
+    """Drop the draft after a job that staged it, or that changed the plan or the weights."""
     draft = state.draft
     if draft is None:
         return state
@@ -231,8 +233,8 @@ def overtaken(state: AppState, before: SessionView, line: str) -> AppState:
     return replace(state, draft=None) if moved or draft.sent else state
 
 
-def wants_probe(state: AppState) -> bool:
-    """Whether the staged hand selection is at rest and nobody has measured it yet."""
+def needs_probe(state: AppState) -> bool:
+    """Whether the staged selection is idle and has not been measured yet."""
     view = state.view
     if state.draft is not None or state.jobs or state.queued or view.plan is None:
         return False
@@ -243,20 +245,20 @@ def wants_probe(state: AppState) -> bool:
 
 # In words -------------------------------------------------------------------------------------
 def unevenness(state: AppState) -> str:
-    """Which layers lose more than others, "" when none does."""
+    """Which layers lose more experts than others, "" if none does."""
     from mlxfun.techniques.prune.manual_mask import counts, unevenness
 
-    mask, heat = gone(state), state.view.heat
+    mask, heat = pruned_mask(state), state.view.heat
     if mask is None or heat is None:
         return ""
     return unevenness(heat.layers, counts(mask))
 
 
 def tally(state: AppState) -> str:
-    """What goes in one short line: experts, bytes, work; "" when nothing does."""
+    """The selection in one short line: experts, bytes, share of the metric; "" for none."""
     from mlxfun.techniques.prune import manual_mask
 
-    field, mask = field_of(state), gone(state)
+    field, mask = field_of(state), pruned_mask(state)
     if field is None or mask is None or not mask.any():
         return ""
     parts = [f"{int(mask.sum())} go"]

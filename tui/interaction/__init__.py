@@ -1,1 +1,1 @@
-"""What the keys of the screen do: methods of the application, grouped by theme."""
+"""Key handlers: methods of the application, grouped by theme."""

@@ -1,4 +1,4 @@
-"""What all key handlers share: the state, the engine, and showing a changed state."""
+"""Base of the key handlers: the state, the engine, and drawing a changed state."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tui.input import actions
 from tui.keys.keymap import Key
 from tui.ports import Engine
 from tui.screen import MainScreen
-from tui.state.app_state import PROBE_LINE, AppState, Entry
+from tui.state.app_state import PROBE_LINE, AppState, Entry, Level
 
 Verbs = dict[str, Callable[..., object]]
 """{verb of a key's target: what it does, given the target's other words}."""
@@ -39,7 +39,7 @@ class KeyHandlers(App[int]):
         self.state = state
         self._show()
 
-    def _say(self, level: str, text: str) -> None:
+    def _say(self, level: Level, text: str) -> None:
         """Put a message on the echo line; it does not go to the log."""
         self._change(replace(self.state, echo=Entry(level, "", text)))
 

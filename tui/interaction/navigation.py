@@ -8,6 +8,7 @@ from tui import hints, themes
 from tui.input import actions, chat_actions
 from tui.interaction.base import KeyHandlers, Verbs
 from tui.keys.keymap import BY_ID
+from tui.state.app_state import Shape
 from tui.widgets.help import HelpScreen, help_page, topic
 
 DOUBLE_ESCAPE = 1.5
@@ -45,7 +46,7 @@ class NavigationKeys(KeyHandlers):
         }
 
     # The experts ------------------------------------------------------------------------------
-    def _shape(self, wanted: str) -> None:
+    def _shape(self, wanted: Shape) -> None:
         self._change(actions.shape(self.state, wanted))
         # Map, layer and table replace each other: the focus moves to the one shown.
         self.main.focus_panel("experts")

@@ -48,13 +48,13 @@ class ExpertKeys(KeyHandlers):
     def _settle(self) -> bool:
         """Stage a draft that has not changed for a while, then probe it. True if the state changed."""
         before, now = self.state, self._clock()
-        line = expert_selection.resting(before, now)
+        line = expert_selection.due_line(before, now)
         if line:
-            self.state = expert_selection.sent(before)
+            self.state = expert_selection.mark_sent(before)
             self._run(line)
         else:
-            self.state = expert_selection.settle(before, now)
-            if expert_selection.wants_probe(self.state) and self.state.view.plan is not None:
+            self.state = expert_selection.drop_unchanged(before, now)
+            if expert_selection.needs_probe(self.state) and self.state.view.plan is not None:
                 # Once for each plan, whatever the result.
                 self.state = replace(self.state, probed=self.state.view.plan.state_after)
                 self._asked[self.engine.run(PROBE_LINE)] = self._workplace

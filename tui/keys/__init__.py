@@ -1,1 +1,1 @@
-"""The keys of the screen: what each does, and what it is called on the screen."""
+"""The keys of the screen, as data, and their labels."""

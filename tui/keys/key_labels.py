@@ -31,12 +31,12 @@ SAME = {
 FIELD_KEYS = frozenset(GLYPHS) - {"escape", "insert"} - {f"f{number}" for number in range(1, 25)}
 """Keys beside characters that a text field needs for itself."""
 
-LIFELINES = ("command", "palette", "help", "escape")
-"""Keys that nobody can do without: what has no key of its own is reached by them."""
+ESSENTIAL = ("command", "palette", "help", "escape")
+"""Keys that cannot be removed: what has no key of its own is reached by them."""
 
 
 def canonical(key: str) -> str:
-    """`key` as Textual reports it when it is pressed. Raises ValueError for what is no key.
+    """`key` as Textual reports it when it is pressed. Raises ValueError for an unknown key.
 
     >>> [canonical(key) for key in ("+", "ctrl+]", "Ctrl+A", "shift+alt+x", "return", "ctrl+i")]
     ['plus', 'ctrl+right_square_bracket', 'ctrl+a', 'alt+shift+x', 'enter', 'tab']
@@ -83,7 +83,7 @@ def parsed(keys: str) -> tuple[str, ...]:
 
 
 def written(key: str) -> str:
-    """A canonical key as a person writes it.
+    """A canonical key as shown on the screen.
 
     >>> [written(key) for key in ("plus", "left", "f1", "ctrl+r", "shift+up", "alt+x", "ctrl+@")]
     ['+', '←', 'F1', '^r', 'shift+↑', 'alt+x', '^space']
@@ -101,37 +101,37 @@ def typed(key: str) -> bool:
 
 
 def why_not(id: str, keys: str) -> str:
-    """Why the key `id` cannot be made `keys`, "" when it can."""
+    """Why `keys` cannot be assigned to the key `id`, "" if they can."""
     try:
         wanted = parsed(keys)
     except ValueError as problem:
         return str(problem)
-    if not wanted and id in LIFELINES:
+    if not wanted and id in ESSENTIAL:
         return "it needs a key: what has none is reached by it"
     taken = [key for key in wanted if typed(key)] if BY_ID[id].scope == "always" else []
     return f"{taken[0]} is for typing, and this key works in text fields too" if taken else ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Names:
-    """How the keys are called. keys: {id: its keys in canonical names, () when it has none}."""
+class KeyNames:
+    """What the keys are called. keys: {id: its keys in canonical names, () when it has none}."""
 
     keys: Mapping[str, tuple[str, ...]]
 
     @classmethod
-    def of(cls, wishes: Mapping[str, str]) -> Names:
+    def of(cls, wishes: Mapping[str, str]) -> KeyNames:
         """The names with the user's `wishes` {id: "a,b"}, "" for no key.
 
-        Raises ValueError for what is no key.
+        Raises ValueError for an unknown key.
         """
         return cls({key.id: parsed(wishes.get(key.id, key.keys)) for key in KEYS})
 
     def all(self, id: str) -> tuple[str, ...]:
-        """Every way to press a key, as a person writes it; () when it has none."""
+        """All keys of an id, as shown on the screen; () if it has none."""
         return tuple(written(key) for key in self.keys[id])
 
     def __getitem__(self, id: str) -> str:
-        """How a key is called in a sentence; without a key its command, else its palette entry."""
+        """The name of a key in a sentence; without a key its command, else its palette entry."""
         ways = self.all(id)
         if ways:
             return ways[0]
@@ -142,7 +142,7 @@ class Names:
         return f"{sign}{'' if len(sign) == 1 else ' '}{command_words(key)}"
 
     def say(self, template: str) -> str:
-        """`template` with the name of a key for every {id}. Raises KeyError for an unknown id.
+        """`template` with the name of the key for every {id}. Raises KeyError for an unknown id.
 
         A key that would be taken for the sentence's own stop is spelled out.
 
@@ -154,8 +154,8 @@ class Names:
         return _ID.sub(lambda found: SPOKEN.get(self[found[1]], self[found[1]]), template)
 
     def bindings(self) -> dict[str, str]:
-        """What Textual has to bind otherwise than the keymap says, {id: "a,b"}."""
-        # Textual takes "" for no wish at all. Nobody can press the name that stands for no key.
+        """The bindings that differ from the keymap, {id: "a,b"}, for `App.set_keymap`."""
+        # Textual ignores "". The name of a key that does not exist stands for no key.
         return {
             id: ",".join(keys) or f"no_key_for_{id}"
             for id, keys in self.keys.items()
@@ -165,5 +165,5 @@ class Names:
 
 _ID = re.compile(r"\{(\w+)\}")
 
-USUAL = Names.of({})
+USUAL = KeyNames.of({})
 """The keys as they come."""

@@ -3,8 +3,8 @@
 scope: where a key works: "app" anywhere but in a text field, "experts" or "history" in that panel
 (several with commas), "always" in text fields too.
 kind: "run" queues the command line `target`; "fill" puts it on the command line to be finished;
-"do" is a deed of the screen itself: a verb with its arguments. `{...}` in a target is filled in
-from the state, in a help text it is the name of a key (see tui.keynames).
+"do" is an action of the screen itself: a verb with its arguments. `{...}` in a target is filled in
+from the state, in a help text it is the name of a key (see tui.keys.key_labels).
 
 These are the keys as they come. What a key is called on the screen is asked of the state's
 `names`, since users have their own.
@@ -14,18 +14,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from textual.binding import Binding
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key. keys: as Textual writes them; bar: its rank in the key bar, 0 for not there."""
+    """One key. keys: as Textual writes them; bar: its rank in the key bar, 0 for not shown."""
 
     id: str
     keys: str
     label: str
-    kind: str
+    kind: Literal["run", "fill", "do"]
     target: str
     help: str
     scope: str = "app"
@@ -37,7 +38,7 @@ class Key:
 
 
 KEYS: tuple[Key, ...] = (
-    # The main job, in the order a person does it.
+    # The main workflow, in its order.
     Key("collect", "c", "calibrate", "fill", "{collect}",
         "watch the experts work on a data set", bar=1),
     Key("prune", "p", "prune", "fill", "{prune}", "stage a prune: which experts go", bar=2),
@@ -135,7 +136,7 @@ KEYS: tuple[Key, ...] = (
         "always in, always out or a level; of a report its other mode", "mixer", bar=23),
     Key("mix_remove", "backspace,delete", "remove", "do", "mix remove",
         "take the channel out of the mixer", "mixer", bar=24),
-    # Picking by hand.
+    # Selecting experts to prune.
     Key("pick", "space", "pick", "do", "pick toggle",
         "this expert, or the range, goes with the staged plan, or stays after all", "experts",
         bar=19),
@@ -198,7 +199,7 @@ def bindings(scope: str) -> Iterator[Binding]:
     """The Textual bindings of one scope; each leads to the screen's one key action.
 
     They have priority, which makes Textual run them before it looks at the next key: the letters
-    behind a `:` must find the focus in the command line. The screen waves keys through to a text
+    behind a `:` must find the focus in the command line. The screen passes keys on to a text
     field that has the focus.
     """
     for key in KEYS:
@@ -220,7 +221,7 @@ def keys_for(scope: str) -> list[Key]:
 
 
 def command_of(key: Key) -> str | None:
-    """The command that `key` needs, None for a thing of the screen itself."""
+    """The command that `key` runs or offers, None for an action of the screen itself."""
     if key.id == "chat":
         return "chat"
     if key.kind == "do":
@@ -232,5 +233,5 @@ def command_of(key: Key) -> str | None:
 
 
 def command_words(key: Key) -> str:
-    """What is typed instead of pressing `key`: its whole line where that never changes."""
+    """What can be typed instead of pressing `key`: its whole line if that is constant."""
     return key.target if key.kind == "run" and "{" not in key.target else command_of(key) or ""

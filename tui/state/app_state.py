@@ -6,7 +6,7 @@ The arrays are by position of the MoE layer and expert number, [L, E].
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from mlxfun.calibration.reports import DiffReport
 from mlxfun.evaluation.reports import ProbeReport
@@ -16,7 +16,7 @@ from mlxfun.events import (
 )
 from mlxfun.report import Report
 from mlxfun.session.reports import SessionView
-from tui.keys.key_labels import USUAL, Names
+from tui.keys.key_labels import USUAL, KeyNames
 from tui.state.chat_turns import Turn
 from tui.state.mixer_channels import Channel
 
@@ -31,6 +31,12 @@ PROBE_LINE = "probe --tokens 512"
 """The one command line that the screen sends by itself; its result is not logged."""
 
 
+Level = Literal["ok", "info", "warning", "error"]
+"""The levels of messages."""
+Shape = Literal["map", "layer", "table"]
+"""How the experts are shown."""
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """A running job. started: the clock, in seconds, when it began."""
@@ -43,7 +49,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class ChatOptions:
-    """How the chat field asks. None: the shell's default.
+    """Options of the chat field. None: the shell's default.
 
     both: base and candidate are asked; revise: how many turns the next text takes back first.
     """
@@ -59,9 +65,9 @@ class ChatOptions:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line of the log. level: "ok", "info", "warning" or "error"; line: the command, if any."""
+    """One line of the log. line: the command line, if any."""
 
-    level: str
+    level: Level
     line: str
     text: str
     report: Report | None = None
@@ -70,26 +76,29 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class HeatOptions:
-    """How the heatmap is drawn. metric None: the best there is. fit: pool to the width, no pan.
-    shape: "map", "layer" (the one under the cursor, expert by expert) or "table" (the map in words).
-    sort: each layer's experts by score."""
+    """How the heatmap is drawn.
+
+    metric: None for the first available of a list. log, per_layer: the scale of colours. fit: pool experts to the
+    width, else pan. shape: the map, the layer under the cursor (a line per expert), or a table.
+    sort: each layer's experts by score.
+    """
 
     metric: str | None = None
     log: bool = False
     per_layer: bool = True
     fit: bool = True
-    shape: str = "map"
+    shape: Shape = "map"
     sort: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Draft:
-    """Experts picked by hand that are not a command line yet.
+    """A selection of experts to prune that is not staged yet.
 
-    gone: bool [L, E]; since: the clock at the last pick; sent: its command line is on its way.
+    pruned: bool [L, E]; since: the clock at the last change; sent: its command line is queued.
     """
 
-    gone: Array
+    pruned: Array
     since: float
     sent: bool = False
 
@@ -127,7 +136,7 @@ class AppState:
 
     view: SessionView = field(default_factory=SessionView)
     rows: tuple[Row, ...] = ()
-    names: Names = USUAL
+    names: KeyNames = USUAL
     jobs: tuple[Job, ...] = ()
     queued: tuple[tuple[int, str], ...] = ()
     frame: RoutingFrame | None = None
@@ -161,7 +170,7 @@ class AppState:
 
     @property
     def job(self) -> Job | None:
-        """What runs right now."""
+        """The innermost running job, None if none runs."""
         return self.jobs[-1] if self.jobs else None
 
     def last_line(self, name: str) -> str | None:

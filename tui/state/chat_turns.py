@@ -31,7 +31,7 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Turn:
-    """One question and its answer. side: which model answered; note: why it ended, if not done.
+    """One question and its answer. side: which model answered; note: why the answer is incomplete.
 
     tokens and began (the clock at the first token) give the speed. pieces: the tokens, as long as
     they are kept. both: base and candidate were asked, and answer in turn; other: the candidate's
@@ -59,7 +59,7 @@ Turns = tuple[Turn, ...]
 
 
 class Asked(NamedTuple):
-    """What a line asks. text: None without one; back: how many turns it takes back first."""
+    """A parsed chat or ab line. text: None without one; back: how many turns it removes first."""
 
     command: str
     text: str | None
@@ -76,19 +76,14 @@ def split(line: str) -> list[str]:
 
 
 def quoted(text: str) -> str:
-    """`text` as the last words of a chat line."""
+    """`text` quoted as the last words of a chat line."""
     # A text that looks like an option must not become one.
     guard = "-- " if text.startswith("-") else ""
     return guard + shlex.quote(text)
 
 
-def quoted_chat(text: str) -> str:
-    """The command line that says exactly `text` to the model."""
-    return f"chat {quoted(text)}"
-
-
 def asked_of(line: str) -> Asked | None:
-    """What a chat or ab line asks; None for any other command."""
+    """Parse a chat or ab line; None for any other command."""
     words = split(line)
     if not words or words[0] not in ("chat", "ab"):
         return None
@@ -108,24 +103,18 @@ def asked_of(line: str) -> Asked | None:
 
 
 def begins_anew(line: str) -> bool:
-    """Whether `line` does nothing but drop the conversation."""
+    """Whether `line` only starts a new conversation."""
     asked = asked_of(line)
     return asked is not None and asked.new and asked.text is None
 
 
-def prompt_of(line: str) -> str | None:
-    """What a chat command line says to the model; None for any other command or no text."""
-    asked = asked_of(line)
-    return asked.text if asked is not None and asked.command == "chat" else None
-
-
 def find(turns: Turns, job: int) -> Turn | None:
-    """The turn of a job."""
+    """The turn of a job, None without one."""
     return next((turn for turn in reversed(turns) if turn.job == job), None)
 
 
-def ask(turns: Turns, job: int, line: str) -> Turns:
-    """With the question that `line` asks, once."""
+def add_question(turns: Turns, job: int, line: str) -> Turns:
+    """Add the question of a chat or ab line, unless it is there already."""
     asked = asked_of(line)
     if asked is None or find(turns, job) is not None:
         return turns
@@ -139,13 +128,13 @@ def ask(turns: Turns, job: int, line: str) -> Turns:
 
 
 def _traced(turns: Turns) -> Turns:
-    """Only the newest answers with the experts of their tokens."""
+    """Drop the tokens of all but the newest answers."""
     old = turns[:-TRACED]
     return (*(replace(t, pieces=()) if t.pieces else t for t in old), *turns[-TRACED:])
 
 
-def hear(turns: Turns, event: Token, now: float) -> Turns:
-    """With one token more."""
+def add_token(turns: Turns, event: Token, now: float) -> Turns:
+    """Add a token to the answer of its job."""
     turn = find(turns, event.job)
     if turn is None:
         return turns
@@ -163,12 +152,12 @@ def _with(turns: Turns, turn: Turn) -> Turns:
     return tuple(turn if old.job == turn.job else old for old in turns)
 
 
-# Why an answer ended, in words; nothing to say when the model itself was done.
+# Why an answer is incomplete, by its finish reason.
 _ENDINGS = {"stop": "", "length": "cut off at --max-tokens", "cancelled": "stopped"}
 
 
-def close(turns: Turns, event: JobEnded) -> Turns:
-    """After a job: its turn is done, with the report's text or the reason why there is none."""
+def finish(turns: Turns, event: JobEnded) -> Turns:
+    """After a job: finish its turn with the report's text, or the reason why there is none."""
     turn = find(turns, event.job)
     if event.error is None:
         asked = asked_of(event.line)

@@ -8,14 +8,13 @@ so that what a key does never depends on the past.
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mlxfun.report import Report
 from mlxfun.scans.reports import ScanReport
 from mlxfun.steering.options import MAP_MODES, MapInForce
 from mlxfun.steering.reports import SteerReport
+from tui.state.steering import full_line
 
 STEP = 0.5
 MOST = 12.0
@@ -24,10 +23,11 @@ WAYS = MAP_MODES
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """One row. on: it works. layer and expert: of an expert, whose way is "in", "out" or "level".
+    """One row of the mixer: an expert, or with a path a scan report. on: it is in force.
 
-    path: of a report, whose technique is "safety" or "domain" and whose way is one of WAYS; most:
-    its strongest experts only; named: how many it could steer. Any number of reports may be on.
+    way: of an expert "in" (forced on), "out" (forced off) or "level" (biased by `level`); of a report
+    one of `WAYS`. technique: of a report, "safety" or "domain". most: take only its strongest
+    experts. named: how many it could steer.
     """
 
     on: bool
@@ -43,7 +43,7 @@ class Channel:
 
     @property
     def key(self) -> tuple[str, int, int]:
-        """What it is a channel of."""
+        """Identity: (path, layer, expert)."""
         return self.path, self.layer, self.expert
 
 
@@ -51,7 +51,7 @@ Channels = tuple[Channel, ...]
 
 
 def of_steering(report: SteerReport | None) -> Channels:
-    """A channel for each expert that is steered, but for those that a report steers."""
+    """A channel for each steered expert, except those that a report steers."""
     if report is None:
         return ()
     theirs = {cell for use in report.maps for cell in use.cells}
@@ -71,10 +71,10 @@ def of_steering(report: SteerReport | None) -> Channels:
 
 
 def synced(channels: Channels, report: SteerReport | None) -> Channels:
-    """The channels after a change of the steering, wherever it came from.
+    """The channels brought up to the steering in force.
 
-    What is steered is on, the way it is steered; what is not any more is muted, not gone. The
-    experts of a report that is in force have no channels of their own.
+    Channels of what is steered are on, all others are muted. Experts that a report steers have no
+    channels of their own.
     """
     steered = {c.key: c for c in of_steering(report)}
     uses = {use.path: use for use in report.maps} if report is not None else {}
@@ -93,14 +93,14 @@ def synced(channels: Channels, report: SteerReport | None) -> Channels:
 
 
 def _with_use(channel: Channel, use: MapInForce) -> Channel:
-    """A report's channel as the report steers."""
+    """A report's channel with the mode and limit in force."""
     named = len(use.names)
     limit = use.most if use.most is not None and use.most < named else None
     return replace(channel, on=True, way=use.mode, most=limit, technique=use.kind, named=named)
 
 
 def with_report(channels: Channels, report: ScanReport) -> Channels:
-    """With a muted channel for a scan's report, in place of an older one of the same file."""
+    """Add a muted channel for a scan report, replacing that of the same file."""
     # General experts of a domain scan are never steered.
     tables = (report.more, report.less) if report.technique == "safety" else (report.more,)
     named = sum(len(experts) for sets in tables for experts in sets.values())
@@ -111,40 +111,22 @@ def with_report(channels: Channels, report: ScanReport) -> Channels:
     return (*(c for c in channels if c.path != report.path), channel)
 
 
-def map_words(uses: Sequence[tuple[str, str, str, int | None]]) -> list[str]:
-    """Options that put reports into force: (kind, path, mode, most) of each. Where they disagree
-    the later one decides."""
-    words: list[str] = []
-    limited = any(most is not None for *_, most in uses)
-    for kind, path, mode, most in uses:
-        words += [f"--{kind}-map", shlex.quote(path), f"--{kind}-mode", mode]
-        if limited:
-            # Given for one it has to be given for all: a single one would count for all.
-            words += ["--max-experts", "all" if most is None else str(most)]
-    return words
-
-
 def line(channels: Channels, steering: SteerReport | None = None) -> str:
-    """The command line that puts the channels into force and nothing else."""
-    words = ["steer", "--clear"]
+    """The command line that puts the channels into force and nothing else.
+
+    steering: the steering in force, whose rule is kept.
+    """
     on = [c for c in channels if c.on]
-    if steering is not None and steering.rule == "additive" and on:
-        words += ["--rule", "additive", "--boost-value", f"{steering.boost_value:g}"]
-        words += ["--mask-value", f"{steering.mask_value:g}"]
-    for option, way in (("--activate", "in"), ("--deactivate", "out")):
-        cells = sorted((c.layer, c.expert) for c in on if not c.path and c.way == way)
-        if cells:
-            words += [option, ",".join(f"{layer}:{expert}" for layer, expert in cells)]
-    levels = sorted((c.layer, c.expert, c.level) for c in on if c.way == "level" and c.level)
-    if levels:
-        words += ["--level", ",".join(f"{ly}:{e}={x:g}" for ly, e, x in levels)]
-    words += map_words([(c.technique, c.path, c.way, c.most) for c in on if c.path])
-    return " ".join(words)
+    experts = [c for c in on if not c.path]
+    up, down = ({(c.layer, c.expert) for c in experts if c.way == way} for way in ("in", "out"))
+    levels = {(c.layer, c.expert): c.level for c in experts if c.way == "level" and c.level}
+    maps = [MapInForce(c.path, c.technique, c.way, c.most, (), ()) for c in on if c.path]
+    return full_line(steering, up, down, levels, maps)
 
 
 # What the keys do ---------------------------------------------------------------------------------
 def toggled(channels: Channels, place: int) -> Channels:
-    """The channel on, or muted."""
+    """Mute a channel, or bring it back."""
     changed = replace(channels[place], on=not channels[place].on)
     if changed.way == "level" and changed.on and not changed.level:
         changed = replace(changed, level=STEP)
@@ -152,7 +134,7 @@ def toggled(channels: Channels, place: int) -> Channels:
 
 
 def faded(channels: Channels, place: int, steps: int) -> Channels:
-    """The fader `steps` up or down: an expert's level, or how many of a report's experts."""
+    """Move a fader by `steps`: an expert's level, or how many of a report's experts are taken."""
     channel = channels[place]
     if channel.path:
         count = channel.most if channel.most is not None else channel.named
@@ -170,7 +152,7 @@ def faded(channels: Channels, place: int, steps: int) -> Channels:
 
 
 def turned(channels: Channels, place: int) -> Channels:
-    """The other way: in, out, or a level for an expert; the report's other mode."""
+    """Switch a channel's way: in, out, level for an expert; the other mode for a report."""
     channel = channels[place]
     if channel.path:
         one, other = WAYS[channel.technique]
@@ -181,7 +163,7 @@ def turned(channels: Channels, place: int) -> Channels:
 
 
 def added(channels: Channels, layer: int, expert: int) -> tuple[Channels, int]:
-    """With a channel for an expert, on a low level when new, and its place."""
+    """(channels with one for the expert, its place); a new one has a low level."""
     for place, channel in enumerate(channels):
         if channel.key == ("", layer, expert):
             return channels, place
@@ -189,7 +171,7 @@ def added(channels: Channels, layer: int, expert: int) -> tuple[Channels, int]:
 
 
 def removed(channels: Channels, place: int) -> Channels:
-    """Without a channel."""
+    """Remove a channel."""
     return channels[:place] + channels[place + 1 :]
 
 

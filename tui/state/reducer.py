@@ -1,6 +1,6 @@
-"""The pure step from an event to the next state.
+"""The reducer: a pure function from state and event to the next state.
 
-Clocks come in as arguments, so that a test can say what time it is.
+Clocks are arguments, so that tests can set the time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mlxfun.events import (
 from mlxfun.report import Report
 from mlxfun.session.reports import SessionView
 from tui.state import chat_turns
-from tui.state.app_state import FULL_STEERING, LOG_LIMIT, PROBE_LINE, AppState, Entry, Job
+from tui.state.app_state import FULL_STEERING, LOG_LIMIT, PROBE_LINE, AppState, Entry, Job, Level
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
@@ -46,7 +46,8 @@ def reduce(state: AppState, event: Event, now: float) -> AppState:
         case Token():
             return _token(state, event, now)
         case Notice():
-            return _logged(state, Entry(event.level, "", event.text))
+            level: Level = "warning" if event.level == "warning" else "info"
+            return _logged(state, Entry(level, "", event.text))
         case JobEnded():
             return _ended(state, event)
         case _:
@@ -55,26 +56,28 @@ def reduce(state: AppState, event: Event, now: float) -> AppState:
 
 def _queued(state: AppState, event: JobQueued) -> AppState:
     queued = (*state.queued, (event.job, event.line))
-    return replace(state, queued=queued, turns=chat_turns.ask(state.turns, event.job, event.line))
+    return replace(
+        state, queued=queued, turns=chat_turns.add_question(state.turns, event.job, event.line)
+    )
 
 
 def _started(state: AppState, event: JobStarted, now: float) -> AppState:
     waiting = tuple(q for q in state.queued if q[0] != event.job)
     jobs = (*state.jobs, Job(event.job, event.line, now))
     # A line of a replay was never queued: its question shows from here on.
-    asked = chat_turns.ask(state.turns, event.job, event.line)
+    asked = chat_turns.add_question(state.turns, event.job, event.line)
     return replace(state, jobs=jobs, queued=waiting, turns=asked)
 
 
 def _token(state: AppState, event: Token, now: float) -> AppState:
-    # A token ends the step that its job told progress of.
+    # A token ends the step whose progress its job reported.
     jobs = tuple(replace(j, progress=None) if j.id == event.job else j for j in state.jobs)
-    state = replace(state, jobs=jobs, turns=chat_turns.hear(state.turns, event, now))
+    state = replace(state, jobs=jobs, turns=chat_turns.add_token(state.turns, event, now))
     turn = chat_turns.find(state.turns, event.job)
     if event.experts is None or state.view.heat is None:
         return state
     if turn is not None and turn.both and event.side != _live_of_both(state.view):
-        # Two answers grow at once: the map stays with the model that would run, and does not flicker.
+        # Two answers grow at once: the map shows the live side only, so that it does not flicker.
         return state
     first = turn is None or event.index == 0
     traffic = add_traffic(None if first else state.traffic, event.experts, state.view.heat.experts)
@@ -82,13 +85,12 @@ def _token(state: AppState, event: Token, now: float) -> AppState:
 
 
 def _live_of_both(view: SessionView) -> str:
-    """The side of an A/B that is live. Without a plan it is the model as it is, against the
-    checkpoint."""
+    """The live side of an A/B answer; without a plan the candidate, which is the current model."""
     return view.live if view.plan is not None else "candidate"
 
 
 def add_traffic(traffic: Array | None, experts: Array, count: int) -> Array:
-    """A new float64 [L, count] with one more for each of `experts` int [L, K]; -1 is nobody."""
+    """A new float64 [L, count]: `traffic` plus one for each of `experts` int [L, K]; -1 is none."""
     # Imported here because the first paint comes before anything numeric is needed.
     import numpy as np
 
@@ -103,7 +105,7 @@ def _ended(state: AppState, event: JobEnded) -> AppState:
     if any(job.id == event.job for job in state.jobs):
         jobs = tuple(job for job in state.jobs if job.id != event.job)
         state = replace(state, jobs=jobs, frame=None, lit=None, token=None)
-    state = replace(state, turns=chat_turns.close(state.turns, event))
+    state = replace(state, turns=chat_turns.finish(state.turns, event))
     if event.error is None and chat_turns.begins_anew(event.line):
         state = replace(state, turns=(), token=None)
     if isinstance(event.report, ProbeReport):
@@ -116,19 +118,24 @@ def _ended(state: AppState, event: JobEnded) -> AppState:
         heat = replace(state.heat, metric="A-B reap_sum")
         state = replace(state, compared=event.report, heat=heat)
     if event.line == PROBE_LINE:
-        # The screen asked by itself: whoever picks experts is not interrupted with it.
+        # The screen probed by itself: that is not logged.
         return state
     if event.report is not None:
         state = replace(state, lines=(*state.lines, event.line)[-LOG_LIMIT:])
-        text, level = event.report.summary(), "ok"
-    else:
-        text = event.error or "failed without a message"
-        level = "info" if event.cancelled else "error"
-    return _logged(state, Entry(level, event.line, text, event.report, event.seconds))
+    return _logged(state, _outcome(event))
+
+
+def _outcome(event: JobEnded) -> Entry:
+    """The entry of the log for a job."""
+    if event.report is not None:
+        return Entry("ok", event.line, event.report.summary(), event.report, event.seconds)
+    level: Level = "info" if event.cancelled else "error"
+    text = event.error or "failed without a message"
+    return Entry(level, event.line, text, None, event.seconds)
 
 
 def _limits(report: Report) -> tuple[tuple[str, float], ...]:
-    """The guardrails among the shell's settings."""
+    """The guardrails of apply among the shell's settings."""
     settings = report.data()["settings"]
     named = ((name, settings.get(name)) for name in ("max-kl", "max-perplexity-ratio"))
     return tuple((name, value) for name, value in named if value is not None)

@@ -15,7 +15,7 @@ from textual.suggester import Suggester
 from textual.widget import Widget
 from textual.widgets import Input
 
-from tui.keys.key_labels import USUAL, Names
+from tui.keys.key_labels import USUAL, KeyNames
 from tui.messages import LineEntered
 from tui.ports import Completion
 from tui.state.app_state import AppState, Entry
@@ -24,12 +24,12 @@ from tui.widgets.line import Line
 from tui.widgets.log import MARKS
 
 LOUD = ("warning", "error")
-"""Messages that hide the completions of a line until it is touched."""
+"""Levels of messages that hide the completions of a line until it is changed."""
 
 Completer = Callable[[str], Sequence[Completion]]
 
 
-class Ghost(Suggester):
+class InlineCompletion(Suggester):
     """Shows the best completion, dim, behind the cursor. Not cached: it depends on the state."""
 
     def __init__(self, complete: Completer) -> None:
@@ -47,7 +47,7 @@ class Ghost(Suggester):
 
 
 class CommandInput(FieldInput):
-    """Tab completes and goes round, up and down walk the history."""
+    """Tab cycles through completions, up and down through the history."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         ("tab", "complete(1)", "complete"),
@@ -57,7 +57,7 @@ class CommandInput(FieldInput):
     ]
 
     def __init__(self, complete: Completer, past: Sequence[str]) -> None:
-        super().__init__(suggester=Ghost(complete), select_on_focus=False)
+        super().__init__(suggester=InlineCompletion(complete), select_on_focus=False)
         self._complete = complete
         self.past = list(past)
         self._place = len(self.past)
@@ -95,14 +95,14 @@ class CommandInput(FieldInput):
         self.cursor_position = len(line)
 
     def remember(self, line: str) -> None:
-        """Add a sent line to the history and start again at its end."""
+        """Add a submitted line to the history and move to its end."""
         if not self.past or self.past[-1] != line:
             self.past.append(line)
         self._place, self._draft = len(self.past), ""
 
 
 class CommandField(Field):
-    """The sign and the input of the command line."""
+    """The prompt and the input of the command line."""
 
     def __init__(self, complete: Completer, past: Sequence[str]) -> None:
         self._arguments = (complete, past)
@@ -113,7 +113,7 @@ class CommandField(Field):
 
 
 class CommandLine(Vertical):
-    """An echo line above an input. complete: how a line may go on. past: earlier lines."""
+    """An echo line above an input. complete: the completions of a line. past: earlier lines."""
 
     DEFAULT_CSS = """
     CommandLine { height: 2; padding: 0 1; }
@@ -135,7 +135,7 @@ class CommandLine(Vertical):
         self._hint = ""
         self._names = USUAL
         self._back: Widget | None = None
-        self._refused = ""  # the line as it was when something was said that matters more
+        self._refused = ""  # the line at the time of the last loud message
         self._logged = False
 
     def compose(self) -> ComposeResult:
@@ -156,23 +156,23 @@ class CommandLine(Vertical):
         self._draw()
 
     def fill(self, line: str) -> None:
-        """Offer `line` for finishing and sending."""
+        """Put `line` into the input and focus it."""
         self.input.fill(line)
         self.open()
 
     def give_back(self, line: str) -> None:
-        """Offer a line that was refused for correcting."""
+        """Put a line that was refused into the input for correction."""
         self._refused = line
         self.fill(line)
 
     def open(self) -> None:
-        """Take the focus for one line; Enter gives it back to whoever has it now."""
+        """Take the focus for one line; Enter returns it to the widget that has it now."""
         if self.screen.focused is not self.input:
             self._back = self.screen.focused
         self.enter()
 
     def enter(self) -> None:
-        """Take the focus and keep it; at once, not behind the letters that may be on their way."""
+        """Take the focus and keep it; at once, since letters may follow."""
         self.screen.set_focus(self.input)
 
     def _draw(self) -> None:
@@ -204,7 +204,7 @@ class CommandLine(Vertical):
     @on(Input.Submitted)
     def _submitted(self, event: Input.Submitted) -> None:
         event.stop()
-        # Whoever types ahead opens a line that is open still.
+        # Someone who types ahead may type a colon into the open line.
         line = event.value.strip().lstrip(":").strip()
         if line:
             self.input.remember(line)
@@ -221,15 +221,15 @@ class CommandLine(Vertical):
         self._draw()
 
 
-def one_line(entry: Entry, names: Names) -> str:
-    """What the echo line says of an entry: a page of text only that it is there."""
+def one_line(entry: Entry, names: KeyNames) -> str:
+    """An entry for the echo line; for a page of text only where to read it."""
     if entry.report is not None and "\n" in entry.text.strip():
         return f"{entry.line}: {names.say('see the reports ({panel_log})')}"
     return " ".join(entry.text.split())
 
 
 def completions(options: Sequence[Completion], most: int = 12) -> Text:
-    """Several ways to go on in one line; the first with its hint."""
+    """Completions in one line; the first with its hint."""
     text = Text(no_wrap=True, overflow="ellipsis")
     for index, option in enumerate(options[:most]):
         text.append(option.text.strip() or option.text, "bold" if index == 0 else "dim")

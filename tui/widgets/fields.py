@@ -11,8 +11,7 @@ from tui.messages import KeyUsed, MessageRaised
 
 
 class FieldInput(Input):
-    """An Input without a frame. Ctrl+C copies what is selected and else interrupts, as it would
-    in a shell."""
+    """An Input without a frame. Ctrl+C copies a selection, and otherwise interrupts."""
 
     DEFAULT_CSS = """
     FieldInput, FieldInput:focus { border: none; height: 1; padding: 0; background: $surface;
@@ -33,7 +32,7 @@ class FieldInput(Input):
     def _on_paste(self, event: events.Paste) -> None:
         lines = [line.strip() for line in event.text.splitlines() if line.strip()]
         if len(lines) > 1:
-            # A field has one line. Textual would keep the first and drop the others.
+            # Textual would keep the first line and drop the others.
             event.stop()
             event.prevent_default()
             self.insert_text_at_cursor(" ".join(lines))
@@ -51,7 +50,7 @@ class FieldInput(Input):
 
 
 class Field(Horizontal):
-    """A sign and an input. Override `make` for another kind of input."""
+    """A prompt and an input. Override `make` for another kind of input."""
 
     DEFAULT_CSS = """
     Field { height: 1; background: $surface; }
@@ -65,13 +64,13 @@ class Field(Horizontal):
         self.input = self.make()
 
     def sign(self, text: str) -> None:
-        """Show another sign in front."""
+        """Show another prompt."""
         if text != self._sign:
             self._sign = text
             self.query_one(".sign", Static).update(text)
 
     def make(self) -> Input:
-        """The input to use."""
+        """Make the input."""
         return FieldInput(select_on_focus=False)
 
     def compose(self) -> ComposeResult:

@@ -48,13 +48,13 @@ def topic(line: str, state: AppState) -> str | None:
 
 
 def in_order(panel: str) -> list[Key]:
-    """The keys of a panel as its page lists them: what matters first, moving about last."""
+    """The keys of a panel in the order of its page: those of the key bar first."""
     keys = keys_for(panel)
     return sorted(keys, key=lambda key: (key.bar == 0, not key.works_in(panel)))
 
 
 class HelpScreen(ModalScreen[None]):
-    """Shows a page until it is dismissed."""
+    """Shows a page until it is closed."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         ("escape,q,enter", "dismiss", "close"),

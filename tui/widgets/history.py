@@ -25,7 +25,7 @@ SHORT = {"perplexity": "ppl", "kl_mean": "KL", "top1_agreement": "top-1"}
 
 
 def node_line(lead: str, node: HistoryNode, current: bool, marked: bool = False) -> Text:
-    """One state: its place in the tree, its name and what made it, and its figures."""
+    """One state: its place in the tree, name or command, and scores."""
     text = Text(lead, style="dim", no_wrap=True, overflow="ellipsis")
     text.append("● " if current else "○ ", "bold" if current else "")
     if marked:
@@ -43,7 +43,7 @@ def node_line(lead: str, node: HistoryNode, current: bool, marked: bool = False)
 
 
 def meter(history: HistoryReport, width: int) -> Text:
-    """How much of the undo budget is held."""
+    """A bar: how much of the undo budget is used."""
     held = f"undo holds {readable_bytes(history.bytes_held)}"
     if history.budget is None:
         return Text(f"{held}, no limit", style="dim")
@@ -79,7 +79,7 @@ class NodeList(OptionList, inherit_bindings=False):
 
 
 class HistoryPanel(Panel):
-    """Undo as a tree."""
+    """The panel of the history tree."""
 
     panel = "history"
     title = "history"

@@ -6,7 +6,7 @@ from rich.style import Style
 from rich.text import Text
 from textual import events
 
-from tui import hints as guide
+from tui import hints
 from tui.messages import KeyUsed
 from tui.state.app_state import AppState
 from tui.widgets.line import Line
@@ -25,8 +25,8 @@ class KeyBar(Line):
 
     def show(self, state: AppState, panel: str, *, typing: bool) -> None:
         """Draw the keys for `state` while `panel` has the focus, or a text field of it."""
-        hints = guide.hints(state, panel, self.app.size.width - 2, typing=typing)
-        text, self._spans = bar_text(hints)
+        shown = hints.for_bar(state, panel, self.app.size.width - 2, typing=typing)
+        text, self._spans = bar_text(shown)
         self.put(text)
 
     def on_click(self, event: events.Click) -> None:
@@ -35,7 +35,7 @@ class KeyBar(Line):
                 self.post_message(KeyUsed(key))
 
 
-def bar_text(hints: list[guide.Hint]) -> tuple[Text, list[tuple[int, int, str]]]:
+def bar_text(hints: list[hints.Hint]) -> tuple[Text, list[tuple[int, int, str]]]:
     """The line, and for each key its columns [start, end) and its id."""
     text, spans = Text(no_wrap=True, overflow="ellipsis"), []
     for hint in hints:

@@ -7,8 +7,10 @@ from textual.widgets import Static
 
 
 class Line(Static):
-    """A Static of fixed height that redraws only when its text changes, and never lays out the
-    screen anew. Several of these are refreshed in every frame."""
+    """A Static of fixed height that redraws only when its text changes.
+
+    It never causes a new layout; several of these are refreshed in every frame.
+    """
 
     DEFAULT_CSS = """
     Line { height: 1; text-wrap: nowrap; text-overflow: ellipsis; }
@@ -19,7 +21,7 @@ class Line(Static):
         self._put: Text | None = None
 
     def put(self, text: Text | str) -> None:
-        """Show `text`, which is never read as markup."""
+        """Show `text`, without markup."""
         text = Text(text) if isinstance(text, str) else text
         # Two texts are equal to rich when their words and spans are; the style of the whole
         # counts here too.

@@ -19,8 +19,11 @@ LAYOUTS = 5
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:
-    """Some lines. key: what it is; source: what it is made of, compared by identity; render: its
-    lines, at most as many columns wide as it is given."""
+    """A block of lines.
+
+    key: its identity. source: what it is made of, compared by identity. render: its lines for a
+    width in columns.
+    """
 
     key: Hashable
     source: object
@@ -28,8 +31,11 @@ class Block:
 
 
 class LineView(ScrollView, can_focus=True):
-    """Draws blocks. to_head: a new last block is shown from its first line when it does not fit;
-    else the view follows the end, unless the reader scrolled away from it."""
+    """Draws blocks, only the changed ones anew.
+
+    to_head: a new last block is shown from its first line if it does not fit; otherwise the view
+    follows the end, unless the reader scrolled away from it.
+    """
 
     to_head: bool = False
 
@@ -82,7 +88,7 @@ class LineView(ScrollView, can_focus=True):
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
         super().watch_scroll_y(old_value, new_value)
-        # Whoever scrolls up to read is left in peace; back at the end, new lines are followed.
+        # If the reader has scrolled up, stay there; at the end, follow new lines.
         self._following = new_value >= self.max_scroll_y - 1
 
     def render_line(self, y: int) -> Strip:

@@ -29,7 +29,7 @@ MARKS = {
 
 
 def heading(entry: Entry) -> Text:
-    """The command of an entry and how long it took; "" for one that no command made."""
+    """The command of an entry and its duration, or the text of a message."""
     mark, style = MARKS[entry.level]
     text = Text(mark, style=style)
     if not entry.line:
@@ -43,22 +43,22 @@ def heading(entry: Entry) -> Text:
 def entry_lines(
     entry: Entry, width: int, console: Console, renderer: Callable[[Report], RenderableType]
 ) -> Lines:
-    """An entry as lines: its heading, then its report or the reason why there is none."""
+    """An entry as lines: its heading, then its report or the error."""
     parts: list[RenderableType] = [heading(entry)]
     if isinstance(entry.report, ChatReport | ABReport):
-        # The answer stands in the chat; twice would push everything else away.
+        # The answer is in the chat panel; here it would take too much room.
         parts.append(Text(entry.text, style="dim"))
     elif entry.report is not None:
         parts.append(renderer(entry.report))
     elif entry.line:
         parts.append(Text(entry.text))
     lines = console.render_lines(Group(*parts), console.options.update(width=width), pad=False)
-    # Names of files and models end up in reports; none of them may drive the terminal.
+    # Reports hold names of files and models, which must not drive the terminal.
     return [[Segment(harmless(s.text), s.style or Style()) for s in line] for line in lines]
 
 
 class Reports(LineView):
-    """Draws entries; the newest from its heading on."""
+    """The scrolling view of the log; a new entry is shown from its heading on."""
 
     to_head = True
 

@@ -8,13 +8,13 @@ from textual.containers import Vertical
 from textual.content import Content
 from textual.widget import Widget
 
-from tui.keys.key_labels import Names
+from tui.keys.key_labels import KeyNames
 
 
 class Panel(Vertical):
     """A framed part of the screen. The screen finds panels by `panel`, their name in the layout.
 
-    about: the page of help, a template with ids of keys as `Names.say` takes it.
+    about: the page of help, a template with ids of keys as `KeyNames.say` takes it.
     """
 
     panel: ClassVar[str] = ""
@@ -56,8 +56,8 @@ class Panel(Vertical):
         self._entitled = ""
         self.border_title = self.title
 
-    def entitle(self, names: Names, caption: str = "") -> None:
-        """Write the key that leads here, the title and a caption into the upper edge."""
+    def entitle(self, names: KeyNames, caption: str = "") -> None:
+        """Write the panel's key, its title and a caption into the upper border."""
         ways = names.all(f"panel_{self.panel}")[:1]
         title = " · ".join([" ".join([*ways, self.title]), *([caption] if caption else [])])
         # Setting it redraws the whole frame of the panel.
@@ -66,7 +66,7 @@ class Panel(Vertical):
             self.border_title = Content(title)
 
     def subtitle(self, text: str) -> None:
-        """Write `text` into the lower edge. Drawing the frame anew is left out when it is there."""
+        """Write `text` into the lower border, unless it is there already."""
         if text != self._subtitle:
             self._subtitle = text
             self.border_subtitle = Content(text)

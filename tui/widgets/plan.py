@@ -21,7 +21,7 @@ from mlxfun.session.reports import SessionView
 from mlxfun.text import counted, readable_bytes
 from tui import hints
 from tui.input import expert_selection
-from tui.keys.key_labels import USUAL, Names
+from tui.keys.key_labels import USUAL, KeyNames
 from tui.keys.keymap import bindings
 from tui.state.app_state import AppState
 from tui.text import bar, ranges
@@ -39,10 +39,10 @@ DIM, BOLD = Style(dim=True), Style(bold=True)
 
 
 def draft_body(state: AppState) -> RenderableType:
-    """The panel while experts are being picked: arithmetic, nothing measured yet."""
+    """The panel while experts are being selected: sizes and shares, nothing measured yet."""
     from mlxfun.techniques.prune import manual_mask
 
-    field, gone = expert_selection.field_of(state), expert_selection.gone(state)
+    field, gone = expert_selection.field_of(state), expert_selection.pruned_mask(state)
     assert field is not None
     assert gone is not None
     text = Text("selection by hand", BOLD)
@@ -65,7 +65,7 @@ def draft_body(state: AppState) -> RenderableType:
     return Group(*parts, Text(), losses_table(rows, shares))
 
 
-def headline(plan: PlanReport, live: str, names: Names) -> Text:
+def headline(plan: PlanReport, live: str, names: KeyNames) -> Text:
     """The plan in three lines."""
     gone = sum(len(experts) for experts in plan.pruned.values())
     saved = plan.bytes_before - plan.bytes_after
@@ -74,7 +74,7 @@ def headline(plan: PlanReport, live: str, names: Names) -> Text:
     goes = counted(gone, "expert goes", "experts go")
     text = Text()
     if not gone and plan.strategy != "hand":
-        # An edit of weights or routers: everybody stays, and its own sentence says what changes.
+        # An edit of weights or routers prunes nothing: its summary says what changes.
         text.append(f"{plan.summary()}\n")
         text.append("live now: ", DIM)
         text.append(live, BOLD)
@@ -94,7 +94,7 @@ def headline(plan: PlanReport, live: str, names: Names) -> Text:
     return text
 
 
-def quick(probe: ProbeReport, names: Names) -> Text:
+def quick(probe: ProbeReport, names: KeyNames) -> Text:
     """A probe in two lines."""
     style = GOOD if probe.ratio <= 1.05 else WARN if probe.ratio <= 1.25 else BAD
     text = Text("quick probe: perplexity ")
@@ -107,8 +107,8 @@ def quick(probe: ProbeReport, names: Names) -> Text:
     return text.append(f"on {probe.tokens} tokens only; {way}", DIM)
 
 
-def verdict(view: SessionView, probe: ProbeReport | None, names: Names) -> Text:
-    """Before and after, or how to get it."""
+def verdict(view: SessionView, probe: ProbeReport | None, names: KeyNames) -> Text:
+    """The scores before and after, or which key measures them."""
     plan, scores = view.plan, view.scores
     assert plan is not None
     if scores is None and probe is not None and probe.measured_state == plan.state_after:
@@ -134,7 +134,7 @@ def verdict(view: SessionView, probe: ProbeReport | None, names: Names) -> Text:
 
 
 def guardrails(limits: tuple[tuple[str, float], ...], scores: EvaluateReport | None) -> Text:
-    """Whether apply would let the plan pass, limit by limit."""
+    """For each guardrail, whether apply would accept the plan."""
     text = Text()
     for name, limit in limits:
         value = None
@@ -152,7 +152,7 @@ def guardrails(limits: tuple[tuple[str, float], ...], scores: EvaluateReport | N
 
 
 def memory(view: SessionView) -> Text:
-    """What the staged side holds on top of the model, what making it took, and what there is."""
+    """Memory in use, held by the plan, needed to stage it, and available."""
     assert view.plan is not None
     active, plan = view.memory_active, view.plan
     text = Text(f"memory {readable_bytes(active)} ({readable_bytes(plan.delta_bytes)} for ", DIM)
@@ -165,7 +165,7 @@ def memory(view: SessionView) -> Text:
 def losses_table(
     pruned: Mapping[int, tuple[int, ...]], mass_lost: Mapping[int, float] | None
 ) -> Table:
-    """One line a layer: the share of its work that goes, and the experts."""
+    """One line per layer: the share of its metric that is lost, and the experts."""
     out = Table(box=None, padding=(0, 1, 0, 0), show_edge=False, header_style="dim")
     out.add_column("layer", justify="right")
     out.add_column("work lost", no_wrap=True)
@@ -187,7 +187,7 @@ def plan_body(
     view: SessionView,
     probe: ProbeReport | None = None,
     limits: tuple[tuple[str, float], ...] = (),
-    names: Names = USUAL,
+    names: KeyNames = USUAL,
 ) -> RenderableType:
     """The whole panel for a staged plan."""
     assert view.plan is not None
@@ -202,7 +202,7 @@ def plan_body(
 
 
 def empty_body(state: AppState) -> Text:
-    """The panel without a plan: what to do to get one."""
+    """The panel without a plan: how to stage one."""
     if hints.dense(state):
         return Text(DENSE)
     measured = state.view.heat is not None and bool(state.view.heat.metrics)

@@ -21,14 +21,14 @@ BAR = 8
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One piece of the line. rank: 0 stays longest."""
+    """One piece of the line. rank: pieces with the highest are dropped first."""
 
     rank: int
     text: Text
 
 
 def job_text(job: Job, now: float) -> Text:
-    """The running job with bar, figures, rate and time left, as far as known."""
+    """The running job with bar, figures, rate and remaining time, as far as known."""
     text = Text("▶ ", style=Style(bold=True, color="green"))
     name = job.line.split(None, 1)[0]
     progress = job.progress

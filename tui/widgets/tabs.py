@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.text import Text
 from textual import events
 
-from tui.keys.key_labels import Names
+from tui.keys.key_labels import KeyNames
 from tui.layout import Arrangement
 from tui.messages import PanelChosen
 from tui.widgets.line import Line
@@ -18,7 +18,7 @@ ROOM = 66
 
 
 class TabStrip(Line):
-    """Draws names, the visible ones bright; a click picks one."""
+    """Draws panel names, visible ones highlighted; a click chooses one."""
 
     DEFAULT_CSS = """
     TabStrip { height: 1; background: $panel; padding: 0 1; }
@@ -28,8 +28,8 @@ class TabStrip(Line):
         super().__init__(id="tabs")
         self._spans: list[tuple[int, int, str]] = []
 
-    def show(self, arrangement: Arrangement, marked: frozenset[str], keys: Names) -> None:
-        """Draw the tabs with the keys that lead to them; `marked` ones have something to say."""
+    def show(self, arrangement: Arrangement, marked: frozenset[str], keys: KeyNames) -> None:
+        """Draw the tabs with their keys. marked: panels with something new."""
         text, self._spans = Text(no_wrap=True), []
         for name in arrangement.tabs:
             start = text.cell_len

@@ -1,1 +1,1 @@
-"""Reports for a person, drawn with Rich: one file for each kind of report."""
+"""Renderers of reports as text, with Rich; one module per kind of report."""

@@ -1,4 +1,4 @@
-"""Answers of the model, for a person."""
+"""Renderers of the model's answers."""
 
 from __future__ import annotations
 

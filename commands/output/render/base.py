@@ -1,4 +1,4 @@
-"""What all renderers use: text that cannot drive the terminal, tables, notes.
+"""Helpers of all renderers: text without control characters, tables, notes.
 
 Text that comes from files, models and users is shown as it is: markup in it is not obeyed, and
 control characters, which could drive the terminal, are made visible.

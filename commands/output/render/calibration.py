@@ -1,4 +1,4 @@
-"""Routing statistics and the figures of one expert, for a person."""
+"""Renderers of routing statistics and of the scores of one expert."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which function draws which report."""
+"""The table from report classes to renderers."""
 
 from __future__ import annotations
 
@@ -66,6 +66,6 @@ RENDERERS: dict[type[Report], Callable[[Any], RenderableType]] = {
 
 
 def render(report: Report) -> RenderableType:
-    """A report for a person; its one sentence where that says everything."""
+    """Draw a report; one without a renderer as its one sentence."""
     found = RENDERERS.get(type(report))
     return found(report) if found is not None else text(report.summary())

@@ -1,4 +1,4 @@
-"""The tree of states, and variants of recipes, for a person."""
+"""Renderers of the history and of a recipe's variants."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Perplexity, KL, states compared, refusals, for a person."""
+"""Renderers of perplexity, KL, compared states and refusals."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def evaluate(report: EvaluateReport) -> RenderableType:
 
 def compare(report: CompareReport) -> RenderableType:
     """Figures of two states, a column for each, and the experts that differ."""
-    # One column a state: it fits a narrow panel, and the pairs to be compared stand together.
+    # One column per state: it fits a narrow panel, and figures to compare are side by side.
     both = (report.a, report.b)
     table = new_table("")
     for f in both:

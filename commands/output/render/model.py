@@ -1,4 +1,4 @@
-"""The resident model and what is written of it, for a person."""
+"""Renderers of the resident model and of what is written of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Staged plans, for a person."""
+"""Renderers of staged plans."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scans, steering and the profile of one expert, for a person."""
+"""Renderers of scans, steering and the profile of one expert."""
 
 from __future__ import annotations
 

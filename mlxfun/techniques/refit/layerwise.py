@@ -41,12 +41,14 @@ from mlxfun.model.live_experts import LiveExperts
 @dataclass(frozen=True, slots=True)
 class Observed:
     """All real tokens of one layer. logits: float32 [T, E] of the live experts, rows beyond them
-    left out; stats: [1, E] sums in checkpoint numbers.
+    left out; stats: [1, E] sums in checkpoint numbers; precision: relative, of the dtype that the
+    logits were made in.
     """
 
     routed: Routed
     logits: mx.array
     stats: RoutingStats
+    precision: float
 
     @property
     def tokens(self) -> int:
@@ -239,6 +241,7 @@ def observe(carrier: Carrier, moe: LiveExperts, ctx: Context = SILENT) -> Observ
     layer = moe.layer
     stats = RoutingStats.empty((layer.index,), layer.num_experts)
     parts: list[tuple[mx.array, mx.array, Array, Array]] = []
+    precision = 0.0
     for batch, records in carrier.observe(layer.position, ctx):
         real = np.flatnonzero(batch.mask.reshape(-1)).astype(np.uint32)
         mask = mx.array(batch.mask.reshape(-1).astype(np.float32))
@@ -248,12 +251,18 @@ def observe(carrier: Carrier, moe: LiveExperts, ctx: Context = SILENT) -> Observ
         parts.append((x, logits, np.array(chosen), np.array(weights)))
         update = np.array(sums).reshape(1, len(SUMS), -1)
         stats = stats.plus(update, len(batch.rows), len(real))
+        precision = _precision(records[-1])
     routed = Routed(
         mx.concatenate([x for x, _, _, _ in parts]),
         _positions(moe, np.concatenate([c for _, _, c, _ in parts]), [w for *_, w in parts]),
         np.concatenate([w for *_, w in parts]),
     )
-    return Observed(routed, mx.concatenate([z for _, z, _, _ in parts]), stats)
+    return Observed(routed, mx.concatenate([z for _, z, _, _ in parts]), stats, precision)
+
+
+def _precision(record: Record) -> float:
+    """The relative precision of the dtype of the logits."""
+    return 0.0 if record.logits is None else float(mx.finfo(record.logits.dtype).eps)
 
 
 def _tokens(
@@ -304,7 +313,7 @@ def by_output_error(
         gates = mx.sigmoid(logits)
         applied = np.take_along_axis(np.array(gates), chosen, axis=1)
         inputs = inputs / mx.array(np.maximum(applied, 1e-6)).astype(inputs.dtype)
-    routing = Routing.of(moe, resident, Seen(logits, chosen, applied))
+    routing = Routing.of(moe, resident, Seen(logits, chosen, applied, observed.precision))
     if gates is not None:
         routing = replace(routing, normalised=True)  # the input holds the weight: all are one
     wanted = mx.put_along_axis(mx.zeros(logits.shape), mx.array(chosen), mx.array(weights), axis=-1)

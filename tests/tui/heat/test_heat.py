@@ -29,7 +29,7 @@ from tui.heat.model import (
     heat_model,
     levels,
 )
-from tui.heat.paint import DARK, LIGHT, Blocks, HalfBlocks, Inks, blend, luma, ramp_colour
+from tui.heat.paint import DARK, LIGHT, Blocks, HalfBlocks, HeatColours, blend, luma, ramp_colour
 from tui.heat.words import explain, figure, spread, table
 from tui.state.app_state import AppState, HeatOptions
 
@@ -199,7 +199,7 @@ def test_only_rows_that_differ_are_named() -> None:
 
 # Colours --------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("inks", "sign"), [(DARK, 1), (LIGHT, -1)])
-def test_lightness_alone_carries_the_heat(inks: Inks, sign: int) -> None:
+def test_lightness_alone_carries_the_heat(inks: HeatColours, sign: int) -> None:
     lights = [sign * luma(ramp_colour(inks, HEAT, level)) for level in range(LEVELS)]
     assert all(a < b for a, b in pairwise(lights))
     assert lights[-1] - lights[0] > 150

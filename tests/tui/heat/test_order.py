@@ -77,7 +77,7 @@ def test_the_least_busy_of_all_layers_are_picked_with_two_keys() -> None:
     async def test(shell: Shell) -> None:
         await shell.press("S", "end", "C", "space")
         order = order_of(shell.app.state)
-        going = expert_selection.gone(shell.app.state)
+        going = expert_selection.pruned_mask(shell.app.state)
         assert [np.flatnonzero(row).tolist() for row in going] == [[e] for e in order[:, -1]]
 
     drive(test)

@@ -8,22 +8,16 @@ import pytest
 from rich.console import Console
 
 from mlxfun.events import JobEnded, Token
-from tests.fake_engine import FakeEngine
 from tests.tui.driving import CALIBRATED, STAGED, Shell, drive, ready
 from tui import clipboard
 from tui.input import chat_actions
 from tui.state import chat_turns
 from tui.state.app_state import AppState, ChatOptions
-from tui.widgets.conversation.ab_answers import both_lines, figures, level
 from tui.widgets.conversation.chat_settings import ChatSettings, read, shown
 from tui.widgets.conversation.transcript import Traced, Transcript, turn_lines
 from tui.widgets.tabs import TabStrip
 
 CONSOLE = Console(width=60, color_system="truecolor")
-
-
-def text_of(lines) -> list[str]:
-    return ["".join(segment.text for segment in line).rstrip() for line in lines]
 
 
 # Lines ----------------------------------------------------------------------------------------
@@ -140,12 +134,12 @@ def test_leaving_the_field_leaves_the_question_as_it_was() -> None:
 
 
 def test_a_failed_repetition_brings_the_old_answers_back() -> None:
-    asked: chat_turns.Turns = chat_turns.ask((), 1, "chat one")
-    asked = chat_turns.close(asked, JobEnded(1, "chat one", FakeReport, None, 0.1, ""))
+    asked: chat_turns.Turns = chat_turns.add_question((), 1, "chat one")
+    asked = chat_turns.finish(asked, JobEnded(1, "chat one", FakeReport, None, 0.1, ""))
     asked = tuple(replace(t, kept=True) for t in asked)
-    again = chat_turns.ask(asked, 2, "chat --back 1")
+    again = chat_turns.add_question(asked, 2, "chat --back 1")
     assert [t.job for t in again] == [2]
-    failed = chat_turns.close(again, JobEnded(2, "chat --back 1", None, "no", 0.1, ""))
+    failed = chat_turns.finish(again, JobEnded(2, "chat --back 1", None, "no", 0.1, ""))
     assert [(t.job, t.kept) for t in failed] == [(1, True), (2, False)]
 
 
@@ -218,58 +212,6 @@ def test_while_both_answer_the_map_shows_the_live_side(lines: tuple, lighting: s
     drive(test)
 
 
-# Side by side ---------------------------------------------------------------------------------
-def compared() -> chat_turns.Turn:
-    engine = FakeEngine()
-    seen = []
-    engine.subscribe(seen.append)
-    engine.play("load demo", "ab tea")
-    asked = chat_turns.ask((), 2, "ab tea")
-    for event in seen:
-        if isinstance(event, Token):
-            asked = chat_turns.hear(asked, event, 0.0)
-        if isinstance(event, JobEnded):
-            asked = chat_turns.close(asked, event)
-    return asked[0]
-
-
-def test_answers_stand_side_by_side_with_the_strip_below() -> None:
-    assert text_of(both_lines(compared(), 60, CONSOLE)) == [
-        "▎ committed model              ▎ staged plan",
-        "▎ Tea and toast, warm.         ▎ Tea and eggs, salted well.",
-        "  ▁▁▆▂█▂",
-        "  part at token 3 · KL a token: mean 0.447, most 1.60 at tok",
-    ]
-
-
-def test_in_a_narrow_panel_one_answer_stands_above_the_other() -> None:
-    assert text_of(both_lines(compared(), 30, CONSOLE))[:4] == [
-        "▎ committed model",
-        "▎ Tea and toast, warm.",
-        "▎ staged plan",
-        "▎ Tea and eggs, salted well.",
-    ]
-
-
-def test_the_token_where_they_part_is_marked_in_both() -> None:
-    marked = [
-        segment.text
-        for line in both_lines(compared(), 60, CONSOLE)
-        for segment in line
-        if segment.style and segment.style.reverse
-    ]
-    assert marked == [" toast", " eggs", "▆"]
-
-
-def test_the_strip_grows_with_the_divergence() -> None:
-    heights = [level(kl) for kl in (0.0, 0.01, 0.05, 0.2, 0.5, 1.0, 2.0, 50.0)]
-    assert heights == sorted(heights)
-    assert (heights[0], heights[-1]) == (0, 7)
-    report = compared().comparison
-    assert report is not None
-    assert figures(replace(report, first_divergence=None)).startswith("same answer · KL a token")
-
-
 # Tokens and experts ---------------------------------------------------------------------------
 def test_moving_over_a_token_lights_its_experts() -> None:
     @ready(*CALIBRATED, "chat hello")
@@ -320,8 +262,8 @@ def test_the_tokens_of_an_expert_are_tinted() -> None:
 def test_old_answers_lose_their_experts_not_their_words() -> None:
     asked: chat_turns.Turns = ()
     for job in range(chat_turns.TRACED + 2):
-        asked = chat_turns.ask(asked, job, f"chat {job}")
-        asked = chat_turns.hear(asked, Token(job, "base", 0, 1, "yes"), 0.0)
+        asked = chat_turns.add_question(asked, job, f"chat {job}")
+        asked = chat_turns.add_token(asked, Token(job, "base", 0, 1, "yes"), 0.0)
     assert [bool(turn.pieces) for turn in asked[:3]] == [False, False, True]
     assert all(turn.text == "yes" for turn in asked)
 

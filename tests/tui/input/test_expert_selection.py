@@ -24,7 +24,7 @@ class Clock:
 
 
 def picked(shell: Shell) -> list[list[int]]:
-    mask = expert_selection.gone(shell.app.state)
+    mask = expert_selection.pruned_mask(shell.app.state)
     assert mask is not None
     return [row.nonzero()[0].tolist() for row in mask]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from commands.registry import Row
 from mlxfun.steering.reports import SteerReport
-from tests.fake_engine import FakeEngine, FakeRow
+from tests.fake_engine import FakeEngine
 from tests.tui.driving import CALIBRATED, STAGED, Shell, drive, ready
 from tui.input import expert_selection
 from tui.keys.keymap import BY_ID, KEYS, Key
@@ -21,7 +22,7 @@ from tui.widgets.help import HelpScreen
 class Willing(FakeEngine):
     """An engine on which every command always applies."""
 
-    def rows(self) -> tuple[FakeRow, ...]:
+    def rows(self) -> tuple[Row, ...]:
         return tuple(replace(row, enabled=True, reason="") for row in super().rows())
 
 
@@ -99,7 +100,7 @@ def shown(shell: Shell, name: str) -> bool:
 
 def going(shell: Shell) -> list[int]:
     """How many experts each layer would lose."""
-    mask = expert_selection.gone(shell.app.state)
+    mask = expert_selection.pruned_mask(shell.app.state)
     return [] if mask is None else mask.sum(axis=1).tolist()
 
 

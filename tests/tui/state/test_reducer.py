@@ -21,8 +21,9 @@ from mlxfun.events import (
 from mlxfun.generation.reports import ChatReport
 from mlxfun.report import TextReport
 from mlxfun.session.reports import HeatView, SessionView
+from tui.input.chat_actions import line_for
 from tui.state.app_state import AppState, Entry
-from tui.state.chat_turns import prompt_of, quoted_chat
+from tui.state.chat_turns import asked_of
 from tui.state.reducer import add_traffic, reduce, speed
 
 
@@ -177,10 +178,13 @@ def test_the_last_successful_line_of_a_command_is_remembered() -> None:
     ["plain", "two words", "it's", '"quoted"', "--n-prune 4", "-", "a; b | c $(d)", "ünï [b]"],
 )
 def test_whatever_is_said_arrives_word_for_word(text: str) -> None:
-    words = shlex.split(quoted_chat(text))
+    line = line_for(AppState(), text)
+    words = shlex.split(line)
     assert words[0] == "chat"
     assert words[-1] == text
-    assert prompt_of(quoted_chat(text)) == text
+    asked = asked_of(line)
+    assert asked is not None
+    assert asked.text == text
 
 
 @pytest.mark.parametrize(
@@ -191,12 +195,17 @@ def test_whatever_is_said_arrives_word_for_word(text: str) -> None:
         ("chat --new", None),
         ("chat --system='be kind' hi", "hi"),
         ("chat", None),
-        ("collect --dataset x", None),
         ("chat it's", "it's"),
     ],
 )
 def test_the_prompt_is_found_behind_the_options(line: str, prompt: str | None) -> None:
-    assert prompt_of(line) == prompt
+    asked = asked_of(line)
+    assert asked is not None
+    assert asked.text == prompt
+
+
+def test_a_line_of_another_command_asks_nothing() -> None:
+    assert asked_of("collect --dataset x") is None
 
 
 def test_the_log_is_bounded() -> None:

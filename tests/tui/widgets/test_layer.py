@@ -122,7 +122,7 @@ def test_a_range_of_lines_is_picked_as_on_the_map() -> None:
         await shell.press("right", "down", "enter", "shift+down", "shift+down")
         assert [line.split()[0] for line in lines(shell)[2:6]] == ["E0", "┃", "┃", "▸"]
         await shell.press("space")
-        mask = expert_selection.gone(shell.app.state)
+        mask = expert_selection.pruned_mask(shell.app.state)
         assert {tuple(map(int, cell)) for cell in np.argwhere(mask)} == {(1, 1), (1, 2), (1, 3)}
 
     drive(test)

@@ -23,7 +23,7 @@ PARTED = Style(reverse=True, bold=True)
 
 
 def level(kl: float) -> int:
-    """The height of the strip for `kl` nats, 0..7, by the square root: small differences show.
+    """The height of the strip for `kl` nats, 0..7, by the square root, so that small values show.
 
     >>> level(0.0), level(0.05), level(0.5), level(9.0)
     (0, 1, 4, 7)
@@ -32,7 +32,7 @@ def level(kl: float) -> int:
 
 
 def both_lines(turn: Turn, width: int, console: Console) -> Lines:
-    """Both answers and, once they are compared, the strip."""
+    """Both answers, and when they are complete the strip of KL."""
     report = turn.comparison
     left, right = _texts(turn)
     heads = ("base", "candidate")
@@ -64,7 +64,7 @@ def _texts(turn: Turn) -> tuple[Text, Text]:
 
 
 def _marked(tokens: tuple[str, ...], parted: int | None) -> Text:
-    """The tokens, the first one that differs marked. One that is missing is marked as the end."""
+    """The tokens, with the first different one marked; a mark at the end if it is missing."""
     text = Text()
     for index, token in enumerate(tokens):
         text.append(harmless(token), PARTED if index == parted else Style())
@@ -93,7 +93,7 @@ def _beside(left: Lines, right: Lines, half: int) -> Lines:
 
 
 def _strip(report: ABReport, width: int) -> Lines:
-    """One column a token of the base's answer, and the figures."""
+    """The strip, one column per token of the base's answer, and the figures."""
     room = max(8, width - 2)
     lines: Lines = []
     for start in range(0, len(report.kl), room):

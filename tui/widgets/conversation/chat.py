@@ -23,7 +23,7 @@ UNLOADED = "A model has to be loaded first."
 
 
 class ChatPanel(Panel):
-    """ChatOptions to the live model."""
+    """Talk to the live model."""
 
     panel = "chat"
     title = "chat"
@@ -94,13 +94,13 @@ class ChatPanel(Panel):
         return f"talk to the {state.view.live if state.view.plan else 'model'}"
 
     def fill(self, text: str) -> None:
-        """Put `text` into the field, to be edited."""
+        """Put `text` into the field for editing."""
         field = self.query_one("#say", Field).input
         field.value = text
         field.cursor_position = len(text)
 
     def _give_back(self, turn: Turn, field: Field) -> None:
-        """A text that failed goes back to the field, so that nobody types it twice."""
+        """Put a text that failed back into the field."""
         failed = turn.done and not turn.text and turn.note not in ("", "stopped")
         if failed and self._failed != turn.job and not field.input.value:
             self.fill(turn.prompt)

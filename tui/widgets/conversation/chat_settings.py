@@ -25,7 +25,7 @@ FIELDS = (
 
 
 def read(values: dict[str, str], talk: ChatOptions) -> ChatOptions:
-    """The settings that were typed. Raises ValueError with a sentence for what is no value.
+    """The options as typed. Raises ValueError with a sentence for an invalid value.
 
     >>> read({"temperature": "0.5", "thinking": "off"}, ChatOptions()).thinking
     False
@@ -37,7 +37,7 @@ def read(values: dict[str, str], talk: ChatOptions) -> ChatOptions:
     temperature = _number(given["temperature"], "temperature", float, 0.0)
     length = _number(given["max_tokens"], "longest answer", int, 1)
     seed = _number(given["seed"], "seed", int, None)
-    # Once there was a system prompt, none has to be said: the conversation would keep the old one.
+    # After a system prompt, "no system prompt" must be explicit: the conversation would keep it.
     system = given["system"] or ("" if talk.system is not None else None)
     return replace(
         talk,
@@ -63,7 +63,7 @@ def _number(text: str, name: str, kind: type, least: float | None) -> float | No
 
 
 def shown(talk: ChatOptions) -> dict[str, str]:
-    """The settings as they stand in the fields."""
+    """The options as shown in the fields."""
     thinking = {None: "", True: "on", False: "off"}[talk.thinking]
     values = {name: getattr(talk, name) for name, _, _ in FIELDS if name != "thinking"}
     return {
@@ -73,7 +73,7 @@ def shown(talk: ChatOptions) -> dict[str, str]:
 
 
 class ChatSettings(ModalScreen[ChatOptions | None]):
-    """Enter takes the settings, Escape leaves them as they were."""
+    """Enter accepts the options, Escape discards changes."""
 
     BINDINGS: ClassVar[list[BindingType]] = [("escape", "dismiss(None)", "close")]
 

@@ -29,8 +29,10 @@ CURSOR, TINT = Style(reverse=True, bold=True), Style(bgcolor="yellow", color="bl
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Traced:
-    """An answer drawn token by token. token: the one under the cursor; tint: (position, expert)
-    whose tokens are tinted."""
+    """An answer drawn token by token.
+
+    token: the one under the cursor. tint: (position, expert) whose tokens are tinted.
+    """
 
     turn: Turn
     token: int | None
@@ -38,7 +40,7 @@ class Traced:
 
 
 def looks_marked(text: str) -> bool:
-    """Whether `text` seems to be Markdown rather than plain words."""
+    """Whether `text` looks like Markdown."""
     return bool(_MARKED.search(text))
 
 
@@ -93,7 +95,7 @@ def _answer(turn: Turn, inner: int, console: Console) -> Lines:
 
 
 def _barred(turn: Turn, lines: Lines) -> Lines:
-    """The lines of an answer with the colour of the side that spoke."""
+    """The lines of an answer with a bar in the colour of its side."""
     bar = Style(color="yellow" if turn.side == "candidate" else "blue")
     return [[Segment("▎ ", bar), *line] for line in lines]
 
@@ -115,7 +117,7 @@ def _indented(mark: str, style: Style, lines: Lines) -> Lines:
 
 
 class Transcript(LineView):
-    """Draws turns."""
+    """The scrolling view of the conversation."""
 
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("chat")]
 

@@ -21,7 +21,7 @@ HEIGHTS = " ▁▂▃▄▅▆▇█"
 
 
 def dossier_page(report: DossierReport, state: AppState) -> Group:
-    """The whole page."""
+    """The page about one expert."""
     why = report.why
     parts: list[RenderableType] = [
         Text(f"layer {why.layer}, expert {why.expert}", style="bold underline"),
@@ -35,7 +35,7 @@ def dossier_page(report: DossierReport, state: AppState) -> Group:
 
 
 def layer_picture(report: DossierReport, state: AppState) -> list[RenderableType]:
-    """The layer's experts by score, busiest first, and where this one stands."""
+    """The layer's experts by score, highest first, with this one marked."""
     from tui.input.expert_selection import metric_of
 
     heat, why = state.view.heat, report.why
@@ -73,7 +73,7 @@ def figures(report: DossierReport) -> Table:
 
 
 def likeness(report: DossierReport) -> str:
-    """The expert most like it, or why none can be named."""
+    """The most similar expert of the layer, or why there is none."""
     if report.partner is None:
         return f"no partner for a merge: {report.note}"
     return (
@@ -83,7 +83,7 @@ def likeness(report: DossierReport) -> str:
 
 
 def tokens(report: DossierReport) -> list[RenderableType]:
-    """The tokens that are the expert's own."""
+    """The tokens that the expert serves most, as shares of their occurrences."""
     if not report.top_tokens:
         return [Text(f"no token of {report.dataset} is its own", style=DIM)]
     table = Table(box=None, padding=(0, 2, 0, 0), header_style=DIM)

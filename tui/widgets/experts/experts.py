@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def compared(report: DiffReport, metric: str) -> str:
-    """A comparison of two files in one line."""
+    """The comparison of two files of statistics in one line."""
     name = metric.removeprefix("A-B ")
     a, b = (Path(path).name for path in report.files)
     return (
@@ -40,8 +40,8 @@ def compared(report: DiffReport, metric: str) -> str:
     )
 
 
-class TableTwin(ScrollableContainer, can_focus=True):
-    """The heatmap as a table of words, for those who cannot or will not see colours."""
+class HeatTable(ScrollableContainer, can_focus=True):
+    """The heatmap as a table, for use without colours."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         b for b in bindings("experts") if b.id in ("table", "metric", "why", "closer", "dossier")
@@ -52,14 +52,14 @@ LEGEND = 24
 """Columns that the legend takes beside the words."""
 SHAPES: tuple[tuple[type[Widget], str], ...] = (
     (Heatmap, "map"),
-    (TableTwin, "table"),
+    (HeatTable, "table"),
     (LayerView, "layer"),
 )
 """What takes turns in the panel, and the name of each in the state."""
 
 
 class ExpertsPanel(Panel):
-    """Who works: layers down, experts across."""
+    """Layers by experts: the heatmap, one layer, or a table."""
 
     panel = "experts"
     title = "experts"
@@ -99,15 +99,15 @@ class ExpertsPanel(Panel):
                            text-overflow: ellipsis; color: $foreground 85%; }
     ExpertsPanel #caption { height: 1; color: $foreground 60%; display: none; }
     .-single #caption { display: block; }
-    ExpertsPanel TableTwin { height: 1fr; overflow: auto auto; scrollbar-size-horizontal: 1; background: $background; scrollbar-size-vertical: 1; }
-    ExpertsPanel TableTwin Static { width: auto; }
+    ExpertsPanel HeatTable { height: 1fr; overflow: auto auto; scrollbar-size-horizontal: 1; background: $background; scrollbar-size-vertical: 1; }
+    ExpertsPanel HeatTable Static { width: auto; }
     """
 
     def compose(self) -> ComposeResult:
         yield Static(id="empty")
         yield Heatmap()
         yield LayerView()
-        with TableTwin():
+        with HeatTable():
             yield Static(id="twin")
         with Horizontal(id="foot"):
             yield Line(id="words")
@@ -120,7 +120,7 @@ class ExpertsPanel(Panel):
 
     def show(self, state: AppState) -> None:
         """Draw the experts of `state`."""
-        heatmap, blank = self.query_one(Heatmap), state.view.model is None or hints.dense(state)
+        blank = state.view.model is None or hints.dense(state)
         self.query_one("#empty").display = blank
         for kind, shape in SHAPES:
             self.query_one(kind).display = not blank and state.heat.shape == shape
@@ -131,7 +131,6 @@ class ExpertsPanel(Panel):
             self.query_one(Legend).display = False
             return
         # The numeric modules load here, after the first paint.
-        from tui.heat.metrics import DIFFERENCE
         from tui.heat.model import heat_model
         from tui.heat.words import table
 
@@ -143,39 +142,22 @@ class ExpertsPanel(Panel):
         elif state.heat.shape == "layer":
             self._show_layer(model, state)
         else:
-            from tui.heat.order import column
-
-            places = [
-                (row, column(model.order, row, expert))
-                for row, expert in (state.cursor, state.anchor or state.cursor)
-            ]
-            heatmap.show(model, places[0], fit=state.heat.fit, anchor=places[1])
-        words = self._words(model, state)
-        self.query_one("#words", Line).put(words)
-        legend = self.query_one(Legend)
-        legend.show(apart=model.metric.startswith(DIFFERENCE))
-        coloured = bool(model.metric) and state.heat.shape == "map"
-        # What the words say is nowhere else.
-        legend.display = coloured and self.size.width - LEGEND > max(54, cell_len(words))
+            self._show_map(model, state)
+        self._show_words(model, state)
         caption = self._caption(state, model.metric, model.samples)
         self.entitle(state.names, caption)
-        going = expert_selection.tally(state)
-        self.query_one("#caption", Line).put(f"{going} · {caption}" if going else caption)
-        self.subtitle(going)
+        selection = expert_selection.tally(state)
+        self.query_one("#caption", Line).put(f"{selection} · {caption}" if selection else caption)
+        self.subtitle(selection)
 
-    def _words(self, model: HeatModel, state: AppState) -> str:
-        """The line below the experts: what to do next, or what the cursor is on."""
-        from tui.heat.words import explain
+    def _show_map(self, model: HeatModel, state: AppState) -> None:
+        from tui.heat.order import column
 
-        words = (
-            (hints.next_step(state) if not model.metric else "")
-            or chat_actions.token_words(state)
-            or explain(model, state.cursor, state.view.steering)
+        cursor, anchor = (
+            (row, column(model.order, row, expert))
+            for row, expert in (state.cursor, state.anchor or state.cursor)
         )
-        words += self._brushed(state)
-        if state.heat.shape == "layer":
-            words += state.names.say(" · {escape}: the map")
-        return words
+        self.query_one(Heatmap).show(model, cursor, fit=state.heat.fit, anchor=anchor)
 
     def _show_layer(self, model: HeatModel, state: AppState) -> None:
         from tui.heat.layer import layer_model
@@ -184,16 +166,36 @@ class ExpertsPanel(Panel):
         marked = expert_selection.marked(state)[position] if state.anchor is not None else None
         self.query_one(LayerView).show(layer_model(model, position), expert, marked)
 
+    def _show_words(self, model: HeatModel, state: AppState) -> None:
+        """The line below the map, and the legend where there is room for both."""
+        from tui.heat.metrics import DIFFERENCE
+        from tui.heat.words import explain
+
+        words = hints.next_step(state) if not model.metric else ""
+        words = (
+            words
+            or chat_actions.token_words(state)
+            or explain(model, state.cursor, state.view.steering)
+        )
+        words += self._brushed(state)
+        if state.heat.shape == "layer":
+            words += state.names.say(" · {escape}: the map")
+        self.query_one("#words", Line).put(words)
+        legend = self.query_one(Legend)
+        legend.show(apart=model.metric.startswith(DIFFERENCE))
+        coloured = bool(model.metric) and state.heat.shape == "map"
+        legend.display = coloured and self.size.width - LEGEND > max(54, cell_len(words))
+
     @staticmethod
     def _nothing(state: AppState) -> str:
-        """What stands where the map would be: how to get a model, or that it has no experts."""
+        """The text without a map: how to get a model, or that it has no experts."""
         if state.view.model is None:
             return hints.next_step(state)
         return no_experts(state.view.model.model_type, "show")
 
     @staticmethod
     def _brushed(state: AppState) -> str:
-        """How much of the newest answer the expert under the cursor served, while brushing."""
+        """How many tokens of the newest answer the expert under the cursor served, while tinted."""
         turn = state.turns[-1] if state.turns else None
         if not state.brush or turn is None or not turn.pieces:
             return state.names.say(" · its tokens are tinted ({brush})") if state.brush else ""

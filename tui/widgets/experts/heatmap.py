@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from rich.color import Color
 from rich.segment import Segment
@@ -95,7 +95,7 @@ class Heatmap(ScrollView, can_focus=True, inherit_bindings=False):
         return True
 
     def _mix(self) -> None:
-        """Make the tables of segments for the present grid and theme."""
+        """Renew the tables of segments for the present grid and theme."""
         from tui.heat.paint import DARK, LIGHT, Blocks, HalfBlocks
 
         assert self._grid is not None
@@ -133,7 +133,7 @@ class Heatmap(ScrollView, can_focus=True, inherit_bindings=False):
         """Repaint the lines of the layers `top` to `bottom`, where marks were or are."""
         grid = self._grid
         assert grid is not None
-        self.refresh_lines(self.scroll_offset.y)  # the header stands on whatever line is first
+        self.refresh_lines(self.scroll_offset.y)  # the header is on the first visible line
         first, last = grid.line_of(top), grid.line_of(bottom) + grid.height
         self.refresh_lines(1 + first, last - first)
 
@@ -153,7 +153,7 @@ class Heatmap(ScrollView, can_focus=True, inherit_bindings=False):
 
     # Drawing ----------------------------------------------------------------------------------
     def get_line_filters(self) -> Sequence[LineFilter]:
-        """The application's, less the one that would look at each of our true-colour cells."""
+        """The application's filters without the one that converts ANSI colours: cells are true-colour."""
         return [f for f in super().get_line_filters() if not isinstance(f, ANSIToTruecolor)]
 
     def render_line(self, y: int) -> Strip:
@@ -202,7 +202,7 @@ class Heatmap(ScrollView, can_focus=True, inherit_bindings=False):
         return Segment(text, base + (Style(bold=True) if on else Style(dim=True)))
 
     def _put_marks(self, grid: Grid, segments: list[Segment], first: int) -> None:
-        """Brackets round what is marked; half-block maps paint it (see tui.heat.grid.cells)."""
+        """Put brackets around what is marked; half-block maps colour it (see tui.heat.grid.cells)."""
         if not self.has_focus:
             return
         (_, left), (_, right) = self._marks
@@ -220,7 +220,7 @@ class Heatmap(ScrollView, can_focus=True, inherit_bindings=False):
             segments[place] = Segment(text, (style or Style()) + self._cursor_ink(style))
 
     def _cursor_ink(self, style: Style | None) -> Style:
-        """Orange where that shows, else black or white: it must also show without colour."""
+        """The colour of brackets: orange where that has contrast, else black or white."""
         from tui.heat.paint import DARK, LIGHT, luma
 
         ink = (DARK if self.app.current_theme.dark else LIGHT).cursor
@@ -259,14 +259,14 @@ class Heatmap(ScrollView, can_focus=True, inherit_bindings=False):
 
     @staticmethod
     def _numbered(text: list[str], place: int) -> bool:
-        """Whether a number stands where the pointer would, which then is only made bold."""
+        """Whether a number takes the place of the pointer; it is made bold instead."""
         return text[place] != " "
 
     # Events -----------------------------------------------------------------------------------
     def on_mount(self) -> None:
         self.watch(self.app, "theme", self._theme_changed, init=False)
 
-    def _theme_changed(self, *_: Any) -> None:
+    def _theme_changed(self, *_: object) -> None:
         self._plain = self._drawn = None
         # The new colours reach this widget's styles with the next refresh, not before.
         self.call_after_refresh(self._again)

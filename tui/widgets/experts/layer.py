@@ -35,7 +35,7 @@ COLUMNS = (
 
 
 class LayerView(ScrollView, can_focus=True, inherit_bindings=False):
-    """Draws a LayerModel."""
+    """Draws a LayerModel, a line per expert."""
 
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("experts")]
 
@@ -140,7 +140,7 @@ def _gutter(model: LayerModel) -> int:
 
 
 def _shown(model: LayerModel, width: int) -> list[tuple[str, int]]:
-    """The columns there are figures and room for: (title, columns)."""
+    """The columns that have figures and fit: (title, width)."""
     known = {
         "share": model.shares is not None,
         "cut here": model.below is not None,
@@ -152,6 +152,6 @@ def _shown(model: LayerModel, width: int) -> list[tuple[str, int]]:
 
 
 def _bar(model: LayerModel, width: int) -> int:
-    """Columns of the bar: what the figures leave."""
+    """The width of the bar: what the figures leave."""
     left = width - _gutter(model) - sum(room for _, room in _shown(model, width))
     return max(LEAST_BAR, min(WIDEST_BAR, left))

@@ -25,7 +25,7 @@ class Legend(Widget):
     """Whether the map shows differences."""
 
     def show(self, *, apart: bool) -> None:
-        """Explain a map of heat, or of differences."""
+        """Show the legend of heat, or of differences."""
         if apart != self.apart:
             self.apart = apart
             self.refresh()

@@ -20,7 +20,7 @@ from tui.state.mixer_channels import MOST, Channel
 from tui.text import shortened
 from tui.widgets.panel import Panel
 
-NOBODY = (
+EMPTY = (
     "Nobody is steered. Press {mix} on an expert in the map to bring it here, or type "
     "domain-scan or safety-scan for a whole report."
 )
@@ -48,7 +48,7 @@ def fader(channel: Channel) -> Text:
 
 
 def share(channel: Channel, width: int = 2 * HALF + 1) -> Text:
-    """How many of a report's experts are taken, as a bar."""
+    """A bar: how many of a report's experts are taken."""
     whole = max(1, channel.named)
     full = round((channel.most or whole) / whole * width)
     return Text.assemble(("█" * full, UP), ("·" * (width - full), DIM))
@@ -97,7 +97,7 @@ class ChannelList(OptionList, inherit_bindings=False):
 
 
 class MixerPanel(Panel):
-    """What steers, and how much."""
+    """The panel of steering channels."""
 
     panel = "mixer"
     title = "steering mixer"
@@ -144,10 +144,10 @@ class MixerPanel(Panel):
         if (state.mixer, dense) == self._shown:
             return
         self._shown = state.mixer, dense
-        nobody = self.query_one("#unsteered", Static)
-        nobody.display = not state.mixer
-        nobody.update(
-            Text(f"{hints.DENSE.capitalize()} to steer." if dense else state.names.say(NOBODY))
+        empty = self.query_one("#unsteered", Static)
+        empty.display = not state.mixer
+        empty.update(
+            Text(f"{hints.DENSE.capitalize()} to steer." if dense else state.names.say(EMPTY))
         )
         rows = self.query_one(ChannelList)
         place = rows.highlighted or 0

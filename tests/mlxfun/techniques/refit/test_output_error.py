@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny_models
 from merging_rigs import SEQUENCES
-from rigs import keep_fewer
+from rigs import keep_fewer, make_rig
 
 from mlxfun.data.datasets import batches
 from mlxfun.errors import PlanError
@@ -178,6 +178,26 @@ def test_a_formula_that_does_not_give_what_was_seen_is_not_taken(rig):
     chosen = np.array(mx.argsort(logits, axis=-1)[:, :2])  # the lowest two: no router does that
     with pytest.raises(PlanError, match="no formula known"):
         Routing.of(tap, r.resident, Seen(logits, chosen, np.full((50, 2), 0.5)))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_128_experts_in_bfloat16_tie_and_the_formula_is_still_found(name):
+    found = problems(make_rig(*tiny_models.build_many(name)))
+    assert len(found) > 0
+    for tap, problem in found:
+        assert 0 <= problem.error(np.ones(128, bool)) < 0.2, tap.layer.index
+
+
+def test_a_wrong_formula_is_refused_in_bfloat16_too():
+    """A selection bias that the formula is not told of moves experts by more than a rounding."""
+    r = make_rig(*tiny_models.build_many("qwen3_moe"))
+    logits = mx.random.normal((200, 128), key=mx.random.key(4))
+    bias = mx.random.normal((128,), key=mx.random.key(5)) * 0.01
+    biased = Routing("softmax", 8, bias=bias)
+    chosen, weights = (np.array(a) for a in biased(logits, mx.ones((128,), mx.bool_)))
+    seen = Seen(logits, chosen, weights, precision=2**-7)
+    with pytest.raises(PlanError, match="no formula known"):
+        Routing.of(r.resident.layers[0], r.resident, seen)
 
 
 @pytest.mark.parametrize(("turned", "taken"), [(1, True), (12, False)])

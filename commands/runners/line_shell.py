@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from commands.interrupts import Terminated
-from commands.runners.event_printer import Follower
+from commands.runners.event_printer import EventPrinter
 from commands.runners.headless import FAILED, OK, USAGE
 from mlxfun.events import JobEnded
 
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
     from commands.engine import Engine
 
 HISTORY_LINES = 1000
-IMPATIENT = 3  # this many Ctrl-C during one command end the program
+MAX_INTERRUPTS = 3  # this many Ctrl-C during one command end the program
 
 
-class Plain:
-    """Reads a line, runs it, prints what comes of it, and again."""
+class LineShell:
+    """Reads command lines, runs each, prints its outcome."""
 
-    def __init__(self, engine: Engine, follower: Follower, stdin: TextIO | None = None) -> None:
+    def __init__(self, engine: Engine, printer: EventPrinter, stdin: TextIO | None = None) -> None:
         self.engine = engine
-        self.follower = follower
+        self.printer = printer
         self.stdin = stdin or sys.stdin
         self.interactive = self.stdin.isatty()
         self.code = OK
 
     def run(self, lines: Sequence[str], history: Path | None = None) -> int:
         """Run `lines`, then what is typed. Returns 0, or the first failure of a piped session."""
-        keeper = _History(self.engine, history) if self.interactive else None
+        keeper = _LineEditing(self.engine, history) if self.interactive else None
         try:
             if all(self._announced(line) for line in lines):
                 self._loop()
@@ -47,13 +47,13 @@ class Plain:
 
     def _loop(self) -> None:
         if self.interactive:
-            self.follower.say("type help for the commands, Ctrl-D to leave")
+            self.printer.say("type help for the commands, Ctrl-D to leave")
         for line in self._typed():
             if line.strip() and not line.lstrip().startswith("#") and not self._one(line):
                 return
 
     def _typed(self) -> Iterator[str]:
-        """The lines of a person, or of a pipe."""
+        """The lines typed at the prompt, or those of a pipe."""
         if not self.interactive:
             yield from self.stdin
             return
@@ -61,12 +61,12 @@ class Plain:
             try:
                 yield input(self._prompt())
             except EOFError:
-                self.follower.say("")
+                self.printer.say("")
                 return
             except Terminated:
                 raise
             except KeyboardInterrupt:
-                self.follower.say("")
+                self.printer.say("")
 
     def _prompt(self) -> str:
         from commands.output.render.base import safe
@@ -78,33 +78,33 @@ class Plain:
         return f"{safe(view.model.model_id)} {view.state[:6]}{side}> "
 
     def _one(self, line: str) -> bool:
-        """Run one line; False when the session shall end."""
+        """Run one line; False if it ends the session."""
         ended = self._wait(self.engine.run(line))
         if ended.error is not None:
             self.code = self.code or (USAGE if ended.usage else FAILED)
         return ended.report is None or ended.report.kind != "quit"
 
     def _announced(self, line: str) -> bool:
-        self.follower.heading(line)
+        self.printer.heading(line)
         return self._one(line)
 
     def _wait(self, job: int) -> JobEnded:
         presses = 0
         while True:
             try:
-                return self.follower.follow(job)
+                return self.printer.follow(job)
             except Terminated:
                 raise
             except KeyboardInterrupt:
                 presses += 1
-                if presses >= IMPATIENT:
+                if presses >= MAX_INTERRUPTS:
                     raise
-                self.follower.say("cancelling")
+                self.printer.say("cancelling")
                 self.engine.cancel()
 
 
-class _History:
-    """Line editing: completion, and a history that survives the session."""
+class _LineEditing:
+    """Readline with completion, and a history that is kept between sessions."""
 
     def __init__(self, engine: Engine, path: Path | None) -> None:
         self.path = path
@@ -137,7 +137,7 @@ class _History:
         return self._matches[state] if state < len(self._matches) else None
 
     def save(self) -> None:
-        """Write the history; a place that cannot be written to is no reason to fail."""
+        """Write the history file, if it can be written."""
         if self.readline is None or self.path is None:
             return
         self.readline.set_history_length(HISTORY_LINES)
@@ -157,7 +157,7 @@ def _readline() -> ModuleType | None:
 
 
 def history_path() -> Path:
-    """Where typed lines are kept between sessions."""
+    """The file of typed lines, kept between sessions."""
     from platformdirs import user_state_path
 
     return user_state_path("mlxfun") / "plain_history"

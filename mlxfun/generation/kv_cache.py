@@ -1,0 +1,132 @@
+"""KV caches of answers: kept by state and steering, bounded by bytes, taken back by a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache, trim_prompt_cache
+
+Key = tuple[str, str]
+"""(state of the weights, steering in force), as Editor.key gives it."""
+
+KEPT = 4
+"""Caches that are kept at most: both sides of an A/B, the conversation, and a state before an undo."""
+
+MOST_BYTES = 4 << 30
+"""Bytes that kept caches may hold together, the newest excepted."""
+
+
+@dataclass(slots=True)
+class KVCache:
+    """The cache of one answer with the tokens that were fed. key: what it is valid for.
+
+    layers: as `make_prompt_cache` makes them. pure: whether all of it was made under `key`.
+    """
+
+    key: Key
+    tokens: list[int]
+    layers: list[Any]
+    pure: bool = True
+    _before: list[Any] = field(default_factory=list)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays in it."""
+        return sum(a.nbytes for layer in self.layers for a in _arrays(layer.state))
+
+    def begin_step(self) -> None:
+        """Remember what `take_back` needs, where a step cannot be trimmed away."""
+        trimmable = can_trim_prompt_cache(self.layers)
+        self._before = [] if trimmable else [_snapshot(layer) for layer in self.layers]
+
+    def take_back(self) -> None:
+        """Forget the one token that was fed since `begin_step`."""
+        if self._before:
+            for layer, before in zip(self.layers, self._before, strict=True):
+                _restore(layer, before)
+        else:
+            trim_prompt_cache(self.layers, 1)
+
+
+def _arrays(tree: Any) -> list[mx.array]:
+    flat = cast(list[tuple[str, Any]], tree_flatten(tree))
+    return [leaf for _, leaf in flat if isinstance(leaf, mx.array)]
+
+
+def _snapshot(layer: Any) -> Any:
+    """The attributes of a layer's cache. Arrays are given an alias of their own: caches write in
+    place, into the array object that they hold."""
+    if hasattr(layer, "caches"):
+        return [_snapshot(inner) for inner in layer.caches]
+    return {name: _alias(value) for name, value in vars(layer).items()}
+
+
+def _alias(value: Any) -> Any:
+    if isinstance(value, mx.array):
+        return mx.stop_gradient(value)
+    return [_alias(v) for v in value] if isinstance(value, list) else value
+
+
+def _restore(layer: Any, before: Any) -> None:
+    if isinstance(before, list):
+        for inner, state in zip(layer.caches, before, strict=True):
+            _restore(inner, state)
+    else:
+        vars(layer).update(before)
+
+
+class CachePool:
+    """Caches kept for later answers, the oldest first."""
+
+    def __init__(self, model: nn.Module, most_bytes: int = MOST_BYTES) -> None:
+        self._model, self._most_bytes = model, most_bytes
+        self._kept: list[KVCache] = []
+
+    def clear(self) -> None:
+        """Drop every cache."""
+        self._kept.clear()
+
+    def take(self, key: Key, prompt: Sequence[int]) -> KVCache:
+        """The longest cache whose tokens begin the prompt, trimmed to what it shares with it."""
+        best: KVCache | None = None
+        best_shared = 0
+        for cache in self._kept:
+            if cache.key != key:
+                continue
+            shared = _common_prefix(cache.tokens, prompt)
+            extra = len(cache.tokens) - min(shared, len(prompt) - 1)
+            usable = extra == 0 or can_trim_prompt_cache(cache.layers)
+            if usable and shared > best_shared:
+                best, best_shared = cache, shared
+        if best is None:
+            return KVCache(key, [], make_prompt_cache(self._model))
+        self._kept.remove(best)
+        # One token at least must be run to have logits.
+        shared = min(best_shared, len(prompt) - 1)
+        if len(best.tokens) > shared:
+            trim_prompt_cache(best.layers, len(best.tokens) - shared)
+            del best.tokens[shared:]
+        return best
+
+    def put(self, cache: KVCache) -> None:
+        """Keep a cache, if all of it was made under its key."""
+        if not cache.pure:
+            return
+        self._kept.append(cache)
+        del self._kept[:-KEPT]
+        while len(self._kept) > 1 and sum(c.nbytes for c in self._kept) > self._most_bytes:
+            del self._kept[0]
+
+
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    shared = 0
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        shared += 1
+    return shared
