@@ -6,6 +6,7 @@ Models, which are directories, have `mlxfun.checkpoint.atomic`.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -24,6 +25,47 @@ _PARTIAL = re.compile(
     r"\.mlxfun-(?:(?P<host>[0-9a-f]{8})-(?P<pid>\d{1,18})-[0-9a-f]{8}|[0-9a-f]{16})\.partial"
 )
 _DAY = 86400.0
+
+
+DATA_BYTES = 4 << 30
+"""The most that is read of a data set's file."""
+
+DOCUMENT_BYTES = 256 << 20
+"""The most that is read of any other file: reports, lists, sessions, configurations."""
+
+
+def read_file(path: Path, most: int = DOCUMENT_BYTES) -> bytes:
+    """The content of an ordinary file of at most `most` bytes.
+
+    Raises OSError for what `Path.read_bytes` does, and for a pipe or a device, which may never end
+    or never begin, and a file that is larger, or goes on growing while it is read.
+    """
+    with open_file(path) as file:
+        data = file.read(most + 1) if os.fstat(file.fileno()).st_size <= most else None
+    if data is None or len(data) > most:
+        raise OSError(errno.EFBIG, f"it has more than {most >> 20:,} MiB")
+    return data
+
+
+def read_text(path: Path, encoding: str = "utf-8") -> str:
+    """The text of such a file, line ends as \\n. Raises OSError and UnicodeDecodeError."""
+    return read_file(path).decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def open_file(path: Path) -> BinaryIO:
+    """An ordinary file, open for reading. Raises OSError as `read_file` does."""
+    # Opening a pipe would wait for somebody who writes into it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "it is a pipe or a device, not an ordinary file")
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxfun.errors import ModelError
+from mlxfun.files import open_file, read_file
 
 # Bits per element. A type that is not listed is left to MLX to judge.
 DTYPE_BITS = {
@@ -68,7 +69,7 @@ def read_header(path: Path) -> Header:
     Raises ModelError naming the file, what is wrong and the remedy.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             size = os.fstat(file.fileno()).st_size
             prefix = file.read(8)
             length = int.from_bytes(prefix, "little")
@@ -212,8 +213,8 @@ def indexed_files(directory: Path) -> set[str]:
     if not index.exists():
         return set()
     try:
-        files = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        files = set(json.loads(read_file(index))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{index} is not a safetensors index; {_REMEDY}") from error
     return {str(name) for name in files}
 

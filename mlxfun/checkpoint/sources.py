@@ -13,6 +13,7 @@ from typing import Any
 from mlxfun.context import Context
 from mlxfun.data import demo
 from mlxfun.errors import ModelError
+from mlxfun.files import read_file
 
 DEMO = "demo"
 _ADAPTER_FILES = ("adapter_config.json", "adapters.safetensors", "adapter_model.safetensors")
@@ -82,6 +83,7 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises ModelError for a directory that is not a model, is a LoRA adapter, or needs its own code.
     """
     file = path / "config.json"
+    _require_ordinary(path)
     if not file.exists():
         adapter = next((name for name in _ADAPTER_FILES if (path / name).exists()), None)
         if adapter is not None:
@@ -91,7 +93,7 @@ def read_config(path: Path) -> dict[str, Any]:
             )
         raise ModelError(f"{path} is not a model directory: it has no config.json")
     try:
-        config = json.loads(file.read_text("utf-8"))
+        config = json.loads(read_file(file))
     except OSError as error:
         raise ModelError(f"cannot read {file}: {error.strerror}") from error
     except json.JSONDecodeError as error:
@@ -109,6 +111,15 @@ def read_config(path: Path) -> dict[str, Any]:
             "use a model whose architecture mlx-lm knows"
         )
     return config
+
+
+def _require_ordinary(path: Path) -> None:
+    """Raise ModelError for a pipe or a device in a model directory: its readers would wait for it."""
+    for file in sorted(path.iterdir()):
+        if file.exists() and not file.is_file() and not file.is_dir():
+            raise ModelError(
+                f"{file} is a pipe or a device, which no model has; take it out of the directory"
+            )
 
 
 def companions(source: Path) -> Companions:

@@ -23,7 +23,7 @@ from mlxfun.arrays import Mask
 from mlxfun.data.expert_notation import _is_number
 from mlxfun.data.options import ExpertSets
 from mlxfun.errors import PlanError, UsageError
-from mlxfun.files import Kind, json_with, write_text
+from mlxfun.files import Kind, json_with, read_text, write_text
 
 VERSION = "1.0"
 MODES = ("protect", "target")
@@ -339,7 +339,7 @@ def _number(where: Path | str, name: str, value: Any) -> int:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text("utf-8-sig")
+        return read_text(path, "utf-8-sig")
     except OSError as error:
         raise PlanError(f"cannot read {path}: {error.strerror}; check the path") from error
     except UnicodeDecodeError as error:

@@ -17,6 +17,8 @@ from mlxfun.errors import SaveError
 from mlxfun.files import (
     Kind,
     json_with,
+    read_file,
+    read_text,
     require_writable,
     write_json,
     write_text,
@@ -190,3 +192,38 @@ def test_only_what_is_known_to_be_abandoned_is_swept(tmp_path: Path) -> None:
     left = {p.name for p in tmp_path.iterdir()}
     assert left >= set(stay)
     assert not left & set(gone)
+
+
+def test_pipes_and_devices_are_not_read(tmp_path: Path) -> None:
+    """Opening a pipe that nobody writes into would wait for ever; /dev/zero never ends."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path / "link", Path("/dev/zero"), Path("/dev/tty")):
+        if path.exists():
+            with pytest.raises(OSError, match=r"pipe or a device|No such device"):
+                read_file(path)
+    with pytest.raises(IsADirectoryError):
+        read_file(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        read_file(tmp_path / "none")
+
+
+def test_a_file_is_read_up_to_a_bound(tmp_path: Path) -> None:
+    path = tmp_path / "big"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)  # takes no room on the disk
+    with pytest.raises(OSError, match="more than 256 MiB"):
+        read_file(path)
+    path.write_bytes(b"12345")
+    assert read_file(path, 5) == b"12345"
+    with pytest.raises(OSError, match="more than 0 MiB"):
+        read_file(path, 4)
+    path.write_bytes(b"a\r\nb\rc\n")
+    assert read_text(path) == "a\nb\nc\n"
+
+
+def test_a_file_that_says_it_is_empty_and_does_not_end_is_given_up(tmp_path: Path) -> None:
+    endless = Path("/proc/self/mem")
+    if endless.exists():
+        with pytest.raises(OSError):  # noqa: PT011
+            read_file(endless, 1 << 20)
