@@ -49,7 +49,10 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A report as read. more, less: bool [L, E]. composite: float64 [L, E]. domain_name: "" for none."""
+    """A report as read. more, less: bool [L, E]. composite: float64 [L, E]. domain_name: "" for none.
+
+    notices: sentences for the user on how it was read.
+    """
 
     path: Path
     more: Mask
@@ -57,6 +60,7 @@ class Found:
     composite: Array
     identity: Identity
     domain_name: str = ""
+    notices: tuple[str, ...] = ()
 
 
 class ScanTables(Protocol):
@@ -142,7 +146,18 @@ def read_report(path: Path, kind: str, layers: Sequence[int], experts: int) -> F
         found = np.empty(0)
     # Of a number too large for a float NumPy makes an object. NaN is within no bounds.
     numbers = found.dtype.kind in "iuf" and found.shape == shape
-    if not numbers or not (np.abs(found) <= 1 + ROUNDING).all():
+    largest = float(np.abs(found).max(initial=0.0)) if numbers else np.nan
+    notices: tuple[str, ...] = ()
+    # mlx_fun adds up two differences without bounds; it writes neither of these keys.
+    foreign = not {"layer_indices", "significance"} & document.keys()
+    if foreign and 1 + ROUNDING < largest < np.inf:
+        found = found / largest
+        notices = (
+            f"{path} has composite scores up to {largest:.4g}, as mlx_fun writes them: they are "
+            "divided by that, so that the largest is 1",
+        )
+        largest = 1.0
+    if not largest <= 1 + ROUNDING:
         raise PlanError(
             f"{path} needs composite_score as {shape[0]} x {shape[1]} numbers (layers x experts) "
             "from -1 to 1; make the report on this model"
@@ -155,6 +170,7 @@ def read_report(path: Path, kind: str, layers: Sequence[int], experts: int) -> F
         composite,
         identity_of(document),
         str(document.get("domain_name") or ""),
+        notices,
     )
 
 

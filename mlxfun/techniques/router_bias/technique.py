@@ -151,7 +151,7 @@ def _amplification(
             f"{found.path} leaves nothing to amplify: {int(found.more.sum())} domain experts, "
             f"{gone} of them pruned, the others not above --threshold {options.threshold:g}"
         )
-    notes = [stale] if stale else []
+    notes = [*([stale] if stale else []), *found.notices]
     notes += [f"{gone} of the domain's experts are pruned and left out"] if gone else []
     return addends, found.domain_name, tuple(notes)
 
