@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlxfun.calibration.collect import batch_shape
 from mlxfun.context import SILENT, Context
-from mlxfun.data.datasets import batches, read_lines, tokenize
+from mlxfun.data.datasets import read_lines, tokenize
 from mlxfun.data.options import DatasetOptions
 from mlxfun.data.scan_reports import read_report, require_current
 from mlxfun.editing.earlier import present
@@ -29,6 +28,7 @@ from mlxfun.editing.plans import Provenance
 from mlxfun.editing.reports import PlanReport, extended
 from mlxfun.errors import PlanError, StateError, UsageError
 from mlxfun.hooks.layerwise import Carrier
+from mlxfun.model.batch_size import batch_size
 from mlxfun.model.delta import Delta, LayerDelta
 from mlxfun.model.model_map import ModelMap
 from mlxfun.steering import rules as steer
@@ -70,7 +70,7 @@ def _batches(workspace: Workspace, data: DatasetOptions | None, what: str) -> li
     sequences = tokenize(
         read_lines(data), workspace.tokenizer, data.max_tokens, workspace.anatomy.vocabulary
     )
-    return batches(sequences, *batch_shape(None, None))
+    return batch_size(workspace.model, workspace.anatomy).split(sequences)
 
 
 # -- amplify ----------------------------------------------------------------------------------
