@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
@@ -40,7 +41,7 @@ def most_tokens(experts: int) -> int:
     return max(256, GRAM_BYTES // (4 * experts * experts))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Problem:
     """One layer's tokens. logits: float32 [T, E] of the live experts; gram: float32 [T, E, E],
     products of the experts' outputs; wanted: float32 [T, E], the weights that are to be matched.
@@ -53,9 +54,22 @@ class Problem:
 
     def errors(self, chosen: mx.array, weights: mx.array) -> mx.array:
         """Squared error of each token [T] when it uses `chosen` [T, K] with `weights`."""
-        used = mx.put_along_axis(mx.zeros_like(self.wanted), chosen, weights, axis=-1)
-        off = (used - self.wanted)[:, None]
-        return (off @ self.gram * off).sum(axis=(-2, -1))
+        # Of E coefficients only those of the chosen and of the wanted experts are not zero. An
+        # expert that is both stands twice, and its two parts add up in the products.
+        places, values = self.matched
+        where = mx.concatenate([chosen.astype(mx.uint32), places], axis=-1)
+        off = mx.concatenate([weights, -values], axis=-1)
+        rows = mx.take_along_axis(self.gram, where[:, :, None], axis=1)
+        products = mx.take_along_axis(rows, where[:, None, :], axis=2)
+        return (off[:, None] @ products * off[:, None]).sum(axis=(-2, -1))
+
+    @cached_property
+    def matched(self) -> tuple[mx.array, mx.array]:
+        """The experts that are wanted, uint32 [T, W], and their weights, of the widest token."""
+        there = self.wanted != 0
+        width = max(1, int(there.sum(axis=-1).max().item()))
+        places = mx.argsort(-there.astype(mx.float32), axis=-1)[:, :width].astype(mx.uint32)
+        return places, mx.take_along_axis(self.wanted, places, axis=-1)
 
     @property
     def energy(self) -> float:
