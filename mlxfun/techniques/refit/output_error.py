@@ -55,10 +55,13 @@ class Problem:
     def errors(self, chosen: mx.array, weights: mx.array) -> mx.array:
         """Squared error of each token [T] when it uses `chosen` [T, K] with `weights`."""
         # Of E coefficients only those of the chosen and of the wanted experts are not zero. An
-        # expert that is both stands twice, and its two parts add up in the products.
+        # expert that is both counts among the wanted.
         places, values = self.matched
+        used = mx.put_along_axis(mx.zeros_like(self.wanted), chosen, weights, axis=-1)
+        new = mx.where(mx.take_along_axis(self.wanted, chosen, axis=-1) != 0, 0.0, weights)
         where = mx.concatenate([chosen.astype(mx.uint32), places], axis=-1)
-        off = mx.concatenate([weights, -values], axis=-1)
+        kept = mx.where(values != 0, mx.take_along_axis(used, places, axis=-1) - values, 0.0)
+        off = mx.concatenate([new, kept], axis=-1)
         rows = mx.take_along_axis(self.gram, where[:, :, None], axis=1)
         products = mx.take_along_axis(rows, where[:, None, :], axis=2)
         return (off[:, None] @ products * off[:, None]).sum(axis=(-2, -1))
@@ -67,7 +70,7 @@ class Problem:
     def matched(self) -> tuple[mx.array, mx.array]:
         """The experts that are wanted, uint32 [T, W], and their weights, of the widest token."""
         there = self.wanted != 0
-        width = max(1, int(there.sum(axis=-1).max().item()))
+        width = max(1, int(np.array(there).sum(axis=-1).max()))
         places = mx.argsort(-there.astype(mx.float32), axis=-1)[:, :width].astype(mx.uint32)
         return places, mx.take_along_axis(self.wanted, places, axis=-1)
 
