@@ -7,7 +7,7 @@ from dataclasses import replace
 import click
 
 from commands.conditions import always, with_experts, with_stats
-from commands.declare import DATASET, Call, command, data_options, dataset_options, positive
+from commands.declare import Call, command, data_option, data_options, dataset_options, positive
 from commands.types import FilePath, NewFile, OneExpert
 from mlxfun.calibration.options import METRICS, CollectOptions
 from mlxfun.errors import UsageError
@@ -19,10 +19,10 @@ NEW_NPZ = NewFile((".npz",))
 
 
 @command("collect", group="observe", key="c", when=with_experts)
-@click.option(
+@data_option(
     "--dataset",
-    type=DATASET,
-    help="JSONL file, directory of texts, or demo:NAME (default: the last one, see set).",
+    "File or directory of texts or chats, or demo:NAME; FILE:2 for twice the share "
+    "(default: the last one, see set).",
 )
 @data_options
 @click.option("--batch-tokens", type=positive, metavar="N", help="Tokens in a batch, with padding.")
@@ -35,8 +35,8 @@ def collect(call: Call) -> Report:
     keeps what was collected so far and says how much that is.
     """
     batch = {k: call[k] for k in ("batch_tokens", "max_batch") if call[k] is not None}
-    with call.bench.dataset(call["dataset"]) as source:
-        data = dataset_options(source, call.params, call.bench.settings.seed)
+    with call.bench.dataset(call["dataset"]) as sources:
+        data = dataset_options(sources, call.params, call.bench.settings.seed)
         options = CollectOptions(data, add=call["add"], known=call.bench.kept_statistics, **batch)
         return call.session.collect(options, call.ctx)
 

@@ -10,12 +10,12 @@ import click
 
 from commands.conditions import applicable, compactable, listable, staged, with_experts
 from commands.declare import (
-    DATASET,
     Call,
     Decorator,
     Handler,
     Params,
     command,
+    data_option,
     data_options,
     dataset_options,
     positive,
@@ -123,9 +123,7 @@ def prune(call: Call) -> Report:
 
 
 @command("merge", group="edit", when=with_experts)
-@click.option(
-    "--dataset", type=DATASET, help="What experts are compared on (default: the last one, see set)."
-)
+@data_option("--dataset", "What experts are compared on (default: the last one, see set).")
 @data_options
 @click.option(
     "--n-prune",
@@ -192,8 +190,8 @@ def merge(call: Call) -> Report:
     """
     values = {name: value for name, value in call.params.items() if name not in DATA}
     _complete(call, values)
-    with call.bench.dataset(call["dataset"]) as source:
-        data = dataset_options(source, call.params, call.bench.settings.seed)
+    with call.bench.dataset(call["dataset"]) as sources:
+        data = dataset_options(sources, call.params, call.bench.settings.seed)
         return call.session.merge(MergeOptions(data, **values), call.ctx)
 
 

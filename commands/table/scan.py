@@ -8,10 +8,10 @@ import click
 
 from commands.conditions import always, with_experts
 from commands.declare import (
-    DATASET,
     Call,
     Decorator,
     command,
+    data_option,
     data_options,
     dataset_options,
     positive,
@@ -26,8 +26,7 @@ JSON = NewFile((".json",))
 
 
 def _set(name: str, what: str) -> Decorator:
-    text = f"{what}: JSONL file, directory of texts, or demo:NAME."
-    return click.option(name, type=DATASET, required=True, help=text)
+    return data_option(name, f"{what}: file, directory, or demo:NAME.", required=True)
 
 
 rules = stack(
@@ -53,7 +52,7 @@ rules = stack(
 def _options(call: Call, first: str, second: str, domain_name: str = "") -> ScanOptions:
     bench = call.bench
     one, two = (
-        dataset_options(bench.readable_source(call[name]), call.params, bench.settings.seed)
+        dataset_options(bench.readable_sources(call[name]), call.params, bench.settings.seed)
         for name in (first, second)
     )
     return ScanOptions(

@@ -6,6 +6,7 @@ It lives on the worker thread, like the session in it.
 from __future__ import annotations
 
 import gc
+import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from commands.workbench.session_file import Mark
 from commands.workbench.settings import Settings
 from commands.workbench.wiring import Wiring
 from mlxfun.context import Context
+from mlxfun.data.options import Weighted
 from mlxfun.errors import DatasetError, SaveError, StateError, UsageError
 from mlxfun.events import Notice
 from mlxfun.generation.reports import ChatReport
@@ -27,6 +29,8 @@ from mlxfun.session.reports import SessionView
 
 if TYPE_CHECKING:
     from mlxfun.session.session import Session
+
+_WEIGHED = re.compile(r"(.+):(\d+(?:\.\d+)?)\Z", re.DOTALL)
 
 
 class Workbench:
@@ -132,18 +136,18 @@ class Workbench:
             session.close()
 
     @contextmanager
-    def dataset(self, source: str | None) -> Iterator[str]:
-        """The data set to use inside the block: `source`, or the last one named.
+    def dataset(self, named: tuple[str, ...]) -> Iterator[Weighted]:
+        """The data sets to use inside the block: those `named`, or the last ones.
 
-        A named one is kept for the next command that names none, unless it cannot be read: it does
-        not exist, or the block raises DatasetError.
+        Named ones are kept for the next command that names none, unless they cannot be read: one
+        does not exist, or the block raises DatasetError.
         """
-        chosen = source or self.settings.dataset
+        chosen = named or self.settings.dataset
         if chosen is None:
             raise UsageError("which data set? Give --dataset PATH, or --dataset demo:mixed")
-        found = self.readable_source(chosen)
+        found = self.readable_sources((chosen,) if isinstance(chosen, str) else chosen)
         # Not every command gets as far as reading it, so look whether it exists.
-        good = source is not None and (found.startswith("demo:") or exists(Path(found)))
+        good = bool(named) and all(s.startswith("demo:") or exists(Path(s)) for s, _ in found)
         try:
             yield found
         except DatasetError:
@@ -151,11 +155,26 @@ class Workbench:
             raise
         finally:
             if good:
-                self.settings = replace(self.settings, dataset=source)
+                kept = named[0] if len(named) == 1 else named
+                self.settings = replace(self.settings, dataset=kept)
 
     def readable_source(self, source: str) -> str:
         """`source` with a path resolved as `Files.readable` does."""
         return source if source.startswith("demo:") else str(self.readable(Path(source)))
+
+    def readable_sources(self, named: tuple[str, ...]) -> Weighted:
+        """Sources and weights: a.jsonl:2 is a.jsonl with weight 2, unless there is such a file."""
+        found: list[tuple[str, float | None]] = []
+        for word in named:
+            match = _WEIGHED.match(word)
+            if match is None or exists(self.readable(Path(word))):
+                found.append((self.readable_source(word), None))
+                continue
+            weight = float(match[2])
+            if not 0 < weight < float("inf"):
+                raise UsageError(f"the weight of {word} must be above 0")
+            found.append((self.readable_source(match[1]), weight))
+        return tuple(found)
 
     def readable(self, path: Path) -> Path:
         """See `Files.readable`."""

@@ -16,7 +16,7 @@ from mlxfun.calibration.reports import CollectReport, StatsReport
 from mlxfun.calibration.routing_stats import RoutingStats
 from mlxfun.checkpoint.load import Loaded
 from mlxfun.context import SILENT, Context
-from mlxfun.data.datasets import Line, Tokens, batches, read_lines, tokenize
+from mlxfun.data.datasets import Line, Tokens, batches, line_ids, read_lines, tokenize
 from mlxfun.data.split import split_samples
 from mlxfun.editing.editor import Editor
 from mlxfun.errors import ModelError, StateError
@@ -27,9 +27,18 @@ from mlxfun.hooks.routing import Taps
 from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.anatomy.masks import mask_of
 from mlxfun.session import views
+from mlxfun.tally import Tally
 
 HELD_OUT_SHARE = 0.125
 HELD_OUT_LEAST = 4
+
+
+def _count_rest(lines: list[Line], drawn: set[int], held: tuple[int, ...], tally: Tally) -> None:
+    """Count the lines that calibration did not use: held out, or not drawn at all."""
+    for index, line in enumerate(lines):
+        tally.part(line.source).left += index not in drawn
+    for index in held:
+        tally.part(lines[index].source).notes["more held out"] += 1
 
 
 class Observations:
@@ -61,15 +70,17 @@ class Observations:
         """Calibrate on the committed weights without steering: prunes decide by these numbers, and
         steering is no part of the weights. A cancel keeps what was collected and says so."""
         wanted = options.data.max_samples
-        lines = read_lines(replace(options.data, max_samples=None))
+        tally = ctx.reading()
+        lines = read_lines(replace(options.data, max_samples=None), tally)
         chosen, held = split_samples(
             len(lines), wanted, options.data.seed, HELD_OUT_SHARE, HELD_OUT_LEAST
         )
-        sequences = self._tokens([lines[i] for i in chosen], options)
+        sequences = self._tokens([lines[i] for i in chosen], options, tally)
         start = self.stats if options.add and self.stats is not None else self._empty_stats()
         self._require_same_state(start)
         self._require_counts(start)
         held_out = self._held_out(options, [lines[i] for i in held])
+        _count_rest(lines, {*chosen, *held}, held, tally)
         before, began = (start.samples, start.tokens), monotonic()
         if options.known is not None:
             found, cancelled = self._read(options.known), False
@@ -95,16 +106,16 @@ class Observations:
                 ctx,
             )
 
-    def _held_out(self, options: CollectOptions, lines: list[Any]) -> EvalSet | None:
-        if not lines:
-            return None
-        tokens = tuple(self._tokens(lines, options))
-        return EvalSet(f"{options.data.source} (held out)", tokens)
+    def _held_out(self, options: CollectOptions, lines: list[Line]) -> EvalSet | None:
+        tokenizer, vocabulary = self._loaded.tokenizer, self._anatomy.vocabulary
+        # Lines of a word or two may be all that is held out: then there is nothing to measure on.
+        long = [line for line in lines if len(line_ids(line, tokenizer)) >= 2]
+        tokens = tuple(tokenize(long, tokenizer, options.data.max_tokens, vocabulary))
+        return EvalSet(f"{options.data.source} (held out)", tokens) if tokens else None
 
-    def _tokens(self, lines: list[Line], options: CollectOptions) -> list[Tokens]:
-        return tokenize(
-            lines, self._loaded.tokenizer, options.data.max_tokens, self._anatomy.vocabulary
-        )
+    def _tokens(self, lines: list[Line], options: CollectOptions, tally: Tally) -> list[Tokens]:
+        vocabulary = self._anatomy.vocabulary
+        return tokenize(lines, self._loaded.tokenizer, options.data.max_tokens, vocabulary, tally)
 
     def _collect_report(
         self,

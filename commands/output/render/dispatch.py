@@ -18,7 +18,7 @@ from commands.output.render import (
     plans,
     scans,
 )
-from commands.output.render.base import text
+from commands.output.render.base import text, with_inputs
 from mlxfun.calibration.reports import CombineReport, DiffReport, RankReport, StatsReport, WhyReport
 from mlxfun.checkpoint.reports import SaveReport
 from mlxfun.editing.reports import HistoryReport, PlanReport
@@ -68,4 +68,5 @@ RENDERERS: dict[type[Report], Callable[[Any], RenderableType]] = {
 def render(report: Report) -> RenderableType:
     """Draw a report; one without a renderer as its one sentence."""
     found = RENDERERS.get(type(report))
-    return found(report) if found is not None else text(report.summary())
+    drawn = found(report) if found is not None else text(report.summary())
+    return with_inputs(drawn, report.inputs)

@@ -53,11 +53,12 @@ class MergeRequest:
     batches: Sequence[Batch]
 
     @classmethod
-    def of(cls, workspace: Workspace, options: MergeOptions) -> MergeRequest:
+    def of(cls, workspace: Workspace, options: MergeOptions, ctx: Context = SILENT) -> MergeRequest:
         """The request, its data set read. Raises DatasetError."""
         vocabulary = workspace.anatomy.vocabulary
-        lines = read_lines(options.data)
-        sequences = tokenize(lines, workspace.tokenizer, options.data.max_tokens, vocabulary)
+        data, tally = options.data, ctx.reading()
+        lines = read_lines(data, tally)
+        sequences = tokenize(lines, workspace.tokenizer, data.max_tokens, vocabulary, tally)
         return cls(workspace, options, batches(sequences, *batch_shape(None, None)))
 
     @property
@@ -92,7 +93,7 @@ class Merge:
     ) -> Proposal:
         """Merge layer by layer. Raises UsageError, PlanError and BudgetError ahead of the work
         where they can be foreseen."""
-        request = MergeRequest.of(workspace, options)
+        request = MergeRequest.of(workspace, options, ctx)
         editor = workspace.editor
         _check(options)
         with editor.live("base"), editor.unsteered():
@@ -114,8 +115,9 @@ class Merge:
 
 def command_line(options: MergeOptions) -> str:
     """The command that stages the same plan, for histories of library sessions."""
-    words = ["merge", "--dataset", options.data.source]
-    words += option_words(options.data, DatasetOptions(options.data.source))
+    data = options.data
+    words = ["merge", *(word for source in data.words for word in ("--dataset", source))]
+    words += option_words(data, DatasetOptions(data.source, mixture=data.mixture))
     words += option_words(options, MergeOptions(options.data))
     return shlex.join(words)
 
