@@ -52,6 +52,7 @@ class Start:
     undo_budget: str | None
     keep_going: bool
     resume: bool = False
+    chat_template: Path | None = None
     config: Config = field(default_factory=Config)
 
     @property
@@ -59,7 +60,10 @@ class Start:
         """Every command line to run, in order."""
         found = ["resume"] if self.resume else []
         if self.demo or self.model is not None:
-            found.append(shlex.join(["load", "demo" if self.demo else str(self.model)]))
+            words = ["load", "demo" if self.demo else str(self.model)]
+            if self.chat_template is not None:
+                words += ["--chat-template", str(self.chat_template)]
+            found.append(shlex.join(words))
         # Behind the load, which becomes the header of a recording; in it, so that a replay
         # elsewhere does the same.
         for name, value in self.config.defaults.items():
@@ -83,6 +87,12 @@ class Start:
 @click.option("--replay", type=click.Path(path_type=Path), help="Run a recorded session.")
 @click.option("--resume", is_flag=True, help="Bring back the session that was cut short.")
 @click.option("--record", type=click.Path(path_type=Path), help="Record the session to this file.")
+@click.option(
+    "--chat-template",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Use this chat template, not the model's.",
+)
 @click.option(
     "--output-root",
     type=click.Path(path_type=Path, file_okay=False),
@@ -135,6 +145,8 @@ def _check(start: Start) -> None:
     """Raise click.UsageError for options that do not go together."""
     if start.demo and start.model is not None:
         raise click.UsageError(f"--demo and the model {start.model} exclude each other")
+    if start.chat_template is not None and not (start.demo or start.model):
+        raise click.UsageError("--chat-template goes with a model: name one, or add --demo")
     if start.resume and len(start.lines) > 1:
         raise click.UsageError("--resume brings its own model and commands: leave out the others")
     if start.as_json and start.front_end != "headless":

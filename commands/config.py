@@ -64,7 +64,7 @@ def read_config(path: Path | None = None) -> Config:
     """
     chosen = path or default_path()
     try:
-        text = chosen.read_text("utf-8")
+        text = chosen.read_text("utf-8-sig")
     except FileNotFoundError:
         if path is None:
             return Config()

@@ -95,7 +95,14 @@ class Workbench:
         if self._session is not None:
             self._session.command = line
 
-    def load(self, source: str, revision: str | None, drop: bool, ctx: Context) -> Report:
+    def load(
+        self,
+        source: str,
+        revision: str | None,
+        drop: bool,
+        ctx: Context,
+        chat_template: Path | None = None,
+    ) -> Report:
         """Open a session for `source`; the old one is closed once the new one is there.
 
         drop: close the old one first.
@@ -104,19 +111,27 @@ class Workbench:
             self.close()
         found = source if source == "demo" else self._local(source)
         _offer_recovery(Path(found).parent, ctx)
+        template = self.readable(chat_template) if chat_template is not None else None
+        more = {} if template is None else {"chat_template": template}
         opened = self.wiring.session_class(ctx).open(
             found,
             revision=revision,
             undo_budget=self.undo_budget,
             seed=self.settings.seed,
             ctx=ctx,
+            **more,
         )
         self.close()
         self._session = opened
         opened.steering_in_history = self.settings.undo_steering
         report = opened.info()
         self.loaded = Loaded(
-            source, revision, opened.checkpoint_id, opened.state, Path(report.source).absolute()
+            source,
+            revision,
+            opened.checkpoint_id,
+            opened.state,
+            Path(report.source).absolute(),
+            str(chat_template) if chat_template is not None else None,
         )
         # Loading imports transformers, hundreds of thousands of objects that live for ever. A full
         # collection visits them all under the interpreter's lock, and the screen freezes.

@@ -55,8 +55,8 @@ class Card:
         """The base model's licence and language lines, when its card states them."""
         if self.base_card is None or not self.base_card.exists():
             return []
-        text = self.base_card.read_text("utf-8", errors="replace")
-        match = re.match(r"---\n(.*?)\n---", text, flags=re.DOTALL)
+        text = self.base_card.read_text("utf-8-sig", errors="replace").lstrip()
+        match = re.match(r"---[ \t]*\n(.*?)\n---", text, flags=re.DOTALL)
         lines = match[1].splitlines() if match else []
         return [line for line in lines if line.split(":")[0] in _LICENCE_KEYS and line[-1:] != ":"]
 

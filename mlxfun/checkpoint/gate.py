@@ -21,6 +21,7 @@ from mlx_lm.utils import load_model
 
 from mlxfun.checkpoint.headers import read_headers
 from mlxfun.checkpoint.load import HALF, LOAD_ERRORS, memory_limit, needs_float32, on_cpu, short
+from mlxfun.checkpoint.plain_path import without_wildcards
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import ModelError, SaveError
 from mlxfun.model.parameters import finite
@@ -129,7 +130,8 @@ def same_bits(first: mx.array, second: mx.array) -> bool:
 def _load(directory: Path) -> tuple[nn.Module, dict[str, Any]]:
     try:
         read_headers(directory)
-        return load_model(directory, lazy=True, strict=True)
+        with without_wildcards(directory) as plain:
+            return load_model(plain, lazy=True, strict=True)
     except ModelError as error:
         raise SaveError(f"the saved model is damaged: {error}") from error
     except LOAD_ERRORS as error:

@@ -23,6 +23,7 @@ from mlxfun.checkpoint.gate import LogitsFn, Weights, check, forward
 from mlxfun.checkpoint.headers import INDEX, weight_files
 from mlxfun.checkpoint.load import short
 from mlxfun.checkpoint.options import SaveOptions
+from mlxfun.checkpoint.plain_path import has_wildcards
 from mlxfun.checkpoint.reports import SaveReport
 from mlxfun.checkpoint.requantize import Requantised, describe_quantization
 from mlxfun.context import SILENT, Context
@@ -68,6 +69,11 @@ def write(export: Export, options: SaveOptions, ctx: Context = SILENT) -> SaveRe
     UsageError (quantisation that does not exist) and Cancelled. In each case the destination is
     as it was before.
     """
+    if has_wildcards(options.path):
+        raise SaveError(
+            f"{options.path}: mlx_lm.load finds no weights in a directory whose name holds [, * or "
+            "?; choose another name"
+        )
     if options.max_shard_bytes < 1:
         raise UsageError(f"shards of {options.max_shard_bytes} bytes hold nothing")
     try:

@@ -130,9 +130,9 @@ def _line(record: Record, options: PrepareOptions, part: Part) -> dict[str, Any]
         if str(_column(record, column, options)) != wanted:
             part.refused["of another value than --where asks for"] += 1
             return None
-    column = options.text_column
-    if column is not None or not any(key in record for key in (*FORMS, "content", "text")):
-        _column(record, column or "text", options)
+    needed = options.text_column
+    if needed is not None or not any(key in record for key in (*FORMS, "content", "text")):
+        _column(record, needed or "text", options)
     try:
         line = _sample(record, options, f"{options.source}[{part.read - 1}]")
     except Unusable as reason:
@@ -140,8 +140,8 @@ def _line(record: Record, options: PrepareOptions, part: Part) -> dict[str, Any]
         return None
     except DatasetError as error:
         # One record of many: what is wrong with it is counted, without where it stands.
-        reason = str(error).partition(": ")[2] or str(error)
-        part.refused[re.sub(r"\[\d+\]", "[]", reason)] += 1
+        why = str(error).partition(": ")[2] or str(error)
+        part.refused[re.sub(r"\[\d+\]", "[]", why)] += 1
         return None
     if line is None:
         part.blank += 1

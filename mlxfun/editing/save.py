@@ -12,6 +12,7 @@ from mlx_lm.utils import load_model
 from mlxfun.checkpoint.identity import checkpoint_id
 from mlxfun.checkpoint.load import Loaded
 from mlxfun.checkpoint.options import SaveOptions
+from mlxfun.checkpoint.plain_path import without_wildcards
 from mlxfun.checkpoint.reports import SaveReport
 from mlxfun.checkpoint.save import Export, write
 from mlxfun.context import SILENT, Context
@@ -34,7 +35,8 @@ def open_checkpoint(loaded: Loaded, dtypes: Callable[[str], mx.Dtype]) -> Reader
             f"{loaded.path} is not the checkpoint that was loaded any more, so pruned experts "
             "cannot be read back from it; restore the files, or reload"
         )
-    model, _ = load_model(loaded.path, lazy=True)
+    with without_wildcards(loaded.path) as plain:
+        model, _ = load_model(plain, lazy=True)
     arrays = dict(cast(list[tuple[str, mx.array]], tree_flatten(model.parameters())))
 
     def read(path: str) -> mx.array:

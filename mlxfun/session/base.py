@@ -52,13 +52,16 @@ class SessionBase:
         undo_budget: int | None = None,
         seed: int = 0,
         ctx: Context = SILENT,
+        chat_template: Path | None = None,
     ) -> Self:
         """Load a local directory, a Hub id, or "demo" (the bundled model).
+
+        chat_template: a file whose template is used instead of the model's.
 
         undo_budget: bytes of edit-made tensors that the history may hold; None for no limit.
         Raises ModelError (missing, broken, unsupported) or BudgetError (does not fit).
         """
-        return cls(load(source, revision, ctx), undo_budget=undo_budget, seed=seed)
+        return cls(load(source, revision, ctx, chat_template), undo_budget=undo_budget, seed=seed)
 
     @property
     def state(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -86,7 +87,12 @@ class Inspection(SessionBase):
     def smoke_test(self, ctx: Context = SILENT) -> SmokeReport:
         """A quick check that the live model computes, caches and generates."""
         self._own()
-        return smoke.smoke_test(self, ctx)
+        report = smoke.smoke_test(self, ctx)
+        if report.passed:
+            return report
+        edited = self.editor.live_state != self.editor.root_state
+        told = smoke.advice(self.model, edited, self._workspace.open_checkpoint)
+        return replace(report, advice=told)
 
     # -- statistics ---------------------------------------------------------------------------
 

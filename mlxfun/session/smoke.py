@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlxfun.context import SILENT, Context
 from mlxfun.data.datasets import prompt_tokens
 from mlxfun.generation.options import GenerateOptions
+from mlxfun.model.delta import Reader
+from mlxfun.model.parameters import finite
 from mlxfun.session.reports import SmokeReport
 
 if TYPE_CHECKING:
@@ -22,6 +26,11 @@ PROMPT = "Name three things that one finds in a kitchen."
 TOKENS = 24
 CACHE_TOLERANCE = 0.02
 """Decoding through the cache may round differently from one long prefill, but not by more."""
+
+
+UNDO = "undo the last edit, or discard the staged one"
+NAMED = 3
+"""Tensors that the advice names at most."""
 
 
 class Tested(Protocol):
@@ -55,6 +64,32 @@ def smoke_test(session: Tested, ctx: Context = SILENT) -> SmokeReport:
     return SmokeReport(passed, checks, decoded.text)
 
 
+def advice(model: Any, edited: bool, open_checkpoint: Callable[[], Reader]) -> str:
+    """Where the live weights hold NaN or infinity, and whether the checkpoint does.
+
+    edited: the live weights may differ from the checkpoint's.
+    """
+    arrays: Any = tree_flatten(model.parameters())
+    broken = [path for path, array in arrays if not finite(array)]
+    if broken and edited:
+        read = open_checkpoint()
+        own = [path for path in broken if not finite(read(path))]
+        if not own:
+            return f"{_names(broken)} hold NaN or infinity since an edit: {UNDO}"
+        broken = own
+    if broken:
+        return (
+            f"the checkpoint itself holds NaN or infinity in {_names(broken)}: fetch it again, or "
+            "report it to whoever made it"
+        )
+    return UNDO if edited else "the checkpoint itself does not pass: no edit was made"
+
+
+def _names(paths: list[str]) -> str:
+    more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
+    return ", ".join(paths[:NAMED]) + more
+
+
 def _twice(session: Tested, prompt: list[int]) -> tuple[Any, Any]:
     """Logits [T, V] without and with recording taps."""
     plain = session.model(mx.array([prompt]))[0]
@@ -69,7 +104,7 @@ def _host(array: mx.array) -> Any:
 
 
 def _taps_outcome(plain: Any, tapped: Any) -> str:
-    return "ok" if np.array_equal(plain, tapped) else "recording changes the logits"
+    return "ok" if np.array_equal(plain, tapped, equal_nan=True) else "recording changes the logits"
 
 
 def _cache_outcome(session: Tested, prompt: list[int], whole: Any) -> str:

@@ -39,7 +39,7 @@ class SessionWorkspace:
         self.tokenizer = loaded.tokenizer
         self.map = map_model(self.model, loaded.config)
         self.anatomy = self.map.experts
-        self.resident = Resident(self.model, self.anatomy, self._open_checkpoint)
+        self.resident = Resident(self.model, self.anatomy, self.open_checkpoint)
         self.taps = Taps(self.model, self.anatomy, self.resident.layers)
         self.taps.attach()
         began = f"load {loaded.model_id}"
@@ -49,7 +49,8 @@ class SessionWorkspace:
         self.evaluator = Evaluator(self.model, head, self.anatomy.vocabulary)
         self.observations = Observations(loaded, self.anatomy, self.taps, self.editor)
 
-    def _open_checkpoint(self) -> Reader:
+    def open_checkpoint(self) -> Reader:
+        """A reader of single parameters of the checkpoint."""
         return save.open_checkpoint(self._loaded, lambda path: self.resident.tree.get(path).dtype)
 
     @property

@@ -34,6 +34,7 @@ def info(report: InfoReport) -> RenderableType:
         ("checkpoint", readable_bytes(report.checkpoint_bytes)),
         ("device", report.device),
         ("memory in use", f"{readable_bytes(report.memory_active)}{limit}"),
+        ("chat template", report.chat_template or "none"),
         ("digest", report.digest),
     ]
     return with_notes(pairs(rows), report.notes)
