@@ -110,7 +110,11 @@ class Command:
 
 def _is_text(p: click.Parameter) -> bool:
     """Whether a parameter takes the rest of the line as text; a list of paths does not."""
-    return isinstance(p, click.Argument) and p.nargs == -1 and not isinstance(p.type, FilePath)
+    return (
+        isinstance(p, click.Argument)
+        and p.nargs == -1
+        and not isinstance(p.type, FilePath | Source)
+    )
 
 
 class Traits(TypedDict, total=False):

@@ -24,7 +24,11 @@ _ALL = (
         "Staging, applying and undoing an edit; history; saving",
         ("apply", "discard", "flip", "compact", "undo", "redo", "goto", "history", "name", "save"),
     ),
-    Guide("data", "Data sets, the demo data, and how experts are numbered", ("prepare-dataset",)),
+    Guide(
+        "data",
+        "Data sets, the demo data, and how experts are numbered",
+        ("prepare-dataset", "dataset"),
+    ),
     Guide(
         "calibration",
         "Routing statistics: metrics; combining and comparing runs",

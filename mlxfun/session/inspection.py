@@ -11,6 +11,9 @@ from mlxfun.calibration.options import CollectOptions
 from mlxfun.calibration.reports import CollectReport, StatsReport, WhyReport
 from mlxfun.checkpoint.identity import full_digest
 from mlxfun.context import SILENT, Context
+from mlxfun.data.describe import describe
+from mlxfun.data.options import DatasetOptions
+from mlxfun.data.reports import DatasetReport
 from mlxfun.editing.reports import HistoryReport
 from mlxfun.evaluation.options import ProbeOptions
 from mlxfun.scans.reports import DossierReport
@@ -78,6 +81,11 @@ class Inspection(SessionBase):
         self._own()
         self.map.require_experts("look at")
         return self._measurements.profile(layer, expert, options, ctx)
+
+    def dataset(self, options: DatasetOptions, ctx: Context = SILENT) -> DatasetReport:
+        """What would be read of a data set, in this model's tokens. Nothing runs."""
+        self._own()
+        return describe(options, self.tokenizer, self.anatomy.vocabulary, ctx)
 
     def history(self) -> HistoryReport:
         """The tree of states."""

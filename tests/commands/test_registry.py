@@ -23,7 +23,7 @@ NAMES = {
     "stats diff", "stats merge", "stats purge", "quit", "recover", "resume", "export heatmap", "export report", "export chat",
     "abliterate", "refusals",
     "amplify", "bake", "recipe",
-    "select", "probe", "ab", "stats rank", "name", "compare", "dossier",
+    "select", "probe", "ab", "stats rank", "name", "compare", "dossier", "dataset",
 }  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from commands.output.render import (
 from commands.output.render.base import text, with_inputs
 from mlxfun.calibration.reports import CombineReport, DiffReport, RankReport, StatsReport, WhyReport
 from mlxfun.checkpoint.reports import SaveReport
+from mlxfun.data.reports import DatasetReport
 from mlxfun.editing.reports import HistoryReport, PlanReport
 from mlxfun.evaluation.reports import CompareReport, EvaluateReport, RefusalReport
 from mlxfun.generation.reports import ABReport, ChatReport
@@ -62,6 +63,7 @@ RENDERERS: dict[type[Report], Callable[[Any], RenderableType]] = {
     ABReport: answers.ab,
     HistoryReport: history.history,
     RecipeReport: history.recipe,
+    DatasetReport: model.dataset,
 }
 
 
