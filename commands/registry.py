@@ -41,7 +41,6 @@ COMMANDS: dict[str, Command] = {c.name: c for module in MODULES for c in module.
 FAMILIES = {"stats": "stats show", "plan": "plan show"}
 
 SYNONYMS = {
-    "dataset": "data inspect",
     "load": "open download",
     "info": "model status",
     "info --verify": "verify digest",
