@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -36,13 +36,16 @@ BROKEN_PIPE = 128 + 13  # what a shell reports for a program that SIGPIPE ended
 SCREEN = ("tui.app", "run")
 
 
+FrontEnd = Literal["screen", "plain", "headless"]
+
+
 @dataclass(frozen=True, slots=True)
 class Start:
     """What the command line asks for."""
 
     model: str | None
     demo: bool
-    front_end: str
+    front_end: FrontEnd
     commands: tuple[str, ...]
     replay: Path | None
     record: Path | None
@@ -118,7 +121,7 @@ def shell(plain: bool, headless: bool, config: Path | None, **options: Any) -> S
     """
     if plain and headless:
         raise click.UsageError("--plain and --headless exclude each other")
-    front_end = "plain" if plain else "headless" if headless else "screen"
+    front_end: FrontEnd = "plain" if plain else "headless" if headless else "screen"
     start = Start(front_end=front_end, **options)
     _check(start)
     return replace(start, config=_config(start, config))

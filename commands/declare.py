@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, get_args
 
 import click
 
@@ -33,7 +33,9 @@ Params = dict[str, Any]
 Handler = Callable[["Call"], Report]
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
-GROUPS = ("model", "observe", "edit", "measure", "chat", "history", "shell")
+Group = Literal["model", "observe", "edit", "measure", "chat", "history", "shell"]
+GROUPS: tuple[Group, ...] = get_args(Group)
+"""The groups of commands, in the order of help."""
 
 DATASET = Source("dataset", {f"demo:{k}": v for k, v in DATASETS.items()}, RECORD_SUFFIXES)
 
@@ -67,7 +69,7 @@ class Command:
     """
 
     name: str
-    group: str
+    group: Group
     handler: Handler
     click: click.Command
     danger: bool = False
@@ -131,7 +133,11 @@ class Traits(TypedDict, total=False):
 
 
 def command(
-    name: str, *, group: str, parser: type[click.Command] = click.Command, **traits: Unpack[Traits]
+    name: str,
+    *,
+    group: Group,
+    parser: type[click.Command] = click.Command,
+    **traits: Unpack[Traits],
 ) -> Callable[[Handler], Command]:
     """Declare a command; see `Command` for the traits. parser: the Click class that parses it."""
 

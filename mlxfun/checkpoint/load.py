@@ -7,7 +7,6 @@ never touches the files again.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from mlxfun.checkpoint.sources import read_config, resolve
 from mlxfun.checkpoint.tokenizer import open_tokenizer
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import BudgetError, ModelError
+from mlxfun.memory import memory_limit, on_cpu
 from mlxfun.text import readable_bytes
 
 HALF = (mx.bfloat16, mx.float16)
@@ -119,25 +119,6 @@ def load(
         estimate=estimate,
         chat_template=template,
     )
-
-
-def on_cpu() -> bool:
-    """Whether MLX computes on its CPU backend."""
-    return mx.default_device() == mx.Device(mx.cpu)
-
-
-def memory_limit() -> int | None:
-    """Bytes a model may occupy: the device's recommended working set, or the machine's memory."""
-    if not on_cpu():
-        info = mx.device_info()
-        for key in ("max_recommended_working_set_size", "total_memory", "memory_size"):
-            if isinstance(value := info.get(key), int) and value > 0:
-                return value
-        return None
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return None
 
 
 def estimate_bytes(headers: list[Header], config: dict[str, Any]) -> int:

@@ -16,7 +16,7 @@ from mlxfun.calibration.reports import CollectReport, StatsReport
 from mlxfun.calibration.routing_stats import RoutingStats
 from mlxfun.checkpoint.load import Loaded
 from mlxfun.context import SILENT, Context
-from mlxfun.data.datasets import Line, Tokens, batches, line_ids, read_lines, tokenize
+from mlxfun.data.datasets import Line, Tokens, line_ids, read_lines, tokenize
 from mlxfun.data.split import split_samples
 from mlxfun.editing.editor import Editor
 from mlxfun.errors import ModelError, StateError
@@ -26,6 +26,7 @@ from mlxfun.generation.conversation import Counter
 from mlxfun.hooks.routing import Taps
 from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.anatomy.masks import mask_of
+from mlxfun.model.batch_size import batch_size
 from mlxfun.session import views
 from mlxfun.tally import Tally
 
@@ -97,14 +98,11 @@ class Observations:
     def _run(
         self, sequences: list[Tokens], options: CollectOptions, start: RoutingStats, ctx: Context
     ) -> tuple[RoutingStats, bool]:
+        model = self._loaded.model
+        size = batch_size(model, self._anatomy, options.batch_tokens, options.max_batch)
+        ctx.emit(Notice("info", f"calibrating in {size.summary()}"))
         with self._editor.live("base"), self._editor.unsteered():
-            return calibrate.collect(
-                self._loaded.model,
-                self._taps,
-                batches(sequences, *calibrate.batch_shape(options.batch_tokens, options.max_batch)),
-                start,
-                ctx,
-            )
+            return calibrate.collect(model, self._taps, size.split(sequences), start, ctx)
 
     def _held_out(self, options: CollectOptions, lines: list[Line]) -> EvalSet | None:
         tokenizer, vocabulary = self._loaded.tokenizer, self._anatomy.vocabulary

@@ -119,3 +119,10 @@ def ready(*lines: str) -> Callable[[Drive], Drive]:
 CALIBRATED = ("collect --dataset demo:mixed",)
 STAGED = (*CALIBRATED, "prune --n-prune 4")
 APPLIED = (*STAGED, "apply")
+
+
+def text_of(shell: Shell, widget: type) -> str:
+    """What a widget of lines shows, as plain text."""
+    found = shell.app.main.query_one(widget)
+    lines = [found.render_line(y).text.rstrip() for y in range(found.size.height)]
+    return "\n".join(lines).rstrip()

@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlxfun.calibration.collect import batch_shape, collect
+from mlxfun.calibration.collect import collect
 from mlxfun.calibration.options import METRICS
 from mlxfun.calibration.routing_stats import RoutingStats
 from mlxfun.context import SILENT, Context
-from mlxfun.data.datasets import batches, read_lines, tokenize
+from mlxfun.data.datasets import read_lines, tokenize
 from mlxfun.data.expert_lists import Masks, read_expert_list, read_maps
 from mlxfun.data.options import DatasetOptions
 from mlxfun.editing.editor import Live
 from mlxfun.editing.plans import Provenance
 from mlxfun.errors import PlanError, UsageError
 from mlxfun.model.anatomy import MoEMap
+from mlxfun.model.batch_size import batch_size
 from mlxfun.model.delta import Resident
 from mlxfun.model.experts import Bank
 from mlxfun.model.model_map import ModelMap
@@ -59,7 +60,8 @@ class MergeRequest:
         data, tally = options.data, ctx.reading()
         lines = read_lines(data, tally)
         sequences = tokenize(lines, workspace.tokenizer, data.max_tokens, vocabulary, tally)
-        return cls(workspace, options, batches(sequences, *batch_shape(None, None)))
+        size = batch_size(workspace.model, workspace.anatomy)
+        return cls(workspace, options, size.split(sequences))
 
     @property
     def anatomy(self) -> MoEMap:

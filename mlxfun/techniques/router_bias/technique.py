@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlxfun.calibration.collect import batch_shape
 from mlxfun.context import SILENT, Context
-from mlxfun.data.datasets import batches, read_lines, tokenize
+from mlxfun.data.datasets import read_lines, tokenize
 from mlxfun.data.options import DatasetOptions
 from mlxfun.data.scan_reports import Identity, read_report, require_current
 from mlxfun.editing.plans import Provenance
 from mlxfun.editing.reports import PlanReport, extended
 from mlxfun.errors import PlanError, StateError, UsageError
 from mlxfun.hooks.layerwise import Carrier
+from mlxfun.model.batch_size import batch_size
 from mlxfun.model.delta import Delta, LayerDelta
 from mlxfun.model.model_map import ModelMap
 from mlxfun.steering import rules as steer
@@ -71,7 +71,7 @@ def _batches(
     tally, vocabulary = ctx.reading(), workspace.anatomy.vocabulary
     lines = read_lines(data, tally)
     sequences = tokenize(lines, workspace.tokenizer, data.max_tokens, vocabulary, tally)
-    return batches(sequences, *batch_shape(None, None))
+    return batch_size(workspace.model, workspace.anatomy).split(sequences)
 
 
 # -- amplify ----------------------------------------------------------------------------------

@@ -8,22 +8,16 @@ import pytest
 from rich.console import Console
 
 from mlxfun.events import JobEnded, Token
-from tests.fake_engine import FakeEngine
 from tests.tui.driving import CALIBRATED, STAGED, Shell, drive, ready
 from tui import clipboard
 from tui.input import chat_actions
 from tui.state import chat_turns
 from tui.state.app_state import AppState, ChatOptions
-from tui.widgets.conversation.ab_answers import both_lines, figures, level
 from tui.widgets.conversation.chat_settings import ChatSettings, read, shown
 from tui.widgets.conversation.transcript import Traced, Transcript, turn_lines
 from tui.widgets.tabs import TabStrip
 
 CONSOLE = Console(width=60, color_system="truecolor")
-
-
-def text_of(lines) -> list[str]:
-    return ["".join(segment.text for segment in line).rstrip() for line in lines]
 
 
 # Lines ----------------------------------------------------------------------------------------
@@ -216,58 +210,6 @@ def test_while_both_answer_the_map_shows_the_live_side(lines: tuple, lighting: s
         assert {event.side for event in heard} == {"base", "candidate"}
 
     drive(test)
-
-
-# Side by side ---------------------------------------------------------------------------------
-def compared() -> chat_turns.Turn:
-    engine = FakeEngine()
-    seen = []
-    engine.subscribe(seen.append)
-    engine.play("load demo", "ab tea")
-    asked = chat_turns.add_question((), 2, "ab tea")
-    for event in seen:
-        if isinstance(event, Token):
-            asked = chat_turns.add_token(asked, event, 0.0)
-        if isinstance(event, JobEnded):
-            asked = chat_turns.finish(asked, event)
-    return asked[0]
-
-
-def test_answers_stand_side_by_side_with_the_strip_below() -> None:
-    assert text_of(both_lines(compared(), 60, CONSOLE)) == [
-        "▎ committed model              ▎ staged plan",
-        "▎ Tea and toast, warm.         ▎ Tea and eggs, salted well.",
-        "  ▁▁▆▂█▂",
-        "  part at token 3 · KL a token: mean 0.447, most 1.60 at tok",
-    ]
-
-
-def test_in_a_narrow_panel_one_answer_stands_above_the_other() -> None:
-    assert text_of(both_lines(compared(), 30, CONSOLE))[:4] == [
-        "▎ committed model",
-        "▎ Tea and toast, warm.",
-        "▎ staged plan",
-        "▎ Tea and eggs, salted well.",
-    ]
-
-
-def test_the_token_where_they_part_is_marked_in_both() -> None:
-    marked = [
-        segment.text
-        for line in both_lines(compared(), 60, CONSOLE)
-        for segment in line
-        if segment.style and segment.style.reverse
-    ]
-    assert marked == [" toast", " eggs", "▆"]
-
-
-def test_the_strip_grows_with_the_divergence() -> None:
-    heights = [level(kl) for kl in (0.0, 0.01, 0.05, 0.2, 0.5, 1.0, 2.0, 50.0)]
-    assert heights == sorted(heights)
-    assert (heights[0], heights[-1]) == (0, 7)
-    report = compared().comparison
-    assert report is not None
-    assert figures(replace(report, first_divergence=None)).startswith("same answer · KL a token")
 
 
 # Tokens and experts ---------------------------------------------------------------------------
