@@ -34,7 +34,14 @@ _ALL = (
         "Routing statistics: metrics; combining and comparing runs",
         (
             *("collect", "why", "stats show", "stats save", "stats load", "stats count"),
-            *("stats reset", "stats diff", "stats merge", "stats rank", "stats purge"),
+            *(
+                "stats reset",
+                "stats diff",
+                "stats merge",
+                "stats rank",
+                "stats purge",
+                "stats subtract",
+            ),
         ),
     ),
     Guide(

@@ -36,6 +36,9 @@ DATA = ("dataset", "text_key", "max_samples", "max_tokens", "seed")
 MODES = click.Choice(["protect", "target"])
 LIST = FilePath((".json", ".csv"))
 MAP = FilePath((".json",))
+SALIENCY = click.option(
+    "--saliency", type=FilePath((".npz",)), help="Go by these statistics, as after stats load."
+)
 REFIT = click.option(
     "--refit-experts", is_flag=True, help="Let the experts that stay take over, by least squares."
 )
@@ -65,7 +68,7 @@ def map_options(away: str, stale: str) -> Decorator:
 def _complete(call: Call, values: Params) -> None:
     """Complete the values for a selection's options: an empty list for none, paths resolved."""
     values["ignore_experts"] = values["ignore_experts"] or ()
-    for name in ("expert_list", "safety_map", "domain_map"):
+    for name in ("expert_list", "safety_map", "domain_map", "saliency"):
         if values[name] is not None:
             values[name] = call.bench.readable(values[name])
 
@@ -106,6 +109,7 @@ def _complete(call: Call, values: Params) -> None:
 @click.option(
     "--sequential", is_flag=True, help="Judge each layer on what the pruned ones before it put out."
 )
+@SALIENCY
 @REFIT
 @map_options("drop them", "statistics and maps")
 def prune(call: Call) -> Report:
@@ -180,8 +184,13 @@ def prune(call: Call) -> Report:
     is_flag=True,
     help="Per expert, merge it only where the layer's output is better for it than if dropped.",
 )
+@click.option(
+    "--saliency",
+    type=FilePath((".npz",)),
+    help="Pick and weigh by these statistics (default: by what each layer sees while merging).",
+)
 @REFIT
-@map_options("merge them away", "maps")
+@map_options("merge them away", "statistics and maps")
 def merge(call: Call) -> Report:
     """Stage a merge: experts that go are averaged into those most like them (REAM).
 

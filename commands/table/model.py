@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from commands.conditions import always
-from commands.declare import Call, command
+from commands.declare import Call, command, positive
 from commands.scripts.resume import offer
 from commands.types import FilePath, Source
 from mlxfun.checkpoint.options import SaveOptions
@@ -79,9 +79,13 @@ def save(call: Call) -> Report:
 
 
 @command("smoke-test", group="model")
+@click.option("--prompt", metavar="TEXT", help="What to answer (default: a question of ours).")
+@click.option(
+    "--max-tokens", type=positive, metavar="N", help="Length of the answer (default: 24)."
+)
 def smoke_test(call: Call) -> Report:
     """Check that the live model still works: finite logits, sane text, routing in range."""
-    report = call.session.smoke_test(call.ctx)
+    report = call.session.smoke_test(call["prompt"], call["max_tokens"], call.ctx)
     if not report.passed:  # an error, so that a script stops there
         raise ModelError(f"{report.summary()}; {report.advice}")
     return report

@@ -92,10 +92,17 @@ class Inspection(SessionBase):
         self._own()
         return self.editor.history.report()
 
-    def smoke_test(self, ctx: Context = SILENT) -> SmokeReport:
-        """A quick check that the live model computes, caches and generates."""
+    def smoke_test(
+        self, prompt: str | None = None, max_tokens: int | None = None, ctx: Context = SILENT
+    ) -> SmokeReport:
+        """A quick check that the live model computes, caches and generates.
+
+        prompt: what to answer; max_tokens: how far. None: the defaults of mlxfun.session.smoke.
+        """
         self._own()
-        report = smoke.smoke_test(self, ctx)
+        asked = smoke.PROMPT if prompt is None else prompt
+        length = smoke.TOKENS if max_tokens is None else max_tokens
+        report = smoke.smoke_test(self, asked, length, ctx)
         if report.passed:
             return report
         edited = self.editor.live_state != self.editor.root_state

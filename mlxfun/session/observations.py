@@ -5,6 +5,8 @@ Statistics know the weights they were made on; mixing two states is refused.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
@@ -190,6 +192,28 @@ class Observations:
         self.stats = self._read(path)
         self._note(f"stats load {path}", anew=True)
         return self._report(self.stats, "load", path)
+
+    @contextmanager
+    def taken_from(self, path: Path, command: str) -> Iterator[None]:
+        """Statistics of a file from here on; what there was comes back if the block fails."""
+        before = self.stats, self.source_commands
+        self.load(path)
+        self.source_commands = (command or f"stats load {path}",)
+        try:
+            yield
+        except BaseException:
+            self.stats, self.source_commands = before
+            raise
+
+    def read(self, path: Path, allow_stale: bool) -> RoutingStats:
+        """See Workspace.read_statistics."""
+        stats = self._read(path)
+        if stats.state != self._editor.state and not allow_stale:
+            raise StateError(
+                f"{path} was made on state {stats.state}, the model is at {self._editor.state}; "
+                "collect again, or use it knowingly with --allow-stale"
+            )
+        return stats
 
     def _read(self, path: Path) -> RoutingStats:
         stats = RoutingStats.load(path, self._anatomy.indices, self._anatomy.num_experts)

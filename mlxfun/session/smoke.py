@@ -12,6 +12,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from mlxfun.context import SILENT, Context
 from mlxfun.data.datasets import prompt_tokens
+from mlxfun.errors import UsageError
 from mlxfun.generation.options import GenerateOptions
 from mlxfun.model.delta import Reader
 from mlxfun.model.parameters import finite
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 PROMPT = "Name three things that one finds in a kitchen."
 TOKENS = 24
+MOST = 4096
+"""Tokens of a prompt: its logits are compared on the host."""
 CACHE_TOLERANCE = 0.02
 """Decoding through the cache may round differently from one long prefill, but not by more."""
 
@@ -44,11 +47,20 @@ class Tested(Protocol):
         """Continue token ids with the live side."""
 
 
-def smoke_test(session: Tested, ctx: Context = SILENT) -> SmokeReport:
-    """Run every check on the live side; failures are outcomes, not exceptions."""
+def smoke_test(
+    session: Tested, prompt_text: str = PROMPT, max_tokens: int = TOKENS, ctx: Context = SILENT
+) -> SmokeReport:
+    """Run every check on the live side; failures are outcomes, not exceptions.
+
+    Raises UsageError for a prompt without text, or of more than `MOST` tokens.
+    """
+    if not prompt_text.strip():
+        raise UsageError("--prompt is empty: leave it out for the default one")
     prompt = [
-        int(t) for t in prompt_tokens([{"role": "user", "content": PROMPT}], session.tokenizer)
+        int(t) for t in prompt_tokens([{"role": "user", "content": prompt_text}], session.tokenizer)
     ]
+    if len(prompt) > MOST:
+        raise UsageError(f"--prompt has {len(prompt)} tokens; at most {MOST} are for a quick check")
     checks: dict[str, str] = {}
     plain, tapped = _twice(session, prompt)
     checks["finite logits"] = "ok" if np.isfinite(tapped).all() else "logits hold NaN or infinity"
@@ -56,7 +68,7 @@ def smoke_test(session: Tested, ctx: Context = SILENT) -> SmokeReport:
     ctx.check()
     checks["cache"] = _cache_outcome(session, prompt, tapped)
     ctx.check()
-    decoded = session.greedy(prompt, GenerateOptions(max_tokens=TOKENS), ctx)
+    decoded = session.greedy(prompt, GenerateOptions(max_tokens=max_tokens), ctx)
     distinct = len(set(decoded.tokens))
     repeats = len(decoded.tokens) > 8 and distinct <= 2
     checks["generation"] = f"repeats {distinct} tokens over and over" if repeats else "ok"

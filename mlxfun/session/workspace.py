@@ -24,6 +24,7 @@ from mlxfun.text import readable_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from mlxfun.arrays import Array
     from mlxfun.calibration.routing_stats import RoutingStats
@@ -53,6 +54,10 @@ class SessionWorkspace:
     def open_checkpoint(self) -> Reader:
         """A reader of single parameters of the checkpoint."""
         return save.open_checkpoint(self._loaded, lambda path: self.resident.tree.get(path).dtype)
+
+    def read_statistics(self, path: Path, allow_stale: bool = False) -> RoutingStats:
+        """See Workspace.read_statistics."""
+        return self.observations.read(path, allow_stale)
 
     @property
     def protected(self) -> Array:

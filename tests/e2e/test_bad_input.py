@@ -362,7 +362,7 @@ def test_a_full_disk_is_refused_with_the_figures_before_anything_is_written(
         ("prun --n-prune 4", "unknown command 'prun': did you mean prune?; type help for a list"),
         ("prune --n-prun 4", "prune: no such option --n-prun: did you mean --n-prune?"),
         ("stats sho", "stats: unknown action 'sho': did you mean show?; choose one of show, save, "
-                      "load, count, reset, diff, merge, rank, purge"),
+                      "load, count, reset, diff, merge, rank, purge, subtract"),
         ("prune --n-prune", "prune: option '--n-prune' requires an argument"),
         ("prune --n-prune four",
          "prune: invalid value for '--n-prune': 'four' is not a valid integer range"),

@@ -19,7 +19,14 @@ from commands.output.render import (
     scans,
 )
 from commands.output.render.base import text, with_inputs
-from mlxfun.calibration.reports import CombineReport, DiffReport, RankReport, StatsReport, WhyReport
+from mlxfun.calibration.reports import (
+    CombineReport,
+    DiffReport,
+    PurgeReport,
+    RankReport,
+    StatsReport,
+    WhyReport,
+)
 from mlxfun.checkpoint.reports import SaveReport
 from mlxfun.data.reports import DatasetReport
 from mlxfun.editing.reports import HistoryReport, PlanReport
@@ -49,6 +56,7 @@ RENDERERS: dict[type[Report], Callable[[Any], RenderableType]] = {
     DiffReport: calibration.diff,
     RankReport: calibration.rank,
     CombineReport: calibration.combine,
+    PurgeReport: calibration.purge,
     WhyReport: calibration.why,
     ScanReport: scans.scan,
     SteerReport: scans.steer,
