@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from commands.workbench.journal import Journal
 from commands.workbench.session_file import Mark
 from commands.workbench.settings import Settings
 from commands.workbench.wiring import Wiring
+from mlxfun.checkpoint.options import LoadOptions
 from mlxfun.context import Context
 from mlxfun.data.options import Weighted
 from mlxfun.errors import DatasetError, SaveError, StateError, UsageError
@@ -38,9 +39,10 @@ class Workbench:
 
     sessions: the directory where sessions are kept until they end, None if they are not kept.
     offer_resume: whether the next load tells of sessions that were cut short. kept_statistics: a
-    file that the next calibration reads instead of running. answers: those of this session.
-    last, last_error: outcome of the last command, for `expect`; exactly one is set once a command
-    has run.
+    file that the next calibration reads instead of running. recorded_name: what the script that is
+    being replayed calls a state. answers: those of this session. last, last_error: outcome of the
+    last command, for `expect`; exactly one is set once a command has run. identities: the cache of
+    fingerprints of checkpoints, None for none.
     """
 
     def __init__(
@@ -63,6 +65,8 @@ class Workbench:
         self.offer_resume = True
         self.answers: list[ChatReport] = []
         self.kept_statistics: Path | None = None
+        self.recorded_name: Callable[[str], str] = str
+        self.identities: Path | None = None
         self.loaded: Loaded | None = None
         self.last: Report | None = None
         self.last_error: str | None = None
@@ -112,14 +116,12 @@ class Workbench:
         found = source if source == "demo" else self._local(source)
         _offer_recovery(Path(found).parent, ctx)
         template = self.readable(chat_template) if chat_template is not None else None
-        more = {} if template is None else {"chat_template": template}
         opened = self.wiring.session_class(ctx).open(
             found,
-            revision=revision,
+            LoadOptions(revision, template, self.identities),
             undo_budget=self.undo_budget,
             seed=self.settings.seed,
             ctx=ctx,
-            **more,
         )
         self.close()
         self._session = opened
@@ -148,6 +150,8 @@ class Workbench:
         """Close the session."""
         session, self._session, self.loaded = self._session, None, None
         if session is not None:
+            # What `load` has frozen would never be collected, the model included.
+            gc.unfreeze()
             session.close()
 
     @contextmanager

@@ -19,15 +19,17 @@ from mlx_lm.models.switch_layers import SwitchLinear
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import _get_classes, load_model
 
+from mlxfun.checkpoint.architecture import require_dtypes, require_names, require_sound
 from mlxfun.checkpoint.dropped import dropped_notes, without_mtp
 from mlxfun.checkpoint.headers import (
     Header,
     indexed_files,
     read_headers,
+    require_even,
 )
-from mlxfun.checkpoint.identity import checkpoint_id
+from mlxfun.checkpoint.identity import Stamp, checkpoint_id, difference, stamps
 from mlxfun.checkpoint.plain_path import without_wildcards
-from mlxfun.checkpoint.sources import read_config, resolve
+from mlxfun.checkpoint.sources import companions, read_config, resolve
 from mlxfun.checkpoint.tokenizer import open_tokenizer
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import BudgetError, ModelError
@@ -40,6 +42,7 @@ _PACKED_METHODS = {"mxfp4", "mxfp8", "awq", "gptq", "compressed-tensors", "model
 # What stock code raises on weights or settings that do not fit the architecture.
 LOAD_ERRORS = (
     ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError, OSError, ImportError,
+    ArithmeticError, AssertionError, NameError, MemoryError, StopIteration,
 )  # fmt: skip
 
 
@@ -51,8 +54,9 @@ class Loaded:
     checkpoints packed by other tools (the resident tensors need it to load again), and without
     the multi-token-prediction layers that it drops.
     stored_dtypes: {parameter path: dtype before any cast}. estimate: resident bytes as foreseen.
-    notes: sentences for the user (parts left behind, the cast, an unreachable Hub).
-    chat_template: where that is from, "" for none.
+    notes: sentences for the user (parts left behind, the cast, an unreachable Hub). files:
+    config.json and the weights as they were, to tell whether they still are. companions: names of
+    the other files of the model. chat_template: where that is from, "" for none.
     """
 
     model: nn.Module
@@ -64,7 +68,14 @@ class Loaded:
     stored_dtypes: dict[str, mx.Dtype]
     notes: tuple[str, ...]
     estimate: int
+    files: tuple[Stamp, ...] = ()
+    companions: tuple[str, ...] = ()
     chat_template: str = ""
+
+    @property
+    def changed(self) -> str:
+        """Which file is not the one that was loaded, as a sentence's beginning; "" for none."""
+        return difference(self.path, self.files)
 
 
 def load(
@@ -72,10 +83,12 @@ def load(
     revision: str | None = None,
     ctx: Context = SILENT,
     chat_template: Path | None = None,
+    identities: Path | None = None,
 ) -> Loaded:
     """Load `source` (directory, Hub id or "demo") and evaluate every array of it.
 
-    chat_template: a file whose template is used instead of the model's.
+    chat_template: a file whose template is used instead of the model's. identities: the cache of
+    fingerprints, see `checkpoint_id`.
 
     On MLX's CPU backend 16-bit weights are cast to float32 one by one, because its `gather_mm`
     knows no other type; each parameter's own dtype stays on record.
@@ -85,8 +98,10 @@ def load(
     found = resolve(source, revision, ctx)
     config = read_config(found.path)
     _require_supported(config, found.path)
+    files = stamps(found.path)
     headers = read_headers(found.path)
-    identity = checkpoint_id(found.path)
+    _require_sound(config, headers, found.path)
+    identity = checkpoint_id(found.path, identities)
     estimate = estimate_bytes(headers, config)
     _require_memory(found.model_id, estimate)
     ctx.check()
@@ -96,6 +111,9 @@ def load(
     stored = {path: array.dtype for path, array in _parameters(model)}
     cast = needs_float32(model)
     _evaluate(model, cast, ctx)
+    require_dtypes(model, full_config)
+    if changed := difference(found.path, files):
+        raise ModelError(f"{changed} while the model was being loaded; load it again")
     sizes = {path: array.size for path, array in _parameters(model)}
     notes = [*found.notes, *remarks, *_stale_shards(found.path)]
     dropped = dropped_notes(headers, sizes, _decoder_layers(sizes))
@@ -118,6 +136,8 @@ def load(
         notes=tuple(notes),
         estimate=estimate,
         chat_template=template,
+        files=files,
+        companions=tuple(str(f.relative_to(found.path)) for f in companions(found.path).files),
     )
 
 
@@ -143,13 +163,20 @@ def estimate_bytes(headers: list[Header], config: dict[str, Any]) -> int:
 
 
 def _require_supported(config: dict[str, Any], path: Path) -> None:
+    require_names(config, path / "config.json")
     try:
         _get_classes(config)
-    except ValueError as error:
+    except LOAD_ERRORS as error:  # AttributeError: the name is that of a module which is no model
         raise ModelError(
-            f"{path}: mlx-lm has no architecture for model_type {config['model_type']!r}; "
+            f"{path}: mlx-lm has no architecture for model_type {config['model_type'][:200]!r}; "
             "a newer mlx-lm may"
         ) from error
+
+
+def _require_sound(config: dict[str, Any], headers: list[Header], path: Path) -> None:
+    require_even(headers)
+    tensors = sum(len(header.tensors) for header in headers)
+    require_sound(config, path / "config.json", tensors)
 
 
 def _require_memory(model_id: str, estimate: int) -> None:

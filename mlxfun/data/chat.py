@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mlxfun.data.conversations import REASONING
 from mlxfun.data.lines import Message
+from mlxfun.data.templates import bounded
 from mlxfun.errors import DatasetError
 
 Tokens = NDArray[np.int32]
@@ -74,12 +75,13 @@ def chat_ids(
     if tools:
         options["tools"] = [dict(tool) for tool in tools]
     try:
-        result = tokenizer.apply_chat_template(messages, **options)
+        with bounded(where):
+            result = tokenizer.apply_chat_template(messages, **options)
     except (
         TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError,
-        RecursionError,
+        RuntimeError, MemoryError,
     ) as error:  # fmt: skip
-        text = " ".join(str(error).split())
+        text = " ".join(str(error).split()) or type(error).__name__
         text = text if len(text) <= QUOTED else f"{text[:QUOTED]}..."
         raise DatasetError(
             f"{where}: the model's chat template refuses this conversation: {text}"

@@ -7,6 +7,7 @@ name leaves it open. Compressed files have the kind of the name without .gz or .
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
 import zlib
@@ -17,6 +18,7 @@ from typing import Any
 
 from mlxfun.data import demo
 from mlxfun.errors import DatasetError
+from mlxfun.files import DATA_BYTES, read_file
 
 TEXT_SUFFIXES = (".sol", ".txt", ".py", ".md")
 RECORD_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
@@ -62,11 +64,9 @@ def kind(file: Path) -> str:
 def files(path: Path) -> list[Path]:
     """The files to read, a directory's sorted by relative name; hidden ones are left out.
 
-    Raises DatasetError for a directory without any, and for what is no regular file.
+    Raises DatasetError for a directory without any.
     """
     if not path.is_dir():
-        if not path.is_file():
-            raise DatasetError(f"{path} is not a regular file; name a file or a directory")
         return [path]
     wanted = (*TEXT_SUFFIXES, *RECORD_SUFFIXES)
     chosen = _below(path, wanted)
@@ -109,14 +109,23 @@ def values(file: Path) -> Iterator[Found]:
 def read(file: Path) -> bytes:
     """The bytes of a file, unpacked. Raises DatasetError."""
     try:
-        data = file.read_bytes()
+        data = read_file(file, DATA_BYTES)
         if file.suffix.lower() == ".gz":
-            return gzip.decompress(data)
+            with gzip.open(io.BytesIO(data)) as stream:
+                return _bounded(stream.read(DATA_BYTES + 1), file)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DatasetError(f"{file} is not a whole gzip file ({error}); fetch it again") from error
     except OSError as error:
         raise DatasetError(f"cannot read {file}: {error.strerror}; check the path") from error
     return _unpacked(data, file) if file.suffix.lower() == ".zst" else data
+
+
+def _bounded(data: bytes, file: Path) -> bytes:
+    if len(data) > DATA_BYTES:
+        raise DatasetError(
+            f"{file} unpacks to more than {DATA_BYTES >> 20:,} MiB; split it into several files"
+        )
+    return data
 
 
 def _unpacked(data: bytes, file: Path) -> bytes:
@@ -128,10 +137,9 @@ def _unpacked(data: bytes, file: Path) -> bytes:
         ) from error
     try:
         with zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True) as stream:
-            found: bytes = stream.read()
+            return _bounded(stream.read(DATA_BYTES + 1), file)
     except zstandard.ZstdError as error:
         raise DatasetError(f"{file} is not a whole .zst file ({error}); fetch it again") from error
-    return found
 
 
 def decode(data: bytes, where: str) -> str:

@@ -19,7 +19,9 @@ from mlxfun.calibration.routing_stats import RoutingStats
 from mlxfun.checkpoint.load import Loaded
 from mlxfun.context import SILENT, Context
 from mlxfun.data.datasets import Line, Tokens, line_ids, read_lines, tokenize
+from mlxfun.data.scan_reports import Identity
 from mlxfun.data.split import split_samples
+from mlxfun.editing.earlier import present
 from mlxfun.editing.editor import Editor
 from mlxfun.errors import ModelError, StateError
 from mlxfun.evaluation.evaluator import EvalSet
@@ -189,9 +191,10 @@ class Observations:
 
     def load(self, path: Path) -> StatsReport:
         """Read an `.npz` made on this model. Raises PlanError for another shape or model."""
+        before = self._editor.earlier.recognises(RoutingStats.read(path).model)
         self.stats = self._read(path)
         self._note(f"stats load {path}", anew=True)
-        return self._report(self.stats, "load", path)
+        return replace(self._report(self.stats, "load", path), earlier=before)
 
     @contextmanager
     def taken_from(self, path: Path, command: str) -> Iterator[None]:
@@ -217,6 +220,8 @@ class Observations:
 
     def _read(self, path: Path) -> RoutingStats:
         stats = RoutingStats.load(path, self._anatomy.indices, self._anatomy.num_experts)
+        found = present(self._editor).known(Identity(stats.model, stats.state))
+        stats = replace(stats, model=found.model, state=found.state)
         if stats.model and stats.model != self._loaded.checkpoint_id:
             raise ModelError(
                 f"{path} was made on {stats.model_name or stats.model}, not on "
