@@ -117,7 +117,7 @@ def shell(plain: bool, headless: bool, config: Path | None, **options: Any) -> S
     """Watch, prune, steer and save Mixture-of-Experts models.
 
     MODEL is a directory or a Hub id. Without --plain or --headless the full screen opens; type
-    help there, or press F1.
+    help there, or press F1. MODEL prune --help and its like explain the one-shot commands.
     """
     if plain and headless:
         raise click.UsageError("--plain and --headless exclude each other")
@@ -304,13 +304,42 @@ def _interrupted(problem: KeyboardInterrupt) -> int:
     return interrupts.exit_code(problem)
 
 
+def _one_shot(words: list[str]) -> Start | int | None:
+    """What a one-shot command asks for, 0 if its help was shown, None if the words name none."""
+    if not any(word[:1] != "-" for word in words[:2]):
+        return None
+    from commands import one_shot  # brings the registry: not for --help
+
+    found = one_shot.named(words)
+    if found is None:
+        return None
+    asked = one_shot.parse(*found, NAME)
+    if asked is None:
+        return 0
+    return Start(
+        model=asked.model or None,
+        demo=False,
+        front_end="headless",
+        commands=asked.lines,
+        replay=None,
+        record=None,
+        output_root=asked.output_root,
+        as_json=asked.as_json,
+        seed=None,
+        undo_budget=None,
+        keep_going=False,
+    )
+
+
 def main() -> None:
     """Entry point of `mlxfun-shell`."""
     try:
         interrupts.listen()
+        start = _one_shot(sys.argv[1:])
         # Not standalone: Click would turn Ctrl-C into exit code 1, and print its usage lines
         # around what shall be one sentence.
-        start = shell.main(prog_name=NAME, standalone_mode=False)
+        if start is None:
+            start = shell.main(prog_name=NAME, standalone_mode=False)
         code = run(start) if isinstance(start, Start) else int(start or 0)
     except click.ClickException as problem:
         click.echo(f"{NAME}: {problem.format_message()}", err=True)

@@ -94,12 +94,19 @@ TABLE: dict[str, OneShot] = {
         defaults={"--max-samples": "64", "--max-tokens": "2048"},
         after=_SAVED,
     ),
-    "amplify": OneShot("amplify", _DIRECTORY, defaults={"--scale": "1.0"}, after=_SAVED),
+    "amplify": OneShot(
+        "amplify",
+        _DIRECTORY,
+        # mlx_fun asks for no text; a router without a bias is fitted on some.
+        defaults={"--scale": "1.0", "--dataset": "demo:mixed", "--max-samples": "64"},
+        after=_SAVED,
+    ),
     "stats-diff": OneShot("stats diff", arguments={"--file1": "a", "--file2": "b"}, model=False),
     "stats-merge": OneShot(
         "stats merge",
         arguments={"--files": "files"},
-        defaults={"--metric": "reap", "--by": "rank"},
+        defaults={"--metric": "reap"},
+        fixed=("--by", "rank"),
         model=False,
     ),
     "stats-purge": OneShot("stats purge", arguments={"--input": "path"}, model=False),
@@ -157,6 +164,7 @@ def _click(row: OneShot, name: str) -> click.Command:
     """The Click command of a row: the shell's options under the names of the table."""
     command = COMMANDS[row.command]
     names = {theirs: ours for ours, theirs in row.renamed.items()}
+    saves = any(line.startswith("save ") for line in row.after)
     params: list[click.Parameter] = []
     if row.model:
         params.append(click.Option(["--model"], help="Directory, Hub id, or demo."))
@@ -165,20 +173,34 @@ def _click(row: OneShot, name: str) -> click.Command:
             ours = next(key for key, value in row.arguments.items() if value == param.name)
             many = param.nargs == -1
             params.append(
-                click.Option([ours, f"arg_{param.name}"], required=True, multiple=many, metavar="FILE")
+                click.Option(
+                    [ours, f"arg_{param.name}"], required=True, multiple=many, metavar="FILE"
+                )
             )
             continue
         assert isinstance(param, click.Option)
-        params.append(_option(param, row, names))
+        if param.opts[-1] not in row.fixed:
+            params.append(_option(param, row, names))
     if row.output:
         params.append(click.Option(["--output"], required=True, help=row.output))
+    if saves:
+        params.append(
+            click.Option(["--force"], is_flag=True, help="Replace an existing directory.")
+        )
     if row.asks:
         params.append(click.Option(["--prompt"], required=True, help="What to ask the model."))
         params.append(click.Option(["--max-tokens"], default="100", help="Length of the answer."))
     params.append(click.Option(["--json", "as_json"], is_flag=True, help="One JSON object a step."))
     root = click.Path(path_type=Path, file_okay=False)
-    params.append(click.Option(["--output-root"], type=root, help="Write below this directory only."))
-    help_ = f"{command.help}\n\nRuns the command {command.name} of the shell without a session."
+    params.append(
+        click.Option(["--output-root"], type=root, help="Write below this directory only.")
+    )
+    steps = [
+        f"{command.name} with these options",
+        *(s.replace(OUTPUT, "OUTPUT") for s in row.after),
+    ]
+    steps += ["chat with the prompt"] if row.asks else []
+    help_ = f"{command.help}\n\nOne job without a session: {', then '.join(steps)}."
     return click.Command(name, params=params, help=help_, callback=lambda **found: found)
 
 
@@ -189,7 +211,9 @@ def _option(param: click.Option, row: OneShot, names: Mapping[str, str]) -> clic
     option.opts = list(dict.fromkeys([*given, *param.opts]))
     own = row.defaults.get(param.opts[-1])
     if own is not None:
-        option.help = f"{(param.help or '').partition(' (default')[0].rstrip('.')} (default: {own})."
+        option.help = (
+            f"{(param.help or '').partition(' (default')[0].rstrip('.')} (default: {own})."
+        )
     if not param.is_flag:
         # What the words mean is checked by the shell's own command.
         option.type = click.STRING
@@ -208,7 +232,8 @@ def _lines(row: OneShot, found: dict[str, Any]) -> tuple[str, ...]:
             value = found[f"arg_{param.name}"]
             words += list(value) if isinstance(value, tuple) else [value]
             continue
-        flag, value = param.opts[-1], found[f"opt_{param.opts[-1]}"]
+        flag = param.opts[-1]
+        value = found.get(f"opt_{flag}")
         if value is True:
             words.append(flag)
             continue
@@ -218,8 +243,9 @@ def _lines(row: OneShot, found: dict[str, Any]) -> tuple[str, ...]:
             words += [flag, str(one)]
     lines = [shlex.join([*row.command.split(), *words, *row.fixed])]
     output = found.get("output")
-    for line in row.after:
-        lines.append(line.replace(OUTPUT, shlex.quote(str(output))))
+    lines += [line.replace(OUTPUT, shlex.quote(str(output))) for line in row.after]
+    if found.get("force"):
+        lines[-1] += " --force"
     if row.asks:
         lines.append(shlex.join(["chat", "--max-tokens", found["max_tokens"], found["prompt"]]))
     return tuple(lines)
