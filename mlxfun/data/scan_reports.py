@@ -148,9 +148,9 @@ def read_report(path: Path, kind: str, layers: Sequence[int], experts: int) -> F
     numbers = found.dtype.kind in "iuf" and found.shape == shape
     largest = float(np.abs(found).max(initial=0.0)) if numbers else np.nan
     notices: tuple[str, ...] = ()
-    # mlx_fun adds up two differences without bounds; it writes neither of these keys.
-    foreign = not {"layer_indices", "significance"} & document.keys()
-    if foreign and 1 + ROUNDING < largest < np.inf:
+    # mlx_fun adds up two differences without bounds. It writes the first key, and the others not.
+    ours = {"layer_indices", "significance"} & document.keys()
+    if "threshold_percentile" in document and not ours and 1 + ROUNDING < largest < np.inf:
         found = found / largest
         notices = (
             f"{path} has composite scores up to {largest:.4g}, as mlx_fun writes them: they are "

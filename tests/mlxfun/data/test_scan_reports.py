@@ -94,6 +94,7 @@ def test_scores_of_mlx_fun_above_1_are_scaled_and_that_is_said(tmp_path):
     document = write(tmp_path / "s.json")
     for key in ("layer_indices", "significance"):
         del document[key]
+    document["threshold_percentile"] = 90
     document["composite_score"] = [[0.5, -4.0, 0.0, 1.0], [2.0, 0.0, 0.0, -1.0]]
     (tmp_path / "old.json").write_text(json.dumps(document))
     found = read_report(tmp_path / "old.json", "safety", LAYERS, 4)

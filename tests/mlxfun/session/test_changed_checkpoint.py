@@ -138,6 +138,15 @@ def test_what_is_in_memory_is_saved_and_what_is_lost_is_named(
     assert not (tmp_path / "out" / "README.base.md").exists()
 
 
+def test_other_files_are_not_verified_as_those_of_the_resident_model(
+    compacted: Session, model: Path
+) -> None:
+    assert compacted.info(verify=True).digest
+    other_weights(model)
+    with pytest.raises(ModelError, match="was changed since the model was loaded"):
+        compacted.info(verify=True)
+
+
 def test_an_unchanged_directory_goes_along_whole(compacted: Session, tmp_path: Path) -> None:
     report = compacted.save(SaveOptions(tmp_path / "out"))
     assert report.notices == ()
