@@ -57,6 +57,7 @@ class Loaded:
     notes: sentences for the user (parts left behind, the cast, an unreachable Hub). files:
     config.json and the weights as they were, to tell whether they still are. companions: names of
     the other files of the model. chat_template: where that is from, "" for none.
+    given_template: the user gave it in place of the model's.
     """
 
     model: nn.Module
@@ -71,6 +72,7 @@ class Loaded:
     files: tuple[Stamp, ...] = ()
     companions: tuple[str, ...] = ()
     chat_template: str = ""
+    given_template: bool = False
 
     @property
     def changed(self) -> str:
@@ -136,6 +138,7 @@ def load(
         notes=tuple(notes),
         estimate=estimate,
         chat_template=template,
+        given_template=chat_template is not None,
         files=files,
         companions=tuple(str(f.relative_to(found.path)) for f in companions(found.path).files),
     )

@@ -102,10 +102,17 @@ def save(
                 changed=loaded.changed,
                 tokenizer=loaded.tokenizer,
                 companions=loaded.companions,
+                chat_template=_given_template(loaded),
             ),
             options,
             ctx,
         )
+
+
+def _given_template(loaded: Loaded) -> str | None:
+    """The chat template that the user gave in place of the model's, None for the model's own."""
+    found = loaded.tokenizer.chat_template if loaded.given_template else None
+    return found if isinstance(found, str) else None
 
 
 def _metadata(editor: Editor, anatomy: MoEMap) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from mlx_lm import load as stock_load
 
 from mlxfun.checkpoint import load as loading
 from mlxfun.checkpoint.load import load
-from mlxfun.checkpoint.options import SaveOptions
+from mlxfun.checkpoint.options import LoadOptions, SaveOptions
 from mlxfun.data import demo
 from mlxfun.editing.options import ApplyOptions
 from mlxfun.errors import ModelError, SaveError
@@ -280,3 +280,38 @@ def test_the_licence_is_kept_whatever_the_cards_bytes(tmp_path: Path, start: str
     (folder / "README.md").write_bytes(card.encode())
     Session.open(folder).save(SaveOptions(tmp_path / "saved"))
     assert "license: mit" in (tmp_path / "saved" / "README.md").read_text().splitlines()
+
+
+def test_cards_survive_a_second_and_a_third_save(tmp_path: Path) -> None:
+    folder = make(tmp_path / "model")
+    head = "---\nlicense: other\nlicense_name: own\nlanguage:\n- en\n- de\ntags: [x]\n---\n"
+    (folder / "README.md").write_text(f"{head}# the first card\n")
+    (folder / "LICENSE").write_text("the licence")
+    for name, source in (("one", "model"), ("two", "one"), ("three", "two")):
+        Session.open(tmp_path / source).save(SaveOptions(tmp_path / name))
+    last = tmp_path / "three"
+    assert "# the first card" in (last / "README.base.md").read_text()
+    assert (last / "README.base-2.md").read_text() == (tmp_path / "one" / "README.md").read_text()
+    assert (last / "README.base-3.md").read_text() == (tmp_path / "two" / "README.md").read_text()
+    card = (last / "README.md").read_text()
+    assert card.startswith("---\nlicense: other\nlicense_name: own\nlanguage:\n- en\n- de\n")
+    assert "kept as [README.base-3.md]" in card
+    assert (last / "LICENSE").read_text() == "the licence"
+
+
+@pytest.mark.parametrize("place", ["ümlaut 模型", "with  spaces", "linked/inside"])
+def test_a_model_is_saved_to_places_of_any_name(tmp_path: Path, place: str) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "linked").symlink_to(tmp_path / "real", target_is_directory=True)
+    Session.open(make(tmp_path / "model")).save(SaveOptions(tmp_path / place))
+    stock_load(str(tmp_path / place))
+
+
+def test_a_template_that_was_given_is_saved_with_the_model(tmp_path: Path) -> None:
+    own = tmp_path / "own.jinja"
+    own.write_text("USER {{ messages[0].content }}")
+    session = Session.open(make(tmp_path / "model"), LoadOptions(chat_template=own))
+    session.save(SaveOptions(tmp_path / "saved"))
+    _, tokenizer = stock_load(str(tmp_path / "saved"))
+    chat = [{"role": "user", "content": "hi"}]
+    assert tokenizer.apply_chat_template(chat, tokenize=False) == "USER hi"
