@@ -1,6 +1,4 @@
-"""Staging and committing edits: `prune`, `merge`, `plan`, `steer`, `apply`, `discard` and
-others.
-"""
+"""Staging and committing edits: `prune`, `merge`, `plan`, `steer`, `apply`, `discard` and others."""
 
 from __future__ import annotations
 
@@ -36,9 +34,7 @@ DATA = ("dataset", "text_key", "max_samples", "max_tokens", "seed")
 MODES = click.Choice(["protect", "target"])
 LIST = FilePath((".json", ".csv"))
 MAP = FilePath((".json",))
-SALIENCY = click.option(
-    "--saliency", type=FilePath((".npz",)), help="Go by these statistics, as after stats load."
-)
+NPZ = FilePath((".npz",))
 REFIT = click.option(
     "--refit-experts", is_flag=True, help="Let the experts that stay take over, by least squares."
 )
@@ -110,7 +106,7 @@ def _complete(call: Call, values: Params) -> None:
 @click.option(
     "--sequential", is_flag=True, help="Judge each layer on what the pruned ones before it put out."
 )
-@SALIENCY
+@click.option("--saliency", type=NPZ, help="Go by these statistics, as after stats load.")
 @REFIT
 @map_options("drop them", "statistics and maps")
 def prune(call: Call) -> Report:
@@ -187,7 +183,7 @@ def prune(call: Call) -> Report:
 )
 @click.option(
     "--saliency",
-    type=FilePath((".npz",)),
+    type=NPZ,
     help="Pick and weigh by these statistics (default: by what each layer sees while merging).",
 )
 @REFIT

@@ -21,7 +21,7 @@ from mlx_lm.utils import load_model
 
 from mlxfun.checkpoint.headers import read_headers
 from mlxfun.checkpoint.load import HALF, LOAD_ERRORS, needs_float32, short
-from mlxfun.checkpoint.plain_path import without_wildcards
+from mlxfun.checkpoint.sources import without_wildcards
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import ModelError, SaveError
 from mlxfun.memory import memory_limit, on_cpu

@@ -28,8 +28,7 @@ from mlxfun.checkpoint.headers import (
     require_even,
 )
 from mlxfun.checkpoint.identity import Stamp, checkpoint_id, difference, stamps
-from mlxfun.checkpoint.plain_path import without_wildcards
-from mlxfun.checkpoint.sources import companions, read_config, resolve
+from mlxfun.checkpoint.sources import companions, read_config, resolve, without_wildcards
 from mlxfun.checkpoint.tokenizer import open_tokenizer
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import BudgetError, ModelError
@@ -89,11 +88,9 @@ def load(
 ) -> Loaded:
     """Load `source` (directory, Hub id or "demo") and evaluate every array of it.
 
-    chat_template: a file whose template is used instead of the model's. identities: the cache of
-    fingerprints, see `checkpoint_id`.
-
-    On MLX's CPU backend 16-bit weights are cast to float32 one by one, because its `gather_mm`
-    knows no other type; each parameter's own dtype stays on record.
+    chat_template: a file to use instead of the model's. identities: see `checkpoint_id`. On MLX's CPU
+    backend 16-bit weights are cast to float32 one by one, because its `gather_mm` knows no other
+    type; each parameter's own dtype stays on record.
 
     Raises ModelError (missing, broken, unsupported), BudgetError (does not fit) and Cancelled.
     """
@@ -116,17 +113,8 @@ def load(
     require_dtypes(model, full_config)
     if changed := difference(found.path, files):
         raise ModelError(f"{changed} while the model was being loaded; load it again")
-    sizes = {path: array.size for path, array in _parameters(model)}
-    notes = [*found.notes, *remarks, *_stale_shards(found.path)]
-    dropped = dropped_notes(headers, sizes, _decoder_layers(sizes))
-    notes += dropped
-    if cast and any(dtype in HALF for dtype in stored.values()):
-        why = "the only type that MLX's CPU backend routes through experts"
-        if not any(isinstance(m, SwitchLinear) for _, m in model.named_modules()):
-            why = "in which MLX's CPU backend computes fastest"
-        notes.append(
-            f"16-bit weights are held as float32, {why}; saving restores each one's own type"
-        )
+    dropped = _dropped(headers, model)
+    notes = (*found.notes, *remarks, *_stale_shards(found.path), *dropped)
     return Loaded(
         model=model,
         tokenizer=tokenizer,
@@ -135,13 +123,29 @@ def load(
         model_id=found.model_id,
         checkpoint_id=identity,
         stored_dtypes=stored,
-        notes=tuple(notes),
+        notes=(*notes, *(_cast_notes(model, stored) if cast else ())),
         estimate=estimate,
         chat_template=template,
         given_template=chat_template is not None,
         files=files,
         companions=tuple(str(f.relative_to(found.path)) for f in companions(found.path).files),
     )
+
+
+def _dropped(headers: list[Header], model: nn.Module) -> tuple[str, ...]:
+    """See mlxfun.checkpoint.dropped."""
+    sizes = {path: array.size for path, array in _parameters(model)}
+    return dropped_notes(headers, sizes, _decoder_layers(sizes))
+
+
+def _cast_notes(model: nn.Module, stored: dict[str, mx.Dtype]) -> list[str]:
+    """That 16-bit weights are held in 32, and why; nothing if there are none."""
+    if not any(dtype in HALF for dtype in stored.values()):
+        return []
+    why = "the only type that MLX's CPU backend routes through experts"
+    if not any(isinstance(m, SwitchLinear) for _, m in model.named_modules()):
+        why = "in which MLX's CPU backend computes fastest"
+    return [f"16-bit weights are held as float32, {why}; saving restores each one's own type"]
 
 
 def estimate_bytes(headers: list[Header], config: dict[str, Any]) -> int:

@@ -23,10 +23,9 @@ from mlxfun.checkpoint.gate import LogitsFn, Weights, check, forward
 from mlxfun.checkpoint.headers import INDEX, weight_files
 from mlxfun.checkpoint.load import short
 from mlxfun.checkpoint.options import SaveOptions
-from mlxfun.checkpoint.plain_path import has_wildcards
 from mlxfun.checkpoint.reports import SaveReport
 from mlxfun.checkpoint.requantize import Requantised, describe_quantization
-from mlxfun.checkpoint.sources import Companions, companions
+from mlxfun.checkpoint.sources import Companions, companions, has_wildcards
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import BudgetError, SaveError, UsageError
 from mlxfun.text import readable_bytes

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mlxfun.data import demo
 from mlxfun.errors import DatasetError
@@ -112,12 +112,22 @@ def read(file: Path) -> bytes:
         data = read_file(file, DATA_BYTES)
         if file.suffix.lower() == ".gz":
             with gzip.open(io.BytesIO(data)) as stream:
-                return _bounded(stream.read(DATA_BYTES + 1), file)
+                return _bounded(_all(stream), file)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DatasetError(f"{file} is not a whole gzip file ({error}); fetch it again") from error
     except OSError as error:
         raise DatasetError(f"cannot read {file}: {error.strerror}; check the path") from error
     return _unpacked(data, file) if file.suffix.lower() == ".zst" else data
+
+
+def _all(stream: BinaryIO) -> bytes:
+    """What is left of a stream, a little more than the bound at most."""
+    parts, left = [], DATA_BYTES
+    # In pieces: zstandard makes a buffer of the size that is asked for.
+    while left >= 0 and (part := stream.read(1 << 20)):
+        parts.append(part)
+        left -= len(part)
+    return b"".join(parts)
 
 
 def _bounded(data: bytes, file: Path) -> bytes:
@@ -137,7 +147,7 @@ def _unpacked(data: bytes, file: Path) -> bytes:
         ) from error
     try:
         with zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True) as stream:
-            return _bounded(stream.read(DATA_BYTES + 1), file)
+            return _bounded(_all(stream), file)
     except zstandard.ZstdError as error:
         raise DatasetError(f"{file} is not a whole .zst file ({error}); fetch it again") from error
 

@@ -12,9 +12,9 @@ from mlx_lm.utils import load_model
 from mlxfun.checkpoint.identity import earlier_id
 from mlxfun.checkpoint.load import LOAD_ERRORS, Loaded, short
 from mlxfun.checkpoint.options import SaveOptions
-from mlxfun.checkpoint.plain_path import without_wildcards
 from mlxfun.checkpoint.reports import SaveReport
 from mlxfun.checkpoint.save import Export, write
+from mlxfun.checkpoint.sources import without_wildcards
 from mlxfun.context import SILENT, Context
 from mlxfun.editing.editor import Editor
 from mlxfun.editing.plans import SavedExperts
