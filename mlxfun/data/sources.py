@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from mlxfun.data import demo
 from mlxfun.errors import DatasetError
@@ -120,7 +120,7 @@ def read(file: Path) -> bytes:
     return _unpacked(data, file) if file.suffix.lower() == ".zst" else data
 
 
-def _all(stream: BinaryIO) -> bytes:
+def _all(stream: Any) -> bytes:
     """What is left of a stream, a little more than the bound at most."""
     parts, left = [], DATA_BYTES
     # In pieces: zstandard makes a buffer of the size that is asked for.
@@ -204,7 +204,7 @@ def _parsed(line: bytes, where: str) -> Any:
     except json.JSONDecodeError as error:
         raise DatasetError(
             f"{where}: not valid JSON ({error.msg} at column {error.colno}); "
-            "a data set holds one JSON object a line, or is a .txt file"
+            "a data set holds one JSON object a line"
         ) from error
     except RecursionError as error:
         raise DatasetError(f"{where}: nested too deeply to be a sample") from error

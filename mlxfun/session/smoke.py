@@ -83,11 +83,11 @@ def advice(model: Any, edited: bool, open_checkpoint: Callable[[], Reader]) -> s
     """
     arrays: Any = tree_flatten(model.parameters())
     broken = [path for path, array in arrays if not finite(array)]
-    if broken and edited:
+    if broken:
         read = open_checkpoint()
         own = [path for path in broken if not finite(read(path))]
         if not own:
-            return f"{_names(broken)} hold NaN or infinity since an edit: {UNDO}"
+            return f"{_names(broken)} hold NaN or infinity, which the checkpoint does not; {UNDO}"
         broken = own
     if broken:
         return (

@@ -145,7 +145,7 @@ SETS = {
                                        "choose one with --text-key"),
         ("list.jsonl", "list.jsonl:1: expected a JSON object, found a list"),
         ("latin.jsonl", "latin.jsonl:1 is not UTF-8 (byte 0xe9 at offset 13); convert it to UTF-8"),
-        ("sub", "sub has no .sol, .txt, .py, .md, .jsonl files to read; choose another directory"),
+        ("sub", "sub has no .sol, .txt, .py, .md, .jsonl, .ndjson, .json, .parquet files to read; choose another directory"),
         ("demo:mixd", "there is no sample set demo:mixd; choose one of demo:mixed, demo:solidity, "
                       "demo:medical, demo:python, demo:harmful, demo:harmless, demo:eval"),
     ],
