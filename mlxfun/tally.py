@@ -79,6 +79,12 @@ class Tally:
         """The counts of `source`, begun where there are none."""
         return self._parts.setdefault(source, Part(source))
 
+    def short_of(self, wanted: int | None, found: int) -> None:
+        """Note that fewer samples than --max-samples are there, if so."""
+        first = next(iter(self._parts.values()), None)
+        if wanted is not None and found < wanted and first is not None:
+            first.notes[f"fewer than --max-samples {wanted}"] = wanted - found
+
     def uses(self) -> tuple[DataUse, ...]:
         """What was counted, a source each, in the order in which they were read."""
         return tuple(part.snapshot() for part in self._parts.values())

@@ -59,6 +59,7 @@ def read_lines(options: DatasetOptions, tally: Tally | None = None) -> list[Line
     if options.max_samples is not None and options.max_samples < found:
         chosen = np.sort(rng.choice(found, options.max_samples, replace=False))
         lines = [lines[i] for i in chosen]
+    tally.short_of(options.max_samples, found)
     kept = {id(line) for line in lines}
     for line in (line for part in parts for line in part):
         tally.part(line.source).left += id(line) not in kept

@@ -69,7 +69,7 @@ def run(kind: str, request: ScanRequest, ctx: Context) -> ScanReport:
 
 
 def _name(data: DatasetOptions) -> str:
-    return data.source.rpartition("/")[2]
+    return " + ".join(source.rpartition("/")[2] for source, _ in data.parts)
 
 
 def _about(

@@ -85,6 +85,7 @@ class Observations:
         self._require_same_state(start)
         self._require_counts(start)
         held_out = self._held_out(options, [lines[i] for i in held])
+        tally.short_of(wanted, len(chosen))
         _count_rest(lines, {*chosen, *held}, held, tally)
         before, began = (start.samples, start.tokens), monotonic()
         if options.known is not None:

@@ -119,6 +119,8 @@ def test_blank_lines_are_neither_drawn_nor_held_out(shell: Shell, tmp_path: Path
     (use,) = inputs(shell, f"collect --dataset {file} --max-samples 32")
     assert (use["read"], use["used"], use["blank"], use["left"]) == (80, 32, 40, 4)
     assert use["notes"] == {"more held out": 4}
+    (use,) = inputs(shell, f"collect --dataset {file} --max-samples 50")
+    assert use["notes"]["fewer than --max-samples 50"] == 50 - use["used"]
     file = jsonl(tmp_path / "b.jsonl", {"text": text}, {"text": ""})
     (use,) = inputs(shell, f"collect --dataset {file}")
     assert (use["read"], use["used"], use["blank"]) == (2, 1, 1)
@@ -135,7 +137,10 @@ def test_a_shortfall_and_a_cut_are_in_the_printed_report(shell: Shell, tmp_path:
     console = Console(width=400)
     with console.capture() as capture:
         console.print(render(report))
-    expected = f"data: {file}: 3 lines read, 2 used, 1 blank, 1 cut, 0 refused"
+    expected = (
+        f"data: {file}: 3 lines read, 2 used, 1 blank, 1 cut, 0 refused; "
+        "7 fewer than --max-samples 9"
+    )
     assert expected in capture.get()
 
 
