@@ -316,6 +316,8 @@ def _one_shot(words: list[str]) -> Start | int | None:
     asked = one_shot.parse(*found, NAME)
     if asked is None:
         return 0
+    for note in asked.notes:
+        click.echo(f"note: {note}", err=True)
     return Start(
         model=asked.model or None,
         demo=False,

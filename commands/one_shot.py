@@ -25,6 +25,9 @@ OUTPUT = "{output}"
 """Stands for the value of --output in the lines of a row."""
 
 
+EAN = "--metric ean is the sum of an expert's output norms here, where mlx_fun takes their mean"
+
+
 @dataclass(frozen=True, slots=True)
 class OneShot:
     """A row of the table.
@@ -116,10 +119,14 @@ TABLE: dict[str, OneShot] = {
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a one-shot command line asks for: the model ("" for none), lines for a headless run."""
+    """What a one-shot command line asks for: the model ("" for none), lines for a headless run.
+
+    notes: where a word means something else than in mlx_fun.
+    """
 
     model: str
     lines: tuple[str, ...]
+    notes: tuple[str, ...]
     as_json: bool
     output_root: Path | None
 
@@ -157,7 +164,8 @@ def parse(model: str, name: str, words: list[str], program: str) -> Asked | None
     if row.model and not chosen:
         raise click.UsageError(f"{name} needs a model: {program} MODEL {name}, or --model MODEL")
     as_json, root = found.pop("as_json"), found.pop("output_root")
-    return Asked(chosen if row.model else "", _lines(row, found), as_json, root)
+    notes = (EAN,) if found.get("opt_--metric") == "ean" else ()
+    return Asked(chosen if row.model else "", _lines(row, found), notes, as_json, root)
 
 
 def _click(row: OneShot, name: str) -> click.Command:

@@ -99,6 +99,15 @@ def test_what_is_missing_is_said_before_anything_runs(line: str, message: str) -
     assert message in caught.value.format_message()
 
 
+def test_a_metric_that_means_something_else_here_is_said(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cli._one_shot(shlex.split("stats-diff --file1 a.npz --file2 b.npz --metric ean"))
+    assert "--metric ean is the sum" in capsys.readouterr().err
+    cli._one_shot(shlex.split("stats-diff --file1 a.npz --file2 b.npz --metric freq"))
+    assert capsys.readouterr().err == ""
+
+
 def test_a_value_that_the_command_refuses_is_a_usage_error() -> None:
     with pytest.raises(click.UsageError, match="n-prune"):
         run("x demo prune --n-prune none --output out")
