@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from mlxfun.text import counted
+
 
 @dataclass(frozen=True, slots=True)
 class DataUse:
@@ -35,7 +37,7 @@ class DataUse:
         >>> DataUse("a.jsonl", 5, 3, blank=1, refused={"with an image part": 1}).summary()
         'a.jsonl: 5 lines read, 3 used, 1 blank, 0 cut, 1 refused (1 with an image part)'
         """
-        text = f"{self.source}: {self.read:,} lines read, {self.used:,} used, {self.blank:,} blank"
+        text = f"{self.source}: {counted(self.read, 'line', 'lines')} read, {self.used:,} used, {self.blank:,} blank"
         text += f", {self.cut:,} cut, {sum(self.refused.values()):,} refused"
         if self.refused:
             text += f" ({_listed(self.refused)})"
