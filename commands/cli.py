@@ -55,6 +55,7 @@ class Start:
     undo_budget: str | None
     keep_going: bool
     resume: bool = False
+    chat_template: Path | None = None
     config: Config = field(default_factory=Config)
 
     @property
@@ -62,7 +63,10 @@ class Start:
         """Every command line to run, in order."""
         found = ["resume"] if self.resume else []
         if self.demo or self.model is not None:
-            found.append(shlex.join(["load", "demo" if self.demo else str(self.model)]))
+            words = ["load", "demo" if self.demo else str(self.model)]
+            if self.chat_template is not None:
+                words += ["--chat-template", str(self.chat_template)]
+            found.append(shlex.join(words))
         # Behind the load, which becomes the header of a recording; in it, so that a replay
         # elsewhere does the same.
         for name, value in self.config.defaults.items():
@@ -87,6 +91,12 @@ class Start:
 @click.option("--resume", is_flag=True, help="Bring back the session that was cut short.")
 @click.option("--record", type=click.Path(path_type=Path), help="Record the session to this file.")
 @click.option(
+    "--chat-template",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Use this chat template, not the model's.",
+)
+@click.option(
     "--output-root",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
@@ -107,7 +117,7 @@ def shell(plain: bool, headless: bool, config: Path | None, **options: Any) -> S
     """Watch, prune, steer and save Mixture-of-Experts models.
 
     MODEL is a directory or a Hub id. Without --plain or --headless the full screen opens; type
-    help there, or press F1.
+    help there, or press F1. MODEL prune --help and its like explain the one-shot commands.
     """
     if plain and headless:
         raise click.UsageError("--plain and --headless exclude each other")
@@ -138,6 +148,8 @@ def _check(start: Start) -> None:
     """Raise click.UsageError for options that do not go together."""
     if start.demo and start.model is not None:
         raise click.UsageError(f"--demo and the model {start.model} exclude each other")
+    if start.chat_template is not None and not (start.demo or start.model):
+        raise click.UsageError("--chat-template goes with a model: name one, or add --demo")
     if start.resume and len(start.lines) > 1:
         raise click.UsageError("--resume brings its own model and commands: leave out the others")
     if start.as_json and start.front_end != "headless":
@@ -292,13 +304,44 @@ def _interrupted(problem: KeyboardInterrupt) -> int:
     return interrupts.exit_code(problem)
 
 
+def _one_shot(words: list[str]) -> Start | int | None:
+    """What a one-shot command asks for, 0 if its help was shown, None if the words name none."""
+    if not any(word[:1] != "-" for word in words[:2]):
+        return None
+    from commands import one_shot  # brings the registry: not for --help
+
+    found = one_shot.named(words)
+    if found is None:
+        return None
+    asked = one_shot.parse(*found, NAME)
+    if asked is None:
+        return 0
+    for note in asked.notes:
+        click.echo(f"note: {note}", err=True)
+    return Start(
+        model=asked.model or None,
+        demo=False,
+        front_end="headless",
+        commands=asked.lines,
+        replay=None,
+        record=None,
+        output_root=asked.output_root,
+        as_json=asked.as_json,
+        seed=None,
+        undo_budget=None,
+        keep_going=False,
+    )
+
+
 def main() -> None:
     """Entry point of `mlxfun-shell`."""
     try:
         interrupts.listen()
+        start = _one_shot(sys.argv[1:])
         # Not standalone: Click would turn Ctrl-C into exit code 1, and print its usage lines
         # around what shall be one sentence.
-        start = shell.main(prog_name=NAME, standalone_mode=False)
+        if start is None:
+            start = shell.main(prog_name=NAME, standalone_mode=False)
         code = run(start) if isinstance(start, Start) else int(start or 0)
     except click.ClickException as problem:
         click.echo(f"{NAME}: {problem.format_message()}", err=True)

@@ -65,7 +65,7 @@ def read_config(path: Path | None = None) -> Config:
     """
     chosen = path or default_path()
     try:
-        text = read_text(chosen)
+        text = read_text(chosen, "utf-8-sig")
     except FileNotFoundError:
         if path is None:
             return Config()

@@ -21,7 +21,7 @@ import click
 from commands.conditions import Condition, with_model
 from commands.types import FilePath, Seed, Source
 from mlxfun.data.demo import DATASETS
-from mlxfun.data.options import DatasetOptions
+from mlxfun.data.options import RECORD_SUFFIXES, DatasetOptions, Weighted, mixed
 from mlxfun.report import Report
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ Group = Literal["model", "observe", "edit", "measure", "chat", "history", "shell
 GROUPS: tuple[Group, ...] = get_args(Group)
 """The groups of commands, in the order of help."""
 
-DATASET = Source("dataset", {f"demo:{k}": v for k, v in DATASETS.items()}, (".jsonl",))
+DATASET = Source("dataset", {f"demo:{k}": v for k, v in DATASETS.items()}, RECORD_SUFFIXES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,11 @@ class Command:
 
 def _is_text(p: click.Parameter) -> bool:
     """Whether a parameter takes the rest of the line as text; a list of paths does not."""
-    return isinstance(p, click.Argument) and p.nargs == -1 and not isinstance(p.type, FilePath)
+    return (
+        isinstance(p, click.Argument)
+        and p.nargs == -1
+        and not isinstance(p.type, FilePath | Source)
+    )
 
 
 class Traits(TypedDict, total=False):
@@ -166,6 +170,12 @@ def stack(*decorators: Decorator) -> Decorator:
 
 positive = click.IntRange(min=1)
 
+
+def data_option(name: str, text: str, **more: Any) -> Decorator:
+    """An option that names data sets: repeatable, each with a weight if need be (a.jsonl:2)."""
+    return click.option(name, type=DATASET, multiple=True, help=f"{text} Repeatable.", **more)
+
+
 data_options = stack(
     click.option(
         "--text-key", metavar="KEY", help="JSON key of plain text lines (default: content)."
@@ -180,11 +190,11 @@ data_options = stack(
 )
 
 
-def dataset_options(source: str, params: Params, seed: int) -> DatasetOptions:
-    """The `data_options` of a command for one source. seed: used if --seed was not given."""
+def dataset_options(sources: Weighted, params: Params, seed: int) -> DatasetOptions:
+    """The `data_options` of a command for its sources. seed: used if --seed was not given."""
     given = {
         key: params[key]
         for key in ("text_key", "max_samples", "max_tokens")
         if params[key] is not None
     }
-    return DatasetOptions(source, seed=seed if params["seed"] is None else params["seed"], **given)
+    return mixed(sources, seed=seed if params["seed"] is None else params["seed"], **given)

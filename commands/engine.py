@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -194,6 +195,8 @@ class Engine:
                 bench.journal.failed(str(problem))
             self._remember(command, None, str(problem))
             raise
+        uses = ctx.reading().uses()
+        report = replace(report, inputs=uses) if uses else report
         self._remember(command, report, None)
         self._write_down(command, report, written)
         return report

@@ -52,6 +52,7 @@ SYNONYMS = {
     "stats count": "count",
     "stats diff": "diff",
     "stats purge": "purge",
+    "stats subtract": "subtract",
     "stats rank": "rank",
     "why": "explain reason",
     "dossier": "inspect",

@@ -7,6 +7,7 @@ passes a context tied to its job.
 from __future__ import annotations
 
 from mlxfun.events import Event
+from mlxfun.tally import Tally
 
 
 class Context:
@@ -20,6 +21,10 @@ class Context:
 
     def check(self) -> None:
         """Raise `Cancelled` if the job was cancelled. Call between layers, batches and tokens."""
+
+    def reading(self) -> Tally:
+        """A tally for a data set that is about to be read; the job's report will show it."""
+        return Tally()
 
     def interlude(self) -> None:
         """Between tokens: let waiting jobs that may run in the middle (steering) take their turn."""

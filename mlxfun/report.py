@@ -5,11 +5,10 @@ Every report has `kind` (its name), `summary()` (one sentence) and `data()` (JSO
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
 
-if TYPE_CHECKING:
-    pass
+from mlxfun.tally import DataUse
 
 
 def plain(value: Any) -> Any:
@@ -27,9 +26,10 @@ def plain(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Base class."""
+    """Base class. inputs: what became of the data sets that the command read."""
 
     kind: ClassVar[str] = "report"
+    inputs: tuple[DataUse, ...] = field(default=(), kw_only=True)
 
     def summary(self) -> str:
         """One sentence for a status line."""
@@ -37,7 +37,9 @@ class Report:
 
     def data(self) -> dict[str, Any]:
         """The fields, JSON-able."""
-        return {f.name: plain(getattr(self, f.name)) for f in fields(self)}
+        found = {f.name: plain(getattr(self, f.name)) for f in fields(self)}
+        inputs = found.pop("inputs")
+        return found | {"inputs": inputs} if inputs else found
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from commands import reference
+from commands import one_shot, reference
 from commands.cli import shell
 from commands.guides.index import GUIDES
 from commands.reference import PARTS, updated
@@ -187,7 +187,12 @@ def test_the_commands_in_a_block_parse(block: Block, tmp_path: Path) -> None:
 @pytest.mark.parametrize("block", of_kind("sh"), ids=lambda b: b.where)
 def test_what_is_typed_in_a_terminal_parses(block: Block) -> None:
     for program, *words in shell_commands(block):
-        if program == "mlxfun-shell":
+        if program == "mlxfun-shell" and (found := one_shot.named(words)) is not None:
+            asked = one_shot.parse(*found, program)
+            assert asked is not None
+            for line in asked.lines:
+                parse(line)
+        elif program == "mlxfun-shell":
             given = shell.make_context("mlxfun-shell", list(words)).params
             for line in given["commands"]:
                 parse(line)
@@ -201,6 +206,7 @@ def test_what_is_typed_in_a_terminal_parses(block: Block) -> None:
 
 def test_options_in_running_text_exist() -> None:
     programs = [shell, *(command.click for command in COMMANDS.values())]
+    programs += [one_shot._click(row, name) for name, row in one_shot.TABLE.items()]
     known = {
         option
         for program in programs

@@ -24,13 +24,24 @@ _ALL = (
         "Staging, applying and undoing an edit; history; saving",
         ("apply", "discard", "flip", "compact", "undo", "redo", "goto", "history", "name", "save"),
     ),
-    Guide("data", "Data sets, the demo data, and how experts are numbered", ("prepare-dataset",)),
+    Guide(
+        "data",
+        "Data sets, the demo data, and how experts are numbered",
+        ("prepare-dataset", "dataset"),
+    ),
     Guide(
         "calibration",
         "Routing statistics: metrics; combining and comparing runs",
         (
             *("collect", "why", "stats show", "stats save", "stats load", "stats count"),
-            *("stats reset", "stats diff", "stats merge", "stats rank", "stats purge"),
+            *(
+                "stats reset",
+                "stats diff",
+                "stats merge",
+                "stats rank",
+                "stats purge",
+                "stats subtract",
+            ),
         ),
     ),
     Guide(

@@ -155,6 +155,8 @@ class ScriptRun:
             words = ["load", source]
             if "revision" in header:
                 words += ["--revision", header["revision"]]
+            if "chat-template" in header:
+                words += ["--chat-template", header["chat-template"]]
             self._must(self._nested(shlex.join(words), ctx), f"the model {source} of the header")
         self._check_checkpoint(source, header.get("checkpoint"), ctx)
 

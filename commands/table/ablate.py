@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import click
 
-from commands.declare import DATASET, Call, command, data_options, dataset_options, positive, stack
+from commands.declare import (
+    Call,
+    command,
+    data_option,
+    data_options,
+    dataset_options,
+    positive,
+    stack,
+)
 from commands.types import FilePath, Number
 from mlxfun.data.options import DatasetOptions
 from mlxfun.errors import UsageError
@@ -16,8 +24,8 @@ DATA = ("text_key", "max_samples", "max_tokens")
 MAP = FilePath((".json",))
 
 prompts = stack(
-    click.option("--harmful", type=DATASET, help="Prompts that are refused: JSONL or demo:NAME."),
-    click.option("--harmless", type=DATASET, help="Prompts that are answered: JSONL or demo:NAME."),
+    data_option("--harmful", "Prompts that are refused: file, directory or demo:NAME."),
+    data_option("--harmless", "Prompts that are answered: file, directory or demo:NAME."),
     data_options,
     click.option(
         "--answer-tokens",
@@ -33,8 +41,8 @@ def _sets(call: Call) -> tuple[DatasetOptions | None, DatasetOptions | None]:
     bench = call.bench
     harmful, harmless = (
         None
-        if call[name] is None
-        else dataset_options(bench.readable_source(call[name]), call.params, bench.settings.seed)
+        if not call[name]
+        else dataset_options(bench.readable_sources(call[name]), call.params, bench.settings.seed)
         for name in ("harmful", "harmless")
     )
     return harmful, harmless

@@ -8,17 +8,16 @@ from contextlib import contextmanager
 import click
 
 from commands.conditions import steered, with_experts
-from commands.declare import DATASET, Call, command, data_options, dataset_options, stack
+from commands.declare import Call, command, data_option, data_options, dataset_options, stack
 from commands.types import FilePath, Number
 from mlxfun.data.options import DatasetOptions
 from mlxfun.report import Report
 from mlxfun.techniques.router_bias.options import AmplifyOptions, BakeOptions
 
 text_options = stack(
-    click.option(
+    data_option(
         "--dataset",
-        type=DATASET,
-        help="Text that boosts are fitted on, for routers without a bias (default: the last one).",
+        "Text that boosts are fitted on, for routers without a bias (default: the last one).",
     ),
     data_options,
 )
@@ -27,11 +26,11 @@ text_options = stack(
 @contextmanager
 def _text(call: Call) -> Iterator[DatasetOptions | None]:
     """The calibration text, None if none was ever named: not every router needs it."""
-    if call["dataset"] is None and call.bench.settings.dataset is None:
+    if not call["dataset"] and call.bench.settings.dataset is None:
         yield None
         return
-    with call.bench.dataset(call["dataset"]) as source:
-        yield dataset_options(source, call.params, call.bench.settings.seed)
+    with call.bench.dataset(call["dataset"]) as sources:
+        yield dataset_options(sources, call.params, call.bench.settings.seed)
 
 
 @command("amplify", group="edit", when=with_experts)

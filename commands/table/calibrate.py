@@ -7,8 +7,8 @@ from dataclasses import replace
 import click
 
 from commands.conditions import always, with_experts, with_stats
-from commands.declare import DATASET, Call, command, data_options, dataset_options, positive
-from commands.types import FilePath, NewFile, OneExpert
+from commands.declare import Call, command, data_option, data_options, dataset_options, positive
+from commands.types import FilePath, NewFile, Number, OneExpert
 from mlxfun.calibration.options import METRICS, CollectOptions
 from mlxfun.errors import UsageError
 from mlxfun.report import Report
@@ -19,10 +19,10 @@ NEW_NPZ = NewFile((".npz",))
 
 
 @command("collect", group="observe", key="c", when=with_experts)
-@click.option(
+@data_option(
     "--dataset",
-    type=DATASET,
-    help="JSONL file, directory of texts, or demo:NAME (default: the last one, see set).",
+    "File or directory of texts or chats, or demo:NAME; FILE:2 for twice the share "
+    "(default: the last one, see set).",
 )
 @data_options
 @click.option("--batch-tokens", type=positive, metavar="N", help="Tokens in a batch, with padding.")
@@ -35,8 +35,8 @@ def collect(call: Call) -> Report:
     keeps what was collected so far and says how much that is.
     """
     batch = {k: call[k] for k in ("batch_tokens", "max_batch") if call[k] is not None}
-    with call.bench.dataset(call["dataset"]) as source:
-        data = dataset_options(source, call.params, call.bench.settings.seed)
+    with call.bench.dataset(call["dataset"]) as sources:
+        data = dataset_options(sources, call.params, call.bench.settings.seed)
         options = CollectOptions(data, add=call["add"], known=call.bench.kept_statistics, **batch)
         return call.session.collect(options, call.ctx)
 
@@ -89,11 +89,18 @@ allow_stale = click.option(
 @click.argument("a", type=NPZ)
 @click.argument("b", type=NPZ)
 @click.option("--output", type=NewFile((".json",)), help="Write the differences as JSON.")
+@click.option(
+    "--metric",
+    type=click.Choice(METRICS),
+    default="reap",
+    help="Whose scores are subtracted for the figures (default: reap).",
+)
 @allow_stale
 def diff(call: Call) -> Report:
     """Compare two .npz files: do they rank the experts alike, and where not?
 
-    Sums are compared as shares of their layer, so the files may be of different length.
+    Sums are compared as shares of their layer, so the files may be of different length. The figures
+    of --metric are of the scores themselves, A minus B.
     """
     from mlxfun.calibration.files import diff_files  # brings NumPy: not at the top
 
@@ -103,6 +110,7 @@ def diff(call: Call) -> Report:
         bench.readable(call["b"]),
         bench.writable(output) if output is not None else None,
         call["allow_stale"],
+        call["metric"],
     )
 
 
@@ -115,13 +123,19 @@ def diff(call: Call) -> Report:
     default="sum",
     help="sum: as one long run (default). rank: each file has the same say, however long.",
 )
+@click.option(
+    "--metric",
+    type=click.Choice(METRICS),
+    help="With --by rank: rank by this metric alone (default: each metric by itself).",
+)
 @allow_stale
 def merge(call: Call) -> Report:
     """Make one .npz of several. Higher stays better: every metric prunes the right experts."""
     from mlxfun.calibration.files import merge_files  # brings NumPy: not at the top
 
     files = tuple(call.bench.readable(path) for path in call["files"])
-    return merge_files(files, call.bench.writable(call["output"]), call["by"], call["allow_stale"])
+    output = call.bench.writable(call["output"])
+    return merge_files(files, output, call["by"], call["allow_stale"], call["metric"])
 
 
 @command("stats rank", group="observe", when=always)
@@ -166,17 +180,42 @@ def rank(call: Call) -> Report:
 
 
 @command("stats purge", group="observe", when=always, read_only=True)
+@click.argument("path", type=NPZ)
+@click.option("--output", type=NEW_NPZ, required=True, help="Where the filtered .npz is written.")
+@click.option("--min-freq", type=positive, metavar="N", help="Take out experts of fewer tokens.")
+@click.option(
+    "--min-count", type=positive, metavar="N", help="The same for tokens with a measured norm."
+)
+@click.option(
+    "--max-norm",
+    type=Number(min=0, min_open=True),
+    metavar="X",
+    help="Warn of experts with a larger mean output norm; they stay.",
+)
+def purge(call: Call) -> Report:
+    """Take out of an .npz what too few tokens were routed to; at least one filter is needed.
+
+    Such experts then score 0 by every metric. To take a run out of a sum, see stats subtract.
+    """
+    from mlxfun.calibration.filters import purge_file  # brings NumPy: not at the top
+
+    limits = {name: call[name] for name in ("min_freq", "min_count", "max_norm")}
+    bench = call.bench
+    return purge_file(bench.readable(call["path"]), bench.writable(call["output"]), **limits)
+
+
+@command("stats subtract", group="observe", when=always, read_only=True)
 @click.argument("a", type=NPZ)
 @click.argument("b", type=NPZ)
 @click.option("--output", type=NEW_NPZ, required=True, help="Where the remaining .npz is written.")
 @allow_stale
-def purge(call: Call) -> Report:
+def subtract(call: Call) -> Report:
     """Take the run in B out of the sums in A that it went into."""
-    from mlxfun.calibration.files import purge_files  # brings NumPy: not at the top
+    from mlxfun.calibration.files import subtract_files  # brings NumPy: not at the top
 
     bench = call.bench
     a, b = bench.readable(call["a"]), bench.readable(call["b"])
-    return purge_files(a, b, bench.writable(call["output"]), call["allow_stale"])
+    return subtract_files(a, b, bench.writable(call["output"]), call["allow_stale"])
 
 
 @command("why", group="observe", key="w", when=with_experts)
@@ -187,4 +226,4 @@ def why(call: Call) -> Report:
     return call.session.why(layer, expert)
 
 
-COMMANDS = (collect, show, save, load, count, reset, diff, merge, rank, purge, why)
+COMMANDS = (collect, show, save, load, count, reset, diff, merge, rank, purge, subtract, why)

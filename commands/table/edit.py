@@ -1,6 +1,4 @@
-"""Staging and committing edits: `prune`, `merge`, `plan`, `steer`, `apply`, `discard` and
-others.
-"""
+"""Staging and committing edits: `prune`, `merge`, `plan`, `steer`, `apply`, `discard` and others."""
 
 from __future__ import annotations
 
@@ -10,12 +8,12 @@ import click
 
 from commands.conditions import applicable, compactable, listable, staged, with_experts
 from commands.declare import (
-    DATASET,
     Call,
     Decorator,
     Handler,
     Params,
     command,
+    data_option,
     data_options,
     dataset_options,
     positive,
@@ -36,6 +34,7 @@ DATA = ("dataset", "text_key", "max_samples", "max_tokens", "seed")
 MODES = click.Choice(["protect", "target"])
 LIST = FilePath((".json", ".csv"))
 MAP = FilePath((".json",))
+NPZ = FilePath((".npz",))
 REFIT = click.option(
     "--refit-experts", is_flag=True, help="Let the experts that stay take over, by least squares."
 )
@@ -65,7 +64,7 @@ def map_options(away: str, stale: str) -> Decorator:
 def _complete(call: Call, values: Params) -> None:
     """Complete the values for a selection's options: an empty list for none, paths resolved."""
     values["ignore_experts"] = values["ignore_experts"] or ()
-    for name in ("expert_list", "safety_map", "domain_map"):
+    for name in ("expert_list", "safety_map", "domain_map", "saliency"):
         if values[name] is not None:
             values[name] = call.bench.readable(values[name])
 
@@ -107,6 +106,7 @@ def _complete(call: Call, values: Params) -> None:
 @click.option(
     "--sequential", is_flag=True, help="Judge each layer on what the pruned ones before it put out."
 )
+@click.option("--saliency", type=NPZ, help="Go by these statistics, as after stats load.")
 @REFIT
 @map_options("drop them", "statistics and maps")
 def prune(call: Call) -> Report:
@@ -124,9 +124,7 @@ def prune(call: Call) -> Report:
 
 
 @command("merge", group="edit", when=with_experts)
-@click.option(
-    "--dataset", type=DATASET, help="What experts are compared on (default: the last one, see set)."
-)
+@data_option("--dataset", "What experts are compared on (default: the last one, see set).")
 @data_options
 @click.option(
     "--n-prune",
@@ -183,8 +181,13 @@ def prune(call: Call) -> Report:
     is_flag=True,
     help="Per expert, merge it only where the layer's output is better for it than if dropped.",
 )
+@click.option(
+    "--saliency",
+    type=NPZ,
+    help="Pick and weigh by these statistics (default: by what each layer sees while merging).",
+)
 @REFIT
-@map_options("merge them away", "maps")
+@map_options("merge them away", "statistics and maps")
 def merge(call: Call) -> Report:
     """Stage a merge: experts that go are averaged into those most like them (REAM).
 
@@ -193,8 +196,8 @@ def merge(call: Call) -> Report:
     """
     values = {name: value for name, value in call.params.items() if name not in DATA}
     _complete(call, values)
-    with call.bench.dataset(call["dataset"]) as source:
-        data = dataset_options(source, call.params, call.bench.settings.seed)
+    with call.bench.dataset(call["dataset"]) as sources:
+        data = dataset_options(sources, call.params, call.bench.settings.seed)
         return call.session.merge(MergeOptions(data, **values), call.ctx)
 
 

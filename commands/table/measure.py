@@ -6,6 +6,7 @@ import click
 
 from commands.conditions import staged
 from commands.declare import DATASET, Call, command, data_options, dataset_options, stack
+from mlxfun.errors import UsageError
 from mlxfun.evaluation.options import EvaluateOptions
 from mlxfun.report import Report
 
@@ -37,9 +38,15 @@ measure_options = stack(
 
 def options(call: Call) -> EvaluateOptions:
     """The `measure_options` of a command."""
-    sources = [call.bench.readable_source(source) for source in call["dataset"]]
+    sources = call.bench.readable_sources(call["dataset"])
+    weighted = next((source for source, weight in sources if weight is not None), None)
+    if weighted is not None:
+        raise UsageError(
+            f"{weighted}: each data set is measured by itself, so leave its weight out"
+        )
+    seed = call.bench.settings.seed
     return EvaluateOptions(
-        datasets=tuple(dataset_options(s, call.params, call.bench.settings.seed) for s in sources),
+        datasets=tuple(dataset_options((s,), call.params, seed) for s in sources),
         kl=not call["no_kl"],
         samples=call["samples"],
         sample_tokens=call["sample_tokens"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from commands.conditions import always
-from commands.declare import Call, command
+from commands.declare import Call, command, positive
 from commands.scripts.resume import offer
 from commands.types import FilePath, Source
 from mlxfun.checkpoint.options import SaveOptions
@@ -20,6 +20,11 @@ MODEL = Source("model", {"demo": "the small Qwen3-MoE model that comes with mlxf
 @click.argument("model", type=MODEL)
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a Hub model.")
 @click.option(
+    "--chat-template",
+    type=FilePath((".jinja", ".json")),
+    help="Use this template, not the model's.",
+)
+@click.option(
     "--drop", is_flag=True, help="Free the resident model first, for when both do not fit."
 )
 def load(call: Call) -> Report:
@@ -28,7 +33,9 @@ def load(call: Call) -> Report:
     Statistics, staged plan, steering and history of the model that was resident go with it. If the
     new one cannot be loaded, the old one stays, unless --drop was given.
     """
-    report = call.bench.load(call["model"], call["revision"], call["drop"], call.ctx)
+    report = call.bench.load(
+        call["model"], call["revision"], call["drop"], call.ctx, call["chat_template"]
+    )
     offer(call.bench, call.ctx)
     return report
 
@@ -72,11 +79,15 @@ def save(call: Call) -> Report:
 
 
 @command("smoke-test", group="model")
+@click.option("--prompt", metavar="TEXT", help="What to answer (default: a question of ours).")
+@click.option(
+    "--max-tokens", type=positive, metavar="N", help="Length of the answer (default: 24)."
+)
 def smoke_test(call: Call) -> Report:
     """Check that the live model still works: finite logits, sane text, routing in range."""
-    report = call.session.smoke_test(call.ctx)
+    report = call.session.smoke_test(call["prompt"], call["max_tokens"], call.ctx)
     if not report.passed:  # an error, so that a script stops there
-        raise ModelError(f"{report.summary()}; undo the last edit, or discard the staged one")
+        raise ModelError(f"{report.summary()}; {report.advice}")
     return report
 
 

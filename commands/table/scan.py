@@ -1,4 +1,4 @@
-"""`safety-scan` and `domain-scan` compare how two text sets use experts; `prepare-dataset`."""
+"""`safety-scan` and `domain-scan` compare how two text sets use experts; `prepare-dataset`, `dataset`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from commands.declare import (
     Call,
     Decorator,
     command,
+    data_option,
     data_options,
     dataset_options,
     positive,
@@ -26,8 +27,7 @@ JSON = NewFile((".json",))
 
 
 def _set(name: str, what: str) -> Decorator:
-    text = f"{what}: JSONL file, directory of texts, or demo:NAME."
-    return click.option(name, type=DATASET, required=True, help=text)
+    return data_option(name, f"{what}: file, directory, or demo:NAME.", required=True)
 
 
 rules = stack(
@@ -53,7 +53,7 @@ rules = stack(
 def _options(call: Call, first: str, second: str, domain_name: str = "") -> ScanOptions:
     bench = call.bench
     one, two = (
-        dataset_options(bench.readable_source(call[name]), call.params, bench.settings.seed)
+        dataset_options(bench.readable_sources(call[name]), call.params, bench.settings.seed)
         for name in (first, second)
     )
     return ScanOptions(
@@ -140,4 +140,22 @@ def prepare_dataset(call: Call) -> Report:
     return prepare(PrepareOptions(**values), call.ctx)
 
 
-COMMANDS = (safety_scan, domain_scan, prepare_dataset)
+@command("dataset", group="observe", when=always, read_only=True)
+@click.argument("files", type=DATASET, nargs=-1, required=True, metavar="FILE...")
+@data_options
+def dataset(call: Call) -> Report:
+    """Show what would be read of a data set: forms, counts, lengths, the first sample.
+
+    With a model loaded, lengths are in its tokens, and the sample is what the model sees of it.
+    Several files are a mixture; FILE:2 takes twice the share of FILE.
+    """
+    sources = call.bench.readable_sources(call["files"])
+    options = dataset_options(sources, call.params, call.bench.settings.seed)
+    if call.bench.loaded is not None:
+        return call.session.dataset(options, call.ctx)
+    from mlxfun.data.describe import describe  # brings NumPy: not at the top
+
+    return describe(options, None, None, call.ctx)
+
+
+COMMANDS = (safety_scan, domain_scan, prepare_dataset, dataset)

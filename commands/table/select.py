@@ -5,10 +5,10 @@ from __future__ import annotations
 import click
 
 from commands.conditions import selectable, staged, with_experts
-from commands.declare import DATASET, Call, Decorator, command, positive, stack
+from commands.declare import Call, Decorator, command, data_option, positive, stack
 from commands.types import ExpertPairs, Number, OneExpert
 from mlxfun.calibration.options import METRICS
-from mlxfun.data.options import DatasetOptions
+from mlxfun.data.options import mixed
 from mlxfun.errors import UsageError
 from mlxfun.evaluation.options import DOSSIER_TOKENS, PROBE_TOKENS, ProbeOptions
 from mlxfun.report import Report
@@ -56,9 +56,7 @@ def select(call: Call) -> Report:
 def text_options(what: str, tokens: int) -> Decorator:
     """Options for a small text. what: its use, for the help. tokens: the default number."""
     return stack(
-        click.option(
-            "--dataset", type=DATASET, help=f"{what} (default: held-out calibration samples)."
-        ),
+        data_option("--dataset", f"{what} (default: held-out calibration samples)."),
         click.option(
             "--tokens",
             type=click.IntRange(min=16),
@@ -71,8 +69,8 @@ def text_options(what: str, tokens: int) -> Decorator:
 
 def _text(call: Call) -> ProbeOptions:
     """The `text_options` of a command."""
-    source = call["dataset"]
-    data = DatasetOptions(call.bench.readable_source(source)) if source is not None else None
+    sources = call["dataset"]
+    data = mixed(call.bench.readable_sources(sources)) if sources else None
     return ProbeOptions(data, call["tokens"])
 
 

@@ -13,7 +13,7 @@ from mlxfun.errors import UsageError
 class Loaded:
     """The resident model as a session file names it.
 
-    state: the one right after loading. directory: where its files are, to which nothing is written.
+    chat_template: the file given with --chat-template. state: the one right after loading. directory: where its files are, to which nothing is written.
     """
 
     source: str
@@ -21,6 +21,7 @@ class Loaded:
     checkpoint: str
     state: str
     directory: Path
+    chat_template: str | None = None
 
     def owns(self, path: Path) -> bool:
         """Whether `path` lies inside the model's directory, or is a file that it links to."""

@@ -143,6 +143,8 @@ class Journal:
         self._write(f"#: model {model.source}\n")
         if model.revision:
             self._write(f"#: revision {model.revision}\n")
+        if model.chat_template:
+            self._write(f"#: chat-template {model.chat_template}\n")
         self._write(f"#: checkpoint {model.checkpoint}\n")
 
     def begin(self, line: str) -> None:

@@ -33,7 +33,8 @@ FORMAT = 2
 FORMATS = (1, 2)
 """What is read."""
 
-KEYS = ("mlxfun", "mlx", "mlx-lm", "model", "revision", "checkpoint", "seed", "directory")
+KEYS = ("mlxfun", "mlx", "mlx-lm", "model", "revision", "checkpoint", "seed", "directory",
+        "chat-template")  # fmt: skip
 
 _MARK = re.compile(r"#=\s*state\s+(\S+)(?:\s+staged\s+(\S+))?(?:\s+steered\s+(\S+))?\s*\Z")
 
@@ -99,7 +100,7 @@ def decode(text: str) -> str:
 def read_script(path: Path) -> Script:
     """Parse a session file. Raises UsageError with file and line."""
     try:
-        text = read_text(path)
+        text = read_text(path, "utf-8-sig")
     except OSError as problem:
         reason = problem.strerror or str(problem)
         raise UsageError(f"cannot read the replay file {path}: {reason}") from None

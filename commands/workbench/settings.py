@@ -9,12 +9,12 @@ from dataclasses import dataclass
 class Settings:
     """Defaults for options that a command line leaves out.
 
-    dataset: the last one named. max_kl, max_perplexity_ratio: the guardrails of apply, None for off.
+    dataset: the last one named, or those of a mixture. max_kl, max_perplexity_ratio: the guardrails of apply, None for off.
     undo_steering: whether steering is a step of the history that undo takes back.
     """
 
     seed: int = 0
-    dataset: str | None = None
+    dataset: str | tuple[str, ...] | None = None
     metric: str = "reap_sum"
     temperature: float = 0.0
     top_p: float = 1.0

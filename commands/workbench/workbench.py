@@ -6,6 +6,7 @@ It lives on the worker thread, like the session in it.
 from __future__ import annotations
 
 import gc
+import re
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,9 @@ from commands.workbench.journal import Journal
 from commands.workbench.session_file import Mark
 from commands.workbench.settings import Settings
 from commands.workbench.wiring import Wiring
+from mlxfun.checkpoint.options import LoadOptions
 from mlxfun.context import Context
+from mlxfun.data.options import Weighted
 from mlxfun.errors import DatasetError, SaveError, StateError, UsageError
 from mlxfun.events import Notice
 from mlxfun.generation.reports import ChatReport
@@ -27,6 +30,8 @@ from mlxfun.session.reports import SessionView
 
 if TYPE_CHECKING:
     from mlxfun.session.session import Session
+
+_WEIGHED = re.compile(r"(.+):(\d+(?:\.\d+)?)\Z", re.DOTALL)
 
 
 class Workbench:
@@ -94,7 +99,14 @@ class Workbench:
         if self._session is not None:
             self._session.command = line
 
-    def load(self, source: str, revision: str | None, drop: bool, ctx: Context) -> Report:
+    def load(
+        self,
+        source: str,
+        revision: str | None,
+        drop: bool,
+        ctx: Context,
+        chat_template: Path | None = None,
+    ) -> Report:
         """Open a session for `source`; the old one is closed once the new one is there.
 
         drop: close the old one first.
@@ -103,12 +115,12 @@ class Workbench:
             self.close()
         found = source if source == "demo" else self._local(source)
         _offer_recovery(Path(found).parent, ctx)
+        template = self.readable(chat_template) if chat_template is not None else None
         opened = self.wiring.session_class(ctx).open(
             found,
-            revision=revision,
+            LoadOptions(revision, template, self.identities),
             undo_budget=self.undo_budget,
             seed=self.settings.seed,
-            identities=self.identities,
             ctx=ctx,
         )
         self.close()
@@ -116,7 +128,12 @@ class Workbench:
         opened.steering_in_history = self.settings.undo_steering
         report = opened.info()
         self.loaded = Loaded(
-            source, revision, opened.checkpoint_id, opened.state, Path(report.source).absolute()
+            source,
+            revision,
+            opened.checkpoint_id,
+            opened.state,
+            Path(report.source).absolute(),
+            str(chat_template) if chat_template is not None else None,
         )
         # Loading imports transformers, hundreds of thousands of objects that live for ever. A full
         # collection visits them all under the interpreter's lock, and the screen freezes.
@@ -138,18 +155,18 @@ class Workbench:
             session.close()
 
     @contextmanager
-    def dataset(self, source: str | None) -> Iterator[str]:
-        """The data set to use inside the block: `source`, or the last one named.
+    def dataset(self, named: tuple[str, ...]) -> Iterator[Weighted]:
+        """The data sets to use inside the block: those `named`, or the last ones.
 
-        A named one is kept for the next command that names none, unless it cannot be read: it does
-        not exist, or the block raises DatasetError.
+        Named ones are kept for the next command that names none, unless they cannot be read: one
+        does not exist, or the block raises DatasetError.
         """
-        chosen = source or self.settings.dataset
+        chosen = named or self.settings.dataset
         if chosen is None:
             raise UsageError("which data set? Give --dataset PATH, or --dataset demo:mixed")
-        found = self.readable_source(chosen)
+        found = self.readable_sources((chosen,) if isinstance(chosen, str) else chosen)
         # Not every command gets as far as reading it, so look whether it exists.
-        good = source is not None and (found.startswith("demo:") or exists(Path(found)))
+        good = bool(named) and all(s.startswith("demo:") or exists(Path(s)) for s, _ in found)
         try:
             yield found
         except DatasetError:
@@ -157,11 +174,26 @@ class Workbench:
             raise
         finally:
             if good:
-                self.settings = replace(self.settings, dataset=source)
+                kept = named[0] if len(named) == 1 else named
+                self.settings = replace(self.settings, dataset=kept)
 
     def readable_source(self, source: str) -> str:
         """`source` with a path resolved as `Files.readable` does."""
         return source if source.startswith("demo:") else str(self.readable(Path(source)))
+
+    def readable_sources(self, named: tuple[str, ...]) -> Weighted:
+        """Sources and weights: a.jsonl:2 is a.jsonl with weight 2, unless there is such a file."""
+        found: list[tuple[str, float | None]] = []
+        for word in named:
+            match = _WEIGHED.match(word)
+            if match is None or exists(self.readable(Path(word))):
+                found.append((self.readable_source(word), None))
+                continue
+            weight = float(match[2])
+            if not 0 < weight < float("inf"):
+                raise UsageError(f"the weight of {word} must be above 0")
+            found.append((self.readable_source(match[1]), weight))
+        return tuple(found)
 
     def readable(self, path: Path) -> Path:
         """See `Files.readable`."""

@@ -9,7 +9,7 @@
   with it) / E, in [0, 1): *higher is better*, 0 for one that was never routed. The merged file
   holds the sums of rank scores, metric by metric, so every metric still prunes the right experts;
   such sums can be merged on, in any order and grouping.
-* purge: what is left of A when B, a part of it, is taken out again.
+* subtract: what is left of A when B, a part of it, is taken out again.
 """
 
 from __future__ import annotations
@@ -140,17 +140,32 @@ def rank_scores(score: Array) -> Array:
     return np.where(score > 0, _ranks(score), 0.0)
 
 
-def ranked(stats: RoutingStats) -> RoutingStats:
-    """`stats` with every sum replaced by rank scores; those of a rank merge as they are."""
+def ranked(stats: RoutingStats, metric: str | None = None) -> RoutingStats:
+    """`stats` with every sum replaced by rank scores; those of a rank merge as they are.
+
+    metric: by which alone; None: each sum by itself.
+    """
     if stats.combined == "rank":
-        return stats
+        if metric is None:
+            return stats
+        # Sums of rank scores of this metric: they go on as they are, under every name.
+        alone = stats.score(metric)
+        sums = dict.fromkeys((*SUMS, MEAN_RANK), alone)
+        return replace(stats, sums=sums)
+    if metric is not None:
+        alone = rank_scores(stats.score(metric))
+        return replace(stats, sums=dict.fromkeys((*SUMS, MEAN_RANK), alone), combined="rank")
     sums = {name: rank_scores(stats.sums[name]) for name in SUMS}
     sums[MEAN_RANK] = rank_scores(stats.score("reap"))
     return replace(stats, sums=sums, combined="rank")
 
 
-def merge(runs: Sequence[Named], by: str = "sum", allow_stale: bool = False) -> RoutingStats:
+def merge(
+    runs: Sequence[Named], by: str = "sum", allow_stale: bool = False, metric: str | None = None
+) -> RoutingStats:
     """One run from several. See the module's text for what `by` means.
+
+    metric: with "rank", rank by this one alone: every metric of the merge then says what it says.
 
     Raises UsageError, and StateError for runs of different weights unless it is allowed.
     """
@@ -163,7 +178,9 @@ def merge(runs: Sequence[Named], by: str = "sum", allow_stale: bool = False) -> 
         for path, stats in runs:
             if stats.combined == "rank":
                 raise PlanError(f"{path} holds ranks, which cannot be summed; merge it --by rank")
-    parts = [ranked(stats) if by == "rank" else stats for _, stats in runs]
+    if metric is not None and by != "rank":
+        raise UsageError(f"--metric {metric} goes with --by rank: a sum keeps every metric")
+    parts = [ranked(stats, metric) if by == "rank" else stats for _, stats in runs]
     first = parts[0]
     states = {stats.state for stats in parts}
     same_model = len({stats.model for stats in parts}) == 1
@@ -194,7 +211,7 @@ def _added(arrays: list[Array]) -> Array:
     return result
 
 
-def purge(whole: Named, part: Named, allow_stale: bool = False) -> RoutingStats:
+def subtract(whole: Named, part: Named, allow_stale: bool = False) -> RoutingStats:
     """A without B. Raises PlanError where B has more than A: then it is no part of it."""
     require_alike((whole, part), allow_stale)
     (path_a, a), (path_b, b) = whole, part

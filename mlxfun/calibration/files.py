@@ -1,4 +1,4 @@
-"""`stats diff`, `merge`, `rank` and `purge` on `.npz` files of statistics; no model is needed."""
+"""`stats diff`, `merge` and `subtract` on `.npz` files of statistics; no model is needed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from mlxfun.calibration import combine
-from mlxfun.calibration.reports import CombineReport, DiffReport, DiffRow
+from mlxfun.calibration import combine, filters
+from mlxfun.calibration.reports import CombineReport, DiffReport, DiffRow, Extreme, Figures
 from mlxfun.calibration.routing_stats import RoutingStats
 from mlxfun.files import Kind, json_with, write_json
 
@@ -17,8 +17,12 @@ SHOWN = 10
 """How many experts a comparison names."""
 
 
-def diff_files(a: Path, b: Path, output: Path | None, allow_stale: bool = False) -> DiffReport:
+def diff_files(
+    a: Path, b: Path, output: Path | None, allow_stale: bool = False, metric: str = "reap"
+) -> DiffReport:
     """Compare two files; with `output` write every number as JSON.
+
+    metric: the one whose scores are subtracted for the figures.
 
     Raises DatasetError, PlanError for files that cannot be compared, StateError for different
     weights unless it is allowed, SaveError for a file that cannot be written.
@@ -27,8 +31,9 @@ def diff_files(a: Path, b: Path, output: Path | None, allow_stale: bool = False)
     warnings = combine.require_alike(runs, allow_stale)
     (_, one), (_, two) = runs
     found = combine.diff(one, two)
+    numbers = filters.figures(one, two, metric)
     if output is not None:
-        write_json(output, _document(runs, found), DIFFERENCE)
+        write_json(output, _document(runs, found) | _figures(numbers), DIFFERENCE)
     return DiffReport(
         files=(str(a), str(b)),
         path=str(output) if output is not None else None,
@@ -40,7 +45,37 @@ def diff_files(a: Path, b: Path, output: Path | None, allow_stale: bool = False)
         notices=warnings,
         layers=one.layer_indices,
         share=found.share,
+        figures=numbers,
     )
+
+
+def _figures(found: Figures) -> dict[str, Any]:
+    """Under the names that other tools of the family read; layer_idx is a position."""
+    return {
+        "metric": found.metric,
+        "diff_mean": found.mean,
+        "diff_std": found.std,
+        "diff_min": found.min,
+        "diff_max": found.max,
+        "diff_abs_max": max(abs(found.min), abs(found.max)),
+        "positive_count": found.positive,
+        "negative_count": found.negative,
+        "zero_count": found.zero,
+        "top_positive": _extremes(found.higher),
+        "top_negative": _extremes(found.lower),
+    }
+
+
+def _extremes(found: tuple[Extreme, ...]) -> list[dict[str, Any]]:
+    return [
+        {
+            "layer_idx": one.position,
+            "expert_idx": one.expert,
+            "diff_value": one.difference,
+            "layer": one.layer,
+        }
+        for one in found
+    ]
 
 
 def _document(runs: list[combine.Named], found: combine.Difference) -> dict[str, Any]:
@@ -71,24 +106,31 @@ def _rows(one: RoutingStats, two: RoutingStats) -> tuple[DiffRow, ...]:
 
 
 def merge_files(
-    files: tuple[Path, ...], output: Path, by: str = "sum", allow_stale: bool = False
+    files: tuple[Path, ...],
+    output: Path,
+    by: str = "sum",
+    allow_stale: bool = False,
+    metric: str | None = None,
 ) -> CombineReport:
     """Merge files into `output`. See mlxfun.calibration.combine for what `by` means and what is refused."""
     runs = [(path, RoutingStats.read(path)) for path in files]
-    merged = combine.merge(runs, by, allow_stale)
+    merged = combine.merge(runs, by, allow_stale, metric)
     warnings = list(combine.require_alike(runs, allow_stale))
     if merged.state == combine.MIXED:
         warnings.append("the merge is of several states: prune takes it with --allow-stale only")
     if by == "rank":
-        warnings.append("the sums are ranks, higher is better: not counts of tokens")
+        what = f"ranks by {metric}, under the name of every metric" if metric else "ranks"
+        warnings.append(f"the sums are {what}, higher is better: not counts of tokens")
     return _written("merge", files, merged, output, tuple(warnings))
 
 
-def purge_files(a: Path, b: Path, output: Path, allow_stale: bool = False) -> CombineReport:
+def subtract_files(a: Path, b: Path, output: Path, allow_stale: bool = False) -> CombineReport:
     """Write A without B. Raises PlanError where B is no part of A."""
     whole, part = ((path, RoutingStats.read(path)) for path in (a, b))
     warnings = combine.require_alike((whole, part), allow_stale)
-    return _written("purge", (a, b), combine.purge(whole, part, allow_stale), output, warnings)
+    return _written(
+        "subtract", (a, b), combine.subtract(whole, part, allow_stale), output, warnings
+    )
 
 
 def _written(

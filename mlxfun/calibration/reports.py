@@ -12,10 +12,10 @@ from mlxfun.text import counted
 
 @dataclass(frozen=True, slots=True)
 class CombineReport(Report):
-    """Statistics made from files. combined: how ("sum", "rank"), "" for a purge."""
+    """Statistics made from files. combined: how ("sum", "rank"), "" for a subtraction."""
 
     kind: ClassVar[str] = "stats-combine"
-    action: str  # "merge" or "purge"
+    action: str  # "merge" or "subtract"
     files: tuple[str, ...]
     path: str
     combined: str
@@ -34,6 +34,62 @@ class CombineReport(Report):
             f"stats {self.action}{how}: {counted(self.samples, 'sample', 'samples')}, "
             f"{counted(self.tokens, 'token', 'tokens')} from {len(self.files)} files; wrote {self.path}"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class PurgeReport(Report):
+    """Statistics without the experts that few tokens were routed to.
+
+    experts: of all layers together. by_freq, by_count: below either limit; purged: below one or
+    both; kept: the others. above_norm: with a mean output norm above the limit, which are kept.
+    """
+
+    kind: ClassVar[str] = "stats-purge"
+    files: tuple[str, ...]
+    path: str
+    experts: int
+    by_freq: int
+    by_count: int
+    purged: int
+    kept: int
+    above_norm: int
+    notices: tuple[str, ...] = ()
+
+    def summary(self) -> str:
+        return (
+            f"stats purge: {self.purged:,} of {self.experts:,} experts taken out ({self.by_freq:,} "
+            f"by --min-freq, {self.by_count:,} by --min-count), {self.kept:,} kept, "
+            f"{self.above_norm:,} above --max-norm; wrote {self.path}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Extreme:
+    """One expert at an end of a difference. position: of its layer, among the MoE layers."""
+
+    layer: int
+    position: int
+    expert: int
+    difference: float
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Of the scores by one metric in a first file minus those in a second, over all experts.
+
+    higher: where the first has more, largest first; lower: where the second has.
+    """
+
+    metric: str
+    mean: float
+    std: float
+    min: float
+    max: float
+    positive: int
+    negative: int
+    zero: int
+    higher: tuple[Extreme, ...]
+    lower: tuple[Extreme, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +122,7 @@ class DiffReport(Report):
     notices: tuple[str, ...] = ()
     layers: tuple[int, ...] = ()
     share: dict[str, Array] = field(default_factory=dict)
+    figures: Figures | None = None
 
     def data(self) -> dict[str, Any]:
         """The fields without the maps."""

@@ -11,7 +11,18 @@ from pathlib import Path
 from mlxfun.text import installed_version, readable_bytes
 
 BASE_CARD = "README.base.md"
+"""Where the card of the source goes: README.md is the new one."""
 _LICENCE_KEYS = ("license", "license_name", "license_link", "language")
+
+
+def base_card_name(present: Sequence[str]) -> str:
+    """Where the card of a source with these files goes: a card that was kept before stays.
+
+    >>> base_card_name(["README.md"]), base_card_name(["README.md", "README.base.md"])
+    ('README.base.md', 'README.base-2.md')
+    """
+    names = (BASE_CARD, *(f"README.base-{n}.md" for n in range(2, len(present) + 3)))
+    return next(name for name in names if name not in present)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +66,23 @@ class Card:
         """The base model's licence and language lines, when its card states them."""
         if self.base_card is None or not self.base_card.exists():
             return []
-        text = self.base_card.read_text("utf-8", errors="replace")
-        match = re.match(r"---\n(.*?)\n---", text, flags=re.DOTALL)
-        lines = match[1].splitlines() if match else []
-        return [line for line in lines if line.split(":")[0] in _LICENCE_KEYS and line[-1:] != ":"]
+        text = self.base_card.read_text("utf-8-sig", errors="replace").lstrip()
+        match = re.match(r"---[ \t]*\n(.*?)\n---", text, flags=re.DOTALL)
+        kept: list[str] = []
+        inside = False
+        for line in match[1].splitlines() if match else []:
+            # A value may go on in lines that are indented, or are items of a list.
+            if line[:1] not in (" ", "\t", "-", ""):
+                inside = line.split(":")[0] in _LICENCE_KEYS
+            if inside and line.strip():
+                kept.append(line)
+        return kept
 
     def _origin(self) -> str:
         quantised = f", {self.quantization}" if self.quantization else ""
         experts = f"{self.experts} experts a layer" if self.experts else "no experts"
-        base = f" Its card is kept as [{BASE_CARD}]({BASE_CARD})." if self.base_card else ""
+        name = self.base_card.name if self.base_card else ""
+        base = f" Its card is kept as [{name}]({name})." if name else ""
         return (
             f"Made with mlxfun {installed_version('mlxfun')} from `{self.model_id}` (checkpoint "
             f"`{self.checkpoint_id}`): {experts}{quantised}, "

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from mlxfun.checkpoint.headers import Header, TensorInfo
 from mlxfun.text import readable_bytes
@@ -53,6 +54,25 @@ def dropped_notes(
             "a saved model lacks them"
         )
     return tuple(notes)
+
+
+MTP_COUNTS = (
+    "num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers", "num_mtp_modules",
+    "mtp_num_layers", "n_mtp_layers",
+)  # fmt: skip
+"""Keys of config.json, at its top or in text_config, that count multi-token-prediction layers."""
+
+
+def without_mtp(config: dict[str, Any]) -> dict[str, Any]:
+    """`config` of a model whose multi-token-prediction layers were not loaded."""
+    found = {k: 0 if k in MTP_COUNTS and _is_count(v) else v for k, v in config.items()}
+    if isinstance(config.get("text_config"), dict):
+        found["text_config"] = without_mtp(config["text_config"])
+    return found
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _part(name: str, loaded: Mapping[str, int], decoder_layers: int) -> str | None:

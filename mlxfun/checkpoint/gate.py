@@ -21,6 +21,7 @@ from mlx_lm.utils import load_model
 
 from mlxfun.checkpoint.headers import read_headers
 from mlxfun.checkpoint.load import HALF, LOAD_ERRORS, needs_float32, short
+from mlxfun.checkpoint.sources import without_wildcards
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import ModelError, SaveError
 from mlxfun.memory import memory_limit, on_cpu
@@ -130,7 +131,8 @@ def same_bits(first: mx.array, second: mx.array) -> bool:
 def _load(directory: Path) -> tuple[nn.Module, dict[str, Any]]:
     try:
         read_headers(directory)
-        return load_model(directory, lazy=True, strict=True)
+        with without_wildcards(directory) as plain:
+            return load_model(plain, lazy=True, strict=True)
     except ModelError as error:
         raise SaveError(f"the saved model is damaged: {error}") from error
     except LOAD_ERRORS as error:

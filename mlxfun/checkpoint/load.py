@@ -17,10 +17,10 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models.switch_layers import SwitchLinear
 from mlx_lm.tokenizer_utils import TokenizerWrapper
-from mlx_lm.utils import _get_classes, load_model, load_tokenizer
+from mlx_lm.utils import _get_classes, load_model
 
 from mlxfun.checkpoint.architecture import require_dtypes, require_names, require_sound
-from mlxfun.checkpoint.dropped import dropped_notes
+from mlxfun.checkpoint.dropped import dropped_notes, without_mtp
 from mlxfun.checkpoint.headers import (
     Header,
     indexed_files,
@@ -28,7 +28,8 @@ from mlxfun.checkpoint.headers import (
     require_even,
 )
 from mlxfun.checkpoint.identity import Stamp, checkpoint_id, difference, stamps
-from mlxfun.checkpoint.sources import companions, read_config, resolve
+from mlxfun.checkpoint.sources import companions, read_config, resolve, without_wildcards
+from mlxfun.checkpoint.tokenizer import open_tokenizer
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import BudgetError, ModelError
 from mlxfun.memory import memory_limit, on_cpu
@@ -49,11 +50,13 @@ class Loaded:
     """A resident model and where it came from.
 
     config: config.json as written, plus the `quantization` entry that stock loading derives for
-    checkpoints packed by other tools (the resident tensors need it to load again).
+    checkpoints packed by other tools (the resident tensors need it to load again), and without
+    the multi-token-prediction layers that it drops.
     stored_dtypes: {parameter path: dtype before any cast}. estimate: resident bytes as foreseen.
     notes: sentences for the user (parts left behind, the cast, an unreachable Hub). files:
     config.json and the weights as they were, to tell whether they still are. companions: names of
-    the other files of the model.
+    the other files of the model. chat_template: where that is from, "" for none.
+    given_template: the user gave it in place of the model's.
     """
 
     model: nn.Module
@@ -67,6 +70,8 @@ class Loaded:
     estimate: int
     files: tuple[Stamp, ...] = ()
     companions: tuple[str, ...] = ()
+    chat_template: str = ""
+    given_template: bool = False
 
     @property
     def changed(self) -> str:
@@ -78,14 +83,14 @@ def load(
     source: str | Path,
     revision: str | None = None,
     ctx: Context = SILENT,
+    chat_template: Path | None = None,
     identities: Path | None = None,
 ) -> Loaded:
     """Load `source` (directory, Hub id or "demo") and evaluate every array of it.
 
-    identities: the cache of fingerprints, see `checkpoint_id`.
-
-    On MLX's CPU backend 16-bit weights are cast to float32 one by one, because its `gather_mm`
-    knows no other type; each parameter's own dtype stays on record.
+    chat_template: a file to use instead of the model's. identities: see `checkpoint_id`. On MLX's CPU
+    backend 16-bit weights are cast to float32 one by one, because its `gather_mm` knows no other
+    type; each parameter's own dtype stays on record.
 
     Raises ModelError (missing, broken, unsupported), BudgetError (does not fit) and Cancelled.
     """
@@ -99,37 +104,48 @@ def load(
     estimate = estimate_bytes(headers, config)
     _require_memory(found.model_id, estimate)
     ctx.check()
-    model, full_config = _load_lazy(found.path)
+    # Before the weights: a tokenizer that is missing is told before gigabytes are read.
+    tokenizer, template, remarks = open_tokenizer(found.path, chat_template)
+    model, full_config = _load_lazy(found.path, config)
     stored = {path: array.dtype for path, array in _parameters(model)}
     cast = needs_float32(model)
     _evaluate(model, cast, ctx)
     require_dtypes(model, full_config)
     if changed := difference(found.path, files):
         raise ModelError(f"{changed} while the model was being loaded; load it again")
-    tokenizer = _load_tokenizer(found.path, full_config)
-    sizes = {path: array.size for path, array in _parameters(model)}
-    notes = [*found.notes, *_stale_shards(found.path)]
-    notes += dropped_notes(headers, sizes, _decoder_layers(sizes))
-    if cast and any(dtype in HALF for dtype in stored.values()):
-        why = "the only type that MLX's CPU backend routes through experts"
-        if not any(isinstance(m, SwitchLinear) for _, m in model.named_modules()):
-            why = "in which MLX's CPU backend computes fastest"
-        notes.append(
-            f"16-bit weights are held as float32, {why}; saving restores each one's own type"
-        )
+    dropped = _dropped(headers, model)
+    notes = (*found.notes, *remarks, *_stale_shards(found.path), *dropped)
     return Loaded(
         model=model,
         tokenizer=tokenizer,
-        config=_own_config(config, full_config),
+        config=_own_config(config, full_config, dropped),
         path=found.path,
         model_id=found.model_id,
         checkpoint_id=identity,
         stored_dtypes=stored,
-        notes=tuple(notes),
+        notes=(*notes, *(_cast_notes(model, stored) if cast else ())),
         estimate=estimate,
+        chat_template=template,
+        given_template=chat_template is not None,
         files=files,
         companions=tuple(str(f.relative_to(found.path)) for f in companions(found.path).files),
     )
+
+
+def _dropped(headers: list[Header], model: nn.Module) -> tuple[str, ...]:
+    """See mlxfun.checkpoint.dropped."""
+    sizes = {path: array.size for path, array in _parameters(model)}
+    return dropped_notes(headers, sizes, _decoder_layers(sizes))
+
+
+def _cast_notes(model: nn.Module, stored: dict[str, mx.Dtype]) -> list[str]:
+    """That 16-bit weights are held in 32, and why; nothing if there are none."""
+    if not any(dtype in HALF for dtype in stored.values()):
+        return []
+    why = "the only type that MLX's CPU backend routes through experts"
+    if not any(isinstance(m, SwitchLinear) for _, m in model.named_modules()):
+        why = "in which MLX's CPU backend computes fastest"
+    return [f"16-bit weights are held as float32, {why}; saving restores each one's own type"]
 
 
 def estimate_bytes(headers: list[Header], config: dict[str, Any]) -> int:
@@ -187,27 +203,31 @@ def _require_memory(model_id: str, estimate: int) -> None:
     )
 
 
-def _load_lazy(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+def _load_lazy(path: Path, config: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
     try:
-        return load_model(path, lazy=True, strict=True)
+        with without_wildcards(path) as plain:
+            return load_model(plain, lazy=True, strict=True)
     except LOAD_ERRORS as error:
+        why = (
+            "weights and config.json do not fit each other, or the architecture needs a newer "
+            "mlx-lm"
+        )
         raise ModelError(
-            f"{path} does not load with mlx-lm: {short(error)}; weights and config.json do not "
-            "fit each other, or the architecture needs a newer mlx-lm"
+            f"{path} does not load with mlx-lm: {short(error)}; {_packed_elsewhere(config) or why}"
         ) from error
 
 
-def _load_tokenizer(path: Path, config: dict[str, Any]) -> TokenizerWrapper:
-    try:
-        tokenizer: TokenizerWrapper = load_tokenizer(path, eos_token_ids=config.get("eos_token_id"))
-    except Exception as error:
-        raise ModelError(f"the tokenizer of {path} does not load: {short(error)}") from error
-    # Long texts are cut to --max-tokens after tokenizing; transformers would print a warning
-    # about them into whatever screen is up.
-    warned = getattr(tokenizer, "deprecation_warnings", None)
-    if isinstance(warned, dict):
-        warned["sequence-length-is-longer-than-the-specified-maximum"] = True
-    return tokenizer
+def _packed_elsewhere(config: dict[str, Any]) -> str:
+    """What to do about a quantisation that mlx-lm does not unpack here, "" where there is none."""
+    settings = config.get("quantization_config")
+    method = settings.get("quant_method") if isinstance(settings, dict) else None
+    if "quantization" in config or method is None:
+        return ""
+    return (
+        f"config.json declares {str(method)[:40]} quantisation, which mlx-lm does not read for "
+        f"{config['model_type']}: take a version of the model in bfloat16, or one that was "
+        "converted for MLX"
+    )
 
 
 def short(error: BaseException) -> str:
@@ -284,8 +304,11 @@ def _stale_shards(path: Path) -> list[str]:
     return [f"{', '.join(extra)} not in the index of {path}, but stock loading reads it too"]
 
 
-def _own_config(raw: dict[str, Any], full: dict[str, Any]) -> dict[str, Any]:
-    config = dict(raw)
+def _own_config(
+    raw: dict[str, Any], full: dict[str, Any], dropped: tuple[str, ...]
+) -> dict[str, Any]:
+    mtp = any("multi-token-prediction" in note for note in dropped)
+    config = without_mtp(raw) if mtp else dict(raw)
     if "quantization" in full and "quantization" not in raw:
         config["quantization"] = full["quantization"]
         config["quantization_config"] = full["quantization"]

@@ -1,9 +1,20 @@
-"""Options of saving."""
+"""Options of loading and saving."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """revision: of a Hub model. chat_template: a file whose template is used instead of the
+    model's. identities: a file that remembers the fingerprints of checkpoints, so that a large one
+    is not sampled again at each load; None to do without."""
+
+    revision: str | None = None
+    chat_template: Path | None = None
+    identities: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

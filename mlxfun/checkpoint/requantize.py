@@ -15,7 +15,7 @@ from typing import Any, cast
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
-from mlx_lm.utils import _get_classes, quantize_model
+from mlx_lm.utils import _decode_tagged_floats, _get_classes, quantize_model
 
 from mlxfun.checkpoint.gate import Weights
 from mlxfun.checkpoint.load import short
@@ -23,6 +23,7 @@ from mlxfun.errors import SaveError, UsageError
 
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
+_SETTINGS = ("quantization", "quantization_config")
 
 
 class Requantised:
@@ -79,7 +80,8 @@ class Requantised:
 
     def build(self) -> tuple[nn.Module, dict[str, Any]]:
         """The quantised model, lazy, and its config."""
-        config = copy.deepcopy(self._plain_config)
+        # Some floats are tagged in config.json, which stock loading undoes as well.
+        config = _decode_tagged_floats(copy.deepcopy(self._plain_config))
         model_class, args_class = _get_classes(config)
         model = model_class(args_class.from_dict(config))
         model.eval()
@@ -88,7 +90,8 @@ class Requantised:
         # quantize_model prints a line; it only builds expressions, so this lasts milliseconds.
         with contextlib.redirect_stdout(io.StringIO()):
             quantised, config = quantize_model(model, config, self._group_size, self._bits)
-        return quantised, config
+        settings = {key: config[key] for key in _SETTINGS if key in config}
+        return quantised, copy.deepcopy(self._plain_config) | settings
 
 
 def describe_quantization(config: dict[str, Any]) -> str | None:

@@ -18,14 +18,14 @@ from typing import Any, Protocol
 import mlx.core as mx
 
 from mlxfun.checkpoint import atomic, replaceable
-from mlxfun.checkpoint.card import BASE_CARD, Card
+from mlxfun.checkpoint.card import Card, base_card_name
 from mlxfun.checkpoint.gate import LogitsFn, Weights, check, forward
 from mlxfun.checkpoint.headers import INDEX, weight_files
 from mlxfun.checkpoint.load import short
 from mlxfun.checkpoint.options import SaveOptions
 from mlxfun.checkpoint.reports import SaveReport
 from mlxfun.checkpoint.requantize import Requantised, describe_quantization
-from mlxfun.checkpoint.sources import Companions, companions
+from mlxfun.checkpoint.sources import Companions, companions, has_wildcards
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import BudgetError, SaveError, UsageError
 from mlxfun.text import readable_bytes
@@ -54,7 +54,8 @@ class Export:
     it. scores: {measure: value} for the card. experts: per layer, as saved. logits: int32 [1, T]
     tokens -> logits of the resident model, for the gate. changed: that the source is not what was
     loaded any more, as a sentence's beginning, "" if it is; then nothing is taken from it, the
-    tokenizer comes from memory, and companions names the files that the source had.
+    tokenizer comes from memory, and companions names the files that the source had. chat_template:
+    one that the user gave in place of the model's, which is saved with it.
     """
 
     weights: Weights
@@ -70,6 +71,7 @@ class Export:
     changed: str = ""
     tokenizer: SavedTokenizer | None = None
     companions: tuple[str, ...] = ()
+    chat_template: str | None = None
 
 
 def write(export: Export, options: SaveOptions, ctx: Context = SILENT) -> SaveReport:
@@ -96,12 +98,15 @@ def write(export: Export, options: SaveOptions, ctx: Context = SILENT) -> SaveRe
         _require_space(target, total + sum(file.stat().st_size for file in found.files))
         _copy(found.files, export.source, temporary)
         lost = _from_memory(temporary, found.left_out, export.tokenizer)
+        if export.chat_template is not None:
+            (temporary / "chat_template.jinja").write_text(export.chat_template, encoding="utf-8")
         _write_weights(temporary, weights, options.max_shard_bytes, ctx)
         _write_json(temporary / "config.json", _cleaned(config, weights.names))
         for name, content in export.metadata.items():
             _require_finite(name, content)
             _write_json(temporary / name, content)
-        _write_card(temporary, target.name, export, config, total)
+        base = temporary / base_card_name([file.name for file in found.files])
+        _write_card(temporary, target.name, export, config, (total, base))
         atomic.sync_tree(temporary)
         gate = check(temporary, weights, export.source, logits, ctx)
         ctx.check()
@@ -150,6 +155,11 @@ def _beside(target: Path) -> Iterator[Path]:
 def _checked_target(source: Path, options: SaveOptions) -> tuple[Path, atomic.Seen]:
     """The resolved destination, and what was seen there. Raises SaveError for a place that must not
     be written to."""
+    if has_wildcards(options.path):
+        raise SaveError(
+            f"{options.path}: mlx_lm.load finds no weights in a directory whose name holds [, * or "
+            "?; choose another name"
+        )
     target = options.path.expanduser().resolve()
     origin = source.resolve()
     if target == origin or target in origin.parents or origin in target.parents:
@@ -245,10 +255,11 @@ def _notices(export: Export, left: Sequence[str], lost: Sequence[str]) -> tuple[
 
 
 def _copy(files: Sequence[Path], source: Path, destination: Path) -> None:
+    card = base_card_name([file.name for file in files if file.parent == source])
     for file in files:
         relative = file.relative_to(source)
         # Our own card takes the name README.md.
-        name = Path(BASE_CARD) if str(relative) == "README.md" else relative
+        name = Path(card) if str(relative) == "README.md" else relative
         (destination / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, destination / name)
 
@@ -318,9 +329,10 @@ def _write_json(path: Path, content: Any) -> None:
 
 
 def _write_card(
-    directory: Path, name: str, export: Export, config: dict[str, Any], total: int
+    directory: Path, name: str, export: Export, config: dict[str, Any], made: tuple[int, Path]
 ) -> None:
-    base = directory / BASE_CARD
+    """made: bytes of all weights, and where the card of the source was put."""
+    total, base = made
     card = Card(
         name=name,
         model_id=export.model_id,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import json
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,3 +161,29 @@ def _own_places(source: Path) -> list[Path]:
     if len(behind) == 1:
         places += behind
     return places
+
+
+# mlx-lm treats `*`, `?` and `[` in the name of a directory as wildcards.
+
+
+def has_wildcards(path: Path) -> bool:
+    """Whether stock mlx-lm finds no weights below `path` because of its name."""
+    return glob.has_magic(str(path))
+
+
+@contextlib.contextmanager
+def without_wildcards(path: Path) -> Iterator[Path]:
+    """`path`, or a link to it under a plain name that lasts as long as the block.
+
+    Lazy arrays keep their files open, so they outlive the link. Raises ModelError where even
+    temporary files have such names.
+    """
+    if not has_wildcards(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="mlxfun-") as folder:
+        link = Path(folder) / "model"
+        if has_wildcards(link):
+            raise ModelError(f"{path} and the directory for temporary files hold [, * or ?; rename")
+        link.symlink_to(path.absolute(), target_is_directory=True)
+        yield link

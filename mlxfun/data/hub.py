@@ -7,15 +7,20 @@ it is imported when the first record is asked for.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mlxfun.context import SILENT, Context
+from mlxfun.data.conversations import Unusable
+from mlxfun.data.lines import Line
 from mlxfun.data.options import PrepareOptions
+from mlxfun.data.records import DEFAULT_TEXT_KEY, FORMS, parse
 from mlxfun.data.reports import PrepareReport
 from mlxfun.errors import DatasetError, UsageError
 from mlxfun.files import Kind, require_writable, writing
+from mlxfun.tally import Part
 
 Record = Mapping[str, Any]
 Stream = Callable[[PrepareOptions], Iterable[Record]]
@@ -69,25 +74,27 @@ def prepare(
     """
     _check(options)
     require_writable(options.output, JSONL)
-    seen, written = 0, 0
+    part, written = ctx.reading().part(options.source), 0
     with writing(options.output, JSONL) as file:
         for record in _records(options, stream):
-            if seen % CHECK_EVERY == 0:
+            if part.read % CHECK_EVERY == 0:
                 ctx.check()
                 ctx.progress("preparing", written, options.max_samples, "samples")
-            seen += 1
-            line = _line(record, options)
+            part.read += 1
+            line = _line(record, options, part)
             if line is None:
                 continue
-            file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
+            file.write((json.dumps(line, ensure_ascii=False, default=str) + "\n").encode())
             written += 1
+            part.used += 1
             if written == options.max_samples:
                 break
         if not written:
             raise DatasetError(
-                f"none of the {seen} records of {options.source} passed the filters; loosen them"
+                f"none of the {part.read} records of {options.source} passed: "
+                f"{part.snapshot().summary()}; loosen the filters, or choose another --text-column"
             )
-    return PrepareReport(options.source, options.split, str(options.output), seen, written)
+    return PrepareReport(options.source, options.split, str(options.output), part.read, written)
 
 
 def _check(options: PrepareOptions) -> None:
@@ -117,25 +124,60 @@ def _records(options: PrepareOptions, stream: Stream) -> Iterator[Record]:
         yield record
 
 
-def _line(record: Record, options: PrepareOptions) -> dict[str, Any] | None:
-    """The record in a form that mlxfun.data.datasets reads, None when a filter drops it."""
+def _line(record: Record, options: PrepareOptions, part: Part) -> dict[str, Any] | None:
+    """The record as the readers write it, None for one that is left out, which is counted."""
     for column, wanted in options.where:
         if str(_column(record, column, options)) != wanted:
+            part.refused["of another value than --where asks for"] += 1
             return None
-    if "messages" in record and options.text_column is None:
-        line: dict[str, Any] = {"messages": record["messages"]}
-        length = sum(len(str(m.get("content", ""))) for m in record["messages"])
-    elif "prompt" in record and "completion" in record and options.text_column is None:
-        line = {"prompt": record["prompt"], "completion": record["completion"]}
-        length = len(str(record["prompt"])) + len(str(record["completion"]))
-    else:
-        text = _column(record, options.text_column or "text", options)
-        if not isinstance(text, str) or not text.strip():
-            return None
-        line, length = {"content": text}, len(text)
-    short = options.min_chars is not None and length < options.min_chars
-    long = options.max_chars is not None and length > options.max_chars
-    return None if short or long else line
+    needed = options.text_column
+    if needed is not None or not any(key in record for key in (*FORMS, "content", "text")):
+        _column(record, needed or "text", options)
+    try:
+        line = _sample(record, options, f"{options.source}[{part.read - 1}]")
+    except Unusable as reason:
+        part.refused[str(reason)] += 1
+        return None
+    except DatasetError as error:
+        # One record of many: what is wrong with it is counted, without where it stands.
+        why = str(error).partition(": ")[2] or str(error)
+        part.refused[re.sub(r"\[\d+\]", "[]", why)] += 1
+        return None
+    if line is None:
+        part.blank += 1
+        return None
+    length = _length(line)
+    if options.min_chars is not None and length < options.min_chars:
+        part.refused[f"shorter than {options.min_chars} characters"] += 1
+        return None
+    if options.max_chars is not None and length > options.max_chars:
+        part.refused[f"longer than {options.max_chars} characters"] += 1
+        return None
+    part.notes.update(line.notes)
+    return _written(line)
+
+
+def _sample(record: Record, options: PrepareOptions, where: str) -> Line | None:
+    column = options.text_column
+    if column is None:
+        return parse(dict(record), DEFAULT_TEXT_KEY, where)
+    return parse({column: record[column]}, column, where)
+
+
+def _length(line: Line) -> int:
+    if isinstance(line.payload, str):
+        return len(line.payload)
+    return sum(len(str(turn["content"])) for turn in line.messages or ())
+
+
+def _written(line: Line) -> dict[str, Any]:
+    if isinstance(line.payload, str):
+        return {"content": line.payload}
+    if line.kind == "prompt":
+        prompt, completion = line.payload
+        return {"prompt": prompt, "completion": completion}
+    found: dict[str, Any] = {"messages": line.messages}
+    return found | ({"tools": list(line.tools)} if line.tools else {})
 
 
 def _column(record: Record, name: str, options: PrepareOptions) -> Any:

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mlxfun.errors import UsageError
 
 ExpertSets = dict[int, tuple[int, ...]]
 
+
+Weighted = tuple[tuple[str, float | None], ...]
+"""(source, weight) of data sets; a weight of None is one that was not given."""
+
+RECORD_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".gz", ".zst")
+"""Names of data sets that completion offers."""
 
 SEEDS = range(2**63)
 """What NumPy's generators and MLX's take."""
@@ -24,16 +31,43 @@ def require_seed(seed: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class DatasetOptions:
-    """Where text comes from. source: a path, a directory, or "demo:NAME"."""
+    """Where text comes from. source: a path, a directory, or "demo:NAME".
+
+    mixture: (source, weight) of several sources instead; `source` is then what they are called
+    together. Weights are shares of the samples; without any, all lines are taken.
+    """
 
     source: str
     text_key: str = "content"
     max_samples: int | None = None
     max_tokens: int = 512
     seed: int = 0
+    mixture: Weighted = ()
 
     def __post_init__(self) -> None:
         require_seed(self.seed)
+
+    @property
+    def parts(self) -> Weighted:
+        """(source, weight) of every source; a weight of None is one that was not given."""
+        return self.mixture or ((self.source, None),)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The sources as `--dataset` takes them.
+
+        >>> DatasetOptions("a + b", mixture=(("a", 2.0), ("b", None))).words
+        ('a:2', 'b')
+        """
+        return tuple(s if weight is None else f"{s}:{weight:g}" for s, weight in self.parts)
+
+
+def mixed(sources: Weighted, **options: Any) -> DatasetOptions:
+    """The options for one source or for a mixture of several."""
+    if len(sources) == 1 and sources[0][1] is None:
+        return DatasetOptions(sources[0][0], **options)
+    name = " + ".join(source if w is None else f"{source}:{w:g}" for source, w in sources)
+    return DatasetOptions(name, mixture=sources, **options)
 
 
 @dataclass(frozen=True, slots=True)

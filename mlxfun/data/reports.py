@@ -1,4 +1,4 @@
-"""The report on a fetched data set."""
+"""Reports on data sets: one that was fetched, one that was looked at."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from mlxfun.report import Report
+from mlxfun.text import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,3 +22,40 @@ class PrepareReport(Report):
 
     def summary(self) -> str:
         return f"wrote {self.written} of {self.seen} records of {self.source} to {self.path}"
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Of the samples of a data set: the shortest, the median, the mean, the 95th percentile, the
+    longest, and all together."""
+
+    least: int
+    median: int
+    mean: float
+    p95: int
+    most: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetReport(Report):
+    """What would be read of a data set. forms: {how a record is written: samples}. unit: of the
+    lengths, "tokens", or "characters" where no model is loaded. first: the first sample as the
+    model sees it. max_tokens: where longer samples would be cut, None without a model.
+    """
+
+    kind: ClassVar[str] = "dataset"
+    source: str
+    samples: int
+    forms: dict[str, int]
+    unit: str
+    lengths: Lengths | None
+    first: str
+    max_tokens: int | None
+
+    def summary(self) -> str:
+        forms = ", ".join(f"{count:,} as {form}" for form, count in self.forms.items())
+        text = f"{self.source}: {counted(self.samples, 'sample', 'samples')} ({forms})"
+        if self.lengths is None:
+            return text
+        return f"{text}, {self.lengths.total:,} {self.unit}, median {self.lengths.median:,}"

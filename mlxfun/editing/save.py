@@ -14,6 +14,7 @@ from mlxfun.checkpoint.load import LOAD_ERRORS, Loaded, short
 from mlxfun.checkpoint.options import SaveOptions
 from mlxfun.checkpoint.reports import SaveReport
 from mlxfun.checkpoint.save import Export, write
+from mlxfun.checkpoint.sources import without_wildcards
 from mlxfun.context import SILENT, Context
 from mlxfun.editing.editor import Editor
 from mlxfun.editing.plans import SavedExperts
@@ -31,7 +32,8 @@ def open_checkpoint(loaded: Loaded, dtypes: Callable[[str], mx.Dtype]) -> Reader
     """
     _require_unchanged(loaded)
     try:
-        model, _ = load_model(loaded.path, lazy=True)
+        with without_wildcards(loaded.path) as plain:
+            model, _ = load_model(plain, lazy=True)
     except LOAD_ERRORS as error:
         _require_unchanged(loaded)
         raise ModelError(f"{loaded.path} cannot be opened again: {short(error)}") from error
@@ -100,10 +102,17 @@ def save(
                 changed=loaded.changed,
                 tokenizer=loaded.tokenizer,
                 companions=loaded.companions,
+                chat_template=_given_template(loaded),
             ),
             options,
             ctx,
         )
+
+
+def _given_template(loaded: Loaded) -> str | None:
+    """The chat template that the user gave in place of the model's, None for the model's own."""
+    found = loaded.tokenizer.chat_template if loaded.given_template else None
+    return found if isinstance(found, str) else None
 
 
 def _metadata(editor: Editor, anatomy: MoEMap) -> dict[str, Any]:

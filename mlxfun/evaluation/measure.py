@@ -87,17 +87,25 @@ def measure(
     )
 
 
-def read_set(data: DatasetOptions, tokenizer: Tokenizer, vocabulary: int | None) -> EvalSet:
+def read_set(
+    data: DatasetOptions, tokenizer: Tokenizer, vocabulary: int | None, ctx: Context = SILENT
+) -> EvalSet:
     """One set, as tokens. Raises DatasetError."""
-    lines = read_lines(data)
-    return EvalSet(data.source, tuple(tokenize(lines, tokenizer, data.max_tokens, vocabulary)))
+    tally = ctx.reading()
+    lines = read_lines(data, tally)
+    sequences = tokenize(lines, tokenizer, data.max_tokens, vocabulary, tally)
+    return EvalSet(data.source, tuple(sequences))
 
 
 def eval_sets(
-    options: EvaluateOptions, tokenizer: Tokenizer, vocabulary: int | None, held_out: EvalSet | None
+    options: EvaluateOptions,
+    tokenizer: Tokenizer,
+    vocabulary: int | None,
+    held_out: EvalSet | None,
+    ctx: Context = SILENT,
 ) -> list[EvalSet]:
     """The sets that the options name, or what calibration held out. Raises UsageError, DatasetError."""
-    sets = [read_set(data, tokenizer, vocabulary) for data in options.datasets]
+    sets = [read_set(data, tokenizer, vocabulary, ctx) for data in options.datasets]
     if sets:
         return sets
     if held_out is None:

@@ -17,6 +17,7 @@ from mlxfun.evaluation.refusal_metrics import Panel, Prompts, answer_kl, ask_all
 from mlxfun.evaluation.refusal_rule import RULE
 from mlxfun.evaluation.reports import RefusalReport
 from mlxfun.generation.answers import read_prompts
+from mlxfun.tally import Tally
 
 EXAMPLES = 3
 
@@ -34,7 +35,8 @@ def count_refusals(
     """
     if options.tokens < 1:
         raise UsageError(f"--answer-tokens {options.tokens} must be at least 1")
-    asked, notices = _read(options, tokenizer, editor.resident.anatomy.vocabulary)
+    vocabulary = editor.resident.anatomy.vocabulary
+    asked, notices = _read(options, tokenizer, vocabulary, ctx.reading())
     subject: Side = "candidate" if editor.staged is not None else "base"
     reference: Subject = "base" if subject == "candidate" else "checkpoint"
     steered = [side for side in (subject, reference) if not editor.steering_of(side).empty]
@@ -54,13 +56,13 @@ def count_refusals(
 
 
 def _read(
-    options: RefusalOptions, tokenizer: Tokenizer, vocabulary: int | None
+    options: RefusalOptions, tokenizer: Tokenizer, vocabulary: int | None, tally: Tally
 ) -> tuple[Prompts, list[str]]:
     """Both sets of prompts, and notices about those left out."""
     notices: list[str] = []
     parts: list[tuple[Tokens, ...]] = []
     for data in (options.harmful, options.harmless):
-        prompts, skipped = read_prompts(data, tokenizer, vocabulary)
+        prompts, skipped = read_prompts(data, tokenizer, vocabulary, tally)
         parts.append(tuple(prompts))
         if skipped:
             notices.append(f"{skipped} prompts of {data.source} are too long and were left out")

@@ -69,4 +69,6 @@ def _prompt(line: Line, tokenizer: Tokenizer) -> tuple[list[int], str]:
         return list(head), tokenizer.decode(head)
     first = next((i for i, m in enumerate(messages) if m["role"] == "user"), 0)
     asked = messages[: first + 1]
-    return prompt_tokens(asked, tokenizer).tolist(), str(asked[-1]["content"])
+    return prompt_tokens(asked, tokenizer, None, line.tools, line.where).tolist(), str(
+        asked[-1]["content"]
+    )

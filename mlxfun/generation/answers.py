@@ -20,12 +20,14 @@ from mlxfun.data.datasets import (
     Message,
     Tokenizer,
     Tokens,
+    count_used,
     prompt_tokens,
     read_lines,
     require_known,
 )
 from mlxfun.data.options import DatasetOptions
 from mlxfun.errors import DatasetError
+from mlxfun.tally import Tally
 
 TAIL = 12
 """Tokens of a generation prompt among which an opened thinking block is looked for."""
@@ -44,7 +46,10 @@ class Answer:
 
 
 def read_prompts(
-    options: DatasetOptions, tokenizer: Tokenizer, vocabulary: int | None
+    options: DatasetOptions,
+    tokenizer: Tokenizer,
+    vocabulary: int | None,
+    tally: Tally | None = None,
 ) -> tuple[list[Tokens], int]:
     """(prompts int32 [T] each, number left out because longer than `max_tokens`).
 
@@ -52,13 +57,18 @@ def read_prompts(
     template with its generation prompt; cutting one would cut just that. Raises DatasetError.
     """
     found, skipped = [], 0
-    for line in read_lines(options):
+    tally = tally if tally is not None else Tally()
+    for line in read_lines(options, tally):
         tokens = ask(line, tokenizer)
         require_known(tokens.tolist(), vocabulary, line.where)
         if len(tokens) > options.max_tokens:
             skipped += 1
+            tally.part(line.source).refused[f"longer than {options.max_tokens} tokens"] += 1
         elif len(tokens):
             found.append(tokens)
+            count_used(line, tokenizer, len(tokens), options.max_tokens, tally)
+        else:
+            tally.part(line.source).refused["without any token"] += 1
     if not found:
         raise DatasetError(
             f"{options.source} has no prompt of at most {options.max_tokens} tokens; raise "
@@ -73,7 +83,8 @@ def ask(line: Line, tokenizer: Tokenizer) -> Tokens:
     Reasoning is switched off where the template knows how. A thinking block that the generation
     prompt opens all the same is closed, so that the answer and not its thinking comes next.
     """
-    tokens = prompt_tokens(_question(line), tokenizer, thinking=False)
+    asked = _question(line)
+    tokens = prompt_tokens(asked, tokenizer, False, line.tools, line.where)
     start, end = (getattr(tokenizer, name, None) for name in ("think_start", "think_end"))
     if start is None or end is None or not tokenizer.has_chat_template:
         return tokens

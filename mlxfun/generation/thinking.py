@@ -9,6 +9,13 @@ THINKING = (
     ("<longcat_think>", "</longcat_think>"),
     ("<|think:start|>", "<|think:end|>"),
     ("<|channel|>analysis", "<|channel|>final"),
+    ("<|channel>thought", "<channel|>"),
+    ("<|open|>think<|sep|>", "<|close|>think<|sep|>"),
+    ("\u25c1think\u25b7", "\u25c1/think\u25b7"),
+    ("<thinking>", "</thinking>"),
+    ("<seed:think>", "</seed:think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
 )
 """(start, end) of thinking blocks. A tokenizer's own pair is judged as well."""
 

@@ -17,12 +17,20 @@ import numpy as np
 from mlxfun.calibration.collect import applied_weights
 from mlxfun.calibration.routing_stats import require_finite
 from mlxfun.context import SILENT, Context
-from mlxfun.data.datasets import Batch, Line, Message, Tokenizer, prompt_tokens, tokenize
+from mlxfun.data.datasets import (
+    Batch,
+    Line,
+    Tokenizer,
+    count_used,
+    prompt_tokens,
+    tokenize,
+)
 from mlxfun.errors import DatasetError
 from mlxfun.hooks.routing import Record, Taps
 from mlxfun.model.anatomy import MoELayer
 from mlxfun.model.batch_size import batch_size, each_batch
 from mlxfun.scans.contrast import SampleRouting
+from mlxfun.tally import Tally
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
@@ -36,7 +44,9 @@ class Sample:
     answer: int | None = None
 
 
-def samples(lines: Sequence[Line], tokenizer: Tokenizer, max_tokens: int) -> list[Sample]:
+def samples(
+    lines: Sequence[Line], tokenizer: Tokenizer, max_tokens: int, tally: Tally | None = None
+) -> list[Sample]:
     """What is run for each line; lines under two tokens are left out.
 
     A conversation that ends with the assistant's turn has an answer: that turn. One that does not
@@ -45,19 +55,21 @@ def samples(lines: Sequence[Line], tokenizer: Tokenizer, max_tokens: int) -> lis
     Raises UsageError for max_tokens < 2, DatasetError when nothing is left.
     """
     found = []
+    tally = tally if tally is not None else Tally()
     for line in lines:
         messages = line.messages
         if messages is not None and messages[-1]["role"] != "assistant":
-            asked = prompt_tokens(messages, tokenizer)[:max_tokens]
-            found.append(Sample(asked))
+            asked = prompt_tokens(messages, tokenizer, None, line.tools, line.where)
+            count_used(line, tokenizer, len(asked), max_tokens, tally)
+            found.append(Sample(asked[:max_tokens]))
             continue
         try:
-            (tokens,) = tokenize([line], tokenizer, max_tokens)
+            (tokens,) = tokenize([line], tokenizer, max_tokens, tally=tally)
         except DatasetError:
             if messages is not None:
                 raise  # the template refuses the conversation
             continue
-        start = _answer_start(messages, tokens, tokenizer)
+        start = _answer_start(line, tokens, tokenizer)
         found.append(Sample(tokens, start if start is not None and start < len(tokens) else None))
     kept = [sample for sample in found if len(sample.tokens) >= 2]
     if not kept:
@@ -65,13 +77,12 @@ def samples(lines: Sequence[Line], tokenizer: Tokenizer, max_tokens: int) -> lis
     return kept
 
 
-def _answer_start(
-    messages: list[Message] | None, tokens: Array, tokenizer: Tokenizer
-) -> int | None:
+def _answer_start(line: Line, tokens: Array, tokenizer: Tokenizer) -> int | None:
     """Where the last turn begins: the length of what the conversation shares with its prompt."""
+    messages = line.messages
     if messages is None or len(messages) < 2:
         return None
-    asked = prompt_tokens(messages[:-1], tokenizer)
+    asked = prompt_tokens(messages[:-1], tokenizer, None, line.tools, line.where)
     shared = min(len(asked), len(tokens))
     differ = np.flatnonzero(asked[:shared] != tokens[:shared])
     return int(differ[0]) if len(differ) else shared

@@ -48,7 +48,11 @@ def run(kind: str, request: ScanRequest, ctx: Context) -> ScanReport:
     rules = Rules(options.threshold_percentile, options.alpha, seed=options.first.seed)
     rules.check()
     sets = (options.first, options.second)
-    found = [sample_routing.samples(read_lines(d), loaded.tokenizer, d.max_tokens) for d in sets]
+    tally = ctx.reading()
+    found = [
+        sample_routing.samples(read_lines(d, tally), loaded.tokenizer, d.max_tokens, tally)
+        for d in sets
+    ]
     for data, samples in zip(sets, found, strict=True):
         contrast.require_samples(data.source, len(samples))
     with request.editor.live("base"), request.editor.unsteered():
@@ -65,7 +69,7 @@ def run(kind: str, request: ScanRequest, ctx: Context) -> ScanReport:
 
 
 def _name(data: DatasetOptions) -> str:
-    return data.source.rpartition("/")[2]
+    return " + ".join(source.rpartition("/")[2] for source, _ in data.parts)
 
 
 def _about(

@@ -10,6 +10,7 @@ from typing import Self
 import mlx.core as mx
 
 from mlxfun.checkpoint.load import Loaded, load
+from mlxfun.checkpoint.options import LoadOptions
 from mlxfun.context import SILENT, Context
 from mlxfun.data.datasets import Tokenizer
 from mlxfun.errors import StateError
@@ -48,21 +49,19 @@ class SessionBase:
     def open(
         cls,
         source: str | Path,
+        options: LoadOptions | None = None,
         *,
-        revision: str | None = None,
         undo_budget: int | None = None,
         seed: int = 0,
-        identities: Path | None = None,
         ctx: Context = SILENT,
     ) -> Self:
         """Load a local directory, a Hub id, or "demo" (the bundled model).
 
         undo_budget: bytes of edit-made tensors that the history may hold; None for no limit.
-        identities: a file that remembers the fingerprints of checkpoints, so that a large one is
-        not sampled again at each load; None to do without.
         Raises ModelError (missing, broken, unsupported) or BudgetError (does not fit).
         """
-        loaded = load(source, revision, ctx, identities)
+        o = options or LoadOptions()
+        loaded = load(source, o.revision, ctx, o.chat_template, o.identities)
         return cls(loaded, undo_budget=undo_budget, seed=seed)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -10,6 +11,9 @@ from mlxfun.calibration.options import CollectOptions
 from mlxfun.calibration.reports import CollectReport, StatsReport, WhyReport
 from mlxfun.checkpoint.identity import full_digest
 from mlxfun.context import SILENT, Context
+from mlxfun.data.describe import describe
+from mlxfun.data.options import DatasetOptions
+from mlxfun.data.reports import DatasetReport
 from mlxfun.editing.reports import HistoryReport
 from mlxfun.errors import ModelError
 from mlxfun.evaluation.options import ProbeOptions
@@ -84,15 +88,32 @@ class Inspection(SessionBase):
         self.map.require_experts("look at")
         return self._measurements.profile(layer, expert, options, ctx)
 
+    def dataset(self, options: DatasetOptions, ctx: Context = SILENT) -> DatasetReport:
+        """What would be read of a data set, in this model's tokens. Nothing runs."""
+        self._own()
+        return describe(options, self.tokenizer, self.anatomy.vocabulary, ctx)
+
     def history(self) -> HistoryReport:
         """The tree of states."""
         self._own()
         return self.editor.history.report()
 
-    def smoke_test(self, ctx: Context = SILENT) -> SmokeReport:
-        """A quick check that the live model computes, caches and generates."""
+    def smoke_test(
+        self, prompt: str | None = None, max_tokens: int | None = None, ctx: Context = SILENT
+    ) -> SmokeReport:
+        """A quick check that the live model computes, caches and generates.
+
+        prompt: what to answer; max_tokens: how far. None: the defaults of mlxfun.session.smoke.
+        """
         self._own()
-        return smoke.smoke_test(self, ctx)
+        asked = smoke.PROMPT if prompt is None else prompt
+        length = smoke.TOKENS if max_tokens is None else max_tokens
+        report = smoke.smoke_test(self, asked, length, ctx)
+        if report.passed:
+            return report
+        edited = self.editor.live_state != self.editor.root_state
+        told = smoke.advice(self.model, edited, self._workspace.open_checkpoint)
+        return replace(report, advice=told)
 
     # -- statistics ---------------------------------------------------------------------------
 

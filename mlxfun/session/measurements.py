@@ -104,7 +104,7 @@ class Measurements:
     def probe(self, options: ProbeOptions, ctx: Context = SILENT) -> ProbeReport:
         """A quick measurement of the staged plan on few tokens. Changes nothing, not the preview."""
         staged = self._editor.require_staged("probe")
-        data = _first(self._probe_set(options), options.tokens)
+        data = _first(self._probe_set(options, ctx), options.tokens)
         request = measure.Request("candidate", [data])
         found = measure.measure(self._editor, self._workspace.evaluator, request, ctx)
         if found.kl_mean is None or found.top1_agreement is None:
@@ -134,7 +134,7 @@ class Measurements:
             moe = workspace.resident.layers[position]
             if expert not in moe.live:
                 raise StateError(f"L{layer}:E{expert} is pruned: undo brings it back")
-            data = _first(self._probe_set(options), options.tokens)
+            data = _first(self._probe_set(options, ctx), options.tokens)
             seen = expert_profile.watch(
                 workspace.model, workspace.taps, position, data.sequences, ctx
             )
@@ -143,7 +143,7 @@ class Measurements:
         return expert_profile.report(why, data.name, seen, expert, partner, workspace.tokenizer)
 
     def _measure(self, subject: Side, options: EvaluateOptions, ctx: Context) -> EvaluateReport:
-        sets = self._sets(options)
+        sets = self._sets(options, ctx)
         request = measure.Request(
             subject,
             sets,
@@ -152,19 +152,20 @@ class Measurements:
         )
         return measure.measure(self._editor, self._workspace.evaluator, request, ctx)
 
-    def _sets(self, options: EvaluateOptions) -> list[EvalSet]:
+    def _sets(self, options: EvaluateOptions, ctx: Context) -> list[EvalSet]:
         workspace = self._workspace
         if workspace.map.moe is None and not options.datasets:
             # Nothing is ever collected, and held out, of a dense model.
             raise UsageError("no data set named; give --dataset, for instance demo:eval")
         return measure.eval_sets(
-            options, workspace.tokenizer, workspace.anatomy.vocabulary, workspace.held_out
+            options, workspace.tokenizer, workspace.anatomy.vocabulary, workspace.held_out, ctx
         )
 
-    def _probe_set(self, options: ProbeOptions) -> EvalSet:
+    def _probe_set(self, options: ProbeOptions, ctx: Context = SILENT) -> EvalSet:
         workspace = self._workspace
         if options.data is not None:
-            return measure.read_set(options.data, workspace.tokenizer, workspace.anatomy.vocabulary)
+            vocabulary = workspace.anatomy.vocabulary
+            return measure.read_set(options.data, workspace.tokenizer, vocabulary, ctx)
         if workspace.held_out is None:
             raise UsageError(
                 "no held-out samples to probe on: collect from a set with more samples than "

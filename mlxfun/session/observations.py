@@ -5,6 +5,8 @@ Statistics know the weights they were made on; mixing two states is refused.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
@@ -16,7 +18,7 @@ from mlxfun.calibration.reports import CollectReport, StatsReport
 from mlxfun.calibration.routing_stats import RoutingStats
 from mlxfun.checkpoint.load import Loaded
 from mlxfun.context import SILENT, Context
-from mlxfun.data.datasets import Line, Tokens, read_lines, tokenize
+from mlxfun.data.datasets import Line, Tokens, line_ids, read_lines, tokenize
 from mlxfun.data.scan_reports import Identity
 from mlxfun.data.split import split_samples
 from mlxfun.editing.earlier import present
@@ -30,9 +32,18 @@ from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.anatomy.masks import mask_of
 from mlxfun.model.batch_size import batch_size
 from mlxfun.session import views
+from mlxfun.tally import Tally
 
 HELD_OUT_SHARE = 0.125
 HELD_OUT_LEAST = 4
+
+
+def _count_rest(lines: list[Line], drawn: set[int], held: tuple[int, ...], tally: Tally) -> None:
+    """Count the lines that calibration did not use: held out, or not drawn at all."""
+    for index, line in enumerate(lines):
+        tally.part(line.source).left += index not in drawn
+    for index in held:
+        tally.part(lines[index].source).notes["more held out"] += 1
 
 
 class Observations:
@@ -64,15 +75,18 @@ class Observations:
         """Calibrate on the committed weights without steering: prunes decide by these numbers, and
         steering is no part of the weights. A cancel keeps what was collected and says so."""
         wanted = options.data.max_samples
-        lines = read_lines(replace(options.data, max_samples=None))
+        tally = ctx.reading()
+        lines = read_lines(replace(options.data, max_samples=None), tally)
         chosen, held = split_samples(
             len(lines), wanted, options.data.seed, HELD_OUT_SHARE, HELD_OUT_LEAST
         )
-        sequences = self._tokens([lines[i] for i in chosen], options)
+        sequences = self._tokens([lines[i] for i in chosen], options, tally)
         start = self.stats if options.add and self.stats is not None else self._empty_stats()
         self._require_same_state(start)
         self._require_counts(start)
         held_out = self._held_out(options, [lines[i] for i in held])
+        tally.short_of(wanted, len(chosen))
+        _count_rest(lines, {*chosen, *held}, held, tally)
         before, began = (start.samples, start.tokens), monotonic()
         if options.known is not None:
             found, cancelled = self._read(options.known), False
@@ -95,16 +109,16 @@ class Observations:
         with self._editor.live("base"), self._editor.unsteered():
             return calibrate.collect(model, self._taps, size.split(sequences), start, ctx)
 
-    def _held_out(self, options: CollectOptions, lines: list[Any]) -> EvalSet | None:
-        if not lines:
-            return None
-        tokens = tuple(self._tokens(lines, options))
-        return EvalSet(f"{options.data.source} (held out)", tokens)
+    def _held_out(self, options: CollectOptions, lines: list[Line]) -> EvalSet | None:
+        tokenizer, vocabulary = self._loaded.tokenizer, self._anatomy.vocabulary
+        # Lines of a word or two may be all that is held out: then there is nothing to measure on.
+        long = [line for line in lines if len(line_ids(line, tokenizer)) >= 2]
+        tokens = tuple(tokenize(long, tokenizer, options.data.max_tokens, vocabulary))
+        return EvalSet(f"{options.data.source} (held out)", tokens) if tokens else None
 
-    def _tokens(self, lines: list[Line], options: CollectOptions) -> list[Tokens]:
-        return tokenize(
-            lines, self._loaded.tokenizer, options.data.max_tokens, self._anatomy.vocabulary
-        )
+    def _tokens(self, lines: list[Line], options: CollectOptions, tally: Tally) -> list[Tokens]:
+        vocabulary = self._anatomy.vocabulary
+        return tokenize(lines, self._loaded.tokenizer, options.data.max_tokens, vocabulary, tally)
 
     def _collect_report(
         self,
@@ -182,6 +196,28 @@ class Observations:
         self.stats = self._read(path)
         self._note(f"stats load {path}", anew=True)
         return replace(self._report(self.stats, "load", path), earlier=before)
+
+    @contextmanager
+    def taken_from(self, path: Path, command: str) -> Iterator[None]:
+        """Statistics of a file from here on; what there was comes back if the block fails."""
+        before = self.stats, self.source_commands
+        self.load(path)
+        self.source_commands = (command or f"stats load {path}",)
+        try:
+            yield
+        except BaseException:
+            self.stats, self.source_commands = before
+            raise
+
+    def read(self, path: Path, allow_stale: bool) -> RoutingStats:
+        """See Workspace.read_statistics."""
+        stats = self._read(path)
+        if stats.state != self._editor.state and not allow_stale:
+            raise StateError(
+                f"{path} was made on state {stats.state}, the model is at {self._editor.state}; "
+                "collect again, or use it knowingly with --allow-stale"
+            )
+        return stats
 
     def _read(self, path: Path) -> RoutingStats:
         stats = RoutingStats.load(path, self._anatomy.indices, self._anatomy.num_experts)

@@ -67,7 +67,7 @@ class InfoReport(Report):
 
     expert_bytes: per MoE layer, of one as saved. open_groups: how many groups a token uses.
     compactable: pruned experts are still held in memory. A dense model has 0 MoE layers and
-    experts, and no router ("").
+    experts, and no router (""). chat_template: where that is from, "" for none.
     """
 
     kind: ClassVar[str] = "info"
@@ -95,6 +95,7 @@ class InfoReport(Report):
     expert_bytes: tuple[int, ...] = ()
     open_groups: int = 1
     compactable: bool = False
+    chat_template: str = ""
 
     def summary(self) -> str:
         if not self.moe_layers:
@@ -111,12 +112,14 @@ class InfoReport(Report):
 
 @dataclass(frozen=True, slots=True)
 class SmokeReport(Report):
-    """smoke-test: {check: outcome}; `passed` when every outcome is "ok"."""
+    """smoke-test: {check: outcome}; `passed` when every outcome is "ok". advice: where NaN or
+    infinity is in the weights, and what to do."""
 
     kind: ClassVar[str] = "smoke-test"
     passed: bool
     checks: dict[str, str]
     text: str
+    advice: str = ""
 
     def summary(self) -> str:
         return f"smoke test {'passed' if self.passed else 'FAILED'}: " + ", ".join(

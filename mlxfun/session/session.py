@@ -12,6 +12,7 @@ an array left lazy in one cannot be evaluated in another.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -94,8 +95,14 @@ class Session(Inspection):
         """Stage a prune, replacing a staged plan. The candidate is live afterwards.
 
         What mlxfun.techniques.prune.calibrated lists is measured on the text of the last collect.
+        With options.saliency the statistics of that file are those in hand from then on.
         """
-        return self._stage(Prune(), options, ctx)
+        if options.saliency is None:
+            return self._stage(Prune(), options, ctx)
+        self._own()
+        Prune().require(self.map)
+        with self._observations.taken_from(options.saliency, self.command):
+            return self._stage(Prune(), replace(options, saliency=None), ctx)
 
     def merge(self, options: MergeOptions, ctx: Context = SILENT) -> PlanReport:
         """Stage a merge of the committed weights, replacing a staged plan.

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlxfun.context import SILENT, Context
 from mlxfun.data.datasets import prompt_tokens
+from mlxfun.errors import UsageError
 from mlxfun.generation.options import GenerateOptions
+from mlxfun.model.delta import Reader
+from mlxfun.model.parameters import finite
 from mlxfun.session.reports import SmokeReport
 
 if TYPE_CHECKING:
@@ -20,8 +25,15 @@ if TYPE_CHECKING:
 
 PROMPT = "Name three things that one finds in a kitchen."
 TOKENS = 24
+MOST = 4096
+"""Tokens of a prompt: its logits are compared on the host."""
 CACHE_TOLERANCE = 0.02
 """Decoding through the cache may round differently from one long prefill, but not by more."""
+
+
+UNDO = "undo the last edit, or discard the staged one"
+NAMED = 3
+"""Tensors that the advice names at most."""
 
 
 class Tested(Protocol):
@@ -35,11 +47,20 @@ class Tested(Protocol):
         """Continue token ids with the live side."""
 
 
-def smoke_test(session: Tested, ctx: Context = SILENT) -> SmokeReport:
-    """Run every check on the live side; failures are outcomes, not exceptions."""
+def smoke_test(
+    session: Tested, prompt_text: str = PROMPT, max_tokens: int = TOKENS, ctx: Context = SILENT
+) -> SmokeReport:
+    """Run every check on the live side; failures are outcomes, not exceptions.
+
+    Raises UsageError for a prompt without text, or of more than `MOST` tokens.
+    """
+    if not prompt_text.strip():
+        raise UsageError("--prompt is empty: leave it out for the default one")
     prompt = [
-        int(t) for t in prompt_tokens([{"role": "user", "content": PROMPT}], session.tokenizer)
+        int(t) for t in prompt_tokens([{"role": "user", "content": prompt_text}], session.tokenizer)
     ]
+    if len(prompt) > MOST:
+        raise UsageError(f"--prompt has {len(prompt)} tokens; at most {MOST} are for a quick check")
     checks: dict[str, str] = {}
     plain, tapped = _twice(session, prompt)
     checks["finite logits"] = "ok" if np.isfinite(tapped).all() else "logits hold NaN or infinity"
@@ -47,12 +68,38 @@ def smoke_test(session: Tested, ctx: Context = SILENT) -> SmokeReport:
     ctx.check()
     checks["cache"] = _cache_outcome(session, prompt, tapped)
     ctx.check()
-    decoded = session.greedy(prompt, GenerateOptions(max_tokens=TOKENS), ctx)
+    decoded = session.greedy(prompt, GenerateOptions(max_tokens=max_tokens), ctx)
     distinct = len(set(decoded.tokens))
     repeats = len(decoded.tokens) > 8 and distinct <= 2
     checks["generation"] = f"repeats {distinct} tokens over and over" if repeats else "ok"
     passed = all(outcome == "ok" or outcome.startswith("ok ") for outcome in checks.values())
     return SmokeReport(passed, checks, decoded.text)
+
+
+def advice(model: Any, edited: bool, open_checkpoint: Callable[[], Reader]) -> str:
+    """Where the live weights hold NaN or infinity, and whether the checkpoint does.
+
+    edited: the live weights may differ from the checkpoint's.
+    """
+    arrays: Any = tree_flatten(model.parameters())
+    broken = [path for path, array in arrays if not finite(array)]
+    if broken:
+        read = open_checkpoint()
+        own = [path for path in broken if not finite(read(path))]
+        if not own:
+            return f"{_names(broken)} hold NaN or infinity, which the checkpoint does not; {UNDO}"
+        broken = own
+    if broken:
+        return (
+            f"the checkpoint itself holds NaN or infinity in {_names(broken)}: fetch it again, or "
+            "report it to whoever made it"
+        )
+    return UNDO if edited else "the checkpoint itself does not pass: no edit was made"
+
+
+def _names(paths: list[str]) -> str:
+    more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
+    return ", ".join(paths[:NAMED]) + more
 
 
 def _twice(session: Tested, prompt: list[int]) -> tuple[Any, Any]:
@@ -69,7 +116,7 @@ def _host(array: mx.array) -> Any:
 
 
 def _taps_outcome(plain: Any, tapped: Any) -> str:
-    return "ok" if np.array_equal(plain, tapped) else "recording changes the logits"
+    return "ok" if np.array_equal(plain, tapped, equal_nan=True) else "recording changes the logits"
 
 
 def _cache_outcome(session: Tested, prompt: list[int], whole: Any) -> str:

@@ -72,6 +72,7 @@ def info(
         digest=digest,
         expert_bytes=view.expert_bytes(),
         open_groups=first.topk_group if first else 1,
+        chat_template=loaded.chat_template,
         compactable=bool(compact_delta(editor.resident).layers),
     )
 

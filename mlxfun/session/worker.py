@@ -21,6 +21,7 @@ from mlxfun.context import Context
 from mlxfun.errors import Cancelled, MlxfunError, UsageError
 from mlxfun.events import Event, JobEnded, JobQueued, JobStarted, Progress, RoutingFrame, Token
 from mlxfun.report import Report
+from mlxfun.tally import Tally
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ class JobContext(Context):
         self._began = 0.0
         self._sent = 0.0
         self._held: Progress | None = None
+        self._tally = Tally()
 
     def progress(self, label: str, done: int, total: int | None = None, unit: str = "") -> None:
         """Send at most 15 a second, but always the first and the last of a label."""
@@ -93,6 +95,10 @@ class JobContext(Context):
         """Raise `Cancelled` once the job was cancelled."""
         if self.cancelled.is_set():
             raise Cancelled("cancelled")
+
+    def reading(self) -> Tally:
+        """The one tally of the job."""
+        return self._tally
 
     def interlude(self) -> None:
         """Run the jobs that wait first in line and may run between two tokens."""

@@ -24,6 +24,7 @@ from mlxfun.text import readable_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from mlxfun.arrays import Array
     from mlxfun.calibration.routing_stats import RoutingStats
@@ -40,7 +41,7 @@ class SessionWorkspace:
         self.tokenizer = loaded.tokenizer
         self.map = map_model(self.model, loaded.config)
         self.anatomy = self.map.experts
-        self.resident = Resident(self.model, self.anatomy, self._open_checkpoint)
+        self.resident = Resident(self.model, self.anatomy, self.open_checkpoint)
         self.taps = Taps(self.model, self.anatomy, self.resident.layers)
         self.taps.attach()
         began = f"load {loaded.model_id}"
@@ -51,8 +52,13 @@ class SessionWorkspace:
         self.evaluator = Evaluator(self.model, head, self.anatomy)
         self.observations = Observations(loaded, self.anatomy, self.taps, self.editor)
 
-    def _open_checkpoint(self) -> Reader:
+    def open_checkpoint(self) -> Reader:
+        """A reader of single parameters of the checkpoint."""
         return save.open_checkpoint(self._loaded, lambda path: self.resident.tree.get(path).dtype)
+
+    def read_statistics(self, path: Path, allow_stale: bool = False) -> RoutingStats:
+        """See Workspace.read_statistics."""
+        return self.observations.read(path, allow_stale)
 
     @property
     def protected(self) -> Array:

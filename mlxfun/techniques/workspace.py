@@ -9,6 +9,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mlxfun.arrays import Array
     from mlxfun.calibration.routing_stats import RoutingStats
     from mlxfun.data.datasets import Tokenizer, Tokens
@@ -60,6 +62,10 @@ class Workspace(ResidentModel, Protocol):
     def stats(self) -> RoutingStats | None: ...
     @property
     def source_commands(self) -> tuple[str, ...]: ...
+    def read_statistics(self, path: Path, allow_stale: bool = False) -> RoutingStats:
+        """An `.npz` made on this model. Raises DatasetError, ModelError, PlanError, and StateError
+        for one of another state unless it is allowed."""
+
     def export(self) -> ExportView:
         """The live side as it would be saved."""
 

@@ -28,7 +28,9 @@ class Bench:
         self.engine = Engine(session_class=lambda _: SimpleNamespace(open=self._open), **options)
         self.engine.subscribe(self._arrived.put)
 
-    def _open(self, source: str | Path, *, seed: int, **_: Any) -> StubSession:
+    def _open(
+        self, source: str | Path, _options: Any = None, *, seed: int, **_: Any
+    ) -> StubSession:
         session = StubSession(source, seed, self.gate)
         self.sessions.append(session)
         return session

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mlxfun.data.reports import DatasetReport, Lengths
 from mlxfun.errors import StateError
 from mlxfun.events import Token
 from mlxfun.generation.reports import ChatReport
@@ -13,6 +14,12 @@ from tests.commands.stub_state import EXPERTS, LAYERS, StubState
 
 class ChatStub(StubState):
     """Scans and answers."""
+
+    @as_in_session
+    def dataset(self, given: Given) -> DatasetReport:
+        lengths = Lengths(2, 3, 3.0, 4, 4, 12)
+        source = given.options.source
+        return DatasetReport(source, 4, {"prompt": 4}, "tokens", lengths, "hi", 512)
 
     @as_in_session
     def safety_scan(self, given: Given) -> ScanReport:

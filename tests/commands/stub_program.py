@@ -21,7 +21,9 @@ from tests.commands.stub_session import StubSession
 
 class GatedSession(StubSession):
     @classmethod
-    def open(cls, source: str | Path, *, seed: int = 0, **_: Any) -> StubSession:
+    def open(
+        cls, source: str | Path, _options: Any = None, *, seed: int = 0, **_: Any
+    ) -> StubSession:
         gate = threading.Event() if "STUB_GATE" in os.environ else None
         return cls(source, seed, gate)
 

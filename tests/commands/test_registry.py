@@ -20,10 +20,10 @@ NAMES = {
     "stats reset", "prune", "merge", "plan show", "plan save", "steer", "preview", "evaluate", "chat", "apply", "discard", "flip",
     "compact", "undo", "redo", "history", "goto", "save", "smoke-test", "record", "replay",
     "expect", "set", "why", "help", "safety-scan", "domain-scan", "prepare-dataset",
-    "stats diff", "stats merge", "stats purge", "quit", "recover", "resume", "export heatmap", "export report", "export chat",
+    "stats diff", "stats merge", "stats purge", "stats subtract", "quit", "recover", "resume", "export heatmap", "export report", "export chat",
     "abliterate", "refusals",
     "amplify", "bake", "recipe",
-    "select", "probe", "ab", "stats rank", "name", "compare", "dossier",
+    "select", "probe", "ab", "stats rank", "name", "compare", "dossier", "dataset",
 }  # fmt: skip
 
 
@@ -114,7 +114,7 @@ def test_the_overview_names_every_command() -> None:
 
 
 def test_help_of_a_family_shows_all_its_members() -> None:
-    assert help_text("stats").count("Usage: stats ") == 9
+    assert help_text("stats").count("Usage: stats ") == 10
 
 
 def test_a_family_alone_means_its_first_member() -> None:
@@ -131,7 +131,7 @@ def test_a_family_alone_means_its_first_member() -> None:
             "stats sav x",
             "stats: unknown action 'sav': did you mean save?; "
             "choose one of show, save, load, count, reset, "
-            "diff, merge, rank, purge",
+            "diff, merge, rank, purge, subtract",
         ),
         ("prune --n-prun 4", "prune: no such option --n-prun: did you mean --n-prune?"),
         ("prune --zzz", "prune: no such option --zzz; see help prune"),
@@ -294,7 +294,7 @@ def test_completion_of_commands_options_and_values(bench: Bench) -> None:
 
     bench.do("collect --dataset demo:mixed", "prune --n-prune 1", "apply")
     assert texts("pr") == ["prepare-dataset", "preview", "probe", "prune"]
-    assert texts("stats s") == ["save", "show"]
+    assert texts("stats s") == ["save", "show", "subtract"]
     assert texts("prune --me") == ["--metric"]
     assert "--n-prune" in texts("prune ")
     assert texts("prune --metric reap_") == ["reap_sum", "reap_sq"]

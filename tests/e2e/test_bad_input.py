@@ -145,7 +145,7 @@ SETS = {
                                        "choose one with --text-key"),
         ("list.jsonl", "list.jsonl:1: expected a JSON object, found a list"),
         ("latin.jsonl", "latin.jsonl:1 is not UTF-8 (byte 0xe9 at offset 13); convert it to UTF-8"),
-        ("sub", "sub has no .sol, .txt, .py, .md, .jsonl files to read; choose another directory"),
+        ("sub", "sub has no .sol, .txt, .py, .md, .jsonl, .ndjson, .json, .parquet files to read; choose another directory"),
         ("demo:mixd", "there is no sample set demo:mixd; choose one of demo:mixed, demo:solidity, "
                       "demo:medical, demo:python, demo:harmful, demo:harmless, demo:eval"),
     ],
@@ -362,7 +362,7 @@ def test_a_full_disk_is_refused_with_the_figures_before_anything_is_written(
         ("prun --n-prune 4", "unknown command 'prun': did you mean prune?; type help for a list"),
         ("prune --n-prun 4", "prune: no such option --n-prun: did you mean --n-prune?"),
         ("stats sho", "stats: unknown action 'sho': did you mean show?; choose one of show, save, "
-                      "load, count, reset, diff, merge, rank, purge"),
+                      "load, count, reset, diff, merge, rank, purge, subtract"),
         ("prune --n-prune", "prune: option '--n-prune' requires an argument"),
         ("prune --n-prune four",
          "prune: invalid value for '--n-prune': 'four' is not a valid integer range"),

@@ -95,14 +95,14 @@ def test_statistics_of_two_texts_are_merged_and_prune_by_rank(shell: Shell) -> N
         shell.do(f"stats save {name}.npz")
     shell.do("stats merge python.npz medical.npz --output both.npz --by rank")
     shell.do("stats merge python.npz medical.npz --output sum.npz")
-    shell.do("stats purge sum.npz medical.npz --output left.npz")
+    shell.do("stats subtract sum.npz medical.npz --output left.npz")
     same = shell.do("stats diff left.npz python.npz --output same.json").report.data()
     assert same["rank_correlation"]["freq"] > 0.999
     with open("same.json") as file:
         assert json.load(file)["num_experts"] == 16
     shell.do("stats load both.npz")
     assert shell.do("prune --n-prune 4 --metric reap").report.data()["experts_after"] == 12
-    assert "no part of" in shell.refused("stats purge medical.npz python.npz --output x.npz")
+    assert "no part of" in shell.refused("stats subtract medical.npz python.npz --output x.npz")
 
 
 def test_a_broken_configuration_is_refused_and_nothing_is_steered(shell: Shell) -> None:

@@ -80,7 +80,7 @@ LINES = {
 """For each command that a session is needed for, a line that is right if the state is."""
 
 SHELL = {
-    "load", "recover", "stats diff", "stats merge", "stats rank", "stats purge", "prepare-dataset",
+    "load", "recover", "stats diff", "stats merge", "stats rank", "stats purge", "stats subtract", "prepare-dataset", "dataset",
     "recipe", "set", "record", "replay", "resume", "expect", "help", "quit",
 }  # fmt: skip
 """Commands that no state of the session keeps from running."""

@@ -13,6 +13,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from mlxfun.tally import DataUse
+
 SHOWN_EXPERTS = 12  # experts of one layer listed by number before "and n more"
 
 
@@ -71,6 +73,13 @@ def with_notes(head: RenderableType, notes: Iterable[str]) -> RenderableType:
     """`head` with a line for each note."""
     lines = [text(f"note: {note}", "yellow") for note in notes]
     return Group(head, *lines) if lines else head
+
+
+def with_inputs(head: RenderableType, inputs: Sequence[DataUse]) -> RenderableType:
+    """`head` with a line for each data set that was read."""
+    return (
+        Group(head, *(text(f"data: {use.summary()}", "dim") for use in inputs)) if inputs else head
+    )
 
 
 def experts_text(experts: Sequence[int], most: int = SHOWN_EXPERTS) -> str:

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
+
 from rich.console import Group, RenderableType
 
 from commands.output.render.base import experts_text, new_table, pairs, text, with_notes
-from mlxfun.calibration.reports import CombineReport, DiffReport, RankReport, StatsReport, WhyReport
+from mlxfun.calibration.reports import (
+    CombineReport,
+    DiffReport,
+    Extreme,
+    Figures,
+    PurgeReport,
+    RankReport,
+    StatsReport,
+    WhyReport,
+)
 
 
 def stats(report: StatsReport) -> RenderableType:
@@ -29,7 +40,34 @@ def diff(report: DiffReport) -> RenderableType:
     table = new_table("expert", "share in A", "share in B", numbers=("share in A", "share in B"))
     for row in report.rows:
         table.add_row(f"{row.layer}:{row.expert}", f"{row.share_a:.2%}", f"{row.share_b:.2%}")
-    return with_notes(Group(text(report.summary()), metrics, table), report.notices)
+    parts: list[RenderableType] = [text(report.summary()), metrics, table]
+    if report.figures is not None:
+        parts += _figures(report.figures)
+    return with_notes(Group(*parts), report.notices)
+
+
+def _figures(found: Figures) -> list[RenderableType]:
+    """What the scores by one metric differ by, and the experts at both ends."""
+    spread = (("mean", found.mean), ("std", found.std), ("min", found.min), ("max", found.max))
+    rows = [(f"A - B by {found.metric}", ", ".join(f"{k} {v:.4g}" for k, v in spread))]
+    rows.append(
+        ("experts", f"{found.positive} higher in A, {found.negative} in B, {found.zero} equal")
+    )
+    ends = new_table("higher in A", "by", "higher in B", "by", numbers=("by",))
+    for one, two in zip_longest(found.higher, found.lower):
+        ends.add_row(*(text(cell) for end in (one, two) for cell in _end(end)))
+    return [pairs(rows), ends]
+
+
+def _end(found: Extreme | None) -> tuple[str, str]:
+    return (
+        ("", "") if found is None else (f"{found.layer}:{found.expert}", f"{found.difference:.4g}")
+    )
+
+
+def purge(report: PurgeReport) -> RenderableType:
+    """The sentence and its notes."""
+    return with_notes(text(report.summary()), report.notices)
 
 
 def rank(report: RankReport) -> RenderableType:

@@ -18,9 +18,17 @@ from commands.output.render import (
     plans,
     scans,
 )
-from commands.output.render.base import text
-from mlxfun.calibration.reports import CombineReport, DiffReport, RankReport, StatsReport, WhyReport
+from commands.output.render.base import text, with_inputs
+from mlxfun.calibration.reports import (
+    CombineReport,
+    DiffReport,
+    PurgeReport,
+    RankReport,
+    StatsReport,
+    WhyReport,
+)
 from mlxfun.checkpoint.reports import SaveReport
+from mlxfun.data.reports import DatasetReport
 from mlxfun.editing.reports import HistoryReport, PlanReport
 from mlxfun.evaluation.reports import CompareReport, EvaluateReport, RefusalReport
 from mlxfun.generation.reports import ABReport, ChatReport
@@ -48,6 +56,7 @@ RENDERERS: dict[type[Report], Callable[[Any], RenderableType]] = {
     DiffReport: calibration.diff,
     RankReport: calibration.rank,
     CombineReport: calibration.combine,
+    PurgeReport: calibration.purge,
     WhyReport: calibration.why,
     ScanReport: scans.scan,
     SteerReport: scans.steer,
@@ -62,10 +71,12 @@ RENDERERS: dict[type[Report], Callable[[Any], RenderableType]] = {
     ABReport: answers.ab,
     HistoryReport: history.history,
     RecipeReport: history.recipe,
+    DatasetReport: model.dataset,
 }
 
 
 def render(report: Report) -> RenderableType:
     """Draw a report; one without a renderer as its one sentence."""
     found = RENDERERS.get(type(report))
-    return found(report) if found is not None else text(report.summary())
+    drawn = found(report) if found is not None else text(report.summary())
+    return with_inputs(drawn, report.inputs)

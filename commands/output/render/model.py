@@ -9,6 +9,7 @@ from rich.table import Table
 
 from commands.output.render.base import new_table, pairs, text, with_notes
 from mlxfun.checkpoint.reports import SaveReport
+from mlxfun.data.reports import DatasetReport
 from mlxfun.session.reports import InfoReport, LayersReport, SmokeReport
 from mlxfun.text import counted, readable_bytes
 
@@ -34,6 +35,7 @@ def info(report: InfoReport) -> RenderableType:
         ("checkpoint", readable_bytes(report.checkpoint_bytes)),
         ("device", report.device),
         ("memory in use", f"{readable_bytes(report.memory_active)}{limit}"),
+        ("chat template", report.chat_template or "none"),
         ("digest", report.digest),
     ]
     return with_notes(pairs(rows), report.notes)
@@ -83,3 +85,19 @@ def save(report: SaveReport) -> RenderableType:
 def smoke(report: SmokeReport) -> RenderableType:
     """The checks and the text that was generated."""
     return Group(text(report.summary()), pairs(report.checks.items()), text(report.text))
+
+
+def dataset(report: DatasetReport) -> RenderableType:
+    """Forms, lengths, and the first sample as the model sees it."""
+    rows: list[tuple[str, Any]] = [("samples", f"{report.samples:,}")]
+    rows += [("written as", f"{form}: {count:,}") for form, count in report.forms.items()]
+    found = report.lengths
+    if found is not None:
+        rows.append(("length", f"{found.least:,} to {found.most:,} {report.unit}"))
+        rows.append(("", f"median {found.median:,}, mean {found.mean:,.1f}, 95% {found.p95:,}"))
+        rows.append(("together", f"{found.total:,} {report.unit}"))
+    if report.max_tokens is not None:
+        rows.append(("cut at", f"{report.max_tokens:,} tokens"))
+    return Group(
+        text(report.summary()), pairs(rows), text("first sample:", "dim"), text(report.first)
+    )

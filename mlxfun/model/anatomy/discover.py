@@ -7,7 +7,7 @@ named `gate` or `router` of their nearest ancestor. `named_modules()` is used in
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
 import mlx.core as mx
@@ -273,19 +273,37 @@ def _count_attributes(
 
 
 def _count_key(model: nn.Module, config: dict[str, Any], count: int) -> tuple[str, ...]:
+    """Path of the key that holds the expert count: where several do, the one that is read."""
+    found = list(_count_keys(config, count))
+    read = {key for key in facts.EXPERT_COUNT_KEYS if _reads(model, key, count)}
+    for path in found:
+        if path[-1] in read:
+            return path
+    if found:
+        return found[0]
+    # The checkpoint relies on a default of the model's argument class: find the field's name.
+    for key in facts.EXPERT_COUNT_KEYS:
+        if key in read:
+            return (key,)
+    raise ModelError(
+        f"config.json has no key that equals the {count} experts found in the weights "
+        f"(looked for {', '.join(facts.EXPERT_COUNT_KEYS)})"
+    )
+
+
+def _reads(model: nn.Module, key: str, count: int) -> bool:
+    """Whether the arguments that the model keeps have the count under this name."""
+    held = (args for _, module in model.named_modules() for args in _sources(module))
+    return any(
+        getattr(args, key, None) == count for args in held if not isinstance(args, nn.Module)
+    )
+
+
+def _count_keys(config: dict[str, Any], count: int) -> Iterator[tuple[str, ...]]:
     for prefix in (*((key,) for key in facts.NESTED_CONFIGS), ()):
         node = config.get(prefix[0]) if prefix else config
         if not isinstance(node, dict):
             continue
         for key in facts.EXPERT_COUNT_KEYS:
             if node.get(key) == count:
-                return (*prefix, key)
-    # The checkpoint relies on a default of the model's argument class: find the field's name.
-    for key in facts.EXPERT_COUNT_KEYS:
-        for held in _sources(model):
-            if held is not model and getattr(held, key, None) == count:
-                return (key,)
-    raise ModelError(
-        f"config.json has no key that equals the {count} experts found in the weights "
-        f"(looked for {', '.join(facts.EXPERT_COUNT_KEYS)})"
-    )
+                yield (*prefix, key)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from mlxfun.model.anatomy.facts import BlockFacts
+from mlxfun.model.anatomy.facts import EXPERT_COUNT_KEYS, NESTED_CONFIGS, BlockFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,11 +148,24 @@ class MoEMap:
         return None
 
     def with_count(self, config: dict[str, Any], experts: int) -> dict[str, Any]:
-        """A deep enough copy of `config` whose expert count is `experts`."""
-        new = dict(config)
+        """A deep enough copy of `config` whose expert count is `experts`, under every name.
+
+        Some converters write the count under the names of several architectures: all keys that
+        hold the count of the checkpoint change, beside the one that is read.
+        """
+        new = _renumbered(config, self.num_experts, experts)
         node = new
         for key in self.count_key[:-1]:
             node[key] = dict(node.get(key, {}))
             node = node[key]
         node[self.count_key[-1]] = experts
         return new
+
+
+def _renumbered(config: dict[str, Any], old: int, new: int) -> dict[str, Any]:
+    """`config` with `new` under every name of the expert count that holds `old`, nested ones too."""
+    found = {k: new if k in EXPERT_COUNT_KEYS and v == old else v for k, v in config.items()}
+    for key in NESTED_CONFIGS:
+        if isinstance(config.get(key), dict):
+            found[key] = _renumbered(config[key], old, new)
+    return found

@@ -27,6 +27,7 @@ from mlxfun.evaluation.reports import RefusalCount
 from mlxfun.generation.answers import read_prompts
 from mlxfun.model.batch_size import batch_size
 from mlxfun.model.outputs import Output
+from mlxfun.tally import Tally
 from mlxfun.techniques.ablate import directions, search
 from mlxfun.techniques.ablate.delta import Projector, projections
 from mlxfun.techniques.ablate.directions import Directions
@@ -116,7 +117,7 @@ class Found:
 
 
 def read_split(
-    options: AblateOptions, tokenizer: Tokenizer, vocabulary: int | None
+    options: AblateOptions, tokenizer: Tokenizer, vocabulary: int | None, tally: Tally
 ) -> tuple[Split, list[str]]:
     """Both sets, split, and warnings. Raises UsageError, DatasetError."""
     if options.harmful is None or options.harmless is None:
@@ -127,7 +128,7 @@ def read_split(
     parts: list[tuple[list[Tokens], ...]] = []
     warnings = []
     for data in (options.harmful, options.harmless):
-        prompts, skipped = read_prompts(data, tokenizer, vocabulary)
+        prompts, skipped = read_prompts(data, tokenizer, vocabulary, tally)
         if skipped:
             warnings.append(
                 f"{skipped} prompts of {data.source} are longer than {data.max_tokens} tokens and "

@@ -112,7 +112,8 @@ class _Ablation:
         workspace, options = self._workspace, self._options
         model = self._model(options)
         self._require_memory(model.outputs)
-        split, notes = read_split(options, workspace.tokenizer, workspace.anatomy.vocabulary)
+        vocabulary, tally = workspace.anatomy.vocabulary, self._ctx.reading()
+        split, notes = read_split(options, workspace.tokenizer, vocabulary, tally)
         notes += stale_maps(workspace.editor, _files(options))
         notes += self._leaks(options)
         return Finder(model, options, self._ctx).run(split, notes)
@@ -236,9 +237,10 @@ def command_line(options: AblateOptions) -> str:
     words = ["abliterate"]
     for name, data in (("--harmful", options.harmful), ("--harmless", options.harmless)):
         if data is not None:
-            words += [name, data.source]
+            words += [word for source in data.words for word in (name, source)]
     if options.harmful is not None:
-        default = DatasetOptions(options.harmful.source, seed=options.seed)
+        given = options.harmful
+        default = DatasetOptions(given.source, seed=options.seed, mixture=given.mixture)
         words += option_words(options.harmful, default)
     plain = replace(options, harmful=None, harmless=None)
     return shlex.join(words + option_words(plain, AblateOptions()))

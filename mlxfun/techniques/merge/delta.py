@@ -72,6 +72,12 @@ Choose = Callable[[int, RoutingStats], tuple[int, ...]]
 """(position of a layer, its statistics [1, E]) -> its centroids, ascending, checkpoint numbers."""
 
 
+def _layer(stats: RoutingStats, position: int) -> RoutingStats:
+    """The statistics [1, E] of one layer of [L, E]."""
+    sums = {name: sums[position : position + 1] for name, sums in stats.sums.items()}
+    return replace(stats, sums=sums, layer_indices=stats.layer_indices[position : position + 1])
+
+
 @dataclass(frozen=True, slots=True)
 class MergedLayer:
     """groups: {centroid: members, itself first}; weights: {expert: its share of its group}."""
@@ -99,10 +105,14 @@ class _Watch:
 class Merger:
     """Merges a resident model layer by layer; the model is as before when `run` returns."""
 
-    def __init__(self, workspace: ResidentModel, options: MergeOptions) -> None:
+    def __init__(
+        self, workspace: ResidentModel, options: MergeOptions, saliency: RoutingStats | None = None
+    ) -> None:
+        """saliency: statistics [L, E] to go by, instead of those of each layer's own tokens."""
         self._workspace, self._resident = workspace, workspace.resident
         self._modules = workspace.resident.tree.modules
         self._options = options
+        self._saliency = saliency
         self._fits: list[layerwise.Fit] = []
 
     def require_mergeable(self) -> None:
@@ -126,6 +136,8 @@ class Merger:
         with ExitStack() as done:
             for position, moe in enumerate(layers):
                 observed = observe(carrier, moe, picks, ctx)
+                if self._saliency is not None:
+                    observed = replace(observed, stats=_layer(self._saliency, position))
                 watch = self._watch(carrier, moe, ctx)
                 layer = self._merge_layer(watch, moe, observed, choose(position, observed.stats))
                 if again is not None and watch is not None and layer.delta.live != moe.live:

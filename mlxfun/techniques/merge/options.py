@@ -19,7 +19,8 @@ class MergeOptions:
 
     data: what the experts are compared on. metric: the saliency that picks centroids and weighs
     members. expert_list: names the centroids. auto: members are merged only where that serves the
-    layer's output better than dropping them. refit_experts: as in PruneOptions. max_*_tokens: how many tokens, evenly spread over
+    layer's output better than dropping them. saliency: an `.npz` whose scores pick the centroids and
+    weigh the members, instead of what each layer sees of the data on merged inputs. refit_experts: as in PruneOptions. max_*_tokens: how many tokens, evenly spread over
     the data, experts are compared and aligned on; saliency uses all of them.
     """
 
@@ -41,3 +42,4 @@ class MergeOptions:
     allow_stale: bool = False
     auto: bool = False
     refit_experts: bool = False
+    saliency: Path | None = None

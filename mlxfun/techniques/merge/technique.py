@@ -47,21 +47,26 @@ PAIRS_AT_ONCE = 256 << 20
 
 @dataclass(frozen=True, slots=True)
 class MergeRequest:
-    """What a merge is planned from. batches: of the calibration set."""
+    """What a merge is planned from. batches: of the calibration set. saliency: see MergeOptions."""
 
     workspace: Workspace
     options: MergeOptions
     batches: Sequence[Batch]
+    saliency: RoutingStats | None = None
 
     @classmethod
-    def of(cls, workspace: Workspace, options: MergeOptions) -> MergeRequest:
+    def of(cls, workspace: Workspace, options: MergeOptions, ctx: Context = SILENT) -> MergeRequest:
         """The request, its data set read. Raises DatasetError."""
         vocabulary = workspace.anatomy.vocabulary
-        lines = read_lines(options.data)
-        sequences = tokenize(lines, workspace.tokenizer, options.data.max_tokens, vocabulary)
-        return cls(
-            workspace, options, batch_size(workspace.model, workspace.anatomy).split(sequences)
-        )
+        data, tally = options.data, ctx.reading()
+        lines = read_lines(data, tally)
+        sequences = tokenize(lines, workspace.tokenizer, data.max_tokens, vocabulary, tally)
+        size = batch_size(workspace.model, workspace.anatomy)
+        given = options.saliency
+        saliency = None
+        if given is not None:
+            saliency = workspace.read_statistics(given, options.allow_stale)
+        return cls(workspace, options, size.split(sequences), saliency)
 
     @property
     def anatomy(self) -> MoEMap:
@@ -95,11 +100,11 @@ class Merge:
     ) -> Proposal:
         """Merge layer by layer. Raises UsageError, PlanError and BudgetError ahead of the work
         where they can be foreseen."""
-        request = MergeRequest.of(workspace, options)
+        request = MergeRequest.of(workspace, options, ctx)
         editor = workspace.editor
         _check(options)
         with editor.live("base"), editor.unsteered():
-            merger = Merger(workspace, options)
+            merger = Merger(workspace, options, request.saliency)
             merger.require_mergeable()
             maps = read_maps(options, request.anatomy.indices, request.anatomy.num_experts)
             stale = stale_maps(editor, options)
@@ -117,8 +122,9 @@ class Merge:
 
 def command_line(options: MergeOptions) -> str:
     """The command that stages the same plan, for histories of library sessions."""
-    words = ["merge", "--dataset", options.data.source]
-    words += option_words(options.data, DatasetOptions(options.data.source))
+    data = options.data
+    words = ["merge", *(word for source in data.words for word in ("--dataset", source))]
+    words += option_words(data, DatasetOptions(data.source, mixture=data.mixture))
     words += option_words(options, MergeOptions(options.data))
     return shlex.join(words)
 
@@ -214,12 +220,14 @@ def _fixed(request: MergeRequest, maps: Masks, ctx: Context) -> dict[int, tuple[
         return None
     # One set of indices for all layers needs every layer's saliency first, so that of the
     # unmerged model has to do.
-    empty = RoutingStats.empty(request.anatomy.indices, request.anatomy.num_experts)
-    stats, cancelled = collect(
-        request.workspace.model, request.workspace.taps, request.batches, empty, ctx
-    )
-    if cancelled:
-        ctx.check()
+    stats = request.saliency
+    if stats is None:
+        empty = RoutingStats.empty(request.anatomy.indices, request.anatomy.num_experts)
+        stats, cancelled = collect(
+            request.workspace.model, request.workspace.taps, request.batches, empty, ctx
+        )
+        if cancelled:
+            ctx.check()
     constraints = request.constraints(maps, stats.sums["freq"])
     chosen = selection.select(stats.score(options.metric), constraints, _prune_options(options))
     return dict(zip(request.anatomy.indices, chosen.keep, strict=True))

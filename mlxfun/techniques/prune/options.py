@@ -48,7 +48,7 @@ class PruneOptions:
 
     budget: "equal", or "global" for counts per layer that average to n_prune. sequential: each
     layer is judged on what the pruned layers before it put out. refit_experts: the experts that
-    stay take over what went, by least squares.
+    stay take over what went, by least squares. saliency: an `.npz` to load as the statistics first.
     """
 
     n_prune: int | None = None
@@ -66,3 +66,4 @@ class PruneOptions:
     budget: str = "equal"
     sequential: bool = False
     refit_experts: bool = False
+    saliency: Path | None = None

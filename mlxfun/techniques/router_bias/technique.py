@@ -60,16 +60,18 @@ def _edit(workspace: Workspace) -> Edit:
     return Edit(workspace.resident, workspace.stored)
 
 
-def _batches(workspace: Workspace, data: DatasetOptions | None, what: str) -> list[Batch]:
+def _batches(
+    workspace: Workspace, data: DatasetOptions | None, what: str, ctx: Context
+) -> list[Batch]:
     """The calibration text. Raises UsageError where it is needed and not named."""
     if data is None:
         raise UsageError(
             f"{what} folds boosts into router rows on this model, which takes calibration text; "
             "give --dataset, e.g. --dataset demo:mixed"
         )
-    sequences = tokenize(
-        read_lines(data), workspace.tokenizer, data.max_tokens, workspace.anatomy.vocabulary
-    )
+    tally, vocabulary = ctx.reading(), workspace.anatomy.vocabulary
+    lines = read_lines(data, tally)
+    sequences = tokenize(lines, workspace.tokenizer, data.max_tokens, vocabulary, tally)
     return batch_size(workspace.model, workspace.anatomy).split(sequences)
 
 
@@ -329,7 +331,7 @@ def _fitted(
     need = [moe for moe in layers if way_of(moe.layer, edit.modules) == ROWS]
     if not need:
         return {}
-    carrier = Carrier(workspace.model, workspace.taps, _batches(workspace, data, what), ctx)
+    carrier = Carrier(workspace.model, workspace.taps, _batches(workspace, data, what, ctx), ctx)
     return folds(carrier, need, ctx)
 
 
@@ -379,8 +381,8 @@ def _line(name: str, options: AmplifyOptions | BakeOptions) -> str:
     data = options.data
     words = [name]
     if data is not None:
-        words += ["--dataset", data.source]
-        words += option_words(data, DatasetOptions(data.source))
+        words += [word for source in data.words for word in ("--dataset", source)]
+        words += option_words(data, DatasetOptions(data.source, mixture=data.mixture))
     for f in fields(options):
         value = getattr(options, f.name)
         if f.name != "data" and value != f.default:

@@ -55,7 +55,7 @@ def test_any_number_of_files_are_merged_with_options_before_or_after_them(
 def test_a_purge_undoes_a_merge(make_bench: MakeBench, files: list[str], tmp_path: Path) -> None:
     bench, (a, b) = make_bench(), files
     bench.do(f"stats merge {a} {b} --output {tmp_path / 'm.npz'}")
-    bench.do(f"stats purge {tmp_path / 'm.npz'} {b} --output {tmp_path / 'p.npz'}")
+    bench.do(f"stats subtract {tmp_path / 'm.npz'} {b} --output {tmp_path / 'p.npz'}")
     text = shown(bench, f"stats diff {a} {tmp_path / 'p.npz'}")
     assert "rank correlation 1.000, 100% of the lowest quarter in common" in text
 
@@ -74,7 +74,7 @@ def test_mistakes_are_named(make_bench: MakeBench, files: list[str], tmp_path: P
     bench, (a, b) = make_bench(), files
     assert "two or more" in str(bench.run(f"stats merge {a} --output {tmp_path / 'x.npz'}").error)
     assert "--output" in str(bench.run(f"stats merge {a} {b}").error)
-    assert "is no part of" in str(bench.run(f"stats purge {a} {b} --output x.npz").error)
+    assert "is no part of" in str(bench.run(f"stats subtract {a} {b} --output x.npz").error)
     assert "does not exist" in str(bench.run("stats diff none.npz other.npz").error)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from mlxfun.calibration.archive import Archive
-from mlxfun.calibration.files import diff_files, merge_files, purge_files
+from mlxfun.calibration.files import diff_files, merge_files, subtract_files
 from mlxfun.calibration.ranking import RankOptions, rank_files
 from mlxfun.calibration.routing_stats import SUMS, RoutingStats
 from mlxfun.errors import DatasetError, PlanError
@@ -119,7 +119,7 @@ def test_a_value_that_cannot_be_is_named(
     [
         diff_files,
         lambda good, bad, out: merge_files((good, bad), out),
-        purge_files,
+        subtract_files,
         lambda good, bad, out: rank_files((good, bad), RankOptions(n_prune=1), out),
         lambda good, bad, out: RoutingStats.load(bad, LAYERS, EXPERTS),
     ],

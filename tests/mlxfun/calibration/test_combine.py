@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mlxfun import Session
 from mlxfun.calibration import combine
-from mlxfun.calibration.files import diff_files, merge_files, purge_files
+from mlxfun.calibration.files import diff_files, merge_files, subtract_files
 from mlxfun.calibration.options import METRICS, CollectOptions
 from mlxfun.calibration.routing_stats import SUMS, RoutingStats
 from mlxfun.data.options import DatasetOptions
@@ -117,17 +117,17 @@ def test_ranks_and_sums_are_not_mixed():
     with pytest.raises(PlanError, match=r"a\.npz holds ranks, which cannot be summed"):
         combine.merge([(A, ranks), (B, run(3))], "sum")
     with pytest.raises(PlanError, match=r"a\.npz holds ranks, from which nothing can be taken"):
-        combine.purge((A, ranks), (B, run(3)))
+        combine.subtract((A, ranks), (B, run(3)))
 
 
 def test_purging_gives_back_what_was_there_before_the_merge():
     a, b = run(1), run(2)
     merged = combine.merge([(A, a), (B, b)])
-    left = combine.purge((C, merged), (B, b))
+    left = combine.subtract((C, merged), (B, b))
     for name in SUMS:
         np.testing.assert_allclose(left.sums[name], a.sums[name], rtol=1e-9)
     assert (left.samples, left.tokens) == (a.samples, a.tokens)
-    nothing = combine.purge((A, a), (A, a))
+    nothing = combine.subtract((A, a), (A, a))
     assert all((nothing.sums[name] == 0).all() for name in SUMS)
 
 
@@ -136,10 +136,10 @@ def test_purging_what_is_no_part_of_it_is_refused_with_the_figures():
     with pytest.raises(
         PlanError, match=r"b\.npz is no part of a\.npz: .* expert \d would be .* < 0"
     ):
-        combine.purge((A, a), (B, b))
+        combine.subtract((A, a), (B, b))
     more = replace(a, samples=a.samples + 1)
     with pytest.raises(PlanError, match="has 12 samples, of 11"):
-        combine.purge((A, a), (B, more))
+        combine.subtract((A, a), (B, more))
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_runs_of_different_weights_are_refused_naming_both_unless_asked_for(othe
     with pytest.raises(StateError, match=message):
         combine.merge(runs)
     with pytest.raises(StateError, match=message):
-        combine.purge(*runs)
+        combine.subtract(*runs)
     merged = combine.merge(runs, allow_stale=True)
     if "state" in other:
         assert merged.state == "mixed"
@@ -204,7 +204,7 @@ def test_files_are_compared_merged_and_purged_and_the_reports_say_how(tmp_path):
     assert merged.summary() == (
         f"stats merge by sum: 23 samples, 600 tokens from 2 files; wrote {c}"
     )
-    purged = purge_files(c, b, tmp_path / "left.npz")
+    purged = subtract_files(c, b, tmp_path / "left.npz")
     assert purged.samples == 11
     found = diff_files(a, tmp_path / "left.npz", tmp_path / "d.json")
     assert found.rank_correlation["reap_sum"] == pytest.approx(1.0)
@@ -260,4 +260,4 @@ def test_who_was_alive_goes_through_a_file_and_a_merge_keeps_who_was_in_all(tmp_
         assert back.alive is not None
         assert back.alive.tolist() == (one & two).tolist()
     assert combine.merge([(A, run(1)), (B, run(2))]).alive is None
-    assert combine.purge((A, run(1, alive=one)), (B, run(1, alive=one))).alive is one
+    assert combine.subtract((A, run(1, alive=one)), (B, run(1, alive=one))).alive is one

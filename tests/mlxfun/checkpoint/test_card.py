@@ -78,7 +78,8 @@ def test_the_licence_of_the_base_card_is_inherited(tmp_path: Path) -> None:
         "---\nlicense: other\nlicense_name: nice\nlanguage:\n- en\ntags:\n- x\n---\n# B\n"
     )
     card = replace(CARD, base_card=base).render()
-    assert card.startswith("---\nlicense: other\nlicense_name: nice\nlibrary_name: mlx\n")
+    head = "---\nlicense: other\nlicense_name: nice\nlanguage:\n- en\nlibrary_name: mlx\n"
+    assert card.startswith(head)
     assert "[README.base.md](README.base.md)" in card
     base.write_bytes(b"no front matter \xff")
     assert replace(CARD, base_card=base).render().startswith("---\nlibrary_name: mlx\n")

@@ -137,7 +137,7 @@ def test_companion_files_are_copied_and_foreign_weights_are_not(
     assert not {*unwanted, "hf_quant_config.json", "original/params.json"} & set(out)
     card = out["README.md"].decode()
     assert "license: apache-2.0\n" in card
-    assert "language:" not in card.split("---")[1]
+    assert "language:\n- en\nlibrary_name" in card.split("---")[1]
 
 
 def test_files_behind_links_are_copied_as_files(tmp_path: Path, source: Path) -> None:
