@@ -33,6 +33,30 @@ def readable_bytes(count: int | float) -> str:
     return f"{sign}{size:.1f} TiB"
 
 
+QUOTED = 200
+"""The most characters of a value that a message quotes."""
+
+
+def shown(value: object, most: int = QUOTED) -> str:
+    """`value` as Python writes it, cut to `most` characters, for a message.
+
+    >>> shown("abc"), shown("abcdef", 3)
+    ("'abc'", "'abc...'")
+    """
+    if isinstance(value, str):
+        return repr(value if len(value) <= most else value[:most] + "...")
+    return cut(repr(value), most)
+
+
+def cut(text: str, most: int = QUOTED) -> str:
+    """`text` cut to `most` characters.
+
+    >>> cut("abc"), cut("abcdef", 3)
+    ('abc', 'abc...')
+    """
+    return text if len(text) <= most else text[:most] + "..."
+
+
 def counted(count: int, one: str, more: str) -> str:
     """`count` with its words: 1 expert goes, 4 experts go."""
     return f"{count:,} {one if count == 1 else more}"

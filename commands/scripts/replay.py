@@ -85,6 +85,8 @@ def checked_script(
             raise UsageError(f"{script.where(entry)}: {problem}") from None
         if found[-1].name == "replay":
             raise UsageError(f"{script.where(entry)}: a replay cannot start another one")
+        if found[-1].name == "resume":  # it reads and removes files of this user's sessions
+            raise UsageError(f"{script.where(entry)}: resume cannot be part of a session file")
     return script, found
 
 

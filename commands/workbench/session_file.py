@@ -37,6 +37,10 @@ KEYS = ("mlxfun", "mlx", "mlx-lm", "model", "revision", "checkpoint", "seed", "d
 _MARK = re.compile(r"#=\s*state\s+(\S+)(?:\s+staged\s+(\S+))?(?:\s+steered\s+(\S+))?\s*\Z")
 
 
+class EmptyScript(UsageError):
+    """A session file without a command."""
+
+
 @dataclass(frozen=True, slots=True)
 class Mark:
     """The state after a command. staged: the state that apply would give, None with no plan.
@@ -114,7 +118,7 @@ def read_script(path: Path) -> Script:
         except ValueError as problem:
             raise UsageError(f"{path}:{number}: {problem}") from None
     if not entries:
-        raise UsageError(f"{path} holds no command: a replay file has one command a line")
+        raise EmptyScript(f"{path} holds no command: a replay file has one command a line")
     return Script(path, header, tuple(entries), _format_of(text))
 
 

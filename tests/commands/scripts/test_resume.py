@@ -119,3 +119,75 @@ def test_a_session_without_a_command_is_not_worth_a_word(
     path = crashed(make_bench, folder)
     assert resume.cut_short(folder) == []
     assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["{here}/mine.txt", "{here}/mine.mlxfun", "../mine.txt", "'*'", "'*.mlxfun'", "{here}/sessions/../mine.mlxfun",
+             "gone.npz", "''", "nothing"]
+)  # fmt: skip
+def test_drop_removes_kept_sessions_only(make_bench: MakeBench, folder: Path, name: str) -> None:
+    path = crashed(make_bench, folder, "collect --dataset demo:mixed --max-samples 2")
+    Path("mine.txt").write_text("mine")
+    Path("mine.mlxfun").write_text("#!mlxfun-session 2\nundo\n")
+    bench = make_bench()
+    bench.engine.keep(folder)
+    before = sorted(folder.parent.rglob("*"))
+    error = bench.run(f"resume --drop {name.format(here=folder.parent)}").error
+    assert error is not None
+    assert "path is empty" in error or "no kept session is called" in error
+    assert sorted(folder.parent.rglob("*")) == before
+    bench.do("resume --drop gone")
+    assert not path.exists()
+    assert Path("mine.txt").exists()
+
+
+def test_drop_leaves_the_session_of_another_shell_alone(
+    make_bench: MakeBench, folder: Path
+) -> None:
+    running = make_bench()
+    running.engine.keep(folder)
+    running.do("load demo", "collect --dataset demo:mixed --max-samples 2")
+    (path,) = folder.glob("*.mlxfun")
+    bench = make_bench()
+    bench.engine._bench.sessions = folder
+    assert "no kept session is called" in (bench.run(f"resume --drop {path.stem}").error or "")
+    assert path.exists()
+
+
+def test_a_name_with_wildcards_takes_nothing_else_with_it(tmp_path: Path) -> None:
+    for name in ("*.mlxfun", "a.mlxfun", "a.1.npz", "*.1.npz"):
+        (tmp_path / name).touch()
+    resume.drop(tmp_path / "*.mlxfun")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.1.npz", "a.mlxfun"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"#!mlxfun-session 9\nundo\n", b"#!mlxfun-session 2\n#: directory \xff\nundo\n"]
+)
+def test_a_session_that_cannot_be_read_is_neither_offered_nor_removed(
+    make_bench: MakeBench, folder: Path, content: bytes
+) -> None:
+    folder.mkdir()
+    (folder / "newer.mlxfun").write_bytes(content)
+    assert resume.cut_short(folder) == []
+    assert (folder / "newer.mlxfun").read_bytes() == content
+    bench = make_bench()
+    bench.engine.keep(folder)
+    bench.do("resume --drop newer")
+    assert not (folder / "newer.mlxfun").exists()
+
+
+@pytest.mark.parametrize("line", ["resume", "resume --drop", "resume --drop 'x.mlxfun'"])
+def test_resume_is_no_command_of_a_session_file(
+    make_bench: MakeBench, folder: Path, line: str
+) -> None:
+    path = crashed(make_bench, folder, "collect --dataset demo:mixed --max-samples 2")
+    Path("s.mlxfun").write_text(f"{line}\n")
+    Path("s.recipe").write_text(f"{line}\nat most 9 MB\ntry prune --n-prune 4\n")
+    bench = make_bench()
+    bench.engine.keep(folder)
+    assert bench.run("replay s.mlxfun").error == (
+        "s.mlxfun:1: resume cannot be part of a session file"
+    )
+    assert bench.run("recipe s.recipe").error == "s.recipe:1: resume cannot be part of a recipe"
+    assert path.exists()
