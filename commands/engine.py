@@ -25,7 +25,7 @@ from commands.workbench.workbench import Workbench
 from mlxfun.calibration.reports import CollectReport
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import MlxfunError
-from mlxfun.events import Event, JobEnded
+from mlxfun.events import Event, JobEnded, Notice
 from mlxfun.generation.reports import ChatReport
 from mlxfun.report import Report
 from mlxfun.session.reports import SessionView
@@ -73,7 +73,7 @@ class Engine:
         self._view = SessionView()
         self._bench = Workbench(
             Wiring(session_class, self._nested, registry.meant, self._help_text),
-            journal=Journal(seed),
+            journal=Journal(seed, lambda text: self._emit(Notice("warning", text))),
             settings=Settings(seed=seed),
             files=Files(output_root),
             undo_budget=undo_budget,
