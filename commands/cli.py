@@ -310,9 +310,7 @@ def main() -> None:
 def _main() -> int:
     """Parse the command line and run what it asks for; returns the exit code."""
     try:
-        # Not standalone: Click would turn Ctrl-C into exit code 1, and print its usage lines
-        # around what shall be one sentence.
-        start = shell.main(prog_name=NAME, standalone_mode=False)
+        start = _parsed()
         return run(start) if isinstance(start, Start) else int(start or 0)
     except click.ClickException as problem:
         streams.say(f"{NAME}: {problem.format_message()}")
@@ -320,13 +318,24 @@ def _main() -> int:
     except click.Abort as problem:
         cause = problem.__cause__
         return _interrupted(cause if isinstance(cause, KeyboardInterrupt) else KeyboardInterrupt())
-    except BrokenPipeError:  # of Click's own output: --help, --version
+    except BrokenPipeError:
         streams.discard(sys.stdout)
         return BROKEN_PIPE
-    except OSError as problem:
-        if streams.finish() is None:  # it is not about our output
-            raise
-        return _output_lost(problem.strerror or str(problem))
+    except streams.OutputLost as problem:
+        streams.discard(sys.stdout)
+        return _output_lost(str(problem))
+
+
+def _parsed() -> Any:
+    """What the command line asks for, or an exit code after --help and --version."""
+    try:
+        # Not standalone: Click would turn Ctrl-C into exit code 1, and print its usage lines
+        # around what shall be one sentence.
+        return shell.main(prog_name=NAME, standalone_mode=False)
+    except BrokenPipeError:
+        raise
+    except OSError as problem:  # all that is written meanwhile is Click's help
+        raise streams.OutputLost(problem.strerror or str(problem)) from None
 
 
 if __name__ == "__main__":
