@@ -200,6 +200,7 @@ def _engine(start: Start) -> Engine:
         keep_going=start.keep_going,
         keys=start.config.keys,
     )
+    engine.remember_identities(_identities())
     if start.resume or (start.front_end != "headless" and start.config.keep_sessions):
         _keep(engine)
     if start.record is not None:
@@ -221,6 +222,13 @@ def _keep(engine: Engine) -> None:
         engine.keep(default_folder())
     except OSError as problem:
         streams.say(f"the session is not kept in case of a crash: {problem}")
+
+
+def _identities() -> Path:
+    """Where the fingerprints of checkpoints are kept between sessions."""
+    from platformdirs import user_cache_path
+
+    return user_cache_path("mlxfun") / "identities.json"
 
 
 def _seed(start: Start) -> int:

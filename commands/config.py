@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxfun.errors import UsageError
+from mlxfun.files import read_text
 
 
 def default_path() -> Path:
@@ -64,7 +65,7 @@ def read_config(path: Path | None = None) -> Config:
     """
     chosen = path or default_path()
     try:
-        text = chosen.read_text("utf-8")
+        text = read_text(chosen)
     except FileNotFoundError:
         if path is None:
             return Config()

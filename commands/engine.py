@@ -122,6 +122,10 @@ class Engine:
         self._bench.sessions = folder
         resume.keep(self._bench.journal, folder)
 
+    def remember_identities(self, file: Path) -> None:
+        """Keep the fingerprints of checkpoints in `file`; call it before the first `run`."""
+        self._bench.identities = file
+
     def forget(self) -> None:
         """Remove the kept session: the shell ends normally, so there is nothing to resume."""
         kept = self._bench.journal.forget()

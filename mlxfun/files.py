@@ -6,17 +6,66 @@ Models, which are directories, have `mlxfun.checkpoint.atomic`.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from mlxfun.errors import SaveError
+
+_PARTIAL = re.compile(
+    r"\.mlxfun-(?:(?P<host>[0-9a-f]{8})-(?P<pid>\d{1,18})-[0-9a-f]{8}|[0-9a-f]{16})\.partial"
+)
+_DAY = 86400.0
+
+
+DATA_BYTES = 4 << 30
+"""The most that is read of a data set's file."""
+
+DOCUMENT_BYTES = 256 << 20
+"""The most that is read of any other file: reports, lists, sessions, configurations."""
+
+
+def read_file(path: Path, most: int = DOCUMENT_BYTES) -> bytes:
+    """The content of an ordinary file of at most `most` bytes.
+
+    Raises OSError for what `Path.read_bytes` does, and for a pipe or a device, which may never end
+    or never begin, and a file that is larger, or goes on growing while it is read.
+    """
+    with open_file(path) as file:
+        data = file.read(most + 1) if os.fstat(file.fileno()).st_size <= most else None
+    if data is None or len(data) > most:
+        raise OSError(errno.EFBIG, f"it has more than {most >> 20:,} MiB")
+    return data
+
+
+def read_text(path: Path, encoding: str = "utf-8") -> str:
+    """The text of such a file, line ends as \\n. Raises OSError and UnicodeDecodeError."""
+    return read_file(path).decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def open_file(path: Path) -> BinaryIO:
+    """An ordinary file, open for reading. Raises OSError as `read_file` does."""
+    # Opening a pipe would wait for somebody who writes into it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "it is a pipe or a device, not an ordinary file")
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +123,10 @@ def writing(path: Path, kind: Kind | None = None) -> Iterator[BinaryIO]:
         target = _target(path, kind)
         made = [parent for parent in target.parents if not parent.exists()]
         # The name has nothing of the target's: added to, that might become too long.
-        partial = target.with_name(f".mlxfun-{secrets.token_hex(8)}.partial")
+        partial = target.with_name(f".mlxfun-{writer()}-{secrets.token_hex(4)}.partial")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(target.parent)
             with partial.open("xb") as file:
                 yield file
                 file.flush()
@@ -106,6 +156,48 @@ def write_json(path: Path, document: dict[str, Any], kind: Kind | None = None) -
     except ValueError as error:  # other tools do not read what Python would write for them
         raise SaveError(f"{path} is not written: it would hold NaN or infinity") from error
     write_text(path, text, kind)
+
+
+def writer() -> str:
+    """Names this process on this machine, for files that are not finished: HOST-PID."""
+    return f"{_host()}-{os.getpid()}"
+
+
+def abandoned(host: str, pid: int) -> bool:
+    """Whether the `writer` of that name is dead; False where that cannot be told."""
+    return host == _host() and not _alive(pid)
+
+
+def _host() -> str:
+    import hashlib  # most commands write no file
+
+    return hashlib.blake2b(os.uname().nodename.encode(), digest_size=4).hexdigest()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True  # somebody else's process
+    return True
+
+
+def _sweep(directory: Path) -> None:
+    """Remove what killed processes left of files that they were writing in `directory`."""
+    for path in directory.glob(".mlxfun-*.partial"):
+        match = _PARTIAL.fullmatch(path.name)
+        if match is None:
+            continue
+        with contextlib.suppress(OSError):
+            found = path.lstat()
+            if match["pid"] is not None:
+                left = abandoned(match["host"], int(match["pid"]))
+            else:  # of an earlier version, which did not say whose it is
+                left = time.time() - found.st_mtime > _DAY
+            if left and stat.S_ISREG(found.st_mode):
+                path.unlink()
 
 
 @contextlib.contextmanager

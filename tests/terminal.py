@@ -132,6 +132,7 @@ class Terminal:
         """`mlxfun-shell` with `arguments`, in `home`, which also keeps its state."""
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLORTERM": "truecolor"}
         environment["XDG_STATE_HOME"] = str(home / "state")
+        environment["XDG_CACHE_HOME"] = str(home / "cache")
         environment.pop("NO_COLOR", None)
         command = [sys.executable, "-m", "commands.cli", *arguments]
         return cls(command, environment, home, *size)

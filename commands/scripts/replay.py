@@ -63,7 +63,7 @@ def run_script(bench: Workbench, path: Path, keep_going: bool, ctx: Context) -> 
     try:
         return ScriptRun(bench, script, found, keep_going).run(ctx)
     finally:
-        bench.files = before
+        bench.files, bench.recorded_name = before, str
         if before.root is None:
             with suppress(OSError):  # not empty: something was saved there, which stays
                 root.rmdir()
@@ -158,13 +158,20 @@ class ScriptRun:
             if "revision" in header:
                 words += ["--revision", header["revision"]]
             self._must(self._nested(shlex.join(words), ctx), f"the model {source} of the header")
-        self._check_checkpoint(source, header.get("checkpoint"))
+        self._check_checkpoint(source, header.get("checkpoint"), ctx)
 
-    def _check_checkpoint(self, source: str, wanted: str | None) -> None:
+    def _check_checkpoint(self, source: str, wanted: str | None, ctx: Context) -> None:
         loaded = self.bench.loaded
         if wanted is None or loaded is None:
             return
-        if loaded.checkpoint != wanted:
+        if loaded.checkpoint != wanted and self.bench.session.recognises(wanted):
+            self.bench.recorded_name = self._earlier_name
+            text = (
+                f"{self.script.path} was made with the identity of an earlier version: its states "
+                "are compared by the names that they had then"
+            )
+            ctx.emit(Notice("info", text))
+        elif loaded.checkpoint != wanted:
             raise StateError(
                 f"{self.script.path} was recorded on {source} (checkpoint {wanted}), the resident "
                 f"model is {loaded.source} (checkpoint {loaded.checkpoint}): load {source}"
@@ -175,6 +182,10 @@ class ScriptRun:
                 f"{self.script.path} begins at the model as loaded ({loaded.state}), the resident "
                 f"one is at {mark}: discard what is staged and go to node 0, or load it again"
             )
+
+    def _earlier_name(self, state: str) -> str:
+        # Of the model that is resident then: the script may load another, or lose one.
+        return self.bench.session.earlier_state(state) if self.bench.loaded else state
 
     def _warn_of_versions(self, ctx: Context) -> None:
         for name, here in self.bench.journal.versions.items():
@@ -200,7 +211,9 @@ class ScriptRun:
     def _compare(self, entry: Entry) -> None:
         if entry.mark is None:
             return
-        found = self.bench.mark
+        found, name = self.bench.mark, self.bench.recorded_name
+        staged = name(found.staged) if found.staged else None
+        found = replace(found, state=name(found.state), staged=staged)
         if self.script.format == 1:
             found = replace(found, steered="")
         if found != entry.mark:

@@ -165,7 +165,10 @@ def resume(bench: Workbench, path: Path | None, ctx: Context) -> ResumeReport:
     where = script.header.get("directory")
     if where is not None and Path(where) != Path.cwd():
         raise StateError(f"that session ran in {where}: start mlxfun-shell there to resume it")
-    report = _ResumeRun(bench, script, commands, keep_going=False).resume(ctx)
+    try:
+        report = _ResumeRun(bench, script, commands, keep_going=False).resume(ctx)
+    finally:
+        bench.recorded_name = str
     if bench.sessions is not None and path in left(bench.sessions):
         drop(path)
     return report

@@ -126,7 +126,12 @@ def merge(call: Call) -> Report:
 
 @command("stats rank", group="observe", when=always)
 @click.argument("files", type=NPZ, nargs=-1, required=True, metavar="A B...")
-@click.option("--metric", type=click.Choice(METRICS), default="reap_sum", help="What to rank by.")
+@click.option(
+    "--metric",
+    type=click.Choice(METRICS),
+    default="reap_sum",
+    help="What to rank by. ean is a sum of norms here, in mlx_fun a mean.",
+)
 @click.option("--n-prune", type=positive, metavar="N", help="So many go per layer.")
 @click.option(
     "--min-rank", type=positive, metavar="R", help="Only those never above rank R: 1 is busiest."

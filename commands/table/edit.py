@@ -27,7 +27,7 @@ from mlxfun.editing.options import ApplyOptions
 from mlxfun.errors import StateError, UsageError
 from mlxfun.report import Report, TextReport
 from mlxfun.session.reports import HeatView
-from mlxfun.steering.options import MAP_MODES, STEER_RULES, SteerOptions
+from mlxfun.steering.options import ANCESTOR_MODES, MAP_MODES, STEER_RULES, SteerOptions
 from mlxfun.techniques.merge.options import ALIGNMENTS, SIMILARITY_MODES, MergeOptions
 from mlxfun.techniques.prune.options import BUDGETS, PRUNE_METRICS, STRATEGIES, PruneOptions
 from mlxfun.text import counted
@@ -81,7 +81,8 @@ def _complete(call: Call, values: Params) -> None:
     "--metric",
     type=click.Choice(PRUNE_METRICS),
     help="What makes an expert worth keeping (default: reap_sum). output_error: what the layer's "
-    "output would miss. auto: per layer what held-out samples miss least.",
+    "output would miss. auto: per layer what held-out samples miss least. ean: a sum of norms, in "
+    "mlx_fun a mean.",
 )
 @click.option(
     "--strategy",
@@ -137,7 +138,7 @@ def prune(call: Call) -> Report:
     "--metric",
     type=click.Choice(METRICS),
     default="reap",
-    help="Saliency that picks centroids and weighs members (default: reap).",
+    help="Saliency that picks centroids and weighs members (default: reap); ean is a sum here.",
 )
 @click.option("--model-wide", is_flag=True, help="Merge the same expert numbers in every layer.")
 @click.option("--expert-list", type=LIST, help="JSON or CSV whose kept experts are the centroids.")
@@ -230,7 +231,14 @@ def merge(call: Call) -> Report:
     "--domain-mode",
     type=click.Choice(MAP_MODES["domain"]),
     multiple=True,
-    help="The domain's experts in (boost, the default), or out.",
+    help="The domain's experts in (boost, the default) or out; suppress-general: the general text's "
+    "experts out.",
+)
+@click.option(
+    "--ancestor-modes",
+    is_flag=True,
+    help="Modes as in mlx_fun: there safe activates the hrcg experts, and suppress puts the general "
+    "experts out.",
 )
 @click.option(
     "--max-experts",
@@ -274,8 +282,14 @@ def steer(call: Call) -> Report:
         values[name] = values[name] or {}
     if values["config"] is not None:
         values["config"] = call.bench.readable(values["config"])
+    names = ANCESTOR_MODES if values.pop("ancestor_modes") else {}
     values["maps"] = tuple(
-        replace(use, path=call.bench.readable(use.path)) for use in values["maps"]
+        replace(
+            use,
+            path=call.bench.readable(use.path),
+            mode=names.get((use.kind, use.mode), use.mode),
+        )
+        for use in values["maps"]
     )
     options = SteerOptions(**values)
     if options == SteerOptions():

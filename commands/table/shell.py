@@ -226,7 +226,7 @@ def expect(call: Call) -> Report:
         data = {
             **call.bench.last.data(),
             "kind": call.bench.last.kind,
-            "state": call.bench.view().state,
+            "state": call.bench.recorded_name(call.bench.view().state),
         }
     return TextReport(expectations.check(call["expectation"], data, call.bench.last_error))
 

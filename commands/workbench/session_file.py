@@ -24,6 +24,7 @@ from pathlib import Path
 
 from mlxfun.data.options import require_seed
 from mlxfun.errors import UsageError
+from mlxfun.files import read_text
 
 MAGIC = "#!mlxfun-session"
 FORMAT = 2
@@ -102,7 +103,7 @@ def decode(text: str) -> str:
 def read_script(path: Path) -> Script:
     """Parse a session file. Raises UsageError with file and line."""
     try:
-        text = path.read_text("utf-8")
+        text = read_text(path)
     except OSError as problem:
         reason = problem.strerror or str(problem)
         raise UsageError(f"cannot read the replay file {path}: {reason}") from None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -34,9 +34,10 @@ class Workbench:
 
     sessions: the directory where sessions are kept until they end, None if they are not kept.
     offer_resume: whether the next load tells of sessions that were cut short. kept_statistics: a
-    file that the next calibration reads instead of running. answers: those of this session.
-    last, last_error: outcome of the last command, for `expect`; exactly one is set once a command
-    has run.
+    file that the next calibration reads instead of running. recorded_name: what the script that is
+    being replayed calls a state. answers: those of this session. last, last_error: outcome of the
+    last command, for `expect`; exactly one is set once a command has run. identities: the cache of
+    fingerprints of checkpoints, None for none.
     """
 
     def __init__(
@@ -59,6 +60,8 @@ class Workbench:
         self.offer_resume = True
         self.answers: list[ChatReport] = []
         self.kept_statistics: Path | None = None
+        self.recorded_name: Callable[[str], str] = str
+        self.identities: Path | None = None
         self.loaded: Loaded | None = None
         self.last: Report | None = None
         self.last_error: str | None = None
@@ -105,6 +108,7 @@ class Workbench:
             revision=revision,
             undo_budget=self.undo_budget,
             seed=self.settings.seed,
+            identities=self.identities,
             ctx=ctx,
         )
         self.close()
@@ -129,6 +133,8 @@ class Workbench:
         """Close the session."""
         session, self._session, self.loaded = self._session, None, None
         if session is not None:
+            # What `load` has frozen would never be collected, the model included.
+            gc.unfreeze()
             session.close()
 
     @contextmanager

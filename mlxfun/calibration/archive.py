@@ -6,16 +6,18 @@ tools of the family have the sums and the shape alone; what they do not say has 
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile, ZipInfo
 
 import numpy as np
 
 from mlxfun.errors import DatasetError
+from mlxfun.files import open_file
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 COMBINED = ("", "sum", "rank")
 _REMEDY = "give a file written by `stats save`"
 _LARGEST = 2**63 - 1
+# The largest models have some 100 layers of 512 experts: half a MiB an array, two dozen arrays.
+_MOST_ARRAYS = 64
+_MOST_BYTES = 128 << 20
 
 
 class Archive:
@@ -130,13 +135,12 @@ def _size(shape: tuple[int, ...]) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        # np.load leaves the file open when it fails half-way.
-        with path.open("rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise _foreign(path)
-            with archive:
-                return {name: archive[name] for name in archive.files}
+        with open_file(path) as file, ZipFile(file) as archive:
+            _require_bounded(archive, path)
+            return {
+                member.filename.removesuffix(".npy"): _array(archive, member)
+                for member in archive.infolist()
+            }
     except FileNotFoundError as error:
         raise DatasetError(f"{path} does not exist; {_REMEDY}") from error
     except IsADirectoryError as error:
@@ -151,6 +155,32 @@ def _read(path: Path) -> dict[str, Any]:
         raise _foreign(path) from error
     except OSError as error:
         raise DatasetError(f"cannot read {path}: {error.strerror or error}; {_REMEDY}") from error
+
+
+def _require_bounded(archive: ZipFile, path: Path) -> None:
+    """By the archive's directory, before anything is unpacked: a few bytes may claim to be many."""
+    members = archive.infolist()
+    total = sum(member.file_size for member in members)
+    if len(members) > _MOST_ARRAYS or total > _MOST_BYTES:
+        raise DatasetError(
+            f"{path} holds {len(members):,} arrays of {total >> 20:,} MiB when unpacked, and "
+            f"routing statistics have at most {_MOST_ARRAYS} of {_MOST_BYTES >> 20} MiB; {_REMEDY}"
+        )
+
+
+def _array(archive: ZipFile, member: ZipInfo) -> Array:
+    """One array. Raises ValueError where its header claims more than the member holds."""
+    with archive.open(member) as stream:
+        version = np.lib.format.read_magic(stream)
+        read = {(1, 0): np.lib.format.read_array_header_1_0}.get(
+            version, np.lib.format.read_array_header_2_0
+        )
+        shape, _, dtype = read(stream)
+        if dtype.hasobject or math.prod(shape) * dtype.itemsize > member.file_size:
+            raise ValueError("the header claims more than there is")
+    with archive.open(member) as stream:
+        found: Array = np.lib.format.read_array(stream, allow_pickle=False)
+    return found
 
 
 def _foreign(path: Path) -> DatasetError:

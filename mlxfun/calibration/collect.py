@@ -21,23 +21,13 @@ from mlxfun.errors import Cancelled
 from mlxfun.events import RoutingFrame
 from mlxfun.hooks.routing import Record, Taps
 from mlxfun.model.anatomy import MoELayer
+from mlxfun.model.batch_size import each_batch
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
     from mlxfun.data.datasets import Batch
 
 FRAMES_PER_SECOND = 12
-
-CPU_BATCH = (2048, 4)
-GPU_BATCH = (8192, 16)
-"""(tokens, rows) of a batch. Measured: a CPU is fastest with 1 to 4 rows, a GPU wants many."""
-
-
-def batch_shape(tokens: int | None, rows: int | None) -> tuple[int, int]:
-    """The bounds of a batch, those of the device where None."""
-    on_gpu = mx.default_device() == mx.Device(mx.gpu)
-    default = GPU_BATCH if on_gpu else CPU_BATCH
-    return tokens or default[0], rows or default[1]
 
 
 def layer_sums(layer: MoELayer, records: Sequence[Record], mask: mx.array) -> mx.array:
@@ -114,12 +104,15 @@ def collect(
     stats, last_frame = start, 0.0
     total = sum(len(batch.rows) for batch in batches)
     done = 0
-    for batch in batches:
+    running = each_batch(batches, lambda batch: _run(model, taps, batch), ctx)
+    while True:
         try:
-            ctx.check()
+            batch, sums = next(running)
+        except StopIteration:
+            return stats, False
         except Cancelled:
             return stats, True
-        stats = stats.plus(_run(model, taps, batch), len(batch.rows), int(batch.mask.sum()))
+        stats = stats.plus(sums, len(batch.rows), int(batch.mask.sum()))
         done += len(batch.rows)
         if on_progress is not None:
             on_progress(stats)
@@ -127,7 +120,6 @@ def collect(
         if monotonic() - last_frame > 1 / FRAMES_PER_SECOND or done == total:
             ctx.emit(frame(stats, job=0))
             last_frame = monotonic()
-    return stats, False
 
 
 def _run(model: Any, taps: Taps, batch: Batch) -> Array:

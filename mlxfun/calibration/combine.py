@@ -71,6 +71,8 @@ def require_alike(runs: Sequence[Named], allow_stale: bool) -> tuple[str, ...]:
             same = a.model == b.model if what == "the model" else one == two
             if same:
                 continue
+            if one == two:  # of one name, yet not the same
+                one, two = f"{one} ({a.model})", f"{two} ({b.model})"
             text = (
                 f"{first} was made on {what} {one or 'unknown'}, {path} on {what} "
                 f"{two or 'unknown'}"

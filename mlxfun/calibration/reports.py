@@ -155,7 +155,8 @@ class CollectReport(Report):
 
 @dataclass(frozen=True, slots=True)
 class StatsReport(Report):
-    """The statistics in hand. steered: some were counted in chat while steering was in force."""
+    """The statistics in hand. steered: some were counted in chat while steering was in force.
+    earlier: the file names its model by the identity that an earlier version gave it."""
 
     kind: ClassVar[str] = "stats"
     action: str
@@ -173,6 +174,7 @@ class StatsReport(Report):
     combined: str = ""  # "sum" or "rank" for a merge of `sources` runs
     sources: int = 1
     steered: bool = False
+    earlier: bool = False
 
     def summary(self) -> str:
         where = f" ({self.path})" if self.path else ""
@@ -180,6 +182,7 @@ class StatsReport(Report):
             where += f", merged by {self.combined} from {self.sources} runs"
         stale = "; taken on another state of the weights" if self.stale else ""
         stale += "; some of it from steered chat" if self.steered else ""
+        stale += "; made with the identity of an earlier version" if self.earlier else ""
         return (
             f"stats {self.action}{where}: {counted(self.samples, 'sample', 'samples')}, "
             f"{counted(self.tokens, 'token', 'tokens')}, coverage {self.coverage:.1%}, counting chat {'on' if self.counting else 'off'}{stale}"

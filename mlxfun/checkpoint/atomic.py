@@ -3,41 +3,42 @@
 A model is written to a hidden sibling of its destination and renamed when complete. Replacing an
 existing directory exchanges the two in one system call; where that is not to be had, the old one
 is moved aside first, and `recoverable` finds it if the process dies in between.
+
+Only what was looked at is replaced: a directory that appeared or changed meanwhile stays, and the
+commit is refused. Onto nothing, the rename is one that replaces nothing (RENAME_NOREPLACE,
+RENAME_EXCL); where that is not to be had, an ordinary rename, which fails for a directory that is
+not empty.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
-import hashlib
 import os
 import re
 import secrets
 import shutil
-import socket
 import sys
 from pathlib import Path
 
 from mlxfun.errors import SaveError
+from mlxfun.files import abandoned, writer
 
 BACKUP = ".mlxfun-bak"
 _TEMPORARY = re.compile(r"\..+\.saving-(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}")
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2  # the same number as macOS's RENAME_SWAP
+_RENAME_NOREPLACE = 4 if sys.platform == "darwin" else 1  # macOS calls it RENAME_EXCL
 # Answers that mean "not on this kernel or file system", as opposed to a failure.
 _UNSUPPORTED = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 def temporary_sibling(target: Path) -> Path:
     """Make an empty hidden directory beside `target`, whose name tells who writes it."""
-    name = f".{target.name}.saving-{_host()}-{os.getpid()}-{secrets.token_hex(4)}"
+    name = f".{target.name}.saving-{writer()}-{secrets.token_hex(4)}"
     path = target.parent / name
     path.mkdir()  # not mkdtemp: the result must have ordinary permissions
     return path
-
-
-def _host() -> str:
-    return hashlib.blake2b(socket.gethostname().encode(), digest_size=4).hexdigest()
 
 
 def sweep(parent: Path) -> list[Path]:
@@ -49,7 +50,7 @@ def sweep(parent: Path) -> list[Path]:
     removed = []
     for path in _directories(parent):
         match = _TEMPORARY.fullmatch(path.name)
-        stale = match is not None and match["host"] == _host() and not _alive(int(match["pid"]))
+        stale = match is not None and abandoned(match["host"], int(match["pid"]))
         if stale or (path.name.endswith(BACKUP) and _original(path).exists()):
             shutil.rmtree(path, ignore_errors=True)
             removed.append(path)
@@ -78,20 +79,59 @@ def recover(backup: Path) -> Path:
     return original
 
 
-def commit(temporary: Path, target: Path) -> None:
+Seen = tuple[tuple[str, int, int, int], ...]
+"""What a directory held: (relative path, inode, bytes, time of change in ns); empty for nothing."""
+
+
+def look(directory: Path) -> Seen:
+    """What `directory` holds now, to tell later whether it is still the same. Raises OSError."""
+    found = []
+    for root, directories, files in os.walk(directory):
+        for name in (*directories, *files):
+            path = Path(root) / name
+            info = path.lstat()
+            facts = (info.st_size, info.st_mtime_ns) if name in files else (0, 0)
+            found.append((str(path.relative_to(directory)), info.st_ino, *facts))
+    return tuple(sorted(found))
+
+
+def commit(temporary: Path, target: Path, seen: Seen = ()) -> None:
     """Make `temporary`, complete and synced, the directory `target`. Atomic where the system can.
 
-    Raises OSError; `target` is then what it was.
+    seen: what `look` found at `target` when it was decided that this may be replaced.
+
+    Raises SaveError if something else is there by now, and OSError; `target` then is what it was.
     """
-    if target.exists() and any(target.iterdir()):
-        _replace(temporary, target)
+    if seen:
+        _replace(temporary, target, seen)
     else:
-        temporary.rename(target)
+        _place(temporary, target)
     sync_directory(target.parent)
 
 
-def _replace(temporary: Path, target: Path) -> None:
+def _place(temporary: Path, target: Path) -> None:
+    """Give `temporary` the name `target`, which is free or an empty directory."""
+    try:
+        if target.is_dir() or not _rename(temporary, target, _RENAME_NOREPLACE):
+            os.rename(temporary, target)  # onto a directory only if that is empty
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            raise SaveError(
+                f"{target} appeared while this was being saved, and is left alone; choose another "
+                "place"
+            ) from error
+        raise
+
+
+def _replace(temporary: Path, target: Path, seen: Seen) -> None:
+    _require_same(target, seen, target)
     if exchange(temporary, target):
+        try:
+            # What was written between the look and the exchange would be lost with the old one.
+            _require_same(temporary, seen, target)
+        except BaseException:
+            exchange(temporary, target)
+            raise
         # The old model now carries the temporary name; a kill here leaves it for `sweep`.
         shutil.rmtree(temporary, ignore_errors=True)
         return
@@ -100,12 +140,38 @@ def _replace(temporary: Path, target: Path) -> None:
         shutil.rmtree(backup)
     target.rename(backup)
     try:
-        temporary.rename(target)
-    except OSError:
-        backup.rename(target)
+        _require_same(backup, seen, target)
+        _place(temporary, target)
+    except BaseException as error:
+        _put_back(backup, target, error)
         raise
     sync_directory(target.parent)
     shutil.rmtree(backup, ignore_errors=True)
+
+
+def _put_back(backup: Path, target: Path, why: BaseException) -> None:
+    try:
+        backup.rename(target)
+    except OSError:  # its place is taken; under the name of a backup it would be swept away
+        kept = target.with_name(f"{target.name}.before-save-{secrets.token_hex(4)}")
+        backup.rename(kept)
+        raise SaveError(
+            f"{target} was taken by something else while this was being saved; what was there "
+            f"before is now {kept}"
+        ) from why
+
+
+def _require_same(directory: Path, seen: Seen, shown: Path) -> None:
+    now = look(directory)
+    if now == seen:
+        return
+    names = sorted({entry[0] for entry in set(now) ^ set(seen)})
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    raise SaveError(
+        f"{shown} was changed by something else while this was being saved "
+        f"({', '.join(names[:3])}{more}), and is left alone; look at it, then save again or choose "
+        "another place"
+    )
 
 
 def exchange(first: Path, second: Path) -> bool:
@@ -113,13 +179,17 @@ def exchange(first: Path, second: Path) -> bool:
 
     Raises OSError when the call fails for another reason.
     """
+    return _rename(first, second, _RENAME_EXCHANGE)
+
+
+def _rename(first: Path, second: Path, flag: int) -> bool:
     libc = ctypes.CDLL(None, use_errno=True)
     a, b = os.fsencode(first), os.fsencode(second)
     if sys.platform == "darwin":
-        function, arguments = "renamex_np", (a, b, ctypes.c_uint(_RENAME_EXCHANGE))
+        function, arguments = "renamex_np", (a, b, ctypes.c_uint(flag))
     else:
         cwd = ctypes.c_int(_AT_FDCWD)
-        function, arguments = "renameat2", (cwd, a, cwd, b, ctypes.c_uint(_RENAME_EXCHANGE))
+        function, arguments = "renameat2", (cwd, a, cwd, b, ctypes.c_uint(flag))
     call = getattr(libc, function, None)
     if call is None:
         return False
@@ -163,13 +233,3 @@ def _directories(parent: Path) -> list[Path]:
 
 def _original(backup: Path) -> Path:
     return backup.with_name(backup.name.removesuffix(BACKUP))
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True  # somebody else's process
-    return True

@@ -20,9 +20,10 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_lm.utils import load_model
 
 from mlxfun.checkpoint.headers import read_headers
-from mlxfun.checkpoint.load import HALF, LOAD_ERRORS, memory_limit, needs_float32, on_cpu, short
+from mlxfun.checkpoint.load import HALF, LOAD_ERRORS, needs_float32, short
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import ModelError, SaveError
+from mlxfun.memory import memory_limit, on_cpu
 from mlxfun.model.parameters import finite
 
 PROBE_TOKENS = 48

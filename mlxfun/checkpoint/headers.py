@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mlxfun.errors import ModelError
+from mlxfun.files import open_file, read_file
 
 # Bits per element. A type that is not listed is left to MLX to judge.
 DTYPE_BITS = {
@@ -25,6 +27,7 @@ DTYPE_BITS = {
 
 MAX_HEADER_BYTES = 100_000_000
 INDEX = "model.safetensors.index.json"
+_MANY = 8
 _REMEDY = "download or copy the file again"
 
 
@@ -66,7 +69,7 @@ def read_header(path: Path) -> Header:
     Raises ModelError naming the file, what is wrong and the remedy.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             size = os.fstat(file.fileno()).st_size
             prefix = file.read(8)
             length = int.from_bytes(prefix, "little")
@@ -76,7 +79,7 @@ def read_header(path: Path) -> Header:
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror}") from error
     try:
-        entries = json.loads(raw)
+        entries = json.loads(raw, object_pairs_hook=lambda pairs: _unique(path, pairs))
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} is corrupt: its header is not JSON; {_REMEDY}") from error
     if not isinstance(entries, dict):
@@ -90,9 +93,66 @@ def read_header(path: Path) -> Header:
             f"{path} is truncated: its header needs {needed:,} bytes and the file has {size:,}; "
             f"{_REMEDY}"
         )
+    _require_filled(path, tensors, data_start, size)
     return Header(
         path, raw, data_start, size, tensors, metadata if isinstance(metadata, dict) else {}
     )
+
+
+def _unique(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        # One of two would be taken, and which is up to the reader.
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ModelError(f"{path} is corrupt: its header has {twice[:200]!r} twice; {_REMEDY}")
+    return found
+
+
+def _require_filled(path: Path, tensors: dict[str, TensorInfo], data_start: int, size: int) -> None:
+    """The format knows no gaps, no overlaps and nothing behind the last tensor."""
+    place = data_start
+    for name, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
+        if info.start != place:
+            what = "overlaps" if info.start < place else "leaves a gap behind"
+            raise ModelError(
+                f"{path} is corrupt: {name[:200]!r} begins at byte {info.start - data_start:,} and "
+                f"{what} the tensors before it, which end at {place - data_start:,}; {_REMEDY}"
+            )
+        place = info.end
+    if place != size:
+        raise ModelError(
+            f"{path} is corrupt: its tensors end at byte {place:,} and the file has {size:,}; "
+            f"{_REMEDY}"
+        )
+
+
+def require_even(headers: list[Header]) -> None:
+    """Raise ModelError for a tensor of another type than its counterparts in other layers.
+
+    Only types of the same size are compared, up to 16 bits: one that is taken for the other passes
+    every check of shapes and is read as noise. Layers that are quantised differently have types of
+    different sizes.
+    """
+    types: dict[tuple[str, int], dict[str, list[str]]] = {}
+    for header in headers:
+        for name, info in header.tensors.items():
+            bits = DTYPE_BITS.get(info.dtype, 64)
+            if bits > 16:
+                continue
+            like = re.sub(r"\d+", "#", name)
+            for group in ((like, bits), ("", bits)):
+                types.setdefault(group, {}).setdefault(info.dtype, []).append(name)
+    # What is odd within its layers is better named so than as odd in the whole.
+    for (like, _), found in sorted(types.items(), key=lambda item: not item[0][0]):
+        odd, usual = (
+            min(found, key=lambda t: len(found[t])),
+            max(found, key=lambda t: len(found[t])),
+        )
+        # Over the whole checkpoint a few types side by side are usual, a single tensor is not.
+        if odd != usual and (like or (len(found[odd]) == 1 and len(found[usual]) >= _MANY)):
+            others = "its counterparts in other layers are" if like else "all others are"
+            raise ModelError(f"{found[odd][0][:200]!r} is {odd} where {others} {usual}; {_REMEDY}")
 
 
 def _not_safetensors(path: Path, prefix: bytes, size: int, length: int) -> str:
@@ -153,8 +213,8 @@ def indexed_files(directory: Path) -> set[str]:
     if not index.exists():
         return set()
     try:
-        files = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        files = set(json.loads(read_file(index))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{index} is not a safetensors index; {_REMEDY}") from error
     return {str(name) for name in files}
 

@@ -7,7 +7,6 @@ never touches the files again.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +19,19 @@ from mlx_lm.models.switch_layers import SwitchLinear
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import _get_classes, load_model, load_tokenizer
 
+from mlxfun.checkpoint.architecture import require_dtypes, require_names, require_sound
 from mlxfun.checkpoint.dropped import dropped_notes
 from mlxfun.checkpoint.headers import (
     Header,
     indexed_files,
     read_headers,
+    require_even,
 )
-from mlxfun.checkpoint.identity import checkpoint_id
-from mlxfun.checkpoint.sources import read_config, resolve
+from mlxfun.checkpoint.identity import Stamp, checkpoint_id, difference, stamps
+from mlxfun.checkpoint.sources import companions, read_config, resolve
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import BudgetError, ModelError
+from mlxfun.memory import memory_limit, on_cpu
 from mlxfun.text import readable_bytes
 
 HALF = (mx.bfloat16, mx.float16)
@@ -38,6 +40,7 @@ _PACKED_METHODS = {"mxfp4", "mxfp8", "awq", "gptq", "compressed-tensors", "model
 # What stock code raises on weights or settings that do not fit the architecture.
 LOAD_ERRORS = (
     ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError, OSError, ImportError,
+    ArithmeticError, AssertionError, NameError, MemoryError, StopIteration,
 )  # fmt: skip
 
 
@@ -48,7 +51,9 @@ class Loaded:
     config: config.json as written, plus the `quantization` entry that stock loading derives for
     checkpoints packed by other tools (the resident tensors need it to load again).
     stored_dtypes: {parameter path: dtype before any cast}. estimate: resident bytes as foreseen.
-    notes: sentences for the user (parts left behind, the cast, an unreachable Hub).
+    notes: sentences for the user (parts left behind, the cast, an unreachable Hub). files:
+    config.json and the weights as they were, to tell whether they still are. companions: names of
+    the other files of the model.
     """
 
     model: nn.Module
@@ -60,10 +65,24 @@ class Loaded:
     stored_dtypes: dict[str, mx.Dtype]
     notes: tuple[str, ...]
     estimate: int
+    files: tuple[Stamp, ...] = ()
+    companions: tuple[str, ...] = ()
+
+    @property
+    def changed(self) -> str:
+        """Which file is not the one that was loaded, as a sentence's beginning; "" for none."""
+        return difference(self.path, self.files)
 
 
-def load(source: str | Path, revision: str | None = None, ctx: Context = SILENT) -> Loaded:
+def load(
+    source: str | Path,
+    revision: str | None = None,
+    ctx: Context = SILENT,
+    identities: Path | None = None,
+) -> Loaded:
     """Load `source` (directory, Hub id or "demo") and evaluate every array of it.
+
+    identities: the cache of fingerprints, see `checkpoint_id`.
 
     On MLX's CPU backend 16-bit weights are cast to float32 one by one, because its `gather_mm`
     knows no other type; each parameter's own dtype stays on record.
@@ -73,8 +92,10 @@ def load(source: str | Path, revision: str | None = None, ctx: Context = SILENT)
     found = resolve(source, revision, ctx)
     config = read_config(found.path)
     _require_supported(config, found.path)
+    files = stamps(found.path)
     headers = read_headers(found.path)
-    identity = checkpoint_id(found.path)
+    _require_sound(config, headers, found.path)
+    identity = checkpoint_id(found.path, identities)
     estimate = estimate_bytes(headers, config)
     _require_memory(found.model_id, estimate)
     ctx.check()
@@ -82,6 +103,9 @@ def load(source: str | Path, revision: str | None = None, ctx: Context = SILENT)
     stored = {path: array.dtype for path, array in _parameters(model)}
     cast = needs_float32(model)
     _evaluate(model, cast, ctx)
+    require_dtypes(model, full_config)
+    if changed := difference(found.path, files):
+        raise ModelError(f"{changed} while the model was being loaded; load it again")
     tokenizer = _load_tokenizer(found.path, full_config)
     sizes = {path: array.size for path, array in _parameters(model)}
     notes = [*found.notes, *_stale_shards(found.path)]
@@ -103,26 +127,9 @@ def load(source: str | Path, revision: str | None = None, ctx: Context = SILENT)
         stored_dtypes=stored,
         notes=tuple(notes),
         estimate=estimate,
+        files=files,
+        companions=tuple(str(f.relative_to(found.path)) for f in companions(found.path).files),
     )
-
-
-def on_cpu() -> bool:
-    """Whether MLX computes on its CPU backend."""
-    return mx.default_device() == mx.Device(mx.cpu)
-
-
-def memory_limit() -> int | None:
-    """Bytes a model may occupy: the device's recommended working set, or the machine's memory."""
-    if not on_cpu():
-        info = mx.device_info()
-        for key in ("max_recommended_working_set_size", "total_memory", "memory_size"):
-            if isinstance(value := info.get(key), int) and value > 0:
-                return value
-        return None
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return None
 
 
 def estimate_bytes(headers: list[Header], config: dict[str, Any]) -> int:
@@ -147,13 +154,20 @@ def estimate_bytes(headers: list[Header], config: dict[str, Any]) -> int:
 
 
 def _require_supported(config: dict[str, Any], path: Path) -> None:
+    require_names(config, path / "config.json")
     try:
         _get_classes(config)
-    except ValueError as error:
+    except LOAD_ERRORS as error:  # AttributeError: the name is that of a module which is no model
         raise ModelError(
-            f"{path}: mlx-lm has no architecture for model_type {config['model_type']!r}; "
+            f"{path}: mlx-lm has no architecture for model_type {config['model_type'][:200]!r}; "
             "a newer mlx-lm may"
         ) from error
+
+
+def _require_sound(config: dict[str, Any], headers: list[Header], path: Path) -> None:
+    require_even(headers)
+    tensors = sum(len(header.tensors) for header in headers)
+    require_sound(config, path / "config.json", tensors)
 
 
 def _require_memory(model_id: str, estimate: int) -> None:
@@ -186,7 +200,7 @@ def _load_lazy(path: Path) -> tuple[nn.Module, dict[str, Any]]:
 def _load_tokenizer(path: Path, config: dict[str, Any]) -> TokenizerWrapper:
     try:
         tokenizer: TokenizerWrapper = load_tokenizer(path, eos_token_ids=config.get("eos_token_id"))
-    except LOAD_ERRORS as error:
+    except Exception as error:
         raise ModelError(f"the tokenizer of {path} does not load: {short(error)}") from error
     # Long texts are cut to --max-tokens after tokenizing; transformers would print a warning
     # about them into whatever screen is up.

@@ -11,7 +11,8 @@ from mlxfun.text import readable_bytes
 
 @dataclass(frozen=True, slots=True)
 class SaveReport(Report):
-    """A saved model. gate: {check: outcome}, each outcome a word or a sentence."""
+    """A saved model. gate: {check: outcome}, each outcome a word or a sentence. notices: what could
+    not be saved, or not from where it was."""
 
     kind: ClassVar[str] = "save"
     path: str
@@ -20,6 +21,7 @@ class SaveReport(Report):
     experts: int
     quantization: str | None
     gate: dict[str, str]
+    notices: tuple[str, ...] = ()
 
     def summary(self) -> str:
         checks = ", ".join(f"{k} {v}" for k, v in self.gate.items())

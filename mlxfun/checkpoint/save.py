@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 
@@ -25,18 +25,24 @@ from mlxfun.checkpoint.load import short
 from mlxfun.checkpoint.options import SaveOptions
 from mlxfun.checkpoint.reports import SaveReport
 from mlxfun.checkpoint.requantize import Requantised, describe_quantization
+from mlxfun.checkpoint.sources import Companions, companions
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import BudgetError, SaveError, UsageError
 from mlxfun.text import readable_bytes
 
-# Weights in any format, what is written anew, and settings of another quantiser.
-_NOT_COPIED = re.compile(
-    r"\..*|config\.json|hf_quant_config\.json|.*\.index\.json|"
-    r".*\.(safetensors|bin|pth|pt|gguf|onnx|h5|msgpack|npz|ckpt|incomplete)"
+_TOKENIZER = re.compile(
+    r"tokenizer.*|.*token.*\.json|vocab\..*|merges\.txt|.*\.(model|tiktoken|jinja)"
 )
-_COPIED_DIRECTORIES = ("additional_chat_templates",)
+# Files of which a saved tokenizer has the content elsewhere, and the card that is written anew.
+_REPLACED = ("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt")
 # Room for headers, metadata and the file system's own bookkeeping.
 _DISK_MARGIN = 16 << 20
+
+
+class SavedTokenizer(Protocol):
+    """A tokenizer in memory that can be written, as transformers does."""
+
+    def save_pretrained(self, directory: str) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +52,9 @@ class Export:
     weights: its tensors, pruned experts gone. config: the dictionary for config.json. source: the
     directory it was loaded from. metadata: {file name: JSON-able}. recipe: command lines that made
     it. scores: {measure: value} for the card. experts: per layer, as saved. logits: int32 [1, T]
-    tokens -> logits of the resident model, for the gate.
+    tokens -> logits of the resident model, for the gate. changed: that the source is not what was
+    loaded any more, as a sentence's beginning, "" if it is; then nothing is taken from it, the
+    tokenizer comes from memory, and companions names the files that the source had.
     """
 
     weights: Weights
@@ -59,6 +67,9 @@ class Export:
     recipe: Sequence[str] = ()
     scores: dict[str, float] = field(default_factory=dict)
     logits: LogitsFn | None = None
+    changed: str = ""
+    tokenizer: SavedTokenizer | None = None
+    companions: tuple[str, ...] = ()
 
 
 def write(export: Export, options: SaveOptions, ctx: Context = SILENT) -> SaveReport:
@@ -71,7 +82,7 @@ def write(export: Export, options: SaveOptions, ctx: Context = SILENT) -> SaveRe
     if options.max_shard_bytes < 1:
         raise UsageError(f"shards of {options.max_shard_bytes} bytes hold nothing")
     try:
-        target = _checked_target(export.source, options)
+        target, seen = _checked_target(export.source, options)
     except (OSError, RuntimeError) as error:  # a name that no file system takes, a loop of links
         raise SaveError(f"{options.path} could not be written: {short(error)}") from error
     weights, config, logits = export.weights, export.config, export.logits
@@ -81,9 +92,10 @@ def write(export: Export, options: SaveOptions, ctx: Context = SILENT) -> SaveRe
         logits = None if logits is None else _requantised_logits(packed)
     total = sum(weights.nbytes(name) for name in weights.names)
     with _beside(target) as temporary:
-        companions = list(_companions(export.source))
-        _require_space(target, total + sum(file.stat().st_size for file in companions))
-        _copy(companions, export.source, temporary)
+        found = _found(export)
+        _require_space(target, total + sum(file.stat().st_size for file in found.files))
+        _copy(found.files, export.source, temporary)
+        lost = _from_memory(temporary, found.left_out, export.tokenizer)
         _write_weights(temporary, weights, options.max_shard_bytes, ctx)
         _write_json(temporary / "config.json", _cleaned(config, weights.names))
         for name, content in export.metadata.items():
@@ -96,7 +108,7 @@ def write(export: Export, options: SaveOptions, ctx: Context = SILENT) -> SaveRe
         files = tuple(sorted(str(f.relative_to(temporary)) for f in _all_files(temporary)))
         size = sum((temporary / name).stat().st_size for name in files)
         replaceable.keep_git(target, temporary)
-        atomic.commit(temporary, target)
+        atomic.commit(temporary, target, seen)
     return SaveReport(
         path=str(target),
         bytes=size,
@@ -104,6 +116,7 @@ def write(export: Export, options: SaveOptions, ctx: Context = SILENT) -> SaveRe
         experts=export.experts,
         quantization=describe_quantization(config),
         gate=gate,
+        notices=_notices(export, found.left_out, lost),
     )
 
 
@@ -134,8 +147,9 @@ def _beside(target: Path) -> Iterator[Path]:
 # --- before the first byte -------------------------------------------------------------------
 
 
-def _checked_target(source: Path, options: SaveOptions) -> Path:
-    """The resolved destination. Raises SaveError for a place that must not be written to."""
+def _checked_target(source: Path, options: SaveOptions) -> tuple[Path, atomic.Seen]:
+    """The resolved destination, and what was seen there. Raises SaveError for a place that must not
+    be written to."""
     target = options.path.expanduser().resolve()
     origin = source.resolve()
     if target == origin or target in origin.parents or origin in target.parents:
@@ -149,12 +163,14 @@ def _checked_target(source: Path, options: SaveOptions) -> Path:
     if any(target in file.resolve().parents for file in weight_files(source)):
         raise SaveError(f"{options.path} holds the files that {source} links to; choose another")
     if not target.exists():
-        return target
+        return target, ()
     if not target.is_dir():
         raise SaveError(f"{options.path} is a file; name a directory")
-    if any(target.iterdir()):
+    # Before it is judged, so that what comes into it afterwards is noticed.
+    seen = atomic.look(target)
+    if seen or any(target.iterdir()):
         _check_replaceable(source, target, options)
-    return target
+    return target, seen
 
 
 def _check_replaceable(source: Path, target: Path, options: SaveOptions) -> None:
@@ -166,7 +182,9 @@ def _check_replaceable(source: Path, target: Path, options: SaveOptions) -> None
             f"{options.path} is or holds the current directory, which --force would replace; run "
             "the shell from elsewhere"
         )
-    rewritten = {str(file.relative_to(source)): file for file in _companions(source)}
+    rewritten = {}
+    if source.is_dir():
+        rewritten = {str(file.relative_to(source)): file for file in companions(source).files}
     replaceable.require(target, options.path, rewritten)
 
 
@@ -187,16 +205,46 @@ def _requantised_logits(packed: Requantised) -> LogitsFn:
 # --- companions: tokenizer, templates, licence, processor ------------------------------------
 
 
-def _companions(source: Path) -> Iterator[Path]:
-    """Files of the source that are not weights, index or config, in a stable order."""
-    for path in sorted(source.iterdir()):
-        if path.is_file() and not _NOT_COPIED.fullmatch(path.name):
-            yield path
-    for name in _COPIED_DIRECTORIES:
-        yield from (path for path in sorted((source / name).rglob("*")) if path.is_file())
+def _found(export: Export) -> Companions:
+    """What goes along with the model from its directory; nothing, if that holds another by now."""
+    if export.changed:
+        return Companions((), export.companions)
+    return companions(export.source)
 
 
-def _copy(files: list[Path], source: Path, destination: Path) -> None:
+def _from_memory(
+    directory: Path, left: Sequence[str], tokenizer: SavedTokenizer | None
+) -> tuple[str, ...]:
+    """Write the tokenizer where its files could not be copied; the names of those that are lost."""
+    if tokenizer is not None and any(_TOKENIZER.fullmatch(name) for name in left):
+        aside = directory / "tokenizer-from-memory"
+        tokenizer.save_pretrained(str(aside))
+        for file in aside.iterdir():
+            if not (directory / file.name).exists():
+                file.rename(directory / file.name)
+        shutil.rmtree(aside)
+    return tuple(name for name in left if not (directory / name).exists())
+
+
+def _notices(export: Export, left: Sequence[str], lost: Sequence[str]) -> tuple[str, ...]:
+    said = []
+    if export.changed:
+        said.append(
+            f"{export.changed} since the model was loaded from it: weights, configuration and "
+            "tokenizer are saved as they are in memory"
+        )
+    elif left:
+        said.append(
+            f"not copied, since they are links that lead out of the model's directory: "
+            f"{', '.join(left)}"
+        )
+    missing = [name for name in lost if name not in _REPLACED]
+    if export.changed and missing:
+        said.append(f"not saved, since they are in no other place: {', '.join(missing)}")
+    return tuple(said)
+
+
+def _copy(files: Sequence[Path], source: Path, destination: Path) -> None:
     for file in files:
         relative = file.relative_to(source)
         # Our own card takes the name README.md.

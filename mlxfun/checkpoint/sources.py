@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,29 @@ from typing import Any
 from mlxfun.context import Context
 from mlxfun.data import demo
 from mlxfun.errors import ModelError
+from mlxfun.files import read_file
 
 DEMO = "demo"
 _ADAPTER_FILES = ("adapter_config.json", "adapters.safetensors", "adapter_model.safetensors")
+
+
+# Weights in any format, what is written anew, and settings of another quantiser.
+_NOT_COPIED = re.compile(
+    r"\..*|config\.json|hf_quant_config\.json|.*\.index\.json|"
+    r".*\.(safetensors|bin|pth|pt|gguf|onnx|h5|msgpack|npz|ckpt|incomplete)"
+)
+_COPIED_DIRECTORIES = ("additional_chat_templates",)
+
+
+@dataclass(frozen=True, slots=True)
+class Companions:
+    """What goes along when a model is saved: tokenizer, templates, licence, processor.
+
+    left_out: names of links to files that do not belong to the model.
+    """
+
+    files: tuple[Path, ...]
+    left_out: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +83,7 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises ModelError for a directory that is not a model, is a LoRA adapter, or needs its own code.
     """
     file = path / "config.json"
+    _require_ordinary(path)
     if not file.exists():
         adapter = next((name for name in _ADAPTER_FILES if (path / name).exists()), None)
         if adapter is not None:
@@ -70,7 +93,7 @@ def read_config(path: Path) -> dict[str, Any]:
             )
         raise ModelError(f"{path} is not a model directory: it has no config.json")
     try:
-        config = json.loads(file.read_text("utf-8"))
+        config = json.loads(read_file(file))
     except OSError as error:
         raise ModelError(f"cannot read {file}: {error.strerror}") from error
     except json.JSONDecodeError as error:
@@ -88,3 +111,50 @@ def read_config(path: Path) -> dict[str, Any]:
             "use a model whose architecture mlx-lm knows"
         )
     return config
+
+
+def _require_ordinary(path: Path) -> None:
+    """Raise ModelError for a pipe or a device in a model directory: its readers would wait for it."""
+    for file in sorted(path.iterdir()):
+        if file.exists() and not file.is_file() and not file.is_dir():
+            raise ModelError(
+                f"{file} is a pipe or a device, which no model has; take it out of the directory"
+            )
+
+
+def companions(source: Path) -> Companions:
+    """The files of a model directory that are not weights, index or config, in a stable order.
+
+    A link is followed where it stays in the directory, in the Hub's cache that the directory is
+    part of, or in the directory where the model's configuration and weights really are: a model
+    from somewhere else must not bring a person's other files into what they publish.
+    """
+    own = _own_places(source)
+    files, left_out = [], []
+    for path in _beside_weights(source):
+        real = Path(os.path.realpath(path))
+        if any(real.is_relative_to(place) for place in own):
+            files.append(path)
+        else:
+            left_out.append(str(path.relative_to(source)))
+    return Companions(tuple(files), tuple(left_out))
+
+
+def _beside_weights(source: Path) -> Iterator[Path]:
+    for path in sorted(source.iterdir()):
+        if path.is_file() and not _NOT_COPIED.fullmatch(path.name):
+            yield path
+    for name in _COPIED_DIRECTORIES:
+        yield from (path for path in sorted((source / name).rglob("*")) if path.is_file())
+
+
+def _own_places(source: Path) -> list[Path]:
+    real = Path(os.path.realpath(source))
+    places = [real]
+    if real.parent.name == "snapshots":
+        places.append(real.parent.parent / "blobs")
+    files = [source / "config.json", *source.glob("model*.safetensors")]
+    behind = {Path(os.path.realpath(file)).parent for file in files}
+    if len(behind) == 1:
+        places += behind
+    return places

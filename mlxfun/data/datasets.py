@@ -19,10 +19,14 @@ from numpy.typing import NDArray
 
 from mlxfun.data import demo
 from mlxfun.data.options import DatasetOptions
+from mlxfun.data.templates import bounded
 from mlxfun.errors import DatasetError, UsageError
+from mlxfun.files import DATA_BYTES, read_file
 
 TEXT_SUFFIXES = (".sol", ".txt", ".py", ".md")
 DEFAULT_TEXT_KEY = "content"
+QUOTED = 200
+"""How much of what somebody else's code says is quoted."""
 
 Tokens = NDArray[np.int32]
 Message = dict[str, Any]
@@ -142,7 +146,7 @@ def _files(path: Path) -> list[Path]:
 
 def _read(file: Path) -> bytes:
     try:
-        return file.read_bytes()
+        return read_file(file, DATA_BYTES)
     except OSError as error:
         raise DatasetError(f"cannot read {file}: {error.strerror}; check the path") from error
 
@@ -300,10 +304,15 @@ def _chat_ids(
     from jinja2 import TemplateError
 
     try:
-        result = tokenizer.apply_chat_template(messages, **options)
-    except (TemplateError, TypeError, ValueError, KeyError) as error:
+        with bounded(where):
+            result = tokenizer.apply_chat_template(messages, **options)
+    except (
+        TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError,
+        RuntimeError, MemoryError,
+    ) as error:  # fmt: skip
+        said = " ".join(str(error).split())[:QUOTED] or type(error).__name__
         raise DatasetError(
-            f"{where}: the model's chat template refuses this conversation: {error}"
+            f"{where}: the model's chat template refuses this conversation: {said}"
         ) from error
     return _ids(result)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,7 +23,7 @@ from mlxfun.arrays import Mask
 from mlxfun.data.expert_notation import _is_number
 from mlxfun.data.options import ExpertSets
 from mlxfun.errors import PlanError, UsageError
-from mlxfun.files import Kind, json_with, write_text
+from mlxfun.files import Kind, json_with, read_text, write_text
 
 VERSION = "1.0"
 MODES = ("protect", "target")
@@ -122,8 +122,10 @@ def _csv_text(
     return stream.getvalue()
 
 
-def list_warning(path: Path, now: Maker) -> str:
+def list_warning(path: Path, now: Maker, earlier: Callable[[str], bool] | None = None) -> str:
     """That a list was made on another model than `now`; "" if it was not, or does not say.
+
+    earlier: whether an identity is that which an earlier version gave to the model of `now`.
 
     No error: a list serves a quantised copy of its model as well.
     """
@@ -133,7 +135,7 @@ def list_warning(path: Path, now: Maker) -> str:
     else:
         found = read_document(path)
         made_on = Maker(*(str(found.get(key) or "") for key in ("model", "model_name")))
-    if made_on.model in ("", now.model):
+    if made_on.model in ("", now.model) or (earlier is not None and earlier(made_on.model)):
         return ""
     return f"{path} was made on the model {made_on}, this is {now}"
 
@@ -337,7 +339,7 @@ def _number(where: Path | str, name: str, value: Any) -> int:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text("utf-8-sig")
+        return read_text(path, "utf-8-sig")
     except OSError as error:
         raise PlanError(f"cannot read {path}: {error.strerror}; check the path") from error
     except UnicodeDecodeError as error:

@@ -42,10 +42,17 @@ class Identity:
     state: str
     model_name: str = ""
 
+    def known(self, made_on: Identity) -> Identity:
+        """`made_on` as this version calls it; see mlxfun.editing.earlier.Present."""
+        return made_on
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A report as read. more, less: bool [L, E]. composite: float64 [L, E]. domain_name: "" for none."""
+    """A report as read. more, less: bool [L, E]. composite: float64 [L, E]. domain_name: "" for none.
+
+    notices: sentences for the user on how it was read.
+    """
 
     path: Path
     more: Mask
@@ -53,6 +60,7 @@ class Found:
     composite: Array
     identity: Identity
     domain_name: str = ""
+    notices: tuple[str, ...] = ()
 
 
 class ScanTables(Protocol):
@@ -138,7 +146,18 @@ def read_report(path: Path, kind: str, layers: Sequence[int], experts: int) -> F
         found = np.empty(0)
     # Of a number too large for a float NumPy makes an object. NaN is within no bounds.
     numbers = found.dtype.kind in "iuf" and found.shape == shape
-    if not numbers or not (np.abs(found) <= 1 + ROUNDING).all():
+    largest = float(np.abs(found).max(initial=0.0)) if numbers else np.nan
+    notices: tuple[str, ...] = ()
+    # mlx_fun adds up two differences without bounds. It writes the first key, and the others not.
+    ours = {"layer_indices", "significance"} & document.keys()
+    if "threshold_percentile" in document and not ours and 1 + ROUNDING < largest < np.inf:
+        found = found / largest
+        notices = (
+            f"{path} has composite scores up to {largest:.4g}, as mlx_fun writes them: they are "
+            "divided by that, so that the largest is 1",
+        )
+        largest = 1.0
+    if not largest <= 1 + ROUNDING:
         raise PlanError(
             f"{path} needs composite_score as {shape[0]} x {shape[1]} numbers (layers x experts) "
             "from -1 to 1; make the report on this model"
@@ -151,6 +170,7 @@ def read_report(path: Path, kind: str, layers: Sequence[int], experts: int) -> F
         composite,
         identity_of(document),
         str(document.get("domain_name") or ""),
+        notices,
     )
 
 
@@ -160,6 +180,14 @@ def identity_of(document: dict[str, Any]) -> Identity:
     return Identity(model, state, name)
 
 
+def earlier_notice(path: Path) -> str:
+    """That a file names the checkpoint in the old way, which fewer bytes of it decide."""
+    return (
+        f"{path} was made with the identity of an earlier version, which does not tell models "
+        "apart that differ in few tensors: make sure that it is of this one"
+    )
+
+
 def require_current(path: Path, made_on: Identity, now: Identity, root: str, stale: bool) -> str:
     """A warning ("" for none) about a file made on other weights than the present ones.
 
@@ -167,6 +195,7 @@ def require_current(path: Path, made_on: Identity, now: Identity, root: str, sta
 
     Raises StateError unless `stale` allows it; both sides are named.
     """
+    recorded, made_on = made_on, now.known(made_on)
     state = made_on.state or root
     if made_on.model and made_on.model != now.model:
         text = f"{path} was made on the model {made_on.model_name or made_on.model} "
@@ -174,7 +203,7 @@ def require_current(path: Path, made_on: Identity, now: Identity, root: str, sta
     elif state != now.state:
         text = f"{path} was made on state {state}, the model is at {now.state}"
     else:
-        return ""
+        return earlier_notice(path) if recorded.model != made_on.model else ""
     if not stale:
         raise StateError(f"{text}; scan again, or use it knowingly with --allow-stale")
     return text

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from mlxfun.context import SILENT, Context
+from mlxfun.editing.earlier import EarlierNames
 from mlxfun.editing.history import History, Node
 from mlxfun.editing.plans import Plan, Provenance, Side, Subject
 from mlxfun.editing.reports import PlanReport, StepReport
@@ -74,6 +75,7 @@ class Editor:
         self.staged: Staged | None = None
         self.checkpoint_id = checkpoint_id
         self.model_name = ""
+        self.earlier = EarlierNames()  # before the first state is named
         self.steering_in_history = True
         self._identity = (-1, "")  # (version of the resident weights, their state)
         self.history = History(self.live_state, command, budget)
@@ -90,6 +92,7 @@ class Editor:
         """The state of the weights that would run now, also while another side is borrowed."""
         if self._identity[0] != self.resident.version:
             state = state_id(self.checkpoint_id, self.resident.ledger)
+            self.earlier.note(state, self.resident.ledger)
             self._identity = (self.resident.version, state)
         return self._identity[1]
 

@@ -9,8 +9,8 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model
 
-from mlxfun.checkpoint.identity import checkpoint_id
-from mlxfun.checkpoint.load import Loaded
+from mlxfun.checkpoint.identity import earlier_id
+from mlxfun.checkpoint.load import LOAD_ERRORS, Loaded, short
 from mlxfun.checkpoint.options import SaveOptions
 from mlxfun.checkpoint.reports import SaveReport
 from mlxfun.checkpoint.save import Export, write
@@ -29,20 +29,45 @@ def open_checkpoint(loaded: Loaded, dtypes: Callable[[str], mx.Dtype]) -> Reader
     The model is built lazily, so only the tensors that are asked for are read. dtypes: the
     resident dtype of a parameter. Raises ModelError if the files are not those that were loaded.
     """
-    if checkpoint_id(loaded.path) != loaded.checkpoint_id:
-        raise ModelError(
-            f"{loaded.path} is not the checkpoint that was loaded any more, so pruned experts "
-            "cannot be read back from it; restore the files, or reload"
-        )
-    model, _ = load_model(loaded.path, lazy=True)
+    _require_unchanged(loaded)
+    try:
+        model, _ = load_model(loaded.path, lazy=True)
+    except LOAD_ERRORS as error:
+        _require_unchanged(loaded)
+        raise ModelError(f"{loaded.path} cannot be opened again: {short(error)}") from error
     arrays = dict(cast(list[tuple[str, mx.array]], tree_flatten(model.parameters())))
 
     def read(path: str) -> mx.array:
         array = arrays[path].astype(dtypes(path))
-        mx.eval(array)
+        try:
+            mx.eval(array)
+        except (RuntimeError, ValueError) as error:
+            _require_unchanged(loaded)
+            raise ModelError(f"{path} cannot be read back: {short(error)}") from error
+        # Only after the read is it certain that it was of the files that were loaded.
+        _require_unchanged(loaded)
         return array
 
     return read
+
+
+def _require_unchanged(loaded: Loaded) -> None:
+    if changed := loaded.changed:
+        raise ModelError(
+            f"{changed} since the model was loaded from it, so tensors that are not in memory "
+            "cannot be read back; put the file back as it was, or save the model as it is and "
+            "load that"
+        )
+
+
+def earlier_checkpoint_id(loaded: Loaded) -> str:
+    """What earlier versions called the checkpoint, "" where the files are not there any more."""
+    if loaded.changed:
+        return ""
+    try:
+        return earlier_id(loaded.path)
+    except (ModelError, OSError):
+        return ""
 
 
 def save(
@@ -72,6 +97,9 @@ def save(
                 recipe=editor.history.recipe(),
                 scores=dict(editor.history.current.scores),
                 logits=model,
+                changed=loaded.changed,
+                tokenizer=loaded.tokenizer,
+                companions=loaded.companions,
             ),
             options,
             ctx,

@@ -1,10 +1,12 @@
 """Perplexity, token-level KL and top-1 agreement of a state of the weights against others.
 
-One forward of the evaluation set measures a state. The states it is compared with contribute their
-post-norm hidden states, cached once in float16, from which their own output head, as it was then,
-makes their logits again (error of the mean KL below 2e-6): the head, or the embedding it is tied
-to, may have been edited since. Models that change the logits after the head (softcaps, scales) are
-compared by a second forward instead.
+One forward of the evaluation set measures a state, in batches as large as memory allows; the output
+head runs on chunks of a batch, so that the weights are read once for thousands of tokens whatever
+the vocabulary. The states it is compared with contribute their post-norm hidden states, cached once
+in float16, from which their own output head, as it was then, makes their logits again (error of the
+mean KL below 2e-6): the head, or the embedding it is tied to, may have been edited since. What a
+model does to the logits after the head (softcaps, scales) is done to these too. Models whose logits
+cannot be made from what enters the head are compared by a second forward instead.
 
 With p the reference's and q the subject's distribution at a token, KL = sum_v p (ln p - ln q), in
 nats. Perplexity is exp of the mean negative log-likelihood over tokens; its 95 % interval treats
@@ -14,11 +16,10 @@ sequences, not tokens, as the independent units (ratio estimator, normal approxi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from hashlib import blake2b
-from math import exp, sqrt
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -26,8 +27,9 @@ import numpy as np
 
 from mlxfun.context import SILENT, Context
 from mlxfun.data.datasets import Batch, batches
-from mlxfun.errors import DatasetError
 from mlxfun.hooks.head import HeadTap, Logits
+from mlxfun.model.anatomy import MoEMap
+from mlxfun.model.batch_size import BatchSize, batch_size, each_batch
 from mlxfun.model.distributions import log_softmax
 
 if TYPE_CHECKING:
@@ -40,6 +42,14 @@ HALF_LIMIT = 6.0e4
 """Hidden states beyond this do not fit float16 and are kept as they are."""
 
 CACHED_STATES = 6
+CACHED_BYTES = 2 << 30
+"""Of references that are kept, the newest excepted."""
+
+PROBED_TOKENS = 8
+
+AfterHead = Literal["nothing", "changed", "unknown"]
+"""What a model does to the output of its head: nothing; something that can be done again to the
+logits of any hidden states; something that cannot."""
 
 StateKey = tuple[str, str]
 """(state of the weights, steering in force), as `Editor.key` names what is live."""
@@ -72,13 +82,19 @@ class Likelihood:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A state to compare with: per batch its hidden states [n, D] with the head that belongs to
-    them, or None when not cacheable. The head shares its arrays with the state that was measured.
+    """A state to compare with: of each sequence its hidden states [T - 1, D] with the head that
+    belongs to them, or None when not cacheable. The head shares its arrays with the state that was
+    measured.
     """
 
     likelihood: Likelihood
-    hidden: tuple[mx.array, ...] | None
+    hidden: dict[int, mx.array] | None
     head: Logits | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the hidden states."""
+        return sum(array.nbytes for array in (self.hidden or {}).values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,18 +108,37 @@ class Comparison:
 class Evaluator:
     """Measures states of one resident model. Caches what does not change with an edit."""
 
-    def __init__(self, model: nn.Module, head: HeadTap | None, vocabulary: int | None) -> None:
+    def __init__(self, model: nn.Module, head: HeadTap | None, anatomy: MoEMap) -> None:
         self._model: Any = model
         self._head = head
-        self._vocabulary = vocabulary or 1 << 15
+        self._anatomy = anatomy
+        self._vocabulary = anatomy.vocabulary or 1 << 15
         self._references: dict[tuple[StateKey, str], Reference] = {}
-        self._plain_head: bool | None = None if head is not None else False
+        self._after_head: AfterHead | None = None
         self._model_dtype = mx.float32
 
+    def batch_size(self) -> BatchSize:
+        """Of forwards whose logits are made in chunks, or of which one is wanted a row."""
+        return batch_size(self._model, self._anatomy)
+
     def batches(self, data: EvalSet) -> list[Batch]:
-        """Batches whose logits stay near LOGITS_BYTES."""
-        tokens = max(64, LOGITS_BYTES // (4 * self._vocabulary))
-        return batches(list(data.sequences), batch_tokens=tokens, max_batch=8)
+        """Batches of one forward each; where the head cannot be run by itself, small enough that
+        their logits stay near LOGITS_BYTES."""
+        if self._in_chunks:
+            return self.batch_size().split(data.sequences)
+        return batches(list(data.sequences), batch_tokens=self._chunk, max_batch=8)
+
+    @property
+    def _chunk(self) -> int:
+        """Tokens whose logits make LOGITS_BYTES."""
+        return max(64, LOGITS_BYTES // (4 * self._vocabulary))
+
+    @property
+    def _in_chunks(self) -> bool:
+        """Whether logits can be made from hidden states alone; found out with a short forward."""
+        if self._after_head is None:
+            self._after_head = _after_head(self._model, self._head)
+        return self._after_head != "unknown"
 
     def reference(self, key: StateKey, data: EvalSet, ctx: Context = SILENT) -> Reference:
         """The live weights as a reference named `key`, from the cache if they were seen before."""
@@ -111,9 +146,13 @@ class Evaluator:
         if cached is not None:
             return cached
         made = self._measure(data, ctx, f"reading {data.name} with the reference")
-        while len(self._references) >= CACHED_STATES:
-            del self._references[next(iter(self._references))]
-        self._references[key, data.digest] = made
+        kept = self._references
+        while kept and (
+            len(kept) >= CACHED_STATES
+            or made.nbytes + sum(r.nbytes for r in kept.values()) > CACHED_BYTES
+        ):
+            del kept[next(iter(kept))]
+        kept[key, data.digest] = made
         return made
 
     def has_reference(self, key: StateKey, data: EvalSet) -> bool:
@@ -121,26 +160,31 @@ class Evaluator:
         return (key, data.digest) in self._references
 
     def _measure(self, data: EvalSet, ctx: Context, label: str) -> Reference:
-        """One pass: likelihoods and, where the head is plain, hidden states."""
-        nll, sequence, hidden = [], [], []
-        todo = self.batches(data)
-        for number, batch in enumerate(todo):
-            ctx.check()
-            logits, states = self._forward(batch)
-            losses, _ = _token_losses(logits, batch)
-            keep = [losses]
-            if states is not None:
-                states = _half(states)
-                keep.append(states)
-                hidden.append(states)
-            mx.eval(*keep)
-            nll.append(np.array(losses, dtype=np.float64))
+        """One pass: likelihoods and, where logits can be made from them, hidden states."""
+        nll, sequence = [], []
+        hidden: dict[int, mx.array] = {}
+        done = 0
+        for batch, (states, losses) in each_batch(self.batches(data), self._losses, ctx):
+            nll.append(losses)
             sequence.append(_sequences(batch))
-            ctx.progress(label, number + 1, len(todo), "batches")
+            if states is not None:
+                hidden |= _by_row(_half(states), batch)
+            done += len(batch.rows)
+            ctx.progress(label, done, len(data.sequences), "samples")
         likelihood = Likelihood(np.concatenate(nll), np.concatenate(sequence))
-        if not self._plain_head or self._head is None:
+        if not self._in_chunks or self._head is None:
             return Reference(likelihood, None)
-        return Reference(likelihood, tuple(hidden), self._head.frozen())
+        return Reference(likelihood, hidden, self._head.frozen())
+
+    def _losses(self, batch: Batch) -> tuple[mx.array | None, Array]:
+        """Hidden states [n, D], evaluated, and losses float64 [n] of a batch."""
+        states, chunks = self._forward(batch)
+        losses = []
+        for rows, logits in chunks:
+            loss, _ = _token_losses(logits, _targets(batch)[rows])
+            mx.eval(loss)
+            losses.append(np.array(loss, dtype=np.float64))
+        return states, np.concatenate(losses)
 
     def compare(
         self,
@@ -157,88 +201,131 @@ class Evaluator:
         nll, sequence = [], []
         kls: list[list[Array]] = [[] for _ in references]
         agrees: list[list[Array]] = [[] for _ in references]
-        todo = self.batches(data)
-        for number, batch in enumerate(todo):
-            ctx.check()
-            logits, _ = self._forward(batch)
-            losses, logq = _token_losses(logits, batch)
-            mx.eval(losses, logq)
-            nll.append(np.array(losses, dtype=np.float64))
+        done = 0
+
+        def work(batch: Batch) -> tuple[Array, list[Comparison]]:
+            return self._compared(batch, references, again)
+
+        for batch, (losses, compared) in each_batch(self.batches(data), work, ctx):
+            nll.append(losses)
             sequence.append(_sequences(batch))
+            for r, comparison in enumerate(compared):
+                kls[r].append(comparison.kl)
+                agrees[r].append(comparison.agree)
+            done += len(batch.rows)
+            ctx.progress(f"evaluating {data.name}", done, len(data.sequences), "samples")
+        return Likelihood(np.concatenate(nll), np.concatenate(sequence)), [
+            Comparison(np.maximum(np.concatenate(k), 0.0), np.concatenate(a))
+            for k, a in zip(kls, agrees, strict=True)
+        ]
+
+    def _compared(
+        self,
+        batch: Batch,
+        references: Sequence[Reference],
+        again: Sequence[Callable[[], AbstractContextManager[None]]],
+    ) -> tuple[Array, list[Comparison]]:
+        """Losses float64 [n] of a batch, and the live weights against each reference there."""
+        _, chunks = self._forward(batch)
+        losses: list[Array] = []
+        kls: list[list[Array]] = [[] for _ in references]
+        agrees: list[list[Array]] = [[] for _ in references]
+        for rows, logits in chunks:
+            loss, logq = _token_losses(logits, _targets(batch)[rows])
+            mx.eval(loss, logq)
+            losses.append(np.array(loss, dtype=np.float64))
             for r, reference in enumerate(references):
-                with again[r]() if reference.hidden is None else _nothing():
-                    logp = self._log_probabilities(reference, number, batch)
+                with again[r]() if reference.hidden is None else nullcontext():
+                    logp = self._log_probabilities(reference, batch, rows)
                     kl = mx.sum(mx.exp(logp) * (logp - logq), axis=-1)
                     agree = mx.argmax(logp, axis=-1) == mx.argmax(logq, axis=-1)
                     mx.eval(kl, agree)
                 kls[r].append(np.array(kl, dtype=np.float64))
                 agrees[r].append(np.array(agree))
-            ctx.progress(f"evaluating {data.name}", number + 1, len(todo), "batches")
-        compared = [
-            Comparison(np.maximum(np.concatenate(k), 0.0), np.concatenate(a))
+        return np.concatenate(losses), [
+            Comparison(np.concatenate(k), np.concatenate(a))
             for k, a in zip(kls, agrees, strict=True)
         ]
-        return Likelihood(np.concatenate(nll), np.concatenate(sequence)), compared
 
     def next_token(self, batch: Batch) -> mx.array:
         """Log-probabilities [B, V], float32, of what follows each row's last real token; lazy.
 
-        The head runs on those tokens alone where it is plain.
+        The head runs on those tokens alone where it can.
         """
         tokens = mx.array(batch.tokens)
         rows, last = mx.arange(len(batch.rows)), mx.array(batch.mask.sum(axis=1) - 1)
-        if self._plain_head is None:
-            self._forward(batch)
-        if self._head is None or not self._plain_head:
+        if not self._in_chunks:
             return log_softmax(self._model(tokens)[rows, last])
+        return log_softmax(self._logits(self._hidden(tokens)[rows, last]))
+
+    def _log_probabilities(self, reference: Reference, batch: Batch, rows: slice) -> mx.array:
+        """Of a reference [n, V] at a chunk of the batch's predicting positions."""
+        if reference.hidden is None or reference.head is None:
+            _, chunks = self._forward(batch)
+            return log_softmax(next(chunks)[1])
+        hidden = mx.concatenate([reference.hidden[row] for row in batch.rows])[rows]
+        return log_softmax(self._logits(hidden.astype(self._model_dtype), reference.head))
+
+    def _forward(self, batch: Batch) -> tuple[mx.array | None, Iterator[tuple[slice, mx.array]]]:
+        """Of the positions that predict: hidden states [n, D], evaluated, and their logits in
+        chunks. Where logits cannot be made from hidden states: None, and one chunk of all.
+        """
+        tokens = mx.array(batch.tokens)
+        if not self._in_chunks:
+            logits = _predicting(self._model(tokens), batch)
+            return None, iter([(slice(None), logits)])
+        states = _predicting(self._hidden(tokens), batch)
+        mx.eval(states)
+        self._model_dtype = states.dtype
+        starts = range(0, max(states.shape[0], 1), self._chunk)
+        parts = (slice(start, start + self._chunk) for start in starts)
+        return states, ((part, self._logits(states[part])) for part in parts)
+
+    def _hidden(self, tokens: mx.array) -> mx.array:
+        """What enters the head, [B, T, D], lazy."""
+        assert self._head is not None
         with self._head.watching():
             self._model(tokens)
             seen = self._head.seen
         if seen is None:
             raise RuntimeError("the forward did not reach the output head")
-        return log_softmax(self._head.logits(seen[rows, last]))
+        return seen
 
-    def _log_probabilities(self, reference: Reference, number: int, batch: Batch) -> mx.array:
-        if reference.hidden is None or reference.head is None:
-            logits, _ = self._forward(batch)
-            return log_softmax(_predicting(logits, batch))
-        hidden = reference.hidden[number]
-        dtype = self._model_dtype
-        return log_softmax(reference.head(hidden.astype(dtype)))
-
-    def _forward(self, batch: Batch) -> tuple[mx.array, mx.array | None]:
-        """Logits [B, T, V] and, where the head is plain, hidden states [n, D] that predict."""
-        tokens = mx.array(batch.tokens)
-        if self._head is None or self._plain_head is False:
-            return self._model(tokens), None
-        with self._head.watching():
-            logits: mx.array = self._model(tokens)
-            seen = self._head.seen
-        if self._plain_head is None:
-            self._plain_head = self._check_head(logits, seen)
-        if seen is None or not self._plain_head:
-            return logits, None
-        self._model_dtype = seen.dtype
-        return logits, _predicting(seen, batch)
-
-    def _check_head(self, logits: mx.array, seen: mx.array | None) -> bool:
-        """Whether the head's output is the logits, so that hidden states stand for them."""
-        if seen is None or self._head is None or seen.shape[:-1] != logits.shape[:-1]:
-            return False
-        again = self._head.logits(seen)
-        same = again.shape == logits.shape and mx.allclose(again, logits, rtol=1e-4, atol=1e-5)
-        return bool(same.item()) if isinstance(same, mx.array) else False
+    def _logits(self, hidden: mx.array, head: Logits | None = None) -> mx.array:
+        """Logits [n, V] of hidden states [n, D] by the live head or another."""
+        assert self._head is not None
+        if self._after_head == "changed":
+            return self._head.replayed(hidden, head)
+        return (head or self._head.logits)(hidden)
 
 
-@dataclass(slots=True)
-class _Nothing:
-    def __enter__(self) -> None: ...
+def _after_head(model: Any, head: HeadTap | None) -> AfterHead:
+    """What the model does to its head's output, by a forward of a few tokens."""
+    if head is None:
+        return "unknown"
+    tokens = mx.array([list(range(PROBED_TOKENS))])
+    with head.watching():
+        logits: mx.array = model(tokens)
+        seen = head.seen
+    if seen is None or seen.shape[:-1] != logits.shape[:-1]:
+        return "unknown"
+    if _same(head.logits(seen)[0], logits[0]):
+        return "nothing"
+    return "changed" if _same(head.replayed(seen[0]), logits[0]) else "unknown"
 
-    def __exit__(self, *_: object) -> None: ...
+
+def _same(again: mx.array, logits: mx.array) -> bool:
+    close = again.shape == logits.shape and mx.allclose(again, logits, rtol=1e-4, atol=1e-5)
+    return bool(close.item()) if isinstance(close, mx.array) else False
 
 
-def _nothing() -> AbstractContextManager[None]:
-    return _Nothing()
+def _by_row(states: mx.array, batch: Batch) -> dict[int, mx.array]:
+    """Hidden states [n, D] of a batch by sequence."""
+    ends = np.cumsum(batch.mask[:, 1:].sum(axis=1))
+    return {
+        row: states[int(end - count) : int(end)]
+        for row, end, count in zip(batch.rows, ends, np.diff(ends, prepend=0), strict=True)
+    }
 
 
 def _predicting(values: mx.array, batch: Batch) -> mx.array:
@@ -260,10 +347,15 @@ def _sequences(batch: Batch) -> Array:
     return numbers
 
 
-def _token_losses(logits: mx.array, batch: Batch) -> tuple[mx.array, mx.array]:
-    """Negative log-likelihoods [n] and log-probabilities [n, V] of the real next tokens."""
-    logq = log_softmax(_predicting(logits, batch))
-    targets = batch.tokens[:, 1:].reshape(-1)[_positions(batch)]
+def _targets(batch: Batch) -> Array:
+    """The real next tokens, int32 [n]."""
+    targets: Array = batch.tokens[:, 1:].reshape(-1)[_positions(batch)]
+    return targets
+
+
+def _token_losses(logits: mx.array, targets: Array) -> tuple[mx.array, mx.array]:
+    """Negative log-likelihoods [n] of the targets and log-probabilities [n, V], of logits [n, V]."""
+    logq = log_softmax(logits)
     chosen = mx.take_along_axis(logq, mx.array(targets)[:, None], axis=-1)
     return -chosen[:, 0], logq
 
@@ -271,60 +363,3 @@ def _token_losses(logits: mx.array, batch: Batch) -> tuple[mx.array, mx.array]:
 def _half(hidden: mx.array) -> mx.array:
     fits = mx.max(mx.abs(hidden.astype(mx.float32))) < HALF_LIMIT
     return hidden.astype(mx.float16) if bool(fits.item()) else hidden
-
-
-def perplexity(likelihood: Likelihood) -> tuple[float, tuple[float, float]]:
-    """Perplexity and its 95 % confidence interval.
-
-    Ratio estimator over sequences: with s_i the summed loss and n_i the tokens of sequence i,
-    m = sum s / sum n and Var(m) = n/(n-1) * sum (s_i - m n_i)^2 / (sum n)^2. A single sequence
-    falls back to the spread of its tokens.
-    """
-    nll = likelihood.nll
-    if not nll.size:
-        raise DatasetError("no tokens to evaluate: every sample is shorter than two tokens")
-    mean = float(nll.mean())
-    _, groups = np.unique(likelihood.sequence, return_inverse=True)
-    counts = np.bincount(groups)
-    units = len(counts)
-    if units > 1:
-        residual = np.bincount(groups, weights=nll) - mean * counts
-        error = sqrt(units / (units - 1) * float((residual**2).sum())) / float(nll.size)
-    else:
-        error = float(nll.std()) / sqrt(nll.size)
-    return exp(mean), (exp(mean - 1.96 * error), exp(mean + 1.96 * error))
-
-
-def joined(parts: Sequence[Likelihood]) -> Likelihood:
-    """Several sets as one, their sequences kept apart."""
-    offset, sequences = 0, []
-    for part in parts:
-        sequences.append(part.sequence + offset)
-        offset += int(part.sequence.max(initial=-1)) + 1
-    return Likelihood(np.concatenate([p.nll for p in parts]), np.concatenate(sequences))
-
-
-def kl_figures(parts: Sequence[Comparison]) -> dict[str, float]:
-    """kl_mean, kl_p99 (nats) and top1_agreement over all tokens."""
-    kl = np.concatenate([part.kl for part in parts])
-    agree = np.concatenate([part.agree for part in parts])
-    return {
-        "kl_mean": float(kl.mean()),
-        "kl_p99": float(np.quantile(kl, 0.99)),
-        "top1_agreement": float(agree.mean()),
-    }
-
-
-def identical(likelihood: Likelihood) -> Comparison:
-    """What comparing a state with itself gives."""
-    count = likelihood.nll.size
-    return Comparison(np.zeros(count), np.ones(count, dtype=np.bool_))
-
-
-def iterate_sets(sets: Sequence[EvalSet]) -> Iterator[EvalSet]:
-    """The sets, each under a name of its own."""
-    seen: dict[str, int] = {}
-    for data in sets:
-        seen[data.name] = seen.get(data.name, 0) + 1
-        name = data.name if seen[data.name] == 1 else f"{data.name}#{seen[data.name]}"
-        yield EvalSet(name, data.sequences)

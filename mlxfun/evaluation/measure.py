@@ -14,18 +14,8 @@ from mlxfun.editing.editor import Editor
 from mlxfun.editing.options import ApplyOptions
 from mlxfun.editing.plans import SHOWN, Side, Subject
 from mlxfun.errors import StateError, UsageError
-from mlxfun.evaluation.evaluator import (
-    Comparison,
-    EvalSet,
-    Evaluator,
-    Likelihood,
-    Reference,
-    identical,
-    iterate_sets,
-    joined,
-    kl_figures,
-    perplexity,
-)
+from mlxfun.evaluation.evaluator import Comparison, EvalSet, Evaluator, Likelihood, Reference
+from mlxfun.evaluation.figures import identical, iterate_sets, joined, kl_figures, perplexity
 from mlxfun.evaluation.options import EvaluateOptions
 from mlxfun.evaluation.reports import EvaluateReport, Sample
 

@@ -21,9 +21,8 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import numpy as np
 
-from mlxfun.calibration.collect import batch_shape
 from mlxfun.context import SILENT, Context
-from mlxfun.data.datasets import Tokenizer, batches
+from mlxfun.data.datasets import Tokenizer
 from mlxfun.evaluation.evaluator import EvalSet, Evaluator, StateKey
 from mlxfun.evaluation.refusal_rule import is_refusal
 from mlxfun.evaluation.reports import RefusalCount
@@ -91,8 +90,9 @@ class FirstToken:
     def __init__(self, evaluator: Evaluator, panel: Panel, ctx: Context = SILENT) -> None:
         """The live weights must be those that gave the panel's answers."""
         self._evaluator = evaluator
-        self._harmful = batches(list(panel.prompts.harmful), *batch_shape(None, None))
-        self._harmless = batches(list(panel.prompts.harmless), *batch_shape(None, None))
+        size = evaluator.batch_size()
+        self._harmful = size.split(panel.prompts.harmful)
+        self._harmless = size.split(panel.prompts.harmless)
         self._base: list[mx.array] = []
         for batch in self._harmless:
             ctx.check()

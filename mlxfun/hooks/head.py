@@ -42,13 +42,33 @@ class HeadTap:
         out: mx.array = module.as_linear(hidden) if self._head.tied else module(hidden)
         return out
 
+    def replayed(self, hidden: mx.array, head: Logits | None = None) -> mx.array:
+        """Logits [n, V] of hidden states [n, D] with what the model does to them after the head.
+
+        A forward is made of one token in which the head sees `hidden` instead; what precedes the
+        head is never evaluated. head: applied instead of the live one.
+        """
+
+        def instead(own: Any, _: mx.array) -> mx.array:
+            out: mx.array = (head or own)(hidden[None])
+            return out
+
+        hooks = Hooks(self._modules)
+        hooks.on_call(self._head.path, instead, method=self._method, required=False)
+        with hooks:
+            out: mx.array = self._modules[""](mx.array([[0]]))
+        return out[0]
+
+    @property
+    def _method(self) -> str:
+        return "as_linear" if self._head.tied else "__call__"
+
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Keep the head's input of every forward inside the block in `seen`."""
         hooks = Hooks(self._modules)
-        method = "as_linear" if self._head.tied else "__call__"
         # Not required: whether a forward reaches the head is what a caller may want to find out.
-        hooks.on_call(self._head.path, self._watch, method=method, required=False)
+        hooks.on_call(self._head.path, self._watch, method=self._method, required=False)
         with hooks:
             try:
                 yield

@@ -376,13 +376,13 @@ class Taps:
             yield recording
 
     @contextmanager
-    def reducing(self, reduce: Reduce) -> Iterator[Reduction]:
+    def reducing(self, reduce: Reduce, *, norms: bool = True) -> Iterator[Reduction]:
         """Reduce each layer's record to a small array and schedule that as it arises.
 
         For forwards over many tokens: see Reduction. Not for decoding, where the schedule would
         stall the pipeline. reduce: (tap, record) -> array, without evaluating anything.
         """
-        reduction = Reduction(Wanted(), self._positions(None), reduce)
+        reduction = Reduction(Wanted(norms), self._positions(None), reduce)
         with self._telling(reduction, reduction.positions):
             yield reduction
 

@@ -37,8 +37,15 @@ Ledger = dict[str, Rows]
 
 def state_id(checkpoint_id: str, ledger: Mapping[str, Rows]) -> str:
     """The short identity of the weights that `ledger` describes over a checkpoint."""
-    tree = blake2b(checkpoint_id.encode(), digest_size=16)
-    for path in sorted(ledger):
-        tree.update(path.encode())
-        tree.update(ledger[path].digest)
+    return state_over(checkpoint_id, describe(ledger))
+
+
+def describe(ledger: Mapping[str, Rows]) -> bytes:
+    """What a state's identity says about weights, whatever the checkpoint is called."""
+    return b"".join(path.encode() + ledger[path].digest for path in sorted(ledger))
+
+
+def state_over(checkpoint_id: str, described: bytes) -> str:
+    """`state_id` of weights as `describe` gives them."""
+    tree = blake2b(checkpoint_id.encode() + described, digest_size=16)
     return tree.hexdigest()[:STATE_DIGITS]

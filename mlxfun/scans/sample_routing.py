@@ -14,13 +14,14 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlxfun.calibration.collect import applied_weights, batch_shape
+from mlxfun.calibration.collect import applied_weights
 from mlxfun.calibration.routing_stats import require_finite
 from mlxfun.context import SILENT, Context
-from mlxfun.data.datasets import Batch, Line, Message, Tokenizer, batches, prompt_tokens, tokenize
+from mlxfun.data.datasets import Batch, Line, Message, Tokenizer, prompt_tokens, tokenize
 from mlxfun.errors import DatasetError
-from mlxfun.hooks.routing import Record, Recording, Taps
+from mlxfun.hooks.routing import Record, Taps
 from mlxfun.model.anatomy import MoELayer
+from mlxfun.model.batch_size import batch_size, each_batch
 from mlxfun.scans.contrast import SampleRouting
 
 if TYPE_CHECKING:
@@ -87,18 +88,17 @@ def scan(
     selected, weight = np.zeros(shape), np.zeros(shape)
     answers = np.zeros(shape[1:])
     done = 0
-    with taps.recording(norms=False) as recording:
-        for batch in batches([sample.tokens for sample in found], *batch_shape(None, None)):
-            ctx.check()
-            in_answer = _answer_mask(batch, found)
-            sums = _run(model, taps, recording, batch, in_answer).astype(np.float64)  # [L, B, 3, E]
-            require_finite(sums)
-            rows = list(batch.rows)
-            selected[rows] = sums[:, :, 0].swapaxes(0, 1)
-            weight[rows] = sums[:, :, 1].swapaxes(0, 1)
-            answers += sums[:, :, 2].sum(axis=1)
-            done += len(rows)
-            ctx.progress(label or "scanning", done, len(found), "samples")
+    todo = batch_size(model, taps.anatomy).split([sample.tokens for sample in found])
+    for batch, sums in each_batch(
+        todo, lambda b: _run(model, taps, b, _answer_mask(b, found)), ctx
+    ):
+        require_finite(sums)
+        rows = list(batch.rows)
+        selected[rows] = sums[:, :, 0].swapaxes(0, 1)
+        weight[rows] = sums[:, :, 1].swapaxes(0, 1)
+        answers += sums[:, :, 2].sum(axis=1)
+        done += len(rows)
+        ctx.progress(label or "scanning", done, len(found), "samples")
     tokens = np.array([len(sample.tokens) for sample in found], dtype=np.int64)
     per_token = 1.0 / tokens[:, None, None]
     in_answers = sum(len(s.tokens) - s.answer for s in found if s.answer is not None)
@@ -114,15 +114,14 @@ def _answer_mask(batch: Batch, found: Sequence[Sample]) -> Array:
     return mask
 
 
-def _run(model: Any, taps: Taps, recording: Recording, batch: Batch, in_answer: Array) -> Array:
-    model(mx.array(batch.tokens))
-    records = recording.drain()
+def _run(model: Any, taps: Taps, batch: Batch, in_answer: Array) -> Array:
+    """Sums of one batch, float64 [L, B, 3, E]."""
     masks = mx.array(np.stack([batch.mask, in_answer]).astype(np.float32))
-    sums = mx.stack(
-        [row_sums(tap.layer, r, masks) for tap, r in zip(taps.layers, records, strict=True)]
-    )
+    with taps.reducing(lambda tap, r: row_sums(tap.layer, [r], masks), norms=False) as reduction:
+        model(mx.array(batch.tokens))
+        sums = mx.stack(reduction.drain())
     mx.eval(sums)
-    return np.array(sums)
+    return np.array(sums).astype(np.float64)
 
 
 def row_sums(layer: MoELayer, records: Sequence[Record], masks: mx.array) -> mx.array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from pathlib import Path
 from typing import Self
@@ -51,14 +52,18 @@ class SessionBase:
         revision: str | None = None,
         undo_budget: int | None = None,
         seed: int = 0,
+        identities: Path | None = None,
         ctx: Context = SILENT,
     ) -> Self:
         """Load a local directory, a Hub id, or "demo" (the bundled model).
 
         undo_budget: bytes of edit-made tensors that the history may hold; None for no limit.
+        identities: a file that remembers the fingerprints of checkpoints, so that a large one is
+        not sampled again at each load; None to do without.
         Raises ModelError (missing, broken, unsupported) or BudgetError (does not fit).
         """
-        return cls(load(source, revision, ctx), undo_budget=undo_budget, seed=seed)
+        loaded = load(source, revision, ctx, identities)
+        return cls(loaded, undo_budget=undo_budget, seed=seed)
 
     @property
     def state(self) -> str:
@@ -82,16 +87,33 @@ class SessionBase:
         """Identity of the checkpoint that was loaded."""
         return self._loaded.checkpoint_id
 
+    def recognises(self, checkpoint: str) -> bool:
+        """Whether an earlier version gave the resident checkpoint the identity `checkpoint`."""
+        return self.editor.earlier.recognises(checkpoint)
+
+    def earlier_state(self, state: str) -> str:
+        """What a state was called by versions that gave the checkpoint another identity."""
+        return self.editor.earlier.of(state)
+
     def greedy(self, prompt: list[int], options: GenerateOptions, ctx: Context = SILENT) -> Decoded:
         """Continue token ids with the live side, outside the conversation."""
         self._own()
         return self._decoder.run(prompt, options, self.editor.key, lambda *_: None, ctx=ctx)
 
     def close(self) -> None:
-        """Detach the taps and let go of the model."""
+        """Detach the taps and let go of the model; the session cannot be used after that.
+
+        Its memory is free when this returns, unless somebody else still holds a part of it.
+        """
         self._own()
         self.taps.detach()
         self._decoder.clear()
+        # Modules, taps and editor refer to each other in circles. Without what leads there from
+        # here they can be collected while the caller still holds this object.
+        thread = self._thread
+        self.__dict__.clear()
+        self._thread = thread
+        gc.collect()
         mx.clear_cache()
 
     def _own(self) -> None:

@@ -11,6 +11,7 @@ from mlxfun.calibration.reports import CollectReport, StatsReport, WhyReport
 from mlxfun.checkpoint.identity import full_digest
 from mlxfun.context import SILENT, Context
 from mlxfun.editing.reports import HistoryReport
+from mlxfun.errors import ModelError
 from mlxfun.evaluation.options import ProbeOptions
 from mlxfun.scans.reports import DossierReport
 from mlxfun.session import smoke, views
@@ -43,8 +44,13 @@ class Inspection(SessionBase):
         )
 
     def info(self, verify: bool = False, ctx: Context = SILENT) -> InfoReport:
-        """The resident model; with `verify` a digest over every byte of the checkpoint."""
+        """The resident model; with `verify` a digest over every byte of the checkpoint.
+
+        Raises ModelError if the files to verify are not those that were loaded.
+        """
         self._own()
+        if verify and (changed := self._loaded.changed):
+            raise ModelError(f"{changed} since the model was loaded; load it again to verify it")
         digest = full_digest(self._loaded.path, ctx) if verify else None
         with self.editor.live("base"):
             return views.info(self._loaded, self.map, self.editor, self._workspace.export(), digest)

@@ -16,8 +16,10 @@ from mlxfun.calibration.reports import CollectReport, StatsReport
 from mlxfun.calibration.routing_stats import RoutingStats
 from mlxfun.checkpoint.load import Loaded
 from mlxfun.context import SILENT, Context
-from mlxfun.data.datasets import Line, Tokens, batches, read_lines, tokenize
+from mlxfun.data.datasets import Line, Tokens, read_lines, tokenize
+from mlxfun.data.scan_reports import Identity
 from mlxfun.data.split import split_samples
+from mlxfun.editing.earlier import present
 from mlxfun.editing.editor import Editor
 from mlxfun.errors import ModelError, StateError
 from mlxfun.evaluation.evaluator import EvalSet
@@ -26,6 +28,7 @@ from mlxfun.generation.conversation import Counter
 from mlxfun.hooks.routing import Taps
 from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.anatomy.masks import mask_of
+from mlxfun.model.batch_size import batch_size
 from mlxfun.session import views
 
 HELD_OUT_SHARE = 0.125
@@ -86,14 +89,11 @@ class Observations:
     def _run(
         self, sequences: list[Tokens], options: CollectOptions, start: RoutingStats, ctx: Context
     ) -> tuple[RoutingStats, bool]:
+        model = self._loaded.model
+        size = batch_size(model, self._anatomy, options.batch_tokens, options.max_batch)
+        ctx.emit(Notice("info", f"calibrating in {size.summary()}"))
         with self._editor.live("base"), self._editor.unsteered():
-            return calibrate.collect(
-                self._loaded.model,
-                self._taps,
-                batches(sequences, *calibrate.batch_shape(options.batch_tokens, options.max_batch)),
-                start,
-                ctx,
-            )
+            return calibrate.collect(model, self._taps, size.split(sequences), start, ctx)
 
     def _held_out(self, options: CollectOptions, lines: list[Any]) -> EvalSet | None:
         if not lines:
@@ -178,12 +178,15 @@ class Observations:
 
     def load(self, path: Path) -> StatsReport:
         """Read an `.npz` made on this model. Raises PlanError for another shape or model."""
+        before = self._editor.earlier.recognises(RoutingStats.read(path).model)
         self.stats = self._read(path)
         self._note(f"stats load {path}", anew=True)
-        return self._report(self.stats, "load", path)
+        return replace(self._report(self.stats, "load", path), earlier=before)
 
     def _read(self, path: Path) -> RoutingStats:
         stats = RoutingStats.load(path, self._anatomy.indices, self._anatomy.num_experts)
+        found = present(self._editor).known(Identity(stats.model, stats.state))
+        stats = replace(stats, model=found.model, state=found.state)
         if stats.model and stats.model != self._loaded.checkpoint_id:
             raise ModelError(
                 f"{path} was made on {stats.model_name or stats.model}, not on "

@@ -19,8 +19,8 @@ import mlx.core as mx
 from mlxfun.checkpoint.options import SaveOptions
 from mlxfun.checkpoint.reports import SaveReport
 from mlxfun.context import SILENT, Context
-from mlxfun.data.scan_reports import Identity
 from mlxfun.editing import save as saving
+from mlxfun.editing.earlier import present
 from mlxfun.editing.options import ApplyOptions
 from mlxfun.editing.plans import Side
 from mlxfun.editing.reports import HistoryReport, PlanReport, StepReport
@@ -138,8 +138,7 @@ class Session(Inspection):
         self._own()
         if isinstance(options, SteerOptions):
             self.map.require_experts("steer")
-        now = Identity(self.checkpoint_id, self.state, self._loaded.model_id)
-        checked, notices = wishes.changed(options, self.editor, now)
+        checked, notices = wishes.changed(options, self.editor, present(self.editor))
         self.editor.steer(checked, self.command or line_of(checked.report()))
         return checked.report(notices)
 

@@ -12,9 +12,10 @@ import numpy as np
 from mlxfun.calibration.options import METRICS
 from mlxfun.calibration.reports import StatsReport, WhyReport
 from mlxfun.calibration.routing_stats import RoutingStats
-from mlxfun.checkpoint.load import Loaded, memory_limit
+from mlxfun.checkpoint.load import Loaded
 from mlxfun.editing.editor import Editor
 from mlxfun.errors import UsageError
+from mlxfun.memory import memory_limit
 from mlxfun.model.anatomy import MoELayer, MoEMap
 from mlxfun.model.anatomy.masks import mask_of, sets_mask
 from mlxfun.model.anatomy.types import DecoderLayer

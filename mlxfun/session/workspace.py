@@ -8,13 +8,14 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlxfun.checkpoint.load import Loaded, memory_limit
+from mlxfun.checkpoint.load import Loaded
 from mlxfun.editing import save
 from mlxfun.editing.editor import Editor
 from mlxfun.errors import BudgetError
 from mlxfun.evaluation.evaluator import EvalSet, Evaluator
 from mlxfun.hooks.head import HeadTap
 from mlxfun.hooks.routing import Taps
+from mlxfun.memory import memory_limit
 from mlxfun.model.delta import Reader, Resident
 from mlxfun.model.export import ExportView
 from mlxfun.model.model_map import map_model
@@ -45,8 +46,9 @@ class SessionWorkspace:
         began = f"load {loaded.model_id}"
         self.editor = Editor(self.resident, self.taps, loaded.checkpoint_id, began, undo_budget)
         self.editor.model_name = loaded.model_id
+        self.editor.earlier.compute = lambda: save.earlier_checkpoint_id(loaded)
         head = HeadTap(self.model, self.anatomy.head) if self.anatomy.head else None
-        self.evaluator = Evaluator(self.model, head, self.anatomy.vocabulary)
+        self.evaluator = Evaluator(self.model, head, self.anatomy)
         self.observations = Observations(loaded, self.anatomy, self.taps, self.editor)
 
     def _open_checkpoint(self) -> Reader:

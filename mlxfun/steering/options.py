@@ -10,8 +10,15 @@ from mlxfun.data.options import ExpertSets
 STEER_RULES = ("steermoe", "additive")
 
 
-MAP_MODES = {"safety": ("safe", "unsafe"), "domain": ("boost", "suppress")}
+MAP_MODES = {"safety": ("safe", "unsafe"), "domain": ("boost", "suppress", "suppress-general")}
 """How a scan's report can steer, by its kind; the first is the default."""
+
+ANCESTOR_MODES = {
+    ("safety", "safe"): "unsafe",
+    ("safety", "unsafe"): "safe",
+    ("domain", "suppress"): "suppress-general",
+}
+"""(kind, mode) of mlx_fun, where it means something else there: what it is called here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +27,8 @@ class ScanMap:
 
     mode of a safety report: "safe" activates what works more on harmful prompts and deactivates
     what works more on benign ones, "unsafe" the reverse; of a domain report: "boost" activates the
-    domain's experts, "suppress" deactivates them. most: take only so many of its experts, over the
+    domain's experts, "suppress" deactivates them, "suppress-general" deactivates those that the
+    general text uses more. most: take only so many of its experts, over the
     whole model, strongest first; None for all.
     """
 

@@ -21,6 +21,8 @@ DONE = ("activated", "deactivated")
 def _sides(found: Found, use: ScanMap) -> tuple[Mask, Mask]:
     """(activate, deactivate), bool [L, E]."""
     nothing = np.zeros_like(found.more)
+    if use.kind == "domain" and use.mode == "suppress-general":
+        return nothing, found.less
     if use.kind == "domain":
         return (found.more, nothing) if use.mode == "boost" else (nothing, found.more)
     return (found.more, found.less) if use.mode == "safe" else (found.less, found.more)

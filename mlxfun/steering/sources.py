@@ -177,7 +177,7 @@ def _read_maps(
         )
     told: list[str] = []
     for use, found, warning in reversed(read):
-        said = [warning] if warning else []
+        said = [*([warning] if warning else []), *found.notices]
         taken = _take(use, found, wish, resident)
         wish.maps = (taken.use, *wish.maps)
         wish.add(taken.sets, (str(use.path), str(use.path)))
@@ -187,7 +187,7 @@ def _read_maps(
 
 def _check_words(options: SteerOptions) -> None:
     rule = options.rule or STEER_RULES[0]
-    words = [("--rule", rule, STEER_RULES)]
+    words: list[tuple[str, str, tuple[str, ...]]] = [("--rule", rule, STEER_RULES)]
     for use in options.maps:
         if use.kind not in MAP_MODES:
             raise UsageError(f"a map of kind {use.kind!r}: choose one of {', '.join(MAP_MODES)}")

@@ -29,8 +29,9 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 import mlx.core as mx
 from mlx_lm.generate import stream_generate
 from mlx_lm.sample_utils import make_sampler
-from random_model import PRESETS, Shape, make, words, write_lines
+from random_model import PRESETS, Shape, make, write_lines
 
+from mlxfun import Session
 from mlxfun.calibration.options import CollectOptions
 from mlxfun.context import Context
 from mlxfun.data.options import DatasetOptions
@@ -39,7 +40,6 @@ from mlxfun.evaluation.options import EvaluateOptions
 from mlxfun.events import Event, Token
 from mlxfun.generation.options import GenerateOptions
 from mlxfun.scans.options import ScanOptions
-from mlxfun.session import Session
 from mlxfun.techniques.ablate.options import AblateOptions
 from mlxfun.techniques.merge.options import MergeOptions
 from mlxfun.techniques.prune.options import PruneOptions
@@ -162,7 +162,7 @@ class Bench:
 
     def collecting(self) -> CollectOptions:
         return CollectOptions(
-            DatasetOptions(str(self.data), text_key="text", max_tokens=self.length)
+            DatasetOptions(str(self.data), text_key="text", max_tokens=self.length + 8)
         )
 
     def forward(self, rows: int, head: bool) -> None:
@@ -177,10 +177,10 @@ class Bench:
 
     def forwards(self, head: bool = False) -> tuple[float, int]:
         """All of the data set by the bare model, in the batches that collect makes."""
-        from mlxfun.calibration.collect import batch_shape
+        from mlxfun.model.batch_size import batch_size
 
-        tokens, rows = batch_shape(None, None)
-        rows = max(1, min(rows, tokens // self.length))
+        size = batch_size(self.session.model, self.session.anatomy)
+        rows = max(1, min(size.rows, size.tokens // self.length))
         return self.measured(lambda: [self.forward(rows, head) for _ in range(14 // rows)])
 
     def collect(self) -> None:

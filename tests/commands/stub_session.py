@@ -40,6 +40,14 @@ class StubSession(SelectionStub, EditsStub, ChatStub):
         return f"checkpoint-of-{Path(self.source).name}"
 
     @as_in_session
+    def recognises(self, given: Given) -> bool:
+        return bool(given.checkpoint == f"earlier-{self.checkpoint_id}")
+
+    @as_in_session
+    def earlier_state(self, given: Given) -> str:
+        return f"earlier-{given.state}"
+
+    @as_in_session
     def view(self, given: Given) -> SessionView:
         heat = HeatView(
             layers=LAYERS,

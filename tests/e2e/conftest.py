@@ -101,7 +101,7 @@ class Program:
         elsewhere.mkdir(exist_ok=True)
         self.environment = {
             **os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(elsewhere),
-            "XDG_STATE_HOME": str(elsewhere), "OMP_NUM_THREADS": "2",
+            "XDG_STATE_HOME": str(elsewhere), "XDG_CACHE_HOME": str(elsewhere), "OMP_NUM_THREADS": "2",
         }  # fmt: skip
 
     def command(self, *arguments: str) -> list[str]:

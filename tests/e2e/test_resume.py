@@ -23,7 +23,10 @@ LINES = (
 
 
 def start(here: Path, *arguments: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(here / "state")}
+    environment = {
+        **os.environ, "PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(here / "state"),
+        "XDG_CACHE_HOME": str(here / "cache"),
+    }  # fmt: skip
     return subprocess.Popen(
         [sys.executable, "-m", "commands.cli", *arguments],
         cwd=here, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,

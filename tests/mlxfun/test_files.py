@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from mlxfun import files
 from mlxfun.errors import SaveError
-from mlxfun.files import Kind, json_with, require_writable, write_json, write_text, writing
+from mlxfun.files import (
+    Kind,
+    json_with,
+    read_file,
+    read_text,
+    require_writable,
+    write_json,
+    write_text,
+    writer,
+    writing,
+)
 
 LIST = Kind("list", json_with("keep_map"))
 
@@ -128,3 +141,89 @@ def test_numbers_that_json_does_not_have_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SaveError, match="it would hold NaN or infinity"):
         write_json(tmp_path / "x.json", {"scale": float("inf")})
     assert list(tmp_path.iterdir()) == []
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from mlxfun.files import writing
+
+with writing(Path(sys.argv[1])) as file:
+    file.write(b"half of it")
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_write_left_is_swept_by_the_next(tmp_path: Path) -> None:
+    target = tmp_path / "a.json"
+    write_text(target, "old")
+    root = Path(__file__).resolve().parents[2]
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED, str(target)],
+            cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, check=False,
+        )  # fmt: skip
+        assert done.returncode == -signal.SIGKILL
+        # The second has swept what the first left, and left its own.
+        assert len(list(tmp_path.glob(".mlxfun-*"))) == 1
+    assert target.read_text() == "old"
+    write_text(tmp_path / "b.json", "new")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "b.json"]
+
+
+def test_only_what_is_known_to_be_abandoned_is_swept(tmp_path: Path) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    host = writer().split("-")[0]
+    stay = [
+        f".mlxfun-{host}-{os.getpid()}-01234567.partial",
+        f".mlxfun-00000000-{dead.pid}-01234567.partial",
+        f".mlxfun-{host}-{dead.pid}-01234567.partial.mine",
+        ".mlxfun-notes.partial",
+        ".mlxfun-0123456789abcdef.partial",
+    ]
+    gone = [f".mlxfun-{host}-{dead.pid}-01234567.partial", ".mlxfun-fedcba9876543210.partial"]
+    for name in (*stay, *gone):
+        (tmp_path / name).write_text("x")
+    os.utime(tmp_path / gone[1], (0, 0))
+    (tmp_path / f".mlxfun-{host}-{dead.pid}-76543210.partial").symlink_to(tmp_path / stay[3])
+    write_text(tmp_path / "a", "x")
+    left = {p.name for p in tmp_path.iterdir()}
+    assert left >= set(stay)
+    assert not left & set(gone)
+
+
+def test_pipes_and_devices_are_not_read(tmp_path: Path) -> None:
+    """Opening a pipe that nobody writes into would wait for ever; /dev/zero never ends."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path / "link", Path("/dev/zero"), Path("/dev/tty")):
+        if path.exists():
+            with pytest.raises(OSError, match=r"pipe or a device|No such device"):
+                read_file(path)
+    with pytest.raises(IsADirectoryError):
+        read_file(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        read_file(tmp_path / "none")
+
+
+def test_a_file_is_read_up_to_a_bound(tmp_path: Path) -> None:
+    path = tmp_path / "big"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)  # takes no room on the disk
+    with pytest.raises(OSError, match="more than 256 MiB"):
+        read_file(path)
+    path.write_bytes(b"12345")
+    assert read_file(path, 5) == b"12345"
+    with pytest.raises(OSError, match="more than 0 MiB"):
+        read_file(path, 4)
+    path.write_bytes(b"a\r\nb\rc\n")
+    assert read_text(path) == "a\nb\nc\n"
+
+
+def test_a_file_that_says_it_is_empty_and_does_not_end_is_given_up(tmp_path: Path) -> None:
+    endless = Path("/proc/self/mem")
+    if endless.exists():
+        with pytest.raises(OSError):  # noqa: PT011
+            read_file(endless, 1 << 20)

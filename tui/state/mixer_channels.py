@@ -155,7 +155,7 @@ def turned(channels: Channels, place: int) -> Channels:
     """Switch a channel's way: in, out, level for an expert; the other mode for a report."""
     channel = channels[place]
     if channel.path:
-        one, other = WAYS[channel.technique]
+        one, other, *_ = WAYS[channel.technique]
         return _at(channels, place, replace(channel, way=other if channel.way == one else one))
     way = {"in": "out", "out": "level", "level": "in"}[channel.way]
     level = STEP if way == "level" else 0.0

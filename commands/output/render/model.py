@@ -77,7 +77,7 @@ def save(report: SaveReport) -> RenderableType:
         ("quantisation", report.quantization),
         *((f"check {name}", outcome) for name, outcome in report.gate.items()),
     ]
-    return pairs(rows)
+    return with_notes(pairs(rows), report.notices)
 
 
 def smoke(report: SmokeReport) -> RenderableType:

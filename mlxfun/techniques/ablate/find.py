@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlxfun.calibration.collect import batch_shape
 from mlxfun.context import SILENT, Context
-from mlxfun.data.datasets import Tokenizer, batches
+from mlxfun.data.datasets import Tokenizer
 from mlxfun.errors import DatasetError, PlanError, UsageError
 from mlxfun.evaluation.refusal_metrics import (
     FIRST_TOKEN_ERROR,
@@ -26,6 +25,7 @@ from mlxfun.evaluation.refusal_metrics import (
 )
 from mlxfun.evaluation.reports import RefusalCount
 from mlxfun.generation.answers import read_prompts
+from mlxfun.model.batch_size import batch_size
 from mlxfun.model.outputs import Output
 from mlxfun.techniques.ablate import directions, search
 from mlxfun.techniques.ablate.delta import Projector, projections
@@ -200,11 +200,12 @@ class Finder:
     def _directions(self, prompts: Prompts) -> Directions:
         modules = self._model.editor.resident.tree.modules
         layers = [modules[path] for path in self._model.layers.values()]
+        size = batch_size(self._model.network, self._model.editor.resident.anatomy)
         means = [
             directions.residual_means(
                 self._model.network,
                 layers,
-                batches(list(part), *batch_shape(None, None)),
+                size.split(part),
                 self._ctx,
                 f"reading {name} prompts",
             )

@@ -72,7 +72,8 @@ class AblationPlan:
         last = plans[-1]
         return {
             "abliteration_metadata.json": {
-                "method": "directional ablation, output side",
+                "method": "abliteration",
+                "how": "directional ablation, output side",
                 "target": last.target,
                 "abliterated_layers": sorted({layer for plan in plans for layer in plan.layers}),
                 "direction_norms": {str(layer): norm for layer, norm in last.norms.items()},

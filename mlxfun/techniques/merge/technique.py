@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlxfun.calibration.collect import batch_shape, collect
+from mlxfun.calibration.collect import collect
 from mlxfun.calibration.options import METRICS
 from mlxfun.calibration.routing_stats import RoutingStats
 from mlxfun.context import SILENT, Context
-from mlxfun.data.datasets import batches, read_lines, tokenize
+from mlxfun.data.datasets import read_lines, tokenize
 from mlxfun.data.expert_lists import Masks, read_expert_list, read_maps
 from mlxfun.data.options import DatasetOptions
 from mlxfun.editing.editor import Live
 from mlxfun.editing.plans import Provenance
 from mlxfun.errors import PlanError, UsageError
 from mlxfun.model.anatomy import MoEMap
+from mlxfun.model.batch_size import batch_size
 from mlxfun.model.delta import Resident
 from mlxfun.model.experts import Bank
 from mlxfun.model.model_map import ModelMap
@@ -58,7 +59,9 @@ class MergeRequest:
         vocabulary = workspace.anatomy.vocabulary
         lines = read_lines(options.data)
         sequences = tokenize(lines, workspace.tokenizer, options.data.max_tokens, vocabulary)
-        return cls(workspace, options, batches(sequences, *batch_shape(None, None)))
+        return cls(
+            workspace, options, batch_size(workspace.model, workspace.anatomy).split(sequences)
+        )
 
     @property
     def anatomy(self) -> MoEMap:

@@ -26,12 +26,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlxfun.calibration.collect import batch_shape
 from mlxfun.calibration.options import METRICS
 from mlxfun.context import SILENT, Context
-from mlxfun.data.datasets import batches
 from mlxfun.errors import PlanError, StateError, UsageError
 from mlxfun.evaluation.evaluator import EvalSet, Evaluator
+from mlxfun.model.batch_size import batch_size
 from mlxfun.model.delta import Delta
 from mlxfun.model.parameters import unpacked_bytes, unpacked_shape
 from mlxfun.model.slicing import prune_layer
@@ -86,7 +85,7 @@ def plan_with_forwards(
             refit_experts=options.refit_experts,
         )
         require_memory(workspace, options)
-        given = batches(list(workspace.calibration), *batch_shape(None, None))
+        given = batch_size(workspace.model, workspace.anatomy).split(workspace.calibration)
         outcome = pass_.run(given, decision.chooser(pass_, ctx), ctx)
         plan = PrunePlan(
             outcome.keep,

@@ -16,7 +16,8 @@ from mlxfun.data.expert_lists import (
     read_expert_list,
     read_maps,
 )
-from mlxfun.data.scan_reports import Identity, identity_of, require_current
+from mlxfun.data.scan_reports import identity_of, require_current
+from mlxfun.editing.earlier import present
 from mlxfun.editing.editor import Editor, Live
 from mlxfun.errors import StateError, UsageError
 from mlxfun.model.anatomy import MoEMap
@@ -121,7 +122,7 @@ def stale_maps(editor: Editor, options: Choice) -> list[str]:
     """Warnings about maps made on other weights, StateError unless --allow-stale; and about a list
     made on another model.
     """
-    now = Identity(editor.checkpoint_id, editor.state, editor.model_name)
+    now = present(editor)
     root = editor.root_state
     found = [
         require_current(path, identity_of(read_document(path)), now, root, options.allow_stale)
@@ -129,7 +130,8 @@ def stale_maps(editor: Editor, options: Choice) -> list[str]:
         if path is not None
     ]
     if options.expert_list is not None:
-        found.append(list_warning(options.expert_list, Maker(now.model, now.model_name)))
+        maker = Maker(now.model, now.model_name)
+        found.append(list_warning(options.expert_list, maker, editor.earlier.recognises))
     return [warning for warning in found if warning]
 
 

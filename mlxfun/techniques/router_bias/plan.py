@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Literal
 from mlxfun.editing.plans import PLAN_VERSION, SavedExperts
 
 FILES = {"amplify": "amplification_metadata.json", "bake": "bake_metadata.json"}
+METHODS = {"amplify": "amplification", "bake": "bake"}
+"""What a technique is called in its file, in the words of other tools of the family."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +51,18 @@ class BoostPlan:
     @classmethod
     def metadata(cls, plans: Sequence[BoostPlan], saved: SavedExperts) -> dict[str, Any]:
         """A file for each of the two techniques, about its last plan."""
-        return {FILES[plan.technique]: plan._document() for plan in plans}
+        return {FILES[plan.technique]: plan._document(saved) for plan in plans}
 
-    def _document(self) -> dict[str, Any]:
-        found = {"method": self.technique, **self.about, **self._layers()}
+    def _document(self, saved: SavedExperts) -> dict[str, Any]:
+        """per_layer_bias is a list with one addend for each expert of the saved model, in its
+        order; `boosts` has the addends by the checkpoint's numbers of experts."""
+        layers = self._layers()
+        boosts = layers.pop("per_layer_bias")
+        found = {"method": METHODS[self.technique], **self.about, **layers, "boosts": boosts}
+        found["per_layer_bias"] = {
+            str(layer): [addends.get(expert, 0.0) for expert in saved.live[layer]]
+            for layer, addends in self.boosts.items()
+        }
         if self.technique == "amplify":
             found["amplified_layers"] = sorted(self.boosts)
         return found

@@ -19,15 +19,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlxfun.calibration.collect import batch_shape
 from mlxfun.context import SILENT, Context
-from mlxfun.data.datasets import batches, read_lines, tokenize
+from mlxfun.data.datasets import read_lines, tokenize
 from mlxfun.data.options import DatasetOptions
-from mlxfun.data.scan_reports import Identity, read_report, require_current
+from mlxfun.data.scan_reports import read_report, require_current
+from mlxfun.editing.earlier import present
 from mlxfun.editing.plans import Provenance
 from mlxfun.editing.reports import PlanReport, extended
 from mlxfun.errors import PlanError, StateError, UsageError
 from mlxfun.hooks.layerwise import Carrier
+from mlxfun.model.batch_size import batch_size
 from mlxfun.model.delta import Delta, LayerDelta
 from mlxfun.model.model_map import ModelMap
 from mlxfun.steering import rules as steer
@@ -69,7 +70,7 @@ def _batches(workspace: Workspace, data: DatasetOptions | None, what: str) -> li
     sequences = tokenize(
         read_lines(data), workspace.tokenizer, data.max_tokens, workspace.anatomy.vocabulary
     )
-    return batches(sequences, *batch_shape(None, None))
+    return batch_size(workspace.model, workspace.anatomy).split(sequences)
 
 
 # -- amplify ----------------------------------------------------------------------------------
@@ -133,8 +134,9 @@ def _amplification(
     """Boosts of the report's domain experts, the domain's name, and notes."""
     anatomy, editor = workspace.anatomy, workspace.editor
     found = read_report(options.domain_map, "domain", anatomy.indices, anatomy.num_experts)
-    now = Identity(editor.checkpoint_id, editor.state, editor.model_name)
-    stale = require_current(found.path, found.identity, now, editor.root_state, options.allow_stale)
+    stale = require_current(
+        found.path, found.identity, present(editor), editor.root_state, options.allow_stale
+    )
     boost = options.scale * np.maximum(0.0, found.composite - options.threshold) * found.more
     addends: Addends = {}
     gone = 0
@@ -149,7 +151,7 @@ def _amplification(
             f"{found.path} leaves nothing to amplify: {int(found.more.sum())} domain experts, "
             f"{gone} of them pruned, the others not above --threshold {options.threshold:g}"
         )
-    notes = [stale] if stale else []
+    notes = [*([stale] if stale else []), *found.notices]
     notes += [f"{gone} of the domain's experts are pruned and left out"] if gone else []
     return addends, found.domain_name, tuple(notes)
 

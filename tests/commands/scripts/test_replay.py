@@ -260,3 +260,22 @@ def test_a_replay_can_itself_be_recorded(make_bench: MakeBench, recorded: Path, 
     bench.engine.record(here / "again.mlxfun")
     bench.do("replay s.mlxfun")
     assert (here / "again.mlxfun").read_text() == recorded.read_text()
+
+
+def test_a_recording_with_the_identity_of_an_earlier_version_is_compared_by_its_names(
+    make_bench: MakeBench, recorded: Path
+) -> None:
+    text = recorded.read_text()
+    text = text.replace("#: checkpoint ", "#: checkpoint earlier-")
+    text = text.replace("#= state ", "#= state earlier-").replace(" staged ", " staged earlier-")
+    recorded.write_text(text)
+    bench = make_bench(seed=1)
+    ended = bench.run("replay s.mlxfun")
+    assert ended.error is None
+    assert isinstance(ended.report, ReplayReport)
+    assert ended.report.compared > 1
+    said = [event.text for event in bench.events if isinstance(event, Notice)]
+    assert any("made with the identity of an earlier version" in text for text in said)
+    # What is recorded meanwhile, and what comes after, has the names of today.
+    assert not any("earlier-" in line for line in bench.engine._bench.journal.lines)
+    assert bench.engine._bench.recorded_name("x") == "x"

@@ -202,7 +202,7 @@ def test_after_a_map_another_map_and_its_mode_are_completed() -> None:
 
     line = "steer --domain-map a.json --domain-mode boost --domain-map b.json "
     assert offered(line + "--dom") == ["--domain-map", "--domain-mode"]
-    assert offered(line + "--domain-mode s") == ["suppress"]
+    assert offered(line + "--domain-mode s") == ["suppress", "suppress-general"]
     assert offered(line + "--max-experts a") == ["all"]
 
 
@@ -266,3 +266,19 @@ def test_a_hub_set_is_prepared_as_asked(bench: Bench, monkeypatch: pytest.Monkey
     assert "'lang' is not COLUMN=VALUE" in str(
         bench.run("prepare-dataset a/b --where lang --output s.jsonl").error
     )
+
+
+def test_modes_of_mlx_fun_are_translated_and_recorded_by_our_names(bench: Bench) -> None:
+    for kind, theirs, ours in (
+        ("safety", "safe", "unsafe"),
+        ("safety", "unsafe", "safe"),
+        ("domain", "boost", "boost"),
+        ("domain", "suppress", "suppress-general"),
+    ):
+        line = f"steer --{kind}-map a.json --{kind}-mode {theirs}"
+        bench.do(f"{line} --ancestor-modes")
+        assert bench.sessions[0].steered.maps == (ScanMap(Path("a.json"), kind, ours, None),)
+        bench.do(line)
+        assert bench.sessions[0].steered.maps == (ScanMap(Path("a.json"), kind, theirs, None),)
+    bench.do("steer --safety-map a.json --ancestor-modes")
+    assert bench.sessions[0].steered.maps[0].mode == "unsafe", "there the default is theirs too"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 import pytest
 
+from mlxfun.calibration.archive import Archive
 from mlxfun.calibration.files import diff_files, merge_files, purge_files
 from mlxfun.calibration.ranking import RankOptions, rank_files
 from mlxfun.calibration.routing_stats import SUMS, RoutingStats
@@ -207,3 +211,49 @@ def test_whole_numbers_of_any_width_are_counts(tmp_path: Path) -> None:
     read = RoutingStats.read(tmp_path / "n.npz")
     assert read.sums["freq"].dtype == np.float64
     assert (read.sums["freq"][0, 0], read.samples, read.tokens) == (7.0, 3, 9)
+
+
+def npz(path: Path, **members: bytes) -> Path:
+    with ZipFile(path, "w", ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(f"{name}.npy", data)
+    return path
+
+
+def header(shape: tuple[int, ...], body: bytes) -> bytes:
+    stream = io.BytesIO()
+    described = {"descr": "<f8", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, described)
+    return stream.getvalue() + body
+
+
+def test_a_file_that_unpacks_to_gigabytes_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    zeros = header((1 << 14, 1 << 11), b"\0" * (1 << 28))
+    path = npz(tmp_path / "bomb.npz", freq=zeros, reap_sum=zeros)
+    assert path.stat().st_size < 1 << 20
+    tracemalloc.start()
+    with pytest.raises(DatasetError, match=r"holds 2 arrays of 512 MiB when unpacked"):
+        Archive(path)
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
+
+
+def test_an_array_whose_header_claims_more_than_there_is_is_not_made_room_for(
+    tmp_path: Path,
+) -> None:
+    path = npz(tmp_path / "x.npz", freq=header((1 << 20, 1 << 15), b"\0" * 64), reap_sum=b"")
+    with pytest.raises(DatasetError, match=r"is not an .npz of routing statistics, or is damaged"):
+        Archive(path)
+
+
+def test_many_arrays_are_refused(tmp_path: Path) -> None:
+    path = npz(tmp_path / "x.npz", **{f"a{i}": b"" for i in range(1000)})
+    with pytest.raises(DatasetError, match="holds 1,000 arrays"):
+        Archive(path)
+
+
+def test_pipes_and_devices_are_no_statistics(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.npz")
+    for path in (tmp_path / "x.npz", Path("/dev/zero")):
+        with pytest.raises(DatasetError, match="a pipe or a device"):
+            Archive(path)

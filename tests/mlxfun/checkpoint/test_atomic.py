@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,9 +19,11 @@ from mlxfun.checkpoint.load import load
 from mlxfun.checkpoint.options import SaveOptions
 from mlxfun.checkpoint.save import write
 from mlxfun.errors import Cancelled, SaveError
+from mlxfun.files import writer
 from tests.mlxfun import tiny_checkpoints as tiny
 from tests.mlxfun.exports import StopAt, export_of, refused, snapshot
 
+HOST = writer().split("-")[0]
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -55,10 +58,7 @@ KILLED = """
     ctx = StopAt(int(point), die) if point.isdigit() else StopAt(-1)
     if point == "moved aside":
         atomic.exchange = lambda *_: False
-        rename = Path.rename
-        def dying(self, to):
-            die() if ".saving-" in self.name else rename(self, to)
-        Path.rename = dying
+        atomic._place = die
     elif point == "after the exchange":
         atomic.shutil.rmtree = die
     elif point == "before the exchange":
@@ -109,8 +109,8 @@ def test_a_kill_at_any_point_leaves_the_old_or_the_new_model_whole(
 def test_a_save_cleans_up_after_a_killed_one(tmp_path: Path, source: Path) -> None:
     dead = subprocess.Popen(["true"])
     dead.wait()
-    stale = tmp_path / f".out.saving-{atomic._host()}-{dead.pid}-0123abcd"
-    running = tmp_path / f".out.saving-{atomic._host()}-{os.getpid()}-0123abcd"
+    stale = tmp_path / f".out.saving-{HOST}-{dead.pid}-0123abcd"
+    running = tmp_path / f".out.saving-{HOST}-{os.getpid()}-0123abcd"
     elsewhere = tmp_path / f".out.saving-00000000-{dead.pid}-0123abcd"
     for path in (stale, running, elsewhere):
         path.mkdir()
@@ -130,6 +130,83 @@ def test_where_directories_cannot_be_exchanged_the_old_one_is_moved_aside(
     write(export, SaveOptions(tmp_path / "out", force=True))
     assert not (tmp_path / "out" / "stale.safetensors").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "out"]
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_what_appears_in_the_target_during_a_save_is_not_deleted(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, exchanges: bool
+) -> None:
+    """Before the commit with --force, and in a new place or an empty directory without it."""
+    if not exchanges:
+        monkeypatch.setattr(atomic, "_rename", lambda *_: False)
+    export = export_of(source)
+    out = tmp_path / "out"
+    real = save_module.check
+
+    def meanwhile(*arguments: Any) -> Any:
+        out.mkdir(exist_ok=True)
+        (out / "thesis.txt").write_text("years of work")
+        return real(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(save_module, "check", meanwhile)
+        for prepare in (lambda: None, out.mkdir):
+            prepare()
+            with pytest.raises(SaveError, match="appeared while this was being saved"):
+                write(export, SaveOptions(out))
+            assert snapshot(out) == {"thesis.txt": b"years of work"}
+            shutil.rmtree(out)
+        tiny.write(out, tiny.QWEN3 | {"num_experts": 4})
+        before = snapshot(out)
+        with pytest.raises(SaveError, match=r"changed by something else .*\(thesis.txt\)"):
+            write(export, SaveOptions(out, force=True))
+        assert snapshot(out) == before | {"thesis.txt": b"years of work"}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "out"]
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_what_is_written_into_the_target_at_the_moment_of_the_exchange_comes_back(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, exchanges: bool
+) -> None:
+    export, out = export_of(source), tiny.write(tmp_path / "out", tiny.QWEN3 | {"num_experts": 4})
+    before = snapshot(out)
+    real, calls = atomic._require_same, []
+
+    def late(directory: Path, *rest: Any) -> None:
+        calls.append(directory)
+        if len(calls) == 2:  # the first look, right before, has found nothing
+            (directory / "thesis.txt").write_text("years of work")
+        real(directory, *rest)
+
+    monkeypatch.setattr(atomic, "_require_same", late)
+    if not exchanges:
+        monkeypatch.setattr(atomic, "exchange", lambda *_: False)
+    with pytest.raises(SaveError, match=r"changed by something else .*\(thesis.txt\)"):
+        write(export, SaveOptions(out, force=True))
+    assert snapshot(out) == before | {"thesis.txt": b"years of work"}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "out"]
+
+
+def test_the_old_model_is_kept_when_its_place_is_taken_while_it_is_aside(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export, out = export_of(source), tiny.write(tmp_path / "out", tiny.QWEN3 | {"num_experts": 4})
+    before = snapshot(out)
+    monkeypatch.setattr(atomic, "exchange", lambda *_: False)
+    real = atomic._place
+
+    def taken(temporary: Path, target: Path) -> None:
+        target.mkdir()
+        (target / "theirs").write_text("x")
+        real(temporary, target)
+
+    monkeypatch.setattr(atomic, "_place", taken)
+    with pytest.raises(SaveError, match=r"what was there before is now .*out\.before-save"):
+        write(export, SaveOptions(out, force=True))
+    assert snapshot(out) == {"theirs": b"x"}
+    atomic.sweep(tmp_path)
+    (kept,) = tmp_path.glob("out.before-save-*")
+    assert snapshot(kept) == before
 
 
 def test_this_system_exchanges_directories_in_one_call(tmp_path: Path) -> None:

@@ -151,6 +151,54 @@ def test_files_behind_links_are_copied_as_files(tmp_path: Path, source: Path) ->
     assert (tmp_path / "out" / "tokenizer.json").stat().st_size > 1000
 
 
+def test_links_to_files_that_are_not_the_models_are_left_out_and_named(
+    tmp_path: Path, source: Path
+) -> None:
+    (tmp_path / "id_ed25519").write_text("xprivatex")
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "netrc").write_text("xpasswordx")
+    (source / "LICENSE").symlink_to(tmp_path / "id_ed25519")
+    (source / "NOTICE").symlink_to(Path("..") / "secrets" / "netrc")
+    (source / "additional_chat_templates").symlink_to(tmp_path / "secrets")
+    (source / "USE_POLICY.md").write_text("be kind")
+    (source / "POLICY").symlink_to("USE_POLICY.md")
+    report = write(export_of(source), SaveOptions(tmp_path / "out"))
+    out = snapshot(tmp_path / "out")
+    assert not [name for name, data in out.items() if b"xprivatex" in data or b"xpasswordx" in data]
+    assert out["POLICY"] == b"be kind"
+    assert report.notices == (
+        "not copied, since they are links that lead out of the model's directory: LICENSE, NOTICE, "
+        "additional_chat_templates/netrc",
+    )
+
+
+def test_a_snapshot_of_the_hubs_cache_is_copied_whole(tmp_path: Path, source: Path) -> None:
+    repo = tmp_path / "models--a--b"
+    blobs, snap = repo / "blobs", repo / "snapshots" / "0123"
+    blobs.mkdir(parents=True)
+    snap.mkdir(parents=True)
+    for number, file in enumerate(sorted(source.iterdir())):
+        file.rename(blobs / str(number))
+        (snap / file.name).symlink_to(Path("..") / ".." / "blobs" / str(number))
+    (snap / "LICENSE").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").write_text("mine")
+    report = write(export_of(snap), SaveOptions(tmp_path / "out"))
+    assert (tmp_path / "out" / "tokenizer.json").stat().st_size > 1000
+    assert not (tmp_path / "out" / "LICENSE").exists()
+    assert "LICENSE" in report.notices[0]
+
+
+def test_a_tokenizer_behind_a_foreign_link_is_written_from_memory(
+    tmp_path: Path, source: Path
+) -> None:
+    (source / "tokenizer.json").rename(tmp_path / "t.json")
+    (source / "tokenizer.json").symlink_to(tmp_path / "t.json")
+    loaded = load(source)
+    write(export_of(source, tokenizer=loaded.tokenizer), SaveOptions(tmp_path / "out"))
+    text = "A word, and another."
+    assert load(tmp_path / "out").tokenizer.encode(text) == loaded.tokenizer.encode(text)
+
+
 def test_metadata_files_and_the_card_tell_what_was_done(tmp_path: Path, source: Path) -> None:
     metadata = {"reap_metadata.json": {"metric": "reap_sum", "keep_map": {"1": [0, 2]}}}
     export = export_of(

@@ -90,6 +90,25 @@ def test_a_report_of_another_tool_without_our_keys_is_read(tmp_path):
     assert found.identity == Identity("", "")
 
 
+def test_scores_of_mlx_fun_above_1_are_scaled_and_that_is_said(tmp_path):
+    document = write(tmp_path / "s.json")
+    for key in ("layer_indices", "significance"):
+        del document[key]
+    document["threshold_percentile"] = 90
+    document["composite_score"] = [[0.5, -4.0, 0.0, 1.0], [2.0, 0.0, 0.0, -1.0]]
+    (tmp_path / "old.json").write_text(json.dumps(document))
+    found = read_report(tmp_path / "old.json", "safety", LAYERS, 4)
+    np.testing.assert_allclose(
+        found.composite, [[0.125, -1.0, 0.0, 0.25], [0.5, 0.0, 0.0, -0.25]], atol=1e-12
+    )
+    (notice,) = found.notices
+    assert "composite scores up to 4, as mlx_fun writes them: they are divided by that" in notice
+    document["composite_score"][0][0] = float("inf")
+    (tmp_path / "old.json").write_text(json.dumps(document))
+    with pytest.raises(PlanError, match="needs composite_score"):
+        read_report(tmp_path / "old.json", "safety", LAYERS, 4)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
@@ -12,14 +13,8 @@ import tiny_models
 from rigs import keep_fewer
 
 from mlxfun.errors import DatasetError
-from mlxfun.evaluation.evaluator import (
-    EvalSet,
-    Evaluator,
-    Likelihood,
-    joined,
-    kl_figures,
-    perplexity,
-)
+from mlxfun.evaluation.evaluator import EvalSet, Evaluator, Likelihood
+from mlxfun.evaluation.figures import joined, kl_figures, perplexity
 from mlxfun.hooks.head import HeadTap
 from mlxfun.model.delta import Delta, LayerDelta
 from mlxfun.model.parameters import dequantised, requantised
@@ -42,12 +37,12 @@ def naive(model) -> list[np.ndarray]:
     return [log_softmax(np.array(model(mx.array(s[None])))[0, :-1]) for s in SEQUENCES]
 
 
-# Softcaps (gemma) and scales (granite) after the head cannot be rebuilt from hidden states.
+# With softcaps (gemma) and scales (granite) after the head.
 @pytest.mark.parametrize("name", tiny_models.RUNNABLE)
 def test_figures_equal_a_slow_reference_on_every_architecture(rig, name):
     r = rig(name)
     head = HeadTap(r.model, r.anatomy.head)
-    evaluator = Evaluator(r.model, head, 64)
+    evaluator = Evaluator(r.model, head, r.anatomy)
     base = naive(r.model)
     reference = evaluator.reference("base", DATA)
     undo = r.prune(keep_fewer(r.anatomy))
@@ -80,7 +75,7 @@ def test_figures_equal_a_slow_reference_on_every_architecture(rig, name):
 
 def test_a_reference_is_read_once_and_costs_no_forward_afterwards(rig):
     r = rig("qwen3_moe")
-    evaluator = Evaluator(r.model, HeadTap(r.model, r.anatomy.head), 64)
+    evaluator = Evaluator(r.model, HeadTap(r.model, r.anatomy.head), r.anatomy)
     first = evaluator.reference("base", DATA)
     calls = []
     evaluator._model = lambda *_: calls.append(1)
@@ -106,7 +101,7 @@ def edit_head(r) -> Delta:
 def test_a_reference_is_compared_by_its_own_head_after_the_head_was_edited(rig, name, mode):
     r = rig(name, mode=mode)
     assert r.map.head.tied == (name in ("hunyuan", "qwen3"))
-    evaluator = Evaluator(r.model, HeadTap(r.model, r.map.head), 64)
+    evaluator = Evaluator(r.model, HeadTap(r.model, r.map.head), r.anatomy)
     base = naive(r.model)
     reference = evaluator.reference(("base", ""), DATA)
     assert reference.hidden is not None, "compared by its hidden states, not by a second forward"
@@ -175,8 +170,29 @@ def test_nothing_to_evaluate_is_an_error():
 
 def test_batches_keep_the_logits_near_their_budget(rig):
     r = rig("qwen3_moe")
-    evaluator = Evaluator(r.model, None, 1 << 20)
+    evaluator = Evaluator(r.model, None, replace(r.anatomy, vocabulary=1 << 20))
     for batch in evaluator.batches(DATA):
         assert batch.tokens.size <= 64
     with nullcontext():
         assert sum(len(b.rows) for b in evaluator.batches(DATA)) == len(SEQUENCES)
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "gemma4_text", "granitemoe", "cohere", "gemma2"])
+def test_logits_in_chunks_give_the_figures_of_the_whole(rig, name, monkeypatch):
+    r = rig(name)
+    whole = Evaluator(r.model, HeadTap(r.model, r.map.head), r.anatomy)
+    chunked = Evaluator(r.model, HeadTap(r.model, r.map.head), r.anatomy)
+    monkeypatch.setattr(Evaluator, "_chunk", 5)
+    seen = []
+    real = chunked._logits
+    monkeypatch.setattr(chunked, "_logits", lambda h, *a: (seen.append(len(h)), real(h, *a))[1])
+    parts = chunked.reference(("base", ""), DATA)
+    assert parts.hidden is not None
+    assert max(seen) == 5
+    monkeypatch.setattr(Evaluator, "_chunk", 1 << 20)
+    at_once = whole.reference(("base", ""), DATA)
+    np.testing.assert_allclose(parts.likelihood.nll, at_once.likelihood.nll, rtol=1e-5)
+    np.testing.assert_array_equal(parts.likelihood.sequence, at_once.likelihood.sequence)
+    monkeypatch.setattr(Evaluator, "_chunk", 3)
+    _, (same,) = chunked.compare(DATA, [at_once], [nullcontext])
+    assert kl_figures([same])["kl_mean"] < 1e-5

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import tiny_models
 
-from mlxfun.calibration import collect
 from mlxfun.checkpoint.load import load
 from mlxfun.context import Context
-from mlxfun.data.datasets import Line, batches
+from mlxfun.data.datasets import Line
 from mlxfun.errors import Cancelled, DatasetError
+from mlxfun.model.batch_size import batch_size
 from mlxfun.scans import sample_routing
 from mlxfun.scans.sample_routing import Sample
 
@@ -63,7 +63,7 @@ def test_one_pass_and_one_evaluation_per_batch(rig, monkeypatch):
     real, calls = mx.eval, []
     monkeypatch.setattr(mx, "eval", lambda *a: (calls.append(1), real(*a)))
     sample_routing.scan(r.model, r.taps, SAMPLES)
-    todo = batches([s.tokens for s in SAMPLES], *collect.batch_shape(None, None))
+    todo = batch_size(r.model, r.anatomy).split([s.tokens for s in SAMPLES])
     assert len(calls) == len(todo) < len(SAMPLES)
 
 

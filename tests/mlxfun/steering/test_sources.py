@@ -73,6 +73,8 @@ def test_a_domain_is_boosted_or_suppressed_and_general_experts_are_left_alone(ti
     assert (boost.activate, boost.deactivate) == ({1: (5,)}, {})
     suppress = steer(tiny, domain(path, "suppress"))
     assert (suppress.activate, suppress.deactivate) == ({}, {1: (5,)})
+    general = steer(tiny, domain(path, "suppress-general"))
+    assert (general.activate, general.deactivate) == ({}, {1: (2,)})
 
 
 def test_activations_are_capped_at_top_k_by_strength_with_a_notice(tiny, tmp_path):

@@ -83,6 +83,7 @@ def test_it_is_staged_flipped_applied_undone_redone_and_saved(session, tmp_path)
 
 def check_saved(path, report, ablated) -> None:
     metadata = json.loads((path / "abliteration_metadata.json").read_text())
+    assert metadata["method"] == "abliteration"
     assert metadata["abliterated_layers"] == [0, 1, 2, 3, 4, 5]
     assert (metadata["target"], metadata["source_layer"]) == ("all", 3)
     assert metadata["direction_norms"] == {str(k): v for k, v in report.norms.items()}

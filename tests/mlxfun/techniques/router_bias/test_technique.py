@@ -97,11 +97,15 @@ def test_a_saved_amplification_opens_with_stock_loading_and_says_what_it_is(sess
     saved = session.save(SaveOptions(tmp_path / "out"))
     assert saved.gate["load"] == "ok"
     found = json.loads((tmp_path / "out" / "amplification_metadata.json").read_text())
-    assert found["method"] == "amplify"
+    assert found["method"] == "amplification"
     assert found["domain_name"] == "solidity"
     assert (found["scale"], found["threshold"]) == (2.0, 0.3)
     assert found["amplified_layers"] == [1]
-    assert found["per_layer_bias"] == {"1": {"4": pytest.approx(1.0)}}
+    experts = session.anatomy.num_experts
+    assert found["per_layer_bias"] == {
+        "1": pytest.approx([0.0] * 4 + [1.0] + [0.0] * (experts - 5))
+    }
+    assert found["boosts"] == {"1": {"4": pytest.approx(1.0)}}
     session.undo()
 
 

@@ -1,0 +1,142 @@
+"""How many tokens one forward takes: what the device allows and what fits in the memory that is free.
+
+A forward holds the outputs of the layers that are queued at a time. Their size is judged from the
+shapes of the weights: each token has a value for each output of a matrix, and for each output of
+the top-k of a stack of experts. Where even one batch turns out too large, it is halved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlxfun.context import SILENT, Context
+from mlxfun.data.datasets import Batch, Tokens, batches
+from mlxfun.errors import BudgetError
+from mlxfun.events import Notice
+from mlxfun.memory import free_bytes, is_out_of_memory, on_cpu, on_cuda
+from mlxfun.model.anatomy import MoEMap
+from mlxfun.text import readable_bytes
+
+Result = TypeVar("Result")
+
+CPU_BATCH = (2048, 4)
+GPU_BATCH = (8192, 16)
+"""(tokens, rows) of a batch. Measured: a CPU is fastest with 1 to 4 rows, a GPU wants many."""
+
+CUDA_ROUTED_ROWS = 65_535
+"""Tokens x top-k of a forward on CUDA: MLX lays them along a grid dimension of that size."""
+
+FREE_SHARE = 0.8
+"""Of what is free, the share that a batch may take: estimates are off by a few percent."""
+
+LEAST_TOKENS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSize:
+    """Bounds of a batch. bytes_per_token: judged, of what a forward holds for each token."""
+
+    tokens: int
+    rows: int
+    bytes_per_token: int
+
+    def split(self, sequences: Sequence[Tokens]) -> list[Batch]:
+        """The sequences in batches of this size."""
+        return batches(list(sequences), self.tokens, self.rows)
+
+    def summary(self) -> str:
+        """As it is announced."""
+        size = readable_bytes(self.tokens * self.bytes_per_token)
+        return f"batches of {self.tokens:,} tokens, about {size}"
+
+
+def batch_size(
+    model: nn.Module, anatomy: MoEMap, tokens: int | None = None, rows: int | None = None
+) -> BatchSize:
+    """The size that suits the device, the model and what is free now; `tokens` and `rows` where
+    they are given, within what the device allows."""
+    default = CPU_BATCH if on_cpu() else GPU_BATCH
+    each = bytes_per_token(model, anatomy)
+    most = tokens or default[0]
+    if on_cuda() and anatomy.layers:
+        most = min(most, CUDA_ROUTED_ROWS // anatomy.top_k)
+    free = free_bytes()
+    if tokens is None and free is not None:
+        most = min(most, max(LEAST_TOKENS, int(FREE_SHARE * free) // max(each, 1)))
+    return BatchSize(most, rows or default[1], each)
+
+
+def bytes_per_token(model: nn.Module, anatomy: MoEMap) -> int:
+    """Bytes that a forward without its head holds for each token, at most."""
+    head = anatomy.head.path if anatomy.head is not None else None
+    values, size = 0, 4
+    for path, module in model.named_modules():
+        weight = module.get("weight")
+        if not isinstance(weight, mx.array) or weight.ndim < 2 or path == head:
+            continue
+        if isinstance(module, nn.Embedding | nn.QuantizedEmbedding):
+            continue
+        scales = module.get("scales")
+        dtype = weight.dtype if scales is None else scales.dtype
+        if mx.issubdtype(dtype, mx.floating):
+            size = dtype.size
+        values += weight.shape[-2] * (max(anatomy.top_k, 1) if weight.ndim == 3 else 1)
+    return values * size
+
+
+def each_batch(
+    todo: Sequence[Batch], work: Callable[[Batch], Result], ctx: Context = SILENT
+) -> Iterator[tuple[Batch, Result]]:
+    """`work` on each batch, in halves where memory does not suffice for the whole.
+
+    Checks for a cancel before each. Raises BudgetError when a single row does not fit.
+    """
+    most: int | None = None
+    waiting = list(reversed(todo))
+    while waiting:
+        batch = waiting.pop()
+        if most is not None and batch.tokens.size > most and len(batch.rows) > 1:
+            waiting.extend(reversed(_halves(batch)))
+            continue
+        ctx.check()
+        try:
+            result = work(batch)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            said = str(error)
+        else:
+            yield batch, result
+            continue
+        # Outside the handler, whose traceback keeps the arrays of the failed forward alive.
+        mx.clear_cache()
+        if len(batch.rows) == 1:
+            raise BudgetError(
+                f"one sequence of {batch.tokens.size:,} tokens does not fit in memory "
+                f"({said[:100]}); lower --max-tokens"
+            )
+        most = batch.tokens.size // 2
+        ctx.emit(
+            Notice(
+                "warning",
+                f"a batch of {batch.tokens.size:,} tokens did not fit in memory; going on with "
+                f"batches of at most {most:,}",
+            )
+        )
+        waiting.append(batch)
+
+
+def _halves(batch: Batch) -> list[Batch]:
+    """The first and the second half of the rows, as wide as their longest row."""
+    middle = (len(batch.rows) + 1) // 2
+    found = []
+    for part in (slice(0, middle), slice(middle, None)):
+        mask = batch.mask[part]
+        width = int(mask.sum(axis=1).max())
+        found.append(Batch(batch.tokens[part, :width], mask[:, :width], batch.rows[part]))
+    return found
