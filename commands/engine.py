@@ -30,6 +30,7 @@ from mlxfun.generation.reports import ChatReport
 from mlxfun.report import Report
 from mlxfun.session.reports import SessionView
 from mlxfun.session.worker import Worker
+from mlxfun.text import brief
 
 if TYPE_CHECKING:
     from mlxfun.session.session import Session
@@ -190,8 +191,10 @@ class Engine:
         try:
             report = command.handler(Call(bench, parsed.params, ctx))
         except BaseException as problem:
+            if isinstance(problem, MlxfunError):
+                problem.args = (brief(str(problem), *registry.split(line)),)
             if written:
-                bench.journal.failed(str(problem))
+                bench.journal.failed(brief(str(problem)))
             self._remember(command, None, str(problem))
             raise
         self._remember(command, report, None)

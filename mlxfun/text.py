@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import metadata
 from typing import Any
 
@@ -109,6 +110,31 @@ def escaped(json_text: str) -> str:
         c if c in "\n\t" or c.isprintable() or _picture(c) == c else f"\\u{ord(c):04x}"
         for c in json_text
     )
+
+
+_LONG = re.compile(rf"(\S{{{QUOTED}}})\S+")
+LONGEST = 4000
+"""The most characters of a message."""
+
+
+def brief(message: str, *words: str) -> str:
+    """`message` with long words cut to `QUOTED` characters, and cut in the middle if still long.
+
+    words: values that it may quote whole, blanks included.
+
+    >>> len(brief("no such file: " + "x" * 5000))
+    217
+    """
+    if len(message) <= QUOTED:
+        return message
+    for word in words:
+        if len(word) > QUOTED:
+            for quoted in (word, repr(word)[1:-1]):
+                message = message.replace(quoted, cut(quoted))
+    message = _LONG.sub(r"\1...", message)
+    if len(message) > LONGEST:
+        message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 4 :]}"
+    return message
 
 
 def counted(count: int, one: str, more: str) -> str:

@@ -22,7 +22,7 @@ from mlxfun.report import Report
 from mlxfun.session.variants import RecipeReport, Variant, best, loss_svg, shortfall
 from mlxfun.steering.command_line import line_of
 from mlxfun.steering.reports import SteerReport
-from mlxfun.text import escaped, visible
+from mlxfun.text import cut, escaped, shown, visible
 
 WRITTEN = {
     "report.json": Kind("report of a recipe", json_with("variants")),
@@ -136,7 +136,7 @@ class RecipeRun:
     def _run_line(self, line: str) -> JobEnded:
         ended = self.bench.wiring.nested(line, self.ctx)
         if ended.cancelled:
-            raise Cancelled(f"cancelled at {line!r}")
+            raise Cancelled(f"cancelled at {shown(line)}")
         if ended.error is not None:
             raise _LineFailed(ended.error)
         return ended
@@ -145,7 +145,7 @@ class RecipeRun:
         try:
             self._run_line(line)
         except _LineFailed as problem:
-            raise RecipeError(f"{line}: {problem}") from None
+            raise RecipeError(f"{cut(line)}: {problem}") from None
 
     # -- the report ---------------------------------------------------------------------------
 

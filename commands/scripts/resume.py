@@ -25,7 +25,7 @@ from mlxfun.context import Context
 from mlxfun.errors import StateError, UsageError
 from mlxfun.events import Notice
 from mlxfun.report import Report
-from mlxfun.text import counted, shown
+from mlxfun.text import counted, cut, shown
 
 SUFFIX = ".mlxfun"
 SHOWN = 5  # names of kept sessions in a message
@@ -49,7 +49,7 @@ class ResumeReport(Report):
         if self.passed:
             text += f", {self.passed} that only wrote files left out"
         if self.cut:
-            text += f'; "{self.cut}" was cut short and has not been run again'
+            text += f'; "{cut(self.cut)}" was cut short and has not been run again'
         return text
 
 

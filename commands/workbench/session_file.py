@@ -25,6 +25,7 @@ from pathlib import Path
 from mlxfun.data.options import require_seed
 from mlxfun.errors import UsageError
 from mlxfun.files import read_text
+from mlxfun.text import shown
 
 MAGIC = "#!mlxfun-session"
 FORMAT = 2
@@ -128,7 +129,7 @@ def _read_line(text: str, number: int, header: dict[str, str], entries: list[Ent
         version = text.removeprefix(MAGIC).strip()
         if version not in map(str, FORMATS):
             raise ValueError(
-                f"session format {version!r} is unknown, this program reads "
+                f"session format {shown(version)} is unknown, this program reads "
                 f"{' and '.join(map(str, FORMATS))}"
             )
     elif text.startswith("#:"):
@@ -139,10 +140,10 @@ def _read_line(text: str, number: int, header: dict[str, str], entries: list[Ent
         match = _MARK.match(text)
         if match is None:
             raise ValueError(
-                f"{text!r} is not of the form '#= state ID' or '#= state ID staged ID'"
+                f"{shown(text)} is not of the form '#= state ID' or '#= state ID staged ID'"
             )
         if not entries or entries[-1].mark is not None:
-            raise ValueError(f"{text!r} follows no command")
+            raise ValueError(f"{shown(text)} follows no command")
         entries[-1].mark = Mark(match[1], match[2], match[3] or "")
     elif text and not text.startswith("#"):
         entries.append(Entry(number, decode(text)))
@@ -156,10 +157,11 @@ def _format_of(text: str) -> int:
 
 def _check_header(key: str, value: str) -> None:
     if key not in KEYS or not value.strip():
-        raise ValueError(f"header line {key!r} is not one of {', '.join(KEYS)} with a value")
+        raise ValueError(f"header line {shown(key)} is not one of {', '.join(KEYS)} with a value")
     if key == "seed":
         try:
             require_seed(int(value))
         except (ValueError, UsageError):
-            shown = value.strip()[:40]
-            raise ValueError(f"the seed {shown!r} is not a whole number from 0 on") from None
+            raise ValueError(
+                f"the seed {shown(value.strip(), 40)} is not a whole number from 0 on"
+            ) from None
