@@ -228,6 +228,8 @@ class Source(click.ParamType[str]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if not str(value).strip():
             self.fail(f"the {self.name} is empty", param, ctx)
+        if "\0" in str(value):
+            self.fail(f"the {self.name} {shown(str(value))} holds a zero byte", param, ctx)
         return str(value)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:

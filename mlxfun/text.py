@@ -46,7 +46,10 @@ def shown(value: object, most: int = QUOTED) -> str:
     """
     if isinstance(value, str):
         return repr(value if len(value) <= most else value[:most] + "...")
-    return cut(repr(value), most)
+    try:
+        return cut(repr(value), most)
+    except (ValueError, RecursionError):  # thousands of digits, or of brackets
+        return f"a very long {type(value).__name__}"
 
 
 def cut(text: str, most: int = QUOTED) -> str:

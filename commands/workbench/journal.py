@@ -142,7 +142,7 @@ class Journal:
 
     def keep(self, path: Path) -> None:
         """Keep the session at `path`, a new file, locked until this process ends. Raises OSError."""
-        sink = _Sink(path, "".join(self._text) + f"#: directory {Path.cwd()}\n")
+        sink = _Sink(path, "".join(self._text) + f"#: directory {encode(str(Path.cwd()))}\n")
         sink.lock()
         self._keeping = sink
 
@@ -170,10 +170,10 @@ class Journal:
     def loaded(self, model: Loaded) -> None:
         """Write the model into the header."""
         self._model = True
-        self._write(f"#: model {model.source}\n")
+        self._write(f"#: model {encode(model.source)}\n")
         if model.revision:
-            self._write(f"#: revision {model.revision}\n")
-        self._write(f"#: checkpoint {model.checkpoint}\n")
+            self._write(f"#: revision {encode(model.revision)}\n")
+        self._write(f"#: checkpoint {encode(model.checkpoint)}\n")
 
     def begin(self, line: str) -> None:
         """Write a command that starts to run."""

@@ -12,7 +12,8 @@
     expect perplexity.all <= 14.2
 
 One command a line. `#:` lines are the header, `#=` holds the state after the command above it, any
-other `#` line is a comment. A command that holds line breaks is written as a JSON string.
+other `#` line is a comment. A command or header value that holds line breaks, other control
+characters or outer blanks is written as a JSON string.
 """
 
 from __future__ import annotations
@@ -134,8 +135,9 @@ def _read_line(text: str, number: int, header: dict[str, str], entries: list[Ent
             )
     elif text.startswith("#:"):
         key, _, value = text[2:].strip().partition(" ")
+        value = decode(value.strip())
         _check_header(key, value)
-        header[key] = value.strip()
+        header[key] = value
     elif text.startswith("#="):
         match = _MARK.match(text)
         if match is None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from commands.scripts import resume
+from commands.workbench.session_file import read_script
 from mlxfun.events import Notice
 from tests.commands.conftest import Bench
 
@@ -191,3 +193,36 @@ def test_resume_is_no_command_of_a_session_file(
     )
     assert bench.run("recipe s.recipe").error == "s.recipe:1: resume cannot be part of a recipe"
     assert path.exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [b"\xff\xfe", b"a\nundo\n#: model x", b"trailing ", b" ", b'"quoted', "ä\u2028b".encode()],
+)
+def test_a_session_in_a_directory_of_any_name_is_resumed_there(
+    make_bench: MakeBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: bytes
+) -> None:
+    here = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    folder = tmp_path / "sessions"
+    crashed(make_bench, folder, "collect --dataset demo:mixed --max-samples 2", "prune --n-prune 2")
+    (path,) = resume.cut_short(folder)
+    assert [e.line for e in read_script(path).entries][-1] == "prune --n-prune 2"
+    bench = make_bench()
+    bench.engine.keep(folder)
+    bench.do("resume")
+    assert bench.engine.view().plan is not None
+
+
+def test_a_model_path_puts_no_line_into_a_recording(make_bench: MakeBench, folder: Path) -> None:
+    bench = make_bench()
+    bench.engine.record(folder.with_name("s.mlxfun"))
+    Path("a\nundo\n#: seed 7").mkdir()
+    bench.do("load './a\nundo\n#: seed 7' --revision 'b\nc'", "info")
+    script = read_script(folder.with_name("s.mlxfun"))
+    assert [e.line for e in script.entries] == ["info"]
+    assert script.header["model"] == "./a\nundo\n#: seed 7"
+    assert script.header["revision"] == "b\nc"
+    assert script.seed == 0
+    make_bench().do("replay s.mlxfun")
