@@ -28,6 +28,7 @@ import numpy as np
 from mlxfun.context import SILENT, Context
 from mlxfun.data.datasets import Batch, batches
 from mlxfun.hooks.head import HeadTap, Logits
+from mlxfun.hooks.pace import paced
 from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.batch_size import BatchSize, batch_size, each_batch
 from mlxfun.model.distributions import log_softmax
@@ -284,7 +285,7 @@ class Evaluator:
     def _hidden(self, tokens: mx.array) -> mx.array:
         """What enters the head, [B, T, D], lazy."""
         assert self._head is not None
-        with self._head.watching():
+        with self._head.watching(), paced(self._model, self._anatomy):
             self._model(tokens)
             seen = self._head.seen
         if seen is None:

@@ -28,7 +28,8 @@ from mlxfun.errors import Cancelled
 from mlxfun.generation.kv_cache import CachePool, Key, KVCache
 from mlxfun.generation.options import GenerateOptions
 from mlxfun.generation.sampling import Sampler
-from mlxfun.hooks.routing import StepRouting, Taps
+from mlxfun.hooks.routing import Taps
+from mlxfun.hooks.step_routing import StepRouting
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array

@@ -23,12 +23,12 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
-from mlxfun.arrays import Array
 from mlxfun.errors import HookError
 from mlxfun.hooks.intercept import Hooks
+from mlxfun.hooks.pace import Pace
 from mlxfun.hooks.routers import GateWeight, list_block, product_class
+from mlxfun.hooks.step_routing import Stepping, output_norms, require_all
 from mlxfun.model.anatomy import MoELayer, MoEMap
 from mlxfun.model.live_experts import LiveExperts
 
@@ -77,25 +77,6 @@ class Client(Protocol):
 
     def completed(self, tap: LayerTap, record: Record) -> None:
         """The weights of the record are known."""
-
-
-def output_norms(y: mx.array) -> mx.array:
-    """L2 norms [..., K] of expert outputs y [..., K, D], in float32.
-
-    In float32 because bfloat16 sums of squares lose three digits. On a GPU the cast and the square
-    are fused, which halves the memory traffic of the largest thing that statistics read; the CPU
-    backend gains nothing and would start a compiler.
-    """
-    if mx.default_device() == mx.Device(mx.gpu):
-        return _fused_norms(y)
-    return _norms(y)
-
-
-def _norms(y: mx.array) -> mx.array:
-    return mx.sqrt(mx.sum(mx.square(y.astype(mx.float32)), axis=-1))
-
-
-_fused_norms = mx.compile(_norms, shapeless=True)
 
 
 class LayerTap:
@@ -227,7 +208,7 @@ class Recording:
         """
         records, self._records = self._records, {}
         if records:
-            _require_all(self.positions, records)
+            require_all(self.positions, records)
         return [records.get(position, []) for position in self.positions]
 
 
@@ -242,15 +223,14 @@ class Reduction:
     positions: tuple[int, ...]
     reduce: Reduce
     _arrays: dict[int, list[mx.array]] = field(default_factory=dict)
+    _pace: Pace = field(default_factory=Pace)
 
     def opened(self, tap: LayerTap, record: Record) -> None:
         pass
 
     def completed(self, tap: LayerTap, record: Record) -> None:
         reduced = self.reduce(tap, record)
-        # The layer's output [N, K, D] is needed for its norms. Scheduled here it can be freed when
-        # the next layer runs; left to the end of the forward, those of all layers are held.
-        mx.async_eval(reduced)
+        self._pace(reduced)
         self._arrays.setdefault(tap.layer.position, []).append(reduced)
 
     def drain(self) -> list[mx.array]:
@@ -259,79 +239,9 @@ class Reduction:
         Raises HookError for a layer whose weights no forward showed.
         """
         arrays, self._arrays = self._arrays, {}
-        _require_all(self.positions, arrays)
+        self._pace.end()
+        require_all(self.positions, arrays)
         return [sum(arrays[position][1:], arrays[position][0]) for position in self.positions]
-
-
-@dataclass(frozen=True, slots=True)
-class StepRouting:
-    """The routing of a forward over one token, on the device and queued: experts int [L, K],
-    weights [L, K], norms float32 [L, K] or None. K is the widest layer's."""
-
-    experts: mx.array
-    weights: mx.array
-    norms: mx.array | None
-
-    def arrays(self) -> list[mx.array]:
-        """All of it."""
-        return [a for a in (self.experts, self.weights, self.norms) if a is not None]
-
-    def on_host(self) -> tuple[Array, Array, Array | None]:
-        """Experts int32 [L, K], -1 where unused with weight 0; weights float32 and norms [L, K].
-
-        Waits for the forward.
-        """
-        experts, weights = np.array(self.experts).astype(np.int32), np.array(self.weights)
-        # Layers with a smaller top-k, and longcat's zero experts, which carry weight 0.
-        experts[weights == 0] = -1
-        return experts, weights, None if self.norms is None else np.array(self.norms)
-
-
-class Stepping:
-    """Collects the routing of one forward over one token, [L] of each. See Taps.stepping."""
-
-    def __init__(self, width: int, layers: int, norms: bool) -> None:
-        self._width, self._norms = width, norms
-        self.indices: list[mx.array | None] = [None] * layers
-        self.weights: list[mx.array | None] = [None] * layers
-        self.norms: list[mx.array | None] = [None] * layers
-
-    def opened(self, position: int, indices: mx.array, y: mx.array) -> None:
-        """A layer has routed its token to `indices`, in checkpoint numbers."""
-        self.indices[position] = indices
-        if self._norms:
-            self.norms[position] = output_norms(y)
-
-    def stacked(self) -> StepRouting | None:
-        """What was collected, lazy; None for a model without experts.
-
-        Raises HookError for a layer whose weights the forward did not show.
-        """
-        if not self.indices:
-            return None
-        _require_all(
-            range(len(self.weights)), {i: w for i, w in enumerate(self.weights) if w is not None}
-        )
-        return StepRouting(
-            self._stack(self.indices),
-            self._stack(self.weights).astype(mx.float32),
-            self._stack(self.norms) if self._norms else None,
-        )
-
-    def _stack(self, arrays: Sequence[mx.array | None]) -> mx.array:
-        rows = [a.reshape(-1) for a in arrays if a is not None]
-        if any(row.size != self._width for row in rows):
-            rows = [mx.pad(row, (0, self._width - row.size)) for row in rows]
-        return mx.stack(rows)
-
-
-def _require_all(positions: Sequence[int], seen: dict[int, Any]) -> None:
-    missed = [position for position in positions if position not in seen]
-    if missed:
-        raise HookError(
-            f"the forward did not show the routing of MoE layers {missed}: this architecture "
-            "computes them in a way that mlxfun does not know; please report it"
-        )
 
 
 class Taps:

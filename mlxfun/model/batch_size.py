@@ -2,12 +2,12 @@
 
 A forward holds the outputs of the layers that are queued at a time. Their size is judged from the
 shapes of the weights: each token has a value for each output of a matrix, and for each output of
-the top-k of a stack of experts. Where even one batch turns out too large, it is halved.
+the top-k of a stack of experts. A batch that turns out too large all the same is halved.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -20,6 +20,7 @@ from mlxfun.errors import BudgetError
 from mlxfun.events import Notice
 from mlxfun.memory import free_bytes, is_out_of_memory, on_cpu, on_cuda
 from mlxfun.model.anatomy import MoEMap
+from mlxfun.model.anatomy.layers import decoder_layers, in_order
 from mlxfun.text import readable_bytes
 
 Result = TypeVar("Result")
@@ -35,6 +36,9 @@ FREE_SHARE = 0.8
 """Of what is free, the share that a batch may take: estimates are off by a few percent."""
 
 LEAST_TOKENS = 64
+
+HELD_LAYERS = 3
+"""The layer that runs, the one that is queued behind it, and copies (gates times values, norms)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,20 +76,32 @@ def batch_size(
 
 
 def bytes_per_token(model: nn.Module, anatomy: MoEMap) -> int:
-    """Bytes that a forward without its head holds for each token, at most."""
-    head = anatomy.head.path if anatomy.head is not None else None
+    """Bytes that a forward without its head holds for each token: of HELD_LAYERS of its widest
+    layers, as forwards over many tokens run one layer ahead (mlxfun.hooks.pace)."""
+    modules = in_order(model)
+    top_k = max(anatomy.top_k, 1)
+    widest = max(
+        (
+            _layer_bytes(modules, f"{layer.path}.", top_k)
+            for layer in decoder_layers(modules, anatomy)
+        ),
+        default=0,
+    )
+    return HELD_LAYERS * widest
+
+
+def _layer_bytes(modules: Mapping[str, nn.Module], prefix: str, top_k: int) -> int:
+    """Bytes of a token's values at the outputs of all matrices of a layer."""
     values, size = 0, 4
-    for path, module in model.named_modules():
-        weight = module.get("weight")
-        if not isinstance(weight, mx.array) or weight.ndim < 2 or path == head:
-            continue
-        if isinstance(module, nn.Embedding | nn.QuantizedEmbedding):
+    for path, module in modules.items():
+        weight = module.get("weight") if path.startswith(prefix) else None
+        if not isinstance(weight, mx.array) or weight.ndim < 2:
             continue
         scales = module.get("scales")
         dtype = weight.dtype if scales is None else scales.dtype
         if mx.issubdtype(dtype, mx.floating):
             size = dtype.size
-        values += weight.shape[-2] * (max(anatomy.top_k, 1) if weight.ndim == 3 else 1)
+        values += weight.shape[-2] * (top_k if weight.ndim == 3 else 1)
     return values * size
 
 

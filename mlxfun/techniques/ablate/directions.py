@@ -22,6 +22,7 @@ import numpy as np
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import ModelError, PlanError, UsageError
 from mlxfun.hooks.layerwise import intercepting
+from mlxfun.hooks.pace import Pace
 from mlxfun.techniques.ablate.options import POSITIONS, parse_range
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ def _sums(model: Any, layers: Sequence[nn.Module], batch: Batch) -> Array:
     mean = (batch.mask / lengths[:, None]).astype(np.float32)
     weights = mx.array(np.stack([last, mean]).reshape(len(POSITIONS), -1))
     sums: list[mx.array] = []
+    pace = Pace()
 
     def watch(_: int, own: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         out = own(*args, **kwargs)
@@ -100,6 +102,7 @@ def _sums(model: Any, layers: Sequence[nn.Module], batch: Batch) -> Array:
         if hidden.ndim == 4:  # several streams side by side: what they hold on average
             hidden = mx.mean(hidden, axis=2)
         sums.append(weights @ hidden.reshape(-1, hidden.shape[-1]).astype(mx.float32))
+        pace(sums[-1])
         return out
 
     with intercepting(layers, watch):

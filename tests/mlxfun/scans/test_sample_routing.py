@@ -58,13 +58,14 @@ def test_a_scan_equals_one_sample_at_a_time(rig, name):
     assert found.answer_tokens == 8 + 7 + 1 + 12
 
 
-def test_one_pass_and_one_evaluation_per_batch(rig, monkeypatch):
+def test_one_pass_and_at_most_one_wait_a_layer_per_batch(rig, monkeypatch):
     r = rig("qwen3_moe")
     real, calls = mx.eval, []
     monkeypatch.setattr(mx, "eval", lambda *a: (calls.append(1), real(*a)))
     sample_routing.scan(r.model, r.taps, SAMPLES)
     todo = batch_size(r.model, r.anatomy).split([s.tokens for s in SAMPLES])
-    assert len(calls) == len(todo) < len(SAMPLES)
+    assert len(todo) < len(SAMPLES)
+    assert len(calls) <= len(todo) * len(r.anatomy.layers)
 
 
 def test_a_cancel_stops_between_batches_and_leaves_no_tap_recording(rig):

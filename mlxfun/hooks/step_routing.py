@@ -1,0 +1,111 @@
+"""The routing of one decoding step, stacked on the device: a few kernels a token, not a few a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlxfun.arrays import Array
+from mlxfun.errors import HookError
+
+
+def output_norms(y: mx.array) -> mx.array:
+    """L2 norms [..., K] of expert outputs y [..., K, D], in float32.
+
+    In float32 because bfloat16 sums of squares lose three digits. On a GPU the cast and the square
+    are fused, which halves the memory traffic of the largest thing that statistics read; the CPU
+    backend gains nothing and would start a compiler.
+    """
+    if mx.default_device() == mx.Device(mx.gpu):
+        return _fused_norms(y)
+    return _norms(y)
+
+
+def _norms(y: mx.array) -> mx.array:
+    return mx.sqrt(mx.sum(mx.square(y.astype(mx.float32)), axis=-1))
+
+
+_fused_norms = mx.compile(_norms, shapeless=True)
+
+
+@dataclass(frozen=True, slots=True)
+class StepRouting:
+    """The routing of a forward over one token, on the device and queued: experts int [L, K],
+    weights [L, K], norms float32 [L, K] or None. K is the widest layer's."""
+
+    experts: mx.array
+    weights: mx.array
+    norms: mx.array | None
+
+    def arrays(self) -> list[mx.array]:
+        """All of it."""
+        return [a for a in (self.experts, self.weights, self.norms) if a is not None]
+
+    def on_host(self) -> tuple[Array, Array, Array | None]:
+        """Experts int32 [L, K], -1 where unused with weight 0; weights float32 and norms [L, K].
+
+        Waits for the forward.
+        """
+        experts, weights = np.array(self.experts).astype(np.int32), np.array(self.weights)
+        # Layers with a smaller top-k, and longcat's zero experts, which carry weight 0.
+        experts[weights == 0] = -1
+        return experts, weights, None if self.norms is None else np.array(self.norms)
+
+
+class Stepping:
+    """Collects the routing of one forward over one token, [L] of each. See Taps.stepping."""
+
+    def __init__(self, width: int, layers: int, norms: bool) -> None:
+        self._width, self._norms = width, norms
+        self.indices: list[mx.array | None] = [None] * layers
+        self.weights: list[mx.array | None] = [None] * layers
+        self.outputs: list[mx.array | None] = [None] * layers
+
+    def opened(self, position: int, indices: mx.array, y: mx.array) -> None:
+        """A layer has routed its token to `indices`, in checkpoint numbers; y: [..., K, D]."""
+        self.indices[position] = indices
+        if self._norms:
+            self.outputs[position] = y
+
+    def stacked(self) -> StepRouting | None:
+        """What was collected, lazy; None for a model without experts.
+
+        Raises HookError for a layer whose weights the forward did not show.
+        """
+        if not self.indices:
+            return None
+        require_all(
+            range(len(self.weights)), {i: w for i, w in enumerate(self.weights) if w is not None}
+        )
+        return StepRouting(
+            self._stack(self.indices),
+            self._stack(self.weights).astype(mx.float32),
+            self._norms_of_all() if self._norms else None,
+        )
+
+    def _norms_of_all(self) -> mx.array:
+        """float32 [L, K], of all layers at once: a few kernels a token and not a few a layer."""
+        outputs = [y.reshape(-1, y.shape[-1]) for y in self.outputs if y is not None]
+        if len({y.shape for y in outputs}) > 1:
+            return self._stack([output_norms(y) for y in outputs])
+        norms = output_norms(mx.stack(outputs))
+        return mx.pad(norms, [(0, 0), (0, self._width - norms.shape[1])])
+
+    def _stack(self, arrays: Sequence[mx.array | None]) -> mx.array:
+        rows = [a.reshape(-1) for a in arrays if a is not None]
+        if any(row.size != self._width for row in rows):
+            rows = [mx.pad(row, (0, self._width - row.size)) for row in rows]
+        return mx.stack(rows)
+
+
+def require_all(positions: Sequence[int], seen: dict[int, Any]) -> None:
+    missed = [position for position in positions if position not in seen]
+    if missed:
+        raise HookError(
+            f"the forward did not show the routing of MoE layers {missed}: this architecture "
+            "computes them in a way that mlxfun does not know; please report it"
+        )
