@@ -5,7 +5,6 @@ Only the standard library and Click are imported at the top, so that --help is i
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from commands import interrupts
+from commands import interrupts, streams
 from commands.config import Config, read_config
 from commands.guides.index import GUIDES
 from commands.types import Seed
@@ -160,7 +159,9 @@ def _check(start: Start) -> None:
         raise click.UsageError("--headless has nothing to do: give -c COMMAND or --replay FILE")
     if start.record and start.replay and start.record.resolve() == start.replay.resolve():
         raise click.UsageError(f"--record and --replay both name {start.record}")
-    if start.front_end == "screen" and not (sys.stdin.isatty() and sys.stdout.isatty()):
+    # The screen is drawn on stderr.
+    terminals = all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
+    if start.front_end == "screen" and not terminals:
         raise click.UsageError(
             "no terminal to draw on: add --headless to run -c or --replay in a script, or --plain "
             "to read commands line by line"
@@ -175,10 +176,10 @@ def run(start: Start) -> int:
     if wrong is not None and wrong.error is not None:
         if not start.as_json:
             raise click.UsageError(wrong.error)
-        from commands.output.as_json import report_json
+        from commands.output.as_json import json_line
 
-        click.echo(json.dumps(report_json(wrong)))
-        click.echo(f"{NAME}: {wrong.error}", err=True)
+        click.echo(json_line(wrong))
+        streams.say(f"{NAME}: {wrong.error}")
         return USAGE
     engine = _engine(start)
     try:
@@ -188,8 +189,7 @@ def run(start: Start) -> int:
     if engine.alive:
         # A thread inside MLX cannot be stopped, and finalising the interpreter while it runs
         # crashes: exit without finalising.
-        sys.stdout.flush()
-        sys.stderr.flush()
+        streams.finish()
         os._exit(code)
     return code
 
@@ -222,7 +222,7 @@ def _engine(start: Start) -> Engine:
             engine.close(CLOSE_SECONDS)
             raise click.UsageError(f"--record: {problem}") from None
         if moved is not None:
-            click.echo(f"the older recording {start.record} is now {moved}", err=True)
+            streams.say(f"the older recording {start.record} is now {moved}")
     return engine
 
 
@@ -233,7 +233,7 @@ def _keep(engine: Engine) -> None:
     try:
         engine.keep(default_folder())
     except OSError as problem:
-        click.echo(f"the session is not kept in case of a crash: {problem}", err=True)
+        streams.say(f"the session is not kept in case of a crash: {problem}")
 
 
 def _identities() -> Path:
@@ -268,8 +268,11 @@ def _guarded(start: Start, engine: Engine) -> int:
     except BrokenPipeError:
         # The reader of our output is gone; nothing more may be written, not even by the
         # interpreter's last flush.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        streams.discard(sys.stdout)
         return BROKEN_PIPE
+    except streams.OutputLost as problem:
+        streams.discard(sys.stdout)
+        return _output_lost(str(problem))
 
 
 def _front_end(start: Start, engine: Engine) -> int:
@@ -284,7 +287,7 @@ def _front_end(start: Start, engine: Engine) -> int:
         except UsageError as problem:  # what only the screen can judge: themes and keys
             raise click.UsageError(str(problem)) from None
         if engine.recording is not None:
-            click.echo(f"recorded: {NAME} --headless --replay {engine.recording}", err=True)
+            streams.say(f"recorded: {NAME} --headless --replay {engine.recording}")
         return int(code)
     from commands.runners.event_printer import EventPrinter
 
@@ -300,7 +303,7 @@ def _front_end(start: Start, engine: Engine) -> int:
 
 def _interrupted(problem: KeyboardInterrupt) -> int:
     interrupts.ignore()
-    click.echo("interrupted; nothing is left half done", err=True)
+    streams.say("interrupted; nothing is left half done")
     return interrupts.exit_code(problem)
 
 
@@ -317,7 +320,7 @@ def _one_shot(words: list[str]) -> Start | int | None:
     if asked is None:
         return 0
     for note in asked.notes:
-        click.echo(f"note: {note}", err=True)
+        streams.say(f"note: {note}")
     return Start(
         model=asked.model or None,
         demo=False,
@@ -333,25 +336,56 @@ def _one_shot(words: list[str]) -> Start | int | None:
     )
 
 
+def _output_lost(reason: str) -> int:
+    streams.say(f"{NAME}: cannot write to standard output: {reason}")
+    return 1
+
+
 def main() -> None:
     """Entry point of `mlxfun-shell`."""
+    streams.prepare()
     try:
         interrupts.listen()
-        start = _one_shot(sys.argv[1:])
-        # Not standalone: Click would turn Ctrl-C into exit code 1, and print its usage lines
-        # around what shall be one sentence.
-        if start is None:
-            start = shell.main(prog_name=NAME, standalone_mode=False)
-        code = run(start) if isinstance(start, Start) else int(start or 0)
-    except click.ClickException as problem:
-        click.echo(f"{NAME}: {problem.format_message()}", err=True)
-        code = problem.exit_code
-    except click.Abort as problem:
-        cause = problem.__cause__
-        code = _interrupted(cause if isinstance(cause, KeyboardInterrupt) else KeyboardInterrupt())
+        code = _main()
     except KeyboardInterrupt as problem:
         code = _interrupted(problem)
+    interrupts.ignore()  # the interpreter is finalised now, which takes a moment
+    reason = streams.finish()
+    if reason is not None and code == 0:
+        code = _output_lost(reason)
     sys.exit(code)
+
+
+def _main() -> int:
+    """Parse the command line and run what it asks for; returns the exit code."""
+    try:
+        start = _parsed()
+        return run(start) if isinstance(start, Start) else int(start or 0)
+    except click.ClickException as problem:
+        streams.say(f"{NAME}: {problem.format_message()}")
+        return problem.exit_code
+    except click.Abort as problem:
+        cause = problem.__cause__
+        return _interrupted(cause if isinstance(cause, KeyboardInterrupt) else KeyboardInterrupt())
+    except BrokenPipeError:
+        streams.discard(sys.stdout)
+        return BROKEN_PIPE
+    except streams.OutputLost as problem:
+        streams.discard(sys.stdout)
+        return _output_lost(str(problem))
+
+
+def _parsed() -> Any:
+    """What the command line asks for, or an exit code after --help and --version."""
+    try:
+        # Not standalone: Click would turn Ctrl-C into exit code 1, and print its usage lines
+        # around what shall be one sentence.
+        start = _one_shot(sys.argv[1:])
+        return shell.main(prog_name=NAME, standalone_mode=False) if start is None else start
+    except BrokenPipeError:
+        raise
+    except OSError as problem:  # all that is written meanwhile is Click's help
+        raise streams.OutputLost(problem.strerror or str(problem)) from None
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import click
 from click.shell_completion import CompletionItem, ShellComplete
 
 from commands.registry import COMMANDS
+from commands.words import split
 from mlxfun.session.reports import SessionView
 
 
@@ -26,7 +27,7 @@ def complete(line: str, view: SessionView) -> list[Completion]:
     """The completions of `line` with the cursor at its end. Does not wait for the worker."""
     start, incomplete = last_word(line)
     try:
-        words = shlex.split(line[:start])
+        words = split(line[:start])
         items = _items(words, incomplete, view)
     except (ValueError, click.ClickException):
         return []  # the text before the cursor is not a command

@@ -26,6 +26,7 @@ from typing import Any
 
 from mlxfun.errors import UsageError
 from mlxfun.files import read_text
+from mlxfun.text import cut, shown
 
 
 def default_path() -> Path:
@@ -78,6 +79,10 @@ def read_config(path: Path | None = None) -> Config:
         line = re.search(r"line (\d+)", str(problem))
         where = line[1] if line else str(text.count("\n") + 1)
         raise UsageError(f"{chosen}:{where}: {problem}") from None
+    except ValueError:  # from int(), which takes no number of that length
+        raise UsageError(f"{chosen} holds a number of thousands of digits") from None
+    except RecursionError:
+        raise UsageError(f"{chosen} is nested too deeply") from None
     return _checked(Config(chosen, lines=_lines(text)), found)
 
 
@@ -99,20 +104,22 @@ def _checked(config: Config, found: dict[str, object]) -> Config:
     values: dict[str, Any] = {}
     for name, value in found.items():
         if name not in known:
-            raise config.error(name, f"unknown; known are {', '.join(known)}")
+            raise config.error(cut(name), f"unknown; known are {', '.join(known)}")
         values[name] = CHECKS[name](config, name, value)
     return Config(config.path, lines=config.lines, **values)
 
 
 def _text(config: Config, name: str, value: object) -> str:
     if not isinstance(value, str) or not value:
-        raise config.error(name, f"{value!r} is not a text")
+        raise config.error(name, f"{shown(value)} is not a text")
     return value
 
 
 def _rate(config: Config, name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0.5 <= value <= 60:
-        raise config.error(name, f"{value!r} is not a number of frames a second from 0.5 to 60")
+        raise config.error(
+            name, f"{shown(value)} is not a number of frames a second from 0.5 to 60"
+        )
     return float(value)
 
 
@@ -127,13 +134,13 @@ def _size(config: Config, name: str, value: object) -> int:
 
 def _switch(config: Config, name: str, value: object) -> bool:
     if not isinstance(value, bool):
-        raise config.error(name, f"{value!r} is not true or false")
+        raise config.error(name, f"{shown(value)} is not true or false")
     return value
 
 
 def _table(config: Config, name: str, value: object) -> dict[str, object]:
     if not isinstance(value, dict):
-        raise config.error(name, f"{value!r} is not a table: begin it with [{name}]")
+        raise config.error(name, f"{shown(value)} is not a table: begin it with [{name}]")
     return value
 
 
@@ -147,7 +154,7 @@ def _defaults(config: Config, name: str, value: object) -> dict[str, object]:
         where = f"{name}.{key}"
         kind = SETTING_TYPES.get(key)
         if kind is None:
-            raise config.error(where, f"unknown; known are {', '.join(SETTING_TYPES)}")
+            raise config.error(cut(where), f"unknown; known are {', '.join(SETTING_TYPES)}")
         try:
             checked[key] = kind.convert(str(given), None, None)
         except click.BadParameter as problem:

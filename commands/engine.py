@@ -26,11 +26,12 @@ from commands.workbench.workbench import Workbench
 from mlxfun.calibration.reports import CollectReport
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import MlxfunError
-from mlxfun.events import Event, JobEnded
+from mlxfun.events import Event, JobEnded, Notice
 from mlxfun.generation.reports import ChatReport
 from mlxfun.report import Report
 from mlxfun.session.reports import SessionView
 from mlxfun.session.worker import Worker
+from mlxfun.text import brief
 
 if TYPE_CHECKING:
     from mlxfun.session.session import Session
@@ -74,7 +75,7 @@ class Engine:
         self._view = SessionView()
         self._bench = Workbench(
             Wiring(session_class, self._nested, registry.meant, self._help_text),
-            journal=Journal(seed),
+            journal=Journal(seed, lambda text: self._emit(Notice("warning", text))),
             settings=Settings(seed=seed),
             files=Files(output_root),
             undo_budget=undo_budget,
@@ -191,8 +192,10 @@ class Engine:
         try:
             report = command.handler(Call(bench, parsed.params, ctx))
         except BaseException as problem:
+            if isinstance(problem, MlxfunError):
+                problem.args = (brief(str(problem), *registry.split(line)),)
             if written:
-                bench.journal.failed(str(problem))
+                bench.journal.failed(brief(str(problem)))
             self._remember(command, None, str(problem))
             raise
         uses = ctx.reading().uses()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 
 import click
 
+from commands import words
 from commands.declare import GROUPS, Command, Params
 from commands.guides import index as guides
 from commands.guides.layout import plain
@@ -30,6 +30,7 @@ from commands.table import (
 )
 from mlxfun.errors import UsageError
 from mlxfun.session.reports import SessionView
+from mlxfun.text import brief, cut, shown
 
 MODULES = (
     *(model, calibrate, scan, edit, select, ablate, amplify),
@@ -83,7 +84,9 @@ CLOSE, VERY_CLOSE = 0.6, 0.8
 """How like a command a word must be to be taken for it (difflib's ratio), and how like one that
 changes weights or loses something: "calibrate" is 0.74 like "abliterate"."""
 
+MOST_WORDS = 10_000
 HELP_WIDTH = 78
+LONGEST_NAME = 100  # no name is longer: what is, is compared with none
 _OPTION = re.compile(r"--?[A-Za-z][A-Za-z-]*(=.*)?\Z", re.DOTALL)
 
 
@@ -134,6 +137,13 @@ def rows(view: SessionView) -> tuple[Row, ...]:
 def parse(line: str) -> Parsed:
     """The command and parameters of a typed line. Raises UsageError with a remedy."""
     tokens = split(line)
+    try:
+        return _parse(tokens)
+    except UsageError as problem:
+        raise UsageError(brief(str(problem), *tokens)) from None
+
+
+def _parse(tokens: list[str]) -> Parsed:
     if not tokens:
         raise UsageError("an empty line is no command: type help for a list")
     found, rest = resolve(tokens)
@@ -142,6 +152,8 @@ def parse(line: str) -> Parsed:
         return Parsed(COMMANDS["help"], {"name": tuple(found.name.split())})
     if found.tail:
         rest = _guard_text(found, rest)
+    elif len(rest) > MOST_WORDS:  # Click takes time quadratic in them
+        raise UsageError(f"{found.name}: {len(rest):,} words are too many; usage: {found.usage}")
     try:
         with found.click.make_context(found.name, rest) as context:
             return Parsed(found, context.params)
@@ -162,14 +174,14 @@ def command_of(line: str) -> str:
 def split(line: str) -> list[str]:
     """Words of a line, quotes as in a POSIX shell, except in free text that has a lone one."""
     try:
-        return shlex.split(line)
+        return words.split(line)
     except ValueError as problem:
-        words = line.split()
-        found = COMMANDS.get(words[0])
+        plain_words = line.split()
+        found = COMMANDS.get(plain_words[0])
         if found is not None and found.tail:
-            return words
+            return plain_words
         what = "a quote is not closed" if "quotation" in str(problem) else "a lone \\ at the end"
-        raise UsageError(f"{words[0]}: {what} in {line!r}") from None
+        raise UsageError(f"{cut(plain_words[0])}: {what} in {shown(line)}") from None
 
 
 def resolve(tokens: list[str]) -> tuple[Command, list[str]]:
@@ -204,6 +216,8 @@ def _meant(word: str) -> str:
 
 def nearest(word: str, known: list[str], cutoff: float = CLOSE) -> str:
     """`": did you mean ...?"`, or nothing when no known word is close."""
+    if len(word) > LONGEST_NAME:
+        return ""
     close = get_close_matches(word, known, n=1, cutoff=cutoff)
     return f": did you mean {close[0]}?" if close else ""
 
@@ -287,7 +301,7 @@ def _page(found: Command, keys: Mapping[str, str] | None, width: int) -> str:
 
 def _suggest_guide(name: str) -> None:
     """Raise UsageError if an unknown `name` is more like a guide's name than like a command's."""
-    if name.split()[0].lower() in MEANT:
+    if name.split()[0].lower() in MEANT or len(name) > LONGEST_NAME:
         return
     pages = {*guides.GUIDES, "guides"}
     close = get_close_matches(name, [*COMMANDS, *FAMILIES, *pages], n=1, cutoff=CLOSE)

@@ -16,8 +16,10 @@ from click.shell_completion import CompletionItem
 from mlxfun.data.options import ExpertSets, require_seed
 from mlxfun.errors import UsageError
 from mlxfun.session.reports import SessionView
+from mlxfun.text import shown
 
 MAX_COMPLETIONS = 200
+MAX_NAMED = 1_000_000  # experts in one word
 
 _LETTERS = re.compile(r"[Ll](\d+):[Ee]?(?=\d)")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\Z", re.IGNORECASE)
@@ -89,6 +91,7 @@ class Levels(_ExpertList):
     @staticmethod
     def parse(text: str) -> dict[int, dict[int, float]]:
         found: dict[int, dict[int, float]] = {}
+        named = 0
         for piece in text.split(","):
             names, equals, value = piece.partition("=")
             try:
@@ -96,8 +99,13 @@ class Levels(_ExpertList):
             except ValueError:
                 level = math.nan
             if not equals or not math.isfinite(level):
-                raise ValueError(f"{piece.strip()!r} in {text!r} is not L:E=X, such as 3:7=1.5")
+                raise ValueError(
+                    f"{shown(piece.strip())} in {shown(text)} is not L:E=X, such as 3:7=1.5"
+                )
             for layer, experts in parse_expert_pairs(names).items():
+                named += len(experts)
+                if named > MAX_NAMED:
+                    raise ValueError(f"more than {MAX_NAMED:,} experts are named")
                 found.setdefault(layer, {}).update(dict.fromkeys(experts, level))
         return found
 
@@ -112,7 +120,9 @@ class OneExpert(_Parsed):
         sets = parse_expert_pairs(text)
         cells = [(layer, e) for layer, experts in sets.items() for e in experts]
         if len(cells) != 1:
-            raise ValueError(f"{text!r} names {len(cells)} experts: give one, for instance 3:7")
+            raise ValueError(
+                f"{shown(text)} names {len(cells)} experts: give one, for instance 3:7"
+            )
         return cells[0]
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
@@ -144,11 +154,11 @@ class Size(_Parsed):
     def parse(text: str) -> int:
         match = _SIZE.match(text.strip())
         if match is None:
-            raise ValueError(f"{text!r} is not a size, for instance 500MB, 2GiB or 4096")
+            raise ValueError(f"{shown(text)} is not a size, for instance 500MB, 2GiB or 4096")
         power = " kmgt".index(match[2].lower() or " ")
         size = float(match[1]) * (1024 if match[3] else 1000) ** power
         if size >= 2**63:
-            raise ValueError(f"{text[:40]!r} is more than any machine holds")
+            raise ValueError(f"{shown(text, 40)} is more than any machine holds")
         return int(size)
 
 
@@ -172,8 +182,7 @@ class Seed(_Parsed):
         try:
             return require_seed(int(text))
         except ValueError:  # also of a number with thousands of digits
-            shown = text if len(text) < 40 else f"{text[:40]}..."
-            raise ValueError(f"{shown!r} is not a whole number") from None
+            raise ValueError(f"{shown(text, 40)} is not a whole number") from None
 
 
 class FilePath(click.ParamType[Path]):
@@ -219,6 +228,8 @@ class Source(click.ParamType[str]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if not str(value).strip():
             self.fail(f"the {self.name} is empty", param, ctx)
+        if "\0" in str(value):
+            self.fail(f"the {self.name} {shown(str(value))} holds a zero byte", param, ctx)
         return str(value)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:

@@ -1,7 +1,8 @@
-"""Formatting of numbers, byte counts, options and versions as text."""
+"""Formatting of numbers, byte counts, options and versions as text; characters made visible."""
 
 from __future__ import annotations
 
+import re
 from importlib import metadata
 from typing import Any
 
@@ -31,6 +32,112 @@ def readable_bytes(count: int | float) -> str:
             return f"{sign}{size:.0f} B" if unit == "B" else f"{sign}{size:.1f} {unit}"
         size /= 1024
     return f"{sign}{size:.1f} TiB"
+
+
+QUOTED = 200
+"""The most characters of a value that a message quotes."""
+
+
+def shown(value: object, most: int = QUOTED) -> str:
+    """`value` as Python writes it, cut to `most` characters, for a message.
+
+    >>> shown("abc"), shown("abcdef", 3)
+    ("'abc'", "'abc...'")
+    """
+    if isinstance(value, str):
+        return repr(value if len(value) <= most else value[:most] + "...")
+    try:
+        return cut(repr(value), most)
+    except (ValueError, RecursionError):  # thousands of digits, or of brackets
+        return f"a very long {type(value).__name__}"
+
+
+def cut(text: str, most: int = QUOTED) -> str:
+    """`text` cut to `most` characters.
+
+    >>> cut("abc"), cut("abcdef", 3)
+    ('abc', 'abc...')
+    """
+    return text if len(text) <= most else text[:most] + "..."
+
+
+_TURNING = frozenset((0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)))
+_ENDING_LINES = frozenset((0x2028, 0x2029))
+
+
+def visible(text: str, keep: str = "\n\t") -> str:
+    """`text` with nothing in it that drives a terminal or hides what it says.
+
+    C0 controls except those in `keep` and DEL become pictures of themselves; C1 controls,
+    surrogates, characters that turn the direction of text, and the line and paragraph separators
+    become U+FFFD. What is unprintable but harmless (narrow spaces, joiners in emoji) stays.
+
+    >>> visible("a\\x1b[31mb")
+    'a␛[31mb'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c in keep or c.isprintable() else _picture(c) for c in text)
+
+
+def one_line(text: str) -> str:
+    """`text` as `visible` gives it, with line breaks and tabs made visible too.
+
+    >>> one_line("a\\nb")
+    'a␊b'
+    """
+    return visible(text, keep="")
+
+
+def _picture(char: str) -> str:
+    code = ord(char)
+    if code < 0x20:
+        return chr(0x2400 + code)
+    if code == 0x7F:
+        return "␡"
+    dangerous = 0x80 <= code < 0xA0 or 0xD800 <= code < 0xE000
+    return "\ufffd" if dangerous or code in _TURNING or code in _ENDING_LINES else char
+
+
+def escaped(json_text: str) -> str:
+    """JSON text with every character that `visible` would replace written as an escape.
+
+    The document stays the same.
+
+    >>> escaped('["\\x7f"]')
+    '["\\\\u007f"]'
+    """
+    if json_text.isprintable():
+        return json_text
+    return "".join(
+        c if c in "\n\t" or c.isprintable() or _picture(c) == c else f"\\u{ord(c):04x}"
+        for c in json_text
+    )
+
+
+_LONG = re.compile(rf"(\S{{{QUOTED}}})\S+")
+LONGEST = 4000
+"""The most characters of a message."""
+
+
+def brief(message: str, *words: str) -> str:
+    """`message` with long words cut to `QUOTED` characters, and cut in the middle if still long.
+
+    words: values that it may quote whole, blanks included.
+
+    >>> len(brief("no such file: " + "x" * 5000))
+    217
+    """
+    if len(message) <= QUOTED:
+        return message
+    for word in words:
+        if len(word) > QUOTED:
+            for quoted in (word, repr(word)[1:-1]):
+                message = message.replace(quoted, cut(quoted))
+    message = _LONG.sub(r"\1...", message)
+    if len(message) > LONGEST:
+        message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 4 :]}"
+    return message
 
 
 def counted(count: int, one: str, more: str) -> str:

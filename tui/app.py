@@ -18,6 +18,7 @@ from rich.console import RenderableType
 from rich.text import Text
 from textual import on
 from textual.binding import Binding, BindingType
+from textual.filter import LineFilter
 
 from commands.conditions import comparable
 from commands.config import Config
@@ -50,6 +51,7 @@ from tui.notification import notification
 from tui.palette import Commands, Item
 from tui.ports import Engine
 from tui.screen import MainScreen
+from tui.screen_filter import VisibleText
 from tui.state.app_state import AppState
 from tui.state.reducer import reduce
 from tui.widgets.experts.expert_profile import dossier_page
@@ -59,6 +61,7 @@ FRAMES_PER_SECOND = 12
 REMOTE_FRAMES_PER_SECOND = 4
 LONG_JOB = 10.0
 DEFAULT_CONFIG = Config()
+VISIBLE = VisibleText()
 
 
 def plain_report(report: Report) -> RenderableType:
@@ -126,6 +129,9 @@ class ShellApp(NavigationKeys, ExpertKeys, ChatKeys):
     # Life -------------------------------------------------------------------------------------
     def get_default_screen(self) -> MainScreen:
         return self.main
+
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        return [*super().get_line_filters(), VISIBLE]
 
     def on_mount(self) -> None:
         self.state = replace(self.state, rows=tuple(self.engine.rows()), view=self.engine.view())

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 from rich.text import Text
 
 from mlxfun.editing.reports import HistoryNode, HistoryReport
-from mlxfun.text import readable_bytes
+from mlxfun.text import readable_bytes, visible
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
@@ -81,12 +78,12 @@ def ranges(numbers: list[int]) -> str:
 
 
 def harmless(text: str) -> str:
-    """`text` without control characters, which could drive the terminal.
+    """`text` as `mlxfun.text.visible` gives it, tabs as four blanks.
 
     >>> harmless("a\\x1b[31mb\\tc")
-    'a�[31mb    c'
+    'a␛[31mb    c'
     """
-    return _CONTROL.sub("�", text.replace("\r\n", "\n").replace("\t", "    "))
+    return visible(text.replace("\r\n", "\n").replace("\t", "    "))
 
 
 def tree(history: HistoryReport) -> list[tuple[str, HistoryNode]]:

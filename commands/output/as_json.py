@@ -1,14 +1,21 @@
-"""The outcome of a command as one JSON object.
+"""The outcome of a command as one JSON object, in printable ASCII.
 
 A module of its own, so that a headless run does not import Rich.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 
 from mlxfun.events import JobEnded
+from mlxfun.text import escaped
+
+
+def json_line(ended: JobEnded) -> str:
+    """`report_json` as one line of text, without its end."""
+    return escaped(json.dumps(report_json(ended), allow_nan=False))
 
 
 def report_json(ended: JobEnded) -> dict[str, object]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 from mlxfun.events import Progress
-from mlxfun.text import readable_bytes
+from mlxfun.text import one_line, readable_bytes
 
 EVERY_SECONDS = 2.0
 
@@ -42,7 +42,7 @@ class ProgressLines:
     def _print(self, now: float) -> None:
         progress, self._held = self._held, None
         if progress is not None:
-            self._stream.write(describe(progress) + "\n")
+            self._stream.write(one_line(describe(progress)) + "\n")
             self._stream.flush()
             self._shown = now
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, TextIO, cast
 
+from commands import streams
 from commands.output.progress import ProgressLines
 from mlxfun.events import Event, JobEnded, JobStarted, Notice, Progress, Token
 from mlxfun.generation.reports import ChatReport
+from mlxfun.text import one_line, visible
 
 if TYPE_CHECKING:
     from commands.engine import Engine
@@ -33,8 +34,8 @@ class EventPrinter:
     ) -> None:
         self.as_json = as_json
         self.stream = stream
-        self.out = out or sys.stdout
-        self.err = err or sys.stderr
+        self.out = cast(TextIO, streams.Results(out or sys.stdout))
+        self.err = cast(TextIO, streams.Messages(err or sys.stderr))
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._progress = ProgressLines(self.err)
         self._streamed: set[int] = set()
@@ -96,18 +97,16 @@ class EventPrinter:
         print_dim(f"> {line}", self.out)
 
     def _token(self, token: Token) -> None:
-        from commands.output.render.base import safe
-
         self._streamed.add(token.job)
-        self.out.write(safe(token.text))
+        self.out.write(visible(token.text))
         self.out.flush()
 
     def show(self, ended: JobEnded) -> None:
         """Print the outcome of a command."""
         if self.as_json:
-            from commands.output.as_json import report_json
+            from commands.output.as_json import json_line
 
-            self.out.write(json.dumps(report_json(ended), allow_nan=False) + "\n")
+            self.out.write(json_line(ended) + "\n")
             self.out.flush()
         elif ended.report is not None:
             self._report(ended)
@@ -128,7 +127,5 @@ class EventPrinter:
 
     def say(self, sentence: str) -> None:
         """Print a sentence on `err`."""
-        from commands.output.render.base import safe
-
-        self.err.write(safe(sentence) + "\n")
+        self.err.write(one_line(sentence) + "\n")
         self.err.flush()

@@ -14,6 +14,7 @@ from commands.interrupts import Terminated
 from commands.runners.event_printer import EventPrinter
 from commands.runners.headless import FAILED, OK, USAGE
 from mlxfun.events import JobEnded
+from mlxfun.text import one_line
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -69,13 +70,11 @@ class LineShell:
                 self.printer.say("")
 
     def _prompt(self) -> str:
-        from commands.output.render.base import safe
-
         view = self.engine.view()
         if view.model is None:
             return "no model> "
         side = " candidate" if view.live == "candidate" else ""
-        return f"{safe(view.model.model_id)} {view.state[:6]}{side}> "
+        return f"{one_line(view.model.model_id)} {view.state[:6]}{side}> "
 
     def _one(self, line: str) -> bool:
         """Run one line; False if it ends the session."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlxfun.errors import MlxfunError, UsageError
+from mlxfun.text import cut, shown
 
 OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "<=": operator.le,
@@ -26,7 +27,9 @@ OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     ">": operator.gt,
 }
 
-_COMPARISON = re.compile(r"(?P<path>[^\s<>=!]+)\s*(?P<operator><=|>=|==|!=|<|>)\s*(?P<value>.+)\Z")
+_COMPARISON = re.compile(
+    r"(?P<path>[^\s<>=!]+)\s*+(?P<operator><=|>=|==|!=|<|>)\s*+(?P<value>.+)\Z"
+)
 _MISSING = object()
 
 
@@ -59,12 +62,12 @@ def parse_expectation(text: str) -> Expectation:
     match = _COMPARISON.match(text)
     if match is None:
         raise UsageError(
-            f"{text!r} is not an expectation: write PATH OPERATOR VALUE (operators "
+            f"{shown(text)} is not an expectation: write PATH OPERATOR VALUE (operators "
             f"{' '.join(OPERATORS)}), ok, or error TEXT"
         )
     expectation = Expectation(text, match["operator"], match["path"], match["value"])
     if expectation.operator not in ("==", "!=") and not _is_number(literal(expectation.value)):
-        raise UsageError(f"{match['operator']} compares numbers, not {match['value']!r}")
+        raise UsageError(f"{match['operator']} compares numbers, not {shown(match['value'])}")
     return expectation
 
 
@@ -87,23 +90,25 @@ def find(data: object, path: str) -> object:
     >>> find({"perplexity": {"a.jsonl": 7.0}, "nodes": [{"id": 3}]}, "perplexity.a.jsonl")
     7.0
     """
-    found = _find(data, path.split("."))
+    found = _find(data, path)
     if found is _MISSING:
         raise KeyError(path)
     return found
 
 
-def _find(data: object, parts: list[str]) -> object:
-    if not parts:
+def _find(data: object, path: str | None) -> object:
+    """path: None at its end."""
+    if path is None:
         return data
     if isinstance(data, list):
-        index = int(parts[0]) if parts[0].isdecimal() else len(data)
-        return _find(data[index], parts[1:]) if index < len(data) else _MISSING
+        first, dot, rest = path.partition(".")
+        index = int(first) if first.isdecimal() and len(first) < 10 else len(data)
+        return _find(data[index], rest if dot else None) if index < len(data) else _MISSING
     if isinstance(data, dict):
-        for count in range(len(parts), 0, -1):
-            key = ".".join(parts[:count])
-            if key in data:
-                found = _find(data[key], parts[count:])
+        # The keys and not the parts of the path are tried: a report has few, a path may have many.
+        for key in sorted((k for k in data if isinstance(k, str)), key=len, reverse=True):
+            if path == key or path.startswith(f"{key}."):
+                found = _find(data[key], path[len(key) + 1 :] if path != key else None)
                 if found is not _MISSING:
                     return found
     return _MISSING
@@ -118,7 +123,7 @@ def check(expectation: Expectation, data: dict[str, object] | None, error: str |
         return _check_error(expectation, error)
     if data is None:
         problem = f"the last command failed: {error}" if error else "no command has run yet"
-        raise ExpectationFailed(f"expect {expectation.text}: {problem}")
+        raise ExpectationFailed(f"expect {cut(expectation.text)}: {problem}")
     if expectation.operator == "ok":
         return "ok"
     try:
@@ -126,25 +131,27 @@ def check(expectation: Expectation, data: dict[str, object] | None, error: str |
     except KeyError:
         keys = ", ".join(sorted(map(str, data)))
         raise ExpectationFailed(
-            f"expect {expectation.text}: the last report has no {expectation.path!r}, it has {keys}"
+            f"expect {cut(expectation.text)}: the last report has no {shown(expectation.path)}, it has {keys}"
         ) from None
     ordered = expectation.operator not in ("==", "!=")
     if ordered and not _is_number(found):
-        raise ExpectationFailed(f"expect {expectation.text}: found {found!r}, not a number")
+        raise ExpectationFailed(
+            f"expect {cut(expectation.text)}: found {shown(found)}, not a number"
+        )
     # A state such as 12345678 or 1e10 is text, whatever it looks like.
     wanted = unquoted(expectation.value) if isinstance(found, str) else literal(expectation.value)
     if expectation.path in ("subject", "reference") and isinstance(wanted, str):
         wanted = FORMER_NAMES.get(wanted, wanted)
     if not OPERATORS[expectation.operator](found, wanted):
-        raise ExpectationFailed(f"expect {expectation.text}: found {json.dumps(found)}")
-    return f"{expectation.path} is {json.dumps(found)}"
+        raise ExpectationFailed(f"expect {cut(expectation.text)}: found {cut(json.dumps(found))}")
+    return f"{expectation.path} is {cut(json.dumps(found))}"
 
 
 def _check_error(expectation: Expectation, error: str | None) -> str:
     if error is None:
-        raise ExpectationFailed(f"expect {expectation.text}: the last command did not fail")
+        raise ExpectationFailed(f"expect {cut(expectation.text)}: the last command did not fail")
     if expectation.value not in error:
-        raise ExpectationFailed(f"expect {expectation.text}: the error was {error!r}")
+        raise ExpectationFailed(f"expect {cut(expectation.text)}: the error was {shown(error)}")
     return f"it failed: {error}"
 
 

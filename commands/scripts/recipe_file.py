@@ -20,6 +20,7 @@ judged on what collect held out. Lines behind the last `try` are done with the o
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -29,10 +30,12 @@ from pathlib import Path
 from commands.workbench.session_file import Entry, Script, read_script
 from mlxfun.errors import UsageError
 from mlxfun.session.variants import Target, parse_target
+from mlxfun.text import shown
 
 MOST_VARIANTS = 1000
+MOST_CHARACTERS = 10_000_000  # of all variants of a line
 _LIST = re.compile(r"\{([^{}]*)\}")
-_THEN = re.compile(r"\s+then\s+")
+_THEN = re.compile(r"(?<!\s)\s++then\s+")  # linear, however long a run of blanks is
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +54,27 @@ class Recipe:
     variants: tuple[tuple[str, ...], ...]
 
 
-def expand(line: str) -> list[str]:
+def expand(line: str, most: int = MOST_VARIANTS) -> list[str]:
     """Every combination of the members of the lists in braces.
+
+    Raises ValueError for more than `most`, before any is made.
 
     >>> expand("prune --n-prune {2,4} --metric {reap,freq}")[:2]
     ['prune --n-prune 2 --metric reap', 'prune --n-prune 2 --metric freq']
     """
     pieces = _LIST.split(line)
     if any(brace in text for text in pieces[::2] for brace in "{}"):
-        raise ValueError(f"a brace of {line!r} is not closed, or inside another")
+        raise ValueError(f"a brace of {shown(line)} is not closed, or inside another")
     lists = [[member.strip() for member in text.split(",")] for text in pieces[1::2]]
     if any(not member for members in lists for member in members):
-        raise ValueError(f"a list in {line!r} has an empty member: write {{a,b}}")
+        raise ValueError(f"a list in {shown(line)} has an empty member: write {{a,b}}")
+    count = math.prod(map(len, lists))
+    if count > most:
+        number = str(count) if count < 10**9 else "over a billion"
+        left = "" if most == MOST_VARIANTS else f", of which {most} are left"
+        raise ValueError(f"{number} variants are more than {MOST_VARIANTS}{left}")
+    if count * len(line) > MOST_CHARACTERS:
+        raise ValueError(f"{count} variants of a line of {len(line):,} characters are too long")
     found = []
     for chosen in product(*lists):
         words = [pieces[0]]
@@ -115,24 +127,24 @@ class _RecipeReader:
         word, _, rest = entry.line.partition(" ")
         if word == "at":
             if self.target is not None:
-                raise ValueError(f"a second target, {entry.line!r}: a recipe has one")
+                raise ValueError(f"a second target, {shown(entry.line)}: a recipe has one")
             self.target = parse_target(entry.line)
         elif word == "judge":
             self.judge = f"preview {rest}".strip()
             check(self.judge, False)
         elif word == "try":
             if self.after:
-                raise ValueError(f"{entry.line!r} comes after {self.after[0].line!r}: tries first")
+                raise ValueError(
+                    f"{shown(entry.line)} comes after {shown(self.after[0].line)}: tries first"
+                )
             self._add(rest.strip(), check)
         else:
             check(entry.line, False)
             (self.after if self.variants else self.before).append(entry)
 
     def _add(self, line: str, check: Callable[[str, bool], None]) -> None:
-        for variant in expand(line):
+        for variant in expand(line, MOST_VARIANTS - len(self.variants)):
             steps = tuple(_THEN.split(variant))
             for step in steps:
                 check(step, True)
             self.variants.append(steps)
-        if len(self.variants) > MOST_VARIANTS:
-            raise ValueError(f"{len(self.variants)} variants are more than {MOST_VARIANTS}")

@@ -22,6 +22,7 @@ from mlxfun.report import Report
 from mlxfun.session.variants import RecipeReport, Variant, best, loss_svg, shortfall
 from mlxfun.steering.command_line import line_of
 from mlxfun.steering.reports import SteerReport
+from mlxfun.text import cut, escaped, shown, visible
 
 WRITTEN = {
     "report.json": Kind("report of a recipe", json_with("variants")),
@@ -135,7 +136,7 @@ class RecipeRun:
     def _run_line(self, line: str) -> JobEnded:
         ended = self.bench.wiring.nested(line, self.ctx)
         if ended.cancelled:
-            raise Cancelled(f"cancelled at {line!r}")
+            raise Cancelled(f"cancelled at {shown(line)}")
         if ended.error is not None:
             raise _LineFailed(ended.error)
         return ended
@@ -144,7 +145,7 @@ class RecipeRun:
         try:
             self._run_line(line)
         except _LineFailed as problem:
-            raise RecipeError(f"{line}: {problem}") from None
+            raise RecipeError(f"{cut(line)}: {problem}") from None
 
     # -- the report ---------------------------------------------------------------------------
 
@@ -158,8 +159,8 @@ class RecipeRun:
             "variants": [asdict(v) | {"meets": target.met_by(v)} for v in variants],
         }
         texts = {
-            "report.json": json.dumps(document, indent=2, allow_nan=False) + "\n",
-            "loss.svg": loss_svg(variants, target, kept),
+            "report.json": escaped(json.dumps(document, indent=2, allow_nan=False)) + "\n",
+            "loss.svg": visible(loss_svg(variants, target, kept)),
         }
         for name, text in texts.items():
             write_text(self.output / name, text, WRITTEN[name])

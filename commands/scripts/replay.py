@@ -18,7 +18,7 @@ from mlxfun.context import SILENT, Context
 from mlxfun.errors import Cancelled, MlxfunError, StateError, UsageError
 from mlxfun.events import JobEnded, Notice
 from mlxfun.report import Report
-from mlxfun.text import counted
+from mlxfun.text import counted, cut, shown
 
 
 class ReplayError(MlxfunError):
@@ -85,6 +85,8 @@ def checked_script(
             raise UsageError(f"{script.where(entry)}: {problem}") from None
         if found[-1].name == "replay":
             raise UsageError(f"{script.where(entry)}: a replay cannot start another one")
+        if found[-1].name == "resume":  # it reads and removes files of this user's sessions
+            raise UsageError(f"{script.where(entry)}: resume cannot be part of a session file")
     return script, found
 
 
@@ -200,7 +202,7 @@ class ScriptRun:
         following = self.script.entries[position + 1 : position + 2]
         tolerated = any(expects_error(e.line) for e in following)
         if ended.error is not None and not tolerated:
-            text = f"{self.script.where(entry)}: {entry.line}: {ended.error}"
+            text = f"{self.script.where(entry)}: {cut(entry.line)}: {ended.error}"
             if not self.keep_going:
                 raise ReplayError(text)
             self.failures.append(text)
@@ -218,7 +220,7 @@ class ScriptRun:
             found = replace(found, steered="")
         if found != entry.mark:
             raise ReplayError(
-                f"{self.script.where(entry)}: after {entry.line!r} expected {entry.mark}, "
+                f"{self.script.where(entry)}: after {shown(entry.line)} expected {entry.mark}, "
                 f"found {found}"
             )
         self.compared += 1
@@ -226,7 +228,7 @@ class ScriptRun:
     def _nested(self, line: str, ctx: Context) -> JobEnded:
         ended = self.bench.wiring.nested(line, ctx)
         if ended.cancelled:
-            raise Cancelled(f"cancelled at {line!r}")
+            raise Cancelled(f"cancelled at {shown(line)}")
         return ended
 
     def _must(self, ended: JobEnded, what: str) -> None:

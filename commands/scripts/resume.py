@@ -10,6 +10,7 @@ that it wrote.
 from __future__ import annotations
 
 import fcntl
+import glob
 import os
 import time
 from dataclasses import dataclass
@@ -18,15 +19,16 @@ from typing import ClassVar
 
 from commands.scripts.replay import ReplayError, ScriptRun, checked_script
 from commands.workbench.journal import Journal
-from commands.workbench.session_file import Entry, read_script
+from commands.workbench.session_file import EmptyScript, Entry, read_script
 from commands.workbench.workbench import Workbench
 from mlxfun.context import Context
 from mlxfun.errors import StateError, UsageError
 from mlxfun.events import Notice
 from mlxfun.report import Report
-from mlxfun.text import counted
+from mlxfun.text import counted, cut, shown
 
 SUFFIX = ".mlxfun"
+SHOWN = 5  # names of kept sessions in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class ResumeReport(Report):
         if self.passed:
             text += f", {self.passed} that only wrote files left out"
         if self.cut:
-            text += f'; "{self.cut}" was cut short and has not been run again'
+            text += f'; "{cut(self.cut)}" was cut short and has not been run again'
         return text
 
 
@@ -80,24 +82,53 @@ def _statistics(kept: Path, number: int) -> Path:
 
 
 def drop(path: Path) -> None:
-    """Remove a kept session and what lies beside it."""
-    for beside in path.parent.glob(f"{path.stem}.*.npz"):
+    """Remove a kept session and the statistics beside it."""
+    for beside in path.parent.glob(f"{glob.escape(path.stem)}.*.npz"):
         beside.unlink(missing_ok=True)
     path.unlink(missing_ok=True)
 
 
+def forget(bench: Workbench, name: str | None) -> Path:
+    """Remove the kept session called `name`, by default the newest that was cut short.
+
+    Only files that lie in the directory of kept sessions and that no process runs are removed.
+    Raises StateError for any other name.
+    """
+    if name is None:
+        path = newest(bench.sessions)
+    else:
+        folder = bench.sessions
+        known = {path.stem: path for path in left(folder)} if folder is not None else {}
+        found = known.get(name.removesuffix(SUFFIX))
+        if found is None:
+            names = ", ".join(list(known)[:SHOWN]) or "none"
+            raise StateError(
+                f"resume --drop: no kept session is called {shown(name)}; it takes the name of a "
+                f"session that was cut short: {names}"
+            )
+        path = found
+    drop(path)
+    return path
+
+
+def left(folder: Path) -> list[Path]:
+    """Kept sessions in `folder` that no process runs, the newest first, readable or not."""
+    found = sorted(folder.glob(f"*{SUFFIX}"), reverse=True)
+    return [path for path in found if path.is_file() and not _in_use(path)]
+
+
 def cut_short(folder: Path) -> list[Path]:
-    """Sessions in `folder` that no process runs, the newest first; empty ones are removed."""
+    """The sessions of `left` that can be resumed; those killed before a command are removed."""
     found = []
-    for path in sorted(folder.glob(f"*{SUFFIX}"), reverse=True):
-        if _in_use(path):
-            continue
+    for path in left(folder):
         try:
-            script = read_script(path)
-        except UsageError:  # killed before its first command
+            read_script(path)
+        except EmptyScript:
             drop(path)
-            continue
-        found.append(script.path)
+        except UsageError:
+            continue  # damaged, or of a newer version: not ours to remove
+        else:
+            found.append(path)
     return found
 
 
@@ -138,7 +169,7 @@ def resume(bench: Workbench, path: Path | None, ctx: Context) -> ResumeReport:
         report = _ResumeRun(bench, script, commands, keep_going=False).resume(ctx)
     finally:
         bench.recorded_name = str
-    if bench.sessions is not None and path.parent == bench.sessions:
+    if bench.sessions is not None and path in left(bench.sessions):
         drop(path)
     return report
 

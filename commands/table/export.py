@@ -17,7 +17,7 @@ from mlxfun.errors import SaveError, StateError
 from mlxfun.files import require_writable, writing
 from mlxfun.generation.reports import ChatReport
 from mlxfun.report import Report, TextReport
-from mlxfun.text import no_experts, readable_bytes
+from mlxfun.text import escaped, no_experts, readable_bytes, visible
 
 HEATMAP = (".svg", ".png", ".csv", ".md")
 CHAT = (".md", ".json")
@@ -30,10 +30,15 @@ def _write(call: Call, make: Callable[[str], str | bytes]) -> Report:
     if path.exists() and not call["force"]:
         raise SaveError(f"{path} exists: choose another name, or add --force")
     made = make(path.suffix.lower())
-    data = made.encode() if isinstance(made, str) else made
+    data = made if isinstance(made, bytes) else _text(made, path.suffix.lower()).encode()
     with writing(path) as file:
         file.write(data)
     return TextReport(f"wrote {path} ({readable_bytes(len(data))})")
+
+
+def _text(made: str, kind: str) -> str:
+    """`made` without control characters; JSON holds them as escapes."""
+    return escaped(made) if kind == ".json" else visible(made)
 
 
 force = click.option("--force", is_flag=True, help="Write over a file of that name.")

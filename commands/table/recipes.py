@@ -57,7 +57,7 @@ def _check(bench: Workbench, line: str, tried: bool) -> None:
     """Raise UsageError for a line that a recipe cannot hold, or not at that place."""
     found = bench.wiring.command_of(line)
     name = found.name
-    if name in ("replay", "recipe", "quit"):
+    if name in ("replay", "resume", "recipe", "quit"):
         raise UsageError(f"{name} cannot be part of a recipe")
     if tried and (found.group != "edit" or name in NOT_TRIED):
         raise UsageError(f"{name} cannot be tried: try stages a plan, for instance with prune")

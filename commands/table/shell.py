@@ -187,19 +187,18 @@ def replay(call: Call) -> Report:
 
 @command("resume", group="shell", danger=True, when=always, recorded=False)
 @click.argument("path", required=False, type=FilePath((".mlxfun",)))
-@click.option("--drop", is_flag=True, help="Forget the session instead.")
+@click.option("--drop", is_flag=True, help="Forget the session instead; PATH is then its name.")
 def resume_session(call: Call) -> Report:
     """Bring back the session that was cut short by a crash, a kill or a lost connection.
 
     Its commands run again and every state is compared; calibrations are not repeated, and files
-    are not written again. Start mlxfun-shell --resume, or use it before anything else.
+    are not written again. Start mlxfun-shell --resume, or use it before anything else. With --drop
+    only a session that was cut short can be named, without its directory.
     """
-    bench = call.bench
+    bench, path = call.bench, call["path"]
     if not call["drop"]:
-        return resume.resume(bench, call["path"], call.ctx)
-    path = call["path"] or resume.newest(bench.sessions)
-    resume.drop(path)
-    return TextReport(f"forgot the session {path}")
+        return resume.resume(bench, path, call.ctx)
+    return TextReport(f"forgot the session {resume.forget(bench, path and str(path))}")
 
 
 def _parse_expectation(

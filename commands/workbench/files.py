@@ -37,7 +37,8 @@ class Files:
     """Where a command may read and write.
 
     root: writes stay below it (None: anywhere). script: the directory of the replay file, which
-    relative paths that do not exist here are looked up in.
+    relative paths that do not exist here are looked up in. In a script an absolute path is laid
+    below the root: /a/b is ROOT/a/b.
     """
 
     root: Path | None = None
@@ -48,7 +49,10 @@ class Files:
         if self.root is None:
             return path
         root = self.root.resolve()
-        target = (root / path).resolve()
+        inner = path
+        if self.script is not None and path.is_absolute() and not path.is_relative_to(root):
+            inner = path.relative_to(path.anchor)
+        target = (root / inner).resolve()
         if target == root or not target.is_relative_to(root):
             raise UsageError(
                 f"{path} lies outside the output root {root}: use a path below it, or choose "
@@ -66,6 +70,9 @@ class Files:
         """The path to read for `path`: below the root, else as it is, else beside the script."""
         path = Path(os.path.expanduser(path))  # Path.expanduser raises for an unknown user
         if path.is_absolute():
+            if self.root is not None and self.script is not None:
+                laid = self.root / path.relative_to(path.anchor)
+                return laid if exists(laid) else path
             return path
         if self.root is not None and exists(self.root / path):
             return self.root / path

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import stat
+from collections.abc import Callable
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from typing import IO
 
 from commands.workbench.files import Loaded
 from commands.workbench.session_file import FORMAT, MAGIC, Mark, encode
@@ -23,19 +23,43 @@ def _version(package: str) -> str:
 
 
 class _Sink:
-    """A file that receives the journal line by line."""
+    """A new file that receives the journal line by line.
 
-    def __init__(self, path: Path, stream: IO[bytes]) -> None:
-        self.path, self._stream = path, stream
+    It holds whole lines only: what could not be written to its end is taken out again.
+    """
+
+    def __init__(self, path: Path, text: str) -> None:
+        """Create the file with `text`. Raises OSError, and leaves no file then."""
+        self.path = path
+        # Unbuffered: what a full disk refuses must not be written later.
+        self._stream = path.open("xb", buffering=0)
+        self._size = 0
+        self.broken = False
+        try:
+            self.write(text)
+        except OSError:
+            self._stream.close()
+            path.unlink(missing_ok=True)
+            raise
 
     def write(self, text: str) -> None:
-        """Append `text` and flush it, so that it survives the process."""
-        self._stream.write(text.encode())
-        self._stream.flush()
+        """Append `text`, so that it survives the process. Raises OSError, and is broken then."""
+        data = memoryview(text.encode("utf-8", "surrogateescape"))
+        written = 0
+        try:
+            while written < len(data):
+                written += self._stream.write(data[written:]) or 0
+        except OSError:
+            self.broken = True
+            with suppress(OSError):
+                self._stream.truncate(self._size)
+            raise
+        self._size += written
 
     def remove(self, text: str) -> None:
-        """Remove `text`, which was appended last."""
-        self._stream.seek(self._stream.seek(0, os.SEEK_END) - len(text.encode()))
+        """Remove `text`, which was appended last. Raises OSError."""
+        self._size -= len(text.encode("utf-8", "surrogateescape"))
+        self._stream.seek(self._size)
         self._stream.truncate()
 
     def lock(self) -> None:
@@ -44,7 +68,8 @@ class _Sink:
 
     def close(self) -> None:
         """Close the file."""
-        self._stream.close()
+        with suppress(OSError):
+            self._stream.close()
 
 
 class Journal:
@@ -52,10 +77,12 @@ class Journal:
 
     One is the recording that a user asked for, the other is kept for `resume` after a crash. Each
     line is flushed when it is known, so that a crash loses nothing: the line that was running is
-    there, without its `#=`.
+    there, without its `#=`. A file that cannot be written any more (a full disk) is given up with
+    one call of `lost`, and commands go on; it holds what ran before.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, lost: Callable[[str], None] = lambda _: None) -> None:
+        self._lost = lost
         self.versions = {
             "mlxfun": __version__,
             "mlx": _version("mlx"),
@@ -80,12 +107,12 @@ class Journal:
     @property
     def path(self) -> Path | None:
         """The file that is being recorded to."""
-        return self._recording.path if self._recording else None
+        return self._recording.path if self._recording and not self._recording.broken else None
 
     @property
     def kept(self) -> Path | None:
         """The file kept for `resume`."""
-        return self._keeping.path if self._keeping else None
+        return self._keeping.path if self._keeping and not self._keeping.broken else None
 
     def attach(self, path: Path) -> Path | None:
         """Record to `path` from now on, all that was done before included.
@@ -95,13 +122,15 @@ class Journal:
         """
         moved = _make_room(path)
         try:
-            stream = path.open("xb")
-        except OSError as problem:
-            reason = problem.strerror or str(problem)
+            sink = _Sink(path, "".join(self._text))
+        except (OSError, ValueError) as problem:  # ValueError: a zero byte in the name
+            if moved is not None:
+                with suppress(OSError):
+                    moved.rename(path)
+            reason = (problem.strerror if isinstance(problem, OSError) else None) or str(problem)
             raise UsageError(f"cannot record to {path}: {reason}") from None
         self.detach()
-        self._recording = _Sink(path, stream)
-        self._recording.write("".join(self._text))
+        self._recording = sink
         return moved
 
     def detach(self) -> Path | None:
@@ -113,9 +142,8 @@ class Journal:
 
     def keep(self, path: Path) -> None:
         """Keep the session at `path`, a new file, locked until this process ends. Raises OSError."""
-        sink = _Sink(path, path.open("xb"))
+        sink = _Sink(path, "".join(self._text) + f"#: directory {encode(str(Path.cwd()))}\n")
         sink.lock()
-        sink.write("".join(self._text) + f"#: directory {Path.cwd()}\n")
         self._keeping = sink
 
     def forget(self) -> Path | None:
@@ -123,14 +151,16 @@ class Journal:
         sink, self._keeping = self._keeping, None
         if sink is None:
             return None
-        sink.path.unlink(missing_ok=True)
+        with suppress(OSError):
+            sink.path.unlink(missing_ok=True)
         sink.close()
         return sink.path
 
     def close(self) -> None:
         """Close the files; the kept one stays on disk for `resume`."""
-        for sink in self._sinks():
-            sink.close()
+        for sink in (self._recording, self._keeping):
+            if sink is not None:
+                sink.close()
         self._recording = self._keeping = None
 
     def records(self, loads: bool) -> bool:
@@ -140,12 +170,12 @@ class Journal:
     def loaded(self, model: Loaded) -> None:
         """Write the model into the header."""
         self._model = True
-        self._write(f"#: model {model.source}\n")
+        self._write(f"#: model {encode(model.source)}\n")
         if model.revision:
-            self._write(f"#: revision {model.revision}\n")
+            self._write(f"#: revision {encode(model.revision)}\n")
         if model.chat_template:
-            self._write(f"#: chat-template {model.chat_template}\n")
-        self._write(f"#: checkpoint {model.checkpoint}\n")
+            self._write(f"#: chat-template {encode(model.chat_template)}\n")
+        self._write(f"#: checkpoint {encode(model.checkpoint)}\n")
 
     def begin(self, line: str) -> None:
         """Write a command that starts to run."""
@@ -188,19 +218,28 @@ class Journal:
         self._open = False
         self.commands -= 1
         line = self._text.pop()
-        for sink in self._sinks():
-            sink.remove(line)
+        self._each(lambda sink: sink.remove(line))
         self._write(f"# failed: {line}")
         self._write(f"#         {_one_line(error)}\n")
         self._write_late(None)
 
     def _write(self, text: str) -> None:
         self._text.append(text)
-        for sink in self._sinks():
-            sink.write(text)
+        self._each(lambda sink: sink.write(text))
 
-    def _sinks(self) -> list[_Sink]:
-        return [sink for sink in (self._recording, self._keeping) if sink is not None]
+    def _each(self, act: Callable[[_Sink], None]) -> None:
+        """Do `act` with each file; one for which it fails is given up."""
+        for sink, what in ((self._recording, "recording to"), (self._keeping, "keeping")):
+            if sink is None or sink.broken:
+                continue
+            try:
+                act(sink)
+            except OSError as problem:
+                sink.broken = True
+                self._lost(
+                    f"{what} {sink.path} has stopped: {problem.strerror or problem}; it holds what "
+                    "ran before, and the session goes on"
+                )
 
 
 def _one_line(text: str) -> str:

@@ -12,7 +12,8 @@
     expect perplexity.all <= 14.2
 
 One command a line. `#:` lines are the header, `#=` holds the state after the command above it, any
-other `#` line is a comment. A command that holds line breaks is written as a JSON string.
+other `#` line is a comment. A command or header value that holds line breaks, other control
+characters or outer blanks is written as a JSON string.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pathlib import Path
 from mlxfun.data.options import require_seed
 from mlxfun.errors import UsageError
 from mlxfun.files import read_text
+from mlxfun.text import shown
 
 MAGIC = "#!mlxfun-session"
 FORMAT = 2
@@ -37,6 +39,10 @@ KEYS = ("mlxfun", "mlx", "mlx-lm", "model", "revision", "checkpoint", "seed", "d
         "chat-template")  # fmt: skip
 
 _MARK = re.compile(r"#=\s*state\s+(\S+)(?:\s+staged\s+(\S+))?(?:\s+steered\s+(\S+))?\s*\Z")
+
+
+class EmptyScript(UsageError):
+    """A session file without a command."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +122,7 @@ def read_script(path: Path) -> Script:
         except ValueError as problem:
             raise UsageError(f"{path}:{number}: {problem}") from None
     if not entries:
-        raise UsageError(f"{path} holds no command: a replay file has one command a line")
+        raise EmptyScript(f"{path} holds no command: a replay file has one command a line")
     return Script(path, header, tuple(entries), _format_of(text))
 
 
@@ -125,21 +131,22 @@ def _read_line(text: str, number: int, header: dict[str, str], entries: list[Ent
         version = text.removeprefix(MAGIC).strip()
         if version not in map(str, FORMATS):
             raise ValueError(
-                f"session format {version!r} is unknown, this program reads "
+                f"session format {shown(version)} is unknown, this program reads "
                 f"{' and '.join(map(str, FORMATS))}"
             )
     elif text.startswith("#:"):
         key, _, value = text[2:].strip().partition(" ")
+        value = decode(value.strip())
         _check_header(key, value)
-        header[key] = value.strip()
+        header[key] = value
     elif text.startswith("#="):
         match = _MARK.match(text)
         if match is None:
             raise ValueError(
-                f"{text!r} is not of the form '#= state ID' or '#= state ID staged ID'"
+                f"{shown(text)} is not of the form '#= state ID' or '#= state ID staged ID'"
             )
         if not entries or entries[-1].mark is not None:
-            raise ValueError(f"{text!r} follows no command")
+            raise ValueError(f"{shown(text)} follows no command")
         entries[-1].mark = Mark(match[1], match[2], match[3] or "")
     elif text and not text.startswith("#"):
         entries.append(Entry(number, decode(text)))
@@ -153,10 +160,11 @@ def _format_of(text: str) -> int:
 
 def _check_header(key: str, value: str) -> None:
     if key not in KEYS or not value.strip():
-        raise ValueError(f"header line {key!r} is not one of {', '.join(KEYS)} with a value")
+        raise ValueError(f"header line {shown(key)} is not one of {', '.join(KEYS)} with a value")
     if key == "seed":
         try:
             require_seed(int(value))
         except (ValueError, UsageError):
-            shown = value.strip()[:40]
-            raise ValueError(f"the seed {shown!r} is not a whole number from 0 on") from None
+            raise ValueError(
+                f"the seed {shown(value.strip(), 40)} is not a whole number from 0 on"
+            ) from None

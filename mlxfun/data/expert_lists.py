@@ -130,7 +130,10 @@ def list_warning(path: Path, now: Maker, earlier: Callable[[str], bool] | None =
     No error: a list serves a quantised copy of its model as well.
     """
     if path.suffix.lower() == ".csv":
-        row = next(csv.DictReader(io.StringIO(_read_text(path)), skipinitialspace=True), {})
+        try:
+            row = next(csv.DictReader(io.StringIO(_read_text(path)), skipinitialspace=True), {})
+        except csv.Error as problem:
+            raise PlanError(f"{path} is no expert list: {problem}") from None
         made_on = Maker(str(row.get("model") or ""))
     else:
         found = read_document(path)
@@ -149,7 +152,10 @@ def read_expert_list(path: Path, layers: Sequence[int], experts: int) -> ExpertS
     Raises PlanError for a file that is unreadable, incomplete or of another model.
     """
     if path.suffix.lower() == ".csv":
-        found = _read_csv(path, layers, experts)
+        try:
+            found = _read_csv(path, layers, experts)
+        except csv.Error as problem:  # a field of more than 128 KiB
+            raise PlanError(f"{path} is no expert list: {problem}") from None
     else:
         document = read_document(path)
         entries = document.get("keep_map")

@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from mlxfun.data.options import ExpertSets
 from mlxfun.errors import UsageError
+from mlxfun.text import shown
 
 _MAX_RANGE = 100_000
+_MAX_NAMED = 1_000_000
+"""Experts of one text: repeated ranges of a short text could name any number."""
 
 
 def parse_experts(text: str) -> tuple[int, ...]:
@@ -19,8 +22,11 @@ def parse_experts(text: str) -> tuple[int, ...]:
     Raises UsageError naming the piece that is no number or range.
     """
     found: set[int] = set()
+    room = _MAX_NAMED
     for piece in text.split(","):
-        found.update(_range(piece, text))
+        numbers = _range(piece, text)
+        room = _less(room, numbers)
+        found.update(numbers)
     return tuple(sorted(found))
 
 
@@ -33,11 +39,16 @@ def parse_expert_pairs(text: str) -> ExpertSets:
     Raises UsageError naming the piece that is no LAYER:EXPERT pair.
     """
     found: dict[int, set[int]] = {}
+    room = _MAX_NAMED
     for piece in text.split(","):
         layer, colon, experts = piece.partition(":")
         if not colon or not _is_number(layer):
-            raise UsageError(f"{piece.strip()!r} in {text!r} is not LAYER:EXPERT, such as 3:7")
-        found.setdefault(int(layer), set()).update(_range(experts, text))
+            raise UsageError(
+                f"{shown(piece.strip())} in {shown(text)} is not LAYER:EXPERT, such as 3:7"
+            )
+        numbers = _range(experts, text)
+        room = _less(room, numbers)
+        found.setdefault(int(layer), set()).update(numbers)
     return {layer: tuple(sorted(found[layer])) for layer in sorted(found)}
 
 
@@ -63,13 +74,22 @@ def _range(piece: str, text: str) -> range:
     low, dots, high = (part.strip() for part in piece.partition(".."))
     if not _is_number(low) or (dots and not _is_number(high)):
         raise UsageError(
-            f"{piece.strip()!r} in {text!r} is not an expert number or a range such as 250..255"
+            f"{shown(piece.strip())} in {shown(text)} is not an expert number or a range such as 250..255"
         )
     first = int(low)
     last = int(high) if dots else first
     if not 0 <= last - first < _MAX_RANGE:
-        raise UsageError(f"the range {piece.strip()!r} in {text!r} must go up, by a sane amount")
+        raise UsageError(
+            f"the range {shown(piece.strip())} in {shown(text)} must go up, by a sane amount"
+        )
     return range(first, last + 1)
+
+
+def _less(room: int, numbers: range) -> int:
+    """The room that is left for more experts. Raises UsageError if there is none."""
+    if len(numbers) > room:
+        raise UsageError(f"more than {_MAX_NAMED:,} experts are named: no model has so many")
+    return room - len(numbers)
 
 
 def _is_number(text: str) -> bool:

@@ -22,6 +22,7 @@ from mlxfun.errors import Cancelled, MlxfunError, UsageError
 from mlxfun.events import Event, JobEnded, JobQueued, JobStarted, Progress, RoutingFrame, Token
 from mlxfun.report import Report
 from mlxfun.tally import Tally
+from mlxfun.text import brief, cut
 
 log = logging.getLogger(__name__)
 
@@ -291,10 +292,15 @@ def _wait_for_os_thread(native_id: int | None, deadline: float) -> None:
 def _failure(job: int, line: str, error: BaseException, seconds: float, state: str) -> JobEnded:
     """The event for a job that raised `error`."""
     if isinstance(error, MlxfunError):
-        text = str(error)
+        text = brief(str(error))
+    elif isinstance(error, OSError) and error.strerror:
+        # The file system's word on something that the user named; no fault of the program.
+        named = f"{cut(str(error.filename))}: " if error.filename is not None else ""
+        text = f"{named}{error.strerror}"
     else:
         log.debug("job %d (%s) raised", job, line, exc_info=error)
         text = f"unexpected {type(error).__name__}: {error}" if str(error) else repr(error)
+        text = brief(text)
     return JobEnded(
         job,
         line,

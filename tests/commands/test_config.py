@@ -71,3 +71,20 @@ def test_what_is_wrong_is_named_with_file_and_line(tmp_path: Path, text: str, wa
 def test_a_file_that_was_asked_for_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
         read_config(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("undo_budget = " + "9" * 5000, "thousands of digits"),
+     ("theme = " + "[" * 5000 + "]" * 5000, "nested too deeply"),
+     ("theme = 0x" + "f" * 20000, "a very long int is not a text"),
+     ("'" + "k" * 5000 + "' = 1", "unknown; known are")],
+    ids=["digits", "brackets", "hexadecimal", "name"],
+)  # fmt: skip
+def test_values_that_python_cannot_hold_are_a_sentence(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    (tmp_path / "c.toml").write_text(text)
+    with pytest.raises(UsageError, match=message) as raised:
+        read_config(tmp_path / "c.toml")
+    assert len(str(raised.value)) < 700

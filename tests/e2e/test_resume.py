@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+from tests.e2e.conftest import Program, typed
+
 ROOT = Path(__file__).resolve().parents[2]
 LINES = (
     "collect --dataset demo:mixed --max-samples 6 --max-tokens 48",
@@ -87,3 +89,16 @@ def test_a_session_that_ends_as_it_should_leaves_nothing_behind(tmp_path: Path) 
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "no session was cut short" in err
+
+
+def test_a_session_that_saved_to_an_absolute_path_replays_to_its_end(program: Program) -> None:
+    target = program.directory / "made" / "model"
+    lines = typed(("load demo", f"save {target}"))
+    first = program.run("--headless", "--record", "s.mlxfun", *lines)
+    assert first.returncode == 0, first.stderr
+    before = {p.name: p.stat().st_mtime_ns for p in target.iterdir()}
+    again = program.run("--headless", "--replay", "s.mlxfun", "--output-root", "root")
+    assert again.returncode == 0, again.stderr
+    laid = program.directory / "root" / target.relative_to("/")
+    assert {p.name for p in laid.iterdir()} == set(before)
+    assert {p.name: p.stat().st_mtime_ns for p in target.iterdir()} == before

@@ -40,7 +40,7 @@ def test_markup_and_control_characters_of_a_user_stay_text() -> None:
         shell.engine.notice("warning", "a\x1b]0;title\x07b")
         await shell.settle()
         heading = text_of(shell, Reports).splitlines()[-1]
-        assert heading == "! a�]0;titleb"
+        assert heading == "! a␛]0;titleb"
 
     drive(test)
 

@@ -9,6 +9,7 @@ import shlex
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
+from commands.words import split as posix_words
 from mlxfun.events import JobEnded, Token
 from mlxfun.generation.reports import ABReport, ChatReport
 
@@ -70,7 +71,7 @@ class Asked(NamedTuple):
 def split(line: str) -> list[str]:
     """`line` in words, as a shell would; on white space when its quotes do not match."""
     try:
-        return shlex.split(line)
+        return posix_words(line)
     except ValueError:
         return line.split()
 

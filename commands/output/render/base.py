@@ -14,39 +14,14 @@ from rich.table import Table
 from rich.text import Text
 
 from mlxfun.tally import DataUse
+from mlxfun.text import visible
 
 SHOWN_EXPERTS = 12  # experts of one layer listed by number before "and n more"
 
 
-def safe(text: str) -> str:
-    """`text` without the power to drive a terminal: control characters become pictures of them.
-
-    >>> safe("a\\x1b[31mb")
-    'a␛[31mb'
-    """
-    if text.isprintable():
-        return text
-    return "".join(c if c in "\n\t" or c.isprintable() else _picture(c) for c in text)
-
-
-def _picture(char: str) -> str:
-    code = ord(char)
-    if code < 0x20:
-        return chr(0x2400 + code)
-    if code == 0x7F:
-        return "␡"
-    # Unprintable but harmless (narrow spaces, joiners in emoji) stay; C1 controls, surrogates and
-    # the characters that turn the direction of the whole line do not.
-    dangerous = 0x80 <= code < 0xA0 or 0xD800 <= code < 0xE000 or code in _DIRECTION
-    return "\ufffd" if dangerous else char
-
-
-_DIRECTION = frozenset((*range(0x202A, 0x202F), *range(0x2066, 0x206A)))
-
-
 def text(content: str, style: str = "") -> Text:
     """`content` without markup and without control characters."""
-    return Text(safe(content), style)
+    return Text(visible(content), style)
 
 
 def new_table(*columns: str, numbers: Sequence[str] = ()) -> Table:

@@ -17,7 +17,7 @@ import mlxfun
 from commands.output.as_json import report_json
 from commands.output.console import print_report
 from commands.output.progress import ProgressLines, describe
-from commands.output.render.base import experts_text, safe
+from commands.output.render.base import experts_text
 from commands.output.render.dispatch import RENDERERS, render
 from mlxfun.calibration.options import CollectOptions
 from mlxfun.calibration.reports import WhyReport
@@ -32,6 +32,7 @@ from mlxfun.scans.reports import DossierReport, TopToken
 from mlxfun.session.reports import DecoderRow, LayersReport
 from mlxfun.session.variants import RecipeReport, Variant
 from mlxfun.techniques.prune.options import PruneOptions
+from mlxfun.text import visible
 from tests.commands.conftest import Bench
 from tests.commands.stub_session import StubSession
 
@@ -144,7 +145,7 @@ def test_markup_stays_text_and_control_characters_lose_their_power() -> None:
 
 def test_harmless_text_is_left_alone() -> None:
     text = "naïve 日本語 👩\u200d🔬 tab\tline\n"
-    assert safe(text) == text
+    assert visible(text) == text
 
 
 def test_piped_text_is_neither_wrapped_nor_padded() -> None:

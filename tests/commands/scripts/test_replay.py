@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from commands.scripts.replay import ReplayReport
+from commands.workbench.files import Files
 from mlxfun.events import JobEnded, Notice, RoutingFrame
 from tests.commands.conftest import SESSION, Bench
 
@@ -46,7 +47,7 @@ def test_what_a_replay_saves_goes_below_the_output_root(
     assert (here / "out" / "config.json").read_text() == "precious"
 
 
-@pytest.mark.parametrize("target", ["/abs/out", "../out", "a/../../out"])
+@pytest.mark.parametrize("target", ["/../out/../..", "../out", "a/../../out"])
 def test_a_replay_refuses_to_save_outside_its_output_root(
     make_bench: MakeBench, here: Path, target: str
 ) -> None:
@@ -279,3 +280,22 @@ def test_a_recording_with_the_identity_of_an_earlier_version_is_compared_by_its_
     # What is recorded meanwhile, and what comes after, has the names of today.
     assert not any("earlier-" in line for line in bench.engine._bench.journal.lines)
     assert bench.engine._bench.recorded_name("x") == "x"
+
+
+def test_absolute_paths_of_a_recording_are_laid_below_the_output_root(
+    make_bench: Callable[..., Bench], here: Path
+) -> None:
+    place = here / "elsewhere"
+    (here / "s.mlxfun").write_text(
+        f"#: model demo\ncollect --dataset demo:mixed --max-samples 2\nexport report {place}/r.md\n"
+    )
+    root = here / "root"
+    bench = make_bench(output_root=root)
+    bench.do("replay s.mlxfun")
+    assert not place.exists()
+    laid = root / place.relative_to("/")
+    assert [p.name for p in laid.iterdir()] == ["r.md"]
+    assert Files(root, here).readable(place / "r.md") == laid / "r.md"  # and is read from there
+    assert Files(root).readable(place / "r.md") == place / "r.md"
+    assert "lies outside the output root" in (bench.run("export report ../x.md").error or "")
+    assert "lies outside the output root" in (bench.run(f"export report {place}/x.md").error or "")

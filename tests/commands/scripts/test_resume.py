@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from commands.scripts import resume
+from commands.workbench.session_file import read_script
 from mlxfun.events import Notice
 from tests.commands.conftest import Bench
 
@@ -119,3 +121,108 @@ def test_a_session_without_a_command_is_not_worth_a_word(
     path = crashed(make_bench, folder)
     assert resume.cut_short(folder) == []
     assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["{here}/mine.txt", "{here}/mine.mlxfun", "../mine.txt", "'*'", "'*.mlxfun'", "{here}/sessions/../mine.mlxfun",
+             "gone.npz", "''", "nothing"]
+)  # fmt: skip
+def test_drop_removes_kept_sessions_only(make_bench: MakeBench, folder: Path, name: str) -> None:
+    path = crashed(make_bench, folder, "collect --dataset demo:mixed --max-samples 2")
+    Path("mine.txt").write_text("mine")
+    Path("mine.mlxfun").write_text("#!mlxfun-session 2\nundo\n")
+    bench = make_bench()
+    bench.engine.keep(folder)
+    before = sorted(folder.parent.rglob("*"))
+    error = bench.run(f"resume --drop {name.format(here=folder.parent)}").error
+    assert error is not None
+    assert "path is empty" in error or "no kept session is called" in error
+    assert sorted(folder.parent.rglob("*")) == before
+    bench.do("resume --drop gone")
+    assert not path.exists()
+    assert Path("mine.txt").exists()
+
+
+def test_drop_leaves_the_session_of_another_shell_alone(
+    make_bench: MakeBench, folder: Path
+) -> None:
+    running = make_bench()
+    running.engine.keep(folder)
+    running.do("load demo", "collect --dataset demo:mixed --max-samples 2")
+    (path,) = folder.glob("*.mlxfun")
+    bench = make_bench()
+    bench.engine._bench.sessions = folder
+    assert "no kept session is called" in (bench.run(f"resume --drop {path.stem}").error or "")
+    assert path.exists()
+
+
+def test_a_name_with_wildcards_takes_nothing_else_with_it(tmp_path: Path) -> None:
+    for name in ("*.mlxfun", "a.mlxfun", "a.1.npz", "*.1.npz"):
+        (tmp_path / name).touch()
+    resume.drop(tmp_path / "*.mlxfun")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.1.npz", "a.mlxfun"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"#!mlxfun-session 9\nundo\n", b"#!mlxfun-session 2\n#: directory \xff\nundo\n"]
+)
+def test_a_session_that_cannot_be_read_is_neither_offered_nor_removed(
+    make_bench: MakeBench, folder: Path, content: bytes
+) -> None:
+    folder.mkdir()
+    (folder / "newer.mlxfun").write_bytes(content)
+    assert resume.cut_short(folder) == []
+    assert (folder / "newer.mlxfun").read_bytes() == content
+    bench = make_bench()
+    bench.engine.keep(folder)
+    bench.do("resume --drop newer")
+    assert not (folder / "newer.mlxfun").exists()
+
+
+@pytest.mark.parametrize("line", ["resume", "resume --drop", "resume --drop 'x.mlxfun'"])
+def test_resume_is_no_command_of_a_session_file(
+    make_bench: MakeBench, folder: Path, line: str
+) -> None:
+    path = crashed(make_bench, folder, "collect --dataset demo:mixed --max-samples 2")
+    Path("s.mlxfun").write_text(f"{line}\n")
+    Path("s.recipe").write_text(f"{line}\nat most 9 MB\ntry prune --n-prune 4\n")
+    bench = make_bench()
+    bench.engine.keep(folder)
+    assert bench.run("replay s.mlxfun").error == (
+        "s.mlxfun:1: resume cannot be part of a session file"
+    )
+    assert bench.run("recipe s.recipe").error == "s.recipe:1: resume cannot be part of a recipe"
+    assert path.exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [b"\xff\xfe", b"a\nundo\n#: model x", b"trailing ", b" ", b'"quoted', "ä\u2028b".encode()],
+)
+def test_a_session_in_a_directory_of_any_name_is_resumed_there(
+    make_bench: MakeBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: bytes
+) -> None:
+    here = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    folder = tmp_path / "sessions"
+    crashed(make_bench, folder, "collect --dataset demo:mixed --max-samples 2", "prune --n-prune 2")
+    (path,) = resume.cut_short(folder)
+    assert [e.line for e in read_script(path).entries][-1] == "prune --n-prune 2"
+    bench = make_bench()
+    bench.engine.keep(folder)
+    bench.do("resume")
+    assert bench.engine.view().plan is not None
+
+
+def test_a_model_path_puts_no_line_into_a_recording(make_bench: MakeBench, folder: Path) -> None:
+    bench = make_bench()
+    bench.engine.record(folder.with_name("s.mlxfun"))
+    Path("a\nundo\n#: seed 7").mkdir()
+    bench.do("load './a\nundo\n#: seed 7' --revision 'b\nc'", "info")
+    script = read_script(folder.with_name("s.mlxfun"))
+    assert [e.line for e in script.entries] == ["info"]
+    assert script.header["model"] == "./a\nundo\n#: seed 7"
+    assert script.header["revision"] == "b\nc"
+    assert script.seed == 0
+    make_bench().do("replay s.mlxfun")
