@@ -144,7 +144,7 @@ def _shortened(match: re.Match[str]) -> str:
     """A long word cut, with the punctuation behind it."""
     word = match[0]
     bare = word.rstrip(":;,.'\")")
-    return cut(bare) + word[len(bare) :][:3]
+    return cut(bare) + word[len(bare) :][:6]  # room for the dots of an earlier cut
 
 
 def counted(count: int, one: str, more: str) -> str:
