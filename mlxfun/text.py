@@ -115,7 +115,7 @@ def escaped(json_text: str) -> str:
     )
 
 
-_LONG = re.compile(rf"(\S{{{QUOTED}}})\S+")
+_LONG = re.compile(rf"\S{{{QUOTED + 1},}}")
 LONGEST = 4000
 """The most characters of a message."""
 
@@ -134,10 +134,17 @@ def brief(message: str, *words: str) -> str:
         if len(word) > QUOTED:
             for quoted in (word, repr(word)[1:-1]):
                 message = message.replace(quoted, cut(quoted))
-    message = _LONG.sub(r"\1...", message)
+    message = _LONG.sub(_shortened, message)
     if len(message) > LONGEST:
         message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 4 :]}"
     return message
+
+
+def _shortened(match: re.Match[str]) -> str:
+    """A long word cut, with the punctuation behind it."""
+    word = match[0]
+    bare = word.rstrip(":;,.'\")")
+    return cut(bare) + word[len(bare) :][:6]  # room for the dots of an earlier cut
 
 
 def counted(count: int, one: str, more: str) -> str:
