@@ -55,7 +55,6 @@ def random_model(shape: dict[str, Any], layers: int) -> dict[str, Any]:
     from rigs import make_rig
     from routing_cost import build
 
-    from mlxfun.calibration.collect import batch_shape
     from mlxfun.data.datasets import batches
     from mlxfun.data.options import DatasetOptions
     from mlxfun.techniques.merge.delta import Merger
@@ -65,7 +64,9 @@ def random_model(shape: dict[str, Any], layers: int) -> dict[str, Any]:
     rig = make_rig(model, config)
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, shape["vocab"], (shape["rows"], shape["length"])).astype(np.int32)
-    given = batches(list(tokens), *batch_shape(None, None))
+    from mlxfun.model.batch_size import CPU_BATCH
+
+    given = batches(list(tokens), *CPU_BATCH)
     kept = shape["experts"] - shape["prune"]
 
     def choose(_: int, stats: Any) -> tuple[int, ...]:

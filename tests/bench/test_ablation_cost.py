@@ -1,6 +1,6 @@
 """What ablation costs: reading the prompts against a plain forward, and trials per minute.
 
-Ratios within one run: `pytest -m bench -s tests/bench/test_ablation_cost.py`.
+Ratios within one run: `pytest -n 0 -m bench -s tests/bench/test_ablation_cost.py`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from mlxfun import Session
-from mlxfun.calibration.collect import batch_shape
 from mlxfun.data.datasets import batches
 from mlxfun.data.options import DatasetOptions
 from mlxfun.evaluation.refusal_metrics import FirstToken, Prompts, ask_all
 from mlxfun.generation.answers import read_prompts
+from mlxfun.model.batch_size import CPU_BATCH
 from mlxfun.model.outputs import residual_outputs
 from mlxfun.techniques.ablate.delta import Projector, projections
 from mlxfun.techniques.ablate.directions import residual_means
@@ -50,9 +50,7 @@ def ratio(one: Callable[[], Any], other: Callable[[], Any], pairs: int = 15) -> 
 def test_reading_the_prompts_is_one_pass(session: Session) -> None:
     rng = np.random.default_rng(0)
     lengths = rng.integers(64, 192, 32)
-    given = batches(
-        [rng.integers(0, 4096, n).astype(np.int32) for n in lengths], *batch_shape(None, None)
-    )
+    given = batches([rng.integers(0, 4096, n).astype(np.int32) for n in lengths], *CPU_BATCH)
     modules = session.editor.resident.tree.modules
     layers = [modules[layer.path] for layer in session.map.layers]
     backbone: Any = session.model.model

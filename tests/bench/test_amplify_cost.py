@@ -1,6 +1,6 @@
 """What amplifying costs per layer: fitting v against a plain forward of the same text.
 
-pytest -m bench tests/bench/test_amplify_cost.py -s
+pytest -n 0 -m bench tests/bench/test_amplify_cost.py -s
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from mlxfun import Session
-from mlxfun.calibration.collect import batch_shape
 from mlxfun.data.datasets import batches, read_lines, tokenize
 from mlxfun.data.options import DatasetOptions
 from mlxfun.hooks.layerwise import Carrier
+from mlxfun.model.batch_size import CPU_BATCH
 from mlxfun.techniques.router_bias.delta import fit, folds
 
 pytestmark = pytest.mark.bench
@@ -32,7 +32,7 @@ def seconds(work) -> float:
 def test_fitting_all_layers_costs_a_few_forwards_of_its_text(capsys):
     session = Session.open("demo")
     sequences = tokenize(read_lines(TEXT), session.tokenizer, 128, session.anatomy.vocabulary)
-    given = batches(sequences, *batch_shape(None, None))
+    given = batches(sequences, *CPU_BATCH)
 
     def forward() -> None:
         for batch in given:

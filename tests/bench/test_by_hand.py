@@ -1,7 +1,7 @@
 """What the hand's commands cost: a pick on the biggest map, the probe when the hand rests, and what
 it takes to change sides between two tokens.
 
-Run with `pytest -m bench -s tests/bench/test_by_hand.py`. Keys in CPU time, so that a busy machine
+Run with `pytest -n 0 -m bench -s tests/bench/test_by_hand.py`. Keys in CPU time, so that a busy machine
 does not decide it.
 """
 

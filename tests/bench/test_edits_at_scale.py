@@ -1,6 +1,6 @@
 """Stage, flip, apply, undo, redo at 94 layers x 512 experts: the work of a prune is its indices.
 
-Run with `pytest -m bench tests/bench/test_edits_at_scale.py -s`; the times are printed.
+Run with `pytest -n 0 -m bench tests/bench/test_edits_at_scale.py -s`; the times are printed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How long a person looks at nothing: from starting the program to the first picture.
 
-Run with `pytest -m bench -s tests/bench/test_first_paint.py`.
+Run with `pytest -n 0 -m bench -s tests/bench/test_first_paint.py`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What one frame of the biggest heatmap costs: 94 layers x 512 experts on 200x50 cells.
 
-Run with `pytest -m bench -s tests/bench/test_heatmap_frame.py`. CPU time, so that a busy machine
+Run with `pytest -n 0 -m bench -s tests/bench/test_heatmap_frame.py`. CPU time, so that a busy machine
 does not decide it.
 """
 

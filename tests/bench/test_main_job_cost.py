@@ -1,4 +1,4 @@
-"""What the parts of the main job cost, as ratios within one run: `pytest -m bench -s tests/bench`.
+"""What the parts of the main job cost, as ratios within one run: `pytest -n 0 -m bench -s tests/bench`.
 
 Budgets of a GPU are measured by routing_cost.py itself with --preset qwen3-30b-a3b; here a small
 model shows on any machine that nothing has grown by multiples. Only ratios are judged.

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from mlxfun import Session
-from mlxfun.calibration import collect
 from mlxfun.data.datasets import batches
+from mlxfun.model.batch_size import CPU_BATCH
 from mlxfun.scans import sample_routing
 from mlxfun.scans.sample_routing import Sample
 
@@ -24,7 +24,7 @@ def test_a_scan_costs_little_more_than_the_forwards_it_needs() -> None:
     session = Session.open("demo")
     rng = np.random.default_rng(0)
     found = [Sample(rng.integers(5, 4000, 256).astype(np.int32)) for _ in range(8)]
-    todo = batches([s.tokens for s in found], *collect.batch_shape(None, None))
+    todo = batches([s.tokens for s in found], *CPU_BATCH)
 
     def plain() -> None:
         for batch in todo:

@@ -1,6 +1,6 @@
 """What the screen costs over time: memory over an hour of frames, and from key to paint.
 
-Run with `pytest -m bench -s tests/bench/test_screen_cost.py`, alone on the machine.
+Run with `pytest -n 0 -m bench -s tests/bench/test_screen_cost.py`, alone on the machine.
 """
 
 from __future__ import annotations
