@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlxfun.text import installed_version, readable_bytes
+from mlxfun.text import installed_version, readable_bytes, visible
 
 BASE_CARD = "README.base.md"
 """Where the card of the source goes: README.md is the new one."""
@@ -52,7 +52,7 @@ class Card:
             "## Measured\n\n" + self._measured(),
             "## Use\n\n" + _USE,
         ]
-        return "\n\n".join(sections) + "\n"
+        return visible("\n\n".join(sections)) + "\n"
 
     def _front_matter(self) -> str:
         lines = [*self._inherited(), "library_name: mlx", "pipeline_tag: text-generation"]
