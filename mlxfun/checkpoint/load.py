@@ -32,7 +32,7 @@ from mlxfun.checkpoint.sources import companions, read_config, resolve, without_
 from mlxfun.checkpoint.tokenizer import open_tokenizer
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import BudgetError, ModelError
-from mlxfun.memory import memory_limit, on_cpu
+from mlxfun.model.memory import memory_limit, on_cpu
 from mlxfun.text import readable_bytes
 
 HALF = (mx.bfloat16, mx.float16)
@@ -88,9 +88,8 @@ def load(
 ) -> Loaded:
     """Load `source` (directory, Hub id or "demo") and evaluate every array of it.
 
-    chat_template: a file to use instead of the model's. identities: see `checkpoint_id`. On MLX's CPU
-    backend 16-bit weights are cast to float32 one by one, because its `gather_mm` knows no other
-    type; each parameter's own dtype stays on record.
+    chat_template: used instead of the model's. identities: see `checkpoint_id`. On the CPU 16-bit
+    weights are cast to float32, as its `gather_mm` needs; each one's own dtype stays on record.
 
     Raises ModelError (missing, broken, unsupported), BudgetError (does not fit) and Cancelled.
     """

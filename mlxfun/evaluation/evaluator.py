@@ -1,4 +1,4 @@
-"""Perplexity, token-level KL and top-1 agreement of a state of the weights against others.
+"""Measures losses, KL and top-1 agreement of a state of the weights against others, token by token.
 
 One forward of the evaluation set measures a state, in batches as large as memory allows; the output
 head runs on chunks of a batch, so that the weights are read once for thousands of tokens whatever

@@ -1,4 +1,4 @@
-"""Perplexity and KL over tokens, from what an evaluation measured."""
+"""Perplexity, mean KL and their intervals from what the evaluator measured at each token."""
 
 from __future__ import annotations
 

@@ -18,9 +18,9 @@ from mlxfun.context import SILENT, Context
 from mlxfun.data.datasets import Batch, Tokens, batches
 from mlxfun.errors import BudgetError
 from mlxfun.events import Notice
-from mlxfun.memory import free_bytes, is_out_of_memory, on_cpu, on_cuda
 from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.anatomy.layers import decoder_layers, in_order
+from mlxfun.model.memory import free_bytes, is_out_of_memory, on_cpu, on_cuda
 from mlxfun.text import readable_bytes
 
 Result = TypeVar("Result")

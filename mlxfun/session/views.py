@@ -15,11 +15,11 @@ from mlxfun.calibration.routing_stats import RoutingStats
 from mlxfun.checkpoint.load import Loaded
 from mlxfun.editing.editor import Editor
 from mlxfun.errors import UsageError
-from mlxfun.memory import memory_limit
 from mlxfun.model.anatomy import MoELayer, MoEMap
 from mlxfun.model.anatomy.masks import mask_of, sets_mask
 from mlxfun.model.anatomy.types import DecoderLayer
 from mlxfun.model.export import ExportView
+from mlxfun.model.memory import memory_limit
 from mlxfun.model.model_map import ModelMap
 from mlxfun.model.slicing import compact_delta
 from mlxfun.session.reports import DecoderRow, HeatView, InfoReport, LayerRow, LayersReport

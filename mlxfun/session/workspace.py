@@ -15,9 +15,9 @@ from mlxfun.errors import BudgetError
 from mlxfun.evaluation.evaluator import EvalSet, Evaluator
 from mlxfun.hooks.head import HeadTap
 from mlxfun.hooks.routing import Taps
-from mlxfun.memory import memory_limit
 from mlxfun.model.delta import Reader, Resident
 from mlxfun.model.export import ExportView
+from mlxfun.model.memory import memory_limit
 from mlxfun.model.model_map import map_model
 from mlxfun.session.observations import Observations
 from mlxfun.text import readable_bytes
