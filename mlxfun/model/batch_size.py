@@ -37,8 +37,9 @@ FREE_SHARE = 0.8
 
 LEAST_TOKENS = 64
 
-HELD_LAYERS = 3
-"""The layer that runs, the one that is queued behind it, and copies (gates times values, norms)."""
+HELD_LAYERS = 8
+"""Measured on a 4-bit 30B model: a forward holds what five layers compute (the one that runs, the
+one that is queued behind it, gates and products in between), eight where norms are taken of it."""
 
 
 @dataclass(frozen=True, slots=True)
