@@ -162,7 +162,11 @@ def test_each_failure_is_explained(
     assert "\n" not in str(caught.value)
 
 
-def test_only_owner_slash_name_is_taken_for_a_hub_id(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_owner_slash_name_is_taken_for_a_hub_id(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "inner").mkdir()
+    monkeypatch.chdir(tmp_path / "inner")
     pretend(monkeypatch, lambda **_: pytest.fail("asked the Hub"))
     for source in ("gpt2", "./a/b", "../b", "/a/b", "a/b/c", "a b/c", "a/"):
         with pytest.raises(ModelError, match="no such model directory"):
