@@ -265,14 +265,8 @@ def _guarded(start: Start, engine: Engine) -> int:
         return code
     except KeyboardInterrupt as problem:
         return _interrupted(problem)
-    except BrokenPipeError:
-        # The reader of our output is gone; nothing more may be written, not even by the
-        # interpreter's last flush.
-        streams.discard(sys.stdout)
-        return BROKEN_PIPE
-    except streams.OutputLost as problem:
-        streams.discard(sys.stdout)
-        return _output_lost(str(problem))
+    except (BrokenPipeError, streams.OutputLost) as problem:
+        return _stopped_by_output(problem)
 
 
 def _front_end(start: Start, engine: Engine) -> int:
@@ -336,6 +330,13 @@ def _one_shot(words: list[str]) -> Start | int | None:
     )
 
 
+def _stopped_by_output(problem: BrokenPipeError | streams.OutputLost) -> int:
+    """The exit code when standard output takes no more. Nothing may be written to it any longer,
+    not even by the interpreter's last flush. A reader that went away is told nothing."""
+    streams.discard(sys.stdout)
+    return BROKEN_PIPE if isinstance(problem, BrokenPipeError) else _output_lost(str(problem))
+
+
 def _output_lost(reason: str) -> int:
     streams.say(f"{NAME}: cannot write to standard output: {reason}")
     return 1
@@ -367,12 +368,8 @@ def _main() -> int:
     except click.Abort as problem:
         cause = problem.__cause__
         return _interrupted(cause if isinstance(cause, KeyboardInterrupt) else KeyboardInterrupt())
-    except BrokenPipeError:
-        streams.discard(sys.stdout)
-        return BROKEN_PIPE
-    except streams.OutputLost as problem:
-        streams.discard(sys.stdout)
-        return _output_lost(str(problem))
+    except (BrokenPipeError, streams.OutputLost) as problem:
+        return _stopped_by_output(problem)
 
 
 def _parsed() -> Any:

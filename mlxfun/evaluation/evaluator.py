@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,7 +29,7 @@ import numpy as np
 from mlxfun.context import SILENT, Context
 from mlxfun.data.datasets import Batch, batches
 from mlxfun.hooks.head import HeadTap, Logits
-from mlxfun.hooks.pace import paced
+from mlxfun.hooks.pace import Paced
 from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.batch_size import BatchSize, batch_size, each_batch
 from mlxfun.model.distributions import log_softmax
@@ -117,6 +118,10 @@ class Evaluator:
         self._references: dict[tuple[StateKey, str], Reference] = {}
         self._after_head: AfterHead | None = None
         self._model_dtype = mx.float32
+
+    @cached_property
+    def _paced(self) -> Paced:
+        return Paced(self._model, self._anatomy)
 
     def batch_size(self) -> BatchSize:
         """Of forwards whose logits are made in chunks, or of which one is wanted a row."""
@@ -285,7 +290,7 @@ class Evaluator:
     def _hidden(self, tokens: mx.array) -> mx.array:
         """What enters the head, [B, T, D], lazy."""
         assert self._head is not None
-        with self._head.watching(), paced(self._model, self._anatomy):
+        with self._head.watching(), self._paced.forwards():
             self._model(tokens)
             seen = self._head.seen
         if seen is None:

@@ -36,18 +36,26 @@ class Pace:
         self._behind = None
 
 
-@contextmanager
-def paced(model: nn.Module, anatomy: MoEMap) -> Iterator[None]:
-    """Forwards inside the block run layer by layer. Not for decoding, which it would stall."""
-    modules = in_order(model)
-    hooks, pace = Hooks(modules), Pace()
+class Paced:
+    """`with Paced(model, anatomy).forwards():` runs forwards layer by layer. Not for decoding, which
+    it would stall. The layers are looked up once."""
 
-    def wait(own: Any, *args: Any, **kwargs: Any) -> Any:
+    def __init__(self, model: nn.Module, anatomy: MoEMap) -> None:
+        modules = in_order(model)
+        self._hooks, self._pace = Hooks(modules), Pace()
+        for layer in decoder_layers(modules, anatomy):
+            self._hooks.on_call(layer.path, self._wait, required=False)
+
+    @contextmanager
+    def forwards(self) -> Iterator[None]:
+        """Forwards inside the block are paced."""
+        with self._hooks:
+            try:
+                yield
+            finally:
+                self._pace.end()
+
+    def _wait(self, own: Any, *args: Any, **kwargs: Any) -> Any:
         out = own(*args, **kwargs)
-        pace(out)
+        self._pace(out)
         return out
-
-    for layer in decoder_layers(modules, anatomy):
-        hooks.on_call(layer.path, wait, required=False)
-    with hooks:
-        yield
