@@ -9,10 +9,11 @@ from rich.cells import cell_len
 
 from commands.conditions import comparable, edited
 from mlxfun.steering.reports import SteerReport
+from mlxfun.steering.wish import cells_of
 from tui.input import expert_selection
 from tui.keys.keymap import BY_ID, Key, command_of, keys_for
 from tui.state.app_state import AppState
-from tui.state.steering import cells_of, full_line
+from tui.state.steering import full_line
 
 TOLERABLE_RATIO = 1.25
 """Perplexity over the checkpoint's above which the next step is to discard, not to apply."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from commands.output.gradient import blend
 from mlxfun.errors import StateError, UsageError
 from mlxfun.session.reports import HeatView
 
@@ -58,11 +59,7 @@ def colour(x: float) -> tuple[int, int, int]:
     >>> colour(0.0), colour(1.0)
     ((0, 34, 78), (254, 232, 56))
     """
-    place = min(max(x, 0.0), 1.0) * (len(CIVIDIS) - 1)
-    left = min(int(place), len(CIVIDIS) - 2)
-    a, b = CIVIDIS[left], CIVIDIS[left + 1]
-    red, green, blue = (round(p + (q - p) * (place - left)) for p, q in zip(a, b, strict=True))
-    return red, green, blue
+    return blend(CIVIDIS, x)
 
 
 def svg(drawn: Picture) -> str:

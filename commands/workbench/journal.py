@@ -6,20 +6,13 @@ import fcntl
 import stat
 from collections.abc import Callable
 from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 
 from commands.workbench.files import Loaded
 from commands.workbench.session_file import FORMAT, MAGIC, Mark, encode
 from mlxfun import __version__
 from mlxfun.errors import UsageError
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "unknown"
+from mlxfun.text import installed_version
 
 
 class _Sink:
@@ -85,8 +78,8 @@ class Journal:
         self._lost = lost
         self.versions = {
             "mlxfun": __version__,
-            "mlx": _version("mlx"),
-            "mlx-lm": _version("mlx-lm"),
+            "mlx": installed_version("mlx"),
+            "mlx-lm": installed_version("mlx-lm"),
         }
         self._text = [f"{MAGIC} {FORMAT}\n"]
         self._text += [f"#: {name} {version}\n" for name, version in self.versions.items()]

@@ -16,10 +16,10 @@ from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 from mlx_lm.utils import _get_classes
 
 from mlxfun.errors import ModelError
+from mlxfun.model.parameters import flatten
 
 _QUOTED = 200
 
@@ -256,9 +256,9 @@ def require_dtypes(model: nn.Module, config: dict[str, Any]) -> None:
     """
     model_class, arguments = _get_classes(config)
     plain = model_class(arguments.from_dict(copy.deepcopy(config)))
-    expected = {path: _kind(array.dtype) for path, array in _parameters(plain)}
+    expected = {path: _kind(array.dtype) for path, array in flatten(plain.parameters())}
     modules = dict(model.named_modules())
-    for path, array in _parameters(model):
+    for path, array in flatten(model.parameters()):
         parent, _, leaf = path.rpartition(".")
         module, kind = modules.get(parent), _kind(array.dtype)
         if module is not None and "scales" in module and hasattr(module, "bits"):
@@ -281,7 +281,3 @@ def _quantised(module: nn.Module, leaf: str) -> str:
 
 def _kind(dtype: mx.Dtype) -> str:
     return "float" if mx.issubdtype(dtype, mx.floating) else "integer"
-
-
-def _parameters(model: nn.Module) -> list[tuple[str, mx.array]]:
-    return cast(list[tuple[str, mx.array]], tree_flatten(model.parameters()))

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_map
 from mlx_lm.utils import load_model
 
 from mlxfun.checkpoint.headers import read_headers
@@ -25,7 +25,7 @@ from mlxfun.checkpoint.sources import without_wildcards
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import ModelError, SaveError
 from mlxfun.model.memory import memory_limit, on_cpu
-from mlxfun.model.parameters import finite
+from mlxfun.model.parameters import finite, flatten
 
 PROBE_TOKENS = 48
 # The second model, its activations, and room for everything else on the device.
@@ -66,7 +66,7 @@ def check(
     outcome = {"load": "ok"}
     names = set(weights.names)
     model, config = _load(directory)
-    loaded = _parameters(model)
+    loaded = dict(flatten(model.parameters()))
     del model
     if missing := sorted(names - loaded.keys()) + sorted(loaded.keys() - names):
         raise SaveError(
@@ -139,10 +139,6 @@ def _load(directory: Path) -> tuple[nn.Module, dict[str, Any]]:
         raise SaveError(f"the saved model does not load with mlx-lm: {short(error)}") from error
 
 
-def _parameters(model: nn.Module) -> dict[str, mx.array]:
-    return dict(cast(list[tuple[str, mx.array]], tree_flatten(model.parameters())))
-
-
 def _compare_tensors(
     loaded: dict[str, mx.array], weights: Weights, source: Path, ctx: Context
 ) -> None:
@@ -182,7 +178,7 @@ def _computes(source: Path, tokens: mx.array, whole: bool) -> bool:
 def _sound(source: Path, name: str) -> bool:
     """Whether the checkpoint has that tensor without NaN and infinity."""
     try:
-        original = _parameters(_load(source)[0]).get(name)
+        original = dict(flatten(_load(source)[0].parameters())).get(name)
     except SaveError:
         return True
     return original is None or finite(original)

@@ -14,7 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_unflatten
 from mlx_lm.models.switch_layers import SwitchLinear
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import _get_classes, load_model
@@ -33,6 +33,7 @@ from mlxfun.checkpoint.tokenizer import open_tokenizer
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import BudgetError, ModelError
 from mlxfun.model.memory import memory_limit, on_cpu
+from mlxfun.model.parameters import flatten
 from mlxfun.text import readable_bytes
 
 HALF = (mx.bfloat16, mx.float16)
@@ -106,7 +107,7 @@ def load(
     # Before the weights: a tokenizer that is missing is told before gigabytes are read.
     tokenizer, template, remarks = open_tokenizer(found.path, chat_template)
     model, full_config = _load_lazy(found.path, config)
-    stored = {path: array.dtype for path, array in _parameters(model)}
+    stored = {path: array.dtype for path, array in flatten(model.parameters())}
     cast = needs_float32(model)
     _evaluate(model, cast, ctx)
     require_dtypes(model, full_config)
@@ -133,7 +134,7 @@ def load(
 
 def _dropped(headers: list[Header], model: nn.Module) -> tuple[str, ...]:
     """See mlxfun.checkpoint.dropped."""
-    sizes = {path: array.size for path, array in _parameters(model)}
+    sizes = {path: array.size for path, array in flatten(model.parameters())}
     return dropped_notes(headers, sizes, _decoder_layers(sizes))
 
 
@@ -235,16 +236,6 @@ def short(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[:240]}{'...' if len(text) > 240 else ''}"
 
 
-def _parameters(model: nn.Module) -> list[tuple[str, mx.array]]:
-    return _flatten(model.parameters())
-
-
-def _flatten(tree: Any) -> list[tuple[str, Any]]:
-    flat = tree_flatten(tree)
-    assert isinstance(flat, list)  # a list unless a destination is passed
-    return flat
-
-
 def needs_float32(model: nn.Module) -> bool:
     """Whether this model's experts cannot run in 16 bits here; packed ones can."""
     if not on_cpu():
@@ -257,9 +248,9 @@ def needs_float32(model: nn.Module) -> bool:
 
 def _evaluate(model: nn.Module, cast: bool, ctx: Context) -> None:
     """Evaluate parameter by parameter, so that a cast never holds two copies of the model."""
-    names = [(path, array.nbytes) for path, array in _parameters(model)]
+    names = [(path, array.nbytes) for path, array in flatten(model.parameters())]
     total = sum(count for _, count in names)
-    arrays = dict(_parameters(model))
+    arrays = dict(flatten(model.parameters()))
     done = 0
     for path, count in names:
         ctx.check()
@@ -284,7 +275,7 @@ def _private_arrays(model: nn.Module) -> Iterator[mx.array]:
     """
     for _, module in model.named_modules():
         hidden = [value for key, value in module.items() if key.startswith("_")]
-        for _, value in _flatten([hidden, list(vars(module).values())]):
+        for _, value in flatten([hidden, list(vars(module).values())]):
             if isinstance(value, mx.array):
                 yield value
 

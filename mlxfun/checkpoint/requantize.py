@@ -10,16 +10,16 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-from typing import Any, cast
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 from mlx_lm.utils import _decode_tagged_floats, _get_classes, quantize_model
 
 from mlxfun.checkpoint.gate import Weights
 from mlxfun.checkpoint.load import short
 from mlxfun.errors import SaveError, UsageError
+from mlxfun.model.parameters import flatten
 
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
@@ -55,7 +55,7 @@ class Requantised:
             model, self.config = self.build()
         except ValueError as error:
             raise SaveError(f"mlx-lm cannot quantise this model: {short(error)}") from error
-        self._pending = _flatten(model)
+        self._pending = dict(flatten(model.parameters()))
         self._sizes = {name: array.nbytes for name, array in self._pending.items()}
         if not any(name.endswith(".scales") for name in self._sizes):
             raise SaveError(
@@ -75,7 +75,7 @@ class Requantised:
     def tensor(self, name: str) -> mx.array:
         """The tensor, lazily; the expressions are built anew for a second pass."""
         if name not in self._pending:
-            self._pending = _flatten(self.build()[0])
+            self._pending = dict(flatten(self.build()[0].parameters()))
         return self._pending.pop(name)
 
     def build(self) -> tuple[nn.Module, dict[str, Any]]:
@@ -101,7 +101,3 @@ def describe_quantization(config: dict[str, Any]) -> str | None:
         return None
     mode = settings.get("mode", "affine")
     return f"{settings.get('bits')}-bit {mode}, groups of {settings.get('group_size')}"
-
-
-def _flatten(model: nn.Module) -> dict[str, mx.array]:
-    return dict(cast(list[tuple[str, mx.array]], tree_flatten(model.parameters())))

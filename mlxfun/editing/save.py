@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model
 
 from mlxfun.checkpoint.identity import earlier_id
@@ -22,6 +21,7 @@ from mlxfun.errors import ModelError
 from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.delta import Reader
 from mlxfun.model.export import ExportView
+from mlxfun.model.parameters import flatten
 
 
 def open_checkpoint(loaded: Loaded, dtypes: Callable[[str], mx.Dtype]) -> Reader:
@@ -37,7 +37,7 @@ def open_checkpoint(loaded: Loaded, dtypes: Callable[[str], mx.Dtype]) -> Reader
     except LOAD_ERRORS as error:
         _require_unchanged(loaded)
         raise ModelError(f"{loaded.path} cannot be opened again: {short(error)}") from error
-    arrays = dict(cast(list[tuple[str, mx.array]], tree_flatten(model.parameters())))
+    arrays = dict(flatten(model.parameters()))
 
     def read(path: str) -> mx.array:
         array = arrays[path].astype(dtypes(path))

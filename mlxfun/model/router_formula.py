@@ -151,7 +151,8 @@ class Routing:
         chosen, weights = (np.array(a) for a in self(seen.logits, everyone))
         there = np.sort(chosen, axis=1), np.sort(seen.chosen, axis=1)
         same = (there[0] == there[1]).all(axis=1)
-        if not same.any() or (same | self._tied(seen, chosen)).mean() < AGREE:
+        agree = same if same.all() else same | self._tied(seen, chosen)
+        if not same.any() or agree.mean() < AGREE:
             return None
         mine = np.take_along_axis(weights, np.argsort(chosen, axis=1), axis=1)[same]
         model = np.take_along_axis(seen.weights, np.argsort(seen.chosen, axis=1), axis=1)[same]

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlxfun.context import SILENT, Context
@@ -15,7 +14,7 @@ from mlxfun.data.datasets import prompt_tokens
 from mlxfun.errors import UsageError
 from mlxfun.generation.options import GenerateOptions
 from mlxfun.model.delta import Reader
-from mlxfun.model.parameters import finite
+from mlxfun.model.parameters import finite, flatten
 from mlxfun.session.reports import SmokeReport
 
 if TYPE_CHECKING:
@@ -81,8 +80,7 @@ def advice(model: Any, edited: bool, open_checkpoint: Callable[[], Reader]) -> s
 
     edited: the live weights may differ from the checkpoint's.
     """
-    arrays: Any = tree_flatten(model.parameters())
-    broken = [path for path, array in arrays if not finite(array)]
+    broken = [path for path, array in flatten(model.parameters()) if not finite(array)]
     if broken:
         read = open_checkpoint()
         own = [path for path in broken if not finite(read(path))]

@@ -13,7 +13,7 @@ from mlxfun.data.scan_reports import Found
 from mlxfun.model.delta import Resident
 from mlxfun.model.live_experts import LiveExperts
 from mlxfun.steering.options import MapInForce, ScanMap
-from mlxfun.steering.wish import Wish, _cells
+from mlxfun.steering.wish import Wish, cells_of
 
 DONE = ("activated", "deactivated")
 
@@ -58,7 +58,7 @@ def _take(use: ScanMap, found: Found, wish: Wish, resident: Resident) -> _Taken:
         left -= 1
     notices = [] if names else [f"{found.path} names no experts to steer: it has no effect"]
     notices += [_left_out(found, *item, resident) for item in sorted(out.items())]
-    theirs = tuple(sorted((_cells(chosen[0]) | _cells(chosen[1])) - by_hand))
+    theirs = tuple(sorted((cells_of(chosen[0]) | cells_of(chosen[1])) - by_hand))
     in_force = MapInForce(str(use.path), use.kind, use.mode, use.most, names, theirs)
     return _Taken(chosen, in_force, notices)
 

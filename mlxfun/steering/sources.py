@@ -31,7 +31,7 @@ from mlxfun.steering.options import MAP_MODES, STEER_RULES, MapInForce, SteerOpt
 from mlxfun.steering.report_experts import _take
 from mlxfun.steering.reports import SteerReport
 from mlxfun.steering.rules import FORCED, Steering
-from mlxfun.steering.wish import Wish, _cells
+from mlxfun.steering.wish import Wish, cells_of
 
 CONFIG_KEYS = ("activate", "deactivate", "rule", "boost_value", "mask_value", "layer_indices")
 LOWEST = 1e9
@@ -123,8 +123,8 @@ def _in_force(before: Steering, wish: Wish) -> tuple[MapInForce, ...]:
     same way stays so, and is not a newer report's.
     """
     reported = {cell for use in before.maps for cell in use.cells}
-    same = (_cells(before.activate) & _cells(wish.activate)) | (
-        _cells(before.deactivate) & _cells(wish.deactivate)
+    same = (cells_of(before.activate) & cells_of(wish.activate)) | (
+        cells_of(before.deactivate) & cells_of(wish.deactivate)
     )
     new = {use.path for use in wish.maps}
     older = [_without(use, set(wish.asked_by)) for use in before.maps if use.path not in new]

@@ -48,5 +48,6 @@ class Wish:
         return (self.activate, self.deactivate)[number]
 
 
-def _cells(sets: Mapping[int, tuple[int, ...]]) -> set[tuple[int, int]]:
+def cells_of(sets: Mapping[int, tuple[int, ...]]) -> set[tuple[int, int]]:
+    """{decoder layer: experts} as (decoder layer, expert) cells."""
     return {(layer, expert) for layer, experts in sets.items() for expert in experts}

@@ -14,6 +14,7 @@ from rich.color import Color
 from rich.segment import Segment
 from rich.style import Style
 
+from commands.output.gradient import RGB, blend
 from tui.heat.grid import BASE
 from tui.heat.model import (
     APART,
@@ -30,8 +31,6 @@ from tui.heat.model import (
     UNSEEN,
     UP,
 )
-
-RGB = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,20 +88,6 @@ LIGHT = HeatColours(
     lit=(255, 170, 0),
     cursor=(220, 90, 0),
 )  # fmt: skip
-
-
-def blend(anchors: tuple[RGB, ...], x: float) -> RGB:
-    """The colour at `x` in 0..1 between evenly spaced anchors.
-
-    >>> blend(((0, 0, 0), (10, 20, 30)), 0.5)
-    (5, 10, 15)
-    """
-    place = min(max(x, 0.0), 1.0) * (len(anchors) - 1)
-    left = min(int(place), len(anchors) - 2)
-    part = place - left
-    low, high = anchors[left], anchors[left + 1]
-    red, green, blue = (round(a + (b - a) * part) for a, b in zip(low, high, strict=True))
-    return red, green, blue
 
 
 def ramp_colour(inks: HeatColours, kind: int, level: int) -> RGB:

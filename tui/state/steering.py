@@ -13,11 +13,6 @@ Cell = tuple[int, int]
 """(decoder layer, expert)"""
 
 
-def cells_of(sets: Mapping[int, Sequence[int]]) -> set[Cell]:
-    """{layer: experts} as cells."""
-    return {(layer, expert) for layer, experts in sets.items() for expert in experts}
-
-
 def sets_of(cells: Set[Cell]) -> dict[int, tuple[int, ...]]:
     """Cells as {layer: experts}, ascending."""
     out: dict[int, tuple[int, ...]] = {}

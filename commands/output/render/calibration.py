@@ -65,7 +65,7 @@ def _end(found: Extreme | None) -> tuple[str, str]:
     )
 
 
-def purge(report: PurgeReport) -> RenderableType:
+def sentence(report: CombineReport | PurgeReport) -> RenderableType:
     """The sentence and its notes."""
     return with_notes(text(report.summary()), report.notices)
 
@@ -77,11 +77,6 @@ def rank(report: RankReport) -> RenderableType:
         table.add_row(f"{row.layer}:{row.expert}", " ".join(map(str, row.ranks)), str(row.total))
     goes = pairs((f"layer {k}", experts_text(v)) for k, v in report.chosen.items() if v)
     return with_notes(Group(text(report.summary()), goes, table), report.notices)
-
-
-def combine(report: CombineReport) -> RenderableType:
-    """The sentence and its notes."""
-    return with_notes(text(report.summary()), report.notices)
 
 
 def why(report: WhyReport) -> RenderableType:

@@ -8,17 +8,17 @@ named `gate` or `router` of their nearest ancestor. `named_modules()` is used in
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 from mlx_lm.models.switch_layers import SwitchGLU, SwitchMLP
 
 from mlxfun.errors import ModelError
 from mlxfun.model.anatomy import ends, facts
 from mlxfun.model.anatomy.layers import module_name
 from mlxfun.model.anatomy.types import MoELayer, MoEMap, SlicedParameter
+from mlxfun.model.parameters import flatten
 
 Modules = dict[str, nn.Module]
 
@@ -249,17 +249,13 @@ def _sliced(
     for name, value in modules[block].items():
         if isinstance(value, mx.array):
             yield from rows_of(f"{block}.{name}", value, "router")
-    for name, value in _named_arrays(modules[router]):
+    for name, value in flatten(modules[router].parameters()):
         # gemma4's router has a per-feature `scale`; only its length could be taken for E.
         if not (name == "scale" and "per_expert_scale" in modules[router]):
             yield from rows_of(f"{router}.{name}", value, "router")
     if experts in modules:
-        for name, value in _named_arrays(modules[experts]):
+        for name, value in flatten(modules[experts].parameters()):
             yield from rows_of(f"{experts}.{name}", value, "expert")
-
-
-def _named_arrays(module: nn.Module) -> list[tuple[str, mx.array]]:
-    return cast(list[tuple[str, mx.array]], tree_flatten(module.parameters()))
 
 
 def _count_attributes(

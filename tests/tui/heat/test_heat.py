@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from commands.output.gradient import blend
 from mlxfun.events import RoutingFrame
 from mlxfun.session.reports import HeatView, SessionView
 from tui.heat.grid import BASE, Grid, cells, changed, layout
@@ -29,7 +30,7 @@ from tui.heat.model import (
     heat_model,
     levels,
 )
-from tui.heat.paint import DARK, LIGHT, Blocks, HalfBlocks, HeatColours, blend, luma, ramp_colour
+from tui.heat.paint import DARK, LIGHT, Blocks, HalfBlocks, HeatColours, luma, ramp_colour
 from tui.heat.words import explain, figure, spread, table
 from tui.state.app_state import AppState, HeatOptions
 

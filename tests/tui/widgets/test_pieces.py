@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-import importlib
 from dataclasses import replace
 
 import pytest
@@ -23,28 +21,6 @@ from tui.widgets.conversation.transcript import turn_lines
 from tui.widgets.help import HelpScreen, topic
 from tui.widgets.keybar import bar_text
 from tui.widgets.status import job_text, status_text
-
-
-@pytest.mark.parametrize(
-    "module",
-    [
-        "tui.keys.key_labels",
-        "tui.text",
-        "tui.heat.paint",
-        "tui.heat.words",
-        "tui.widgets.conversation.ab_answers",
-        "tui.widgets.experts.mixer",
-        "tui.widgets.conversation.chat_settings",
-        "mlxfun.techniques.prune.manual_mask",
-        "mlxfun.calibration.ranking",
-        "mlxfun.generation.ab",
-        "mlxfun.scans.expert_profile",
-    ],
-)
-def test_the_examples_in_docstrings_are_true(module: str) -> None:
-    results = doctest.testmod(importlib.import_module(module))
-    assert results.attempted > 0
-    assert results.failed == 0
 
 
 # History --------------------------------------------------------------------------------------
