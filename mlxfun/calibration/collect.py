@@ -1,7 +1,7 @@
 """The calibration loop: batches through the tapped model into routing statistics, with live frames.
 
-One evaluation per batch: each layer's sums [S, E] are scheduled where they arise, so that the
-layer's expert outputs can be freed, and are added on the host in float64 when the batch's forward
+One forward per batch, run layer by layer (mlxfun.hooks.pace): each layer's sums [S, E] are scheduled
+where they arise, so that the layer's expert outputs can be freed, and are added on the host in float64 when the batch's forward
 is complete. The logits are never evaluated, so the output head costs nothing.
 """
 

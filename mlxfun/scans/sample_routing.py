@@ -1,7 +1,8 @@
 """Per-sample routing of a data set, in one pass through the model's own routers.
 
 The taps see the indices that were chosen and the weights that were applied, so selection biases,
-groups and scales count as they do in the model. Pads are masked; one evaluation per batch.
+groups and scales count as they do in the model. Pads are masked; each batch is one
+forward, run layer by layer (mlxfun.hooks.pace).
 """
 
 from __future__ import annotations

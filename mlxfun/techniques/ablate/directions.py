@@ -73,7 +73,7 @@ def residual_means(
 ) -> Array:
     """Means of the stream behind each layer, float64 [P, L, D] in the order of POSITIONS.
 
-    One forward of each batch, one evaluation for it. Raises Cancelled between batches, ModelError
+    One forward of each batch, run layer by layer. Raises Cancelled between batches, ModelError
     for a model that does not run each of its layers once.
     """
     total: Any = 0.0
