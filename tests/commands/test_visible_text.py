@@ -12,7 +12,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from evil import ALONE, ARGUMENT, EVIL, shown_characters
+from hostile_text import ALONE, ARGUMENT, EVIL, shown_characters
 from rich.panel import Panel
 from rich.text import Text
 

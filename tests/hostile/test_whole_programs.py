@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from evil import shown_characters
+from hostile_text import shown_characters
 
 from tests.e2e.conftest import Program, program
 

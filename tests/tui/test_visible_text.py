@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from evil import ALONE, EVIL, shown_characters
+from hostile_text import ALONE, EVIL, shown_characters
 from rich.cells import cell_len
 from rich.segment import Segment
 from textual.color import Color
