@@ -6,6 +6,7 @@ MLX and mlx-lm are imported when the first name that needs them is used.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["Session", "__version__"]
+
+# On CUDA, MLX multiplies float32 matrices in TF32, with ten bits of mantissa, unless it is told not
+# to before the first product. Least squares, KL and norms are computed in float32 for its precision.
+os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
 _LAZY = {"Session": "mlxfun.session.session"}
 

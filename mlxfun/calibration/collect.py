@@ -72,14 +72,15 @@ def _norms(record: Record) -> mx.array:
 
 
 def token_sums(layers: Sequence[MoELayer], experts: Array, weights: Array, norms: Array) -> Array:
-    """Sums of one token, float64 [L, S, E] in the order of stats.SUMS, from arrays on the host.
+    """Sums of N tokens, float64 [L, S, E] in the order of stats.SUMS, from arrays on the host.
 
-    experts: int [L, K], -1 where unused; weights and norms: float32 [L, K]. The products are made
-    in float32, as `layer_sums` makes them.
+    experts: int [N, L, K], -1 where unused; weights and norms: float32 [N, L, K]. The products are
+    made in float32, as `layer_sums` makes them.
     """
     total = np.zeros((len(layers), len(SUMS), max(layer.num_experts for layer in layers)))
-    rows, places = np.nonzero(experts >= 0)
-    chosen, weight, norm = (a[rows, places] for a in (experts, weights, norms))
+    where = np.nonzero(experts >= 0)
+    rows = where[1]
+    chosen, weight, norm = (a[where] for a in (experts, weights, norms))
     inside = np.array([layer.facts.weights_inside for layer in layers])[rows]
     contribution = np.where(inside, norm, weight * norm)
     values = (np.ones_like(norm), weight, norm, contribution, np.square(contribution))

@@ -2,7 +2,7 @@
 own KV cache.
 
 With a plan staged the sides are the committed model and the candidate; with none, the checkpoint
-without steering and the model as it is. They answer in turn, a token of each. Then both read the
+without steering and the model as it is. They answer in turn, a few tokens of each. Then both read the
 first one's answer, and at each of its tokens KL(p || q) = sum_v p (ln p - ln q), in nats, tells how
 far the second side's next token distribution q is from the first's p, given the same text before.
 """
@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import count
 from math import ceil
+from time import monotonic
 from typing import Any
 
 import mlx.core as mx
@@ -32,6 +33,10 @@ from mlxfun.model.distributions import log_softmax
 CHUNK = 64
 """Positions whose logits are compared at once: a large vocabulary makes them megabytes each."""
 
+TURN_SECONDS = 0.05
+"""How long a side's turn lasts at least: going to the other side takes a millisecond or two, and
+more often than this nobody sees."""
+
 EDITS_A_STEP = 3
 """Applied edits that may lie between the sides of a turn of one step."""
 
@@ -39,7 +44,8 @@ EDITS_A_STEP = 3
 @dataclass(frozen=True, slots=True)
 class Side:
     """One of the two. label: in words; name: "base" or "candidate"; live: makes it run; key: what
-    its caches are valid for; turn: how many steps it takes before the other's turn, None for all.
+    its caches are valid for; turn: how many steps it takes at least before the other's turn, None for
+    all.
     """
 
     name: str
@@ -131,11 +137,13 @@ class _Reply:
 
     def take_turn(self) -> None:
         """The side's steps in a row, fewer if the answer ends."""
-        turn = self._side.turn
+        turn, until = self._side.turn, monotonic() + TURN_SECONDS
         with self._side.live():
-            for _ in count() if turn is None else range(turn):
+            for step in count(1):
                 self.decoded = advance(self._steps)
                 if self.decoded is not None:
+                    return
+                if turn is not None and step >= turn and monotonic() >= until:
                     return
 
     def answer(self, decoded: Decoded) -> Answer:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mlxfun.context import SILENT, Context
 from mlxfun.data.datasets import Message, Tokenizer, prompt_tokens
@@ -11,15 +10,12 @@ from mlxfun.editing.editor import Editor
 from mlxfun.editing.plans import Side
 from mlxfun.errors import StateError, UsageError
 from mlxfun.events import Token
-from mlxfun.generation.decoder import Decoded, Decoder
+from mlxfun.generation.decoder import Counter, Decoded, Decoder
 from mlxfun.generation.options import GenerateOptions
 from mlxfun.generation.reports import ChatReport
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
-
-Counter = Callable[[Any, int, bool, Context], None]
-"""(sums [L, S, E], tokens, whether the answer is over, context): counts chat traffic."""
 
 
 class Conversation:
@@ -58,7 +54,7 @@ class Conversation:
         self._taken = []
 
     def answer(
-        self, text: str, options: GenerateOptions, count: Counter | None, ctx: Context = SILENT
+        self, text: str, options: GenerateOptions, counter: Counter | None, ctx: Context = SILENT
     ) -> ChatReport:
         """Answer one more turn. A cancelled answer stays in the conversation as far as it got."""
         if not text.strip():
@@ -70,7 +66,7 @@ class Conversation:
         asked = [*system, *turns, {"role": "user", "content": text}]
         prompt = prompt_tokens(asked, self._tokenizer, options.thinking)
         with self._editor.live(_side(options.side, self._editor)):
-            decoded = self._decode(prompt, options, count, ctx)
+            decoded = self._decode(prompt, options, counter, ctx)
             side = self._editor.side
         self._messages = [*asked, {"role": "assistant", "content": decoded.text}]
         return ChatReport(
@@ -85,7 +81,7 @@ class Conversation:
         )
 
     def _decode(
-        self, prompt: Array, options: GenerateOptions, count: Counter | None, ctx: Context
+        self, prompt: Array, options: GenerateOptions, counter: Counter | None, ctx: Context
     ) -> Decoded:
         side = self._editor.side
 
@@ -94,21 +90,9 @@ class Conversation:
         ) -> None:
             ctx.emit(Token(0, side, index, token, text, experts, weights))
 
-        def on_routing(sums: Array, tokens: int) -> None:
-            if count is not None:
-                count(sums, tokens, False, ctx)
-
-        decoded = self._decoder.run(
-            [int(t) for t in prompt],
-            options,
-            self._editor.key,
-            on_token,
-            on_routing if count is not None else None,
-            ctx,
+        return self._decoder.run(
+            [int(t) for t in prompt], options, self._editor.key, on_token, counter, ctx
         )
-        if count is not None:
-            count(None, 0, True, ctx)
-        return decoded
 
 
 def _side(wish: str, editor: Editor) -> Side:

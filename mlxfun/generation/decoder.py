@@ -15,13 +15,13 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from time import monotonic
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlxfun.calibration.collect import layer_sums, token_sums
+from mlxfun.calibration.collect import layer_sums
 from mlxfun.context import SILENT, Context
 from mlxfun.data.datasets import Tokenizer, require_known
 from mlxfun.errors import Cancelled
@@ -38,8 +38,17 @@ PREFILL_STEP = 2048
 
 OnToken = Callable[[int, int, str, "Array | None", "Array | None"], None]
 """(index, token id, text, experts [L, K] or None, weights [L, K] or None)"""
-OnRouting = Callable[["Array", int], None]
-"""(sums [L, S, E], tokens) of one forward, for counting chat traffic"""
+
+
+class Counter(Protocol):
+    """Counts the routing of the forwards of an answer."""
+
+    def prompt(self, sums: Array, tokens: int) -> None:
+        """Add a part of the prompt: its sums [L, S, E] in the order of stats.SUMS."""
+
+    def token(self, experts: Array, weights: Array, norms: Array) -> None:
+        """Add one decoded token: experts int32 [L, K], -1 where unused; weights and norms of the
+        experts' outputs, float32 [L, K]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +112,11 @@ class Decoder:
         options: GenerateOptions,
         key: Callable[[], Key],
         on_token: OnToken,
-        on_routing: OnRouting | None = None,
+        counter: Counter | None = None,
         ctx: Context = SILENT,
     ) -> Decoded:
         """Answer `prompt` to its end; see `steps`. Between two tokens waiting jobs take their turn."""
-        steps = self.steps(prompt, options, key, on_token, on_routing, ctx)
+        steps = self.steps(prompt, options, key, on_token, counter, ctx)
         while True:
             decoded = advance(steps)
             if decoded is not None:
@@ -120,7 +129,7 @@ class Decoder:
         options: GenerateOptions,
         key: Callable[[], Key],
         on_token: OnToken,
-        on_routing: OnRouting | None = None,
+        counter: Counter | None = None,
         ctx: Context = SILENT,
     ) -> Steps:
         """An answer to `prompt`, step by step: the prompt is read, then each step is one token.
@@ -133,7 +142,7 @@ class Decoder:
         """
         require_known(prompt, self._taps.anatomy.vocabulary, "the prompt")
         cache = self._caches.take(key(), prompt)
-        answer = _Answer(self._model, self._taps, cache, Sampler(options), on_routing)
+        answer = _Answer(self._model, self._taps, cache, Sampler(options), counter)
         cached, begin = len(cache.tokens), monotonic()
         detokenizer = self._tokenizer.detokenizer
         detokenizer.reset()
@@ -172,10 +181,10 @@ class _Answer:
         taps: Taps,
         cache: KVCache,
         sampler: Sampler,
-        on_routing: OnRouting | None,
+        counter: Counter | None,
     ) -> None:
         self._model, self._taps, self._cache = model, taps, cache
-        self._sampler, self._on_routing = sampler, on_routing
+        self._sampler, self._counter = sampler, counter
         self._token: mx.array | None = None
         self._flight: _Flight | None = None
 
@@ -201,7 +210,7 @@ class _Answer:
     def _read(self, chunk: list[int]) -> mx.array:
         """Logits [1, V] after a part of the prompt, evaluated with the cache."""
         tokens = mx.array([chunk])
-        if self._on_routing is None:
+        if self._counter is None:
             logits: mx.array = self._model(tokens, cache=self._cache.layers)[:, -1]
             mx.eval(logits)
             return logits
@@ -211,7 +220,7 @@ class _Answer:
             sums = mx.stack(reduction.drain()) if self._taps.layers else None
         mx.eval(logits, *([sums] if sums is not None else []))
         if sums is not None:
-            self._on_routing(np.array(sums), len(chunk))
+            self._counter.prompt(np.array(sums), len(chunk))
         return logits
 
     def _queue(self, key: Key) -> None:
@@ -220,7 +229,7 @@ class _Answer:
         assert token is not None
         cache.begin_step()
         cache.pure = cache.pure and key == cache.key
-        with self._taps.stepping(norms=self._on_routing is not None) as stepping:
+        with self._taps.stepping(norms=self._counter is not None) as stepping:
             logits = self._model(token[:, None], cache=cache.layers)[:, -1]
             routing = stepping.stacked()
         random = self._sampler.key
@@ -253,9 +262,8 @@ class _Answer:
         if flight.routing is None:
             return None, None
         experts, weights, norms = flight.routing.on_host()
-        if self._on_routing is not None and norms is not None:
-            sums = token_sums(self._taps.anatomy.layers, experts, weights, norms)
-            self._on_routing(sums, 1)
+        if self._counter is not None and norms is not None:
+            self._counter.token(experts, weights, norms)
         return experts, weights
 
     def land(self) -> None:

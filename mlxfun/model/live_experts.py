@@ -16,6 +16,12 @@ import mlx.core as mx
 
 from mlxfun.model.anatomy import MoELayer
 
+KNOWN = 4
+"""How many numberings of a layer are kept."""
+
+Experts = tuple[int, ...]
+Numbering = tuple[Experts, mx.array | None, mx.array | None]
+
 
 class LiveExperts:
     """The live experts of one MoE layer.
@@ -31,18 +37,29 @@ class LiveExperts:
         self.rows: tuple[int, ...] = self.live
         self.index_map: mx.array | None = None
         self.labels: mx.array | None = None
+        self._known: dict[tuple[Experts, Experts], Numbering] = {}
 
     def set(self, live: Sequence[int], resident: Sequence[int]) -> None:
         """The live experts, and those physically in the stack, in checkpoint numbers."""
-        self.live = tuple(live)
+        key = (tuple(live), tuple(resident))
+        if key not in self._known:
+            # The newest few: sides that take turns on the model go back and forth between two.
+            while len(self._known) >= KNOWN:
+                del self._known[next(iter(self._known))]
+            self._known[key] = self._numbering(*key)
+        self.live = key[0]
+        self.rows, self.index_map, self.labels = self._known[key]
+
+    def _numbering(self, live: Experts, resident: Experts) -> Numbering:
+        """Rows of the live experts; rows and numbers on the device, None where they say nothing."""
         where = {expert: row for row, expert in enumerate(resident)}
-        self.rows = tuple(where[expert] for expert in live)
-        identity = self.rows == tuple(range(len(resident)))
-        self.index_map = None if identity else mx.array(self.rows, dtype=mx.uint32)
-        whole = self.live == tuple(range(self.layer.num_experts))
-        self.labels = None if whole else mx.array(self.live, dtype=mx.uint32)
+        rows = tuple(where[expert] for expert in live)
+        identity = rows == tuple(range(len(resident)))
+        index_map = None if identity else mx.array(rows, dtype=mx.uint32)
+        labels = None if live == tuple(range(self.layer.num_experts)) else mx.array(live, mx.uint32)
         # Evaluated here, on the owning thread: a lazy array would be built anew in each forward.
-        mx.eval([a for a in (self.index_map, self.labels) if a is not None])
+        mx.eval([a for a in (index_map, labels) if a is not None])
+        return rows, index_map, labels
 
     def labelled(self, indices: mx.array) -> mx.array:
         """Positions among the live experts as checkpoint numbers."""

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING
 
 from mlxfun.calibration import collect as calibrate
 from mlxfun.calibration.options import CollectOptions
@@ -26,13 +26,16 @@ from mlxfun.editing.editor import Editor
 from mlxfun.errors import ModelError, StateError
 from mlxfun.evaluation.evaluator import EvalSet
 from mlxfun.events import Notice
-from mlxfun.generation.conversation import Counter
 from mlxfun.hooks.routing import Taps
 from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.anatomy.masks import mask_of
 from mlxfun.model.batch_size import batch_size
 from mlxfun.session import views
+from mlxfun.session.chat_counts import WaitingTokens
 from mlxfun.tally import Tally
+
+if TYPE_CHECKING:
+    from mlxfun.arrays import Array
 
 HELD_OUT_SHARE = 0.125
 HELD_OUT_LEAST = 4
@@ -59,15 +62,28 @@ class Observations:
         self._taps = taps
         self._editor = editor
         self._auto_save: Path | None = None
-        self.stats: RoutingStats | None = None
+        self._stats: RoutingStats | None = None
+        self._waiting = WaitingTokens(anatomy)
         self.held_out: EvalSet | None = None
         self.calibration: tuple[Tokens, ...] = ()
         self.counting = False
         self.source_commands: tuple[str, ...] = ()
 
-    def counter(self) -> Counter | None:
-        """What counts a chat's forwards, None while chat traffic is not counted."""
-        return self._count if self.counting else None
+    @property
+    def stats(self) -> RoutingStats | None:
+        """What was collected, with all tokens of chat that were counted."""
+        if self._stats is not None:
+            self._stats = self._waiting.added_to(self._stats)
+        return self._stats
+
+    @stats.setter
+    def stats(self, stats: RoutingStats | None) -> None:
+        self._waiting = WaitingTokens(self._anatomy)
+        self._stats = stats
+
+    def chat_counter(self, ctx: Context) -> ChatCounter | None:
+        """What counts an answer's forwards, None while chat traffic is not counted."""
+        return ChatCounter(self, ctx) if self.counting else None
 
     def collect(
         self, options: CollectOptions, command: str = "", ctx: Context = SILENT
@@ -248,33 +264,60 @@ class Observations:
         self.counting, self._auto_save = on, auto_save if on else None
         return self._report(self.stats or self._empty_stats(), f"count {'on' if on else 'off'}")
 
-    def _count(self, sums: Any, tokens: int, end: bool, ctx: Context) -> None:
-        """Add a chat forward to the statistics, if they are of the weights that ran."""
-        if not self.counting:
-            return  # it stopped in the middle of this answer
-        stats = self.stats or self._empty_stats()
-        if end:
-            self.stats = replace(stats, samples=stats.samples + 1)
-            ctx.emit(calibrate.frame(self.stats, job=0))
-            if self._auto_save is not None:
-                self.stats.save(self._auto_save)
-        elif stats.combined == "rank":
-            self.counting = False
-            ctx.emit(
-                Notice(
-                    "warning",
-                    "counting stopped: the statistics were merged by rank, and tokens cannot be "
-                    "added to ranks; `stats reset` to start anew",
-                )
-            )
-        elif stats.state == self._editor.live_state:
+    def count_prompt(self, sums: Array, tokens: int, ctx: Context) -> None:
+        """Add sums [L, S, E] of chat tokens to the statistics."""
+        if self._may_count(ctx):
+            stats = self.stats or self._empty_stats()
             self.stats = stats.plus(sums, 0, tokens, not self._editor.steering.empty)
-        else:
-            self.counting = False
-            ctx.emit(
-                Notice(
-                    "warning",
-                    f"counting stopped: the statistics are of state {stats.state}, this chat runs "
-                    f"on {self._editor.live_state}; `stats reset` to start anew",
-                )
-            )
+
+    def count_token(self, experts: Array, weights: Array, norms: Array, ctx: Context) -> None:
+        """Add a token of chat, [L, K] of each, to the statistics."""
+        if not self._may_count(ctx):
+            return
+        if self._stats is None:
+            self._stats = self._empty_stats()
+        if self._waiting.add(experts, weights, norms, not self._editor.steering.empty):
+            self._stats = self._waiting.added_to(self._stats)
+
+    def end_answer(self, ctx: Context) -> None:
+        """An answer is over: its routing is shown, and saved where that was asked for."""
+        if not self.counting:
+            return
+        stats = self.stats or self._empty_stats()
+        self.stats = stats = replace(stats, samples=stats.samples + 1)
+        ctx.emit(calibrate.frame(stats, job=0))
+        if self._auto_save is not None:
+            stats.save(self._auto_save)
+
+    def _may_count(self, ctx: Context) -> bool:
+        """Whether the statistics are of the weights that run; counting stops where they are not."""
+        if not self.counting:
+            return False  # it stopped in the middle of this answer
+        live = self._editor.live_state
+        if self._stats is None or (self._stats.combined != "rank" and self._stats.state == live):
+            return True
+        self.counting = False
+        why = f"the statistics are of state {self._stats.state}, this chat runs on {live}"
+        if self._stats.combined == "rank":
+            why = "the statistics were merged by rank, and tokens cannot be added to ranks"
+        ctx.emit(Notice("warning", f"counting stopped: {why}; `stats reset` to start anew"))
+        return False
+
+
+class ChatCounter:
+    """Counts the forwards of one answer; see `mlxfun.generation.decoder.Counter`."""
+
+    def __init__(self, observations: Observations, ctx: Context) -> None:
+        self._observations, self._ctx = observations, ctx
+
+    def prompt(self, sums: Array, tokens: int) -> None:
+        """Add a part of the prompt."""
+        self._observations.count_prompt(sums, tokens, self._ctx)
+
+    def token(self, experts: Array, weights: Array, norms: Array) -> None:
+        """Add one decoded token."""
+        self._observations.count_token(experts, weights, norms, self._ctx)
+
+    def end(self) -> None:
+        """The answer is over."""
+        self._observations.end_answer(self._ctx)

@@ -185,7 +185,11 @@ class Session(Inspection):
     def chat(self, text: str, options: GenerateOptions, ctx: Context = SILENT) -> ChatReport:
         """Answer `text` in the running conversation, emitting a Token for each token."""
         self._own()
-        return self._conversation.answer(text, options, self._observations.counter(), ctx)
+        counter = self._observations.chat_counter(ctx)
+        report = self._conversation.answer(text, options, counter, ctx)
+        if counter is not None:
+            counter.end()
+        return report
 
     def reset_chat(self) -> None:
         """Start a new conversation."""

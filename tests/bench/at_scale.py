@@ -221,8 +221,12 @@ class Bench:
 
     def ablate(self) -> None:
         plain = self.forwards()
-        harmless = replace(self.collecting().data, source=str(self.other))
-        options = AblateOptions(harmful=self.collecting().data, harmless=harmless)
+        kinds = [
+            write_lines(self.work / f"prompts{seed}.jsonl", 64, 120, self.vocabulary, seed)
+            for seed in (1, 2)
+        ]
+        harmful, harmless = (DatasetOptions(str(k), text_key="text", max_tokens=256) for k in kinds)
+        options = AblateOptions(harmful=harmful, harmless=harmless)
         seconds, peak = self.measured(lambda: self.session.abliterate(options))
         ratio = (peak - self.base) / max(plain[1] - self.base, 1)
         self.row("abliterate, peak above the model", f"{seconds:.1f} s", ratio, peak, "of plain's")

@@ -180,7 +180,7 @@ class Merger:
     ) -> LayerDelta:
         """The merged layer with output projections that make up for what merging lost."""
         with self._resident.trial(Delta((merged,))):
-            delta, fit = again.refitted(watch.moe, merged, watch.routed(ctx), watch.wanted)
+            delta, fit = again.refitted(watch.moe, merged, watch.routed(ctx), watch.wanted, ctx)
         self._fits.append(fit)
         return delta
 

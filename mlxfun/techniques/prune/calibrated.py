@@ -227,7 +227,7 @@ class _Decision:
             fixed = self.fixed
             return lambda moe, _: fixed[moe.layer.index]
         if self.options.metric == "output_error":
-            return lambda moe, observed: self.by_error(pass_, moe, observed)
+            return lambda moe, observed: self.by_error(pass_, moe, observed, ctx)
         if self.options.metric == "auto":
             return _Auto(self, pass_, HeldOut.of(self.workspace), ctx)
         return lambda moe, observed: self.by_metric(moe, observed, self.options.metric)
@@ -240,7 +240,7 @@ class _Decision:
         return selection.select(scores, one, replace(self.options, metric=metric)).keep[0]
 
     def by_error(
-        self, pass_: Recalibration, moe: LiveExperts, observed: Observed
+        self, pass_: Recalibration, moe: LiveExperts, observed: Observed, ctx: Context
     ) -> tuple[int, ...]:
         i = moe.layer.position
         protect = selection.protected(self.constraints, self._plain())[i]
@@ -249,8 +249,9 @@ class _Decision:
             self.constraints.target[i] & ~protect,
             moe.layer.n_group,
         )
-        problem = by_output_error(pass_, self.workspace.resident, moe, observed)
-        return keep_by_output_error(problem, moe.live, self.options.n_prune or 0, candidates)
+        problem = by_output_error(pass_, self.workspace.resident, moe, observed, ctx)
+        count = self.options.n_prune or 0
+        return keep_by_output_error(problem, moe.live, count, candidates, ctx)
 
 
 # -- measuring on what was held out -----------------------------------------------------------
@@ -299,7 +300,8 @@ class _Auto:
         for metric in METRICS:
             choices.setdefault(decision.by_metric(moe, observed, metric), metric)
         with suppress(PlanError):  # a router without a formula: the metrics remain
-            choices.setdefault(decision.by_error(self._pass, moe, observed), "output_error")
+            kept = decision.by_error(self._pass, moe, observed, self._ctx)
+            choices.setdefault(kept, "output_error")
         if len(choices) == 1:
             return next(iter(choices))
         return min(choices, key=lambda keep: self._measured(moe, keep))

@@ -163,14 +163,19 @@ class Recalibration:
         sliced = prune_layer(self._resident, moe.layer, moe.live, kept)
         if not self._refit:
             return sliced, None
-        wanted = output(self.bank(moe), observed.routed)
+        wanted = output(self.bank(moe), observed.routed, ctx)
         with self._resident.trial(Delta((sliced,))):
             # Seen again, so that the choice and the weights are those of the model's own router.
             routed = observe(carrier, moe, ctx).routed
-            return self.refitted(moe, sliced, routed, wanted)
+            return self.refitted(moe, sliced, routed, wanted, ctx)
 
     def refitted(
-        self, moe: LiveExperts, sliced: LayerDelta, routed: Routed, wanted: mx.array
+        self,
+        moe: LiveExperts,
+        sliced: LayerDelta,
+        routed: Routed,
+        wanted: mx.array,
+        ctx: Context = SILENT,
     ) -> tuple[LayerDelta, Fit]:
         """`sliced` with refitted output projections, if they are better as they are stored.
 
@@ -180,7 +185,7 @@ class Recalibration:
         whole = max(energy(wanted), 1e-30)
         rest = wanted - output(bank, routed)
         before = energy(rest) / whole
-        found, ridge = refit(bank, routed, rest)
+        found, ridge = refit(bank, routed, rest, ctx=ctx)
         changes = {bank.rows[e]: change for e, change in found.items()}
         module, path = bank.projection(bank.outward), f"{bank.path}.{bank.outward}"
         arrays = requantised(
@@ -299,7 +304,11 @@ def _positions(moe: LiveExperts, chosen: Array, weights: list[Array]) -> Array:
 
 
 def by_output_error(
-    recalibration: Recalibration, resident: Resident, moe: LiveExperts, observed: Observed
+    recalibration: Recalibration,
+    resident: Resident,
+    moe: LiveExperts,
+    observed: Observed,
+    ctx: Context = SILENT,
 ) -> Problem:
     """The layer as a problem of output error. Raises PlanError for a router without a formula."""
     experts = len(moe.live)
@@ -317,7 +326,8 @@ def by_output_error(
     if gates is not None:
         routing = replace(routing, normalised=True)  # the input holds the weight: all are one
     wanted = mx.put_along_axis(mx.zeros(logits.shape), mx.array(chosen), mx.array(weights), axis=-1)
-    return Problem(routing, logits, gram_of(recalibration.bank(moe), inputs, gates), wanted)
+    gram = gram_of(recalibration.bank(moe), inputs, gates, ctx)
+    return Problem(routing, logits, gram, wanted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,7 +343,11 @@ class Candidates:
 
 
 def keep_by_output_error(
-    problem: Problem, live: tuple[int, ...], count: int, candidates: Candidates
+    problem: Problem,
+    live: tuple[int, ...],
+    count: int,
+    candidates: Candidates,
+    ctx: Context = SILENT,
 ) -> tuple[int, ...]:
     """The experts that stay when `count` go, the same number from each group."""
     here = np.array(live)
@@ -348,5 +362,5 @@ def keep_by_output_error(
         wished = open_now & first
         return np.asarray(wished if wished.any() else open_now)
 
-    gone, _ = eliminate(problem, count, allowed)
+    gone, _ = eliminate(problem, count, allowed, ctx)
     return tuple(int(e) for i, e in enumerate(here) if i not in set(gone))

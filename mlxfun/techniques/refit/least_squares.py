@@ -17,14 +17,21 @@ layer whose rounded result is no better than before keeps its weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import numpy as np
+from scipy.linalg.lapack import dpotrf, dpotri
 
+from mlxfun.context import SILENT, Context
+from mlxfun.errors import ModelError
 from mlxfun.model.experts import Bank
+from mlxfun.model.memory import free_bytes
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
@@ -33,9 +40,14 @@ SWEEPS = 3
 RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0)
 """Tried per layer, ascending. Few tokens per expert need much: each has N unknowns per output."""
 STRETCH = 128
+HELD_SHARE = 0.25
+"""Of the memory that is free, what the neurons of all tokens may take; else they are made anew for
+each expert and sweep, which takes about twice as long."""
+QUEUED = 8
+"""Experts whose work is queued before the host waits."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Routed:
     """What the experts of a layer were given and how it was weighted, over all tokens.
 
@@ -47,10 +59,29 @@ class Routed:
     chosen: Array
     weights: Array
 
+    @cached_property
+    def _by_expert(self) -> dict[int, tuple[Array, Array]]:
+        flat = self.chosen.reshape(-1)
+        order = np.argsort(flat, kind="stable")
+        experts, starts = np.unique(flat[order], return_index=True)
+        tokens = (order // self.chosen.shape[1]).astype(np.uint32)
+        weights = self.weights.reshape(-1)[order]
+        ends = [*starts[1:], len(flat)]
+        return {
+            int(expert): (tokens[start:end], weights[start:end])
+            for expert, start, end in zip(experts, starts, ends, strict=True)
+            if expert >= 0
+        }
+
+    @property
+    def experts(self) -> list[int]:
+        """The experts that some token uses, ascending."""
+        return list(self._by_expert)
+
     def of(self, expert: int) -> tuple[Array, Array]:
         """(tokens that use the expert, ascending; its weight for each)."""
-        tokens, place = np.nonzero(self.chosen == expert)
-        return tokens.astype(np.uint32), self.weights[tokens, place]
+        none = (np.zeros(0, dtype=np.uint32), np.zeros(0, dtype=np.float32))
+        return self._by_expert.get(expert, none)
 
 
 def neurons(bank: Bank, expert: int, x: mx.array) -> mx.array:
@@ -60,13 +91,11 @@ def neurons(bank: Bank, expert: int, x: mx.array) -> mx.array:
     return out
 
 
-def output(bank: Bank, routed: Routed) -> mx.array:
+def output(bank: Bank, routed: Routed, ctx: Context = SILENT) -> mx.array:
     """The weighted sum of the experts' outputs, float32 [T, D']."""
     total: mx.array | None = None
-    for expert in range(len(bank.rows)):
+    for number, expert in enumerate(routed.experts):
         tokens, weight = routed.of(expert)
-        if not len(tokens):
-            continue
         alone = replace(bank, rows=(bank.rows[expert],))
         index = mx.array(tokens)
         y = alone.outputs(alone.activations(routed.inputs[index][None]))[0].astype(mx.float32)
@@ -74,31 +103,49 @@ def output(bank: Bank, routed: Routed) -> mx.array:
         if total is None:
             total = mx.zeros((routed.inputs.shape[0], y.shape[-1]))
         total = total.at[index].add(y)
-        mx.eval(total)
+        if number % QUEUED == 0:
+            mx.eval(total)
+            ctx.check()
     if total is None:
         raise RuntimeError("no token was routed")
+    mx.eval(total)
     return total
 
 
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """One expert's part. features: w h, float32 [n, N] of the tokens [n]; normal: their products,
-    float64 [N, N].
-    """
+class _Features:
+    """The weighted neurons w h of each expert's tokens, float32 [n, N]: held where there is room."""
 
-    tokens: mx.array
-    features: mx.array
-    normal: Array
+    def __init__(self, bank: Bank, routed: Routed, ctx: Context) -> None:
+        self._bank, self._routed, self.ctx = bank, routed, ctx
+        self._held: dict[int, mx.array] = {}
+        width = bank.projection(bank.inward[0]).weight.shape[1]
+        free = free_bytes()
+        self._hold = free is None or 4 * width * routed.chosen.size <= HELD_SHARE * free
+        self.tokens = {e: mx.array(routed.of(e)[0]) for e in routed.experts}
 
-    def among(self, wanted: Array) -> _Block:
-        """The part of the tokens that are `wanted`, bool [T]."""
-        mine = np.flatnonzero(wanted[np.array(self.tokens)]).astype(np.uint32)
-        features = self.features[mx.array(mine)]
-        return _Block(self.tokens[mx.array(mine)], features, _products(features))
+    def of(self, expert: int) -> mx.array:
+        """Of one expert."""
+        if expert in self._held:
+            return self._held[expert]
+        weight = mx.array(self._routed.of(expert)[1].astype(np.float32))
+        x = self._routed.inputs[self.tokens[expert]]
+        features = neurons(self._bank, expert, x) * weight[:, None]
+        if self._hold:
+            mx.eval(features)
+            self._held[expert] = features
+        return features
 
-
-def _products(features: mx.array) -> Array:
-    return np.array(features.T @ features).astype(np.float64)
+    def products(self, among: Array | None = None) -> dict[int, Array]:
+        """H^T H of each expert, float32 [N, N], of the tokens `among`, bool [T], None for all."""
+        out = {}
+        for expert, tokens in self.tokens.items():
+            self.ctx.check()
+            features = self.of(expert)
+            if among is not None:
+                mine = np.flatnonzero(among[np.array(tokens)]).astype(np.uint32)
+                features = features[mx.array(mine)]
+            out[expert] = np.array(features.T @ features)
+        return out
 
 
 Changes = dict[int, mx.array]
@@ -106,28 +153,20 @@ Changes = dict[int, mx.array]
 
 
 def refit(
-    bank: Bank, routed: Routed, rest: mx.array, ridges: Sequence[float] = RIDGES
+    bank: Bank,
+    routed: Routed,
+    rest: mx.array,
+    ridges: Sequence[float] = RIDGES,
+    ctx: Context = SILENT,
 ) -> tuple[Changes, float]:
     """The changes, and the ridge that was best on a fifth of the tokens, left out for that.
 
     rest: float32 [T, D], what the experts as they are leave over of the output that is wanted.
     """
-    blocks = {
-        expert: _block(bank, expert, routed)
-        for expert in range(len(bank.rows))
-        if len(routed.of(expert)[0])
-    }
-    ridge = ridges[0] if len(ridges) == 1 else _best_ridge(blocks, rest, ridges)
-    return _descend(blocks, rest, ridge), ridge
-
-
-def _block(bank: Bank, expert: int, routed: Routed) -> _Block:
-    tokens, weight = routed.of(expert)
-    index = mx.array(tokens)
-    h = neurons(bank, expert, routed.inputs[index])
-    features = h * mx.array(weight.astype(np.float32))[:, None]
-    mx.eval(features)
-    return _Block(index, features, _products(features))
+    features = _Features(bank, routed, ctx)
+    normal = features.products()
+    ridge = ridges[0] if len(ridges) == 1 else _best_ridge(features, normal, rest, ridges)
+    return _descend(features, normal, rest, ridge)[0], ridge
 
 
 def left_out(tokens: int) -> Array:
@@ -137,45 +176,84 @@ def left_out(tokens: int) -> Array:
     return np.asarray(np.arange(tokens) // stretch % 5 == 4)
 
 
-def _best_ridge(blocks: Mapping[int, _Block], rest: mx.array, ridges: Sequence[float]) -> float:
+def _best_ridge(
+    features: _Features,
+    normal: Mapping[int, Array],
+    rest: mx.array,
+    ridges: Sequence[float],
+) -> float:
     out = left_out(int(rest.shape[0]))
-    inside = {expert: block.among(~out) for expert, block in blocks.items()}
-    outside = {expert: block.among(out) for expert, block in blocks.items()}
+    outside = features.products(out)
+    inside = {expert: normal[expert] - outside[expert] for expert in normal}
+    seen, unseen = (mx.array(part.astype(np.float32))[:, None] for part in (~out, out))
     errors: list[float] = []
     for ridge in ridges:
-        changes = _descend(inside, rest, ridge, sweeps=2)  # enough to compare ridges
-        over = rest
-        for expert, block in outside.items():
-            over = over.at[block.tokens].add(-(block.features @ changes[expert]))
-        errors.append(energy(over * mx.array(out.astype(np.float32))[:, None]))
+        # Two sweeps are enough to compare ridges.
+        _, over = _descend(features, inside, rest, ridge, seen, sweeps=2)
+        errors.append(energy(over * unseen))
         if errors[-1] > min(errors):
             break  # from its best on the error only grows
     return ridges[int(np.argmin(errors))]
 
 
 def _descend(
-    blocks: Mapping[int, _Block], rest: mx.array, ridge: float, sweeps: int = SWEEPS
-) -> Changes:
-    """The changes. The sweeps stay on the device: only the inverses are made on the host."""
-    inverses = {expert: _inverse(block.normal, ridge) for expert, block in blocks.items()}
-    width = int(rest.shape[-1])
-    changes = {e: mx.zeros((len(block.normal), width)) for e, block in blocks.items()}
+    features: _Features,
+    normal: Mapping[int, Array],
+    rest: mx.array,
+    ridge: float,
+    seen: mx.array | None = None,
+    sweeps: int = SWEEPS,
+) -> tuple[Changes, mx.array]:
+    """The changes, and what they leave over of `rest` [T, D]. seen: float32 [T, 1], the tokens
+    that the fit may look at, None for all. Only the inverses are made on the host."""
+    inverses = _inverses(normal, ridge)
+    changes: Changes = {}
     for _ in range(sweeps):
-        for expert, block in blocks.items():
-            moved = rest[block.tokens] + block.features @ changes[expert]
-            change = inverses[expert] @ (block.features.T @ moved)
-            rest = rest.at[block.tokens].add(block.features @ (changes[expert] - change))
+        for number, (expert, tokens) in enumerate(features.tokens.items()):
+            h, before = features.of(expert), changes.get(expert)
+            moved = rest[tokens] if before is None else rest[tokens] + h @ before
+            right = h.T @ (moved if seen is None else moved * seen[tokens])
+            change = inverses[expert] @ right
+            step = change if before is None else change - before
+            rest = rest.at[tokens].add(-(h @ step))
             changes[expert] = change
+            if number % QUEUED == 0:
+                mx.eval(rest, change)
+                features.ctx.check()
         mx.eval(rest, changes)
-    return changes
+    return changes, rest
 
 
-def _inverse(normal: Array, ridge: float) -> mx.array:
-    """(normal + mu I)^-1, float32 [N, N]: the ridge keeps it far from singular."""
+def _inverses(normal: Mapping[int, Array], ridge: float) -> dict[int, mx.array]:
+    """(normal + mu I)^-1 of each expert, float32 [N, N].
+
+    By Cholesky, in float64, on all processors: LAPACK lets go of the interpreter meanwhile.
+    """
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found: Iterable[Array] = pool.map(lambda n: _inverse(n, ridge), normal.values())
+        return {e: mx.array(inverse) for e, inverse in zip(normal, found, strict=True)}
+
+
+def _inverse(normal: Array, ridge: float) -> Array:
+    """(normal + mu I)^-1, float32 [N, N].
+
+    mu grows where the products are too imprecise for it, as those made in TF32 can be.
+    """
     size = len(normal)
     mu = max(ridge * float(np.trace(normal)) / size, 1e-9)
-    inverse = np.linalg.inv(normal + mu * np.eye(size))
-    return mx.array(inverse.astype(np.float32))
+    while True:
+        matrix = normal.astype(np.float64)
+        matrix[np.diag_indices(size)] += mu
+        factor, failed = dpotrf(matrix, lower=True, clean=True, overwrite_a=True)
+        if not failed:
+            break
+        if not np.isfinite(mu):
+            raise ModelError("the neurons of an expert are not finite, so nothing can be fitted")
+        mu *= 10
+    lower, _ = dpotri(factor, lower=True, overwrite_c=True)  # zero above the diagonal
+    inverse = lower + lower.T
+    inverse[np.diag_indices(size)] /= 2
+    return np.asarray(inverse.astype(np.float32))
 
 
 def energy(values: mx.array) -> float:

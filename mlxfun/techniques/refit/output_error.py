@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import numpy as np
 
+from mlxfun.context import SILENT, Context
 from mlxfun.model.experts import Bank
 from mlxfun.model.router_formula import Routing
 from mlxfun.techniques.refit.least_squares import number
@@ -62,8 +63,10 @@ class Problem:
         where = mx.concatenate([chosen.astype(mx.uint32), places], axis=-1)
         kept = mx.where(values != 0, mx.take_along_axis(used, places, axis=-1) - values, 0.0)
         off = mx.concatenate([new, kept], axis=-1)
-        rows = mx.take_along_axis(self.gram, where[:, :, None], axis=1)
-        products = mx.take_along_axis(rows, where[:, None, :], axis=2)
+        experts = self.gram.shape[-1]
+        pairs = (where[:, :, None] * experts + where[:, None, :]).reshape(len(where), -1)
+        flat = self.gram.reshape(len(where), -1)
+        products = mx.take_along_axis(flat, pairs, axis=1).reshape(*where.shape, -1)
         return (off[:, None] @ products * off[:, None]).sum(axis=(-2, -1))
 
     @cached_property
@@ -86,7 +89,9 @@ class Problem:
         return number(self.errors(chosen, weights).sum()) / max(self.energy, 1e-30)
 
 
-def gram_of(bank: Bank, x: mx.array, gates: mx.array | None = None) -> mx.array:
+def gram_of(
+    bank: Bank, x: mx.array, gates: mx.array | None = None, ctx: Context = SILENT
+) -> mx.array:
     """Products [T, E, E] of the outputs of every expert for inputs x [T, D].
 
     gates: [T, E], for experts whose input is weighted.
@@ -103,11 +108,15 @@ def gram_of(bank: Bank, x: mx.array, gates: mx.array | None = None) -> mx.array:
         outputs = bank.outputs(bank.activations(inputs)).astype(mx.float32).swapaxes(0, 1)
         parts.append(outputs @ outputs.swapaxes(1, 2))
         mx.eval(parts[-1])
+        ctx.check()
     return mx.concatenate(parts)
 
 
 def eliminate(
-    problem: Problem, count: int, allowed: Callable[[list[int]], Array]
+    problem: Problem,
+    count: int,
+    allowed: Callable[[list[int]], Array],
+    ctx: Context = SILENT,
 ) -> tuple[list[int], list[float]]:
     """`count` experts in the order in which they go, and the relative error after each.
 
@@ -118,6 +127,7 @@ def eliminate(
     errors: list[float] = []
     energy = max(problem.energy, 1e-30)
     for _ in range(count):
+        ctx.check()
         added, base = _added(problem, alive)
         added[~allowed(gone)] = np.inf
         expert = int(added.argmin())

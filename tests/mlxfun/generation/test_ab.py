@@ -16,6 +16,7 @@ from mlxfun.data.options import DatasetOptions
 from mlxfun.editing.options import ApplyOptions
 from mlxfun.errors import Cancelled, StateError
 from mlxfun.events import Token
+from mlxfun.generation import ab
 from mlxfun.generation.options import GenerateOptions
 from mlxfun.steering.options import SteerOptions
 from mlxfun.techniques.prune.options import PruneOptions, SelectOptions
@@ -23,6 +24,12 @@ from tests.mlxfun import tiny_checkpoints
 
 ASK = "What is a good breakfast?"
 SHORT = GenerateOptions(max_tokens=6)
+
+
+@pytest.fixture(autouse=True)
+def turns_of_a_step(monkeypatch) -> None:
+    """So that the order of the tokens does not depend on a clock."""
+    monkeypatch.setattr(ab, "TURN_SECONDS", 0.0)
 
 
 class Recorder(Context):
@@ -302,6 +309,14 @@ def test_where_the_checkpoint_is_read_from_its_files_one_answer_follows_the_othe
     before, after = ([t for t, *_ in spoken(x.events, "candidate")] for x in (pruned, heard))
     assert after == before
     assert report.base.label == "checkpoint"
+
+
+def test_a_turn_lasts_so_long_that_changing_sides_costs_little(session, monkeypatch) -> None:
+    session.select(SelectOptions(drop={2: (0, 1, 2, 3)}))
+    monkeypatch.setattr(ab, "TURN_SECONDS", 60.0)
+    heard = Recorder()
+    session.ab(ASK, SHORT, heard)
+    assert [e.side for e in heard.events] == ["base"] * 6 + ["candidate"] * 6
 
 
 def test_many_applied_edits_make_the_turns_longer(session) -> None:
