@@ -3,7 +3,7 @@
     @command("undo", group="history", key="u", when=undoable)
     def undo(call: Call) -> Report:
         '''Take the last edit back, bit for bit.'''
-        return call.session.undo()
+        return call.session.undo(call.ctx)
 
 Click does the parsing, validation and completion; its decorators go below `@command`. A parameter's
 name is the field it fills in an options dataclass wherever there is one.

@@ -14,13 +14,13 @@ from mlxfun.report import Report
 @command("undo", group="history", key="u", when=undoable)
 def undo(call: Call) -> Report:
     """Take the last applied edit back, bit for bit."""
-    return call.session.undo()
+    return call.session.undo(call.ctx)
 
 
 @command("redo", group="history", key="r", when=redoable)
 def redo(call: Call) -> Report:
     """Do the edit again that undo took back."""
-    return call.session.redo()
+    return call.session.redo(call.ctx)
 
 
 @command("goto", group="history", when=unstaged)

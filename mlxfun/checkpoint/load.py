@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import mlx.core as mx
@@ -57,7 +58,8 @@ class Loaded:
     notes: sentences for the user (parts left behind, the cast, an unreachable Hub). files:
     config.json and the weights as they were, to tell whether they still are. companions: names of
     the other files of the model. chat_template: where that is from, "" for none.
-    given_template: the user gave it in place of the model's.
+    given_template: the user gave it in place of the model's. read_rate: bytes a second that the
+    weights were read with.
     """
 
     model: nn.Module
@@ -73,6 +75,7 @@ class Loaded:
     companions: tuple[str, ...] = ()
     chat_template: str = ""
     given_template: bool = False
+    read_rate: float = 0.0
 
     @property
     def changed(self) -> str:
@@ -109,7 +112,9 @@ def load(
     model, full_config = _load_lazy(found.path, config)
     stored = {path: array.dtype for path, array in flatten(model.parameters())}
     cast = needs_float32(model)
+    began = perf_counter()
     _evaluate(model, cast, ctx)
+    seconds = perf_counter() - began
     require_dtypes(model, full_config)
     if changed := difference(found.path, files):
         raise ModelError(f"{changed} while the model was being loaded; load it again")
@@ -127,6 +132,7 @@ def load(
         estimate=estimate,
         chat_template=template,
         given_template=chat_template is not None,
+        read_rate=estimate / max(seconds, 1e-9),
         files=files,
         companions=tuple(str(f.relative_to(found.path)) for f in companions(found.path).files),
     )

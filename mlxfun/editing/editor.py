@@ -20,6 +20,7 @@ from mlxfun.context import SILENT, Context
 from mlxfun.editing.earlier import EarlierNames
 from mlxfun.editing.history import History, Node
 from mlxfun.editing.plans import Plan, Provenance, Side, Subject
+from mlxfun.editing.replaced import ReplacedTensors
 from mlxfun.editing.reports import PlanReport, StepReport
 from mlxfun.errors import StateError
 from mlxfun.events import Notice
@@ -79,6 +80,7 @@ class Editor:
         self.steering_in_history = True
         self._identity = (-1, "")  # (version of the resident weights, their state)
         self.history = History(self.live_state, command, budget)
+        self.replaced = ReplacedTensors(resident, self.history)
 
     # -- where the model stands ---------------------------------------------------------------
 
@@ -231,7 +233,7 @@ class Editor:
         if not staged.live:
             self.flip("candidate")
         # From here on undo leads back: what the checkpoint holds need not be held for it.
-        staged.edge = self.resident.released(staged.edge)
+        staged.edge, reads = self.replaced.kept_or_released(staged.edge)
         node = self.history.add(
             staged.command,
             staged.state,
@@ -243,7 +245,8 @@ class Editor:
         node.scores.update({**staged.provenance.scores, **scores})
         self.staged = None
         self._drop(going, ctx)
-        return self._step("apply", node.command, before, began)
+        step = self._step("apply", node.command, before, began)
+        return replace(step, undo_reads=reads, undo_seconds=reads / self.replaced.read_rate)
 
     def steer(self, steering: Steering, command: str) -> None:
         """Replace the steering as a step of the history, which undo takes back.
@@ -262,8 +265,10 @@ class Editor:
         for sentence in self.history.drop(nodes):
             ctx.emit(Notice("warning", sentence))
 
-    def undo(self) -> StepReport:
+    def undo(self, ctx: Context = SILENT) -> StepReport:
         """Back to the parent state, weights bit for bit and steering as it was.
+
+        Shows progress where tensors are read back from the checkpoint; a cancel stays where it was.
 
         While a plan is staged only a step that changed nothing but the steering can be undone.
         """
@@ -271,15 +276,15 @@ class Editor:
             self.require_unstaged("undo")
         self.require_steerable()
         undone, before, began = self.history.current.command, self.state, perf_counter()
-        self.history.undo(self.swap)
+        self.history.undo(lambda delta: self.swap(delta, ctx))
         self._arrived()
         return self._step("undo", undone, before, began)
 
-    def redo(self) -> StepReport:
+    def redo(self, ctx: Context = SILENT) -> StepReport:
         """Forward to the state last visited from here."""
         self.require_unstaged("redo")
         before, began = self.state, perf_counter()
-        node = self.history.redo(self.swap)
+        node = self.history.redo(lambda delta: self.swap(delta, ctx))
         self._arrived()
         return self._step("redo", node.command, before, began)
 
@@ -310,13 +315,13 @@ class Editor:
         self.resident.require_checkpoint()
         state = self.live_state  # of the live experts, so slicing the rest away keeps it
         going = self.history.room_for(command, state, self.resident.made_bytes(delta))
-        held = _bytes(self.resident)
+        held = self.resident.expert_bytes
         inverse = self.swap(delta, ctx)
         self.history.add(command, state, inverse, steering=self.steering)
         self._drop(going, ctx)
         mx.clear_cache()
         step = self._step("compact", command, before, began)
-        return replace(step, bytes_freed=held - _bytes(self.resident))
+        return replace(step, bytes_freed=held - self.resident.expert_bytes)
 
     def _step(self, action: str, command: str, before: str, began: float) -> StepReport:
         return StepReport(
@@ -389,12 +394,3 @@ class Editor:
             finally:
                 for delta in reversed(back):
                     self.swap(delta)
-
-
-def _bytes(resident: Resident) -> int:
-    """Bytes of the expert stacks in memory."""
-    return sum(
-        resident.tree.get(p.path).nbytes
-        for moe in resident.layers
-        for p in moe.layer.expert_parameters()
-    )

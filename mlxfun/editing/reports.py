@@ -60,7 +60,11 @@ def extended(kind: type[Extended], report: PlanReport, **details: Any) -> Extend
 
 @dataclass(frozen=True, slots=True)
 class StepReport(Report):
-    """apply, discard, flip, compact, undo, redo, goto: where the model stands now."""
+    """apply, discard, flip, compact, undo, redo, goto: where the model stands now.
+
+    undo_reads, undo_seconds: bytes that undoing this step reads back from the checkpoint, and how
+    long that takes about; 0 where all is kept in memory. bytes_freed: of a compact.
+    """
 
     kind: ClassVar[str] = "step"
     action: str
@@ -72,12 +76,24 @@ class StepReport(Report):
     bytes_held: int
     milliseconds: float
     bytes_freed: int = 0
+    undo_reads: int = 0
+    undo_seconds: float = 0.0
 
     def summary(self) -> str:
-        return (
+        text = (
             f"{self.action}: {self.command} (node {self.node}, state {self.state_after}, "
             f"{self.milliseconds:.1f} ms)"
         )
+        return f"{text}; {self.undo_cost}" if self.undo_cost else text
+
+    @property
+    def undo_cost(self) -> str:
+        """What undoing the step costs, "" for next to nothing."""
+        if not self.undo_reads:
+            return ""
+        seconds = max(1, round(self.undo_seconds))
+        size = readable_bytes(self.undo_reads)
+        return f"undo will read {size} back from the checkpoint, about {seconds} s"
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from mlxfun.errors import BudgetError
 from mlxfun.events import Notice
 from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.anatomy.layers import decoder_layers, in_order
+from mlxfun.model.device_hints import announce
 from mlxfun.model.memory import free_bytes, is_out_of_memory, on_cpu, on_cuda
 from mlxfun.text import readable_bytes
 
@@ -113,6 +114,7 @@ def each_batch(
 
     Checks for a cancel before each. Raises BudgetError when a single row does not fit.
     """
+    announce(ctx)
     most: int | None = None
     waiting = list(reversed(todo))
     while waiting:

@@ -195,14 +195,31 @@ class Resident:
         self._write(delta, new)
         return inverse
 
-    def released(self, delta: Delta) -> Delta:
-        """A delta that leads back, without what can be read from the checkpoint.
+    @property
+    def expert_bytes(self) -> int:
+        """Bytes of the expert stacks in memory."""
+        paths = (p.path for moe in self.layers for p in moe.layer.expert_parameters())
+        return sum(self.tree.get(path).nbytes for path in paths)
 
-        Routers are kept all the same: they are small, and undoing a prune reads nothing.
-        """
+    def readable_bytes(self, delta: Delta) -> int:
+        """Bytes of the arrays that `delta` holds and `released` would leave to the checkpoint."""
+        return sum(
+            source.nbytes
+            for layer in delta.layers
+            for path, source in layer.arrays.items()
+            if isinstance(source, mx.array) and path in self._spared(layer)
+        )
+
+    def _spared(self, layer: LayerDelta) -> set[str]:
+        """The paths of a delta's arrays that can be read from the checkpoint. Routers are kept all
+        the same: they are small, and undoing a prune reads nothing."""
+        return layer.arrays.keys() - layer.made - self._paths(layer.position, "router")
+
+    def released(self, delta: Delta) -> Delta:
+        """A delta that leads back, without what can be read from the checkpoint."""
         layers, gone = [], 0
         for layer in delta.layers:
-            spared = layer.arrays.keys() - layer.made - self._paths(layer.position, "router")
+            spared = self._spared(layer)
             gone += len(spared)
             arrays = {
                 path: FromCheckpoint(self._checkpoint_rows(layer.position, path, layer.resident))

@@ -245,15 +245,15 @@ class Session(Inspection):
         self.map.require_experts("compact")
         return self.editor.compact(self.command or "compact", ctx)
 
-    def undo(self) -> StepReport:
+    def undo(self, ctx: Context = SILENT) -> StepReport:
         """Take the last step back, bit for bit."""
         self._own()
-        return self.editor.undo()
+        return self.editor.undo(ctx)
 
-    def redo(self) -> StepReport:
+    def redo(self, ctx: Context = SILENT) -> StepReport:
         """Take the step last undone again."""
         self._own()
-        return self.editor.redo()
+        return self.editor.redo(ctx)
 
     def goto(self, node: int, ctx: Context = SILENT) -> StepReport:
         """Go to any node of the history."""

@@ -18,6 +18,7 @@ from mlxfun.errors import UsageError
 from mlxfun.model.anatomy import MoELayer, MoEMap
 from mlxfun.model.anatomy.masks import mask_of, sets_mask
 from mlxfun.model.anatomy.types import DecoderLayer
+from mlxfun.model.device_hints import blas_hint
 from mlxfun.model.export import ExportView
 from mlxfun.model.memory import memory_limit
 from mlxfun.model.model_map import ModelMap
@@ -68,7 +69,7 @@ def info(
         device=str(mx.default_device().type).rpartition(".")[2],
         memory_active=int(mx.get_active_memory()),
         memory_limit=memory_limit(),
-        notes=loaded.notes,
+        notes=(*loaded.notes, *filter(None, [blas_hint()])),
         digest=digest,
         expert_bytes=view.expert_bytes(),
         open_groups=first.topk_group if first else 1,

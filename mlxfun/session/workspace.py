@@ -17,7 +17,7 @@ from mlxfun.hooks.head import HeadTap
 from mlxfun.hooks.routing import Taps
 from mlxfun.model.delta import Reader, Resident
 from mlxfun.model.export import ExportView
-from mlxfun.model.memory import memory_limit
+from mlxfun.model.memory import free_bytes, memory_limit
 from mlxfun.model.model_map import map_model
 from mlxfun.session.observations import Observations
 from mlxfun.text import readable_bytes
@@ -47,6 +47,8 @@ class SessionWorkspace:
         began = f"load {loaded.model_id}"
         self.editor = Editor(self.resident, self.taps, loaded.checkpoint_id, began, undo_budget)
         self.editor.model_name = loaded.model_id
+        if loaded.read_rate:
+            self.editor.replaced.read_rate = loaded.read_rate
         self.editor.earlier.compute = lambda: save.earlier_checkpoint_id(loaded)
         head = HeadTap(self.model, self.anatomy.head) if self.anatomy.head else None
         self.evaluator = Evaluator(self.model, head, self.anatomy)
@@ -104,8 +106,13 @@ class SessionWorkspace:
 
         what: the work, as the sentence begins; advice: what would need less.
         """
+        free = free_bytes()
+        if free is not None and needed > free:
+            self.editor.replaced.let_go()
+            mx.clear_cache()
+            free = free_bytes()
         active, limit = int(mx.get_active_memory()), memory_limit()
-        if limit is not None and active + needed > limit:
+        if free is not None and limit is not None and needed > free:
             raise BudgetError(
                 f"{what} needs about {readable_bytes(needed)} on top of {readable_bytes(active)} in "
                 f"use, over the {readable_bytes(limit)} there are; {advice}"

@@ -26,7 +26,7 @@ def test_the_signatures_read_from_the_source_are_those_of_the_session() -> None:
 
 def test_a_call_that_the_session_would_not_take_is_refused() -> None:
     with pytest.raises(TypeError, match="too many positional arguments"):
-        StubSession("demo").undo(1)
+        StubSession("demo").undo(1, 2)
     with pytest.raises(TypeError, match="missing a required argument"):
         StubSession("demo").goto()
 
