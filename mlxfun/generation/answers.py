@@ -1,18 +1,21 @@
 """Batched greedy answers to many prompts, and the chat template that forms the prompts.
 
-Prompts of the same length are decoded together: that needs no padding, so it is exact for every
-architecture, recurrent ones included. What one prompt's answer is does not depend on the others.
+Where all caches are of keys and values, prompts of any length are decoded together by mlx-lm's
+batch generator, and an answer that ends makes room for the next prompt. Elsewhere, in models with
+recurrent states for instance, prompts of one length are: that needs no padding. What one prompt's
+answer is does not depend on the others, up to the rounding of the batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.generate import BatchGenerator
+from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
 
 from mlxfun.context import SILENT, Context
 from mlxfun.data.datasets import (
@@ -32,9 +35,12 @@ from mlxfun.tally import Tally
 TAIL = 12
 """Tokens of a generation prompt among which an opened thinking block is looked for."""
 
-CPU_ROWS = 8
+CPU_ROWS = 32
 GPU_ROWS = 64
 """Prompts decoded at once at most."""
+
+PREFILL_ROWS = 8
+"""Prompts read at once at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,16 +118,65 @@ def greedy(
     label: str = "answering",
 ) -> list[Answer]:
     """The greedy answer to each prompt, at most `max_tokens` long. Raises Cancelled."""
-    on_gpu = mx.default_device() == mx.Device(mx.gpu)
     stops = set(tokenizer.eos_token_ids)
+    decode = _decode_ragged if takes_ragged_batches(model) else _decode_groups
     found: dict[int, Answer] = {}
-    for group in equal_lengths(prompts, GPU_ROWS if on_gpu else CPU_ROWS):
-        rows = _decode(model, np.stack([prompts[i] for i in group]), stops, max_tokens, ctx)
-        for index, tokens in zip(group, rows, strict=True):
-            said = [token for token in tokens if token not in stops]
-            found[index] = Answer(tuple(tokens), tokenizer.decode(said))
+    for index, tokens in decode(model, prompts, stops, max_tokens, ctx):
+        said = [token for token in tokens if token not in stops]
+        found[index] = Answer(tuple(tokens), tokenizer.decode(said))
         ctx.progress(label, len(found), len(prompts), "prompts")
     return [found[i] for i in range(len(prompts))]
+
+
+def takes_ragged_batches(model: Any) -> bool:
+    """Whether prompts of different lengths can be decoded together: where each layer's cache is one
+    of keys and values, which masks keep apart from padding. Recurrent states would take it in.
+    """
+    kinds = {type(layer) for layer in make_prompt_cache(model)}
+    return kinds <= {KVCache, RotatingKVCache}
+
+
+def _rows() -> int:
+    """Prompts decoded at once at most."""
+    return GPU_ROWS if mx.default_device() == mx.Device(mx.gpu) else CPU_ROWS
+
+
+def _decode_ragged(
+    model: Any, prompts: Sequence[Tokens], stops: set[int], max_tokens: int, ctx: Context
+) -> Iterator[tuple[int, list[int]]]:
+    """(index of a prompt, its tokens), in the order in which answers end. One that ends makes room
+    for the next prompt, so the batch stays full."""
+    generator = BatchGenerator(
+        model,
+        max_tokens=max_tokens,
+        stop_tokens=[[stop] for stop in sorted(stops)],
+        completion_batch_size=_rows(),
+        prefill_batch_size=min(PREFILL_ROWS, _rows()),
+        stream=mx.default_stream(mx.default_device()),
+    )
+    try:
+        # Prompts of like length are read together, with little padding.
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        numbers = generator.insert([prompts[i].tolist() for i in order])
+        index = dict(zip(numbers, order, strict=True))
+        answers: dict[int, list[int]] = {number: [] for number in numbers}
+        while answers:
+            ctx.check()
+            for response in generator.next_generated():
+                answers[response.uid].append(int(response.token))
+                if response.finish_reason is not None:
+                    yield index[response.uid], answers.pop(response.uid)
+    finally:
+        generator.close()
+
+
+def _decode_groups(
+    model: Any, prompts: Sequence[Tokens], stops: set[int], max_tokens: int, ctx: Context
+) -> Iterator[tuple[int, list[int]]]:
+    """(index of a prompt, its tokens): prompts of one length together, which needs no padding."""
+    for group in equal_lengths(prompts, _rows()):
+        rows = _decode(model, np.stack([prompts[i] for i in group]), stops, max_tokens, ctx)
+        yield from zip(group, rows, strict=True)
 
 
 def equal_lengths(prompts: Sequence[Tokens], rows: int) -> list[list[int]]:
