@@ -19,6 +19,7 @@ import mlx.nn as nn
 
 from mlxfun.context import SILENT, Context
 from mlxfun.model.anatomy import MoEMap
+from mlxfun.model.experts import neurons_of
 from mlxfun.model.identity import Ledger, Rows
 from mlxfun.model.live_experts import LiveExperts
 from mlxfun.model.parameters import ParameterTree, take_rows
@@ -123,6 +124,7 @@ class Resident:
         self.stack: list[tuple[int, ...]] = [experts.live for experts in self.layers]
         self.version = 0  # counts swaps, so that what was derived from the weights can be kept
         self.made: set[str] = set()  # paths whose array an edit made: it exists nowhere else
+        self._widths = self.expert_widths
         self._checkpoint = checkpoint
         self._reader: Reader | None = None
 
@@ -200,6 +202,21 @@ class Resident:
         """Bytes of the expert stacks in memory."""
         paths = (p.path for moe in self.layers for p in moe.layer.expert_parameters())
         return sum(self.tree.get(path).nbytes for path in paths)
+
+    @property
+    def expert_widths(self) -> tuple[int | None, ...]:
+        """The neurons of an expert of each MoE layer, None where they are no known stack, [L]."""
+        return tuple(neurons_of(moe.layer.experts, self.tree.modules) for moe in self.layers)
+
+    @property
+    def narrowed(self) -> bool:
+        """Whether the experts have another width than the checkpoint's."""
+        return self.expert_widths != self._widths
+
+    @property
+    def checkpoint_widths(self) -> tuple[int | None, ...]:
+        """`expert_widths` of the checkpoint."""
+        return self._widths
 
     def readable_bytes(self, delta: Delta) -> int:
         """Bytes of the arrays that `delta` holds and `released` would leave to the checkpoint."""

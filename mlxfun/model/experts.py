@@ -17,10 +17,19 @@ import mlx.nn as nn
 from mlxfun.errors import PlanError
 from mlxfun.model.anatomy import MoELayer
 from mlxfun.model.live_experts import LiveExperts
-from mlxfun.model.parameters import dequantised, take_rows
+from mlxfun.model.parameters import dequantised, take_rows, unpacked_shape
 
 PROJECTIONS = ((("gate_proj", "up_proj"), "down_proj"), (("fc1",), "fc2"))
 """(projections into the neurons, projection out of them) of the expert stacks of mlx-lm."""
+
+
+def neurons_of(experts: str, modules: dict[str, nn.Module]) -> int | None:
+    """N, the neurons of each expert of the stacks at a path; None where they are no known stacks."""
+    for _, outward in PROJECTIONS:
+        module = modules.get(f"{experts}.{outward}")
+        if module is not None:
+            return unpacked_shape(module)[-1]
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +84,11 @@ class Bank:
     def projection(self, name: str) -> Any:
         """One stacked projection."""
         return self.experts[name]
+
+    @property
+    def width(self) -> int:
+        """N, the neurons of an expert."""
+        return unpacked_shape(self.projection(self.outward))[-1]
 
     def _index(self) -> mx.array:
         return mx.array(self.rows, dtype=mx.uint32)

@@ -12,8 +12,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxfun.model.anatomy import MoELayer, MoEMap
+from mlxfun.model.anatomy.width import width_keys
 from mlxfun.model.delta import Resident
-from mlxfun.model.parameters import flatten, nbytes_as, take_rows
+from mlxfun.model.parameters import flatten, nbytes_as, take_rows, unpacked_shape
 
 
 class ExportView:
@@ -111,13 +112,29 @@ class ExportView:
         return None if layer is None else (layer.position, len(self._rows(layer)))
 
     def config(self, config: dict[str, Any]) -> dict[str, Any]:
-        """`config` with the live expert count, if there are experts."""
+        """`config` with the live expert count and the experts' width, if there are experts.
+
+        Raises PlanError for a width that config.json cannot say.
+        """
         if not self._anatomy.layers:
             return dict(config)
         live = len(self._resident.layers[0].live)
-        if live == self._anatomy.num_experts:
-            return dict(config)
-        return self._anatomy.with_count(config, live)
+        if live != self._anatomy.num_experts:
+            config = self._anatomy.with_count(config, live)
+        before, after = self._resident.checkpoint_widths[0], self._resident.expert_widths[0]
+        if before != after and before is not None and after is not None:
+            keys = width_keys(config, self._anatomy, before)
+            config = keys.written(config, after, self.shared_width())
+        return dict(config)
+
+    def shared_width(self) -> int | None:
+        """Neurons of the shared expert, None without one."""
+        for layer in self._anatomy.layers:
+            for path in layer.shared:
+                module = self._resident.tree.modules.get(f"{path}.down_proj")
+                if module is not None:
+                    return unpacked_shape(module)[-1]
+        return None
 
     def resident_arrays(self) -> tuple[mx.array, ...]:
         """Every parameter as held in memory."""

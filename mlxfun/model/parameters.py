@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
+
+if TYPE_CHECKING:
+    from mlxfun.arrays import Array
 
 
 def flatten(tree: Any) -> list[tuple[str, mx.array]]:
@@ -187,3 +190,68 @@ def requantised(
 
 def _layout(module: nn.Module) -> dict[str, Any]:
     return {"group_size": module.group_size, "bits": module.bits, "mode": module.mode}
+
+
+# -- neurons ----------------------------------------------------------------------------------
+
+
+def packed_group(module: nn.Module) -> int:
+    """How many neighbours of the last dimension of a projection are packed together, 1 for none."""
+    return int(module.group_size) if "scales" in module else 1
+
+
+def sliced_neurons(
+    module: nn.Module, rows: Sequence[int], kept: Array, inward: bool
+) -> dict[str, mx.array]:
+    """Some neurons of a stacked projection, every value as it is, by name of its arrays.
+
+    rows: of the stack, [E]. kept: int [E, W], neurons that stay of each; of a packed projection out
+    of the neurons (inward False) they are whole groups. Neurons are the second dimension of a
+    projection into them, and the last of one out of them.
+    """
+    held = {
+        name: take_rows(module[name], rows)
+        for name in (*PACKED, "bias")
+        if isinstance(module.get(name), mx.array)
+    }
+    out: dict[str, mx.array] = {}
+    for name, array in held.items():
+        alone = array.ndim == 1 or name == "global_scale" or (name == "bias" and not inward)
+        if alone:
+            out[name] = array
+            continue
+        index = kept if inward else _places(module, kept, array.shape[-1])
+        shape = (len(kept), -1, *(1,) * (array.ndim - 2)) if inward else (len(kept), 1, -1)
+        places = mx.array(index.astype(np.uint32)).reshape(shape)
+        out[name] = mx.take_along_axis(array, places, axis=1 if inward else -1)
+    return out
+
+
+def _places(module: nn.Module, kept: Array, width: int) -> Array:
+    """Where the values of neurons `kept` [E, W] are in the last dimension of an array, [E, w]."""
+    neurons = unpacked_shape(module)[-1]
+    if width == neurons:
+        return kept
+    # Whole groups: each is the same number of words, or of scales.
+    group = packed_group(module)
+    each = width * group // neurons
+    firsts = kept[:, ::group] // group * each
+    return np.asarray((firsts[:, :, None] + np.arange(each)).reshape(len(kept), -1))
+
+
+def padded_neurons(module: nn.Module, width: int, inward: bool) -> dict[str, mx.array]:
+    """A projection with zeros up to `width` neurons: rows of one into them, columns of one out."""
+    shape = unpacked_shape(module)
+    neurons = shape[0 if inward else -1]
+    out: dict[str, mx.array] = {}
+    for name in (*PACKED, "bias"):
+        array = module.get(name)
+        if not isinstance(array, mx.array) or name == "global_scale":
+            continue
+        if name == "bias" and not inward:
+            continue
+        axis = 0 if inward else array.ndim - 1
+        more = array.shape[axis] * width // neurons - array.shape[axis]
+        pad = [(0, more if i == axis else 0) for i in range(array.ndim)]
+        out[name] = mx.pad(array, pad)
+    return out

@@ -46,6 +46,8 @@ from mlxfun.techniques.ablate.options import AblateOptions
 from mlxfun.techniques.ablate.reports import AblationReport
 from mlxfun.techniques.merge.options import MergeOptions
 from mlxfun.techniques.merge.technique import Merge
+from mlxfun.techniques.narrow.options import NarrowOptions
+from mlxfun.techniques.narrow.technique import Narrow
 from mlxfun.techniques.prune import manual_mask
 from mlxfun.techniques.prune.manual import Select
 from mlxfun.techniques.prune.options import PruneOptions, SelectOptions
@@ -111,6 +113,11 @@ class Session(Inspection):
         figures if that would not fit. A cancel leaves everything as it was.
         """
         return self._stage(Merge(), options, ctx)
+
+    def narrow(self, options: NarrowOptions, ctx: Context = SILENT) -> PlanReport:
+        """Stage experts with fewer neurons, fitted to what each layer put out, replacing a staged
+        plan. Measures on the text of the last `collect`. A cancel leaves everything as it was."""
+        return self._stage(Narrow(), options, ctx)
 
     def select(self, options: SelectOptions) -> PlanReport | StepReport:
         """Change by hand which experts are pruned, beginning with those of the staged plan, and

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -53,6 +53,11 @@ class SessionWorkspace:
         head = HeadTap(self.model, self.anatomy.head) if self.anatomy.head else None
         self.evaluator = Evaluator(self.model, head, self.anatomy)
         self.observations = Observations(loaded, self.anatomy, self.taps, self.editor)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """config.json of the checkpoint, see mlxfun.checkpoint.load.Loaded."""
+        return self._loaded.config
 
     def open_checkpoint(self) -> Reader:
         """A reader of single parameters of the checkpoint."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -56,6 +56,10 @@ class Workspace(ResidentModel, Protocol):
     def evaluator(self) -> Evaluator: ...
     @property
     def calibration(self) -> Sequence[Tokens]: ...
+    @property
+    def config(self) -> dict[str, Any]:
+        """config.json of the checkpoint."""
+
     @property
     def held_out(self) -> EvalSet | None: ...
     @property

@@ -27,7 +27,7 @@ from mlxfun.model.identity import Rows
 from mlxfun.model.parameters import dequantised, requantised, row_digests
 from mlxfun.model.router_formula import Routing, Seen
 from mlxfun.model.slicing import prune_layer
-from mlxfun.techniques.refit.least_squares import Routed, changed, energy, output, refit
+from mlxfun.techniques.refit.least_squares import RIDGES, Routed, changed, energy, output, refit
 from mlxfun.techniques.refit.output_error import Problem, eliminate, gram_of, most_tokens
 from mlxfun.techniques.workspace import ResidentModel
 
@@ -97,7 +97,8 @@ class Outcome:
 class Recalibration:
     """One pass over a resident model; the model is as before when `run` returns.
 
-    follow: later layers see what was done to earlier ones (always with refit_experts).
+    follow: later layers see what was done to earlier ones (always with refit_experts). ridges: what
+    a refit may choose among, ascending.
     """
 
     def __init__(
@@ -106,11 +107,13 @@ class Recalibration:
         *,
         follow: bool,
         refit_experts: bool,
+        ridges: Sequence[float] = RIDGES,
     ) -> None:
         self._workspace, self._resident = workspace, workspace.resident
         self._modules = workspace.resident.tree.modules
         self._follow = follow or refit_experts
         self._refit = refit_experts
+        self._ridges = ridges
         if refit_experts:
             self.require_stacks()
 
@@ -185,7 +188,7 @@ class Recalibration:
         whole = max(energy(wanted), 1e-30)
         rest = wanted - output(bank, routed)
         before = energy(rest) / whole
-        found, ridge = refit(bank, routed, rest, ctx=ctx)
+        found, ridge = refit(bank, routed, rest, self._ridges, ctx)
         changes = {bank.rows[e]: change for e, change in found.items()}
         module, path = bank.projection(bank.outward), f"{bank.path}.{bank.outward}"
         arrays = requantised(

@@ -113,7 +113,7 @@ def output(bank: Bank, routed: Routed, ctx: Context = SILENT) -> mx.array:
     return total
 
 
-class _Features:
+class Features:
     """The weighted neurons w h of each expert's tokens, float32 [n, N]: held where there is room."""
 
     def __init__(self, bank: Bank, routed: Routed, ctx: Context) -> None:
@@ -138,15 +138,16 @@ class _Features:
 
     def products(self, among: Array | None = None) -> dict[int, Array]:
         """H^T H of each expert, float32 [N, N], of the tokens `among`, bool [T], None for all."""
-        out = {}
-        for expert, tokens in self.tokens.items():
-            self.ctx.check()
-            features = self.of(expert)
-            if among is not None:
-                mine = np.flatnonzero(among[np.array(tokens)]).astype(np.uint32)
-                features = features[mx.array(mine)]
-            out[expert] = np.array(features.T @ features)
-        return out
+        return {expert: self.product(expert, among) for expert in self.tokens}
+
+    def product(self, expert: int, among: Array | None = None) -> Array:
+        """H^T H of one expert, see `products`."""
+        self.ctx.check()
+        features = self.of(expert)
+        if among is not None:
+            mine = np.flatnonzero(among[np.array(self.tokens[expert])]).astype(np.uint32)
+            features = features[mx.array(mine)]
+        return np.array(features.T @ features)
 
 
 Changes = dict[int, mx.array]
@@ -164,7 +165,7 @@ def refit(
 
     rest: float32 [T, D], what the experts as they are leave over of the output that is wanted.
     """
-    features = _Features(bank, routed, ctx)
+    features = Features(bank, routed, ctx)
     normal = features.products()
     ridge = ridges[0] if len(ridges) == 1 else _best_ridge(features, normal, rest, ridges)
     return _descend(features, normal, rest, ridge)[0], ridge
@@ -178,7 +179,7 @@ def left_out(tokens: int) -> Array:
 
 
 def _best_ridge(
-    features: _Features,
+    features: Features,
     normal: Mapping[int, Array],
     rest: mx.array,
     ridges: Sequence[float],
@@ -198,7 +199,7 @@ def _best_ridge(
 
 
 def _descend(
-    features: _Features,
+    features: Features,
     normal: Mapping[int, Array],
     rest: mx.array,
     ridge: float,
