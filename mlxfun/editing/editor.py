@@ -19,10 +19,10 @@ import mlx.core as mx
 from mlxfun.context import SILENT, Context
 from mlxfun.editing.earlier import EarlierNames
 from mlxfun.editing.history import History, Node
-from mlxfun.editing.plans import Plan, Provenance, Side, Subject
-from mlxfun.editing.reports import PlanReport, StepReport
+from mlxfun.editing.plans import Plan, Provenance, Subject
+from mlxfun.editing.reports import PlanReport, StepAction, StepReport
 from mlxfun.errors import StateError
-from mlxfun.events import Notice
+from mlxfun.events import Notice, Side
 from mlxfun.hooks.routing import Taps
 from mlxfun.model.delta import Delta, Resident
 from mlxfun.model.identity import state_id
@@ -318,7 +318,7 @@ class Editor:
         step = self._step("compact", command, before, began)
         return replace(step, bytes_freed=held - _bytes(self.resident))
 
-    def _step(self, action: str, command: str, before: str, began: float) -> StepReport:
+    def _step(self, action: StepAction, command: str, before: str, began: float) -> StepReport:
         return StepReport(
             action=action,
             node=self.history.current.id,

@@ -60,9 +60,9 @@ def row(channel: Channel, width: int) -> Text:
     text.append("● " if channel.on else "○ ", Style(bold=channel.on))
     if channel.path:
         count = f"{channel.most or channel.named} of {channel.named}"
-        text.append(f"{channel.way:<9}")
+        text.append(f"{channel.mode:<9}")
         text.append(share(channel))
-        text.append(f" {count}  {channel.technique} ")
+        text.append(f" {count}  {channel.kind} ")
         text.append(shortened(channel.path, max(8, width - text.cell_len)))
     else:
         text.append(f"L{channel.layer}:E{channel.expert}".ljust(9))
