@@ -10,7 +10,7 @@ from difflib import get_close_matches
 import click
 
 from commands import words
-from commands.declare import GROUPS, Command, Params
+from commands.declare import GROUPS, Command, Group, Params
 from commands.guides import index as guides
 from commands.guides.layout import plain
 from commands.table import (
@@ -95,7 +95,7 @@ class Row:
     """A command as a palette or a key table shows it. reason: why it is not enabled now."""
 
     name: str
-    group: str
+    group: Group
     help: str
     usage: str
     key: str | None

@@ -7,12 +7,18 @@ numbered in the checkpoint, T tokens, K top-k, D hidden size.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from mlxfun.arrays import Array
 
 if TYPE_CHECKING:
     from mlxfun.report import Report
+
+Side = Literal["base", "candidate"]
+"""The two sides while a plan is staged: the committed weights, and those with the plan."""
+
+NoticeLevel = Literal["info", "warning"]
+"""How much a notice matters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +73,13 @@ class RoutingFrame(Event):
 class Token(Event):
     """One generated token; it ends the step that its job sent Progress of (reading the prompt).
 
-    side: "base" or "candidate". experts: int32 [L, K], the experts that served the forward which
+    experts: int32 [L, K], the experts that served the forward which
     *consumed* this token (-1 where unused); weights: float32 [L, K]. Both are None for a token
     that no forward consumed (the last one), and for all of a dense model.
     """
 
     job: int
-    side: str
+    side: Side
     index: int
     token_id: int
     text: str
@@ -83,9 +89,9 @@ class Token(Event):
 
 @dataclass(frozen=True, slots=True)
 class Notice(Event):
-    """A sentence worth showing although nothing failed. level: "info" or "warning"."""
+    """A sentence worth showing although nothing failed."""
 
-    level: str
+    level: NoticeLevel
     text: str
 
 

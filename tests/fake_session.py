@@ -153,7 +153,7 @@ class FakeSession:
     def _do_preview(self, job: int, args: list[str]) -> Iterator[Event | Report]:
         yield Progress(job, "evaluate", 8, 16, "batches", 2.0)
         report = EvaluateReport(
-            subject="staged",
+            subject="candidate",
             measured_state=STATES[1],
             datasets=("held-out",),
             perplexity={"held-out": 14.62, "all": 14.62},

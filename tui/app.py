@@ -35,7 +35,7 @@ from tui.interaction.chatting import ChatKeys
 from tui.interaction.navigation import NavigationKeys
 from tui.interaction.picking import ExpertKeys
 from tui.keys.key_labels import KeyNames
-from tui.keys.keymap import BY_ID, Key
+from tui.keys.keymap import BY_ID, Key, PanelName
 from tui.layout import PANELS, arrange
 from tui.messages import (
     CellClicked,
@@ -122,7 +122,7 @@ class ShellApp(NavigationKeys, ExpertKeys, ChatKeys):
         self.main = MainScreen(
             engine.complete, self._lines.load(), renderer, lambda key: self._use(BY_ID[key])
         )
-        self._asked: dict[int, str] = {}
+        self._asked: dict[int, PanelName] = {}
         self._typed = 0
         self._opened = 0
 
@@ -197,7 +197,9 @@ class ShellApp(NavigationKeys, ExpertKeys, ChatKeys):
         if event.seconds >= LONG_JOB and not event.cancelled:
             self._notify(event)
 
-    def _show_outcome(self, event: JobEnded, panel: str, asked_from: str | None) -> None:
+    def _show_outcome(
+        self, event: JobEnded, panel: PanelName, asked_from: PanelName | None
+    ) -> None:
         """Bring the panel with the outcome into view, or mark its tab.
 
         A mark has to do where the panel would replace the one that the user is working in.

@@ -6,7 +6,7 @@ from commands.config import Config
 from tui import themes
 from tui.keys import key_labels
 from tui.keys.key_labels import KeyNames
-from tui.keys.keymap import BY_ID, KEYS, keys_for
+from tui.keys.keymap import BY_ID, KEYS, Scope, keys_for
 
 
 def check_config(config: Config) -> None:
@@ -21,11 +21,11 @@ def check_config(config: Config) -> None:
         if problem:
             raise config.error(f"keys.{name}", problem)
     names = KeyNames.of(config.keys)
-    for scope in sorted({scope for key in KEYS for scope in key.scope.split(",")}):
+    for scope in sorted({scope for key in KEYS for scope in key.scopes}):
         _check_clashes(config, names, scope)
 
 
-def _check_clashes(config: Config, names: KeyNames, scope: str) -> None:
+def _check_clashes(config: Config, names: KeyNames, scope: Scope) -> None:
     """Raise UsageError if the configuration gives one key two meanings in `scope`."""
     taken: dict[str, str] = {}
     for key in keys_for(scope):

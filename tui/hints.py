@@ -11,7 +11,7 @@ from commands.conditions import comparable, edited
 from mlxfun.steering.reports import SteerReport
 from mlxfun.steering.wish import cells_of
 from tui.input import expert_selection
-from tui.keys.keymap import BY_ID, Key, command_of, keys_for
+from tui.keys.keymap import BY_ID, Key, Place, command_of, keys_for
 from tui.state.app_state import AppState
 from tui.state.steering import full_line
 
@@ -225,7 +225,7 @@ FIELDS = {
 }  # fmt: skip
 
 
-def for_bar(state: AppState, panel: str, room: int, *, typing: bool = False) -> list[Hint]:
+def for_bar(state: AppState, panel: Place, room: int, *, typing: bool = False) -> list[Hint]:
     """Keys for a bar of `room` columns while `panel` has the focus. typing: in its text field.
 
     What applies now comes first, in the order of the main job; greyed ones fill what is left.
@@ -243,7 +243,7 @@ def for_bar(state: AppState, panel: str, room: int, *, typing: bool = False) -> 
     return out + always
 
 
-def _typing_hints(state: AppState, panel: str) -> list[Hint]:
+def _typing_hints(state: AppState, panel: Place) -> list[Hint]:
     """The field's own keys, then those that work in fields too."""
     wanted = ("escape", "palette", "to_map", "to_mixer", "quit")
     more = [_hint(state, BY_ID[id], "") for id in wanted if state.names.all(id)]
@@ -252,7 +252,7 @@ def _typing_hints(state: AppState, panel: str) -> list[Hint]:
     return [*FIELDS[panel], *more]
 
 
-def _panel_hints(state: AppState, panel: str, leading: str) -> list[Hint]:
+def _panel_hints(state: AppState, panel: Place, leading: str) -> list[Hint]:
     """The next step first, then what applies now, then what does not."""
     kept = ("help", "command")
     shown = [key for key in keys_for(panel) if key.bar and state.names.all(key.id)]

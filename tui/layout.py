@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
+
+from tui.keys.keymap import PanelName
 
 if TYPE_CHECKING:
     from tui.state.app_state import AppState
 
-PANELS = ("experts", "chat", "plan", "history", "log", "mixer")
+PANELS: tuple[PanelName, ...] = get_args(PanelName)
 # These two share a place where all others have one of their own.
-UPPER = ("plan", "mixer")
+UPPER: tuple[PanelName, ...] = ("plan", "mixer")
 
 WIDE_COLUMNS, WIDE_ROWS = 110, 30
 SPLIT_ROWS = 22
@@ -29,8 +31,8 @@ class Arrangement:
     """
 
     mode: Mode
-    visible: tuple[str, ...]
-    tabs: tuple[str, ...]
+    visible: tuple[PanelName, ...]
+    tabs: tuple[PanelName, ...]
 
 
 def arrange(width: int, height: int, state: AppState) -> Arrangement:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from textual.message import Message
 
+from tui.keys.keymap import PanelName
 from tui.state.app_state import Level
 
 
@@ -54,7 +55,7 @@ class MessageRaised(Message):
 class PanelChosen(Message):
     """A panel was focused, or chosen on the tab strip. move: give it the focus."""
 
-    def __init__(self, panel: str, *, move: bool) -> None:
+    def __init__(self, panel: PanelName, *, move: bool) -> None:
         super().__init__()
         self.panel, self.move = panel, move
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 from rich.console import RenderableType
 from textual import events
@@ -15,8 +15,8 @@ from textual.widgets import Input
 
 from mlxfun.report import Report
 from tui import hints
-from tui.keys.keymap import BY_ID, bindings
-from tui.layout import Arrangement, arrange
+from tui.keys.keymap import BY_ID, PanelName, Place, bindings
+from tui.layout import Arrangement, Mode, arrange
 from tui.messages import PanelChosen
 from tui.state.app_state import AppState
 from tui.widgets.command_line import CommandLine, Completer
@@ -31,8 +31,6 @@ from tui.widgets.panel import Panel
 from tui.widgets.plan import PlanPanel
 from tui.widgets.status import StatusLine
 from tui.widgets.tabs import TabStrip
-
-MODES = ("wide", "split", "single")
 
 
 class MainScreen(Screen[None]):
@@ -115,7 +113,7 @@ class MainScreen(Screen[None]):
         plan = arrange(size.width, size.height, state)
         if plan != self._arrangement:
             self._arrangement = plan
-            for mode in MODES:
+            for mode in get_args(Mode):
                 self.set_class(mode == plan.mode, f"-{mode}")
             for panel in self.query(Panel):
                 panel.display = panel.panel in plan.visible
@@ -147,7 +145,7 @@ class MainScreen(Screen[None]):
 
     # Focus ------------------------------------------------------------------------------------
     @property
-    def focused_panel(self) -> str:
+    def focused_panel(self) -> Place:
         """The name of the panel that has the focus, "command" for the command line."""
         node = self.focused
         for ancestor in node.ancestors_with_self if node is not None else ():
@@ -175,11 +173,11 @@ class MainScreen(Screen[None]):
         """The command line."""
         return self.query_one(CommandLine)
 
-    def panel_named(self, name: str) -> Panel | None:
+    def panel_named(self, name: Place) -> Panel | None:
         """The panel called `name`."""
         return next((panel for panel in self.query(Panel) if panel.panel == name), None)
 
-    def focus_panel(self, name: str) -> None:
+    def focus_panel(self, name: PanelName) -> None:
         """Give a panel, which must be on screen, the focus."""
         panel = self.panel_named(name)
         if panel is not None:

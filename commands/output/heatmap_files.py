@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from commands.output.gradient import blend
+from mlxfun.calibration.options import Metric
 from mlxfun.errors import StateError, UsageError
 from mlxfun.session.reports import HeatView
 
@@ -37,12 +38,12 @@ class Picture:
     """What to draw. values: float64 [L, E] in 0..1, each layer divided by its maximum."""
 
     heat: HeatView
-    metric: str
+    metric: Metric
     values: Array
     title: str
 
 
-def picture(heat: HeatView | None, metric: str, title: str) -> Picture:
+def picture(heat: HeatView | None, metric: Metric, title: str) -> Picture:
     """The picture of one metric. Raises StateError without statistics, UsageError for the metric."""
     if heat is None or not heat.metrics:
         raise StateError("no statistics to draw yet: run collect first")

@@ -13,12 +13,13 @@ import operator
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from mlxfun.errors import MlxfunError, UsageError
 from mlxfun.text import cut, shown
 
-OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
+Operator = Literal["<=", ">=", "==", "!=", "<", ">"]
+OPERATORS: dict[Operator, Callable[[Any, Any], bool]] = {
     "<=": operator.le,
     ">=": operator.ge,
     "==": operator.eq,
@@ -43,10 +44,10 @@ class ExpectationFailed(MlxfunError):
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """A parsed `expect` line. operator: "ok", "error" or one of `OPERATORS`."""
+    """A parsed `expect` line."""
 
     text: str
-    operator: str
+    operator: Literal["ok", "error", Operator]
     path: str = ""
     value: str = ""
 
@@ -65,7 +66,8 @@ def parse_expectation(text: str) -> Expectation:
             f"{shown(text)} is not an expectation: write PATH OPERATOR VALUE (operators "
             f"{' '.join(OPERATORS)}), ok, or error TEXT"
         )
-    expectation = Expectation(text, match["operator"], match["path"], match["value"])
+    sign = next(known for known in OPERATORS if known == match["operator"])
+    expectation = Expectation(text, sign, match["path"], match["value"])
     if expectation.operator not in ("==", "!=") and not _is_number(literal(expectation.value)):
         raise UsageError(f"{match['operator']} compares numbers, not {shown(match['value'])}")
     return expectation

@@ -25,7 +25,7 @@ from mlxfun.editing.options import ApplyOptions
 from mlxfun.errors import StateError, UsageError
 from mlxfun.report import Report, TextReport
 from mlxfun.session.reports import HeatView
-from mlxfun.steering.options import ANCESTOR_MODES, MAP_MODES, STEER_RULES, SteerOptions
+from mlxfun.steering.options import ANCESTOR_MODES, STEER_MODES, STEER_RULES, SteerOptions
 from mlxfun.techniques.merge.options import ALIGNMENTS, SIMILARITY_MODES, MergeOptions
 from mlxfun.techniques.prune.options import BUDGETS, PRUNE_METRICS, STRATEGIES, PruneOptions
 from mlxfun.text import counted
@@ -224,7 +224,7 @@ def merge(call: Call) -> Report:
 )
 @click.option(
     "--safety-mode",
-    type=click.Choice(MAP_MODES["safety"]),
+    type=click.Choice(STEER_MODES["safety"]),
     multiple=True,
     help="safe: what works on harmful prompts in, what works on benign ones out (default). "
     "unsafe: reversed.",
@@ -232,7 +232,7 @@ def merge(call: Call) -> Report:
 @click.option("--domain-map", type=MAP, multiple=True, help="domain_report.json of a domain scan.")
 @click.option(
     "--domain-mode",
-    type=click.Choice(MAP_MODES["domain"]),
+    type=click.Choice(STEER_MODES["domain"]),
     multiple=True,
     help="The domain's experts in (boost, the default) or out; suppress-general: the general text's "
     "experts out.",

@@ -16,10 +16,10 @@ from click.shell_completion import CompletionItem
 
 from commands.types import Items
 from mlxfun.errors import UsageError
-from mlxfun.steering.options import MAP_MODES, ScanMap
+from mlxfun.steering.options import STEER_MODES, ScanMap
 
 LIMIT = "max_experts"
-NAMES = (*(f"{kind}_{what}" for kind in MAP_MODES for what in ("map", "mode")), LIMIT)
+NAMES = (*(f"{kind}_{what}" for kind in STEER_MODES for what in ("map", "mode")), LIMIT)
 
 
 class ExpertLimit(click.ParamType[int | None]):
@@ -71,13 +71,13 @@ class WithMaps(click.Command):
 
 def joined(given: Sequence[GivenOption]) -> tuple[ScanMap, ...]:
     """The maps of a line in order, each with its mode and its limit. Raises UsageError."""
-    kinds = [name.removesuffix("_map") for name, _ in given if name.endswith("_map")]
+    kinds = [kind for name, _ in given for kind in STEER_MODES if name == f"{kind}_map"]
     if not kinds and any(name == LIMIT for name, _ in given):
         raise UsageError("--max-experts limits a map: give --safety-map or --domain-map")
     paths = [value for name, value in given if name.endswith("_map")]
-    modes = {kind: _spread(given, f"{kind}_mode", (f"{kind}_map",), MAP_MODES[kind][0])
-             for kind in MAP_MODES}  # fmt: skip
-    limits = _spread(given, LIMIT, tuple(f"{kind}_map" for kind in MAP_MODES), None)
+    modes = {kind: _spread(given, f"{kind}_mode", (f"{kind}_map",), STEER_MODES[kind][0])
+             for kind in STEER_MODES}  # fmt: skip
+    limits = _spread(given, LIMIT, tuple(f"{kind}_map" for kind in STEER_MODES), None)
     return tuple(
         ScanMap(path, kind, next(modes[kind]), next(limits))
         for path, kind in zip(paths, kinds, strict=True)

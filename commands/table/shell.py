@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import click
 from click.shell_completion import CompletionItem
@@ -83,7 +83,7 @@ class RecordReport(Report):
 
     kind: ClassVar[str] = "record"
     path: str | None
-    action: str
+    action: Literal["recording to", "recorded"]
     moved: str | None = None
 
     def summary(self) -> str:

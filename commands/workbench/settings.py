@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mlxfun.calibration.options import Metric
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -15,7 +17,7 @@ class Settings:
 
     seed: int = 0
     dataset: str | tuple[str, ...] | None = None
-    metric: str = "reap_sum"
+    metric: Metric = "reap_sum"
     temperature: float = 0.0
     top_p: float = 1.0
     max_tokens: int = 256

@@ -16,13 +16,14 @@ from zipfile import BadZipFile, ZipFile, ZipInfo
 
 import numpy as np
 
+from mlxfun.calibration.options import MERGE_RULES, Combined
 from mlxfun.errors import DatasetError
 from mlxfun.files import open_file
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
 
-COMBINED = ("", "sum", "rank")
+COMBINED: tuple[Combined, ...] = ("", *MERGE_RULES)
 _REMEDY = "give a file written by `stats save`"
 _LARGEST = 2**63 - 1
 # The largest models have some 100 layers of 512 experts: half a MiB an array, two dozen arrays.
@@ -103,12 +104,13 @@ class Archive:
         return found
 
     @property
-    def combined(self) -> str:
+    def combined(self) -> Combined:
         """How the file was merged, "" if it was not."""
         how = self.text("combined")
-        if how not in COMBINED:
-            raise self._wrong(f"combined {how!r} is none of {', '.join(COMBINED[1:])}")
-        return how
+        for known in COMBINED:
+            if how == known:
+                return known
+        raise self._wrong(f"combined {how!r} is none of {', '.join(COMBINED[1:])}")
 
     @property
     def layers(self) -> tuple[int, ...] | None:

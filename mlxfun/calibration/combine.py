@@ -21,14 +21,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlxfun.calibration.options import METRICS
+from mlxfun.calibration.options import MERGE_RULES, METRICS, MergeRule, Metric
 from mlxfun.calibration.routing_stats import MEAN_RANK, SUMS, RoutingStats
 from mlxfun.errors import PlanError, StateError, UsageError
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
 
-MERGES = ("sum", "rank")
 MIXED = "mixed"
 """State of a merge over several states: the present weights never match it by accident."""
 
@@ -46,9 +45,9 @@ class Difference:
     of the lowest quarter of experts that both agree on, mean over layers.
     """
 
-    share: dict[str, Array]
-    rank_correlation: dict[str, float]
-    overlap: dict[str, float]
+    share: dict[Metric, Array]
+    rank_correlation: dict[Metric, float]
+    overlap: dict[Metric, float]
 
 
 def require_alike(runs: Sequence[Named], allow_stale: bool) -> tuple[str, ...]:
@@ -140,7 +139,7 @@ def rank_scores(score: Array) -> Array:
     return np.where(score > 0, _ranks(score), 0.0)
 
 
-def ranked(stats: RoutingStats, metric: str | None = None) -> RoutingStats:
+def ranked(stats: RoutingStats, metric: Metric | None = None) -> RoutingStats:
     """`stats` with every sum replaced by rank scores; those of a rank merge as they are.
 
     metric: by which alone; None: each sum by itself.
@@ -161,7 +160,10 @@ def ranked(stats: RoutingStats, metric: str | None = None) -> RoutingStats:
 
 
 def merge(
-    runs: Sequence[Named], by: str = "sum", allow_stale: bool = False, metric: str | None = None
+    runs: Sequence[Named],
+    by: MergeRule = "sum",
+    allow_stale: bool = False,
+    metric: Metric | None = None,
 ) -> RoutingStats:
     """One run from several. See the module's text for what `by` means.
 
@@ -169,8 +171,8 @@ def merge(
 
     Raises UsageError, and StateError for runs of different weights unless it is allowed.
     """
-    if by not in MERGES:
-        raise UsageError(f"--by {by!r}: choose one of {', '.join(MERGES)}")
+    if by not in MERGE_RULES:
+        raise UsageError(f"--by {by!r}: choose one of {', '.join(MERGE_RULES)}")
     if len(runs) < 2:
         raise UsageError("a merge needs two or more files of statistics")
     require_alike(runs, allow_stale)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from mlxfun.calibration import combine, filters
+from mlxfun.calibration.options import MergeRule, Metric
 from mlxfun.calibration.reports import CombineReport, DiffReport, DiffRow, Extreme, Figures
 from mlxfun.calibration.routing_stats import RoutingStats
 from mlxfun.files import Kind, json_with, write_json
@@ -18,7 +19,7 @@ SHOWN = 10
 
 
 def diff_files(
-    a: Path, b: Path, output: Path | None, allow_stale: bool = False, metric: str = "reap"
+    a: Path, b: Path, output: Path | None, allow_stale: bool = False, metric: Metric = "reap"
 ) -> DiffReport:
     """Compare two files; with `output` write every number as JSON.
 
@@ -108,9 +109,9 @@ def _rows(one: RoutingStats, two: RoutingStats) -> tuple[DiffRow, ...]:
 def merge_files(
     files: tuple[Path, ...],
     output: Path,
-    by: str = "sum",
+    by: MergeRule = "sum",
     allow_stale: bool = False,
-    metric: str | None = None,
+    metric: Metric | None = None,
 ) -> CombineReport:
     """Merge files into `output`. See mlxfun.calibration.combine for what `by` means and what is refused."""
     runs = [(path, RoutingStats.read(path)) for path in files]
@@ -134,7 +135,7 @@ def subtract_files(a: Path, b: Path, output: Path, allow_stale: bool = False) ->
 
 
 def _written(
-    action: str,
+    action: Literal["merge", "subtract"],
     files: tuple[Path, ...],
     stats: RoutingStats,
     output: Path,

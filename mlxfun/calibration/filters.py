@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlxfun.calibration.archive import Archive
+from mlxfun.calibration.options import Metric
 from mlxfun.calibration.reports import Extreme, Figures, PurgeReport
 from mlxfun.calibration.routing_stats import SUMS, RoutingStats
 from mlxfun.errors import PlanError, UsageError
@@ -20,7 +21,7 @@ EXTREMES = 10
 """Experts named at each end of a difference."""
 
 
-def figures(a: RoutingStats, b: RoutingStats, metric: str) -> Figures:
+def figures(a: RoutingStats, b: RoutingStats, metric: Metric) -> Figures:
     """Figures of (score in A - score in B) over all experts of all layers."""
     difference = a.score(metric) - b.score(metric)
     order = np.argsort(difference, axis=None, kind="stable")

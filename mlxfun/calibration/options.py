@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from mlxfun.data.options import DatasetOptions
 
-METRICS = ("freq", "weighted_freq", "reap", "ean", "reap_sum", "reap_sq")
+Metric = Literal["freq", "weighted_freq", "reap", "ean", "reap_sum", "reap_sq"]
+"""What experts are scored by; see mlxfun.calibration.routing_stats."""
+METRICS: tuple[Metric, ...] = get_args(Metric)
+
+MergeRule = Literal["sum", "rank"]
+"""How runs are merged: sums are added, or each run's ranks are."""
+MERGE_RULES: tuple[MergeRule, ...] = get_args(MergeRule)
+
+Combined = Literal[MergeRule, ""]
+"""How statistics were merged, "" for those of one run."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlxfun.calibration import combine
+from mlxfun.calibration.options import Metric
 from mlxfun.calibration.reports import RankReport, RankRow
 from mlxfun.calibration.routing_stats import RoutingStats
 from mlxfun.data.expert_lists import Maker, write_expert_list
@@ -33,7 +34,7 @@ class RankOptions:
     """What is ranked by, and who may go. n_prune: per layer, or expert numbers with model_wide;
     None: everybody within the limits. min_rank, max_rank: both inside, None for no limit."""
 
-    metric: str = "reap_sum"
+    metric: Metric = "reap_sum"
     n_prune: int | None = None
     min_rank: int | None = None
     max_rank: int | None = None

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from mlxfun.arrays import Array
+from mlxfun.calibration.options import Combined, Metric
 from mlxfun.report import Report
 from mlxfun.text import counted
+
+StatsAction = Literal["show", "save", "load", "count on", "count off", "reset"]
+"""What was done to the statistics that are reported."""
+
+ExpertStatus = Literal["kept", "pruned", "staged to go", "activated", "deactivated"]
+"""What becomes of an expert."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,10 +22,10 @@ class CombineReport(Report):
     """Statistics made from files. combined: how ("sum", "rank"), "" for a subtraction."""
 
     kind: ClassVar[str] = "stats-combine"
-    action: str  # "merge" or "subtract"
+    action: Literal["merge", "subtract"]
     files: tuple[str, ...]
     path: str
-    combined: str
+    combined: Combined
     sources: int
     layers: tuple[int, ...]
     experts: int
@@ -80,7 +87,7 @@ class Figures:
     higher: where the first has more, largest first; lower: where the second has.
     """
 
-    metric: str
+    metric: Metric
     mean: float
     std: float
     min: float
@@ -116,12 +123,12 @@ class DiffReport(Report):
     path: str | None
     samples: tuple[int, int]
     tokens: tuple[int, int]
-    rank_correlation: dict[str, float]
-    overlap: dict[str, float]
+    rank_correlation: dict[Metric, float]
+    overlap: dict[Metric, float]
     rows: tuple[DiffRow, ...]
     notices: tuple[str, ...] = ()
     layers: tuple[int, ...] = ()
-    share: dict[str, Array] = field(default_factory=dict)
+    share: dict[Metric, Array] = field(default_factory=dict)
     figures: Figures | None = None
 
     def data(self) -> dict[str, Any]:
@@ -158,7 +165,7 @@ class RankReport(Report):
 
     kind: ClassVar[str] = "stats-rank"
     files: tuple[str, ...]
-    metric: str
+    metric: Metric
     path: str | None
     layers: tuple[int, ...]
     experts: int
@@ -212,11 +219,11 @@ class CollectReport(Report):
 
 @dataclass(frozen=True, slots=True)
 class StatsReport(Report):
-    """The statistics in hand. steered: some were counted in chat while steering was in force.
+    """The statistics in hand, merged from `sources` runs. steered: some were counted in chat while steering was in force.
     earlier: the file names its model by the identity that an earlier version gave it."""
 
     kind: ClassVar[str] = "stats"
-    action: str
+    action: StatsAction
     layers: tuple[int, ...]
     experts: int
     samples: int
@@ -228,7 +235,7 @@ class StatsReport(Report):
     path: str | None
     least: tuple[tuple[int, int, float], ...]  # (layer, expert, reap_sum), lowest first
     most: tuple[tuple[int, int, float], ...]
-    combined: str = ""  # "sum" or "rank" for a merge of `sources` runs
+    combined: Combined = ""
     sources: int = 1
     steered: bool = False
     earlier: bool = False
@@ -253,9 +260,9 @@ class WhyReport(Report):
     kind: ClassVar[str] = "why"
     layer: int
     expert: int
-    status: str  # "kept", "pruned", "staged to go", "protected", ...
-    scores: dict[str, float]
-    ranks: dict[str, int]
+    status: ExpertStatus
+    scores: dict[Metric, float]
+    ranks: dict[Metric, int]
     of: int
     verdict: str
 

@@ -21,7 +21,7 @@ from zipfile import BadZipFile, ZipFile
 import numpy as np
 
 from mlxfun.calibration.archive import Archive
-from mlxfun.calibration.options import METRICS
+from mlxfun.calibration.options import METRICS, Combined, Metric
 from mlxfun.errors import DatasetError, ModelError, PlanError, UsageError
 from mlxfun.files import Kind, writing
 
@@ -75,7 +75,7 @@ class RoutingStats:
     model_name: str = ""
     state: str = ""
     steered: bool = False
-    combined: str = ""
+    combined: Combined = ""
     sources: int = 1
     alive: Array | None = None
 
@@ -107,7 +107,7 @@ class RoutingStats:
             steered=self.steered or steered,
         )
 
-    def score(self, metric: str) -> Array:
+    def score(self, metric: Metric) -> Array:
         """Scores [L, E], higher is more important; an expert that was never routed scores 0.
 
         freq, weighted_freq, ean, reap_sum and reap_sq are sums; reap is the mean over an expert's

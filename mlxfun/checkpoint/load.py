@@ -184,6 +184,12 @@ def _require_supported(config: dict[str, Any], path: Path) -> None:
             f"{path}: mlx-lm has no architecture for model_type {config['model_type'][:200]!r}; "
             "a newer mlx-lm may"
         ) from error
+    except SystemExit as error:  # olmo's module ends the program where it misses a package
+        raise ModelError(
+            f"{path}: mlx-lm's architecture {config['model_type'][:200]!r} needs a package that is "
+            "not installed; `python -c 'import mlx_lm.models."
+            f"{config['model_type'][:200]}'` says which"
+        ) from error
 
 
 def _require_sound(config: dict[str, Any], headers: list[Header], path: Path) -> None:

@@ -21,12 +21,11 @@ import numpy as np
 
 from mlxfun.arrays import Mask
 from mlxfun.data.expert_notation import _is_number
-from mlxfun.data.options import ExpertSets
+from mlxfun.data.options import MAP_MODES, ExpertSets, MapMode
 from mlxfun.errors import PlanError, UsageError
 from mlxfun.files import Kind, json_with, read_text, write_text
 
 VERSION = "1.0"
-MODES = ("protect", "target")
 _COLUMNS = ("layer", "expert", "action")
 
 
@@ -46,11 +45,11 @@ class MapOptions(Protocol):
     @property
     def safety_map(self) -> Path | None: ...
     @property
-    def safety_mode(self) -> str: ...
+    def safety_mode(self) -> MapMode: ...
     @property
     def domain_map(self) -> Path | None: ...
     @property
-    def domain_mode(self) -> str: ...
+    def domain_mode(self) -> MapMode: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +58,9 @@ class MapFiles:
 
     safety_map: Path | None
     allow_stale: bool = False
-    safety_mode: str = "protect"
+    safety_mode: MapMode = "protect"
     domain_map: Path | None = None
-    domain_mode: str = "protect"
+    domain_mode: MapMode = "protect"
     expert_list: Path | None = None
 
 
@@ -267,14 +266,14 @@ def read_maps(options: MapOptions, layers: Sequence[int], experts: int) -> Masks
     whole or the work stops. Raises UsageError for an unknown mode.
     """
     shape = (len(layers), experts)
-    masks = {mode: np.zeros(shape, dtype=np.bool_) for mode in MODES}
+    masks = {mode: np.zeros(shape, dtype=np.bool_) for mode in MAP_MODES}
     warnings = []
     for path, mode, key in (
         (options.safety_map, options.safety_mode, "safety_critical"),
         (options.domain_map, options.domain_mode, "domain_experts"),
     ):
-        if mode not in MODES:
-            raise UsageError(f"mode {mode!r} of a map: choose one of {', '.join(MODES)}")
+        if mode not in MAP_MODES:
+            raise UsageError(f"mode {mode!r} of a map: choose one of {', '.join(MAP_MODES)}")
         if path is None:
             continue
         found = read_map(path, key, layers, experts)

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from mlxfun.errors import UsageError
 
 ExpertSets = dict[int, tuple[int, ...]]
+
+ScanKind = Literal["safety", "domain"]
+"""What a scan compares: harmful and benign text, or text of a domain and general text."""
+
+MapMode = Literal["protect", "target"]
+"""How a scan's report is used when experts are removed: its experts stay, or go first."""
+MAP_MODES: tuple[MapMode, ...] = get_args(MapMode)
 
 
 Weighted = tuple[tuple[str, float | None], ...]

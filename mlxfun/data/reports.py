@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from mlxfun.report import Report
 from mlxfun.text import counted
@@ -48,7 +48,7 @@ class DatasetReport(Report):
     source: str
     samples: int
     forms: dict[str, int]
-    unit: str
+    unit: Literal["tokens", "characters"]
     lengths: Lengths | None
     first: str
     max_tokens: int | None

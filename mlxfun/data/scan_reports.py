@@ -16,6 +16,7 @@ import numpy as np
 
 from mlxfun.arrays import Mask
 from mlxfun.data.expert_lists import read_document, read_table
+from mlxfun.data.options import ScanKind
 from mlxfun.errors import PlanError, StateError
 from mlxfun.files import Kind, json_with, write_json
 
@@ -27,7 +28,7 @@ ROUNDING = 1e-6
 """How far beyond its bounds a score may be for having been rounded by another tool."""
 REPORT = Kind("report of a scan", json_with("composite_score"))
 
-TABLES = {
+TABLES: dict[ScanKind, tuple[str, str]] = {
     "safety": ("hcdg_experts", "hrcg_experts"),
     "domain": ("domain_experts", "general_experts"),
 }
@@ -88,7 +89,7 @@ class ScanTables(Protocol):
 
 def write_report(
     path: Path,
-    kind: str,
+    kind: ScanKind,
     found: ScanTables,
     layers: Sequence[int],
     about: dict[str, Any],
@@ -132,7 +133,7 @@ def _table(mask: Mask) -> dict[str, list[int]]:
     return {str(row): np.flatnonzero(experts).tolist() for row, experts in enumerate(mask)}
 
 
-def read_report(path: Path, kind: str, layers: Sequence[int], experts: int) -> Found:
+def read_report(path: Path, kind: ScanKind, layers: Sequence[int], experts: int) -> Found:
     """Read a "safety" or "domain" report in full.
 
     Raises PlanError for a file that is unreadable, incomplete or of a model of another shape.

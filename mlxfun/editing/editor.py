@@ -19,11 +19,11 @@ import mlx.core as mx
 from mlxfun.context import SILENT, Context
 from mlxfun.editing.earlier import EarlierNames
 from mlxfun.editing.history import History, Node
-from mlxfun.editing.plans import Plan, Provenance, Side, Subject
+from mlxfun.editing.plans import Plan, Provenance, Subject
 from mlxfun.editing.replaced import ReplacedTensors
-from mlxfun.editing.reports import PlanReport, StepReport
+from mlxfun.editing.reports import PlanReport, StepAction, StepReport
 from mlxfun.errors import StateError
-from mlxfun.events import Notice
+from mlxfun.events import Notice, Side
 from mlxfun.hooks.routing import Taps
 from mlxfun.model.delta import Delta, Resident
 from mlxfun.model.identity import state_id
@@ -323,7 +323,7 @@ class Editor:
         step = self._step("compact", command, before, began)
         return replace(step, bytes_freed=held - self.resident.expert_bytes)
 
-    def _step(self, action: str, command: str, before: str, began: float) -> StepReport:
+    def _step(self, action: StepAction, command: str, before: str, began: float) -> StepReport:
         return StepReport(
             action=action,
             node=self.history.current.id,

@@ -9,23 +9,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from mlxfun.editing.reports import ShownSide, ShownSubject
+from mlxfun.events import Side
 from mlxfun.steering.rules import Steering
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
 
-Side = Literal["base", "candidate"]
-"""The two sides while a plan is staged: the committed weights, and those with the plan."""
-
-Subject = Literal["base", "candidate", "checkpoint"]
+Subject = Literal[Side, "checkpoint"]
 """What can be made live for a measurement; the checkpoint is run without steering."""
 
-SHOWN: dict[Subject, str] = {
+
+SHOWN_SIDES: dict[Side, ShownSide] = {"base": "current", "candidate": "candidate"}
+SHOWN: dict[Subject, ShownSubject] = {
     "base": "current",
     "candidate": "candidate",
     "checkpoint": "checkpoint",
 }
-"""What a subject is called in reports."""
+"""What sides and subjects are called in reports."""
 
 PLAN_VERSION = "1.0"
 """Version of the JSON form of plans."""

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
+from mlxfun.events import Side
 from mlxfun.report import Report
 from mlxfun.text import counted, readable_bytes
+
+StepAction = Literal["apply", "discard", "flip", "compact", "undo", "redo", "goto"]
+"""What brought the model where it stands."""
+
+ShownSide = Literal["current", "candidate"]
+"""What the two sides are called in reports."""
+
+ShownSubject = Literal[ShownSide, "checkpoint"]
+"""What the subject of a measurement is called in reports."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +77,12 @@ class StepReport(Report):
     """
 
     kind: ClassVar[str] = "step"
-    action: str
+    action: StepAction
     node: int
     command: str
     state_before: str
     state_after: str
-    live: str  # "base" or "candidate"
+    live: Side
     bytes_held: int
     milliseconds: float
     bytes_freed: int = 0

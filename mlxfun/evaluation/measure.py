@@ -12,12 +12,13 @@ from mlxfun.data.datasets import Tokenizer, read_lines, tokenize
 from mlxfun.data.options import DatasetOptions
 from mlxfun.editing.editor import Editor
 from mlxfun.editing.options import ApplyOptions
-from mlxfun.editing.plans import SHOWN, Side, Subject
+from mlxfun.editing.plans import SHOWN_SIDES, Subject
 from mlxfun.errors import StateError, UsageError
 from mlxfun.evaluation.evaluator import Comparison, EvalSet, Evaluator, Likelihood, Reference
 from mlxfun.evaluation.figures import identical, iterate_sets, joined, kl_figures, perplexity
 from mlxfun.evaluation.options import EvaluateOptions
 from mlxfun.evaluation.reports import EvaluateReport, Sample
+from mlxfun.events import Side
 
 Sampler = Callable[[], tuple[Sample, ...]]
 
@@ -74,7 +75,7 @@ def measure(
     against = {side: kl_figures(parts) for side, parts in compared.items()}
     checkpoint = against.get("checkpoint", {})
     return EvaluateReport(
-        subject=SHOWN[subject],
+        subject=SHOWN_SIDES[subject],
         measured_state=state,
         datasets=tuple(data.name for data in sets),
         **_perplexities(sets, subject_losses, [r.likelihood for r in references["checkpoint"]]),

@@ -14,9 +14,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from mlxfun.evaluation.reports import RefusalRule
 from mlxfun.generation.thinking import THINKING
 
-RULE = "phrases"
+RULE: RefusalRule = "phrases"
 
 OPENING = 200
 """Characters of an answer that are judged: what comes later qualifies, it does not decline."""

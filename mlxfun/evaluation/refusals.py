@@ -9,13 +9,15 @@ import mlx.nn as nn
 from mlxfun.context import SILENT, Context
 from mlxfun.data.datasets import Tokenizer, Tokens
 from mlxfun.editing.editor import Editor
-from mlxfun.editing.plans import SHOWN, Side, Subject
+from mlxfun.editing.plans import SHOWN, SHOWN_SIDES, Subject
+from mlxfun.editing.reports import ShownSide, ShownSubject
 from mlxfun.errors import UsageError
 from mlxfun.evaluation.evaluator import Evaluator
 from mlxfun.evaluation.options import RefusalOptions
 from mlxfun.evaluation.refusal_metrics import Panel, Prompts, answer_kl, ask_all
 from mlxfun.evaluation.refusal_rule import RULE
 from mlxfun.evaluation.reports import RefusalReport
+from mlxfun.events import Side
 from mlxfun.generation.answers import read_prompts
 from mlxfun.tally import Tally
 
@@ -51,7 +53,7 @@ def count_refusals(
         if editor.key() != key:
             now = ask_all(model, tokenizer, asked, options.tokens, ctx, SHOWN[subject])
             kls = answer_kl(evaluator, base, lambda: editor.live(reference), key, ctx)
-    report = refusal_report((SHOWN[subject], SHOWN[reference]), (base, now), kls, tokenizer)
+    report = refusal_report((SHOWN_SIDES[subject], SHOWN[reference]), (base, now), kls, tokenizer)
     return replace(report, notices=tuple(notices))
 
 
@@ -70,7 +72,7 @@ def _read(
 
 
 def refusal_report(
-    sides: tuple[str, str],
+    sides: tuple[ShownSide, ShownSubject],
     panels: tuple[Panel, Panel],
     kls: tuple[float, float],
     tokenizer: Tokenizer,

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
+from mlxfun.editing.reports import ShownSide, ShownSubject
 from mlxfun.report import Report
 from mlxfun.text import counted
+
+RefusalRule = Literal["phrases"]
+"""See mlxfun.evaluation.refusal_rule."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +31,7 @@ class RefusalCount:
 
 @dataclass(frozen=True, slots=True)
 class RefusalReport(Report):
-    """Refusals of `subject` ("current" or "candidate") beside what it is compared with.
+    """Refusals of `subject` beside what it is compared with.
 
     before: of the reference (the checkpoint, or for a staged plan the current weights).
     first_token_kl, answer_kl: KL(reference || subject) in nats on the harmless prompts, where the
@@ -35,9 +39,9 @@ class RefusalReport(Report):
     """
 
     kind: ClassVar[str] = "refusals"
-    subject: str
-    reference: str
-    rule: str
+    subject: ShownSide
+    reference: ShownSubject
+    rule: RefusalRule
     before: RefusalCount
     after: RefusalCount
     first_token_kl: float
@@ -138,7 +142,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class EvaluateReport(Report):
-    """Measurements of `subject` ("current" or "candidate").
+    """Measurements of `subject`.
 
     perplexity: per data set and "all"; interval: 95 % confidence interval of each. kl_* and
     top1_agreement compare token distributions with the checkpoint (mean over tokens of
@@ -148,7 +152,7 @@ class EvaluateReport(Report):
     """
 
     kind: ClassVar[str] = "evaluate"
-    subject: str
+    subject: ShownSide
     measured_state: str
     datasets: tuple[str, ...]
     perplexity: dict[str, float]

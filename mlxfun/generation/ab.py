@@ -24,7 +24,7 @@ from mlxfun.context import Context
 from mlxfun.data.datasets import prompt_tokens
 from mlxfun.editing.editor import Editor
 from mlxfun.errors import StateError, UsageError
-from mlxfun.events import Token
+from mlxfun.events import Side, Token
 from mlxfun.generation.decoder import Decoded, Decoder, advance
 from mlxfun.generation.options import GenerateOptions
 from mlxfun.generation.reports import ABReport, Answer
@@ -42,25 +42,24 @@ EDITS_A_STEP = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
-    """One of the two. label: in words; name: "base" or "candidate"; live: makes it run; key: what
-    its caches are valid for; turn: how many steps it takes at least before the other's turn, None for
-    all.
+class ABSide:
+    """One of the two. label: in words; live: makes it run; key: what its caches are valid for; turn:
+    how many steps it takes at least before the other's turn, None for all.
     """
 
-    name: str
+    name: Side
     label: str
     live: Callable[[], AbstractContextManager[None]]
     key: Callable[[], tuple[str, str]]
     turn: int | None = 1
 
 
-def sides_of(editor: Editor) -> tuple[Side, Side]:
+def sides_of(editor: Editor) -> tuple[ABSide, ABSide]:
     """The two sides there are. Raises StateError when both would be the same."""
     if editor.staged is not None:
         return (
-            Side("base", "committed model", lambda: editor.live("base"), editor.key),
-            Side("candidate", "staged plan", lambda: editor.live("candidate"), editor.key),
+            ABSide("base", "committed model", lambda: editor.live("base"), editor.key),
+            ABSide("candidate", "staged plan", lambda: editor.live("candidate"), editor.key),
         )
     if editor.key() == (editor.root_state, ""):
         raise StateError(
@@ -69,8 +68,8 @@ def sides_of(editor: Editor) -> tuple[Side, Side]:
         )
     turn = _turn(editor)
     return (
-        Side("base", "checkpoint", lambda: editor.live("checkpoint"), editor.key, turn),
-        Side("candidate", "current state", lambda: editor.live("base"), editor.key, turn or 1),
+        ABSide("base", "checkpoint", lambda: editor.live("checkpoint"), editor.key, turn),
+        ABSide("candidate", "current state", lambda: editor.live("base"), editor.key, turn or 1),
     )
 
 
@@ -120,7 +119,7 @@ class _Reply:
     def __init__(
         self,
         decoder: Decoder,
-        side: Side,
+        side: ABSide,
         prompt: list[int],
         options: GenerateOptions,
         ctx: Context,
@@ -189,7 +188,7 @@ def first_difference(one: Sequence[int], two: Sequence[int]) -> int | None:
 
 
 def _divergence(
-    model: Any, pair: tuple[Side, Side], prompt: list[int], answer: Sequence[int], ctx: Context
+    model: Any, pair: tuple[ABSide, ABSide], prompt: list[int], answer: Sequence[int], ctx: Context
 ) -> tuple[float, ...]:
     """KL at each token of `answer`, both sides reading it."""
     if not answer:

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 from mlxfun.context import SILENT, Context
 from mlxfun.data.datasets import Message, Tokenizer, prompt_tokens
 from mlxfun.editing.editor import Editor
-from mlxfun.editing.plans import Side
 from mlxfun.errors import StateError, UsageError
-from mlxfun.events import Token
+from mlxfun.events import Side, Token
 from mlxfun.generation.decoder import Counter, Decoded, Decoder
 from mlxfun.generation.options import GenerateOptions
 from mlxfun.generation.reports import ChatReport

@@ -26,7 +26,7 @@ from mlxfun.context import SILENT, Context
 from mlxfun.data.datasets import Tokenizer, require_known
 from mlxfun.errors import Cancelled
 from mlxfun.generation.kv_cache import CachePool, Key, KVCache
-from mlxfun.generation.options import GenerateOptions
+from mlxfun.generation.options import FinishReason, GenerateOptions
 from mlxfun.generation.sampling import Sampler
 from mlxfun.hooks.routing import Taps
 from mlxfun.hooks.step_routing import StepRouting
@@ -59,7 +59,7 @@ class Decoded:
     text: str
     cached_tokens: int
     seconds: float
-    finish_reason: str
+    finish_reason: FinishReason
 
 
 Steps = Generator[None, None, Decoded]
@@ -147,7 +147,7 @@ class Decoder:
         detokenizer = self._tokenizer.detokenizer
         detokenizer.reset()
         produced: list[int] = []
-        reason = "length"
+        reason: FinishReason = "length"
         try:
             answer.prefill(prompt, key, options.max_tokens > 1, ctx)
             for index in range(options.max_tokens):

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf
+from typing import Literal
 
 from mlxfun.data.options import require_seed
 from mlxfun.errors import UsageError
+from mlxfun.events import Side
+
+FinishReason = Literal["stop", "length", "cancelled"]
+"""Why an answer ended: the model's end of turn, the longest that was asked for, or a cancel."""
 
 
 @dataclass(frozen=True, slots=True)
 class GenerateOptions:
-    """Decoding. side: "live", "base" or "candidate". Raises UsageError for impossible numbers."""
+    """Decoding. side: "live" for the one that is. Raises UsageError for impossible numbers."""
 
     max_tokens: int = 256
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
-    side: str = "live"
+    side: Literal["live", Side] = "live"
     system: str | None = None
     thinking: bool | None = None
 

@@ -5,20 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from mlxfun.events import Side
+from mlxfun.generation.options import FinishReason
 from mlxfun.report import Report
 from mlxfun.text import counted
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one side said. side: "base" or "candidate"; label: what that is; tokens: its pieces."""
+    """What one side said. label: what the side is; tokens: its pieces."""
 
-    side: str
+    side: Side
     label: str
     text: str
     tokens: tuple[str, ...]
     token_ids: tuple[int, ...]
-    finish_reason: str
+    finish_reason: FinishReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +66,12 @@ class ChatReport(Report):
     kind: ClassVar[str] = "chat"
     prompt: str
     text: str
-    side: str
+    side: Side
     prompt_tokens: int
     cached_tokens: int
     generated_tokens: int
     tokens_per_second: float
-    finish_reason: str  # "stop", "length" or "cancelled"
+    finish_reason: FinishReason
 
     def summary(self) -> str:
         rate = f"{self.tokens_per_second:.1f} tokens/s"

@@ -19,6 +19,7 @@ import mlx.nn as nn
 
 from mlxfun.context import SILENT, Context
 from mlxfun.model.anatomy import MoEMap
+from mlxfun.model.anatomy.types import SlicedRole
 from mlxfun.model.experts import neurons_of
 from mlxfun.model.identity import Ledger, Rows
 from mlxfun.model.live_experts import LiveExperts
@@ -247,7 +248,7 @@ class Resident:
             layers.append(replace(layer, arrays=arrays))
         return Delta(tuple(layers), release=True) if gone else delta
 
-    def _paths(self, position: int | None, role: str) -> set[str]:
+    def _paths(self, position: int | None, role: SlicedRole) -> set[str]:
         """Parameters of one role in an MoE layer; none elsewhere."""
         if position is None:
             return set()

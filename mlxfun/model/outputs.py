@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -20,6 +20,7 @@ from mlxfun.model.anatomy import facts
 from mlxfun.model.anatomy.layers import module_name
 from mlxfun.model.anatomy.names import numbered
 from mlxfun.model.anatomy.types import DecoderLayer, MoELayer
+from mlxfun.model.components import Component
 from mlxfun.model.model_map import ModelMap
 
 Modules = Mapping[str, nn.Module]
@@ -39,9 +40,9 @@ class Output:
     path: str
     layer: int
     position: int | None
-    component: str
+    component: Component
     norms: tuple[str, ...]
-    rows: str = ""
+    rows: Literal["stack", "one", ""] = ""
     expert: int | None = None
     through: Output | None = None
 
@@ -95,7 +96,7 @@ class _Outputs:
     ) -> None:
         self.modules, self.found, self.layer, self._norms = modules, found, layer, norms
 
-    def named(self, name: str, component: str, norms: tuple[str, ...]) -> Output:
+    def named(self, name: str, component: Component, norms: tuple[str, ...]) -> Output:
         """The output of that canonical name."""
         path = self.found.paths.get(name)
         if path is None:
@@ -106,7 +107,7 @@ class _Outputs:
             )
         return self.at(path, component, norms)
 
-    def at(self, path: str, component: str, norms: tuple[str, ...]) -> Output:
+    def at(self, path: str, component: Component, norms: tuple[str, ...]) -> Output:
         """The output at `path`, which must be as wide as the stream."""
         weight = self.modules[path].get("weight")
         if not isinstance(weight, mx.array) or weight.shape[-2] != self.found.hidden_size:

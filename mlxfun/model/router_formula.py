@@ -20,6 +20,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxfun.errors import PlanError
+from mlxfun.model.anatomy.facts import Scoring
 from mlxfun.model.delta import Resident
 
 if TYPE_CHECKING:
@@ -38,12 +39,12 @@ CLOSE = 0.02
 class Routing:
     """The formula of one layer's router.
 
-    score: "softmax", "sigmoid" or "topk-softmax". normalised: weights are divided by their sum.
+    score: see mlxfun.model.anatomy.facts. normalised: weights are divided by their sum.
     best: how many of a group's experts make its score. bias: selection bias float32 [E], None
     without. scale: float32 [E], what each expert's weight is multiplied by.
     """
 
-    score: str
+    score: Scoring
     top_k: int
     normalised: bool = True
     n_group: int = 1

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from mlxfun.calibration.reports import WhyReport
+from mlxfun.data.options import ScanKind
 from mlxfun.report import Report
 from mlxfun.text import counted
 
@@ -34,7 +35,7 @@ class ScanReport(Report):
     """
 
     kind: ClassVar[str] = "scan"
-    technique: str  # "safety" or "domain"
+    technique: ScanKind
     name: str
     path: str
     state: str

@@ -11,7 +11,7 @@ from mlxfun.arrays import Mask
 from mlxfun.checkpoint.load import Loaded
 from mlxfun.context import Context
 from mlxfun.data.datasets import read_lines
-from mlxfun.data.options import DatasetOptions, ExpertSets
+from mlxfun.data.options import DatasetOptions, ExpertSets, ScanKind
 from mlxfun.data.scan_reports import REPORT, write_report
 from mlxfun.editing.editor import Editor
 from mlxfun.files import require_writable
@@ -38,7 +38,7 @@ class ScanRequest:
     options: ScanOptions
 
 
-def run(kind: str, request: ScanRequest, ctx: Context) -> ScanReport:
+def run(kind: ScanKind, request: ScanRequest, ctx: Context) -> ScanReport:
     """Make a "safety" or "domain" report and write it to the output.
 
     Both sets are read and the rules checked before the first forward.
@@ -73,7 +73,7 @@ def _name(data: DatasetOptions) -> str:
 
 
 def _about(
-    kind: str, request: ScanRequest, first: SampleRouting, second: SampleRouting
+    kind: ScanKind, request: ScanRequest, first: SampleRouting, second: SampleRouting
 ) -> dict[str, Any]:
     """What the report was made on. Sets are named without their directories."""
     options = request.options
@@ -99,7 +99,7 @@ def _about(
 
 
 def _report(
-    kind: str, request: ScanRequest, found: Contrast, sets: tuple[SampleRouting, SampleRouting]
+    kind: ScanKind, request: ScanRequest, found: Contrast, sets: tuple[SampleRouting, SampleRouting]
 ) -> ScanReport:
     options, layers = request.options, request.anatomy.indices
     first, second = sets

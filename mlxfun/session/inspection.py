@@ -8,7 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlxfun.calibration.options import CollectOptions
-from mlxfun.calibration.reports import CollectReport, StatsReport, WhyReport
+from mlxfun.calibration.reports import CollectReport, StatsAction, StatsReport, WhyReport
 from mlxfun.checkpoint.identity import full_digest
 from mlxfun.context import SILENT, Context
 from mlxfun.data.describe import describe
@@ -123,7 +123,7 @@ class Inspection(SessionBase):
         self.map.require_experts("collect statistics of")
         return self._observations.collect(options, self.command, ctx)
 
-    def stats(self, action: str = "show") -> StatsReport:
+    def stats(self, action: StatsAction = "show") -> StatsReport:
         """The statistics in hand. Raises StateError without any."""
         self._own()
         self.map.require_experts("keep statistics of")

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from mlxfun.context import SILENT, Context
 from mlxfun.editing.editor import Staged
 from mlxfun.editing.options import ApplyOptions
-from mlxfun.editing.plans import Side
 from mlxfun.errors import StateError, UsageError
 from mlxfun.evaluation import measure
 from mlxfun.evaluation.compare_states import NodeComparer
@@ -20,7 +19,7 @@ from mlxfun.evaluation.evaluator import EvalSet
 from mlxfun.evaluation.options import EvaluateOptions, ProbeOptions
 from mlxfun.evaluation.reports import CompareReport, EvaluateReport, ProbeReport
 from mlxfun.evaluation.samples import answer_samples
-from mlxfun.events import Notice
+from mlxfun.events import Notice, Side
 from mlxfun.generation.decoder import Decoder
 from mlxfun.scans import expert_profile
 from mlxfun.scans.reports import DossierReport

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from mlxfun.calibration import collect as calibrate
 from mlxfun.calibration.options import CollectOptions
-from mlxfun.calibration.reports import CollectReport, StatsReport
+from mlxfun.calibration.reports import CollectReport, StatsAction, StatsReport
 from mlxfun.calibration.routing_stats import RoutingStats
 from mlxfun.checkpoint.load import Loaded
 from mlxfun.context import SILENT, Context
@@ -189,11 +189,13 @@ class Observations:
             raise StateError(f"there are no statistics to {action}; run collect or stats load")
         return self.stats
 
-    def show(self, action: str = "show") -> StatsReport:
+    def show(self, action: StatsAction = "show") -> StatsReport:
         """The statistics in hand. Raises StateError without any."""
         return self._report(self._require_stats(action), action)
 
-    def _report(self, stats: RoutingStats, action: str, path: Path | None = None) -> StatsReport:
+    def _report(
+        self, stats: RoutingStats, action: StatsAction, path: Path | None = None
+    ) -> StatsReport:
         alive = mask_of(self._anatomy, self._editor.committed)
         return views.stats_report(stats, alive, action, self.counting, self._editor.state, path)
 
@@ -262,7 +264,7 @@ class Observations:
     def set_counting(self, on: bool, auto_save: Path | None = None) -> StatsReport:
         """Count chat traffic too; with `auto_save` write the statistics after every answer."""
         self.counting, self._auto_save = on, auto_save if on else None
-        return self._report(self.stats or self._empty_stats(), f"count {'on' if on else 'off'}")
+        return self._report(self.stats or self._empty_stats(), "count on" if on else "count off")
 
     def count_prompt(self, sums: Array, tokens: int, ctx: Context) -> None:
         """Add sums [L, S, E] of chat tokens to the statistics."""

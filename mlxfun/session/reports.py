@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from mlxfun.arrays import Array
 from mlxfun.editing.reports import HistoryReport, PlanReport
 from mlxfun.evaluation.reports import EvaluateReport
+from mlxfun.events import Side
 from mlxfun.report import Report
 from mlxfun.steering.reports import SteerReport
 from mlxfun.text import counted, readable_bytes
+
+if TYPE_CHECKING:
+    from mlxfun.model.anatomy.facts import Scoring
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +24,7 @@ class LayerRow:
     layer: int
     position: int
     router: str
-    score: str
+    score: Scoring
     experts: int
     kept: int
     top_k: int
@@ -31,17 +35,20 @@ class LayerRow:
     path: str
 
 
+FeedForward = Literal["dense", "experts", "experts + dense", ""]
+"""What the feed-forward part of a decoder layer is made of, "" where it only mixes tokens."""
+
+
 @dataclass(frozen=True, slots=True)
 class DecoderRow:
     """One decoder layer, MoE or not. bytes: of its parameters as saved.
 
-    mixer: "attention", "linear attention", "state space", ... of two side by side both. feed_forward:
-    "dense", "experts", "experts + dense", or "" for a layer that only mixes tokens.
+    mixer: "attention", "linear attention", "state space", ... of two side by side both.
     """
 
     layer: int
     mixer: str
-    feed_forward: str
+    feed_forward: FeedForward
     bytes: int
     path: str
 
@@ -148,7 +155,7 @@ class SessionView:
     """The session at one moment, for any front end: immutable, cheap to make after each job."""
 
     state: str = ""
-    live: str = "base"
+    live: Side = "base"
     model: InfoReport | None = None
     heat: HeatView | None = None
     plan: PlanReport | None = None

@@ -20,17 +20,17 @@ import mlx.core as mx
 from mlxfun.checkpoint.options import SaveOptions
 from mlxfun.checkpoint.reports import SaveReport
 from mlxfun.context import SILENT, Context
+from mlxfun.data.options import ScanKind
 from mlxfun.editing import save as saving
 from mlxfun.editing.earlier import present
 from mlxfun.editing.options import ApplyOptions
-from mlxfun.editing.plans import Side
 from mlxfun.editing.reports import HistoryReport, PlanReport, StepReport
 from mlxfun.errors import UsageError
 from mlxfun.evaluation import measure
 from mlxfun.evaluation.options import EvaluateOptions, ProbeOptions, RefusalOptions
 from mlxfun.evaluation.refusals import count_refusals
 from mlxfun.evaluation.reports import CompareReport, EvaluateReport, ProbeReport, RefusalReport
-from mlxfun.events import Notice
+from mlxfun.events import Notice, Side
 from mlxfun.generation import ab as sides
 from mlxfun.generation.options import GenerateOptions
 from mlxfun.generation.reports import ABReport, ChatReport
@@ -80,7 +80,7 @@ class Session(Inspection):
             raise UsageError("a domain scan needs a name for the domain: give --domain-name")
         return self._scan("domain", options, ctx)
 
-    def _scan(self, kind: str, options: ScanOptions, ctx: Context) -> ScanReport:
+    def _scan(self, kind: ScanKind, options: ScanOptions, ctx: Context) -> ScanReport:
         request = scan.ScanRequest(self._loaded, self.anatomy, self.taps, self.editor, options)
         return scan.run(kind, request, ctx)
 

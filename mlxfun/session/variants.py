@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from mlxfun.errors import UsageError
 from mlxfun.report import Report
@@ -30,7 +30,7 @@ _TARGET = re.compile(r"at\s+most\s+([0-9][0-9_]*(?:\.[0-9]+)?)\s*([A-Za-z]*)\Z")
 class Target:
     """limit: of "bytes" (then the least loss wins) or of "KL" (then the fewest bytes win)."""
 
-    of: str
+    of: Literal["bytes", "KL"]
     limit: float
 
     def __str__(self) -> str:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import numpy as np
 
-from mlxfun.calibration.options import METRICS
-from mlxfun.calibration.reports import StatsReport, WhyReport
+from mlxfun.calibration.options import METRICS, Metric
+from mlxfun.calibration.reports import ExpertStatus, StatsAction, StatsReport, WhyReport
 from mlxfun.calibration.routing_stats import RoutingStats
 from mlxfun.checkpoint.load import Loaded
 from mlxfun.editing.editor import Editor
@@ -23,7 +23,14 @@ from mlxfun.model.export import ExportView
 from mlxfun.model.memory import memory_limit
 from mlxfun.model.model_map import ModelMap
 from mlxfun.model.slicing import compact_delta
-from mlxfun.session.reports import DecoderRow, HeatView, InfoReport, LayerRow, LayersReport
+from mlxfun.session.reports import (
+    DecoderRow,
+    FeedForward,
+    HeatView,
+    InfoReport,
+    LayerRow,
+    LayersReport,
+)
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
@@ -34,7 +41,7 @@ EXTREMES = 5
 
 def describe_router(layer: MoELayer) -> str:
     """One line on how a layer routes: "softmax", "sigmoid + bias, 4 of 8 groups"..."""
-    text = layer.facts.score
+    text: str = layer.facts.score
     if layer.bias_name is not None:
         text += " + selection bias"
     if layer.grouped:
@@ -137,11 +144,11 @@ def _decoder_rows(found: ModelMap, view: ExportView) -> tuple[DecoderRow, ...]:
     )
 
 
-def _feed_forward(layer: DecoderLayer) -> str:
-    """ "dense", "experts", "experts + dense", or "" for a layer that only mixes tokens."""
+def _feed_forward(layer: DecoderLayer) -> FeedForward:
     dense = [path for path in layer.mlps if layer.moe is None or path != layer.moe.block]
-    kinds = [*(["experts"] if layer.moe is not None else []), *(["dense"] if dense else [])]
-    return " + ".join(kinds)
+    if layer.moe is None:
+        return "dense" if dense else ""
+    return "experts + dense" if dense else "experts"
 
 
 def levelled(anatomy: MoEMap, editor: Editor, sign: int) -> Array:
@@ -177,7 +184,12 @@ def heat(
 
 
 def stats_report(
-    stats: RoutingStats, alive: Array, action: str, counting: bool, state: str, path: Path | None
+    stats: RoutingStats,
+    alive: Array,
+    action: StatsAction,
+    counting: bool,
+    state: str,
+    path: Path | None,
 ) -> StatsReport:
     """The statistics in hand. stale: made on other weights than the committed `state`."""
     score = stats.score("reap_sum")
@@ -239,26 +251,21 @@ def why(
     return WhyReport(layer, expert, status, scores, ranks, of, verdict)
 
 
-def _status(editor: Editor, layer: int, expert: int, alive: bool) -> str:
+def _status(editor: Editor, layer: int, expert: int, alive: bool) -> ExpertStatus:
     if not alive:
         return "pruned"
     if editor.staged is not None and expert in editor.staged.report.pruned.get(layer, ()):
         return "staged to go"
-    for name, sets in (
-        ("activated", editor.steering.activate),
-        ("deactivated", editor.steering.deactivate),
-    ):
-        if expert in sets.get(layer, ()):
-            return name
-    return "kept"
+    if expert in editor.steering.activate.get(layer, ()):
+        return "activated"
+    return "deactivated" if expert in editor.steering.deactivate.get(layer, ()) else "kept"
 
 
 def _verdict(
-    editor: Editor, scores: dict[str, float], ranks: dict[str, int], of: int, counted: bool
+    editor: Editor, scores: dict[Metric, float], ranks: dict[Metric, int], of: int, counted: bool
 ) -> str:
-    metric = "reap_sum"
-    if editor.staged is not None and editor.staged.report.metric in scores:
-        metric = str(editor.staged.report.metric)
+    decided = editor.staged.report.metric if editor.staged is not None else None
+    metric: Metric = next((known for known in scores if known == decided), "reap_sum")
     if scores["freq"] == 0:
         return "never selected by any calibration token"
     text = f"{metric} {scores[metric]:.4g} ranks {ranks[metric]} of {of}, "

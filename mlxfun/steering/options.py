@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, get_args
 
-from mlxfun.data.options import ExpertSets
+from mlxfun.data.options import ExpertSets, ScanKind
 
-STEER_RULES = ("steermoe", "additive")
+SteerRule = Literal["steermoe", "additive"]
+"""How activated and deactivated experts are brought about; see mlxfun.steering.rules."""
+STEER_RULES: tuple[SteerRule, ...] = get_args(SteerRule)
 
+SteerMode = Literal["safe", "unsafe", "boost", "suppress", "suppress-general"]
+"""How a scan's report steers, see ScanMap."""
 
-MAP_MODES = {"safety": ("safe", "unsafe"), "domain": ("boost", "suppress", "suppress-general")}
+STEER_MODES: dict[ScanKind, tuple[SteerMode, ...]] = {
+    "safety": ("safe", "unsafe"),
+    "domain": ("boost", "suppress", "suppress-general"),
+}
 """How a scan's report can steer, by its kind; the first is the default."""
 
-ANCESTOR_MODES = {
+ANCESTOR_MODES: dict[tuple[ScanKind, str], SteerMode] = {
     ("safety", "safe"): "unsafe",
     ("safety", "unsafe"): "safe",
     ("domain", "suppress"): "suppress-general",
@@ -23,7 +31,7 @@ ANCESTOR_MODES = {
 
 @dataclass(frozen=True, slots=True)
 class ScanMap:
-    """A scan's report and how it steers. kind: "safety" or "domain".
+    """A scan's report and how it steers.
 
     mode of a safety report: "safe" activates what works more on harmful prompts and deactivates
     what works more on benign ones, "unsafe" the reverse; of a domain report: "boost" activates the
@@ -33,8 +41,8 @@ class ScanMap:
     """
 
     path: Path
-    kind: str
-    mode: str
+    kind: ScanKind
+    mode: SteerMode
     most: int | None = None
 
 
@@ -47,8 +55,8 @@ class MapInForce:
     """
 
     path: str
-    kind: str
-    mode: str
+    kind: ScanKind
+    mode: SteerMode
     most: int | None
     names: tuple[tuple[int, int], ...]
     cells: tuple[tuple[int, int], ...]
@@ -69,7 +77,7 @@ class SteerOptions:
     clear: bool = False
     maps: tuple[ScanMap, ...] = ()
     config: Path | None = None
-    rule: str | None = None
+    rule: SteerRule | None = None
     boost_value: float | None = None
     mask_value: float | None = None
     allow_stale: bool = False

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from mlxfun.report import Report
-from mlxfun.steering.options import MapInForce
+from mlxfun.steering.options import MapInForce, SteerRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class SteerReport(Report):
     activated: dict[int, tuple[int, ...]]
     deactivated: dict[int, tuple[int, ...]]
     notices: tuple[str, ...] = ()
-    rule: str = "steermoe"
+    rule: SteerRule = "steermoe"
     boost_value: float = 0.0
     mask_value: float = 0.0
     levels: dict[int, dict[int, float]] = field(default_factory=dict)

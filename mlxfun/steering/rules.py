@@ -39,7 +39,7 @@ from mlxfun.hooks.routing import LogitsRule, Taps
 from mlxfun.model.anatomy import MoELayer
 from mlxfun.model.delta import Resident
 from mlxfun.model.live_experts import LiveExperts
-from mlxfun.steering.options import MapInForce
+from mlxfun.steering.options import MapInForce, SteerRule
 from mlxfun.steering.reports import SteerReport
 
 Mask = NDArray[np.bool_]
@@ -72,7 +72,7 @@ class Steering:
 
     activate: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     deactivate: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
-    rule: str = "steermoe"
+    rule: SteerRule = "steermoe"
     boost_value: float = BOOST
     mask_value: float = MASK
     levels: Mapping[int, Mapping[int, float]] = field(default_factory=dict)

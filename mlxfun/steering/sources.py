@@ -27,7 +27,7 @@ from mlxfun.data.scan_reports import Identity, read_report, require_current
 from mlxfun.errors import PlanError, UsageError
 from mlxfun.model.delta import Resident
 from mlxfun.steering.checks import check
-from mlxfun.steering.options import MAP_MODES, STEER_RULES, MapInForce, SteerOptions
+from mlxfun.steering.options import STEER_MODES, STEER_RULES, MapInForce, SteerOptions, SteerRule
 from mlxfun.steering.report_experts import _take
 from mlxfun.steering.reports import SteerReport
 from mlxfun.steering.rules import FORCED, Steering
@@ -136,7 +136,7 @@ def _without(use: MapInForce, cells: set[tuple[int, int]]) -> MapInForce:
     return replace(use, cells=tuple(cell for cell in use.cells if cell not in cells))
 
 
-def unused_values(wish: Wish, rule: str) -> tuple[str, ...]:
+def unused_values(wish: Wish, rule: SteerRule) -> tuple[str, ...]:
     """A notice when values are given that the rule then in force does not use."""
     given = [name for name in ("boost_value", "mask_value") if name in wish.rule]
     if not given or rule == "additive":
@@ -189,9 +189,9 @@ def _check_words(options: SteerOptions) -> None:
     rule = options.rule or STEER_RULES[0]
     words: list[tuple[str, str, tuple[str, ...]]] = [("--rule", rule, STEER_RULES)]
     for use in options.maps:
-        if use.kind not in MAP_MODES:
-            raise UsageError(f"a map of kind {use.kind!r}: choose one of {', '.join(MAP_MODES)}")
-        words.append((f"--{use.kind}-mode", use.mode, MAP_MODES[use.kind]))
+        if use.kind not in STEER_MODES:
+            raise UsageError(f"a map of kind {use.kind!r}: choose one of {', '.join(STEER_MODES)}")
+        words.append((f"--{use.kind}-mode", use.mode, STEER_MODES[use.kind]))
         if use.most is not None and use.most < 1:
             raise UsageError(f"--max-experts {use.most} must be at least 1")
     for name, value, known in words:

@@ -115,56 +115,48 @@ def collect_ratio(rig: Any, shape: dict[str, Any], pairs: int) -> dict[str, Any]
     return found
 
 
-def decode_ratio(rig: Any, pairs: int, steps: int = 32) -> dict[str, Any]:
-    """Decoding one token at a time: untapped, tapped, recording, steered."""
+def decode(rig: Any, steps: int, recording: Any = None) -> None:
+    """Decode one token at a time. recording: what is drained after each step, None for nothing."""
     from mlx_lm.models.cache import make_prompt_cache
 
-    from mlxfun.steering import rules as steer
+    cache = make_prompt_cache(rig.model)
+    y = mx.array([[1]])
+    for _ in range(steps):
+        logits = rig.model(y, cache=cache)[:, -1]
+        y = mx.argmax(logits, axis=-1)[None]
+        lazy = []
+        if recording is not None:
+            lazy = [a for layer in recording.drain() for r in layer for a in r.arrays()]
+        mx.eval(y, *lazy)
+
+
+def decode_ratio(rig: Any, pairs: int, steps: int = 32) -> dict[str, Any]:
+    """Decoding one token at a time: untapped, tapped, recording, steered."""
     from mlxfun.steering.rules import Steering
 
-    def run(record: bool) -> None:
-        cache = make_prompt_cache(rig.model)
-        y = mx.array([[1]])
-        for _ in range(steps):
-            logits = rig.model(y, cache=cache)[:, -1]
-            y = mx.argmax(logits, axis=-1)[None]
-            lazy = []
-            if record:
-                lazy = [a for layer in recording.drain() for r in layer for a in r.arrays()]
-            mx.eval(y, *lazy)
+    def tapped() -> None:
+        decode(rig, steps)
 
     def untapped() -> None:
         rig.taps.detach()
-        run(False)
+        decode(rig, steps)
         rig.taps.attach()
 
-    def recording() -> None:
-        with rig.taps.recording():
-            run(True)
-
-    def routing_only() -> None:
-        with rig.taps.recording(norms=False):
-            run(True)
+    def recorded(norms: bool) -> None:
+        with rig.taps.recording(norms=norms) as recording:
+            decode(rig, steps, recording)
 
     indices = rig.anatomy.indices
     up, down = dict.fromkeys(indices, (1,)), dict.fromkeys(indices, (2, 3))
     installing: list[float] = []
 
     def steered(steering: Steering) -> dict[str, float]:
-        """The decoding alone: a steering is installed once and then meets every token."""
-
-        def timed_steered() -> float:
-            installing.append(timed(lambda: steer.install(steering, rig.resident, rig.taps)))
-            seconds = timed(lambda: run(False))
-            steer.install(Steering(), rig.resident, rig.taps)
-            return seconds
-
-        return ratio_of(lambda: timed(lambda: run(False)), timed_steered, pairs)
+        return steered_ratio(rig, steering, tapped, pairs, installing)
 
     return {
-        "tapped": ratio(untapped, lambda: run(False), pairs),
-        "routing per token": ratio(untapped, routing_only, pairs),
-        "routing and norms per token": ratio(untapped, recording, pairs),
+        "tapped": ratio(untapped, tapped, pairs),
+        "routing per token": ratio(untapped, lambda: recorded(norms=False), pairs),
+        "routing and norms per token": ratio(untapped, lambda: recorded(norms=True), pairs),
         "one expert steered": steered(Steering({indices[0]: (1,)})),
         "every layer: one in": steered(Steering(up)),
         "every layer: two out": steered(Steering({}, down)),
@@ -172,6 +164,22 @@ def decode_ratio(rig: Any, pairs: int, steps: int = 32) -> dict[str, Any]:
         "every layer: a fader": steered(Steering(levels={key: {1: 0.5} for key in indices})),
         "installing_ms": median(installing) * 1000,
     }
+
+
+def steered_ratio(
+    rig: Any, steering: Any, run: Callable[[], None], pairs: int, installing: list[float]
+) -> dict[str, float]:
+    """The decoding alone: a steering is installed once and then meets every token."""
+    from mlxfun.steering import rules as steer
+    from mlxfun.steering.rules import Steering
+
+    def timed_steered() -> float:
+        installing.append(timed(lambda: steer.install(steering, rig.resident, rig.taps)))
+        seconds = timed(run)
+        steer.install(Steering(), rig.resident, rig.taps)
+        return seconds
+
+    return ratio_of(lambda: timed(run), timed_steered, pairs)
 
 
 def edit_times(rig: Any, shape: dict[str, Any]) -> dict[str, float]:
@@ -222,9 +230,9 @@ def measure(shape: dict[str, Any], pairs: int) -> dict[str, Any]:
 
     model, config = build(shape)
     anatomy = discover(model, config)
-    taps = Taps(model, anatomy)
+    resident = Resident(model, anatomy, lambda: {}.__getitem__)
+    taps = Taps(model, anatomy, resident.layers)
     taps.attach()
-    resident = Resident(model, taps, lambda: {}.__getitem__)
     rig = SimpleNamespace(model=model, anatomy=anatomy, taps=taps, resident=resident)
     size = sum(a.nbytes for _, a in _flat(model))
     edits = edit_times(rig, shape)

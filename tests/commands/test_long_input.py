@@ -21,7 +21,7 @@ from mlxfun.session.reports import SessionView
 from mlxfun.text import QUOTED, brief
 from tests.commands.conftest import Bench
 
-LENGTH = 1_000_000
+LENGTH = 400_000
 """What took minutes when parsing was quadratic in it."""
 
 

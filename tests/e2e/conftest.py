@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
+import mlx.core as mx
+import mlx.nn as nn
 import pytest
+from mlx.utils import tree_flatten
 
 from commands.engine import Engine
+from mlxfun.data import demo
 from mlxfun.events import Event, JobEnded, Notice
 
 ROOT = Path(__file__).resolve().parents[2]
+WEIGHTS = "model-00001-of-00001.safetensors"
 COLLECT = "collect --dataset demo:mixed --max-samples 6 --max-tokens 48 --seed 0"
 
 
@@ -90,6 +98,31 @@ def shell(resident: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S
     resident.reset()
     resident.notices.clear()
     return resident
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
+    """The demo model just loaded, without statistics or history."""
+    monkeypatch.chdir(tmp_path)
+    shell = Shell()
+    shell.do("load demo")
+    yield shell
+    shell.engine.close()
+
+
+def checkpoint(path: Path, model: nn.Module, config: dict[str, Any]) -> None:
+    """A checkpoint with the bundled tokenizer."""
+    path.mkdir()
+    mx.save_safetensors(str(path / "model.safetensors"), dict(tree_flatten(model.parameters())))
+    (path / "config.json").write_text(json.dumps(config))
+    for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        shutil.copy(demo.model_path() / file, path / file)
+
+
+def demo_copy(path: Path) -> Path:
+    """A copy of the bundled model to damage; returns its weights."""
+    shutil.copytree(demo.model_path(), path)
+    return path / WEIGHTS
 
 
 class Program:

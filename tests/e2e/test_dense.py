@@ -52,15 +52,23 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_checkpoints.write(tmp_path_factory.mktemp("dense") / "llama", LLAMA)
 
 
-@pytest.fixture
-def shell(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
-    monkeypatch.chdir(tmp_path)
-    for name in ("in.npz", "d.json"):
-        Path(name).touch()
+@pytest.fixture(scope="module")
+def loaded(path: Path) -> Iterator[Shell]:
     shell = Shell()
     shell.do(f"load {path}")
     yield shell
     shell.engine.close()
+
+
+@pytest.fixture
+def shell(loaded: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
+    """The model as loaded, in a directory with the files that lines read."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("in.npz", "d.json"):
+        Path(name).touch()
+    view = loaded.engine.view()
+    assert (view.plan, view.live, view.history and len(view.history.nodes)) == (None, "base", 1)
+    return loaded
 
 
 @pytest.mark.parametrize("line", REFUSED)

@@ -4,41 +4,40 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mlxfun.checkpoint.identity import earlier_id
-from tests.e2e.conftest import COLLECT, Program, typed
+from tests.e2e.conftest import COLLECT, Program, Shell
 
 OLD = "248aa7811d9b0fae8175677fe6046da4"
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Program:
-    """A directory with `base`, a model, and `baked`, which differs from it in one router alone."""
-    program = Program(tmp_path_factory.mktemp("models"))
-    done = program.run("--headless", "--demo", *typed(["save base"]))
-    assert done.returncode == 0, done.stderr
-    lines = [COLLECT, "stats save base.npz", "steer --rule additive --activate 3:7", "bake",
-             "apply", "save baked"]  # fmt: skip
-    done = program.run("--headless", "base", "--record", "s.mlxfun", *typed(lines))
-    assert done.returncode == 0, done.stderr
-    base, baked = (program.directory / name for name in ("base", "baked"))
-    assert earlier_id(base) == earlier_id(baked), "what earlier versions took them for"
-    return program
+def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    """In a directory with `base`, a model, and `baked`, which differs from it in one router alone.
+    The latter is resident; statistics and a recording were made on the former."""
+    directory = tmp_path_factory.mktemp("models")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(directory)
+        shell = Shell()
+        shell.do("load demo", "save base", "record s.mlxfun", "load base", COLLECT)
+        shell.do("stats save base.npz", "steer --rule additive --activate 3:7", "bake", "apply")
+        shell.do("save baked", "record --stop", "load baked")
+        base, baked = (directory / name for name in ("base", "baked"))
+        assert earlier_id(base) == earlier_id(baked), "what earlier versions took them for"
+        yield shell
+        shell.engine.close()
 
 
-def test_statistics_of_a_model_are_not_taken_on_one_with_a_baked_router(models: Program) -> None:
-    done = models.run("--headless", "baked", *typed(["stats load base.npz"]))
-    assert done.returncode == 1
-    assert "base.npz was made on base, not on baked" in done.stderr
+def test_statistics_of_a_model_are_not_taken_on_one_with_a_baked_router(models: Shell) -> None:
+    assert "base.npz was made on base, not on baked" in models.refused("stats load base.npz")
 
 
-def test_nor_is_a_recording_replayed_on_it(models: Program) -> None:
-    done = models.run("--headless", "baked", *typed(["replay s.mlxfun"]))
-    assert done.returncode == 1
-    assert "the resident model is baked" in done.stderr
+def test_nor_is_a_recording_replayed_on_it(models: Shell) -> None:
+    assert "the resident model is baked" in models.refused("replay s.mlxfun")
 
 
 def test_a_session_kept_by_an_earlier_version_is_resumed(program: Program, tmp_path: Path) -> None:

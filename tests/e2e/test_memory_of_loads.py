@@ -16,7 +16,7 @@ MIB = 1 << 20
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, real_freezing: None) -> Iterator[Shell]:
     monkeypatch.chdir(tmp_path)
     shell = Shell()
     yield shell

@@ -16,12 +16,12 @@ from mlxfun.data import demo
 
 # The commands of the mlx_fun guide, one by one, with the demo's model and data.
 SCRIPT = """
-mlx-fun collect --model demo --dataset {mixed} --output ./saliency.npz --max-samples 12 --seed 42
+mlx-fun collect --model demo --dataset {mixed} --output ./saliency.npz --max-samples 12 --max-tokens 128 --seed 42
 mlx-fun collect --model demo --dataset {python} --output ./python.npz --max-samples 8 --max-tokens 64
 mlx-fun safety-scan --model demo --harmful-dataset {harmful} --benign-dataset {harmless} \
     --output safety_report.json --max-samples 24 --seed 42
 mlx-fun domain-scan --model demo --domain-dataset {solidity} --general-dataset {medical} \
-    --output domain_report.json --domain-name solidity --max-samples 16 --seed 42
+    --output domain_report.json --domain-name solidity --max-samples 16 --max-tokens 64 --seed 42
 mlx-fun prune --model demo --saliency ./saliency.npz --output ./pruned --n-prune 4 --metric reap \
     --strategy bottom
 mlx-fun prune --model demo --saliency ./saliency.npz --output ./strided --n-prune 4 \
@@ -29,7 +29,7 @@ mlx-fun prune --model demo --saliency ./saliency.npz --output ./strided --n-prun
 mlx-fun prune --model demo --saliency ./saliency.npz --output ./kept --n-prune 4 \
     --domain-map domain_report.json --domain-mode protect
 mlx-fun merge --model demo --saliency ./saliency.npz --dataset {mixed} --output ./merged \
-    --n-prune 4 --similarity-mode gated --alignment greedy --max-group-size 16 --max-samples 8 \
+    --n-prune 4 --similarity-mode gated --alignment greedy --max-group-size 16 --max-samples 4 \
     --max-tokens 64 --seed 42
 mlx-fun smoke-test --model ./pruned --prompt "pragma solidity ^0.8.0;" --max-tokens 8
 mlx-fun steer --model demo --safety-map safety_report.json --mode safe --prompt "How are you?" \

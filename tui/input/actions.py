@@ -7,8 +7,9 @@ from dataclasses import replace
 from mlxfun.editing.reports import StepReport
 from mlxfun.evaluation.reports import EvaluateReport
 from mlxfun.events import JobEnded
+from tui.keys.keymap import PanelName
 from tui.layout import PANELS, UPPER
-from tui.state.app_state import AppState, Shape
+from tui.state.app_state import AppState, HeatFlag, Shape
 from tui.state.chat_turns import begins_anew
 
 
@@ -78,7 +79,7 @@ def next_metric(state: AppState, names: tuple[str, ...], shown: str) -> AppState
     return replace(state, heat=replace(state.heat, metric=wanted))
 
 
-def toggle(state: AppState, option: str) -> AppState:
+def toggle(state: AppState, option: HeatFlag) -> AppState:
     """Toggle an option of the heatmap: log, per_layer, fit or sort."""
     flag = not getattr(state.heat, option)
     match option:
@@ -99,7 +100,7 @@ def shape(state: AppState, wanted: Shape) -> AppState:
     return replace(state, heat=replace(state.heat, shape=now))
 
 
-def pick_panel(state: AppState, panel: str) -> AppState:
+def pick_panel(state: AppState, panel: PanelName) -> AppState:
     """Note that `panel` has the focus."""
     if panel not in PANELS:
         return state
@@ -109,7 +110,7 @@ def pick_panel(state: AppState, panel: str) -> AppState:
     return replace(state, panel=panel, beside=beside, front=panel, upper=upper, unseen=unseen)
 
 
-def reveal(state: AppState, panel: str, *, aside: bool = False) -> AppState:
+def reveal(state: AppState, panel: PanelName, *, aside: bool = False) -> AppState:
     """Bring `panel` to the front where not all panels fit; the focus stays.
 
     aside: only if it does not replace the panel in front.
@@ -120,16 +121,16 @@ def reveal(state: AppState, panel: str, *, aside: bool = False) -> AppState:
     return replace(state, beside=beside, front=front, upper=upper, unseen=unseen)
 
 
-def mark_unseen(state: AppState, panel: str) -> AppState:
+def mark_unseen(state: AppState, panel: PanelName) -> AppState:
     """Mark on the tab of `panel` that it has an outcome to show."""
     return replace(state, unseen=state.unseen | {panel})
 
 
-def panel_for(event: JobEnded) -> str | None:
+def panel_for(event: JobEnded) -> PanelName | None:
     """The panel that shows the outcome of a job, None if no panel has to be shown."""
     if event.report is None:
         return None
-    if isinstance(event.report, EvaluateReport) and event.report.subject == "staged":
+    if isinstance(event.report, EvaluateReport) and event.report.subject == "candidate":
         return "plan"
     if isinstance(event.report, StepReport):
         # The history shows the new state; staging has a panel of its own.
@@ -140,7 +141,7 @@ def panel_for(event: JobEnded) -> str | None:
 
 
 # By kind of report; None for those that are shown without a panel.
-_PANEL_OF: dict[str, str | None] = {
+_PANEL_OF: dict[str, PanelName | None] = {
     "plan": "plan",
     "chat": "chat",
     "ab": "chat",

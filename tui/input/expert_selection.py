@@ -8,7 +8,7 @@ imported inside, since the first paint comes before they are needed.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from commands.conditions import selectable
 from mlxfun.session.reports import SessionView
@@ -74,7 +74,7 @@ def stretch(state: AppState, down: int, right: int) -> AppState:
     return replace(actions.move(state, down, right), anchor=anchor)
 
 
-def span(state: AppState, way: str) -> AppState:
+def span(state: AppState, way: Literal["row", "column"]) -> AppState:
     """Make a whole "column" or "row" the range.
 
     A column is an expert number, or on a sorted map a rank, in every layer; a row is a layer.

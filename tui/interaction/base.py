@@ -8,7 +8,7 @@ from dataclasses import replace
 from textual.app import App
 
 from tui.input import actions
-from tui.keys.keymap import Key
+from tui.keys.keymap import Key, PanelName
 from tui.ports import Engine
 from tui.screen import MainScreen
 from tui.state.app_state import PROBE_LINE, AppState, Entry, Level
@@ -24,7 +24,7 @@ class KeyHandlers(App[int]):
     state: AppState
     main: MainScreen
     _clock: Callable[[], float]
-    _asked: dict[int, str]  # {job: the panel from which it was requested}
+    _asked: dict[int, PanelName]  # {job: the panel from which it was requested}
 
     def _show(self) -> None:
         """Draw `self.state`."""
@@ -43,7 +43,7 @@ class KeyHandlers(App[int]):
         """Put a message on the echo line; it does not go to the log."""
         self._change(replace(self.state, echo=Entry(level, "", text)))
 
-    def _go(self, panel: str) -> None:
+    def _go(self, panel: PanelName) -> None:
         """Focus `panel`."""
         self._change(actions.pick_panel(self.state, panel))
         self.main.focus_panel(panel)
@@ -56,7 +56,7 @@ class KeyHandlers(App[int]):
         return job
 
     @property
-    def _workplace(self) -> str:
+    def _workplace(self) -> PanelName:
         """The focused panel, or while the command line has the focus, the panel before it."""
         focused = self.main.focused_panel
         return self.state.panel if focused == "command" else focused

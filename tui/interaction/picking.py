@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 from mlxfun.events import JobEnded
 from tui import hints
@@ -10,6 +11,12 @@ from tui.input import actions, expert_selection
 from tui.interaction.base import KeyHandlers, Verbs
 from tui.state import mixer_channels
 from tui.state.app_state import PROBE_LINE
+
+PickVerb = Literal["toggle", "dial", "even", "threshold", "row", "column"]
+"""Changes of the selection, as the keymap spells them."""
+
+MixVerb = Literal["add", "toggle", "fade", "turn", "remove"]
+"""Changes of the steering mixer, as the keymap spells them."""
 
 
 class ExpertKeys(KeyHandlers):
@@ -26,7 +33,7 @@ class ExpertKeys(KeyHandlers):
         }
 
     # Selecting experts to prune ---------------------------------------------------------------
-    def _pick(self, what: str, *arguments: str) -> None:
+    def _pick(self, what: PickVerb, *arguments: str) -> None:
         """Change the selection; a probe of the one before it is cancelled."""
         state, now = self.state, self._clock()
         self.engine.cancel(only=PROBE_LINE)
@@ -39,7 +46,7 @@ class ExpertKeys(KeyHandlers):
                 state = expert_selection.even(state, now)
             case "threshold":
                 state = expert_selection.threshold(state, now)
-            case _:
+            case "row" | "column":
                 state = expert_selection.span(state, what)
         if state.draft is not None and state.draft is not self.state.draft:
             state = actions.reveal(state, "plan", aside=True)
@@ -61,7 +68,7 @@ class ExpertKeys(KeyHandlers):
         return self.state is not before
 
     # The steering mixer -----------------------------------------------------------------------
-    def _mix(self, what: str, *arguments: str) -> None:
+    def _mix(self, what: MixVerb, *arguments: str) -> None:
         """Change a channel of the steering mixer, from the next token on."""
         state, place = self.state, self.main.mixer.selected or 0
         channels = state.mixer
@@ -77,7 +84,7 @@ class ExpertKeys(KeyHandlers):
                 channels = mixer_channels.faded(channels, place, int(arguments[0]))
             case "turn":
                 channels = mixer_channels.turned(channels, place)
-            case _:
+            case "remove":
                 channels = mixer_channels.removed(channels, place)
         line = mixer_channels.line(channels, state.view.steering)
         self.state = replace(state, mixer=channels, mixing=line)

@@ -1,7 +1,7 @@
 """Every key of the screen, as data. Bindings, the key bar, F1, the palette and tests read this.
 
-scope: where a key works: "app" anywhere but in a text field, "experts" or "history" in that panel
-(several with commas), "always" in text fields too.
+scope: where a key works: "app" anywhere but in a text field, "experts" or "history" in that panel,
+"always" in text fields too.
 kind: "run" queues the command line `target`; "fill" puts it on the command line to be finished;
 "do" is an action of the screen itself: a verb with its arguments. `{...}` in a target is filled in
 from the state, in a help text it is the name of a key (see tui.keys.key_labels).
@@ -18,10 +18,21 @@ from typing import Literal
 
 from textual.binding import Binding
 
+PanelName = Literal["experts", "chat", "plan", "history", "log", "mixer"]
+
+Place = Literal[PanelName, "command"]
+"""Where the focus is: in a panel, or on the command line."""
+
+Scope = Literal[PanelName, "app", "always"]
+"""Where a key works, see the module's text."""
+
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key. keys: as Textual writes them; bar: its rank in the key bar, 0 for not shown."""
+    """One key. keys: as Textual writes them; bar: its rank in the key bar, 0 for not shown.
+
+    also_in: panels in which it works beside its scope.
+    """
 
     id: str
     keys: str
@@ -29,12 +40,18 @@ class Key:
     kind: Literal["run", "fill", "do"]
     target: str
     help: str
-    scope: str = "app"
+    scope: Scope = "app"
     bar: int = 0
+    also_in: tuple[PanelName, ...] = ()
 
-    def works_in(self, scope: str) -> bool:
+    def works_in(self, scope: Scope | Place) -> bool:
         """Whether it belongs to `scope`."""
-        return scope in self.scope.split(",")
+        return scope in self.scopes
+
+    @property
+    def scopes(self) -> tuple[Scope, ...]:
+        """Everywhere it works."""
+        return (self.scope, *self.also_in)
 
 
 KEYS: tuple[Key, ...] = (
@@ -141,12 +158,14 @@ KEYS: tuple[Key, ...] = (
         "this expert, or the range, goes with the staged plan, or stays after all", "experts",
         bar=19),
     Key("pick_more", "right_square_bracket", "more", "do", "pick dial 1",
-        "one expert more goes from every layer, the lowest scores first", "experts,plan", bar=29),
+        "one expert more goes from every layer, the lowest scores first", "experts", bar=29,
+        also_in=("plan",)),
     Key("pick_fewer", "left_square_bracket", "fewer", "do", "pick dial -1",
-        "one fewer goes from every layer, the highest scores stay", "experts,plan", bar=30),
+        "one fewer goes from every layer, the highest scores stay", "experts", bar=30,
+        also_in=("plan",)),
     Key("pick_even", "E", "even out", "do", "pick even",
-        "as many from every layer as from the one that loses most, by score", "experts,plan",
-        bar=31),
+        "as many from every layer as from the one that loses most, by score", "experts",
+        bar=31, also_in=("plan",)),
     Key("pick_below", "T", "threshold", "do", "pick threshold",
         "everything goes that works no more than the expert under the cursor", "experts", bar=32),
     Key("range_column", "C", "column", "do", "pick column",
@@ -195,7 +214,7 @@ BY_ID = {key.id: key for key in KEYS}
 FAMILIES = ("plan", "stats")
 
 
-def bindings(scope: str) -> Iterator[Binding]:
+def bindings(scope: Scope) -> Iterator[Binding]:
     """The Textual bindings of one scope; each leads to the screen's one key action.
 
     They have priority, which makes Textual run them before it looks at the next key: the letters
@@ -213,10 +232,10 @@ def bindings(scope: str) -> Iterator[Binding]:
             )
 
 
-def keys_for(scope: str) -> list[Key]:
+def keys_for(scope: Scope | Place) -> list[Key]:
     """The keys that work while the panel `scope` has the focus: its own first. On the command line
     letters are letters."""
-    wanted = ("always",) if scope == "command" else (scope, "app", "always")
+    wanted: tuple[Scope, ...] = ("always",) if scope == "command" else (scope, "app", "always")
     return [key for want in wanted for key in KEYS if key.works_in(want)]
 
 

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Literal
 from mlxfun.calibration.reports import DiffReport
 from mlxfun.evaluation.reports import ProbeReport
 from mlxfun.events import (
+    NoticeLevel,
     Progress,
     RoutingFrame,
 )
 from mlxfun.report import Report
 from mlxfun.session.reports import SessionView
 from tui.keys.key_labels import USUAL, KeyNames
+from tui.keys.keymap import PanelName
 from tui.state.chat_turns import Turn
 from tui.state.mixer_channels import Channel
 
@@ -31,10 +33,12 @@ PROBE_LINE = "probe --tokens 512"
 """The one command line that the screen sends by itself; its result is not logged."""
 
 
-Level = Literal["ok", "info", "warning", "error"]
+Level = Literal[NoticeLevel, "ok", "error"]
 """The levels of messages."""
 Shape = Literal["map", "layer", "table"]
 """How the experts are shown."""
+HeatFlag = Literal["log", "per_layer", "fit", "sort"]
+"""Options of the heatmap that are on or off, see HeatOptions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,11 +164,11 @@ class AppState:
     compared: DiffReport | None = None
     limits: tuple[tuple[str, float], ...] = ()
     marked: int | None = None
-    panel: str = "experts"
-    beside: str = "chat"
-    upper: str = "plan"
-    front: str = "experts"
-    unseen: frozenset[str] = frozenset()
+    panel: PanelName = "experts"
+    beside: PanelName = "chat"
+    upper: PanelName = "plan"
+    front: PanelName = "experts"
+    unseen: frozenset[PanelName] = frozenset()
     saved: frozenset[str] = frozenset()
     zoomed: bool = False
 

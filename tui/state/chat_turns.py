@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from commands.words import split as posix_words
-from mlxfun.events import JobEnded, Token
+from mlxfun.events import JobEnded, Side, Token
 from mlxfun.generation.reports import ABReport, ChatReport
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Turn:
-    """One question and its answer. side: which model answered; note: why the answer is incomplete.
+    """One question and its answer. side: which model answered, None before it does; note: why the answer is incomplete.
 
     tokens and began (the clock at the first token) give the speed. pieces: the tokens, as long as
     they are kept. both: base and candidate were asked, and answer in turn; other: the candidate's
@@ -43,7 +43,7 @@ class Turn:
     job: int
     prompt: str
     text: str = ""
-    side: str = ""
+    side: Side | None = None
     done: bool = False
     note: str = ""
     tokens: int = 0

@@ -9,34 +9,38 @@ so that what a key does never depends on the past.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
+from mlxfun.data.options import ScanKind
 from mlxfun.report import Report
 from mlxfun.scans.reports import ScanReport
-from mlxfun.steering.options import MAP_MODES, MapInForce
+from mlxfun.steering.options import STEER_MODES, MapInForce, SteerMode
 from mlxfun.steering.reports import SteerReport
 from tui.state.steering import full_line
 
 STEP = 0.5
 MOST = 12.0
-WAYS = MAP_MODES
+ExpertWay = Literal["in", "out", "level"]
+"""An expert is forced on, forced off, or biased by a level."""
+NEXT_WAY: dict[ExpertWay, ExpertWay] = {"in": "out", "out": "level", "level": "in"}
 
 
 @dataclass(frozen=True, slots=True)
 class Channel:
     """One row of the mixer: an expert, or with a path a scan report. on: it is in force.
 
-    way: of an expert "in" (forced on), "out" (forced off) or "level" (biased by `level`); of a report
-    one of `WAYS`. technique: of a report, "safety" or "domain". most: take only its strongest
-    experts. named: how many it could steer.
+    way and level: of an expert. kind and mode: of a report, None for an expert. most: take only a
+    report's strongest experts. named: how many it could steer.
     """
 
     on: bool
-    way: str
+    way: ExpertWay = "level"
     layer: int = 0
     expert: int = 0
     level: float = 0.0
     path: str = ""
-    technique: str = ""
+    kind: ScanKind | None = None
+    mode: SteerMode | None = None
     name: str = ""
     most: int | None = None
     named: int = 0
@@ -57,7 +61,7 @@ def of_steering(report: SteerReport | None) -> Channels:
     theirs = {cell for use in report.maps for cell in use.cells}
     out = [
         Channel(True, way, layer, expert)
-        for way, sets in (("in", report.activated), ("out", report.deactivated))
+        for way, sets in _forced(report)
         for layer, experts in sets.items()
         for expert in experts
         if (layer, expert) not in theirs
@@ -68,6 +72,10 @@ def of_steering(report: SteerReport | None) -> Channels:
         for expert, level in levels.items()
     ]
     return tuple(out)
+
+
+def _forced(report: SteerReport) -> tuple[tuple[ExpertWay, dict[int, tuple[int, ...]]], ...]:
+    return ("in", report.activated), ("out", report.deactivated)
 
 
 def synced(channels: Channels, report: SteerReport | None) -> Channels:
@@ -88,7 +96,7 @@ def synced(channels: Channels, report: SteerReport | None) -> Channels:
         else:
             out.append(steered.pop(channel.key, replace(channel, on=False)))
     out += steered.values()
-    out += [_with_use(Channel(True, use.mode, path=path), use) for path, use in uses.items()]
+    out += [_with_use(Channel(True, path=path), use) for path, use in uses.items()]
     return tuple(out)
 
 
@@ -96,7 +104,7 @@ def _with_use(channel: Channel, use: MapInForce) -> Channel:
     """A report's channel with the mode and limit in force."""
     named = len(use.names)
     limit = use.most if use.most is not None and use.most < named else None
-    return replace(channel, on=True, way=use.mode, most=limit, technique=use.kind, named=named)
+    return replace(channel, on=True, mode=use.mode, most=limit, kind=use.kind, named=named)
 
 
 def with_report(channels: Channels, report: ScanReport) -> Channels:
@@ -104,9 +112,13 @@ def with_report(channels: Channels, report: ScanReport) -> Channels:
     # General experts of a domain scan are never steered.
     tables = (report.more, report.less) if report.technique == "safety" else (report.more,)
     named = sum(len(experts) for sets in tables for experts in sets.values())
-    way = WAYS[report.technique][0]
     channel = Channel(
-        False, way, path=report.path, technique=report.technique, name=report.name, named=named
+        False,
+        path=report.path,
+        kind=report.technique,
+        mode=STEER_MODES[report.technique][0],
+        name=report.name,
+        named=named,
     )
     return (*(c for c in channels if c.path != report.path), channel)
 
@@ -120,7 +132,11 @@ def line(channels: Channels, steering: SteerReport | None = None) -> str:
     experts = [c for c in on if not c.path]
     up, down = ({(c.layer, c.expert) for c in experts if c.way == way} for way in ("in", "out"))
     levels = {(c.layer, c.expert): c.level for c in experts if c.way == "level" and c.level}
-    maps = [MapInForce(c.path, c.technique, c.way, c.most, (), ()) for c in on if c.path]
+    maps = [
+        MapInForce(c.path, c.kind, c.mode, c.most, (), ())
+        for c in on
+        if c.kind is not None and c.mode is not None
+    ]
     return full_line(steering, up, down, levels, maps)
 
 
@@ -154,10 +170,10 @@ def faded(channels: Channels, place: int, steps: int) -> Channels:
 def turned(channels: Channels, place: int) -> Channels:
     """Switch a channel's way: in, out, level for an expert; the other mode for a report."""
     channel = channels[place]
-    if channel.path:
-        one, other, *_ = WAYS[channel.technique]
-        return _at(channels, place, replace(channel, way=other if channel.way == one else one))
-    way = {"in": "out", "out": "level", "level": "in"}[channel.way]
+    if channel.kind is not None:
+        one, other, *_ = STEER_MODES[channel.kind]
+        return _at(channels, place, replace(channel, mode=other if channel.mode == one else one))
+    way = NEXT_WAY[channel.way]
     level = STEP if way == "level" else 0.0
     return _at(channels, place, replace(channel, way=way, level=level, on=True))
 

@@ -14,11 +14,11 @@ from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from tui import hints
-from tui.keys.keymap import BY_ID, Key, keys_for
+from tui.keys.keymap import BY_ID, Key, Place, keys_for
 from tui.state.app_state import AppState
 
 
-def help_page(title: str, about: str, panel: str, state: AppState) -> Group:
+def help_page(title: str, about: str, panel: Place, state: AppState) -> Group:
     """The page for one panel; keys that do nothing now say why."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(justify="right", style="bold", no_wrap=True)
@@ -47,7 +47,7 @@ def topic(line: str, state: AppState) -> str | None:
     return next((name for name in names if state.row(name)), None)
 
 
-def in_order(panel: str) -> list[Key]:
+def in_order(panel: Place) -> list[Key]:
     """The keys of a panel in the order of its page: those of the key bar first."""
     keys = keys_for(panel)
     return sorted(keys, key=lambda key: (key.bar == 0, not key.works_in(panel)))

@@ -8,16 +8,15 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.widget import Widget
-from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
 from mlxfun.editing.reports import HistoryNode, HistoryReport
 from mlxfun.text import readable_bytes
 from tui.keys.keymap import bindings
-from tui.messages import KeyUsed
 from tui.state.app_state import AppState
 from tui.text import harmless, tree
 from tui.widgets.line import Line
+from tui.widgets.lists import PanelList
 from tui.widgets.panel import Panel
 
 METER = 16
@@ -55,8 +54,10 @@ def meter(history: HistoryReport, width: int) -> Text:
     return Text.assemble(("━" * full, style), ("─" * (room - full), "dim"), (said, "dim"))
 
 
-class NodeList(OptionList, inherit_bindings=False):
+class NodeList(PanelList, inherit_bindings=False):
     """Up and down, also j and k; Enter goes to the state."""
+
+    chosen = "goto"
 
     BINDINGS: ClassVar[list[BindingType]] = [
         ("down,j", "cursor_down", "down"),
@@ -67,15 +68,8 @@ class NodeList(OptionList, inherit_bindings=False):
     ]
 
     DEFAULT_CSS = """
-    NodeList, NodeList:focus { border: none; padding: 0; height: 1fr; background: $background;
-                               background-tint: $foreground 0%; text-wrap: nowrap;
-                               text-overflow: ellipsis;
-                               scrollbar-size-vertical: 1; }
+    NodeList, NodeList:focus { text-overflow: ellipsis; }
     """
-
-    def action_select(self) -> None:
-        # A mouse click selects; the key does the same through the keymap.
-        self.post_message(KeyUsed("goto"))
 
 
 class HistoryPanel(Panel):

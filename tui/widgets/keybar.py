@@ -7,6 +7,7 @@ from rich.text import Text
 from textual import events
 
 from tui import hints
+from tui.keys.keymap import Place
 from tui.messages import KeyUsed
 from tui.state.app_state import AppState
 from tui.widgets.line import Line
@@ -23,7 +24,7 @@ class KeyBar(Line):
         super().__init__(id="keys")
         self._spans: list[tuple[int, int, str]] = []
 
-    def show(self, state: AppState, panel: str, *, typing: bool) -> None:
+    def show(self, state: AppState, panel: Place, *, typing: bool) -> None:
         """Draw the keys for `state` while `panel` has the focus, or a text field of it."""
         shown = hints.for_bar(state, panel, self.app.size.width - 2, typing=typing)
         text, self._spans = bar_text(shown)

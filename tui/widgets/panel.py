@@ -9,6 +9,7 @@ from textual.content import Content
 from textual.widget import Widget
 
 from tui.keys.key_labels import KeyNames
+from tui.keys.keymap import PanelName
 
 
 class Panel(Vertical):
@@ -17,7 +18,7 @@ class Panel(Vertical):
     about: the page of help, a template with ids of keys as `KeyNames.say` takes it.
     """
 
-    panel: ClassVar[str] = ""
+    panel: ClassVar[PanelName]
     title: ClassVar[str] = ""
     about: ClassVar[str] = ""
 

@@ -17,6 +17,7 @@ from textual.widgets import Static
 
 from mlxfun.editing.reports import PlanReport
 from mlxfun.evaluation.reports import EvaluateReport, ProbeReport
+from mlxfun.events import Side
 from mlxfun.session.reports import SessionView
 from mlxfun.text import counted, readable_bytes
 from tui import hints
@@ -65,7 +66,7 @@ def draft_body(state: AppState) -> RenderableType:
     return Group(*parts, Text(), losses_table(rows, shares))
 
 
-def headline(plan: PlanReport, live: str, names: KeyNames) -> Text:
+def headline(plan: PlanReport, live: Side, names: KeyNames) -> Text:
     """The plan in three lines."""
     gone = sum(len(experts) for experts in plan.pruned.values())
     saved = plan.bytes_before - plan.bytes_after

@@ -6,13 +6,14 @@ from rich.text import Text
 from textual import events
 
 from tui.keys.key_labels import KeyNames
+from tui.keys.keymap import PanelName
 from tui.layout import Arrangement
 from tui.messages import PanelChosen
 from tui.widgets.line import Line
 
-NAMES = {"experts": "experts", "chat": "chat", "plan": "plan", "history": "history",
+NAMES: dict[PanelName, str] = {"experts": "experts", "chat": "chat", "plan": "plan", "history": "history",
          "log": "reports", "mixer": "mixer"}  # fmt: skip
-SHORT = {"history": "tree", "log": "log", "experts": "map"}
+SHORT: dict[PanelName, str] = {"history": "tree", "log": "log", "experts": "map"}
 ROOM = 66
 """Columns from which on the names are written out."""
 
@@ -26,7 +27,7 @@ class TabStrip(Line):
 
     def __init__(self) -> None:
         super().__init__(id="tabs")
-        self._spans: list[tuple[int, int, str]] = []
+        self._spans: list[tuple[int, int, PanelName]] = []
 
     def show(self, arrangement: Arrangement, marked: frozenset[str], keys: KeyNames) -> None:
         """Draw the tabs with their keys. marked: panels with something new."""

@@ -17,7 +17,7 @@ from mlx_lm.models.switch_layers import SwitchGLU, SwitchMLP
 from mlxfun.errors import ModelError
 from mlxfun.model.anatomy import ends, facts
 from mlxfun.model.anatomy.layers import module_name
-from mlxfun.model.anatomy.types import MoELayer, MoEMap, SlicedParameter
+from mlxfun.model.anatomy.types import MoELayer, MoEMap, RouterKind, SlicedParameter, SlicedRole
 from mlxfun.model.parameters import flatten
 
 Modules = dict[str, nn.Module]
@@ -152,7 +152,7 @@ def _describe(
     )
 
 
-def _logits_source(modules: Modules, router_path: str, count: int) -> tuple[str, str, int]:
+def _logits_source(modules: Modules, router_path: str, count: int) -> tuple[RouterKind, str, int]:
     """(router kind, path of the module that makes the logits, its rows)."""
     router = modules[router_path]
     if isinstance(router, nn.Linear | nn.QuantizedLinear):
@@ -242,7 +242,7 @@ def _sliced(
     """Every array whose first dimension counts experts, in block, router and experts."""
     count, rows = sizes
 
-    def rows_of(prefix: str, array: mx.array, role: str) -> Iterable[SlicedParameter]:
+    def rows_of(prefix: str, array: mx.array, role: SlicedRole) -> Iterable[SlicedParameter]:
         if array.ndim and array.shape[0] in {count, rows}:
             yield SlicedParameter(prefix, role, array.shape[0] - count)
 

@@ -7,6 +7,13 @@ deepseek_v3, qwen3_5's in qwen3_next), read from mlx-lm 0.32.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+Scoring = Literal["softmax", "topk-softmax", "sigmoid"]
+"""How logits become scores: see BlockFacts."""
+
+MixerKind = Literal["attention", "linear attention", "state space", "convolution", "recurrent"]
+"""How a decoder layer mixes tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +33,7 @@ class BlockFacts:
         are exact up to it.
     """
 
-    score: str
+    score: Scoring
     grouped: bool = False
     group_fill: float = 0.0
     renormalised: bool = True
@@ -144,7 +151,7 @@ MIXER_NAMES = (
 )
 """Children of a decoder layer that mix tokens: attention, or what stands in for it."""
 
-MIXER_KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
+MIXER_KINDS: tuple[tuple[MixerKind, tuple[str, ...]], ...] = (
     ("linear attention", ("linearattention", "gateddelta", "deltaattention", "kda", "rwkv")),
     ("state space", ("mamba", "falconh1mixer")),
     ("convolution", ("shortconv",)),

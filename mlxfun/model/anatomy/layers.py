@@ -130,7 +130,7 @@ def _is_norm(module: nn.Module) -> bool:
     return not module.children() and type(module).__name__.lower().endswith(("norm", "norm1p"))
 
 
-def _kind(module: nn.Module) -> str:
+def _kind(module: nn.Module) -> facts.MixerKind:
     name = type(module).__name__.lower()
     for kind, words in facts.MIXER_KINDS:
         if any(word in name for word in words):

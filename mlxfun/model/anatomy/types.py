@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from mlxfun.model.anatomy.facts import EXPERT_COUNT_KEYS, NESTED_CONFIGS, BlockFacts
+from mlxfun.model.anatomy.facts import EXPERT_COUNT_KEYS, NESTED_CONFIGS, BlockFacts, MixerKind
+
+SlicedRole = Literal["router", "expert"]
+"""Router arrays are small, and sliced at once by a prune; experts only by compact and save."""
+
+RouterKind = Literal["linear", "inner-linear", "weight"]
+"""The router is the Linear; a module around a Linear; a module that multiplies its own weight."""
 
 
 @dataclass(frozen=True, slots=True)
 class SlicedParameter:
     """A parameter whose first dimension counts experts.
 
-    role: "router" (small, sliced at once by a prune) or "expert" (large, sliced only by compact
-        and save). tail: trailing rows that belong to no expert and are always kept (longcat's
-        zero experts).
+    tail: trailing rows that belong to no expert and are always kept (longcat's zero experts).
     """
 
     path: str
-    role: str
+    role: SlicedRole
     tail: int = 0
 
 
@@ -27,8 +31,6 @@ class MoELayer:
     """One MoE layer. Paths are those of `model.named_modules()`; counts are the checkpoint's.
 
     index: decoder layer; position: 0..L-1 among MoE layers.
-    router_kind: "linear" (the router is the Linear), "inner-linear" (a gate module around a
-        Linear), "weight" (a gate module that multiplies its own weight).
     logits: path of the module that makes the logits.
     bias_owner/bias_name: where the selection bias lives, or None.
     experts_list: the experts are a Python list of modules (dbrx) instead of stacked tensors.
@@ -41,7 +43,7 @@ class MoELayer:
     experts: str
     router: str
     logits: str
-    router_kind: str
+    router_kind: RouterKind
     facts: BlockFacts
     family: str
     num_experts: int
@@ -80,13 +82,10 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Mixer:
-    """The part of a decoder layer that mixes tokens.
-
-    kind: "attention", "linear attention", "state space", "convolution" or "recurrent".
-    """
+    """The part of a decoder layer that mixes tokens."""
 
     path: str
-    kind: str
+    kind: MixerKind
 
 
 @dataclass(frozen=True, slots=True)

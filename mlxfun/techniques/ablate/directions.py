@@ -23,7 +23,7 @@ from mlxfun.context import SILENT, Context
 from mlxfun.errors import ModelError, PlanError, UsageError
 from mlxfun.hooks.layerwise import intercepting
 from mlxfun.hooks.pace import Pace
-from mlxfun.techniques.ablate.options import POSITIONS, parse_range
+from mlxfun.techniques.ablate.options import POSITIONS, Position, parse_range
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
@@ -39,15 +39,15 @@ class Directions:
 
     vectors: dict[str, Array]
 
-    def norm(self, position: str, layer: int) -> float:
+    def norm(self, position: Position, layer: int) -> float:
         """|v| behind decoder layer `layer`."""
         return float(np.linalg.norm(self.vectors[position][layer]))
 
-    def norms(self, position: str) -> dict[int, float]:
+    def norms(self, position: Position) -> dict[int, float]:
         """{decoder layer: |v|}."""
         return {i: self.norm(position, i) for i in range(len(self.vectors[position]))}
 
-    def unit(self, position: str, layer: int) -> Array:
+    def unit(self, position: Position, layer: int) -> Array:
         """d, float64 [D]. Raises PlanError where the sets do not differ."""
         norm = self.norm(position, layer)
         if not np.isfinite(norm) or norm == 0:
@@ -135,6 +135,6 @@ def candidates(spec: str, layers: int) -> tuple[int, ...]:
     return tuple(range(low, high + 1))
 
 
-def strongest(directions: Directions, position: str, layers: Sequence[int]) -> int:
+def strongest(directions: Directions, position: Position, layers: Sequence[int]) -> int:
     """The layer with the largest |v| among `layers`."""
     return max(layers, key=lambda layer: directions.norm(position, layer))

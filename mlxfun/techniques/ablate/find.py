@@ -26,12 +26,13 @@ from mlxfun.evaluation.refusal_metrics import (
 from mlxfun.evaluation.reports import RefusalCount
 from mlxfun.generation.answers import read_prompts
 from mlxfun.model.batch_size import batch_size
+from mlxfun.model.components import Component
 from mlxfun.model.outputs import Output
 from mlxfun.tally import Tally
 from mlxfun.techniques.ablate import directions, search
 from mlxfun.techniques.ablate.delta import Projector, projections
 from mlxfun.techniques.ablate.directions import Directions
-from mlxfun.techniques.ablate.options import POSITIONS, AblateOptions, parse_strength
+from mlxfun.techniques.ablate.options import POSITIONS, AblateOptions, Position, parse_strength
 from mlxfun.techniques.ablate.plan import AblationPlan, Strengths
 from mlxfun.techniques.ablate.reports import FrontPoint
 from mlxfun.techniques.ablate.search import Point, Space, Trial
@@ -80,7 +81,7 @@ class Model:
     editor: Editor
     evaluator: Evaluator
     outputs: tuple[Output, ...]
-    components: tuple[str, ...]
+    components: tuple[Component, ...]
     layers: dict[int, str]
     experts: dict[int, tuple[int, ...]] | None = None
 
@@ -178,7 +179,7 @@ class Finder:
         found = self._directions(split.find)
         if self._options.search:
             return replace(self._search(split, found), answer_tokens=self._options.answer_tokens)
-        position = self._options.extraction_position or "last"
+        position: Position = self._options.extraction_position or "last"
         source = directions.strongest(found, position, self._sources)
         strengths = spread_strength(
             self._options.strength, self._model.components, tuple(self._model.layers)
@@ -215,7 +216,7 @@ class Finder:
         return directions.difference(*means)
 
     def _plan(
-        self, found: Directions, where: tuple[int, str], strengths: Strengths
+        self, found: Directions, where: tuple[int, Position], strengths: Strengths
     ) -> AblationPlan:
         source, position = where
         editor = self._model.editor
@@ -372,7 +373,7 @@ def _front_point(number: int, trial: Trial, space: Space, count: RefusalCount | 
     )
 
 
-def spread_strength(text: str, components: Sequence[str], layers: Sequence[int]) -> Strengths:
+def spread_strength(text: str, components: Sequence[Component], layers: Sequence[int]) -> Strengths:
     """{component: {decoder layer: strength}} of `--strength`; what no term names is 0.
 
     Raises UsageError for a component or layers that the model or the target does not have.

@@ -5,13 +5,19 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from mlxfun.data.options import DatasetOptions, require_seed
 from mlxfun.errors import UsageError
-from mlxfun.model.components import COMPONENTS
+from mlxfun.model.components import COMPONENTS, Component
 
-POSITIONS = ("last", "mean")
-TARGETS = ("all", "safety-experts", "dense-only")
+Position = Literal["last", "mean"]
+"""Where the residual stream is taken: at the prompt's last token, or its mean over all of them."""
+POSITIONS: tuple[Position, ...] = get_args(Position)
+
+Target = Literal["all", "safety-experts", "dense-only"]
+"""Which weights lose the direction."""
+TARGETS: tuple[Target, ...] = get_args(Target)
 
 MAX_STRENGTH = 4.0
 """1 removes a direction, 2 turns its sign: beyond 4 a projection only adds noise."""
@@ -24,7 +30,7 @@ class AblateOptions:
     """What to remove from the residual stream, and what may be changed for it.
 
     harmful, harmless: prompts; None only with `choose`. layers: which layers' directions come into
-    question: "auto", "all" or "a-b". extraction_position: "last" or "mean"; None: last, and both
+    question: "auto", "all" or "a-b". extraction_position: None for last, and both
     when searching. target: see TARGETS. strength: see `parse_strength`; a search overrides it.
     search: trials, 0 for none. max_kl: bound on the first-token KL of a searched edit, in nats.
     choose: stage this point of the last search's front instead of looking for a direction.
@@ -34,8 +40,8 @@ class AblateOptions:
     harmful: DatasetOptions | None = None
     harmless: DatasetOptions | None = None
     layers: str = "auto"
-    extraction_position: str | None = None
-    target: str = "all"
+    extraction_position: Position | None = None
+    target: Target = "all"
     safety_map: Path | None = None
     strength: str = "1"
     search: int = 0
@@ -53,7 +59,7 @@ class AblateOptions:
 class StrengthTerm:
     """One term of a strength: None stands for every component, every layer."""
 
-    component: str | None
+    component: Component | None
     layers: tuple[int, int] | None
     value: float
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from mlxfun.editing.plans import PLAN_VERSION, SavedExperts
+from mlxfun.model.components import Component
+from mlxfun.techniques.ablate.options import Position, Target
 
-Strengths = Mapping[str, Mapping[int, float]]
+Strengths = Mapping[Component, Mapping[int, float]]
 """{component: {decoder layer: strength}}; parts that are not named keep their weights."""
 
 
@@ -25,11 +27,11 @@ class AblationPlan:
     technique: ClassVar[str] = "abliterate"
     direction: tuple[float, ...]
     source_layer: int
-    position: str
+    position: Position
     strengths: Strengths
     norms: Mapping[int, float]
     keep: dict[int, tuple[int, ...]]
-    target: str = "all"
+    target: Target = "all"
     experts: Mapping[int, tuple[int, ...]] | None = None
     metric: str | None = None
     strategy: str = ""

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from mlxfun.editing.reports import PlanReport
 from mlxfun.evaluation.reports import RefusalCount, RefusalReport
+from mlxfun.techniques.ablate.options import Position, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,7 @@ class FrontPoint:
 
     number: int
     source_layer: int
-    position: str
+    position: Position
     strengths: dict[str, float]
     expected: float
     kl: float
@@ -39,9 +40,9 @@ class AblationReport(PlanReport):
     """
 
     kind: ClassVar[str] = "abliterate"
-    target: str = "all"
+    target: Target = "all"
     source_layer: int = 0
-    position: str = "last"
+    position: Position = "last"
     norms: dict[int, float] = field(default_factory=dict)
     strengths: dict[str, dict[int, float]] = field(default_factory=dict)
     edited: int = 0

@@ -26,6 +26,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from mlxfun.model.components import Component
+from mlxfun.techniques.ablate.options import Position
+
 if TYPE_CHECKING:
     from mlxfun.techniques.ablate.plan import Strengths
 
@@ -47,8 +50,8 @@ class Space:
 
     layers: int
     sources: tuple[int, ...]
-    positions: tuple[str, ...]
-    components: tuple[str, ...]
+    positions: tuple[Position, ...]
+    components: tuple[Component, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,7 @@ class Point:
     """One choice. strengths: the maximum of each component, in the order of the space."""
 
     source: int
-    position: str
+    position: Position
     strengths: tuple[float, ...]
     centre: float
     reach: float

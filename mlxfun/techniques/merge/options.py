@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
-from mlxfun.data.options import DatasetOptions
+from mlxfun.calibration.options import Metric
+from mlxfun.data.options import DatasetOptions, MapMode
 
-SIMILARITY_MODES = ("gated", "average")
+SimilarityMode = Literal["gated", "average"]
+SIMILARITY_MODES: tuple[SimilarityMode, ...] = get_args(SimilarityMode)
 
-
-ALIGNMENTS = ("hungarian", "greedy", "none")
+Alignment = Literal["hungarian", "greedy", "none"]
+ALIGNMENTS: tuple[Alignment, ...] = get_args(Alignment)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,19 +29,19 @@ class MergeOptions:
 
     data: DatasetOptions
     n_prune: int | None = None
-    metric: str = "reap"
+    metric: Metric = "reap"
     model_wide: bool = False
     ignore_experts: tuple[int, ...] = ()
     expert_list: Path | None = None
-    similarity_mode: str = "gated"
-    alignment: str = "hungarian"
+    similarity_mode: SimilarityMode = "gated"
+    alignment: Alignment = "hungarian"
     max_group_size: int = 16
     max_similarity_tokens: int = 1024
     max_alignment_tokens: int = 1024
     safety_map: Path | None = None
-    safety_mode: str = "protect"
+    safety_mode: MapMode = "protect"
     domain_map: Path | None = None
-    domain_mode: str = "protect"
+    domain_mode: MapMode = "protect"
     allow_stale: bool = False
     auto: bool = False
     refit_experts: bool = False

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from mlxfun.calibration.options import Metric
 from mlxfun.editing.plans import PLAN_VERSION, SavedExperts
 
 
@@ -20,7 +21,7 @@ class MergePlan:
     technique: ClassVar[str] = "merge"
     groups: dict[int, dict[int, tuple[int, ...]]]
     weights: dict[int, dict[int, float]]
-    metric: str | None = None
+    metric: Metric | None = None
     strategy: str = ""
     warnings: tuple[str, ...] = ()
 

@@ -188,7 +188,8 @@ class _Chooser:
         if self._fixed is not None:
             return self._fixed[self._request.anatomy.indices[position]]
         constraints = self._whole.of_layer(position, stats.sums["freq"])
-        chosen = selection.select(stats.score(self._options.metric), constraints, self._options)
+        scores = stats.score(self._request.options.metric)
+        chosen = selection.select(scores, constraints, self._options)
         self.warnings += chosen.warnings
         return chosen.keep[0]
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlxfun.calibration.options import METRICS
+from mlxfun.calibration.options import METRICS, Metric
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import PlanError, StateError, UsageError
 from mlxfun.evaluation.evaluator import EvalSet, Evaluator
@@ -176,7 +176,7 @@ class _Decision:
 
     @property
     def strategy(self) -> str:
-        parts = [self.options.strategy if self.options.expert_list is None else "list"]
+        parts: list[str] = [self.options.strategy if self.options.expert_list is None else "list"]
         parts += ["model-wide"] if self.options.model_wide else []
         parts += ["sequential"] if self.options.sequential else []
         parts += ["refitted"] if self.options.refit_experts else []
@@ -226,13 +226,14 @@ class _Decision:
         if self.fixed is not None:
             fixed = self.fixed
             return lambda moe, _: fixed[moe.layer.index]
-        if self.options.metric == "output_error":
+        metric = self.options.metric
+        if metric == "output_error":
             return lambda moe, observed: self.by_error(pass_, moe, observed, ctx)
-        if self.options.metric == "auto":
+        if metric == "auto":
             return _Auto(self, pass_, HeldOut.of(self.workspace), ctx)
-        return lambda moe, observed: self.by_metric(moe, observed, self.options.metric)
+        return lambda moe, observed: self.by_metric(moe, observed, metric)
 
-    def by_metric(self, moe: LiveExperts, observed: Observed, metric: str) -> tuple[int, ...]:
+    def by_metric(self, moe: LiveExperts, observed: Observed, metric: Metric) -> tuple[int, ...]:
         """The experts that stay by a metric of the layer's own statistics."""
         position = moe.layer.position
         one = self.constraints.of_layer(position, observed.stats.sums["freq"])

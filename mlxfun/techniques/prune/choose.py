@@ -73,6 +73,8 @@ def scores_of(workspace: Workspace, options: PruneOptions) -> Array:
             f"{workspace.editor.state}; collect again, or use them knowingly with --allow-stale"
         )
     require_tokens(stats)
+    if options.metric == "output_error" or options.metric == "auto":
+        raise UsageError(f"--metric {options.metric} is measured while pruning: no file holds it")
     return stats.score(options.metric)
 
 

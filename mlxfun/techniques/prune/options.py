@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, get_args
 
-from mlxfun.calibration.options import METRICS
-from mlxfun.data.options import ExpertSets
+from mlxfun.calibration.options import METRICS, Metric
+from mlxfun.data.options import ExpertSets, MapMode
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,18 +29,22 @@ class SelectOptions:
     below: float | None = None
     n_prune: int | None = None
     even: bool = False
-    metric: str = "reap_sum"
+    metric: Metric = "reap_sum"
     allow_stale: bool = False
 
 
-PRUNE_METRICS = (*METRICS, "output_error", "auto")
-"""Of a prune: the statistics, or what is measured while pruning (see mlxfun.measured)."""
+PruneMetric = Literal[Metric, "output_error", "auto"]
+PRUNE_METRICS: tuple[PruneMetric, ...] = (*METRICS, "output_error", "auto")
+"""Of a prune: the statistics, or what is measured while pruning (see prune.calibrated)."""
 
 
-STRATEGIES = ("bottom", "strided")
+Strategy = Literal["bottom", "strided"]
+"""Of a layer's ranking: its end, or every n-th expert."""
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
-
-BUDGETS = ("equal", "global")
+Budget = Literal["equal", "global"]
+"""The same count for each layer, or counts that are measured."""
+BUDGETS: tuple[Budget, ...] = get_args(Budget)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,18 +57,18 @@ class PruneOptions:
     """
 
     n_prune: int | None = None
-    metric: str = "reap_sum"
-    strategy: str = "bottom"
+    metric: PruneMetric = "reap_sum"
+    strategy: Strategy = "bottom"
     model_wide: bool = False
     ignore_experts: tuple[int, ...] = ()
     min_experts_per_layer: int | None = None
     expert_list: Path | None = None
     safety_map: Path | None = None
-    safety_mode: str = "protect"  # "protect" or "target"
+    safety_mode: MapMode = "protect"
     domain_map: Path | None = None
-    domain_mode: str = "protect"
+    domain_mode: MapMode = "protect"
     allow_stale: bool = False
-    budget: str = "equal"
+    budget: Budget = "equal"
     sequential: bool = False
     refit_experts: bool = False
     saliency: Path | None = None

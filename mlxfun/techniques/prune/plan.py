@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from mlxfun.editing.plans import PLAN_VERSION, SavedExperts
 from mlxfun.errors import PlanError
+from mlxfun.techniques.prune.options import PruneMetric
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,7 @@ class PrunePlan:
 
     technique: ClassVar[str] = "prune"
     keep: dict[int, tuple[int, ...]]
-    metric: str | None = None
+    metric: PruneMetric | None = None
     strategy: str = "list"
     warnings: tuple[str, ...] = ()
     dead: dict[int, tuple[int, ...]] = field(default_factory=dict)

@@ -30,7 +30,7 @@ from mlxfun.arrays import Mask
 from mlxfun.errors import PlanError, UsageError
 from mlxfun.techniques.prune.constraints import Constraints, Scores
 from mlxfun.techniques.prune.limits import _groups, _Limits, _model_groups
-from mlxfun.techniques.prune.options import STRATEGIES, PruneOptions
+from mlxfun.techniques.prune.options import STRATEGIES, PruneOptions, Strategy
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +223,7 @@ def _traffic(constraints: Constraints) -> Scores:
 
 
 def _take_from_groups(
-    ranking: _Ranking, groups: list[range], count: int, strategy: str
+    ranking: _Ranking, groups: list[range], count: int, strategy: Strategy
 ) -> frozenset[int]:
     share = count // len(groups)
     take = _strided if strategy == "strided" else _bottom

@@ -32,12 +32,15 @@ from mlxfun.model.delta import LayerDelta
 from mlxfun.model.parameters import Stored, dequantised, requantised, rounded
 from mlxfun.model.router_edit import RouterEdit
 from mlxfun.techniques.refit.least_squares import left_out
+from mlxfun.techniques.router_bias.reports import BoostWay
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
     from mlxfun.model.live_experts import LiveExperts
 
-SELECTION, LOGITS, ROWS = "selection bias", "router bias", "router rows"
+SELECTION: BoostWay = "selection bias"
+LOGITS: BoostWay = "router bias"
+ROWS: BoostWay = "router rows"
 
 RIDGE = 1e-3
 """mu as a share of the mean square of an input's feature: inputs lie in fewer than D dimensions."""
@@ -61,8 +64,8 @@ class Fold:
     reach: float
 
 
-def way_of(layer: MoELayer, modules: dict[str, nn.Module]) -> str:
-    """Where a layer holds an addend: "selection bias", "router bias" or "router rows"."""
+def way_of(layer: MoELayer, modules: dict[str, nn.Module]) -> BoostWay:
+    """Where a layer holds an addend."""
     if layer.bias_name is not None:
         return SELECTION
     bias = modules[layer.logits].get("bias")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from mlxfun.editing.plans import PLAN_VERSION, SavedExperts
+from mlxfun.techniques.router_bias.reports import BoostWay
 
 FILES = {"amplify": "amplification_metadata.json", "bake": "bake_metadata.json"}
 METHODS = {"amplify": "amplification", "bake": "bake"}
@@ -24,7 +25,7 @@ class BoostPlan:
     technique: Literal["amplify", "bake"]
     keep: dict[int, tuple[int, ...]]
     boosts: dict[int, dict[int, float]]
-    ways: dict[int, str]
+    ways: dict[int, BoostWay]
     about: dict[str, Any]
     warnings: tuple[str, ...] = ()
     metric: ClassVar[None] = None

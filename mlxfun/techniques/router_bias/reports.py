@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from mlxfun.editing.reports import PlanReport
 from mlxfun.text import counted
+
+BoostWay = Literal["selection bias", "router bias", "router rows"]
+"""Where a layer holds what is added to the scores of its experts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +19,7 @@ class BoostRow:
     """
 
     layer: int
-    way: str
+    way: BoostWay
     boosts: dict[int, float]
     r2: float
     realised: float

@@ -39,7 +39,7 @@ from mlxfun.steering.sources import still_there
 from mlxfun.techniques.router_bias.delta import LEAST_FACTOR, ROWS, Edit, Fold, folds, way_of
 from mlxfun.techniques.router_bias.options import AmplifyOptions, BakeOptions
 from mlxfun.techniques.router_bias.plan import BoostPlan
-from mlxfun.techniques.router_bias.reports import BoostReport, BoostRow
+from mlxfun.techniques.router_bias.reports import BoostReport, BoostRow, BoostWay
 from mlxfun.techniques.technique import Proposal
 from mlxfun.techniques.workspace import Workspace
 from mlxfun.text import option_words
@@ -335,7 +335,7 @@ def _fitted(
     return folds(carrier, need, ctx)
 
 
-def _fold_notes(ways: dict[int, str], fitted: dict[int, Fold]) -> tuple[str, ...]:
+def _fold_notes(ways: dict[int, BoostWay], fitted: dict[int, Fold]) -> tuple[str, ...]:
     if not fitted:
         kinds = " and ".join(sorted(set(ways.values())))
         return (f"held exactly, in the {kinds}",)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mlxfun import Session
 from mlxfun.calibration import combine
 from mlxfun.calibration.files import diff_files, merge_files, subtract_files
-from mlxfun.calibration.options import METRICS, CollectOptions
+from mlxfun.calibration.options import MERGE_RULES, METRICS, CollectOptions
 from mlxfun.calibration.routing_stats import SUMS, RoutingStats
 from mlxfun.data.options import DatasetOptions
 from mlxfun.errors import DatasetError, PlanError, StateError, UsageError
@@ -54,7 +54,7 @@ def test_a_merge_by_sum_is_one_long_run():
     assert merged.score("reap")[0, 0] == mean
 
 
-@pytest.mark.parametrize("by", combine.MERGES)
+@pytest.mark.parametrize("by", MERGE_RULES)
 def test_a_merge_is_the_same_in_any_order_and_grouping(by):
     runs = [(A, run(1)), (B, run(2)), (C, run(3))]
     whole = combine.merge(runs, by)

@@ -131,6 +131,15 @@ def test_a_model_type_that_names_no_architecture_is_said_to_be_unknown(
         load(model)
 
 
+def test_an_architecture_that_ends_the_program_is_an_error_in_one_sentence(model: Path) -> None:
+    """mlx-lm's olmo does where the package ai2-olmo is missing."""
+    change(model, model_type="olmo")
+    with pytest.raises(
+        ModelError, match=r"'olmo' needs a package that is not installed; .* says which"
+    ):
+        load(model)
+
+
 # -- types ------------------------------------------------------------------------------------
 
 

@@ -2,73 +2,21 @@
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
-import sys
-from collections.abc import Iterable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 from mlxfun.context import Context
 from mlxfun.data.chat import NO_REASONING, NO_TEMPLATE, NO_TOOLS
-from mlxfun.data.datasets import Line, read_lines, tokenize
+from mlxfun.data.datasets import Line, tokenize
 from mlxfun.data.hub import prepare
-from mlxfun.data.options import DatasetOptions, PrepareOptions, mixed
+from mlxfun.data.options import PrepareOptions
 from mlxfun.errors import DatasetError
 from mlxfun.evaluation.refusal_rule import is_refusal
-from mlxfun.tally import DataUse, Tally
-
-ASK = {"role": "user", "content": "What is two and two?"}
-SAY = {"role": "assistant", "content": "Four of them."}
-CALLED = {"type": "function", "function": {"name": "get", "arguments": {"city": "Paris"}}}
-TOOL = {"type": "function", "function": {"name": "get", "parameters": {"type": "object"}}}
-
-
-class Spoken:
-    """A tokenizer of one token a byte that records what the template was given."""
-
-    bos_token_id: int | None = None
-    eos_token_id: int | None = None
-
-    def __init__(self, template: str | None = "{{ messages }} {{ tools }}") -> None:
-        self.has_chat_template = template is not None
-        self.chat_template = template
-        self.given: list[dict[str, Any]] = []
-
-    def encode(self, text: str, **_: Any) -> list[int]:
-        start = [] if self.bos_token_id is None else [self.bos_token_id]
-        return start + list(text.encode())
-
-    def apply_chat_template(self, messages: list[dict[str, Any]], **options: Any) -> list[int]:
-        self.given.append(options)
-        return list("".join(f"<{m['role']}>{m['content']}" for m in messages).encode())
-
-
-def write(path: Path, *records: Any) -> Path:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return path
-
-
-def read(path: Path | str, **options: Any) -> tuple[list[Line], DataUse]:
-    tally = Tally()
-    lines = read_lines(DatasetOptions(str(path), **options), tally)
-    return lines, tally.uses()[0]
-
-
-def one(tmp_path: Path, record: Any) -> Line:
-    (line,), _ = read(write(tmp_path / "one.jsonl", record))
-    return line
-
-
-def use_of(lines: list[Line], tokenizer: Any, max_tokens: int = 512) -> DataUse:
-    tally = Tally()
-    tokenize(lines, tokenizer, max_tokens, tally=tally)
-    return tally.uses()[0]
-
+from mlxfun.tally import Tally
+from tests.mlxfun.data.reading import ASK, CALLED, SAY, TOOL, Spoken, one, read, use_of, write
 
 # --- messages --------------------------------------------------------------------------------
 
@@ -255,157 +203,6 @@ def test_a_rendered_conversation_gets_no_second_bos() -> None:
     lines = [Line("text", text, "a:1") for text in ("^user hi$", "hi", "^hi")]
     sequences = tokenize(lines, Started(), 64)  # type: ignore[arg-type]
     assert [bytes(s.tolist()) for s in sequences] == [b"^user hi$", b"^hi$", b"^hi$"]
-
-
-# --- files -----------------------------------------------------------------------------------
-
-RECORDS = [{"text": "first of them"}, {"text": "second of them"}]
-JSONL = "".join(json.dumps(record) + "\n" for record in RECORDS).encode()
-
-
-@pytest.mark.parametrize(
-    ("name", "data"),
-    [
-        ("a.jsonl", JSONL),
-        ("a.JSONL", JSONL),
-        ("a.ndjson", JSONL),
-        ("a.json", JSONL),
-        ("a.json", json.dumps(RECORDS, indent=1).encode()),
-        ("a.jsonl", json.dumps(RECORDS).encode()),
-        ("a.json", json.dumps({"data": RECORDS}).encode()),
-        ("a.jsonl.gz", gzip.compress(JSONL, mtime=0)),
-        ("a.json.GZ", gzip.compress(json.dumps(RECORDS).encode(), mtime=0)),
-        ("a.jsonl", b"\xef\xbb\xbf" + JSONL),
-        ("a.jsonl", JSONL.decode().encode("utf-16")),
-        ("a.jsonl", JSONL.replace(b"\n", b"\r\n")),
-    ],
-)
-def test_records_are_read_from_every_kind_of_file(tmp_path: Path, name: str, data: bytes) -> None:
-    (tmp_path / name).write_bytes(data)
-    lines, use = read(tmp_path / name)
-    assert [line.payload for line in lines] == ["first of them", "second of them"]
-    assert (use.read, use.blank) == (2, 0)
-
-
-@pytest.mark.parametrize(
-    ("name", "data"),
-    [
-        ("a.TXT", b"Some plain text.\n"),
-        ("a.Md", b"\xef\xbb\xbfSome plain text.\n"),
-        ("a.txt.gz", gzip.compress(b"Some plain text.\n", mtime=0)),
-        ("a.txt", "Some plain text.\n".encode("utf-16")),
-    ],
-)
-def test_texts_are_read_whatever_the_case_and_the_mark(
-    tmp_path: Path, name: str, data: bytes
-) -> None:
-    (tmp_path / name).write_bytes(data)
-    for source in (tmp_path / name, tmp_path):
-        assert [line.payload for line in read(source)[0]] == ["Some plain text.\n"]
-
-
-def test_a_broken_archive_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(JSONL, mtime=0)[:-6])
-    with pytest.raises(DatasetError, match=r"a\.jsonl\.gz is not a whole gzip file"):
-        read(tmp_path / "a.jsonl.gz")
-
-
-@pytest.mark.parametrize(
-    ("name", "package", "remedy"),
-    [
-        ("a.jsonl.zst", "zstandard", "pip install zstandard"),
-        ("a.parquet", "pyarrow", "pip install pyarrow"),
-    ],
-)
-def test_a_package_that_is_missing_is_named_with_its_remedy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, package: str, remedy: str
-) -> None:
-    monkeypatch.setitem(sys.modules, package, None)
-    (tmp_path / name).write_bytes(b"anything")
-    with pytest.raises(DatasetError, match=remedy):
-        read(tmp_path / name)
-
-
-def test_parquet_rows_are_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """pyarrow is stood in for where it is not installed: its rows are dictionaries with nulls."""
-
-    class File:
-        def __init__(self, path: Path) -> None:
-            assert path.name == "a.parquet"
-
-        def iter_batches(self, batch_size: int) -> Iterable[Any]:
-            return [self]
-
-        def to_pylist(self) -> list[dict[str, Any]]:
-            return [{"messages": None, "text": "plain"}, {"messages": [ASK, SAY], "text": None}]
-
-    package, parquet = ModuleType("pyarrow"), ModuleType("pyarrow.parquet")
-    package.ArrowException, package.parquet = RuntimeError, parquet  # type: ignore[attr-defined]
-    parquet.ParquetFile = File  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "pyarrow", package)
-    monkeypatch.setitem(sys.modules, "pyarrow.parquet", parquet)
-    (tmp_path / "a.parquet").write_bytes(b"PAR1")
-    lines, _ = read(tmp_path / "a.parquet")
-    assert [line.payload for line in lines] == ["plain", (ASK, SAY)]
-    assert lines[1].where.endswith("a.parquet[1]")
-
-
-def test_what_unpacks_to_more_than_the_bound_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("mlxfun.data.sources.DATA_BYTES", 4 << 20)
-    packed = gzip.compress(b" " * (9 << 20), mtime=0)
-    (tmp_path / "a.jsonl.gz").write_bytes(packed)
-    with pytest.raises(DatasetError, match="unpacks to more than 4 MiB"):
-        read(tmp_path / "a.jsonl.gz")
-
-
-def test_zstandard_files_are_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package is stood in for where it is not installed: reversing stands for packing."""
-
-    class Decompressor:
-        def stream_reader(self, data: bytes, read_across_frames: bool) -> io.BytesIO:
-            assert read_across_frames
-            return io.BytesIO(data[::-1])
-
-    package = ModuleType("zstandard")
-    package.ZstdDecompressor, package.ZstdError = Decompressor, RuntimeError  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "zstandard", package)
-    (tmp_path / "a.jsonl.zst").write_bytes(JSONL[::-1])
-    lines, _ = read(tmp_path / "a.jsonl.zst")
-    assert [line.payload for line in lines] == ["first of them", "second of them"]
-
-
-def test_settings_beside_sources_are_no_samples_and_said(tmp_path: Path) -> None:
-    (tmp_path / "a.py").write_text("print(1)\n")
-    (tmp_path / "package.json").write_text('{"name": "x"}')
-    lines, use = read(tmp_path)
-    assert [line.payload for line in lines] == ["print(1)\n"]
-    assert (use.read, sum(use.refused.values())) == (2, 1)
-
-
-# --- mixtures --------------------------------------------------------------------------------
-
-
-def numbered(path: Path, count: int) -> str:
-    return str(write(path, *({"text": f"{path.stem} {n}"} for n in range(count))))
-
-
-def test_several_sources_are_read_and_counted_each(tmp_path: Path) -> None:
-    a, b = numbered(tmp_path / "a.jsonl", 4), numbered(tmp_path / "b.jsonl", 3)
-    tally = Tally()
-    lines = read_lines(mixed(((a, None), (b, None))), tally)
-    assert [str(line.payload)[0] for line in lines] == list("aaaabbb")
-    assert [(u.source, u.read, u.left) for u in tally.uses()] == [(a, 4, 0), (b, 3, 0)]
-
-
-def test_weights_are_shares_and_no_line_is_used_twice(tmp_path: Path) -> None:
-    a, b = numbered(tmp_path / "a.jsonl", 90), numbered(tmp_path / "b.jsonl", 10)
-    tally = Tally()
-    lines = read_lines(mixed(((a, 2.0), (b, None))), tally)
-    assert [str(line.payload)[0] for line in lines] == ["a"] * 20 + ["b"] * 10
-    assert len({line.payload for line in lines}) == 30
-    assert [use.left for use in tally.uses()] == [70, 0]
 
 
 # --- prepare-dataset and refusals ------------------------------------------------------------

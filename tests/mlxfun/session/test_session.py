@@ -12,16 +12,15 @@ import pytest
 
 from mlxfun import Session
 from mlxfun.calibration.options import CollectOptions
-from mlxfun.context import Context
 from mlxfun.data.options import DatasetOptions
 from mlxfun.editing.options import ApplyOptions
 from mlxfun.errors import BudgetError, Cancelled, ModelError, StateError, UsageError
 from mlxfun.evaluation.evaluator import Evaluator
 from mlxfun.evaluation.options import EvaluateOptions
-from mlxfun.events import Notice, RoutingFrame, Token
+from mlxfun.events import Notice, RoutingFrame
 from mlxfun.generation.options import GenerateOptions
-from mlxfun.steering.options import SteerOptions
 from mlxfun.techniques.prune.options import PruneOptions
+from tests.mlxfun.session.recording import Recorder
 
 MIXED = CollectOptions(DatasetOptions("demo:mixed", max_samples=6, max_tokens=48))
 EVAL = EvaluateOptions((DatasetOptions("demo:eval", max_samples=4, max_tokens=48),))
@@ -39,20 +38,6 @@ def shared():
 def logits(session) -> np.ndarray:
     out = session.model(mx.array([PROMPT]))
     return np.array(out.astype(mx.float32))
-
-
-class Recorder(Context):
-    def __init__(self, stop_after: int | None = None) -> None:
-        self.events, self.left = [], stop_after
-
-    def emit(self, event) -> None:
-        self.events.append(event)
-
-    def check(self) -> None:
-        if self.left is not None:
-            if self.left == 0:
-                raise Cancelled("cancelled")
-            self.left -= 1
 
 
 def test_staging_is_seen_applied_undone_and_redone_bit_for_bit(session):
@@ -256,19 +241,6 @@ def test_statistics_of_another_model_are_refused(session, tmp_path):
         session.load_stats(path)
 
 
-def test_chat_answers_with_routing_for_each_token_and_reuses_its_cache(session):
-    ctx = Recorder()
-    first = session.chat("What is a kitchen?", GenerateOptions(max_tokens=8), ctx)
-    tokens = [e for e in ctx.events if isinstance(e, Token)]
-    assert first.generated_tokens == len(tokens)
-    assert "".join(t.text for t in tokens).strip() == first.text.strip()
-    assert tokens[0].experts.shape == (6, 2)
-    assert ((tokens[0].experts >= 0) & (tokens[0].experts < 16)).all()
-    np.testing.assert_allclose(tokens[0].weights.sum(axis=1), 1.0, rtol=1e-5)
-    second = session.chat("And a garden?", GenerateOptions(max_tokens=4))
-    assert second.cached_tokens > first.prompt_tokens
-
-
 def test_the_cache_of_one_side_is_not_used_for_the_other(session):
     session.chat("What is a kitchen?", GenerateOptions(max_tokens=4))
     session.prune(PruneOptions(n_prune=8))
@@ -276,48 +248,6 @@ def test_the_cache_of_one_side_is_not_used_for_the_other(session):
     assert (report.side, report.cached_tokens) == ("candidate", 0)
     report = session.chat("And a house?", GenerateOptions(max_tokens=4, side="base"))
     assert report.side == "base"
-
-
-def test_greedy_decoding_equals_stock_generation(session):
-    from mlx_lm import stream_generate
-
-    ctx = Recorder()
-    session.chat("Name a tool.", GenerateOptions(max_tokens=12), ctx)
-    ours = [e.token_id for e in ctx.events if isinstance(e, Token)]
-    session.taps.detach()
-    prompt = session.tokenizer.apply_chat_template(
-        [{"role": "user", "content": "Name a tool."}], add_generation_prompt=True
-    )
-    stock = [
-        r.token for r in stream_generate(session.model, session.tokenizer, prompt, max_tokens=12)
-    ]
-    session.taps.attach()
-    eos = session.tokenizer.eos_token_ids
-    assert ours == [t for t in stock if t not in eos]
-
-
-def test_steering_in_the_middle_of_an_answer_acts_on_the_next_token(session):
-    """The forward that consumes token i is routed without it, that of token i + 1 with it."""
-
-    class SteerAtTwo(Recorder):
-        def interlude(self) -> None:
-            if len(self.events) == 2:
-                session.steer(SteerOptions(activate={3: (11,)}))
-
-    ctx = SteerAtTwo()
-    session.chat("Tell me a story.", GenerateOptions(max_tokens=6), ctx)
-    tokens = [e for e in ctx.events if isinstance(e, Token) and e.experts is not None]
-    served = [11 in t.experts[3] for t in tokens]
-    assert all(served[2:])
-    assert not all(served[:2])
-
-
-def test_cancelling_an_answer_keeps_what_was_said(session):
-    report = session.chat(
-        "Tell me a story.", GenerateOptions(max_tokens=50), Recorder(stop_after=4)
-    )
-    assert report.finish_reason == "cancelled"
-    assert 0 < report.generated_tokens < 50
 
 
 def test_chat_traffic_is_counted_when_asked(session, tmp_path):

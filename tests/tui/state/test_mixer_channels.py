@@ -106,7 +106,7 @@ def test_a_reports_experts_get_no_channels_of_their_own() -> None:
     steering = SteerReport({0: (1, 7), 3: (4,)}, {0: (2,)}, maps=(PYTHON,))
     shown = mixer_channels.synced(channels, steering)
     # The third that it names it does not steer: that one is somebody else's, and shown.
-    assert [(c.path, c.on, c.way, c.layer, c.expert) for c in shown] == [
+    assert [(c.path, c.on, c.mode or c.way, c.layer, c.expert) for c in shown] == [
         ("python.json", True, "boost", 0, 0),
         ("", True, "in", 0, 7),
         ("", True, "out", 0, 2),
@@ -122,14 +122,14 @@ def test_the_mixer_follows_reports_steered_from_elsewhere() -> None:
     # Both name the same experts; only one is in force, in another way than here.
     use = replace(PYTHON, path="b.json", mode="suppress")
     shown = mixer_channels.synced(channels, SteerReport({}, {0: (1,), 3: (4,)}, maps=(use,)))
-    assert [(c.path, c.on, c.way, c.most) for c in shown] == [
+    assert [(c.path, c.on, c.mode, c.most) for c in shown] == [
         ("python.json", False, "boost", None),
         ("b.json", True, "suppress", 2),
     ]
     # A limit that limits nothing is none, and a report that nobody scanned here has a channel, too.
     safe = replace(PYTHON, path="s.json", kind="safety", mode="unsafe", most=3)
     shown = mixer_channels.synced((), SteerReport({}, {}, maps=(safe,)))
-    assert [(c.path, c.on, c.technique, c.way, c.most, c.named) for c in shown] == [
+    assert [(c.path, c.on, c.kind, c.mode, c.most, c.named) for c in shown] == [
         ("s.json", True, "safety", "unsafe", None, 3)
     ]
 
@@ -225,7 +225,7 @@ def test_two_reports_are_switched_on_by_keys() -> None:
             "steer --clear --domain-map a.json --domain-mode boost --max-experts all "
             "--domain-map b.json --domain-mode suppress --max-experts 2"
         )
-        assert [(c.on, c.way, c.most) for c in shell.app.state.mixer] == [
+        assert [(c.on, c.mode, c.most) for c in shell.app.state.mixer] == [
             (True, "boost", None),
             (True, "suppress", 2),
         ]

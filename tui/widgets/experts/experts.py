@@ -13,6 +13,7 @@ from textual.containers import Horizontal, ScrollableContainer
 from textual.widget import Widget
 from textual.widgets import Static
 
+from mlxfun.calibration.options import METRICS
 from mlxfun.calibration.reports import DiffReport
 from mlxfun.text import no_experts
 from tui import hints
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 def compared(report: DiffReport, metric: str) -> str:
     """The comparison of two files of statistics in one line."""
-    name = metric.removeprefix("A-B ")
+    name = next(known for known in METRICS if metric == f"A-B {known}")
     a, b = (Path(path).name for path in report.files)
     return (
         f"A {a} - B {b} · share of {name} · rank correlation {report.rank_correlation[name]:.2f} · "

@@ -9,15 +9,15 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.widget import Widget
-from textual.widgets import OptionList, Static
+from textual.widgets import Static
 from textual.widgets.option_list import Option
 
 from tui import hints
 from tui.keys.keymap import bindings
-from tui.messages import KeyUsed
 from tui.state.app_state import AppState
 from tui.state.mixer_channels import MOST, Channel
 from tui.text import shortened
+from tui.widgets.lists import PanelList
 from tui.widgets.panel import Panel
 
 EMPTY = (
@@ -60,9 +60,9 @@ def row(channel: Channel, width: int) -> Text:
     text.append("● " if channel.on else "○ ", Style(bold=channel.on))
     if channel.path:
         count = f"{channel.most or channel.named} of {channel.named}"
-        text.append(f"{channel.way:<9}")
+        text.append(f"{channel.mode:<9}")
         text.append(share(channel))
-        text.append(f" {count}  {channel.technique} ")
+        text.append(f" {count}  {channel.kind} ")
         text.append(shortened(channel.path, max(8, width - text.cell_len)))
     else:
         text.append(f"L{channel.layer}:E{channel.expert}".ljust(9))
@@ -74,8 +74,10 @@ def row(channel: Channel, width: int) -> Text:
     return text
 
 
-class ChannelList(OptionList, inherit_bindings=False):
+class ChannelList(PanelList, inherit_bindings=False):
     """The rows; the mixer's keys work here."""
+
+    chosen = "mix_toggle"
 
     BINDINGS: ClassVar[list[BindingType]] = [
         ("down,j", "cursor_down", "down"),
@@ -84,16 +86,6 @@ class ChannelList(OptionList, inherit_bindings=False):
         ("end", "last", "last"),
         *bindings("mixer"),
     ]
-
-    DEFAULT_CSS = """
-    ChannelList, ChannelList:focus { border: none; padding: 0; height: 1fr;
-        background: $background; background-tint: $foreground 0%; text-wrap: nowrap;
-        scrollbar-size-vertical: 1; }
-    """
-
-    def action_select(self) -> None:
-        # What a mouse click does; the key is in the keymap.
-        self.post_message(KeyUsed("mix_toggle"))
 
 
 class MixerPanel(Panel):
