@@ -25,7 +25,8 @@ OUTPUT = "{output}"
 """Stands for the value of --output in the lines of a row."""
 
 
-EAN = "--metric ean is the sum of an expert's output norms here, where mlx_fun takes their mean"
+METRICS = {"ean": "man"}
+"""mlx_fun's names of metrics that the shell has under another one: its ean is the mean norm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +165,11 @@ def parse(model: str, name: str, words: list[str], program: str) -> Asked | None
     if row.model and not chosen:
         raise click.UsageError(f"{name} needs a model: {program} MODEL {name}, or --model MODEL")
     as_json, root = found.pop("as_json"), found.pop("output_root")
-    notes = (EAN,) if found.get("opt_--metric") == "ean" else ()
+    metric = found.get("opt_--metric")
+    notes: tuple[str, ...] = ()
+    if metric in METRICS:
+        found["opt_--metric"] = METRICS[metric]
+        notes = (f"mlx_fun's metric {metric}, a mean of output norms, is {METRICS[metric]} here",)
     return Asked(chosen if row.model else "", _lines(row, found), notes, as_json, root)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mlxfun.data.options import DatasetOptions
 
-METRICS = ("freq", "weighted_freq", "reap", "ean", "reap_sum", "reap_sq")
+METRICS = ("freq", "weighted_freq", "reap", "ean", "reap_sum", "reap_sq", "man", "msan")
 
 
 @dataclass(frozen=True, slots=True)
