@@ -80,8 +80,8 @@ def _complete(call: Call, values: Params) -> None:
     "--metric",
     type=click.Choice(PRUNE_METRICS),
     help="What makes an expert worth keeping (default: reap_sum). output_error: what the layer's "
-    "output would miss. auto: per layer what held-out samples miss least. ean: a sum of norms, in "
-    "mlx_fun a mean.",
+    "output would miss. auto: per layer what held-out samples miss least. The others: see "
+    "guide calibration.",
 )
 @click.option(
     "--strategy",
@@ -107,6 +107,12 @@ def _complete(call: Call, values: Params) -> None:
     "--sequential", is_flag=True, help="Judge each layer on what the pruned ones before it put out."
 )
 @click.option("--saliency", type=NPZ, help="Go by these statistics, as after stats load.")
+@click.option(
+    "--super-experts",
+    type=click.Choice(["spare", "ignore"]),
+    help="spare: experts with outlying outputs on the text of the last collect never go (default "
+    "with --metric auto). ignore: they go like any other.",
+)
 @REFIT
 @map_options("drop them", "statistics and maps")
 def prune(call: Call) -> Report:
@@ -136,7 +142,7 @@ def prune(call: Call) -> Report:
     "--metric",
     type=click.Choice(METRICS),
     default="reap",
-    help="Saliency that picks centroids and weighs members (default: reap); ean is a sum here.",
+    help="Saliency that picks centroids and weighs members (default: reap).",
 )
 @click.option("--model-wide", is_flag=True, help="Merge the same expert numbers in every layer.")
 @click.option("--expert-list", type=LIST, help="JSON or CSV whose kept experts are the centroids.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from mlxfun.calibration.options import METRICS
 from mlxfun.data.options import ExpertSets
@@ -42,6 +43,10 @@ STRATEGIES = ("bottom", "strided")
 BUDGETS = ("equal", "global")
 
 
+SuperExperts = Literal["spare", "ignore"]
+"""What a prune does about super experts; see mlxfun.techniques.prune.super_experts."""
+
+
 @dataclass(frozen=True, slots=True)
 class PruneOptions:
     """Which experts go. n_prune counts experts per layer (indices with model_wide).
@@ -49,6 +54,7 @@ class PruneOptions:
     budget: "equal", or "global" for counts per layer that average to n_prune. sequential: each
     layer is judged on what the pruned layers before it put out. refit_experts: the experts that
     stay take over what went, by least squares. saliency: an `.npz` to load as the statistics first.
+    super_experts: None spares them with the metric auto alone.
     """
 
     n_prune: int | None = None
@@ -67,3 +73,11 @@ class PruneOptions:
     sequential: bool = False
     refit_experts: bool = False
     saliency: Path | None = None
+    super_experts: SuperExperts | None = None
+
+    @property
+    def spares_super_experts(self) -> bool:
+        """Whether experts with outlying activations never go."""
+        return self.super_experts == "spare" or (
+            self.super_experts is None and self.metric == "auto"
+        )
