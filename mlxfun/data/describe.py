@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mlxfun.context import SILENT, Context
+from mlxfun.data.broken import BrokenLines
 from mlxfun.data.datasets import (
     SHORT,
     Line,
@@ -44,18 +45,21 @@ def describe(
         first = _plain(lines[0])
     else:
         lengths, first = [], ""
+        broken = BrokenLines(tally)
         for number, line in enumerate(lines):
             if number % CHECK_EVERY == 0:
                 ctx.check()
                 ctx.progress("tokenizing", number, len(lines), "samples")
-            ids = line_ids(line, tokenizer)
-            require_known(ids, vocabulary, line.where)
-            if len(ids) < 2:
-                tally.part(line.source).refused[SHORT] += 1
-                continue
-            count_used(line, tokenizer, len(ids), options.max_tokens, tally)
-            first = first or tokenizer.decode(ids[: options.max_tokens])
-            lengths.append(len(ids))
+            with broken.counted(line.source):
+                ids = line_ids(line, tokenizer)
+                require_known(ids, vocabulary, line.where)
+                if len(ids) < 2:
+                    tally.part(line.source).refuse(SHORT, line.where)
+                    continue
+                count_used(line, tokenizer, len(ids), options.max_tokens, tally)
+                first = first or tokenizer.decode(ids[: options.max_tokens])
+                lengths.append(len(ids))
+        broken.require_few(len(lines))
     return DatasetReport(
         source=options.source,
         samples=len(lengths),

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from mlxfun.errors import DatasetError
+
 Message = dict[str, Any]
+
+
+class BrokenLine(DatasetError):
+    """A line that is not what its form demands. where: as of `Line`. reason: what is wrong with it,
+    the same for all lines that are broken in this way.
+    """
+
+    def __init__(self, where: str, what: str, detail: str = "") -> None:
+        """The message is where, what and detail; the reason is what, without numbers of parts."""
+        super().__init__(f"{where}{'' if what.startswith('is ') else ':'} {what}{detail}")
+        self.where = where
+        self.reason = re.sub(r"\[\d+\]", "[]", what).removeprefix("is ")
 
 
 @dataclass(frozen=True, slots=True)

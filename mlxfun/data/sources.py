@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxfun.data import demo
+from mlxfun.data.lines import BrokenLine
 from mlxfun.errors import DatasetError
 from mlxfun.files import DATA_BYTES, read_file
 
@@ -35,12 +36,14 @@ _BOMS = (
 class Found:
     """One value of a file. value: a JSON value, or None for a blank line.
 
-    text: the whole of a source file instead. where: "file:line", or the file alone.
+    text: the whole of a source file instead. broken: why there is neither. where: "file:line", or
+    the file alone.
     """
 
     where: str
     value: Any = None
     text: str | None = None
+    broken: BrokenLine | None = None
 
 
 def resolve(source: str) -> Path:
@@ -96,10 +99,10 @@ def _below(path: Path, wanted: tuple[str, ...]) -> list[Path]:
 
 
 def values(file: Path) -> Iterator[Found]:
-    """What a file holds, in order. Raises DatasetError naming file and line."""
+    """What a file holds, in order. Raises DatasetError for a file that cannot be read."""
     suffix = kind(file)
     if suffix in TEXT_SUFFIXES:
-        yield Found(str(file), text=decode(read(file), str(file)))
+        yield _text(read(file), str(file))
     elif suffix == ".parquet":
         yield from _parquet(file)
     else:
@@ -153,15 +156,20 @@ def _unpacked(data: bytes, file: Path) -> bytes:
 
 
 def decode(data: bytes, where: str) -> str:
-    """The text in `data`: UTF-8, or UTF-16 with a byte order mark. Raises DatasetError."""
+    """The text in `data`: UTF-8, or UTF-16 with a byte order mark. Raises BrokenLine."""
     encoding = next((name for mark, name in _BOMS if data.startswith(mark)), "utf-8")
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
-        raise DatasetError(
-            f"{where} is not UTF-8 (byte {data[error.start]:#04x} at offset {error.start}); "
-            "convert it to UTF-8"
-        ) from error
+        at = f" (byte {data[error.start]:#04x} at offset {error.start}); convert it to UTF-8"
+        raise BrokenLine(where, "is not UTF-8", at) from error
+
+
+def _text(data: bytes, where: str) -> Found:
+    try:
+        return Found(where, text=decode(data, where))
+    except BrokenLine as error:
+        return Found(where, broken=error)
 
 
 def _json(file: Path, data: bytes, suffix: str) -> Iterator[Found]:
@@ -179,7 +187,7 @@ def _json(file: Path, data: bytes, suffix: str) -> Iterator[Found]:
         lines.pop()  # the file ends with a newline, which begins no line
     for number, line in enumerate(lines, 1):
         where = f"{file}:{number}"
-        yield Found(where, _parsed(line, where) if line.strip() else None)
+        yield _parsed(line, where) if line.strip() else Found(where)
 
 
 def _document(data: bytes, suffix: str) -> list[Any] | None:
@@ -194,22 +202,23 @@ def _document(data: bytes, suffix: str) -> list[Any] | None:
     if isinstance(found, dict):
         lists = [found[k] for k in ("data", "train", "rows", "examples") if k in found]
         found = lists[0] if lists and isinstance(lists[0], list) else [found]
-    objects = found and all(isinstance(value, dict | None) for value in found)
-    return found if objects else None
+    # A list with an object in it is one of records; what else is in it are broken ones.
+    return found if any(isinstance(value, dict) for value in found) else None
 
 
-def _parsed(line: bytes, where: str) -> Any:
+def _parsed(line: bytes, where: str) -> Found:
     try:
-        return json.loads(decode(line, where))
+        return Found(where, json.loads(decode(line, where)))
+    except BrokenLine as error:
+        return Found(where, broken=error)
     except json.JSONDecodeError as error:
-        raise DatasetError(
-            f"{where}: not valid JSON ({error.msg} at column {error.colno}); "
-            "a data set holds one JSON object a line"
-        ) from error
-    except RecursionError as error:
-        raise DatasetError(f"{where}: nested too deeply to be a sample") from error
-    except ValueError as error:
-        raise DatasetError(f"{where}: a number of thousands of digits is no sample") from error
+        at = f" ({error.msg} at column {error.colno}); a data set holds one JSON object a line"
+        return Found(where, broken=BrokenLine(where, "not valid JSON", at))
+    except RecursionError:
+        return Found(where, broken=BrokenLine(where, "nested too deeply to be a sample"))
+    except ValueError:
+        what = "a number of thousands of digits is no sample"
+        return Found(where, broken=BrokenLine(where, what))
 
 
 def _parquet(file: Path) -> Iterator[Found]:

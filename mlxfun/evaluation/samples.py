@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mlxfun.context import SILENT, Context
+from mlxfun.data.broken import BrokenLines
 from mlxfun.data.datasets import Line, Tokenizer, prompt_tokens, read_lines
 from mlxfun.editing.editor import Editor
 from mlxfun.evaluation.evaluator import EvalSet
@@ -12,6 +13,7 @@ from mlxfun.evaluation.options import EvaluateOptions
 from mlxfun.evaluation.reports import Sample
 from mlxfun.generation.decoder import Decoder, advance
 from mlxfun.generation.options import GenerateOptions
+from mlxfun.tally import Tally
 
 PROMPT_TOKENS = 32
 """How much of a plain text a sample continues."""
@@ -56,7 +58,12 @@ def _prompts(
         return []
     if options.datasets:
         lines = [line for data in options.datasets for line in read_lines(data)]
-        return [_prompt(line, tokenizer) for line in lines[: options.samples]]
+        found: list[tuple[list[int], str]] = []
+        broken = BrokenLines(Tally())  # counted where the sets were read for measuring
+        for line in lines[: options.samples]:
+            with broken.counted(line.source):
+                found.append(_prompt(line, tokenizer))
+        return found
     heads = [s[:PROMPT_TOKENS].tolist() for data in sets for s in data.sequences]
     return [(head, tokenizer.decode(head)) for head in heads]
 

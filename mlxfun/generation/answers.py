@@ -15,6 +15,7 @@ import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlxfun.context import SILENT, Context
+from mlxfun.data.broken import BrokenLines
 from mlxfun.data.datasets import (
     Line,
     Message,
@@ -58,17 +59,21 @@ def read_prompts(
     """
     found, skipped = [], 0
     tally = tally if tally is not None else Tally()
-    for line in read_lines(options, tally):
-        tokens = ask(line, tokenizer)
-        require_known(tokens.tolist(), vocabulary, line.where)
-        if len(tokens) > options.max_tokens:
-            skipped += 1
-            tally.part(line.source).refused[f"longer than {options.max_tokens} tokens"] += 1
-        elif len(tokens):
-            found.append(tokens)
-            count_used(line, tokenizer, len(tokens), options.max_tokens, tally)
-        else:
-            tally.part(line.source).refused["without any token"] += 1
+    lines, broken = read_lines(options, tally), BrokenLines(tally)
+    for line in lines:
+        part = tally.part(line.source)
+        with broken.counted(line.source):
+            tokens = ask(line, tokenizer)
+            require_known(tokens.tolist(), vocabulary, line.where)
+            if len(tokens) > options.max_tokens:
+                skipped += 1
+                part.refuse(f"longer than {options.max_tokens} tokens", line.where)
+            elif len(tokens):
+                found.append(tokens)
+                count_used(line, tokenizer, len(tokens), options.max_tokens, tally)
+            else:
+                part.refuse("without any token", line.where)
+    broken.require_few(len(lines))
     if not found:
         raise DatasetError(
             f"{options.source} has no prompt of at most {options.max_tokens} tokens; raise "
