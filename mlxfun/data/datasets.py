@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxfun.data import sources
-from mlxfun.data.broken import BrokenLines
+from mlxfun.data.lines import BrokenLines
 from mlxfun.data.chat import Tokenizer, Tokens, chat_ids, prompt_tokens, remarks, text_ids
 from mlxfun.data.conversations import Unusable
 from mlxfun.data.lines import Line, Message
 from mlxfun.data.options import DatasetOptions
 from mlxfun.data.records import parse
+from mlxfun.data.rendered import as_rendered, rendered_ids
 from mlxfun.errors import DatasetError, UsageError
 from mlxfun.tally import Tally
 
@@ -45,7 +46,7 @@ class Batch:
 def read_lines(options: DatasetOptions, tally: Tally | None = None) -> list[Line]:
     """Read the whole data set, then subsample `max_samples` of it in the original order.
 
-    Blank lines, lines that cannot be used and a few broken ones (see mlxfun.data.broken) are left
+    Blank lines, lines that cannot be used and a few broken ones (see mlxfun.data.lines) are left
     out, and counted, before that. Sources with weights are cut, each to an even subsample, until
     they stand in that proportion.
 
@@ -148,7 +149,8 @@ def tokenize(
     tally = tally if tally is not None else Tally()
     sequences = []
     broken = BrokenLines(tally)
-    for line in lines:
+    for read in lines:
+        line = as_rendered(read, tokenizer)
         with broken.counted(line.source):
             ids = line_ids(line, tokenizer)
             require_known(ids, vocabulary, line.where)
@@ -167,8 +169,10 @@ def tokenize(
 
 def line_ids(line: Line, tokenizer: Tokenizer) -> list[int]:
     """The ids of a whole line, uncut. Raises BrokenLine when the template refuses it."""
+    if line.kind == "rendered":
+        return rendered_ids(line.text, tokenizer)
     if (messages := line.messages) is None:
-        return text_ids(str(line.payload), tokenizer)
+        return text_ids(line.text, tokenizer)
     return chat_ids(messages, tokenizer, line.where, line.tools, add_generation_prompt=False)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mlxfun.context import SILENT, Context
-from mlxfun.data.broken import BrokenLines
+from mlxfun.data.lines import BrokenLines
 from mlxfun.data.datasets import (
     SHORT,
     Line,
@@ -19,6 +19,7 @@ from mlxfun.data.datasets import (
     require_known,
 )
 from mlxfun.data.options import DatasetOptions
+from mlxfun.data.rendered import as_rendered
 from mlxfun.data.reports import DatasetReport, Lengths
 
 CHECK_EVERY = 64
@@ -46,7 +47,8 @@ def describe(
     else:
         lengths, first = [], ""
         broken = BrokenLines(tally)
-        for number, line in enumerate(lines):
+        for number, read in enumerate(lines):
+            line = as_rendered(read, tokenizer)
             if number % CHECK_EVERY == 0:
                 ctx.check()
                 ctx.progress("tokenizing", number, len(lines), "samples")

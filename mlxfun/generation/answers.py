@@ -15,7 +15,8 @@ import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlxfun.context import SILENT, Context
-from mlxfun.data.broken import BrokenLines
+from mlxfun.data.lines import BrokenLines
+from mlxfun.data.rendered import as_rendered, asked_ids
 from mlxfun.data.datasets import (
     Line,
     Message,
@@ -60,7 +61,8 @@ def read_prompts(
     found, skipped = [], 0
     tally = tally if tally is not None else Tally()
     lines, broken = read_lines(options, tally), BrokenLines(tally)
-    for line in lines:
+    for read in lines:
+        line = as_rendered(read, tokenizer)
         part = tally.part(line.source)
         with broken.counted(line.source):
             tokens = ask(line, tokenizer)
@@ -88,8 +90,10 @@ def ask(line: Line, tokenizer: Tokenizer) -> Tokens:
     Reasoning is switched off where the template knows how. A thinking block that the generation
     prompt opens all the same is closed, so that the answer and not its thinking comes next.
     """
-    asked = _question(line)
-    tokens = prompt_tokens(asked, tokenizer, False, line.tools, line.where)
+    if line.kind == "rendered":
+        tokens = np.asarray(asked_ids(line, tokenizer), dtype=np.int32)
+    else:
+        tokens = prompt_tokens(_question(line), tokenizer, False, line.tools, line.where)
     start, end = (getattr(tokenizer, name, None) for name in ("think_start", "think_end"))
     if start is None or end is None or not tokenizer.has_chat_template:
         return tokens
@@ -103,7 +107,7 @@ def ask(line: Line, tokenizer: Tokenizer) -> Tokens:
 def _question(line: Line) -> list[Message]:
     messages = line.messages
     if messages is None:
-        return [{"role": "user", "content": str(line.payload)}]
+        return [{"role": "user", "content": line.text}]
     first = next((i for i, m in enumerate(messages) if m["role"] == "user"), len(messages) - 1)
     return messages[: first + 1]
 

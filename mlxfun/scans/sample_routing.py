@@ -18,7 +18,8 @@ import numpy as np
 from mlxfun.calibration.collect import applied_weights
 from mlxfun.calibration.routing_stats import require_finite
 from mlxfun.context import SILENT, Context
-from mlxfun.data.broken import BrokenLines
+from mlxfun.data.lines import BrokenLines
+from mlxfun.data.rendered import as_rendered
 from mlxfun.data.datasets import (
     SHORT,
     Batch,
@@ -62,7 +63,8 @@ def samples(
     broken = BrokenLines(tally)
     if max_tokens < 2:
         raise UsageError(f"--max-tokens {max_tokens} must be at least 2")
-    for line in lines:
+    for read in lines:
+        line = as_rendered(read, tokenizer)
         with broken.counted(line.source):
             sample, length = _sample(line, tokenizer, max_tokens)
             if length < 2:
