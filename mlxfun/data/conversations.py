@@ -34,7 +34,8 @@ class Unusable(Exception):
 
 def kind_of(value: Any) -> str:
     """The JSON type of a value, with its article."""
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean",
+             bytes: "binary data"}  # fmt: skip
     if value == []:
         return "an empty list"
     return names.get(type(value), "null" if value is None else "a number")

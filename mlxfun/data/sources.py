@@ -11,7 +11,9 @@ import io
 import json
 import os
 import zlib
+from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,17 @@ from typing import Any
 from mlxfun.data import demo
 from mlxfun.data.lines import BrokenLine
 from mlxfun.errors import DatasetError
-from mlxfun.files import DATA_BYTES, read_file
+from mlxfun.files import DATA_BYTES, open_file, read_file
 
 TEXT_SUFFIXES = (".sol", ".txt", ".py", ".md")
 RECORD_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
 PACKED_SUFFIXES = (".gz", ".zst")
+
+_ROWS = 64
+"""Rows of a Parquet file that are held at once; they may have pictures in them."""
+
+_PIECE = 4096
+"""Bytes of a .zst file that are unpacked at once."""
 
 _BOMS = (
     (b"\xef\xbb\xbf", "utf-8-sig"),
@@ -149,10 +157,33 @@ def _unpacked(data: bytes, file: Path) -> bytes:
             f"{file} is compressed with Zstandard; to read it: pip install zstandard"
         ) from error
     try:
-        with zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True) as stream:
-            return _bounded(_all(stream), file)
-    except zstandard.ZstdError as error:
+        # Windows of 2 GiB are what `zstd --long=31` makes, and what large dumps are packed with.
+        unpacker = zstandard.ZstdDecompressor(max_window_size=1 << 31)
+        return _bounded(_frames(unpacker, data), file)
+    except (zstandard.ZstdError, EOFError) as error:
         raise DatasetError(f"{file} is not a whole .zst file ({error}); fetch it again") from error
+
+
+def _frames(unpacker: Any, data: bytes) -> bytes:
+    """What is in all frames, a little more than the bound at most.
+
+    In pieces, because a few bytes may unpack to many, and frame by frame, because a stream reader
+    takes the end of the data for the end of a frame that was cut off. Raises EOFError for that.
+    """
+    parts, left, frame = [], DATA_BYTES, None
+    view = memoryview(data)
+    pieces = deque(view[at : at + _PIECE] for at in range(0, len(data), _PIECE))
+    while pieces and left >= 0:
+        frame = frame or unpacker.decompressobj()
+        parts.append(frame.decompress(pieces.popleft()))
+        left -= len(parts[-1])
+        if frame.eof:
+            if frame.unused_data:
+                pieces.appendleft(frame.unused_data)
+            frame = None
+    if frame is not None and left >= 0:
+        raise EOFError("it ends within a frame")
+    return b"".join(parts)
 
 
 def decode(data: bytes, where: str) -> str:
@@ -230,10 +261,47 @@ def _parquet(file: Path) -> Iterator[Found]:
     except ImportError as error:
         raise DatasetError(f"{file} is a Parquet file; to read it: pip install pyarrow") from error
     try:
+        with open_file(file):  # a pipe would be waited for
+            pass
         number = 0
-        for batch in parquet.ParquetFile(file).iter_batches(batch_size=256):
-            for row in batch.to_pylist():
-                yield Found(f"{file}[{number}]", row)
+        for batch in parquet.ParquetFile(file).iter_batches(batch_size=_ROWS):
+            for row in _rows(batch):
+                where = f"{file}[{number}]"
+                if row is None:
+                    what = "is not UTF-8"
+                    yield Found(where, broken=BrokenLine(where, what, "; write it anew as UTF-8"))
+                else:
+                    yield Found(where, _plain(row))
                 number += 1
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DatasetError(f"{file} is not a readable Parquet file: {error}") from error
+    except (pyarrow.ArrowException, OSError, ValueError, MemoryError) as error:
+        # The last two: names of columns that are no text, sizes that are damaged.
+        said = " ".join(str(error).split())[:200]
+        raise DatasetError(
+            f"{file} is not a readable Parquet file ({said}); fetch it again"
+        ) from error
+
+
+def _rows(batch: Any) -> Iterator[dict[str, Any] | None]:
+    """The rows of a batch, None for one with text that is none."""
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:
+        for at in range(batch.num_rows):
+            try:
+                yield from batch.slice(at, 1).to_pylist()
+            except UnicodeDecodeError:
+                yield None
+
+
+def _plain(value: Any) -> Any:
+    """A value of Parquet as JSON would hold it: maps as objects, bytes that are text as text."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list):
+        if value and all(isinstance(one, tuple) for one in value):
+            return {str(key): _plain(one) for key, one in value}
+        return [_plain(one) for one in value]
+    if isinstance(value, bytes):
+        with suppress(UnicodeDecodeError):
+            return value.decode()
+    return value
