@@ -15,10 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxfun.data import sources
-from mlxfun.data.lines import BrokenLines
 from mlxfun.data.chat import Tokenizer, Tokens, chat_ids, prompt_tokens, remarks, text_ids
 from mlxfun.data.conversations import Unusable
-from mlxfun.data.lines import Line, Message
+from mlxfun.data.lines import BrokenLines, Line, Message
 from mlxfun.data.options import DatasetOptions
 from mlxfun.data.records import parse
 from mlxfun.data.rendered import as_rendered, rendered_ids

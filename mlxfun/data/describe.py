@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from mlxfun.context import SILENT, Context
-from mlxfun.data.lines import BrokenLines
 from mlxfun.data.datasets import (
     SHORT,
     Line,
@@ -18,6 +17,7 @@ from mlxfun.data.datasets import (
     read_lines,
     require_known,
 )
+from mlxfun.data.lines import BrokenLines
 from mlxfun.data.options import DatasetOptions
 from mlxfun.data.rendered import as_rendered
 from mlxfun.data.reports import DatasetReport, Lengths

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mlxfun.context import SILENT, Context
+from mlxfun.data.datasets import Line, Tokenizer, prompt_tokens, read_lines
 from mlxfun.data.lines import BrokenLines
 from mlxfun.data.rendered import as_rendered, asked_ids
-from mlxfun.data.datasets import Line, Tokenizer, prompt_tokens, read_lines
 from mlxfun.editing.editor import Editor
 from mlxfun.evaluation.evaluator import EvalSet
 from mlxfun.evaluation.options import EvaluateOptions

@@ -15,8 +15,6 @@ import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlxfun.context import SILENT, Context
-from mlxfun.data.lines import BrokenLines
-from mlxfun.data.rendered import as_rendered, asked_ids
 from mlxfun.data.datasets import (
     Line,
     Message,
@@ -27,7 +25,9 @@ from mlxfun.data.datasets import (
     read_lines,
     require_known,
 )
+from mlxfun.data.lines import BrokenLines
 from mlxfun.data.options import DatasetOptions
+from mlxfun.data.rendered import as_rendered, asked_ids
 from mlxfun.errors import DatasetError
 from mlxfun.tally import Tally
 

@@ -18,8 +18,6 @@ import numpy as np
 from mlxfun.calibration.collect import applied_weights
 from mlxfun.calibration.routing_stats import require_finite
 from mlxfun.context import SILENT, Context
-from mlxfun.data.lines import BrokenLines
-from mlxfun.data.rendered import as_rendered
 from mlxfun.data.datasets import (
     SHORT,
     Batch,
@@ -29,6 +27,8 @@ from mlxfun.data.datasets import (
     line_ids,
     prompt_tokens,
 )
+from mlxfun.data.lines import BrokenLines
+from mlxfun.data.rendered import as_rendered
 from mlxfun.errors import DatasetError, UsageError
 from mlxfun.hooks.routing import Record, Taps
 from mlxfun.model.anatomy import MoELayer

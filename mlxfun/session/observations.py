@@ -18,8 +18,8 @@ from mlxfun.calibration.reports import CollectReport, StatsReport
 from mlxfun.calibration.routing_stats import RoutingStats
 from mlxfun.checkpoint.load import Loaded
 from mlxfun.context import SILENT, Context
-from mlxfun.data.lines import BrokenLines
 from mlxfun.data.datasets import Line, Tokens, line_ids, read_lines, tokenize
+from mlxfun.data.lines import BrokenLines
 from mlxfun.data.scan_reports import Identity
 from mlxfun.data.split import split_samples
 from mlxfun.editing.earlier import present
