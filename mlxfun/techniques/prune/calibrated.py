@@ -39,7 +39,7 @@ from mlxfun.techniques.prune.constraints import Constraints
 from mlxfun.techniques.prune.delta import validate
 from mlxfun.techniques.prune.options import BUDGETS, PRUNE_METRICS, PruneOptions
 from mlxfun.techniques.prune.plan import PrunePlan
-from mlxfun.techniques.prune.super_experts import SuperExperts
+from mlxfun.techniques.prune.super_experts import Spared
 from mlxfun.techniques.refit.layerwise import (
     Candidates,
     Observed,
@@ -71,7 +71,7 @@ def plan_with_forwards(
     workspace: Workspace,
     options: PruneOptions,
     ctx: Context = SILENT,
-    spared: SuperExperts | None = None,
+    spared: Spared | None = None,
 ) -> Decided:
     """Plan and measure in one pass over the layers, or price counts for a global budget."""
     if options.budget == "global":
@@ -126,7 +126,7 @@ def _require_text(workspace: Workspace, options: PruneOptions) -> None:
 
 
 def _with_budget(
-    workspace: Workspace, options: PruneOptions, spared: SuperExperts | None, ctx: Context
+    workspace: Workspace, options: PruneOptions, spared: Spared | None, ctx: Context
 ) -> Decided:
     """Counts per layer by measured KL, in the padded form that stock loading holds."""
     resident = workspace.resident
@@ -173,13 +173,11 @@ class _Decision:
     options: PruneOptions
     constraints: Constraints
     notes: tuple[str, ...]
-    spared: SuperExperts | None = None
+    spared: Spared | None = None
     fixed: dict[int, tuple[int, ...]] | None = None
 
     @classmethod
-    def of(
-        cls, workspace: Workspace, options: PruneOptions, spared: SuperExperts | None
-    ) -> _Decision:
+    def of(cls, workspace: Workspace, options: PruneOptions, spared: Spared | None) -> _Decision:
         constraints, notes = choose.constraints_for(workspace, options, spared)
         return cls(workspace, options, constraints, notes, spared)
 

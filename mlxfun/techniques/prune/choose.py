@@ -30,7 +30,7 @@ from mlxfun.techniques.prune import selection
 from mlxfun.techniques.prune.constraints import Constraints
 from mlxfun.techniques.prune.options import PruneOptions
 from mlxfun.techniques.prune.plan import PrunePlan
-from mlxfun.techniques.prune.super_experts import SuperExperts, find
+from mlxfun.techniques.prune.super_experts import Spared, find
 from mlxfun.techniques.technique import removed_by
 from mlxfun.techniques.workspace import Workspace
 
@@ -44,7 +44,7 @@ STEERED = (
 
 
 def choose(
-    workspace: Workspace, options: PruneOptions, spared: SuperExperts | None = None
+    workspace: Workspace, options: PruneOptions, spared: Spared | None = None
 ) -> tuple[PrunePlan, Array]:
     """The plan, and which experts were protected, bool [L, E]. Changes nothing."""
     anatomy = workspace.anatomy
@@ -89,7 +89,7 @@ def require_tokens(stats: RoutingStats) -> None:
         raise StateError("the statistics hold no token at all: collect first, or load others")
 
 
-def super_experts(workspace: Workspace, options: PruneOptions, ctx: Context) -> SuperExperts | None:
+def super_experts(workspace: Workspace, options: PruneOptions, ctx: Context) -> Spared | None:
     """Those that the options spare, None where they spare none. Runs the text of the last collect
     once, after looking whether the prune is possible at all.
     """
@@ -100,7 +100,7 @@ def super_experts(workspace: Workspace, options: PruneOptions, ctx: Context) -> 
 
 
 def constraints_for(
-    workspace: Workspace, options: PruneOptions, spared: SuperExperts | None = None
+    workspace: Workspace, options: PruneOptions, spared: Spared | None = None
 ) -> tuple[Constraints, tuple[str, ...]]:
     """What a prune must respect, and sentences for the user."""
     anatomy, stats = workspace.anatomy, workspace.stats

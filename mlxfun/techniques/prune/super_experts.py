@@ -36,11 +36,10 @@ SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
-class SuperExperts:
-    """mask: bool [L, E]. threshold: what their peaks are above. note: a sentence for the user."""
+class Spared:
+    """Super experts that stay. mask: bool [L, E]. note: a sentence for the user."""
 
     mask: Mask
-    threshold: float
     note: str
 
 
@@ -64,7 +63,7 @@ def outliers(peaks: Array, alive: Mask) -> tuple[Mask, float]:
     return mask, threshold
 
 
-def find(workspace: Workspace, options: PruneOptions, ctx: Context = SILENT) -> SuperExperts | None:
+def find(workspace: Workspace, options: PruneOptions, ctx: Context = SILENT) -> Spared | None:
     """The super experts of the committed model, None where the options do not spare them.
 
     Runs the text of the last collect once. Raises StateError without any, UsageError beside an
@@ -86,7 +85,7 @@ def find(workspace: Workspace, options: PruneOptions, ctx: Context = SILENT) -> 
     with workspace.editor.live("base"), workspace.editor.unsteered():
         peaks = _peaks(workspace, ctx)
     mask, threshold = outliers(peaks, mask_of(anatomy, workspace.editor.committed))
-    return SuperExperts(mask, threshold, _note(mask, peaks, threshold, anatomy.indices))
+    return Spared(mask, _note(mask, peaks, threshold, anatomy.indices))
 
 
 def _note(mask: Mask, peaks: Array, threshold: float, layers: tuple[int, ...]) -> str:

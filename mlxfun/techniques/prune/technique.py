@@ -11,7 +11,7 @@ from mlxfun.techniques.prune import choose
 from mlxfun.techniques.prune.calibrated import Decided, needs_forward, plan_with_forwards
 from mlxfun.techniques.prune.delta import prune_delta, validate
 from mlxfun.techniques.prune.options import PruneOptions
-from mlxfun.techniques.prune.super_experts import SuperExperts
+from mlxfun.techniques.prune.super_experts import Spared
 from mlxfun.techniques.technique import Proposal
 from mlxfun.techniques.workspace import Workspace
 from mlxfun.text import option_words
@@ -51,9 +51,7 @@ class Prune:
         )
 
 
-def _by_statistics(
-    workspace: Workspace, options: PruneOptions, spared: SuperExperts | None
-) -> Decided:
+def _by_statistics(workspace: Workspace, options: PruneOptions, spared: Spared | None) -> Decided:
     plan, protected = choose.choose(workspace, options, spared)
     with workspace.editor.live("base"):
         validate(plan, workspace.resident)
