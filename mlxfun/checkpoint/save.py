@@ -24,7 +24,7 @@ from mlxfun.checkpoint.headers import INDEX, weight_files
 from mlxfun.checkpoint.load import short
 from mlxfun.checkpoint.options import SaveOptions
 from mlxfun.checkpoint.reports import SaveReport
-from mlxfun.checkpoint.requantize import Requantised, describe_quantization
+from mlxfun.checkpoint.requantize import Requantised, describe_quantization, packed_so
 from mlxfun.checkpoint.sources import Companions, companions, has_wildcards
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import BudgetError, SaveError, UsageError
@@ -74,6 +74,9 @@ class Export:
     chat_template: str | None = None
 
 
+AS_IT_IS = "the model is packed in this mode already: what was not edited is saved as it is"
+
+
 def write(export: Export, options: SaveOptions, ctx: Context = SILENT) -> SaveReport:
     """Write, check and publish a model; see the module docstring.
 
@@ -88,8 +91,9 @@ def write(export: Export, options: SaveOptions, ctx: Context = SILENT) -> SaveRe
     except (OSError, RuntimeError) as error:  # a name that no file system takes, a loop of links
         raise SaveError(f"{options.path} could not be written: {short(error)}") from error
     weights, config, logits = export.weights, export.config, export.logits
-    if options.quantize is not None:
-        packed = Requantised(weights, config, options.quantize, options.group_size)
+    as_it_is = options.quantize is not None and packed_so(config, options.mode)
+    if options.quantize is not None and not as_it_is:
+        packed = Requantised(weights, config, options.quantize, options.group_size, options.mode)
         weights, config = packed, packed.config
         logits = None if logits is None else _requantised_logits(packed)
     total = sum(weights.nbytes(name) for name in weights.names)
@@ -121,7 +125,7 @@ def write(export: Export, options: SaveOptions, ctx: Context = SILENT) -> SaveRe
         experts=export.experts,
         quantization=describe_quantization(config),
         gate=gate,
-        notices=_notices(export, found.left_out, lost),
+        notices=(*_notices(export, found.left_out, lost), *([AS_IT_IS] if as_it_is else [])),
     )
 
 
