@@ -202,3 +202,17 @@ def test_the_licence_and_what_belongs_to_it_survive_an_edit_on_an_edit(tmp_path:
     assert "license: llama3.1" in (last / "README.md").read_text().splitlines()
     assert "# base" in (last / "README.base.md").read_text()
     assert json.loads((last / "config.json").read_text())["num_experts"] == 5
+
+
+def test_a_place_that_opens_by_a_relative_path_alone_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export = export_of(tiny.write(tmp_path / "base", tiny.QWEN3))
+    (tmp_path / "my [v2] models").mkdir()
+    monkeypatch.chdir(tmp_path / "my [v2] models")
+    report = write(export, SaveOptions(Path("out")))
+    stock_load("out")
+    with pytest.raises(FileNotFoundError):
+        stock_load(str(tmp_path / "my [v2] models" / "out"))
+    assert any("load it by a relative path" in notice for notice in report.notices)
+    assert not any("relative" in n for n in write(export, SaveOptions(tmp_path / "b")).notices)
