@@ -142,5 +142,5 @@ def layer_peaks(tap: LayerTap, record: Record, mask: mx.array) -> mx.array:
         # longcat's zero experts appear as index 0 with weight 0: nothing was routed there.
         valid = valid * (record.weights.reshape(-1, k) != 0)
     values = mx.where(valid > 0, record.peaks.reshape(-1, k), 0.0)
-    # A maximum is the same in any order, unlike a sum.
-    return mx.zeros((tap.layer.num_experts,)).at[index.reshape(-1)].maximum(values.reshape(-1))
+    chosen = index.reshape(-1, 1) == mx.arange(tap.layer.num_experts)
+    return mx.max(mx.where(chosen, values.reshape(-1, 1), 0.0), axis=0)
