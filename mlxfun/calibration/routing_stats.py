@@ -139,6 +139,19 @@ class RoutingStats:
             return np.divide(score, freq, out=np.zeros_like(freq), where=freq > 0)
         return score
 
+    def ranking_score(self, metric: str) -> Array:
+        """`score`, to choose experts by. Raises StateError where it is 0 for all although tokens
+        were routed: servers that count without measuring norms write such sums.
+        """
+        score = self.score(metric)
+        if self.sums["freq"].any() and not score.any():
+            others = ", ".join(name for name in self.metrics if self.score(name).any())
+            raise StateError(
+                f"every expert scores 0 by {metric} in these statistics: what it is made of was "
+                f"not measured; choose one of {others}, or collect again"
+            )
+        return score
+
     def _made_of(self, metric: str) -> str:
         """The name of the accumulator."""
         if metric in MEANS:

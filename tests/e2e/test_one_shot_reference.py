@@ -149,3 +149,14 @@ def test_counts_of_a_server_that_measured_no_norms_are_not_pruned_by_them(
 
 def test_every_name_that_is_not_offered_is_none_of_the_table() -> None:
     assert not one_shot.ELSEWHERE.keys() & one_shot.TABLE.keys()
+
+
+def test_a_merge_by_norms_that_nobody_measured_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    freq, none = np.ones((6, 16)), np.zeros((6, 16))
+    np.savez("light.npz", freq=freq, weighted_freq_sum=freq, reap_sum=none, ean_sum=none)
+    line = "x merge --model demo --saliency light.npz --n-prune 4 --allow-stale --output o"
+    assert run(f"{line} --dataset demo:mixed --max-samples 4 --max-tokens 16") == 1
+    assert "every expert scores 0 by reap" in " ".join(capsys.readouterr().err.split())

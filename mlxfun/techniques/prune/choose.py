@@ -80,21 +80,7 @@ def scores_of(workspace: Workspace, options: PruneOptions) -> Array:
             f"{workspace.editor.state}; collect again, or use them knowingly with --allow-stale"
         )
     require_tokens(stats)
-    return scored(stats, options.metric)
-
-
-def scored(stats: RoutingStats, metric: str) -> Array:
-    """Scores [L, E]. Raises StateError where all are 0 although tokens were routed: servers that
-    count and do not measure norms write such sums, and all experts would be alike.
-    """
-    score = stats.score(metric)
-    if not score.any():
-        others = ", ".join(name for name in stats.metrics if stats.score(name).any())
-        raise StateError(
-            f"every expert scores 0 by {metric} in these statistics: what it is made of was not "
-            f"measured; choose one of {others}, or collect again"
-        )
-    return score
+    return stats.ranking_score(options.metric)
 
 
 def require_tokens(stats: RoutingStats) -> None:

@@ -126,6 +126,19 @@ def test_metrics_are_defined_as_documented():
     assert stats.metrics == METRICS
 
 
+def test_sums_that_nobody_measured_choose_nobody():
+    update = np.zeros((2, len(SUMS), 4))
+    update[:, 0], update[:, 1] = 7, 3  # counts and weights, as a server without norms has them
+    stats = RoutingStats.empty((1, 3), 4).plus(update, 1, 14)
+    assert stats.ranking_score("weighted_freq").all()
+    for metric in ("reap", "reap_sum", "ean", "man", "msan"):
+        assert not stats.score(metric).any()
+        with pytest.raises(
+            StateError, match=r"scores 0 by .*choose one of freq, weighted_freq, or"
+        ):
+            stats.ranking_score(metric)
+
+
 def test_coverage_names_the_experts_never_seen():
     stats = stats_by_hand()
     alive = np.ones((2, 4), dtype=bool)
