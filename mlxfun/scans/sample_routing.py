@@ -28,7 +28,7 @@ from mlxfun.data.datasets import (
     prompt_tokens,
 )
 from mlxfun.data.lines import BrokenLines
-from mlxfun.data.rendered import as_rendered
+from mlxfun.data.rendered import as_rendered, rendered_ids
 from mlxfun.errors import DatasetError, UsageError
 from mlxfun.hooks.routing import Record, Taps
 from mlxfun.model.anatomy import MoELayer
@@ -94,9 +94,12 @@ def _sample(line: Line, tokenizer: Tokenizer, max_tokens: int) -> tuple[Sample, 
 def _answer_start(line: Line, tokens: Array, tokenizer: Tokenizer) -> int | None:
     """Where the last turn begins: the length of what the conversation shares with its prompt."""
     messages = line.messages
-    if messages is None or len(messages) < 2:
+    if line.kind == "rendered" and line.payload[1]:
+        asked = np.asarray(rendered_ids(str(line.payload[0]), tokenizer), dtype=np.int32)
+    elif messages is None or len(messages) < 2:
         return None
-    asked = prompt_tokens(messages[:-1], tokenizer, None, line.tools, line.where)
+    else:
+        asked = prompt_tokens(messages[:-1], tokenizer, None, line.tools, line.where)
     shared = min(len(asked), len(tokens))
     differ = np.flatnonzero(asked[:shared] != tokens[:shared])
     return int(differ[0]) if len(differ) else shared

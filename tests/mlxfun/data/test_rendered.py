@@ -133,6 +133,12 @@ def test_scans_and_a_look_at_the_set_see_the_same(tmp_path: Path) -> None:
     expected = tokenizer.apply_chat_template(SAY)
     (sample,) = samples(read_lines(options), tokenizer, 512)
     assert np.asarray(sample.tokens).tolist() == expected
+    asked = tokenizer.apply_chat_template(ASK, tokenize=False, add_generation_prompt=True)
+    pair = {"prompt": asked, "completion": whole.removeprefix(asked)}
+    both = written(tmp_path / "b.jsonl", pair, {"messages": SAY})
+    one, other = samples(read_lines(both), tokenizer, 512)
+    assert one.answer == other.answer == len(tokenizer.encode(asked, add_special_tokens=False))
+    assert np.array_equal(one.tokens, other.tokens)
     assert describe(options, tokenizer, None).first == whole
 
 
