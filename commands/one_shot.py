@@ -25,7 +25,8 @@ OUTPUT = "{output}"
 """Stands for the value of --output in the lines of a row."""
 
 
-EAN = "--metric ean is the sum of an expert's output norms here, where mlx_fun takes their mean"
+METRICS = {"ean": "man"}
+"""mlx_fun's names of metrics that the shell has under another one: its ean is the mean norm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,8 @@ class OneShot:
     command}. defaults: {option of the command: value}, where mlx_fun's differ from the shell's.
     fixed: words that are always given. after: lines that follow, with OUTPUT in them. asks: the
     command is followed by a chat with --prompt and --max-tokens. model: whether one is needed.
+    also: {another name in mlx_fun: option here}. refused, noted: {option of mlx_fun that is not
+    offered, or that does nothing here: why}.
     """
 
     command: str
@@ -48,17 +51,33 @@ class OneShot:
     after: tuple[str, ...] = ()
     asks: bool = False
     model: bool = True
+    also: Mapping[str, str] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+    noted: Mapping[str, str] = field(default_factory=dict)
 
 
 _SAVED = ("apply", f"save {OUTPUT}")
 _DIRECTORY = "Directory to save the model in."
+_KV_CACHE = dict.fromkeys(
+    ("--kv-compress", "--kv-compress-bits"),
+    "there are no compressed KV caches here: leave --kv-compress and --kv-compress-bits out",
+)
 _SETS = {"--max-samples": "128", "--max-tokens": "2048"}
 
 TABLE: dict[str, OneShot] = {
     "collect": OneShot(
         "collect", "The .npz to write.", defaults=_SETS, after=(f"stats save {OUTPUT}",)
     ),
-    "prune": OneShot("prune", _DIRECTORY, defaults={"--metric": "reap"}, after=_SAVED),
+    "prune": OneShot(
+        "prune",
+        _DIRECTORY,
+        defaults={"--metric": "reap"},
+        after=_SAVED,
+        noted={
+            "--stream": "--stream is about memory in mlx_fun: here the whole model is loaded, and a "
+            "model that does not fit is refused before any work; what is saved is the same"
+        },
+    ),
     "merge": OneShot(
         "merge",
         _DIRECTORY,
@@ -72,7 +91,9 @@ TABLE: dict[str, OneShot] = {
         after=_SAVED,
     ),
     "smoke-test": OneShot(
-        "smoke-test", defaults={"--prompt": "pragma solidity ^0.8.0;", "--max-tokens": "100"}
+        "smoke-test",
+        defaults={"--prompt": "pragma solidity ^0.8.0;", "--max-tokens": "100"},
+        refused=_KV_CACHE,
     ),
     "safety-scan": OneShot(
         "safety-scan",
@@ -89,6 +110,7 @@ TABLE: dict[str, OneShot] = {
         renamed={"--mode": "--safety-mode"},
         fixed=("--ancestor-modes",),
         asks=True,
+        refused=_KV_CACHE,
     ),
     "abliterate": OneShot(
         "abliterate",
@@ -104,6 +126,16 @@ TABLE: dict[str, OneShot] = {
         defaults={"--scale": "1.0", "--dataset": "demo:mixed", "--max-samples": "64"},
         after=_SAVED,
     ),
+    "convert-nvfp4": OneShot(
+        "save",
+        arguments={"--output": "path"},
+        defaults={"--quantize": "nvfp4"},
+        also={"--hf-path": "--model", "--mlx-path": "--output"},
+        refused={
+            "--mode": "convert-nvfp4 keeps packed weights packed, so there is no --mode here: leave "
+            "it out, or unpack with mlx_lm.convert --dequantize"
+        },
+    ),
     "stats-diff": OneShot("stats diff", arguments={"--file1": "a", "--file2": "b"}, model=False),
     "stats-merge": OneShot(
         "stats merge",
@@ -115,6 +147,14 @@ TABLE: dict[str, OneShot] = {
     "stats-purge": OneShot("stats purge", arguments={"--input": "path"}, model=False),
 }
 """Every one-shot command."""
+
+ELSEWHERE = {
+    "serve": "there is no serve yet: serve a saved model with `mlx_lm.server --model DIR`; in the "
+    "shell, `stats count on` counts the routing of what you chat",
+    "ui": "there is no ui: the shell's own screen shows the experts, chats and steers, run "
+    "`mlxfun-shell MODEL`",
+}
+"""Commands of mlx_fun that are not offered, and what to use instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +182,10 @@ def named(words: Sequence[str]) -> tuple[str, str, list[str]] | None:
     >>> named(["--demo", "-c", "collect"]) is None
     True
     """
-    if words and words[0] in TABLE:
+    known = TABLE.keys() | ELSEWHERE
+    if words and words[0] in known:
         return "", words[0], list(words[1:])
-    if len(words) > 1 and words[1] in TABLE and (words[0] == "--demo" or words[0][0:1] != "-"):
+    if len(words) > 1 and words[1] in known and (words[0] == "--demo" or words[0][0:1] != "-"):
         return words[0].removeprefix("--"), words[1], list(words[2:])
     return None
 
@@ -154,7 +195,10 @@ def parse(model: str, name: str, words: list[str], program: str) -> Asked | None
 
     Raises click.UsageError with one sentence.
     """
+    if name in ELSEWHERE:
+        raise click.UsageError(ELSEWHERE[name])
     row = TABLE[name]
+    words, said = _translated(row, words)
     context_name = f"{program} {'MODEL ' if row.model else ''}{name}"
     built = _click(row, name)
     found = built.main(words, prog_name=context_name, standalone_mode=False)
@@ -164,8 +208,27 @@ def parse(model: str, name: str, words: list[str], program: str) -> Asked | None
     if row.model and not chosen:
         raise click.UsageError(f"{name} needs a model: {program} MODEL {name}, or --model MODEL")
     as_json, root = found.pop("as_json"), found.pop("output_root")
-    notes = (EAN,) if found.get("opt_--metric") == "ean" else ()
+    metric = found.get("opt_--metric")
+    notes = said
+    if metric in METRICS:
+        found["opt_--metric"] = METRICS[metric]
+        mean = f"mlx_fun's metric {metric}, a mean of output norms, is {METRICS[metric]} here"
+        notes = (*said, mean)
     return Asked(chosen if row.model else "", _lines(row, found), notes, as_json, root)
+
+
+def _translated(row: OneShot, words: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+    """(the words under the names of here, notes). Raises click.UsageError."""
+    kept, notes = [], []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name in row.refused:
+            raise click.UsageError(row.refused[name])
+        if name in row.noted:
+            notes.append(row.noted[name])
+            continue
+        kept.append(row.also.get(name, name) + equals + value)
+    return kept, tuple(notes)
 
 
 def _click(row: OneShot, name: str) -> click.Command:

@@ -144,7 +144,7 @@ def merge(call: Call) -> Report:
     "--metric",
     type=click.Choice(METRICS),
     default="reap_sum",
-    help="What to rank by. ean is a sum of norms here, in mlx_fun a mean.",
+    help="What to rank by (default: reap_sum).",
 )
 @click.option("--n-prune", type=positive, metavar="N", help="So many go per layer.")
 @click.option(

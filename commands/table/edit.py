@@ -9,8 +9,6 @@ import click
 from commands.conditions import applicable, compactable, listable, staged, with_experts
 from commands.declare import (
     Call,
-    Decorator,
-    Handler,
     Params,
     command,
     data_option,
@@ -18,7 +16,7 @@ from commands.declare import (
     dataset_options,
     positive,
 )
-from commands.table.maps import ExpertLimit, WithMaps
+from commands.table.maps import MAP, ExpertLimit, WithMaps, map_options
 from commands.types import ExpertPairs, Experts, FilePath, Levels, NewFile, Number
 from mlxfun.calibration.options import METRICS
 from mlxfun.editing.options import ApplyOptions
@@ -31,34 +29,16 @@ from mlxfun.techniques.prune.options import BUDGETS, PRUNE_METRICS, STRATEGIES, 
 from mlxfun.text import counted
 
 DATA = ("dataset", "text_key", "max_samples", "max_tokens", "seed")
-MODES = click.Choice(["protect", "target"])
 LIST = FilePath((".json", ".csv"))
-MAP = FilePath((".json",))
 NPZ = FilePath((".npz",))
 REFIT = click.option(
     "--refit-experts", is_flag=True, help="Let the experts that stay take over, by least squares."
 )
-
-
-def map_options(away: str, stale: str) -> Decorator:
-    """The options that name scan reports. away: what happens to experts that are not kept."""
-    mode_help = f"Keep its experts, or {away}."
-    options = (
-        click.option("--safety-map", type=MAP, help="safety_report.json of a safety scan."),
-        click.option("--safety-mode", type=MODES, default="protect", help=mode_help),
-        click.option("--domain-map", type=MAP, help="domain_report.json of a domain scan."),
-        click.option("--domain-mode", type=MODES, default="protect", help=mode_help),
-        click.option(
-            "--allow-stale", is_flag=True, help=f"Use {stale} made on another state of the weights."
-        ),
-    )
-
-    def add(handler: Handler) -> Handler:
-        for option in reversed(options):
-            handler = option(handler)
-        return handler
-
-    return add
+SUPER_EXPERTS = click.option(
+    "--super-experts",
+    type=click.Choice(["spare", "ignore"]),
+    help="Whether experts with outlying outputs may go (default: spared with --metric auto).",
+)
 
 
 def _complete(call: Call, values: Params) -> None:
@@ -80,8 +60,7 @@ def _complete(call: Call, values: Params) -> None:
     "--metric",
     type=click.Choice(PRUNE_METRICS),
     help="What makes an expert worth keeping (default: reap_sum). output_error: what the layer's "
-    "output would miss. auto: per layer what held-out samples miss least. ean: a sum of norms, in "
-    "mlx_fun a mean.",
+    "output would miss. auto: per layer what held-out samples miss least. Others: help calibration.",
 )
 @click.option(
     "--strategy",
@@ -107,6 +86,7 @@ def _complete(call: Call, values: Params) -> None:
     "--sequential", is_flag=True, help="Judge each layer on what the pruned ones before it put out."
 )
 @click.option("--saliency", type=NPZ, help="Go by these statistics, as after stats load.")
+@SUPER_EXPERTS
 @REFIT
 @map_options("drop them", "statistics and maps")
 def prune(call: Call) -> Report:
@@ -136,7 +116,7 @@ def prune(call: Call) -> Report:
     "--metric",
     type=click.Choice(METRICS),
     default="reap",
-    help="Saliency that picks centroids and weighs members (default: reap); ean is a sum here.",
+    help="Saliency to go by (default: reap).",
 )
 @click.option("--model-wide", is_flag=True, help="Merge the same expert numbers in every layer.")
 @click.option("--expert-list", type=LIST, help="JSON or CSV whose kept experts are the centroids.")

@@ -1,4 +1,4 @@
-"""Options for several scan reports in one command, each report with its own mode and limit.
+"""Options that name scan reports; several in one command, each with its own mode and limit.
 
     steer --domain-map python.json --domain-mode boost --max-experts 3 --domain-map law.json ...
 
@@ -14,12 +14,36 @@ from typing import Any, NamedTuple
 import click
 from click.shell_completion import CompletionItem
 
-from commands.types import Items
+from commands.declare import Decorator, Handler
+from commands.types import FilePath, Items
 from mlxfun.errors import UsageError
 from mlxfun.steering.options import STEER_MODES, ScanMap
 
+MAP = FilePath((".json",))
+KEEPING = click.Choice(["protect", "target"])
 LIMIT = "max_experts"
 NAMES = (*(f"{kind}_{what}" for kind in STEER_MODES for what in ("map", "mode")), LIMIT)
+
+
+def map_options(away: str, stale: str) -> Decorator:
+    """The options that name scan reports. away: what happens to experts that are not kept."""
+    mode_help = f"Keep its experts, or {away}."
+    options = (
+        click.option("--safety-map", type=MAP, help="safety_report.json of a safety scan."),
+        click.option("--safety-mode", type=KEEPING, default="protect", help=mode_help),
+        click.option("--domain-map", type=MAP, help="domain_report.json of a domain scan."),
+        click.option("--domain-mode", type=KEEPING, default="protect", help=mode_help),
+        click.option(
+            "--allow-stale", is_flag=True, help=f"Use {stale} made on another state of the weights."
+        ),
+    )
+
+    def add(handler: Handler) -> Handler:
+        for option in reversed(options):
+            handler = option(handler)
+        return handler
+
+    return add
 
 
 class ExpertLimit(click.ParamType[int | None]):

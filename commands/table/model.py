@@ -8,8 +8,8 @@ from commands.conditions import always
 from commands.declare import Call, command, positive
 from commands.scripts.resume import offer
 from commands.types import FilePath, Source
-from mlxfun.checkpoint.options import SaveOptions
-from mlxfun.errors import ModelError, SaveError, StateError
+from mlxfun.checkpoint.options import MODES, Mode, SaveOptions
+from mlxfun.errors import ModelError, SaveError, StateError, UsageError
 from mlxfun.report import Report, TextReport
 
 BITS = ("2", "3", "4", "5", "6", "8")  # what MLX packs
@@ -57,10 +57,15 @@ def layers(call: Call) -> Report:
 @click.argument("path", type=FilePath())
 @click.option("--force", is_flag=True, help="Replace an existing directory.")
 @click.option(
-    "--quantize", type=click.Choice(BITS), metavar="BITS", help=f"Bits: {', '.join(BITS)}."
+    "--quantize",
+    type=click.Choice((*BITS, *MODES)),
+    metavar="BITS",
+    help=f"Bits ({', '.join(BITS)}), or a mode of MLX: {', '.join(MODES)}.",
 )
 @click.option(
-    "--group-size", type=click.Choice(["32", "64", "128"]), help="With --quantize (default: 64)."
+    "--group-size",
+    type=click.Choice(["32", "64", "128"]),
+    help="With --quantize BITS (default: 64); a mode has its own.",
 )
 def save(call: Call) -> Report:
     """Write the model as a directory that stock mlx_lm.load opens, and check that it does.
@@ -69,10 +74,19 @@ def save(call: Call) -> Report:
     directory appears whole or not at all; an existing one is only replaced with --force, and only
     if it holds a model and nothing else. Of a clone, what belongs to git stays.
     """
+    how = call["quantize"]
+    mode: Mode = how if how in MODES else "affine"
+    if mode != "affine" and call["group_size"]:
+        raise UsageError(
+            f"save: {how} packs groups of {MODES[mode][1]}, leave out --group-size "
+            f"{call['group_size']}"
+        )
+    bits = MODES[mode][0] if mode in MODES else int(how) if how else None
     options = SaveOptions(
         path=call.bench.writable(call["path"]),
         force=call["force"],
-        quantize=int(call["quantize"]) if call["quantize"] else None,
+        quantize=bits,
+        mode=mode,
         group_size=int(call["group_size"] or 64),
     )
     return call.session.save(options, call.ctx)

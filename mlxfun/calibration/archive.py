@@ -55,10 +55,8 @@ class Archive:
         return DatasetError(f"{self.path}: {what}; {_REMEDY}, or collect anew")
 
     def sums(self, name: str) -> Array:
-        """Accumulated numbers from 0 on, float64 [L, E]; zeros where the file has none."""
-        found = self._data.get(name)
-        if found is None:
-            return np.zeros(self.shape)
+        """Accumulated numbers from 0 on, float64 [L, E]. Raises KeyError where there are none."""
+        found = self._data[name]
         if found.shape != self.shape:
             raise self._wrong(f"{name} is {_size(found.shape)} where freq is {_size(self.shape)}")
         if found.dtype.kind not in "fiu":

@@ -50,8 +50,11 @@ def layer_sums(layer: MoELayer, records: Sequence[Record], mask: mx.array) -> mx
             valid = valid * (weights != 0)
         contribution = norms if layer.facts.weights_inside else weights * norms
         values = mx.stack(
-            [mx.ones_like(norms), weights, norms, contribution, mx.square(contribution)]
-        )
+            [
+                mx.ones_like(norms), weights, norms, contribution, mx.square(contribution),
+                mx.square(norms),
+            ]
+        )  # fmt: skip
         values = mx.where(valid > 0, values, 0.0).reshape(len(SUMS), -1)
         one_hot = (index.reshape(-1, 1) == mx.arange(experts)).astype(mx.float32)
         total = total + values @ one_hot
@@ -83,7 +86,9 @@ def token_sums(layers: Sequence[MoELayer], experts: Array, weights: Array, norms
     chosen, weight, norm = (a[where] for a in (experts, weights, norms))
     inside = np.array([layer.facts.weights_inside for layer in layers])[rows]
     contribution = np.where(inside, norm, weight * norm)
-    values = (np.ones_like(norm), weight, norm, contribution, np.square(contribution))
+    values = (
+        np.ones_like(norm), weight, norm, contribution, np.square(contribution), np.square(norm),
+    )  # fmt: skip
     for place, value in enumerate(values):
         np.add.at(total[:, place], (rows, chosen), value)
     return total

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlxfun.calibration.options import MERGE_RULES, METRICS, MergeRule, Metric
-from mlxfun.calibration.routing_stats import MEAN_RANK, SUMS, RoutingStats
+from mlxfun.calibration.routing_stats import RANKS, SUMS, RoutingStats
 from mlxfun.errors import PlanError, StateError, UsageError
 
 if TYPE_CHECKING:
@@ -87,9 +87,9 @@ def _span(stats: RoutingStats) -> str:
 
 
 def diff(a: RoutingStats, b: RoutingStats) -> Difference:
-    """Compare two runs, metric by metric."""
+    """Compare two runs, metric by metric, those that both have."""
     share, correlation, overlap = {}, {}, {}
-    for metric in METRICS:
+    for metric in (metric for metric in a.metrics if metric in b.metrics):
         one, two = a.score(metric), b.score(metric)
         share[metric] = shares(one) - shares(two)
         correlation[metric] = _spearman(one, two)
@@ -149,13 +149,15 @@ def ranked(stats: RoutingStats, metric: Metric | None = None) -> RoutingStats:
             return stats
         # Sums of rank scores of this metric: they go on as they are, under every name.
         alone = stats.score(metric)
-        sums = dict.fromkeys((*SUMS, MEAN_RANK), alone)
+        sums = dict.fromkeys((*SUMS, *RANKS.values()), alone)
         return replace(stats, sums=sums)
     if metric is not None:
         alone = rank_scores(stats.score(metric))
-        return replace(stats, sums=dict.fromkeys((*SUMS, MEAN_RANK), alone), combined="rank")
-    sums = {name: rank_scores(stats.sums[name]) for name in SUMS}
-    sums[MEAN_RANK] = rank_scores(stats.score("reap"))
+        sums = dict.fromkeys((*SUMS, *RANKS.values()), alone)
+        return replace(stats, sums=sums, combined="rank")
+    sums = {name: rank_scores(found) for name, found in stats.sums.items()}
+    means = {name: metric for metric, name in RANKS.items() if metric in stats.metrics}
+    sums |= {name: rank_scores(stats.score(metric)) for name, metric in means.items()}
     return replace(stats, sums=sums, combined="rank")
 
 
@@ -187,7 +189,7 @@ def merge(
     states = {stats.state for stats in parts}
     same_model = len({stats.model for stats in parts}) == 1
     return RoutingStats(
-        sums={name: _added([stats.sums[name] for stats in parts]) for name in first.sums},
+        sums={name: _added([stats.sums[name] for stats in parts]) for name in _in_all(parts)},
         layer_indices=first.layer_indices,
         samples=sum(stats.samples for stats in parts),
         tokens=sum(stats.tokens for stats in parts),
@@ -199,6 +201,21 @@ def merge(
         sources=sum(stats.sources for stats in parts),
         alive=alive_in_all(parts),
     )
+
+
+def lacking(runs: Sequence[Named]) -> tuple[str, ...]:
+    """A sentence per file without a metric that others have, which what is made of all has not."""
+    known = {metric for _, stats in runs for metric in stats.metrics}
+    found = []
+    for path, stats in runs:
+        if missing := ", ".join(metric for metric in METRICS if metric in known - {*stats.metrics}):
+            found.append(f"{path} has no {missing}, so neither has what is made of it")
+    return tuple(found)
+
+
+def _in_all(runs: Sequence[RoutingStats]) -> list[str]:
+    """Names of the sums that every run has."""
+    return [name for name in runs[0].sums if all(name in stats.sums for stats in runs)]
 
 
 def alive_in_all(runs: Sequence[RoutingStats]) -> Array | None:
@@ -221,7 +238,7 @@ def subtract(whole: Named, part: Named, allow_stale: bool = False) -> RoutingSta
         if stats.combined == "rank":
             raise PlanError(f"{path} holds ranks, from which nothing can be taken away")
     sums = {}
-    for name in SUMS:
+    for name in _in_all([a, b]):
         left = a.sums[name] - b.sums[name]
         noise = ROUNDING * np.maximum(a.sums[name], b.sums[name])
         if (left < -noise).any():
@@ -238,8 +255,7 @@ def subtract(whole: Named, part: Named, allow_stale: bool = False) -> RoutingSta
                 f"{path_b} is no part of {path_a}: it has {getattr(b, what)} {what}, of "
                 f"{getattr(a, what)}"
             )
-    for name in SUMS:
-        sums[name] = np.where(sums["freq"] > 0, sums[name], 0.0)
+    sums = {name: np.where(sums["freq"] > 0, left, 0.0) for name, left in sums.items()}
     return replace(
         a,
         sums=sums,

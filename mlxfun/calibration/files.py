@@ -43,7 +43,7 @@ def diff_files(
         rank_correlation=found.rank_correlation,
         overlap=found.overlap,
         rows=_rows(one, two),
-        notices=warnings,
+        notices=(*warnings, *combine.lacking(runs)),
         layers=one.layer_indices,
         share=found.share,
         figures=numbers,
@@ -116,7 +116,7 @@ def merge_files(
     """Merge files into `output`. See mlxfun.calibration.combine for what `by` means and what is refused."""
     runs = [(path, RoutingStats.read(path)) for path in files]
     merged = combine.merge(runs, by, allow_stale, metric)
-    warnings = list(combine.require_alike(runs, allow_stale))
+    warnings = [*combine.require_alike(runs, allow_stale), *combine.lacking(runs)]
     if merged.state == combine.MIXED:
         warnings.append("the merge is of several states: prune takes it with --allow-stale only")
     if by == "rank":
@@ -129,9 +129,9 @@ def subtract_files(a: Path, b: Path, output: Path, allow_stale: bool = False) ->
     """Write A without B. Raises PlanError where B is no part of A."""
     whole, part = ((path, RoutingStats.read(path)) for path in (a, b))
     warnings = combine.require_alike((whole, part), allow_stale)
-    return _written(
-        "subtract", (a, b), combine.subtract(whole, part, allow_stale), output, warnings
-    )
+    left = combine.subtract(whole, part, allow_stale)
+    notices = (*warnings, *combine.lacking((whole, part)))
+    return _written("subtract", (a, b), left, output, notices)
 
 
 def _written(

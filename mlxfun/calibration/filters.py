@@ -11,7 +11,7 @@ import numpy as np
 from mlxfun.calibration.archive import Archive
 from mlxfun.calibration.options import Metric
 from mlxfun.calibration.reports import Extreme, Figures, PurgeReport
-from mlxfun.calibration.routing_stats import SUMS, RoutingStats
+from mlxfun.calibration.routing_stats import RoutingStats
 from mlxfun.errors import PlanError, UsageError
 
 if TYPE_CHECKING:
@@ -77,10 +77,9 @@ def purge_file(
     rare = freq < (min_freq or 0)
     unmeasured = measured < (min_count or 0)
     gone = rare | unmeasured
-    kept = replace(stats, sums={name: np.where(gone, 0.0, stats.sums[name]) for name in SUMS})
+    kept = replace(stats, sums={name: np.where(gone, 0.0, s) for name, s in stats.sums.items()})
+    loud = int((kept.score("man") > max_norm).sum()) if max_norm is not None else 0
     kept.save(output)
-    mean = np.divide(kept.sums["ean_sum"], freq, out=np.zeros_like(freq), where=freq > 0)
-    loud = int((mean > max_norm).sum()) if max_norm is not None else 0
     return PurgeReport(
         files=(str(path),),
         path=str(output),

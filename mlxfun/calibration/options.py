@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from mlxfun.data.options import DatasetOptions
 
-Metric = Literal["freq", "weighted_freq", "reap", "ean", "reap_sum", "reap_sq"]
+Metric = Literal["freq", "weighted_freq", "reap", "ean", "reap_sum", "reap_sq", "man", "msan"]
 """What experts are scored by; see mlxfun.calibration.routing_stats."""
 METRICS: tuple[Metric, ...] = get_args(Metric)
 

@@ -119,7 +119,7 @@ def rank_files(
         raise UsageError(f"stats rank compares 2 to {MOST_FILES} files, not {len(files)}")
     runs = [(path, RoutingStats.read(path)) for path in files]
     warnings = combine.require_alike(runs, options.allow_stale)
-    each = [ranks(stats.score(options.metric)) for _, stats in runs]
+    each = [ranks(stats.ranking_score(options.metric)) for _, stats in runs]
     living = _living([stats for _, stats in runs], alive)
     total, gone = choose(each, options, living)
     layers = runs[0][1].layer_indices

@@ -8,6 +8,9 @@ and f the expert's output, summed over the tokens routed to an expert:
     ean_sum            sum of ||f||_2
     reap_sum           sum of g * ||f||_2          (REAP, arXiv 2510.13999, is its mean)
     reap_sq_sum        sum of (g * ||f||_2)^2
+    ean_sq_sum         sum of ||f||_2^2
+
+Where a router's weight scales the input of an expert (llama4), ||f||_2 has the weight in it.
 """
 
 from __future__ import annotations
@@ -22,17 +25,21 @@ import numpy as np
 
 from mlxfun.calibration.archive import Archive
 from mlxfun.calibration.options import METRICS, Combined, Metric
-from mlxfun.errors import DatasetError, ModelError, PlanError, UsageError
+from mlxfun.errors import DatasetError, ModelError, PlanError, StateError, UsageError
 from mlxfun.files import Kind, writing
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
 
-SUMS = ("freq", "weighted_freq_sum", "ean_sum", "reap_sum", "reap_sq_sum")
+SUMS = ("freq", "weighted_freq_sum", "ean_sum", "reap_sum", "reap_sq_sum", "ean_sq_sum")
 """Order of the accumulators in an update [L, S, E]."""
 
+MEANS = {"reap": "reap_sum", "man": "ean_sum", "msan": "ean_sq_sum"}
+"""Metrics that are a mean over an expert's own tokens, and the sum that each is the mean of."""
+
 MEAN_RANK = "reap_rank"
-"""In statistics merged by rank: the summed rank scores of the mean (the metric reap)."""
+RANKS = {"reap": MEAN_RANK, "man": "man_rank", "msan": "msan_rank"}
+"""In statistics merged by rank: the summed rank scores of the means."""
 
 
 def _has_sums(path: Path) -> bool:
@@ -59,7 +66,7 @@ def require_finite(sums: Array) -> None:
 class RoutingStats:
     """Accumulated statistics and what they were made on.
 
-    sums: accumulator name -> float64 [L, E]. layer_indices: decoder layer of each row. model and
+    sums: accumulator name -> float64 [L, E]; one that a file lacks is absent. layer_indices: decoder layer of each row. model and
     state: checkpoint id and state of the weights ("" when a file does not say). steered: some of
     the tokens were routed under steering, in chat that was counted: a calibration runs without
     (older files may be of one that ran with it). combined: "" for a run, "sum" or "rank" for a
@@ -98,7 +105,10 @@ class RoutingStats:
         """
         wide = update.astype(np.float64)
         require_finite(wide)
-        sums = {name: self.sums[name] + wide[:, i] for i, name in enumerate(SUMS)}
+        # A sum that the statistics began without would be one of a part of their tokens.
+        sums = {
+            name: self.sums[name] + wide[:, i] for i, name in enumerate(SUMS) if name in self.sums
+        }
         return replace(
             self,
             sums=sums,
@@ -110,20 +120,48 @@ class RoutingStats:
     def score(self, metric: Metric) -> Array:
         """Scores [L, E], higher is more important; an expert that was never routed scores 0.
 
-        freq, weighted_freq, ean, reap_sum and reap_sq are sums; reap is the mean over an expert's
-        own tokens.
+        freq, weighted_freq, ean, reap_sum and reap_sq are sums; reap, man and msan (mean and mean
+        squared norm of the output without the router's weight) are means over an expert's own
+        tokens. Raises StateError where the statistics lack the sum that the metric is made of.
         """
         if metric not in METRICS:
             raise UsageError(f"unknown metric {metric!r}; choose one of {', '.join(METRICS)}")
-        if metric == "reap" and self.combined == "rank":
-            mean: Array = self.sums[MEAN_RANK]
-            return mean
-        if metric == "reap":
-            freq = self.sums["freq"]
-            return np.divide(self.sums["reap_sum"], freq, out=np.zeros_like(freq), where=freq > 0)
-        name = metric if metric in SUMS else f"{metric}_sum"
+        name = self._made_of(metric)
+        if name not in self.sums:
+            raise StateError(
+                f"the statistics have no {name}, which --metric {metric} needs: another program or "
+                "an earlier version made them; collect again, or choose one of "
+                f"{', '.join(self.metrics)}"
+            )
         score: Array = self.sums[name]
+        if metric in MEANS and self.combined != "rank":
+            freq = self.sums["freq"]
+            return np.divide(score, freq, out=np.zeros_like(freq), where=freq > 0)
         return score
+
+    def ranking_score(self, metric: Metric) -> Array:
+        """`score`, to choose experts by. Raises StateError where it is 0 for all although tokens
+        were routed: servers that count without measuring norms write such sums.
+        """
+        score = self.score(metric)
+        if self.sums["freq"].any() and not score.any():
+            others = ", ".join(name for name in self.metrics if self.score(name).any())
+            raise StateError(
+                f"every expert scores 0 by {metric} in these statistics: what it is made of was "
+                f"not measured; choose one of {others}, or collect again"
+            )
+        return score
+
+    def _made_of(self, metric: str) -> str:
+        """The name of the accumulator."""
+        if metric in MEANS:
+            return (RANKS if self.combined == "rank" else MEANS)[metric]
+        return metric if metric in SUMS else f"{metric}_sum"
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The metrics that `score` knows of these statistics."""
+        return tuple(metric for metric in METRICS if self._made_of(metric) in self.sums)
 
     def coverage(self, alive: Array) -> float:
         """Share of the live (layer, expert) pairs that were routed to at least once."""
@@ -217,10 +255,10 @@ class RoutingStats:
         combined = data.combined
         if combined == "rank" and MEAN_RANK not in data:
             raise DatasetError(f"{path} was merged by rank but lacks {MEAN_RANK}")
-        names = (*SUMS, MEAN_RANK) if combined == "rank" else SUMS
+        names = (*SUMS, *RANKS.values()) if combined == "rank" else SUMS
         layers = data.layers
         return cls(
-            sums={name: data.sums(name) for name in names},
+            sums={name: data.sums(name) for name in names if name in data},
             layer_indices=tuple(range(data.shape[0])) if layers is None else layers,
             samples=data.count("samples"),
             tokens=data.count("tokens"),

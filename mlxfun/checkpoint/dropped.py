@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mlxfun.checkpoint.headers import Header, TensorInfo
+from mlxfun.model.anatomy.facts import NESTED_CONFIGS
 from mlxfun.text import readable_bytes
 
 _TOWERS = {
@@ -60,14 +61,19 @@ MTP_COUNTS = (
     "num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers", "num_mtp_modules",
     "mtp_num_layers", "n_mtp_layers",
 )  # fmt: skip
-"""Keys of config.json, at its top or in text_config, that count multi-token-prediction layers."""
+"""Keys of config.json, at its top or nested, that count multi-token-prediction layers."""
+
+MTP_SWITCHES = ("use_mtp",)
+"""Keys that say whether there are any."""
 
 
 def without_mtp(config: dict[str, Any]) -> dict[str, Any]:
     """`config` of a model whose multi-token-prediction layers were not loaded."""
     found = {k: 0 if k in MTP_COUNTS and _is_count(v) else v for k, v in config.items()}
-    if isinstance(config.get("text_config"), dict):
-        found["text_config"] = without_mtp(config["text_config"])
+    found |= {key: False for key in MTP_SWITCHES if isinstance(config.get(key), bool)}
+    for key in NESTED_CONFIGS:
+        if isinstance(config.get(key), dict):
+            found[key] = without_mtp(config[key])
     return found
 
 

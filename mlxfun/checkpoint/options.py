@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+Mode = Literal["affine", "mxfp4", "mxfp8", "nvfp4"]
+"""How MLX packs weights."""
+
+MODES: dict[Mode, tuple[int, int]] = {"mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16)}
+"""(bits, group size) of the modes that have one of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,10 +26,13 @@ class LoadOptions:
 
 @dataclass(frozen=True, slots=True)
 class SaveOptions:
-    """Where and how to write. quantize: bits, or None to keep what was loaded."""
+    """Where and how to write. quantize: bits, or None to keep what was loaded. mode: of MLX; those
+    other than affine have one width and one group size each (see `MODES`), and group_size is then
+    not read."""
 
     path: Path
     force: bool = False
     quantize: int | None = None
+    mode: Mode = "affine"
     group_size: int = 64
     max_shard_bytes: int = 5 << 30

@@ -18,6 +18,7 @@ from mlx_lm.utils import _decode_tagged_floats, _get_classes, quantize_model
 
 from mlxfun.checkpoint.gate import Weights
 from mlxfun.checkpoint.load import short
+from mlxfun.checkpoint.options import MODES, Mode
 from mlxfun.errors import SaveError, UsageError
 from mlxfun.model.parameters import flatten
 
@@ -27,7 +28,8 @@ _SETTINGS = ("quantization", "quantization_config")
 
 
 class Requantised:
-    """Weights of `weights`, quantised to `bits` in groups of `group_size` (affine).
+    """Weights of `weights`, quantised to `bits` in groups of `group_size`; in a mode other than
+    affine, as that mode packs them.
 
     config: the configuration that goes with them.
 
@@ -36,11 +38,17 @@ class Requantised:
     """
 
     def __init__(
-        self, weights: Weights, config: dict[str, Any], bits: int, group_size: int
+        self,
+        weights: Weights,
+        config: dict[str, Any],
+        bits: int,
+        group_size: int,
+        mode: Mode = "affine",
     ) -> None:
-        if bits not in BITS:
+        bits, group_size = MODES.get(mode, (bits, group_size))
+        if mode not in MODES and bits not in BITS:
             raise UsageError(f"--quantize {bits}: choose one of {', '.join(map(str, BITS))} bits")
-        if group_size not in GROUP_SIZES:
+        if mode not in MODES and group_size not in GROUP_SIZES:
             sizes = ", ".join(map(str, GROUP_SIZES))
             raise UsageError(f"group size {group_size}: choose one of {sizes}")
         if (present := describe_quantization(config)) is not None:
@@ -50,7 +58,7 @@ class Requantised:
             )
         self._source = weights
         self._plain_config = config
-        self._bits, self._group_size = bits, group_size
+        self._bits, self._group_size, self._mode = bits, group_size, mode
         try:
             model, self.config = self.build()
         except ValueError as error:
@@ -89,9 +97,17 @@ class Requantised:
         model.load_weights([(name, self._source.tensor(name)) for name in names], strict=True)
         # quantize_model prints a line; it only builds expressions, so this lasts milliseconds.
         with contextlib.redirect_stdout(io.StringIO()):
-            quantised, config = quantize_model(model, config, self._group_size, self._bits)
+            quantised, config = quantize_model(
+                model, config, self._group_size, self._bits, self._mode
+            )
         settings = {key: config[key] for key in _SETTINGS if key in config}
         return quantised, copy.deepcopy(self._plain_config) | settings
+
+
+def packed_so(config: dict[str, Any], mode: Mode) -> bool:
+    """Whether the model is packed in `mode`, one of `MODES`, as it is."""
+    settings = config.get("quantization")
+    return mode in MODES and isinstance(settings, dict) and settings.get("mode") == mode
 
 
 def describe_quantization(config: dict[str, Any]) -> str | None:

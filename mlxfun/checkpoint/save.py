@@ -24,7 +24,7 @@ from mlxfun.checkpoint.headers import INDEX, weight_files
 from mlxfun.checkpoint.load import short
 from mlxfun.checkpoint.options import SaveOptions
 from mlxfun.checkpoint.reports import SaveReport
-from mlxfun.checkpoint.requantize import Requantised, describe_quantization
+from mlxfun.checkpoint.requantize import Requantised, describe_quantization, packed_so
 from mlxfun.checkpoint.sources import Companions, companions, has_wildcards
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import BudgetError, SaveError, UsageError
@@ -74,6 +74,13 @@ class Export:
     chat_template: str | None = None
 
 
+WILDCARDS = (
+    "mlx_lm.load finds no weights by this whole path, since a directory of it has [, * or ? in its "
+    "name: load it by a relative path, or move it"
+)
+AS_IT_IS = "the model is packed in this mode already: what was not edited is saved as it is"
+
+
 def write(export: Export, options: SaveOptions, ctx: Context = SILENT) -> SaveReport:
     """Write, check and publish a model; see the module docstring.
 
@@ -87,11 +94,7 @@ def write(export: Export, options: SaveOptions, ctx: Context = SILENT) -> SaveRe
         target, seen = _checked_target(export.source, options)
     except (OSError, RuntimeError) as error:  # a name that no file system takes, a loop of links
         raise SaveError(f"{options.path} could not be written: {short(error)}") from error
-    weights, config, logits = export.weights, export.config, export.logits
-    if options.quantize is not None:
-        packed = Requantised(weights, config, options.quantize, options.group_size)
-        weights, config = packed, packed.config
-        logits = None if logits is None else _requantised_logits(packed)
+    weights, config, logits = _as_asked(export, options)
     total = sum(weights.nbytes(name) for name in weights.names)
     with _beside(target) as temporary:
         found = _found(export)
@@ -121,8 +124,19 @@ def write(export: Export, options: SaveOptions, ctx: Context = SILENT) -> SaveRe
         experts=export.experts,
         quantization=describe_quantization(config),
         gate=gate,
-        notices=_notices(export, found.left_out, lost),
+        notices=(*_notices(export, found.left_out, lost), *_remarks(export, options, target)),
     )
+
+
+def _as_asked(
+    export: Export, options: SaveOptions
+) -> tuple[Weights, dict[str, Any], LogitsFn | None]:
+    """What is written and compared: the weights as they are, or packed."""
+    weights, config, logits = export.weights, export.config, export.logits
+    if options.quantize is None or packed_so(config, options.mode):
+        return weights, config, logits
+    packed = Requantised(weights, config, options.quantize, options.group_size, options.mode)
+    return packed, packed.config, None if logits is None else _requantised_logits(packed)
 
 
 @contextlib.contextmanager
@@ -252,6 +266,12 @@ def _notices(export: Export, left: Sequence[str], lost: Sequence[str]) -> tuple[
     if export.changed and missing:
         said.append(f"not saved, since they are in no other place: {', '.join(missing)}")
     return tuple(said)
+
+
+def _remarks(export: Export, options: SaveOptions, target: Path) -> list[str]:
+    """What users should know of how and where it was saved."""
+    as_it_is = options.quantize is not None and packed_so(export.config, options.mode)
+    return ([AS_IT_IS] if as_it_is else []) + ([WILDCARDS] if has_wildcards(target) else [])
 
 
 def _copy(files: Sequence[Path], source: Path, destination: Path) -> None:

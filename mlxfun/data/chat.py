@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxfun.data.conversations import REASONING
-from mlxfun.data.lines import Message
+from mlxfun.data.lines import BrokenLine, Message
 from mlxfun.data.templates import bounded
-from mlxfun.errors import DatasetError
 
 Tokens = NDArray[np.int32]
 
@@ -67,7 +66,7 @@ def chat_ids(
     tools: Sequence[Message] = (),
     **options: Any,
 ) -> list[int]:
-    """The ids of a conversation. Raises DatasetError where the template refuses it."""
+    """The ids of a conversation. Raises BrokenLine where the template refuses it."""
     if not tokenizer.has_chat_template:
         return tokenizer.encode("\n".join(m["content"] for m in messages))
     from jinja2 import TemplateError
@@ -83,9 +82,8 @@ def chat_ids(
     ) as error:  # fmt: skip
         text = " ".join(str(error).split()) or type(error).__name__
         text = text if len(text) <= QUOTED else f"{text[:QUOTED]}..."
-        raise DatasetError(
-            f"{where}: the model's chat template refuses this conversation: {text}"
-        ) from error
+        what = f"the model's chat template refuses this conversation: {text}"
+        raise BrokenLine(where, what) from error
     return _ids(result)
 
 

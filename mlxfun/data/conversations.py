@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from mlxfun.data.lines import Message
-from mlxfun.errors import DatasetError
+from mlxfun.data.lines import BrokenLine, Message
 
 ROLES = {
     "human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant",
@@ -35,23 +34,23 @@ class Unusable(Exception):
 
 def kind_of(value: Any) -> str:
     """The JSON type of a value, with its article."""
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean",
+             bytes: "binary data"}  # fmt: skip
     if value == []:
         return "an empty list"
     return names.get(type(value), "null" if value is None else "a number")
 
 
 def string(value: Any, key: str, where: str) -> str:
-    """`value`, which must be text that a tokenizer takes. Raises DatasetError."""
+    """`value`, which must be text that a tokenizer takes. Raises BrokenLine."""
     if not isinstance(value, str):
-        raise DatasetError(f"{where}: {key!r} must be a string, found {kind_of(value)}")
+        raise BrokenLine(where, f"{key!r} must be a string, found {kind_of(value)}")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         # JSON may escape half a surrogate pair; no tokenizer accepts that.
-        raise DatasetError(
-            f"{where}: {key!r} holds half a surrogate pair at character {error.start}"
-        ) from error
+        what = f"{key!r} holds half a surrogate pair"
+        raise BrokenLine(where, what, f" at character {error.start}") from error
     return value
 
 
@@ -67,23 +66,23 @@ def from_json_text(value: Any) -> Any:
 
 
 def conversation(value: Any, key: str, where: str) -> tuple[Message, ...]:
-    """The messages under `key`. Raises DatasetError, or Unusable for parts that are not text."""
+    """The messages under `key`. Raises BrokenLine, or Unusable for parts that are not text."""
     value = from_json_text(value)
     if isinstance(value, dict) and ("role" in value or "from" in value):
         value = [value]
     if not isinstance(value, list) or not value:
-        raise DatasetError(f"{where}: {key!r} must be a non-empty list, found {kind_of(value)}")
+        raise BrokenLine(where, f"{key!r} must be a non-empty list, found {kind_of(value)}")
     return tuple(_message(turn, f"{key}[{n}]", where) for n, turn in enumerate(value))
 
 
 def _message(turn: Any, name: str, where: str) -> Message:
     if not isinstance(turn, dict):
-        raise DatasetError(f"{where}: {name} must be an object, found {kind_of(turn)}")
+        raise BrokenLine(where, f"{name} must be an object, found {kind_of(turn)}")
     message = {k: v for k, v in turn.items() if v is not None or k in ("content", "value")}
     if "role" not in message and "from" in message:
         message = _sharegpt(message, name, where)
     if "role" not in message:
-        raise DatasetError(f"{where}: {name} needs a 'role' and a 'content'")
+        raise BrokenLine(where, f"{name} needs a 'role' and a 'content'")
     role = string(message["role"], f"{name}.role", where)
     message["role"] = ROLES.get(role.lower(), role)
     for reasoning in REASONING:
@@ -112,7 +111,7 @@ def _content(message: Message, name: str, where: str) -> None:
     content = message.get("content")
     optional = any(message.get(k) for k in ("tool_calls", "function_call", *REASONING))
     if "content" not in message and not optional:
-        raise DatasetError(f"{where}: {name} needs a 'role' and a 'content'")
+        raise BrokenLine(where, f"{name} needs a 'role' and a 'content'")
     if content is None:
         content = ""
     if isinstance(content, dict) and "type" in content:
@@ -131,7 +130,7 @@ def _joined(parts: list[Any], message: Message, name: str, where: str) -> str:
             texts.append(part)
             continue
         if not isinstance(part, dict):
-            raise DatasetError(f"{where}: {at} must be an object, found {kind_of(part)}")
+            raise BrokenLine(where, f"{at} must be an object, found {kind_of(part)}")
         type_ = part.get("type") or ("text" if "text" in part else None)
         if type_ in _TEXT_PARTS:
             texts.append(string(part.get("text"), f"{at}.text", where))
@@ -154,7 +153,7 @@ def _calls(message: Message, name: str, where: str) -> None:
         message.pop("tool_calls", None)
         return
     if not isinstance(calls, list):
-        raise DatasetError(f"{where}: {name}.tool_calls must be a list, found {kind_of(calls)}")
+        raise BrokenLine(where, f"{name}.tool_calls must be a list, found {kind_of(calls)}")
     message["tool_calls"] = [
         _call(call, f"{name}.tool_calls[{n}]", where) for n, call in enumerate(calls)
     ]
@@ -166,7 +165,7 @@ def _call(call: Any, name: str, where: str) -> Message:
         call = {"type": "function", "function": call}
     function = from_json_text(call.get("function")) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise DatasetError(f"{where}: {name} names no function; it needs function.name")
+        raise BrokenLine(where, f"{name} names no function; it needs function.name")
     arguments = function.get("arguments", function.get("parameters"))
     arguments = from_json_text(arguments)
     if arguments is None or arguments == "":

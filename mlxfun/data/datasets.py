@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from mlxfun.data import sources
 from mlxfun.data.chat import Tokenizer, Tokens, chat_ids, prompt_tokens, remarks, text_ids
 from mlxfun.data.conversations import Unusable
-from mlxfun.data.lines import Line, Message
+from mlxfun.data.lines import BrokenLines, Line, Message
 from mlxfun.data.options import DatasetOptions
 from mlxfun.data.records import parse
+from mlxfun.data.rendered import as_rendered, rendered_ids
 from mlxfun.errors import DatasetError, UsageError
 from mlxfun.tally import Tally
 
@@ -44,8 +45,9 @@ class Batch:
 def read_lines(options: DatasetOptions, tally: Tally | None = None) -> list[Line]:
     """Read the whole data set, then subsample `max_samples` of it in the original order.
 
-    Blank lines and lines that cannot be used are left out, and counted, before that. Sources with
-    weights are cut, each to an even subsample, until they stand in that proportion.
+    Blank lines, lines that cannot be used and a few broken ones (see mlxfun.data.lines) are left
+    out, and counted, before that. Sources with weights are cut, each to an even subsample, until
+    they stand in that proportion.
 
     Raises DatasetError naming file and line, UsageError for impossible numbers.
     """
@@ -70,21 +72,24 @@ def _read_source(source: str, text_key: str, tally: Tally) -> list[Line]:
     """Every usable line of one source. Raises DatasetError when there is none."""
     path, part = sources.resolve(source), tally.part(source)
     lines: list[Line] = []
+    broken = BrokenLines(tally)
     if beside := sources.left_out(path):
         part.read += beside
         part.refused[".json file beside data of other kinds: name it by itself"] += beside
     for file in sources.files(path):
         for found in sources.values(file):
             part.read += 1
-            try:
-                line = _line(found, text_key, source)
-            except Unusable as reason:
-                part.refused[str(reason)] += 1
-                continue
-            if line is None:
-                part.blank += 1
-            else:
-                lines.append(line)
+            with broken.counted(source):
+                try:
+                    line = _line(found, text_key, source)
+                except Unusable as reason:
+                    part.refuse(str(reason), found.where)
+                    continue
+                if line is None:
+                    part.blank += 1
+                else:
+                    lines.append(line)
+    broken.require_few(len(lines) + broken.count)
     if not lines:
         why = "every line of it is blank"
         if part.refused:
@@ -94,6 +99,8 @@ def _read_source(source: str, text_key: str, tally: Tally) -> list[Line]:
 
 
 def _line(found: sources.Found, text_key: str, source: str) -> Line | None:
+    if found.broken is not None:
+        raise found.broken
     if found.text is not None:
         if not found.text.strip():
             return None
@@ -133,21 +140,25 @@ def tokenize(
     newlines. Sequences under two tokens predict nothing and are left out, so
     `len(lines) - len(result)` lines were dropped.
 
-    Raises UsageError for max_tokens < 2, DatasetError when nothing is left, when a template
-    refuses, or for a token outside the model's `vocabulary` (None: not checked).
+    Raises UsageError for max_tokens < 2, DatasetError when nothing is left, when the template
+    refuses more than a few, or for a token outside the model's `vocabulary` (None: not checked).
     """
     if max_tokens < 2:
         raise UsageError(f"--max-tokens {max_tokens} must be at least 2")
     tally = tally if tally is not None else Tally()
     sequences = []
-    for line in lines:
-        ids = line_ids(line, tokenizer)
-        require_known(ids, vocabulary, line.where)
-        if len(ids) >= 2:
-            count_used(line, tokenizer, len(ids), max_tokens, tally)
-            sequences.append(np.asarray(ids[:max_tokens], dtype=np.int32))
-        else:
-            tally.part(line.source).refused[SHORT] += 1
+    broken = BrokenLines(tally)
+    for read in lines:
+        line = as_rendered(read, tokenizer)
+        with broken.counted(line.source):
+            ids = line_ids(line, tokenizer)
+            require_known(ids, vocabulary, line.where)
+            if len(ids) >= 2:
+                count_used(line, tokenizer, len(ids), max_tokens, tally)
+                sequences.append(np.asarray(ids[:max_tokens], dtype=np.int32))
+            else:
+                tally.part(line.source).refuse(SHORT, line.where)
+    broken.require_few(len(lines))
     if lines and not sequences:
         raise DatasetError(
             f"all {len(lines)} samples from {lines[0].where} on are shorter than two tokens"
@@ -156,9 +167,11 @@ def tokenize(
 
 
 def line_ids(line: Line, tokenizer: Tokenizer) -> list[int]:
-    """The ids of a whole line, uncut. Raises DatasetError when the template refuses it."""
+    """The ids of a whole line, uncut. Raises BrokenLine when the template refuses it."""
+    if line.kind == "rendered":
+        return rendered_ids(line.text, tokenizer)
     if (messages := line.messages) is None:
-        return text_ids(str(line.payload), tokenizer)
+        return text_ids(line.text, tokenizer)
     return chat_ids(messages, tokenizer, line.where, line.tools, add_generation_prompt=False)
 
 

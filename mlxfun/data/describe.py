@@ -17,7 +17,9 @@ from mlxfun.data.datasets import (
     read_lines,
     require_known,
 )
+from mlxfun.data.lines import BrokenLines
 from mlxfun.data.options import DatasetOptions
+from mlxfun.data.rendered import as_rendered
 from mlxfun.data.reports import DatasetReport, Lengths
 
 CHECK_EVERY = 64
@@ -44,18 +46,22 @@ def describe(
         first = _plain(lines[0])
     else:
         lengths, first = [], ""
-        for number, line in enumerate(lines):
+        broken = BrokenLines(tally)
+        for number, read in enumerate(lines):
+            line = as_rendered(read, tokenizer)
             if number % CHECK_EVERY == 0:
                 ctx.check()
                 ctx.progress("tokenizing", number, len(lines), "samples")
-            ids = line_ids(line, tokenizer)
-            require_known(ids, vocabulary, line.where)
-            if len(ids) < 2:
-                tally.part(line.source).refused[SHORT] += 1
-                continue
-            count_used(line, tokenizer, len(ids), options.max_tokens, tally)
-            first = first or tokenizer.decode(ids[: options.max_tokens])
-            lengths.append(len(ids))
+            with broken.counted(line.source):
+                ids = line_ids(line, tokenizer)
+                require_known(ids, vocabulary, line.where)
+                if len(ids) < 2:
+                    tally.part(line.source).refuse(SHORT, line.where)
+                    continue
+                count_used(line, tokenizer, len(ids), options.max_tokens, tally)
+                first = first or tokenizer.decode(ids[: options.max_tokens])
+                lengths.append(len(ids))
+        broken.require_few(len(lines))
     return DatasetReport(
         source=options.source,
         samples=len(lengths),

@@ -7,14 +7,13 @@ it is imported when the first record is asked for.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mlxfun.context import SILENT, Context
 from mlxfun.data.conversations import Unusable
-from mlxfun.data.lines import Line
+from mlxfun.data.lines import BrokenLine, Line
 from mlxfun.data.options import PrepareOptions
 from mlxfun.data.records import DEFAULT_TEXT_KEY, FORMS, parse
 from mlxfun.data.reports import PrepareReport
@@ -126,6 +125,7 @@ def _records(options: PrepareOptions, stream: Stream) -> Iterator[Record]:
 
 def _line(record: Record, options: PrepareOptions, part: Part) -> dict[str, Any] | None:
     """The record as the readers write it, None for one that is left out, which is counted."""
+    where = f"{options.source}[{part.read - 1}]"
     for column, wanted in options.where:
         if str(_column(record, column, options)) != wanted:
             part.refused["of another value than --where asks for"] += 1
@@ -134,14 +134,12 @@ def _line(record: Record, options: PrepareOptions, part: Part) -> dict[str, Any]
     if needed is not None or not any(key in record for key in (*FORMS, "content", "text")):
         _column(record, needed or "text", options)
     try:
-        line = _sample(record, options, f"{options.source}[{part.read - 1}]")
+        line = _sample(record, options, where)
     except Unusable as reason:
-        part.refused[str(reason)] += 1
+        part.refuse(str(reason), where)
         return None
-    except DatasetError as error:
-        # One record of many: what is wrong with it is counted, without where it stands.
-        why = str(error).partition(": ")[2] or str(error)
-        part.refused[re.sub(r"\[\d+\]", "[]", why)] += 1
+    except BrokenLine as error:
+        part.refuse(error.reason, where)
         return None
     if line is None:
         part.blank += 1

@@ -10,8 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from mlxfun.data.conversations import conversation, from_json_text, kind_of, string
-from mlxfun.data.lines import Line, Message
-from mlxfun.errors import DatasetError
+from mlxfun.data.lines import BrokenLine, Line, Message
 
 DEFAULT_TEXT_KEY = "content"
 FORMS = ("messages", "conversations", "conversation", "chosen", "prompt", "instruction")
@@ -22,11 +21,11 @@ Record = dict[str, Any]
 def parse(value: Any, text_key: str, where: str) -> Line | None:
     """The sample in a record, None if the record is blank.
 
-    Raises DatasetError naming where, and Unusable (see mlxfun.data.conversations) for one that is
+    Raises BrokenLine, and Unusable (see mlxfun.data.conversations) for one that is
     well-formed but cannot be used.
     """
     if not isinstance(value, dict):
-        raise DatasetError(f"{where}: expected a JSON object, found {kind_of(value)}")
+        raise BrokenLine(where, f"expected a JSON object, found {kind_of(value)}")
     record = {key: found for key, found in value.items() if found is not None}
     keys = _text_keys(text_key)
     line = _line(record, keys, where)
@@ -34,9 +33,8 @@ def parse(value: Any, text_key: str, where: str) -> Line | None:
         if any(key in value for key in (*FORMS, *keys)):
             return None  # the columns are there, and all of them are null
         seen = ", ".join(repr(str(key)[:40]) for key in list(value)[:20]) or "none"
-        raise DatasetError(
-            f"{where}: no text under {text_key!r} (keys seen: {seen}); choose one with --text-key"
-        )
+        what = f"no text under {text_key!r}"
+        raise BrokenLine(where, what, f" (keys seen: {seen}); choose one with --text-key")
     return None if _blank(line) else line
 
 
@@ -80,7 +78,7 @@ def _tools(record: Record, where: str) -> tuple[Message, ...]:
     if isinstance(tools, dict):
         tools = [tools]
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise DatasetError(f"{where}: 'tools' must be a list of objects, found {kind_of(tools)}")
+        raise BrokenLine(where, f"'tools' must be a list of objects, found {kind_of(tools)}")
     return tuple(tools)
 
 

@@ -11,18 +11,27 @@ import io
 import json
 import os
 import zlib
+from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mlxfun.data import demo
+from mlxfun.data.lines import BrokenLine
 from mlxfun.errors import DatasetError
-from mlxfun.files import DATA_BYTES, read_file
+from mlxfun.files import DATA_BYTES, open_file, read_file
 
 TEXT_SUFFIXES = (".sol", ".txt", ".py", ".md")
 RECORD_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
 PACKED_SUFFIXES = (".gz", ".zst")
+
+_ROWS = 64
+"""Rows of a Parquet file that are held at once; they may have pictures in them."""
+
+_PIECE = 4096
+"""Bytes of a .zst file that are unpacked at once."""
 
 _BOMS = (
     (b"\xef\xbb\xbf", "utf-8-sig"),
@@ -35,12 +44,14 @@ _BOMS = (
 class Found:
     """One value of a file. value: a JSON value, or None for a blank line.
 
-    text: the whole of a source file instead. where: "file:line", or the file alone.
+    text: the whole of a source file instead. broken: why there is neither. where: "file:line", or
+    the file alone.
     """
 
     where: str
     value: Any = None
     text: str | None = None
+    broken: BrokenLine | None = None
 
 
 def resolve(source: str) -> Path:
@@ -96,10 +107,10 @@ def _below(path: Path, wanted: tuple[str, ...]) -> list[Path]:
 
 
 def values(file: Path) -> Iterator[Found]:
-    """What a file holds, in order. Raises DatasetError naming file and line."""
+    """What a file holds, in order. Raises DatasetError for a file that cannot be read."""
     suffix = kind(file)
     if suffix in TEXT_SUFFIXES:
-        yield Found(str(file), text=decode(read(file), str(file)))
+        yield _text(read(file), str(file))
     elif suffix == ".parquet":
         yield from _parquet(file)
     else:
@@ -146,22 +157,50 @@ def _unpacked(data: bytes, file: Path) -> bytes:
             f"{file} is compressed with Zstandard; to read it: pip install zstandard"
         ) from error
     try:
-        with zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True) as stream:
-            return _bounded(_all(stream), file)
-    except zstandard.ZstdError as error:
+        # Windows of 2 GiB are what `zstd --long=31` makes, and what large dumps are packed with.
+        unpacker = zstandard.ZstdDecompressor(max_window_size=1 << 31)
+        return _bounded(_frames(unpacker, data), file)
+    except (zstandard.ZstdError, EOFError) as error:
         raise DatasetError(f"{file} is not a whole .zst file ({error}); fetch it again") from error
 
 
+def _frames(unpacker: Any, data: bytes) -> bytes:
+    """What is in all frames, a little more than the bound at most.
+
+    In pieces, because a few bytes may unpack to many, and frame by frame, because a stream reader
+    takes the end of the data for the end of a frame that was cut off. Raises EOFError for that.
+    """
+    parts, left, frame = [], DATA_BYTES, None
+    view = memoryview(data)
+    pieces = deque(view[at : at + _PIECE] for at in range(0, len(data), _PIECE))
+    while pieces and left >= 0:
+        frame = frame or unpacker.decompressobj()
+        parts.append(frame.decompress(pieces.popleft()))
+        left -= len(parts[-1])
+        if frame.eof:
+            if frame.unused_data:
+                pieces.appendleft(frame.unused_data)
+            frame = None
+    if frame is not None and left >= 0:
+        raise EOFError("it ends within a frame")
+    return b"".join(parts)
+
+
 def decode(data: bytes, where: str) -> str:
-    """The text in `data`: UTF-8, or UTF-16 with a byte order mark. Raises DatasetError."""
+    """The text in `data`: UTF-8, or UTF-16 with a byte order mark. Raises BrokenLine."""
     encoding = next((name for mark, name in _BOMS if data.startswith(mark)), "utf-8")
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
-        raise DatasetError(
-            f"{where} is not UTF-8 (byte {data[error.start]:#04x} at offset {error.start}); "
-            "convert it to UTF-8"
-        ) from error
+        at = f" (byte {data[error.start]:#04x} at offset {error.start}); convert it to UTF-8"
+        raise BrokenLine(where, "is not UTF-8", at) from error
+
+
+def _text(data: bytes, where: str) -> Found:
+    try:
+        return Found(where, text=decode(data, where))
+    except BrokenLine as error:
+        return Found(where, broken=error)
 
 
 def _json(file: Path, data: bytes, suffix: str) -> Iterator[Found]:
@@ -179,7 +218,7 @@ def _json(file: Path, data: bytes, suffix: str) -> Iterator[Found]:
         lines.pop()  # the file ends with a newline, which begins no line
     for number, line in enumerate(lines, 1):
         where = f"{file}:{number}"
-        yield Found(where, _parsed(line, where) if line.strip() else None)
+        yield _parsed(line, where) if line.strip() else Found(where)
 
 
 def _document(data: bytes, suffix: str) -> list[Any] | None:
@@ -194,22 +233,23 @@ def _document(data: bytes, suffix: str) -> list[Any] | None:
     if isinstance(found, dict):
         lists = [found[k] for k in ("data", "train", "rows", "examples") if k in found]
         found = lists[0] if lists and isinstance(lists[0], list) else [found]
-    objects = found and all(isinstance(value, dict | None) for value in found)
-    return found if objects else None
+    # A list with an object in it is one of records; what else is in it are broken ones.
+    return found if any(isinstance(value, dict) for value in found) else None
 
 
-def _parsed(line: bytes, where: str) -> Any:
+def _parsed(line: bytes, where: str) -> Found:
     try:
-        return json.loads(decode(line, where))
+        return Found(where, json.loads(decode(line, where)))
+    except BrokenLine as error:
+        return Found(where, broken=error)
     except json.JSONDecodeError as error:
-        raise DatasetError(
-            f"{where}: not valid JSON ({error.msg} at column {error.colno}); "
-            "a data set holds one JSON object a line"
-        ) from error
-    except RecursionError as error:
-        raise DatasetError(f"{where}: nested too deeply to be a sample") from error
-    except ValueError as error:
-        raise DatasetError(f"{where}: a number of thousands of digits is no sample") from error
+        at = f" ({error.msg} at column {error.colno}); a data set holds one JSON object a line"
+        return Found(where, broken=BrokenLine(where, "not valid JSON", at))
+    except RecursionError:
+        return Found(where, broken=BrokenLine(where, "nested too deeply to be a sample"))
+    except ValueError:
+        what = "a number of thousands of digits is no sample"
+        return Found(where, broken=BrokenLine(where, what))
 
 
 def _parquet(file: Path) -> Iterator[Found]:
@@ -221,10 +261,47 @@ def _parquet(file: Path) -> Iterator[Found]:
     except ImportError as error:
         raise DatasetError(f"{file} is a Parquet file; to read it: pip install pyarrow") from error
     try:
+        with open_file(file):  # a pipe would be waited for
+            pass
         number = 0
-        for batch in parquet.ParquetFile(file).iter_batches(batch_size=256):
-            for row in batch.to_pylist():
-                yield Found(f"{file}[{number}]", row)
+        for batch in parquet.ParquetFile(file).iter_batches(batch_size=_ROWS):
+            for row in _rows(batch):
+                where = f"{file}[{number}]"
+                if row is None:
+                    what = "is not UTF-8"
+                    yield Found(where, broken=BrokenLine(where, what, "; write it anew as UTF-8"))
+                else:
+                    yield Found(where, _plain(row))
                 number += 1
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DatasetError(f"{file} is not a readable Parquet file: {error}") from error
+    except (pyarrow.ArrowException, OSError, ValueError, MemoryError) as error:
+        # The last two: names of columns that are no text, sizes that are damaged.
+        said = " ".join(str(error).split())[:200]
+        raise DatasetError(
+            f"{file} is not a readable Parquet file ({said}); fetch it again"
+        ) from error
+
+
+def _rows(batch: Any) -> Iterator[dict[str, Any] | None]:
+    """The rows of a batch, None for one with text that is none."""
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:
+        for at in range(batch.num_rows):
+            try:
+                yield from batch.slice(at, 1).to_pylist()
+            except UnicodeDecodeError:
+                yield None
+
+
+def _plain(value: Any) -> Any:
+    """A value of Parquet as JSON would hold it: maps as objects, bytes that are text as text."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list):
+        if value and all(isinstance(one, tuple) for one in value):
+            return {str(key): _plain(one) for key, one in value}
+        return [_plain(one) for one in value]
+    if isinstance(value, bytes):
+        with suppress(UnicodeDecodeError):
+            return value.decode()
+    return value

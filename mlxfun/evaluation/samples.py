@@ -6,12 +6,15 @@ from collections.abc import Sequence
 
 from mlxfun.context import SILENT, Context
 from mlxfun.data.datasets import Line, Tokenizer, prompt_tokens, read_lines
+from mlxfun.data.lines import BrokenLines
+from mlxfun.data.rendered import as_rendered, asked_ids
 from mlxfun.editing.editor import Editor
 from mlxfun.evaluation.evaluator import EvalSet
 from mlxfun.evaluation.options import EvaluateOptions
 from mlxfun.evaluation.reports import Sample
 from mlxfun.generation.decoder import Decoder, advance
 from mlxfun.generation.options import GenerateOptions
+from mlxfun.tally import Tally
 
 PROMPT_TOKENS = 32
 """How much of a plain text a sample continues."""
@@ -56,16 +59,23 @@ def _prompts(
         return []
     if options.datasets:
         lines = [line for data in options.datasets for line in read_lines(data)]
-        return [_prompt(line, tokenizer) for line in lines[: options.samples]]
+        found: list[tuple[list[int], str]] = []
+        broken = BrokenLines(Tally())  # counted where the sets were read for measuring
+        for line in lines[: options.samples]:
+            with broken.counted(line.source):
+                found.append(_prompt(as_rendered(line, tokenizer), tokenizer))
+        return found
     heads = [s[:PROMPT_TOKENS].tolist() for data in sets for s in data.sequences]
     return [(head, tokenizer.decode(head)) for head in heads]
 
 
 def _prompt(line: Line, tokenizer: Tokenizer) -> tuple[list[int], str]:
     """A chat line up to its first user turn, or the beginning of a text."""
+    if line.kind == "rendered":
+        return asked_ids(line, tokenizer), str(line.payload[0])
     messages = line.messages
     if messages is None:
-        head = tokenizer.encode(str(line.payload))[:PROMPT_TOKENS]
+        head = tokenizer.encode(line.text)[:PROMPT_TOKENS]
         return list(head), tokenizer.decode(head)
     first = next((i for i, m in enumerate(messages) if m["role"] == "user"), 0)
     asked = messages[: first + 1]

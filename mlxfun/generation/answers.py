@@ -28,7 +28,9 @@ from mlxfun.data.datasets import (
     read_lines,
     require_known,
 )
+from mlxfun.data.lines import BrokenLines
 from mlxfun.data.options import DatasetOptions
+from mlxfun.data.rendered import as_rendered, asked_ids
 from mlxfun.errors import DatasetError
 from mlxfun.tally import Tally
 
@@ -64,17 +66,22 @@ def read_prompts(
     """
     found, skipped = [], 0
     tally = tally if tally is not None else Tally()
-    for line in read_lines(options, tally):
-        tokens = ask(line, tokenizer)
-        require_known(tokens.tolist(), vocabulary, line.where)
-        if len(tokens) > options.max_tokens:
-            skipped += 1
-            tally.part(line.source).refused[f"longer than {options.max_tokens} tokens"] += 1
-        elif len(tokens):
-            found.append(tokens)
-            count_used(line, tokenizer, len(tokens), options.max_tokens, tally)
-        else:
-            tally.part(line.source).refused["without any token"] += 1
+    lines, broken = read_lines(options, tally), BrokenLines(tally)
+    for read in lines:
+        line = as_rendered(read, tokenizer)
+        part = tally.part(line.source)
+        with broken.counted(line.source):
+            tokens = ask(line, tokenizer)
+            require_known(tokens.tolist(), vocabulary, line.where)
+            if len(tokens) > options.max_tokens:
+                skipped += 1
+                part.refuse(f"longer than {options.max_tokens} tokens", line.where)
+            elif len(tokens):
+                found.append(tokens)
+                count_used(line, tokenizer, len(tokens), options.max_tokens, tally)
+            else:
+                part.refuse("without any token", line.where)
+    broken.require_few(len(lines))
     if not found:
         raise DatasetError(
             f"{options.source} has no prompt of at most {options.max_tokens} tokens; raise "
@@ -89,8 +96,10 @@ def ask(line: Line, tokenizer: Tokenizer) -> Tokens:
     Reasoning is switched off where the template knows how. A thinking block that the generation
     prompt opens all the same is closed, so that the answer and not its thinking comes next.
     """
-    asked = _question(line)
-    tokens = prompt_tokens(asked, tokenizer, False, line.tools, line.where)
+    if line.kind == "rendered":
+        tokens = np.asarray(asked_ids(line, tokenizer), dtype=np.int32)
+    else:
+        tokens = prompt_tokens(_question(line), tokenizer, False, line.tools, line.where)
     start, end = (getattr(tokenizer, name, None) for name in ("think_start", "think_end"))
     if start is None or end is None or not tokenizer.has_chat_template:
         return tokens
@@ -104,7 +113,7 @@ def ask(line: Line, tokenizer: Tokenizer) -> Tokens:
 def _question(line: Line) -> list[Message]:
     messages = line.messages
     if messages is None:
-        return [{"role": "user", "content": str(line.payload)}]
+        return [{"role": "user", "content": line.text}]
     first = next((i for i, m in enumerate(messages) if m["role"] == "user"), len(messages) - 1)
     return messages[: first + 1]
 

@@ -16,6 +16,8 @@ exception that a client asks for: `Taps.reducing` schedules a layer's small sums
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,7 +30,7 @@ from mlxfun.errors import HookError
 from mlxfun.hooks.intercept import Hooks
 from mlxfun.hooks.pace import Pace
 from mlxfun.hooks.routers import GateWeight, list_block, product_class
-from mlxfun.hooks.step_routing import Stepping, output_norms, require_all
+from mlxfun.hooks.step_routing import Stepping, output_norms, output_peaks, require_all
 from mlxfun.model.anatomy import MoELayer, MoEMap
 from mlxfun.model.live_experts import LiveExperts
 
@@ -40,13 +42,15 @@ class Record:
     """One forward through one MoE layer, lazy.
 
     indices: [..., K] experts in checkpoint numbers. weights: [..., K] as applied. norms: [..., K]
-    float32, the L2 norm of each selected expert's output. logits: [..., R] before steering.
+    float32, the L2 norm of each selected expert's output; peaks: [..., K] float32, the largest
+    absolute value in it. logits: [..., R] before steering.
     inputs: [..., D] what the experts were given. router_inputs: [..., D] what the logits are of.
     """
 
     indices: mx.array
     weights: mx.array | None = None
     norms: mx.array | None = None
+    peaks: mx.array | None = None
     logits: mx.array | None = None
     inputs: mx.array | None = None
     router_inputs: mx.array | None = None
@@ -54,7 +58,7 @@ class Record:
     def arrays(self) -> list[mx.array]:
         """What must be evaluated with the forward."""
         seen = (self.inputs, self.router_inputs)
-        held = (self.indices, self.weights, self.norms, self.logits, *seen)
+        held = (self.indices, self.weights, self.norms, self.peaks, self.logits, *seen)
         return [a for a in held if a is not None]
 
 
@@ -65,6 +69,7 @@ class Wanted:
     norms: bool = True
     logits: bool = False
     inputs: bool = False
+    peaks: bool = False
 
 
 class Client(Protocol):
@@ -114,6 +119,7 @@ class LayerTap:
             any(w.norms for w in wanted),
             any(w.logits for w in wanted),
             any(w.inputs for w in wanted),
+            any(w.peaks for w in wanted),
         )
 
     @property
@@ -149,6 +155,8 @@ class LayerTap:
             record.inputs, record.router_inputs = x, self._router_inputs
         if self._wanted.norms:
             record.norms = output_norms(y)
+        if self._wanted.peaks:
+            record.peaks = output_peaks(y)
         if self._wanted.logits:
             record.logits = self._logits
         for client in self.clients:
@@ -213,6 +221,7 @@ class Recording:
 
 
 Reduce = Callable[["LayerTap", Record], mx.array]
+Join = Callable[[mx.array, mx.array], mx.array]
 
 
 @dataclass(slots=True)
@@ -222,6 +231,7 @@ class Reduction:
     wanted: Wanted
     positions: tuple[int, ...]
     reduce: Reduce
+    join: Join = operator.add
     _arrays: dict[int, list[mx.array]] = field(default_factory=dict)
     _pace: Pace = field(default_factory=Pace)
 
@@ -234,14 +244,14 @@ class Reduction:
         self._arrays.setdefault(tap.layer.position, []).append(reduced)
 
     def drain(self) -> list[mx.array]:
-        """The reduced arrays since the last drain, [L], the sum over forwards of each layer.
+        """The reduced arrays since the last drain, [L], those of several forwards joined.
 
         Raises HookError for a layer whose weights no forward showed.
         """
         arrays, self._arrays = self._arrays, {}
         self._pace.end()
         require_all(self.positions, arrays)
-        return [sum(arrays[position][1:], arrays[position][0]) for position in self.positions]
+        return [functools.reduce(self.join, arrays[position]) for position in self.positions]
 
 
 class Taps:
@@ -274,25 +284,30 @@ class Taps:
         norms: bool = True,
         logits: bool = False,
         inputs: bool = False,
+        peaks: bool = False,
         positions: Sequence[int] | None = None,
     ) -> Iterator[Recording]:
         """Record every forward inside the block; read with `drain` after each one.
 
         positions: only these MoE layers, all by default. Recordings nest: each has its own records.
         """
-        wanted = Wanted(norms, logits, inputs)
+        wanted = Wanted(norms, logits, inputs, peaks)
         recording = Recording(wanted, self._positions(positions))
         with self._telling(recording, recording.positions):
             yield recording
 
     @contextmanager
-    def reducing(self, reduce: Reduce, *, norms: bool = True) -> Iterator[Reduction]:
+    def reducing(
+        self, reduce: Reduce, *, norms: bool = True, peaks: bool = False, join: Join = operator.add
+    ) -> Iterator[Reduction]:
         """Reduce each layer's record to a small array and schedule that as it arises.
 
         For forwards over many tokens: see Reduction. Not for decoding, where the schedule would
-        stall the pipeline. reduce: (tap, record) -> array, without evaluating anything.
+        stall the pipeline. reduce: (tap, record) -> array, without evaluating anything. join: of
+        two forwards' arrays of one layer.
         """
-        reduction = Reduction(Wanted(norms), self._positions(None), reduce)
+        wanted = Wanted(norms, peaks=peaks)
+        reduction = Reduction(wanted, self._positions(None), reduce, join)
         with self._telling(reduction, reduction.positions):
             yield reduction
 

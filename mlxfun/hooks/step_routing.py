@@ -29,6 +29,12 @@ def _norms(y: mx.array) -> mx.array:
     return mx.sqrt(mx.sum(mx.square(y.astype(mx.float32)), axis=-1))
 
 
+def output_peaks(y: mx.array) -> mx.array:
+    """The largest absolute value [..., K] in expert outputs y [..., K, D], in float32."""
+    # Two reductions and no array of absolute values, which would be as large as y.
+    return mx.maximum(mx.max(y, axis=-1), -mx.min(y, axis=-1)).astype(mx.float32)
+
+
 _fused_norms = mx.compile(_norms, shapeless=True)
 
 

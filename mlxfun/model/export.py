@@ -121,6 +121,9 @@ class ExportView:
         live = len(self._resident.layers[0].live)
         if live != self._anatomy.num_experts:
             config = self._anatomy.with_count(config, live)
+            for key in ("quantization", "quantization_config"):
+                if isinstance(config.get(key), dict):
+                    config[key] = self._renumbered(config[key])
         before, after = self._resident.checkpoint_widths[0], self._resident.expert_widths[0]
         if before != after and before is not None and after is not None:
             keys = width_keys(config, self._anatomy, before)
@@ -135,6 +138,22 @@ class ExportView:
                 if module is not None:
                     return unpacked_shape(module)[-1]
         return None
+
+    def _renumbered(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Settings by module path, with the paths that listed experts are saved under."""
+        lists = {layer.experts: layer for layer in self._anatomy.layers if layer.experts_list}
+        found = {}
+        for path, value in settings.items():
+            owner = next((e for e in lists if path.startswith(f"{e}.")), None)
+            if owner is None:
+                found[path] = value
+                continue
+            number, _, rest = path[len(owner) + 1 :].partition(".")
+            # Settings have the checkpoint's numbers, whatever was compacted meanwhile.
+            live = self._resident.layers[lists[owner].position].live
+            if number.isdecimal() and int(number) in live:
+                found[f"{owner}.{live.index(int(number))}.{rest}"] = value
+        return found
 
     def resident_arrays(self) -> tuple[mx.array, ...]:
         """Every parameter as held in memory."""

@@ -19,14 +19,17 @@ from mlxfun.calibration.collect import applied_weights
 from mlxfun.calibration.routing_stats import require_finite
 from mlxfun.context import SILENT, Context
 from mlxfun.data.datasets import (
+    SHORT,
     Batch,
     Line,
     Tokenizer,
     count_used,
+    line_ids,
     prompt_tokens,
-    tokenize,
 )
-from mlxfun.errors import DatasetError
+from mlxfun.data.lines import BrokenLines
+from mlxfun.data.rendered import as_rendered, rendered_ids
+from mlxfun.errors import DatasetError, UsageError
 from mlxfun.hooks.routing import Record, Taps
 from mlxfun.model.anatomy import MoELayer
 from mlxfun.model.batch_size import batch_size, each_batch
@@ -55,35 +58,48 @@ def samples(
 
     Raises UsageError for max_tokens < 2, DatasetError when nothing is left.
     """
-    found = []
+    found: list[Sample] = []
     tally = tally if tally is not None else Tally()
-    for line in lines:
-        messages = line.messages
-        if messages is not None and messages[-1]["role"] != "assistant":
-            asked = prompt_tokens(messages, tokenizer, None, line.tools, line.where)
-            count_used(line, tokenizer, len(asked), max_tokens, tally)
-            found.append(Sample(asked[:max_tokens]))
-            continue
-        try:
-            (tokens,) = tokenize([line], tokenizer, max_tokens, tally=tally)
-        except DatasetError:
-            if messages is not None:
-                raise  # the template refuses the conversation
-            continue
-        start = _answer_start(line, tokens, tokenizer)
-        found.append(Sample(tokens, start if start is not None and start < len(tokens) else None))
-    kept = [sample for sample in found if len(sample.tokens) >= 2]
-    if not kept:
+    broken = BrokenLines(tally)
+    if max_tokens < 2:
+        raise UsageError(f"--max-tokens {max_tokens} must be at least 2")
+    for read in lines:
+        line = as_rendered(read, tokenizer)
+        with broken.counted(line.source):
+            sample, length = _sample(line, tokenizer, max_tokens)
+            if length < 2:
+                tally.part(line.source).refuse(SHORT, line.where)
+                continue
+            count_used(line, tokenizer, length, max_tokens, tally)
+            found.append(sample)
+    broken.require_few(len(lines))
+    if not found:
         raise DatasetError(f"all {len(lines)} samples are shorter than two tokens")
-    return kept
+    return found
+
+
+def _sample(line: Line, tokenizer: Tokenizer, max_tokens: int) -> tuple[Sample, int]:
+    """What is run for a line, and its length before it was cut."""
+    messages = line.messages
+    if messages is not None and messages[-1]["role"] != "assistant":
+        asked = prompt_tokens(messages, tokenizer, None, line.tools, line.where)
+        return Sample(asked[:max_tokens]), len(asked)
+    ids = line_ids(line, tokenizer)
+    tokens = np.asarray(ids[:max_tokens], dtype=np.int32)
+    start = _answer_start(line, tokens, tokenizer)
+    within = start is not None and start < len(tokens)
+    return Sample(tokens, start if within else None), len(ids)
 
 
 def _answer_start(line: Line, tokens: Array, tokenizer: Tokenizer) -> int | None:
     """Where the last turn begins: the length of what the conversation shares with its prompt."""
     messages = line.messages
-    if messages is None or len(messages) < 2:
+    if line.kind == "rendered" and line.payload[1]:
+        asked = np.asarray(rendered_ids(str(line.payload[0]), tokenizer), dtype=np.int32)
+    elif messages is None or len(messages) < 2:
         return None
-    asked = prompt_tokens(messages[:-1], tokenizer, None, line.tools, line.where)
+    else:
+        asked = prompt_tokens(messages[:-1], tokenizer, None, line.tools, line.where)
     shared = min(len(asked), len(tokens))
     differ = np.flatnonzero(asked[:shared] != tokens[:shared])
     return int(differ[0]) if len(differ) else shared

@@ -19,6 +19,7 @@ from mlxfun.calibration.routing_stats import RoutingStats
 from mlxfun.checkpoint.load import Loaded
 from mlxfun.context import SILENT, Context
 from mlxfun.data.datasets import Line, Tokens, line_ids, read_lines, tokenize
+from mlxfun.data.lines import BrokenLines
 from mlxfun.data.scan_reports import Identity
 from mlxfun.data.split import split_samples
 from mlxfun.editing.earlier import present
@@ -128,7 +129,11 @@ class Observations:
     def _held_out(self, options: CollectOptions, lines: list[Line]) -> EvalSet | None:
         tokenizer, vocabulary = self._loaded.tokenizer, self._anatomy.vocabulary
         # Lines of a word or two may be all that is held out: then there is nothing to measure on.
-        long = [line for line in lines if len(line_ids(line, tokenizer)) >= 2]
+        long: list[Line] = []
+        broken = BrokenLines(Tally())  # like those, they stay among what was held out
+        for line in lines:
+            with broken.counted(line.source):
+                long += [line] if len(line_ids(line, tokenizer)) >= 2 else []
         tokens = tuple(tokenize(long, tokenizer, options.data.max_tokens, vocabulary))
         return EvalSet(f"{options.data.source} (held out)", tokens) if tokens else None
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import numpy as np
 
-from mlxfun.calibration.options import METRICS, Metric
+from mlxfun.calibration.options import Metric
 from mlxfun.calibration.reports import ExpertStatus, StatsAction, StatsReport, WhyReport
 from mlxfun.calibration.routing_stats import RoutingStats
 from mlxfun.checkpoint.load import Loaded
@@ -172,7 +172,7 @@ def heat(
     return HeatView(
         layers=anatomy.indices,
         experts=anatomy.num_experts,
-        metrics={} if stats is None else {metric: stats.score(metric) for metric in METRICS},
+        metrics={} if stats is None else {name: stats.score(name) for name in stats.metrics},
         alive=alive,
         condemned=condemned,
         activated=sets_mask(anatomy, editor.steering.activate) | levelled(anatomy, editor, 1),
@@ -239,12 +239,12 @@ def why(
         return WhyReport(
             layer, expert, status, {}, {}, len(live), "no statistics yet; run collect first"
         )
-    scores = {metric: float(stats.score(metric)[position, expert]) for metric in METRICS}
+    scores = {metric: float(stats.score(metric)[position, expert]) for metric in stats.metrics}
     # A pruned expert is ranked among those that are left and itself.
     others = [e for e in live if e != expert]
     ranks = {
         metric: 1 + int((stats.score(metric)[position, others] > scores[metric]).sum())
-        for metric in METRICS
+        for metric in stats.metrics
     }
     of = len(others) + 1
     verdict = _verdict(editor, scores, ranks, of, stats.combined != "rank")

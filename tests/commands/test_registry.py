@@ -148,7 +148,7 @@ def test_a_family_alone_means_its_first_member() -> None:
         (
             "prune --metric rep",
             "prune: invalid value for '--metric': 'rep' is not one of 'freq', 'weighted_freq', "
-            "'reap', 'ean', 'reap_sum', 'reap_sq', 'output_error', 'auto'",
+            "'reap', 'ean', 'reap_sum', 'reap_sq', 'man', 'msan', 'output_error', 'auto'",
         ),
         ("undo 3", "undo: got unexpected extra argument (3); usage: undo"),
         ("save", "save: missing argument 'PATH'; usage: save [OPTIONS] PATH"),

@@ -103,9 +103,20 @@ def test_a_metric_that_means_something_else_here_is_said(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     cli._one_shot(shlex.split("stats-diff --file1 a.npz --file2 b.npz --metric ean"))
-    assert "--metric ean is the sum" in capsys.readouterr().err
+    assert "mlx_fun's metric ean, a mean of output norms, is man here" in capsys.readouterr().err
     cli._one_shot(shlex.split("stats-diff --file1 a.npz --file2 b.npz --metric freq"))
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["prune", "merge", "stats-merge", "stats-diff"])
+def test_ean_is_the_mean_that_mlx_fun_means(name: str) -> None:
+    needed = {
+        "stats-merge": "--files a.npz --files b.npz --output c.npz",
+        "stats-diff": "--file1 a.npz --file2 b.npz",
+    }.get(name, "--n-prune 2 --output out")
+    asked = one_shot.parse("demo", name, [*needed.split(), "--metric", "ean"], "x")
+    assert asked is not None
+    assert "--metric man" in asked.lines[0]
 
 
 def test_a_value_that_the_command_refuses_is_a_usage_error() -> None:

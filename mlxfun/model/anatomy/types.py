@@ -161,9 +161,16 @@ class MoEMap:
         return new
 
 
+def _counted(value: Any, old: int, new: int) -> Any:
+    """A count, or one a layer, that holds `old` everywhere; another value stays."""
+    if isinstance(value, list) and value and all(one == old for one in value):
+        return [new] * len(value)
+    return new if value == old else value
+
+
 def _renumbered(config: dict[str, Any], old: int, new: int) -> dict[str, Any]:
     """`config` with `new` under every name of the expert count that holds `old`, nested ones too."""
-    found = {k: new if k in EXPERT_COUNT_KEYS and v == old else v for k, v in config.items()}
+    found = {k: _counted(v, old, new) if k in EXPERT_COUNT_KEYS else v for k, v in config.items()}
     for key in NESTED_CONFIGS:
         if isinstance(config.get(key), dict):
             found[key] = _renumbered(config[key], old, new)

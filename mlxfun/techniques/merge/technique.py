@@ -66,6 +66,7 @@ class MergeRequest:
         saliency = None
         if given is not None:
             saliency = workspace.read_statistics(given, options.allow_stale)
+            saliency.ranking_score(options.metric)  # before the work, if it cannot be chosen by
         return cls(workspace, options, size.split(sequences), saliency)
 
     @property

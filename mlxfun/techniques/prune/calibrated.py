@@ -39,6 +39,7 @@ from mlxfun.techniques.prune.constraints import Constraints
 from mlxfun.techniques.prune.delta import validate
 from mlxfun.techniques.prune.options import BUDGETS, PRUNE_METRICS, PruneOptions
 from mlxfun.techniques.prune.plan import PrunePlan
+from mlxfun.techniques.prune.super_experts import Spared
 from mlxfun.techniques.refit.layerwise import (
     Candidates,
     Observed,
@@ -67,7 +68,10 @@ def needs_forward(options: PruneOptions) -> bool:
 
 
 def plan_with_forwards(
-    workspace: Workspace, options: PruneOptions, ctx: Context = SILENT
+    workspace: Workspace,
+    options: PruneOptions,
+    ctx: Context = SILENT,
+    spared: Spared | None = None,
 ) -> Decided:
     """Plan and measure in one pass over the layers, or price counts for a global budget."""
     if options.budget == "global":
@@ -75,9 +79,9 @@ def plan_with_forwards(
         allocation.require_paddable(workspace.anatomy)
     _require_text(workspace, options)
     if options.budget == "global":
-        return _with_budget(workspace, options, ctx)
+        return _with_budget(workspace, options, spared, ctx)
     with workspace.editor.live("base"), workspace.editor.unsteered():
-        decision = _Decision.of(workspace, options)
+        decision = _Decision.of(workspace, options, spared)
         decision.require_possible()
         pass_ = Recalibration(
             workspace,
@@ -121,11 +125,13 @@ def _require_text(workspace: Workspace, options: PruneOptions) -> None:
         )
 
 
-def _with_budget(workspace: Workspace, options: PruneOptions, ctx: Context) -> Decided:
+def _with_budget(
+    workspace: Workspace, options: PruneOptions, spared: Spared | None, ctx: Context
+) -> Decided:
     """Counts per layer by measured KL, in the padded form that stock loading holds."""
     resident = workspace.resident
     scores = choose.scores_of(workspace, options)
-    constraints, notes = choose.constraints_for(workspace, options)
+    constraints, notes = choose.constraints_for(workspace, options, spared)
     with workspace.editor.live("base"), workspace.editor.unsteered():
         priced = allocation.Budget(resident, scores, constraints, options, HeldOut.of(workspace))
         found = priced.plan(ctx)
@@ -167,12 +173,13 @@ class _Decision:
     options: PruneOptions
     constraints: Constraints
     notes: tuple[str, ...]
+    spared: Spared | None = None
     fixed: dict[int, tuple[int, ...]] | None = None
 
     @classmethod
-    def of(cls, workspace: Workspace, options: PruneOptions) -> _Decision:
-        constraints, notes = choose.constraints_for(workspace, options)
-        return cls(workspace, options, constraints, notes)
+    def of(cls, workspace: Workspace, options: PruneOptions, spared: Spared | None) -> _Decision:
+        constraints, notes = choose.constraints_for(workspace, options, spared)
+        return cls(workspace, options, constraints, notes, spared)
 
     @property
     def strategy(self) -> str:
@@ -201,7 +208,7 @@ class _Decision:
                 "--sequential"
             )
         if options.expert_list is not None or not (looks or options.sequential):
-            plan, _ = choose.choose(self.workspace, self.options)
+            plan, _ = choose.choose(self.workspace, self.options, self.spared)
             self.fixed = dict(plan.keep)
             self.notes = plan.warnings
             return

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 from mlxfun.calibration.options import METRICS
 from mlxfun.calibration.routing_stats import RoutingStats
+from mlxfun.context import Context
 from mlxfun.data.expert_lists import (
     Maker,
     MapOptions,
@@ -26,6 +30,7 @@ from mlxfun.techniques.prune import selection
 from mlxfun.techniques.prune.constraints import Constraints
 from mlxfun.techniques.prune.options import PruneOptions
 from mlxfun.techniques.prune.plan import PrunePlan
+from mlxfun.techniques.prune.super_experts import Spared, find
 from mlxfun.techniques.technique import removed_by
 from mlxfun.techniques.workspace import Workspace
 
@@ -38,17 +43,19 @@ STEERED = (
 )
 
 
-def choose(workspace: Workspace, options: PruneOptions) -> tuple[PrunePlan, Array]:
+def choose(
+    workspace: Workspace, options: PruneOptions, spared: Spared | None = None
+) -> tuple[PrunePlan, Array]:
     """The plan, and which experts were protected, bool [L, E]. Changes nothing."""
     anatomy = workspace.anatomy
     if options.expert_list is not None:
-        constraints, notes = constraints_for(workspace, options)
+        constraints, notes = constraints_for(workspace, options, spared)
         keep = read_expert_list(options.expert_list, anatomy.indices, anatomy.num_experts)
         chosen = selection.adopt(keep, constraints, options)
         listed = PrunePlan(keep, strategy="list", warnings=(*notes, *chosen.warnings))
         return listed, constraints.protect
     scores = scores_of(workspace, options)
-    constraints, notes = constraints_for(workspace, options)
+    constraints, notes = constraints_for(workspace, options, spared)
     chosen = selection.select(scores, constraints, options)
     strategy = "model-wide" if options.model_wide else options.strategy
     keep = dict(zip(anatomy.indices, chosen.keep, strict=True))
@@ -75,7 +82,7 @@ def scores_of(workspace: Workspace, options: PruneOptions) -> Array:
     require_tokens(stats)
     if options.metric == "output_error" or options.metric == "auto":
         raise UsageError(f"--metric {options.metric} is measured while pruning: no file holds it")
-    return stats.score(options.metric)
+    return stats.ranking_score(options.metric)
 
 
 def require_tokens(stats: RoutingStats) -> None:
@@ -84,15 +91,28 @@ def require_tokens(stats: RoutingStats) -> None:
         raise StateError("the statistics hold no token at all: collect first, or load others")
 
 
+def super_experts(workspace: Workspace, options: PruneOptions, ctx: Context) -> Spared | None:
+    """Those that the options spare, None where they spare none. Runs the text of the last collect
+    once, after looking whether the prune is possible at all.
+    """
+    if options.spares_super_experts and options.expert_list is None and options.n_prune:
+        constraints, _ = constraints_for(workspace, options)
+        selection.select(np.zeros(constraints.shape), constraints, options)
+    return find(workspace, options, ctx)
+
+
 def constraints_for(
-    workspace: Workspace, options: PruneOptions
+    workspace: Workspace, options: PruneOptions, spared: Spared | None = None
 ) -> tuple[Constraints, tuple[str, ...]]:
     """What a prune must respect, and sentences for the user."""
     anatomy, stats = workspace.anatomy, workspace.stats
     maps = read_maps(options, anatomy.indices, anatomy.num_experts)
     warnings = (*maps.warnings, *stale_maps(workspace.editor, options))
     traffic = stats.sums["freq"] if stats is not None else None
-    return constraints_of(anatomy, workspace.editor.committed, maps, traffic), warnings
+    found = constraints_of(anatomy, workspace.editor.committed, maps, traffic)
+    if spared is None:
+        return found, warnings
+    return replace(found, protect=found.protect | spared.mask), (*warnings, spared.note)
 
 
 def constraints_of(

@@ -47,6 +47,10 @@ Budget = Literal["equal", "global"]
 BUDGETS: tuple[Budget, ...] = get_args(Budget)
 
 
+SuperExperts = Literal["spare", "ignore"]
+"""What a prune does about super experts; see mlxfun.techniques.prune.super_experts."""
+
+
 @dataclass(frozen=True, slots=True)
 class PruneOptions:
     """Which experts go. n_prune counts experts per layer (indices with model_wide).
@@ -54,6 +58,7 @@ class PruneOptions:
     budget: "equal", or "global" for counts per layer that average to n_prune. sequential: each
     layer is judged on what the pruned layers before it put out. refit_experts: the experts that
     stay take over what went, by least squares. saliency: an `.npz` to load as the statistics first.
+    super_experts: None spares them with the metric auto alone.
     """
 
     n_prune: int | None = None
@@ -72,3 +77,11 @@ class PruneOptions:
     sequential: bool = False
     refit_experts: bool = False
     saliency: Path | None = None
+    super_experts: SuperExperts | None = None
+
+    @property
+    def spares_super_experts(self) -> bool:
+        """Whether experts with outlying activations never go."""
+        return self.super_experts == "spare" or (
+            self.super_experts is None and self.metric == "auto"
+        )

@@ -11,6 +11,7 @@ from mlxfun.techniques.prune import choose
 from mlxfun.techniques.prune.calibrated import Decided, needs_forward, plan_with_forwards
 from mlxfun.techniques.prune.delta import prune_delta, validate
 from mlxfun.techniques.prune.options import PruneOptions
+from mlxfun.techniques.prune.super_experts import Spared
 from mlxfun.techniques.technique import Proposal
 from mlxfun.techniques.workspace import Workspace
 from mlxfun.text import option_words
@@ -29,10 +30,12 @@ class Prune:
         """Which experts stay. What mlxfun.techniques.prune.calibrated lists is measured on the text
         of the last collect. Raises UsageError, StateError, PlanError or BudgetError.
         """
-        if needs_forward(options):
-            decided = plan_with_forwards(workspace, options, ctx)
+        measures = needs_forward(options)
+        spared = choose.super_experts(workspace, options, ctx)
+        if measures:
+            decided = plan_with_forwards(workspace, options, ctx, spared)
         else:
-            decided = _by_statistics(workspace, options)
+            decided = _by_statistics(workspace, options, spared)
         stats, plan = workspace.stats, decided.plan
         uses_stats = stats is not None and (plan.metric or options.refit_experts)
         return Proposal(
@@ -48,8 +51,8 @@ class Prune:
         )
 
 
-def _by_statistics(workspace: Workspace, options: PruneOptions) -> Decided:
-    plan, protected = choose.choose(workspace, options)
+def _by_statistics(workspace: Workspace, options: PruneOptions, spared: Spared | None) -> Decided:
+    plan, protected = choose.choose(workspace, options, spared)
     with workspace.editor.live("base"):
         validate(plan, workspace.resident)
         return Decided(plan, prune_delta(plan, workspace.resident), protected)

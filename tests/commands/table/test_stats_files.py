@@ -64,7 +64,7 @@ def test_a_difference_shows_every_metric_and_the_experts_that_moved(
     make_bench: MakeBench, files: list[str], tmp_path: Path
 ) -> None:
     text = shown(make_bench(), f"stats diff {files[0]} {files[1]} --output {tmp_path / 'd.json'}")
-    for metric in ("freq", "weighted_freq", "reap", "ean", "reap_sum", "reap_sq"):
+    for metric in ("freq", "weighted_freq", "reap", "ean", "reap_sum", "reap_sq", "man", "msan"):
         assert any(line.startswith(f"{metric} ") for line in text.splitlines())
     assert "share in A  share in B" in text
     assert (tmp_path / "d.json").is_file()

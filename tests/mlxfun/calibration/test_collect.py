@@ -12,7 +12,7 @@ from mlxfun.calibration.options import METRICS
 from mlxfun.calibration.routing_stats import SUMS, RoutingStats
 from mlxfun.context import Context
 from mlxfun.data.datasets import batches
-from mlxfun.errors import Cancelled, DatasetError, PlanError, UsageError
+from mlxfun.errors import Cancelled, DatasetError, PlanError, StateError, UsageError
 from mlxfun.events import RoutingFrame
 
 SEQUENCES = [
@@ -47,6 +47,7 @@ def reference(r) -> dict[str, np.ndarray]:
                     sums["ean_sum"][row, e] += n
                     sums["reap_sum"][row, e] += g
                     sums["reap_sq_sum"][row, e] += g * g
+                    sums["ean_sq_sum"][row, e] += n * n
     return sums
 
 
@@ -103,7 +104,10 @@ def test_cancelling_keeps_what_was_collected_and_frames_were_sent(rig):
 
 def stats_by_hand() -> RoutingStats:
     update = np.zeros((2, len(SUMS), 4))
-    update[0] = [[4, 2, 0, 1], [2.0, 0.5, 0, 1.0], [8, 3, 0, 2], [4.0, 1.0, 0, 2.0], [5, 1, 0, 4]]
+    update[0] = [
+        [4, 2, 0, 1], [2.0, 0.5, 0, 1.0], [8, 3, 0, 2], [4.0, 1.0, 0, 2.0], [5, 1, 0, 4],
+        [20, 5, 0, 4],
+    ]  # fmt: skip
     return RoutingStats.empty((1, 3), 4, model="m", state="s").plus(update, samples=2, tokens=7)
 
 
@@ -115,9 +119,24 @@ def test_metrics_are_defined_as_documented():
     assert stats.score("reap_sum")[0].tolist() == [4.0, 1.0, 0, 2.0]
     assert stats.score("ean")[0].tolist() == [8, 3, 0, 2]
     assert stats.score("reap_sq")[0].tolist() == [5, 1, 0, 4]
+    assert stats.score("man")[0].tolist() == [2.0, 1.5, 0.0, 2.0]
+    assert stats.score("msan")[0].tolist() == [5.0, 2.5, 0.0, 4.0]
     with pytest.raises(UsageError, match="unknown metric 'reep'; choose one of freq"):
         stats.score("reep")
-    assert set(METRICS) == {"freq", "weighted_freq", "reap", "ean", "reap_sum", "reap_sq"}
+    assert stats.metrics == METRICS
+
+
+def test_sums_that_nobody_measured_choose_nobody():
+    update = np.zeros((2, len(SUMS), 4))
+    update[:, 0], update[:, 1] = 7, 3  # counts and weights, as a server without norms has them
+    stats = RoutingStats.empty((1, 3), 4).plus(update, 1, 14)
+    assert stats.ranking_score("weighted_freq").all()
+    for metric in ("reap", "reap_sum", "ean", "man", "msan"):
+        assert not stats.score(metric).any()
+        with pytest.raises(
+            StateError, match=r"scores 0 by .*choose one of freq, weighted_freq, or"
+        ):
+            stats.ranking_score(metric)
 
 
 def test_coverage_names_the_experts_never_seen():
@@ -153,7 +172,16 @@ def test_a_file_without_the_extra_keys_loads(tmp_path):
              weighted_freq_sum=ones, num_layers=2, num_experts=4)  # fmt: skip
     stats = RoutingStats.load(path, (1, 3), 4)
     assert stats.state == ""
-    assert stats.score("reap_sq").tolist() == np.zeros((2, 4)).tolist()
+    assert stats.score("man").tolist() == ones.tolist()
+    for metric, needed in (("reap_sq", "reap_sq_sum"), ("msan", "ean_sq_sum")):
+        with pytest.raises(StateError, match=f"have no {needed}, which --metric {metric} needs"):
+            stats.score(metric)
+    more = stats.plus(np.ones((2, len(SUMS), 4)), 1, 7)
+    assert "msan" not in more.metrics, "its sum would lack the tokens of the file"
+    assert more.score("man").tolist() == ones.tolist()
+    more.save(path)
+    with np.load(path) as raw:
+        assert "ean_sq_sum" not in raw.files
 
 
 def test_a_file_of_another_shape_or_kind_is_refused(tmp_path):

@@ -30,7 +30,12 @@ def run(seed: int, layers=(1, 3), experts: int = 6, **identity) -> RoutingStats:
     freq = rng.integers(1, 200, (len(layers), experts)).astype(float)
     freq[:, 4] = 0
     g, norm = rng.uniform(0.1, 0.6, freq.shape), rng.uniform(1, 50, freq.shape)
-    update = np.stack([freq, freq * g, freq * norm, freq * g * norm, freq * (g * norm) ** 2], 1)
+    update = np.stack(
+        [
+            freq, freq * g, freq * norm, freq * g * norm, freq * (g * norm) ** 2, freq * norm**2,
+        ],
+        1,
+    )  # fmt: skip
     identity = {"model": "m", "model_name": "M", "state": "s"} | identity
     return RoutingStats.empty(layers, experts, **identity).plus(update, seed + 10, 300)
 
@@ -261,3 +266,31 @@ def test_who_was_alive_goes_through_a_file_and_a_merge_keeps_who_was_in_all(tmp_
         assert back.alive.tolist() == (one & two).tolist()
     assert combine.merge([(A, run(1)), (B, run(2))]).alive is None
     assert combine.subtract((A, run(1, alive=one)), (B, run(1, alive=one))).alive is one
+
+
+def without(stats: RoutingStats, name: str) -> RoutingStats:
+    return replace(stats, sums={n: s for n, s in stats.sums.items() if n != name})
+
+
+@pytest.mark.parametrize("by", combine.MERGES)
+def test_a_sum_that_one_file_lacks_is_not_made_up_in_what_is_made_of_it(tmp_path, by):
+    a, b, c = (tmp_path / f"{name}.npz" for name in "abc")
+    run(1).save(a)
+    without(run(2), "ean_sq_sum").save(b)
+    report = merge_files((a, b), c, by)
+    assert f"{b} has no msan, so neither has what is made of it" in report.notices
+    assert set(RoutingStats.read(c).metrics) == set(METRICS) - {"msan"}
+    with pytest.raises(StateError, match=r"have no (ean_sq_sum|msan_rank), which --metric msan"):
+        RoutingStats.read(c).score("msan")
+    assert set(diff_files(a, b, None).rank_correlation) == set(METRICS) - {"msan"}
+    with pytest.raises(StateError, match="--metric msan"):
+        diff_files(a, b, None, metric="msan")
+
+
+def test_what_lacks_a_sum_is_still_taken_out(tmp_path):
+    a, b, c = (tmp_path / f"{name}.npz" for name in "abc")
+    combine.merge([(A, run(1)), (B, run(2))]).save(a)
+    without(run(2), "ean_sq_sum").save(b)
+    report = subtract_files(a, b, c)
+    assert any("has no msan" in notice for notice in report.notices)
+    np.testing.assert_allclose(RoutingStats.read(c).score("man"), run(1).score("man"))

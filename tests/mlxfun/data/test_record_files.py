@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import sys
 from collections.abc import Iterable
@@ -120,22 +119,6 @@ def test_what_unpacks_to_more_than_the_bound_is_refused(
     (tmp_path / "a.jsonl.gz").write_bytes(packed)
     with pytest.raises(DatasetError, match="unpacks to more than 4 MiB"):
         read(tmp_path / "a.jsonl.gz")
-
-
-def test_zstandard_files_are_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package is stood in for where it is not installed: reversing stands for packing."""
-
-    class Decompressor:
-        def stream_reader(self, data: bytes, read_across_frames: bool) -> io.BytesIO:
-            assert read_across_frames
-            return io.BytesIO(data[::-1])
-
-    package = ModuleType("zstandard")
-    package.ZstdDecompressor, package.ZstdError = Decompressor, RuntimeError  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "zstandard", package)
-    (tmp_path / "a.jsonl.zst").write_bytes(JSONL[::-1])
-    lines, _ = read(tmp_path / "a.jsonl.zst")
-    assert [line.payload for line in lines] == ["first of them", "second of them"]
 
 
 def test_settings_beside_sources_are_no_samples_and_said(tmp_path: Path) -> None:

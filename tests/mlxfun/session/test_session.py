@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mlxfun import Session
-from mlxfun.calibration.options import CollectOptions
+from mlxfun.calibration.options import METRICS, CollectOptions
 from mlxfun.data.options import DatasetOptions
 from mlxfun.editing.options import ApplyOptions
 from mlxfun.errors import BudgetError, Cancelled, ModelError, StateError, UsageError
@@ -290,7 +290,7 @@ def test_cancelling_between_two_layers_leaves_the_model_as_it_was(session):
 def test_why_gives_the_numbers_and_the_rank(session):
     report = session.why(2, 5)
     assert report.status == "kept"
-    assert set(report.scores) == {"freq", "weighted_freq", "reap", "ean", "reap_sum", "reap_sq"}
+    assert tuple(report.scores) == METRICS
     session.prune(PruneOptions(n_prune=4))
     gone = session.editor.staged.report.pruned[2][0]
     condemned = session.why(2, gone)
