@@ -122,11 +122,10 @@ def writing(path: Path, kind: Kind | None = None) -> Iterator[BinaryIO]:
     with _failures(path):
         target = _target(path, kind)
         made = [parent for parent in target.parents if not parent.exists()]
-        # The name has nothing of the target's: added to, that might become too long.
-        partial = target.with_name(f".mlxfun-{writer()}-{secrets.token_hex(4)}.partial")
+        partial = partial_beside(target)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            _sweep(target.parent)
+            sweep(target.parent)
             with partial.open("xb") as file:
                 yield file
                 file.flush()
@@ -158,6 +157,12 @@ def write_json(path: Path, document: dict[str, Any], kind: Kind | None = None) -
     write_text(path, text, kind)
 
 
+def partial_beside(target: Path) -> Path:
+    """A hidden name beside `target` for what is not finished; see `sweep`."""
+    # It has nothing of the target's name: added to, that might become too long.
+    return target.with_name(f".mlxfun-{writer()}-{secrets.token_hex(4)}.partial")
+
+
 def writer() -> str:
     """Names this process on this machine, for files that are not finished: HOST-PID."""
     return f"{_host()}-{os.getpid()}"
@@ -184,7 +189,7 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _sweep(directory: Path) -> None:
+def sweep(directory: Path) -> None:
     """Remove what killed processes left of files that they were writing in `directory`."""
     for path in directory.glob(".mlxfun-*.partial"):
         match = _PARTIAL.fullmatch(path.name)

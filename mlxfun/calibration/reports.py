@@ -213,7 +213,8 @@ class CollectReport(Report):
 @dataclass(frozen=True, slots=True)
 class StatsReport(Report):
     """The statistics in hand. steered: some were counted in chat while steering was in force.
-    earlier: the file names its model by the identity that an earlier version gave it."""
+    earlier: the file names its model by the identity that an earlier version gave it. unnamed: it
+    does not say on which model it was made, as those of other tools do not."""
 
     kind: ClassVar[str] = "stats"
     action: str
@@ -232,6 +233,7 @@ class StatsReport(Report):
     sources: int = 1
     steered: bool = False
     earlier: bool = False
+    unnamed: bool = False
 
     def summary(self) -> str:
         where = f" ({self.path})" if self.path else ""
@@ -240,6 +242,7 @@ class StatsReport(Report):
         stale = "; taken on another state of the weights" if self.stale else ""
         stale += "; some of it from steered chat" if self.steered else ""
         stale += "; made with the identity of an earlier version" if self.earlier else ""
+        stale += "; the file does not say on which model it was made" if self.unnamed else ""
         return (
             f"stats {self.action}{where}: {counted(self.samples, 'sample', 'samples')}, "
             f"{counted(self.tokens, 'token', 'tokens')}, coverage {self.coverage:.1%}, counting chat {'on' if self.counting else 'off'}{stale}"

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mlxfun.context import running
 from mlxfun.data import sources
 from mlxfun.data.chat import Tokenizer, Tokens, chat_ids, prompt_tokens, remarks, text_ids
 from mlxfun.data.conversations import Unusable
@@ -141,6 +142,7 @@ def tokenize(
     tally = tally if tally is not None else Tally()
     sequences = []
     for line in lines:
+        running().check()
         ids = line_ids(line, tokenizer)
         require_known(ids, vocabulary, line.where)
         if len(ids) >= 2:
