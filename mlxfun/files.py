@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mlxfun.errors import SaveError
+from mlxfun.renaming import onto_nothing
 
 _PARTIAL = re.compile(
     r"\.mlxfun-(?:(?P<host>[0-9a-f]{8})-(?P<pid>\d{1,18})-[0-9a-f]{8}|[0-9a-f]{16})\.partial"
@@ -109,13 +110,14 @@ def require_writable(path: Path, kind: Kind | None = None) -> None:
 
 
 @contextlib.contextmanager
-def writing(path: Path, kind: Kind | None = None) -> Iterator[BinaryIO]:
+def writing(path: Path, kind: Kind | None = None, new: bool = False) -> Iterator[BinaryIO]:
     """A binary file that takes the place of `path` when the block ends well.
 
     Directories on the way are made, a link is followed and stays, and a file that is replaced
     hands on its permissions. When the block fails, nothing is left behind.
 
-    kind: what may be replaced: a file of this kind, or an empty one. None: any file.
+    kind: what may be replaced: a file of this kind, or an empty one. None: any file. new: nothing
+    may be. What appears at `path` before the block ends is judged by the same rules.
 
     Raises SaveError for whatever the file system refuses.
     """
@@ -130,9 +132,7 @@ def writing(path: Path, kind: Kind | None = None) -> Iterator[BinaryIO]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            if target.exists():
-                shutil.copymode(target, partial)
-            partial.replace(target)
+            _put(partial, path, kind, new)
         except BaseException:
             with contextlib.suppress(OSError):
                 partial.unlink()
@@ -140,6 +140,25 @@ def writing(path: Path, kind: Kind | None = None) -> Iterator[BinaryIO]:
                 with contextlib.suppress(OSError):
                     parent.rmdir()
             raise
+
+
+def _put(partial: Path, path: Path, kind: Kind | None, new: bool) -> None:
+    """Give a finished file its name. Raises SaveError where that must not be, and OSError."""
+    target = _target(path, kind)
+    if new or not target.exists():
+        try:
+            onto_nothing(partial, target)
+        except FileExistsError:
+            if new:
+                raise SaveError(
+                    f"{path} appeared while it was being written, and is left alone; choose "
+                    "another name, or add --force"
+                ) from None
+            target = _target(path, kind)  # another shell has written it meanwhile
+        else:
+            return
+    shutil.copymode(target, partial)
+    partial.replace(target)
 
 
 def write_text(path: Path, text: str, kind: Kind | None = None) -> None:

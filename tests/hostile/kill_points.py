@@ -1,4 +1,4 @@
-"""Kills this process at the N-th operation on files below a directory.
+"""Kills this process, or stops it, at the N-th operation on files below a directory.
 
 Operations are those that become system calls: opening for writing, every write (before it, and
 when half of it is on the disk), flushing to the disk, renaming, linking, removing, truncating,
@@ -31,7 +31,7 @@ class _Points:
     def tick(self) -> bool:
         """One operation; whether it is the one. Does not return if the kill is in time."""
         self.passed += 1
-        self.note(self.counting, str(self.passed).encode(), 0)
+        self.note(self.counting, f"{os.getpid()} {self.passed}\n".encode(), 0)
         return self.passed == self.kill_at
 
     def at(self, inside: bool) -> None:
@@ -53,8 +53,15 @@ class _Points:
             return False
 
 
+def arm_to_stop(stop_at: int, below: str, count_file: str) -> None:
+    """The process stops there until it is continued. count_file: see `arm`."""
+    global KILL  # noqa: PLW0603
+    KILL = lambda pid, _: os.kill(pid, signal.SIGSTOP)  # noqa: E731
+    arm(stop_at, below, count_file)
+
+
 def arm(kill_at: int, below: str, count_file: str) -> None:
-    """kill_at: 0 for never. count_file: is told how many operations there were so far."""
+    """kill_at: 0 for never. count_file: is told the process and how many operations there were."""
     points = _Points(below, kill_at, count_file)
     for name in PATHS:
         _wrap(os, name, lambda args, kw: points.at(_touches(points, args, kw)))
@@ -107,9 +114,11 @@ def _open_files(points: _Points) -> None:
     class Raw(io.FileIO):
         def write(self, data: Any) -> int:
             points.at(True)
+            half = len(bytes(data)) // 2
             if points.tick():
-                super().write(bytes(data)[: len(bytes(data)) // 2])
+                done = super().write(bytes(data)[:half]) or 0
                 KILL(os.getpid(), signal.SIGKILL)
+                return done + (super().write(bytes(data)[half:]) or 0)
             return super().write(data) or 0
 
         def truncate(self, size: int | None = None) -> int:
@@ -147,6 +156,7 @@ def _save_tensors(points: _Points) -> None:
             descriptor = os.open(file, os.O_WRONLY | os.O_CREAT)
             os.write(descriptor, content[: len(content) // 2])
             KILL(os.getpid(), signal.SIGKILL)
+            os.write(descriptor, content[len(content) // 2 :])
         points.at(True)
 
     mx.save_safetensors = save

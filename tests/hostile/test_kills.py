@@ -129,7 +129,7 @@ def kill_everywhere(warm: Warm, sources: Path, there: Path, name: str, most: int
     old = under(there / "whole" / writer.out)
     ended = run(warm, there / "whole", writer, 0)
     assert ended.code == 0, ended.err
-    calls = int((warm.home / "count").read_text())
+    calls = int((warm.home / "count").read_text().split()[1])
     new, left = under(there / "whole" / writer.out), names(there / "whole")
     assert new != old
     kills = points(calls, most)
