@@ -18,17 +18,22 @@ SHOWN = 10
 
 
 def diff_files(
-    a: Path, b: Path, output: Path | None, allow_stale: bool = False, metric: str = "reap"
+    a: Path,
+    b: Path,
+    output: Path | None,
+    allow_stale: bool = False,
+    metric: str = "reap",
+    known: combine.Names | None = None,
 ) -> DiffReport:
     """Compare two files; with `output` write every number as JSON.
 
-    metric: the one whose scores are subtracted for the figures.
+    metric: the one whose scores are subtracted for the figures. known: see `combine.read_runs`.
 
     Raises DatasetError, PlanError for files that cannot be compared, StateError for different
     weights unless it is allowed, SaveError for a file that cannot be written.
     """
-    runs = [(path, RoutingStats.read(path)) for path in (a, b)]
-    warnings = combine.require_alike(runs, allow_stale)
+    runs, notices = combine.read_runs((a, b), known)
+    warnings = (*notices, *combine.require_alike(runs, allow_stale))
     (_, one), (_, two) = runs
     found = combine.diff(one, two)
     numbers = filters.figures(one, two, metric)
@@ -111,11 +116,12 @@ def merge_files(
     by: str = "sum",
     allow_stale: bool = False,
     metric: str | None = None,
+    known: combine.Names | None = None,
 ) -> CombineReport:
     """Merge files into `output`. See mlxfun.calibration.combine for what `by` means and what is refused."""
-    runs = [(path, RoutingStats.read(path)) for path in files]
+    runs, notices = combine.read_runs(files, known)
     merged = combine.merge(runs, by, allow_stale, metric)
-    warnings = list(combine.require_alike(runs, allow_stale))
+    warnings = [*notices, *combine.require_alike(runs, allow_stale)]
     if merged.state == combine.MIXED:
         warnings.append("the merge is of several states: prune takes it with --allow-stale only")
     if by == "rank":
@@ -124,10 +130,16 @@ def merge_files(
     return _written("merge", files, merged, output, tuple(warnings))
 
 
-def subtract_files(a: Path, b: Path, output: Path, allow_stale: bool = False) -> CombineReport:
+def subtract_files(
+    a: Path,
+    b: Path,
+    output: Path,
+    allow_stale: bool = False,
+    known: combine.Names | None = None,
+) -> CombineReport:
     """Write A without B. Raises PlanError where B is no part of A."""
-    whole, part = ((path, RoutingStats.read(path)) for path in (a, b))
-    warnings = combine.require_alike((whole, part), allow_stale)
+    (whole, part), notices = combine.read_runs((a, b), known)
+    warnings = (*notices, *combine.require_alike((whole, part), allow_stale))
     return _written(
         "subtract", (a, b), combine.subtract(whole, part, allow_stale), output, warnings
     )
