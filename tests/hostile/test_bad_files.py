@@ -15,7 +15,7 @@ from hostile_text import shown_characters
 from tests.hostile.kinds import KINDS, Kind, good_files
 from tests.hostile.warm import SECONDS, Ended, Warm, tree
 
-SAMPLE = 10
+SAMPLE = 7
 """In a hundred, how many run by default."""
 MEBIBYTES = 500
 FAULT = re.compile(r"unexpected [A-Z]|Traceback")  # what nobody foresaw

