@@ -157,11 +157,14 @@ class _Generator(CodeGenerator):
     """Writes `a ~ b` as a call, so that it can be judged like the other operations."""
 
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802
-        self.write("environment.concatenated((")
+        join = "markup_join" if frame.eval_ctx.autoescape else "str_join"
+        if frame.eval_ctx.volatile:
+            join = "(markup_join if context.eval_ctx.volatile else str_join)"
+        self.write(f"{join}(environment.weighed((")
         for part in node.nodes:
             self.visit(part, frame)
             self.write(", ")
-        self.write("))")
+        self.write(")))")
 
 
 class _Fields:
@@ -223,10 +226,10 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
         return wrapper
 
-    def concatenated(self, parts: tuple[Any, ...]) -> str:
-        """`a ~ b ~ c`."""
+    def weighed(self, parts: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The parts of `a ~ b ~ c`, which are then joined."""
         _allow(sum(map(weight, parts)))
-        return "".join(map(str, parts))
+        return parts
 
     def shown(self, value: Any) -> Any:
         """What is written out."""

@@ -149,6 +149,7 @@ def test_what_is_made_in_many_steps_is_bounded_too(
         ("{{ {'a': [1, 'é']} | tojson }}{{ {'a': 1} | tojson(indent=2) }}", '{"a": [1, "é"]}{\n  "a": 1\n}'),
         ("{{ ('a' * 3000000).split('b') | length }}{{ ('a' * 3000000) | trim | length }}", "13000000"),
         ("{{ 'aXb'.replace('X', '--') }}{{ ' a ' | trim | upper }}{{ [3, 1] | sort | join(',') }}", "a--bA1,3"),
+        ("{% autoescape true %}{{ '<b>' | safe ~ '<' }}{{ missing ~ 1 }}{% endautoescape %}", "<b>&lt;1"),
         ("{{ none }}{{ true }}{{ 1.5 }}{{ messages | map(attribute='role') | list }}", "NoneTrue1.5['user']"),
     ],
 )  # fmt: skip
