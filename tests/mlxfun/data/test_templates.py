@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from mlx_lm.utils import load_tokenizer
 
 from mlxfun.context import SILENT, Context, as_running
@@ -149,13 +150,38 @@ def test_what_is_made_in_many_steps_is_bounded_too(
         ("{{ {'a': [1, 'é']} | tojson }}{{ {'a': 1} | tojson(indent=2) }}", '{"a": [1, "é"]}{\n  "a": 1\n}'),
         ("{{ ('a' * 3000000).split('b') | length }}{{ ('a' * 3000000) | trim | length }}", "13000000"),
         ("{{ 'aXb'.replace('X', '--') }}{{ ' a ' | trim | upper }}{{ [3, 1] | sort | join(',') }}", "a--bA1,3"),
-        ("{% autoescape true %}{{ '<b>' | safe ~ '<' }}{{ missing ~ 1 }}{% endautoescape %}", "<b>&lt;1"),
         ("{{ none }}{{ true }}{{ 1.5 }}{{ messages | map(attribute='role') | list }}", "NoneTrue1.5['user']"),
     ],
 )  # fmt: skip
 def test_what_is_within_the_bounds_is_as_it_was(tokenizer: Any, text: str, made: str) -> None:
     found = prompt_tokens(MESSAGES, with_template(tokenizer, text))
     assert found.tolist() == tokenizer.encode(made, add_special_tokens=False)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{% autoescape true %}{{ '<b>' | safe ~ '<' }}{{ missing ~ 1 }}{% endautoescape %}",
+        "{{ '<' ~ 1 ~ none }}{% set x %}a<{% endset %}{{ x ~ '<' }}{{ loop is defined }}",
+        "{{ '{}<{}'.format('<', [1]) }}{{ ('<{}>' | safe).format('<') }}{{ '{a}'.format_map({'a': 1}) }}",
+        "{% macro m(a) %}<{{ a }}>{% endmacro %}{{ m('x') ~ m('y') }}{{ '{}'.format() }}",
+        "{{ [1, 2] | join(', ') }}{{ {'a': 1} | items | list }}{{ 7 // 2 }}{{ '%s-%s' % (1, 'x') }}",
+        "{{ ['a', 'b'] | map('upper') | join }}{{ [[1], [3]] | sum(start=[]) }}{{ 'abc' | list }}",
+        "{{ 'a\nb' | indent(2) }}{{ 'ab' | batch(1) | list }}{{ 'b,a'.split(',') | sort | list }}",
+        "{{ 2 ** 100 }}{{ 1.5 ** 2 }}{{ 2 ** -1 }}{{ 'x' * -1 }}{{ 7 % 4 }}{{ [1] + [2] }}",
+        "{{ 'a' + 1 }}",
+        "{{ 'x'.center('y') }}",
+        "{{ ','.join(5) }}",
+    ],
+)
+def test_operations_give_what_they_give_in_the_sandbox_itself(text: str) -> None:
+    def made(environment: ImmutableSandboxedEnvironment) -> str:
+        try:
+            return environment.from_string(text).render()
+        except (TypeError, IndexError) as error:
+            return repr(error)
+
+    assert made(templates.BoundedEnvironment()) == made(ImmutableSandboxedEnvironment())
 
 
 def test_a_template_can_be_cancelled_while_it_runs(tokenizer: Any) -> None:
