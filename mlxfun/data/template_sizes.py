@@ -146,11 +146,16 @@ _LINEAR = frozenset(
 
 def _gathered(value: Any) -> Any:
     """A list of what an iterator gives, whose elements can then be looked at."""
-    return value if isinstance(value, str | list | tuple | Mapping) else list(value)
+    if isinstance(value, str | list | tuple | Mapping):
+        return value
+    try:
+        return list(value)
+    except TypeError:
+        return value  # join says what is wrong
 
 
 def _joined(separator: Any, parts: Any) -> float:
-    count = len(parts)
+    count = len(parts) if isinstance(parts, str | list | tuple | Mapping) else 0
     return weight(parts) + len(separator) * count
 
 
