@@ -215,10 +215,11 @@ class Observations:
 
     def load(self, path: Path) -> StatsReport:
         """Read an `.npz` made on this model. Raises PlanError for another shape or model."""
-        before = self._editor.earlier.recognises(RoutingStats.read(path).model)
+        named = RoutingStats.read(path).model
         self.stats = self._read(path)
         self._note(f"stats load {path}", anew=True)
-        return replace(self._report(self.stats, "load", path), earlier=before)
+        earlier = self._editor.earlier.recognises(named)
+        return replace(self._report(self.stats, "load", path), earlier=earlier, unnamed=not named)
 
     @contextmanager
     def taken_from(self, path: Path, command: str) -> Iterator[None]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from mlxfun import renaming
 from mlxfun.checkpoint import atomic
 from mlxfun.checkpoint import save as save_module
 from mlxfun.checkpoint.load import load
@@ -138,7 +139,7 @@ def test_what_appears_in_the_target_during_a_save_is_not_deleted(
 ) -> None:
     """Before the commit with --force, and in a new place or an empty directory without it."""
     if not exchanges:
-        monkeypatch.setattr(atomic, "_rename", lambda *_: False)
+        monkeypatch.setattr(renaming, "_call", lambda *_: False)
     export = export_of(source)
     out = tmp_path / "out"
     real = save_module.check
