@@ -17,7 +17,7 @@ from commands.workbench.session_file import FORMAT, MAGIC, Mark, encode
 from mlxfun import __version__
 from mlxfun.errors import UsageError
 from mlxfun.files import partial_beside, sweep
-from mlxfun.renaming import onto_nothing
+from mlxfun.files.renaming import onto_nothing
 from mlxfun.text import installed_version
 
 

@@ -5,7 +5,7 @@ existing directory exchanges the two in one system call; where that is not to be
 is moved aside first, and `recoverable` finds it if the process dies in between.
 
 Only what was looked at is replaced: a directory that appeared or changed meanwhile stays, and the
-commit is refused; see `mlxfun.renaming` for how, and for systems that cannot.
+commit is refused; see `mlxfun.files.renaming` for how, and for systems that cannot.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from mlxfun.errors import SaveError
 from mlxfun.files import abandoned, writer
-from mlxfun.renaming import exchange, onto_nothing
+from mlxfun.files.renaming import exchange, onto_nothing
 
 BACKUP = ".mlxfun-bak"
 _TEMPORARY = re.compile(r"\..+\.saving-(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}")

@@ -25,7 +25,7 @@ from mlxfun.checkpoint.load import HALF, LOAD_ERRORS, needs_float32, short
 from mlxfun.checkpoint.sources import without_wildcards
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import ModelError, SaveError
-from mlxfun.model.memory import memory_limit, on_cpu
+from mlxfun.model.device.memory import memory_limit, on_cpu
 from mlxfun.model.parameters import finite, flatten
 
 PROBE_TOKENS = 48

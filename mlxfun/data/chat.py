@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from mlxfun.data.conversations import REASONING
 from mlxfun.data.lines import BrokenLine, Message
-from mlxfun.data.templates import bounded
+from mlxfun.data.templates.bounds import bounded
+from mlxfun.errors import DatasetError
 
 Tokens = NDArray[np.int32]
 

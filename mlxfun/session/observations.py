@@ -30,7 +30,7 @@ from mlxfun.events import Notice
 from mlxfun.hooks.routing import Taps
 from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.anatomy.masks import mask_of
-from mlxfun.model.batch_size import batch_size
+from mlxfun.model.device.batch_size import batch_size
 from mlxfun.session import views
 from mlxfun.session.chat_counts import WaitingTokens
 from mlxfun.tally import Tally

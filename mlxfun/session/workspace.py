@@ -16,8 +16,8 @@ from mlxfun.evaluation.evaluator import EvalSet, Evaluator
 from mlxfun.hooks.head import HeadTap
 from mlxfun.hooks.routing import Taps
 from mlxfun.model.delta import Reader, Resident
+from mlxfun.model.device.memory import free_bytes, memory_limit
 from mlxfun.model.export import ExportView
-from mlxfun.model.memory import free_bytes, memory_limit
 from mlxfun.model.model_map import map_model
 from mlxfun.session.observations import Observations
 from mlxfun.text import readable_bytes

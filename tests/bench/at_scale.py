@@ -177,7 +177,7 @@ class Bench:
 
     def forwards(self, head: bool = False) -> tuple[float, int]:
         """All of the data set by the bare model, in the batches that collect makes."""
-        from mlxfun.model.batch_size import batch_size
+        from mlxfun.model.device.batch_size import batch_size
 
         size = batch_size(self.session.model, self.session.anatomy)
         rows = max(1, min(size.rows, size.tokens // self.length))

@@ -164,7 +164,7 @@ def _save_tensors(points: _Points) -> None:
 
 def _rename_call(points: _Points) -> None:
     """The rename that goes to libc directly."""
-    from mlxfun import renaming
+    from mlxfun.files import renaming
 
     real = renaming._call
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mlxfun import renaming
+from mlxfun.files import renaming
 
 
 class FakeCall:

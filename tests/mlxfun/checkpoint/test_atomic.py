@@ -13,14 +13,13 @@ from typing import Any
 
 import pytest
 
-from mlxfun import renaming
 from mlxfun.checkpoint import atomic
 from mlxfun.checkpoint import save as save_module
 from mlxfun.checkpoint.load import load
 from mlxfun.checkpoint.options import SaveOptions
 from mlxfun.checkpoint.save import write
 from mlxfun.errors import Cancelled, SaveError
-from mlxfun.files import writer
+from mlxfun.files import renaming, writer
 from tests.mlxfun import tiny_checkpoints as tiny
 from tests.mlxfun.exports import StopAt, export_of, refused, snapshot
 

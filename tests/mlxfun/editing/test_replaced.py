@@ -105,7 +105,7 @@ def test_what_is_kept_makes_way_for_what_needs_the_room(merged, monkeypatch) -> 
     assert kept > 0
     workspace = session._workspace
     limit = mx.get_active_memory() + kept // 2
-    monkeypatch.setattr("mlxfun.model.memory.memory_limit", lambda: limit)
+    monkeypatch.setattr("mlxfun.model.device.memory.memory_limit", lambda: limit)
     workspace.require_room(kept, "this test", "ask for less")
     assert session.editor.replaced.bytes == 0
     with pytest.raises(BudgetError, match="this test needs about"):

@@ -1,7 +1,7 @@
 """How much the operations of a chat template would make, judged by their operands.
 
 Only what one call of C does is judged here, since nothing can interrupt it; see
-`mlxfun.data.templates` for the rest. Sizes are characters, or elements of a list counted as
+`mlxfun.data.templates.bounds` for the rest. Sizes are characters, or elements of a list counted as
 `ELEMENT` each, and right up to a small factor: what was made is measured afterwards.
 """
 

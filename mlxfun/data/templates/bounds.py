@@ -7,7 +7,7 @@ that is within its bounds gives what it gave:
 * Lines of Python that run for the template are followed: for the time, for the memory, and for a
   cancel of the job.
 * Operations that one call of C does, and that can make much of little (`'x' * 10 ** 10`), are
-  judged by their operands before they run: see `mlxfun.data.template_sizes`.
+  judged by their operands before they run: see `mlxfun.data.templates.sizes`.
 * What is made is counted, and the memory of the process looked at again after every 16 MiB.
 """
 
@@ -34,7 +34,7 @@ from jinja2.sandbox import (
 from markupsafe import Markup
 
 from mlxfun.context import Context, running
-from mlxfun.data.template_sizes import ELEMENT, TOO_LARGE, binary, called, filtered, weight, widest
+from mlxfun.data.templates.sizes import ELEMENT, TOO_LARGE, binary, called, filtered, weight, widest
 from mlxfun.errors import DatasetError
 
 SECONDS = 10.0

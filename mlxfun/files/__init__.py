@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mlxfun.errors import SaveError
-from mlxfun.renaming import onto_nothing
+from mlxfun.files.renaming import onto_nothing
 
 _PARTIAL = re.compile(
     r"\.mlxfun-(?:(?P<host>[0-9a-f]{8})-(?P<pid>\d{1,18})-[0-9a-f]{8}|[0-9a-f]{16})\.partial"

@@ -12,8 +12,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from mlx_lm.utils import load_tokenizer
 
 from mlxfun.context import SILENT, Context, as_running
-from mlxfun.data import demo, templates
+from mlxfun.data import demo
 from mlxfun.data.datasets import Line, prompt_tokens, tokenize
+from mlxfun.data.templates import bounds as templates
 from mlxfun.errors import Cancelled, DatasetError
 
 MESSAGES = [{"role": "user", "content": "What is a mortgage?"}]
