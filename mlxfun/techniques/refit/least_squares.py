@@ -138,16 +138,22 @@ class Features:
 
     def products(self, among: Array | None = None) -> dict[int, Array]:
         """H^T H of each expert, float32 [N, N], of the tokens `among`, bool [T], None for all."""
-        return {expert: self.product(expert, among) for expert in self.tokens}
+        found: dict[int, Array] = {}
+        experts = list(self.tokens)
+        for start in range(0, len(experts), QUEUED):
+            self.ctx.check()
+            some = experts[start : start + QUEUED]
+            products = [self._product(expert, among) for expert in some]
+            mx.eval(products)
+            found |= {e: np.array(p) for e, p in zip(some, products, strict=True)}
+        return found
 
-    def product(self, expert: int, among: Array | None = None) -> Array:
-        """H^T H of one expert, see `products`."""
-        self.ctx.check()
+    def _product(self, expert: int, among: Array | None) -> mx.array:
         features = self.of(expert)
         if among is not None:
-            mine = np.flatnonzero(among[np.array(self.tokens[expert])]).astype(np.uint32)
+            mine = np.flatnonzero(among[self._routed.of(expert)[0]]).astype(np.uint32)
             features = features[mx.array(mine)]
-        return np.array(features.T @ features)
+        return features.T @ features
 
 
 Changes = dict[int, mx.array]
@@ -238,12 +244,18 @@ def _inverses(normal: Mapping[int, Array], ridge: float) -> dict[int, mx.array]:
 
 
 def _inverse(normal: Array, ridge: float) -> Array:
-    """(normal + mu I)^-1, float32 [N, N].
+    """(normal + mu I)^-1, float32 [N, N]: the ridge keeps it far from singular."""
+    mu = max(ridge * float(np.trace(normal)) / len(normal), 1e-9)
+    return inverse_of(normal, mu).astype(np.float32)
 
-    mu grows where the products are too imprecise for it, as those made in TF32 can be.
+
+def inverse_of(normal: Array, mu: float) -> Array:
+    """(normal + mu I)^-1 of products [N, N], float64.
+
+    mu grows where the products are too imprecise for it, as those made in TF32 can be. Raises
+    ModelError for products that are not finite.
     """
     size = len(normal)
-    mu = max(ridge * float(np.trace(normal)) / size, 1e-9)
     while True:
         matrix = normal.astype(np.float64)
         matrix[np.diag_indices(size)] += mu
@@ -256,7 +268,7 @@ def _inverse(normal: Array, ridge: float) -> Array:
     lower, _ = dpotri(factor, lower=True, overwrite_c=True)  # zero above the diagonal
     inverse = lower + lower.T
     inverse[np.diag_indices(size)] /= 2
-    return np.asarray(inverse.astype(np.float32))
+    return np.asarray(inverse)
 
 
 def energy(values: mx.array) -> float:
