@@ -291,6 +291,12 @@ def steer(call: Call) -> Report:
     metavar="Y",
     help="Refuse above this perplexity, as a multiple of the checkpoint's.",
 )
+@click.option(
+    "--max-loops",
+    type=Number(0, 1),
+    metavar="Z",
+    help="Refuse if this share of answers more than the checkpoint's goes round in circles.",
+)
 def apply(call: Call) -> Report:
     """Commit the staged plan as a new step of the history.
 

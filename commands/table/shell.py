@@ -52,6 +52,7 @@ SETTING_TYPES: dict[str, click.ParamType[Any]] = {
     "max-tokens": positive,
     "max-kl": OptionalLimit(),
     "max-perplexity-ratio": OptionalLimit(),
+    "max-loops": OptionalLimit(),
     "undo-steering": click.Choice(("on", "off")),
 }
 
@@ -130,7 +131,7 @@ def set_option(call: Call) -> Report:
     """Set a default for the options of later commands; alone, list them.
 
     seed, dataset, metric, temperature, top-p, max-tokens (of chat); max-kl and
-    max-perplexity-ratio, the guardrails of apply, a number or off; undo-steering, on or off:
+    max-perplexity-ratio, max-loops, the guardrails of apply, a number or off; undo-steering, on or off:
     whether undo takes steering back too.
     """
     name, value = call["name"], call["value"]

@@ -137,7 +137,7 @@ def _outcome(event: JobEnded) -> Entry:
 def _limits(report: Report) -> tuple[tuple[str, float], ...]:
     """The guardrails of apply among the shell's settings."""
     settings = report.data()["settings"]
-    named = ((name, settings.get(name)) for name in ("max-kl", "max-perplexity-ratio"))
+    named = ((name, settings.get(name)) for name in ("max-kl", "max-perplexity-ratio", "max-loops"))
     return tuple((name, value) for name, value in named if value is not None)
 
 
