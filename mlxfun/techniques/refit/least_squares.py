@@ -213,20 +213,25 @@ def _descend(
     sweeps: int = SWEEPS,
 ) -> tuple[Changes, mx.array]:
     """The changes, and what they leave over of `rest` [T, D]. seen: float32 [T, 1], the tokens
-    that the fit may look at, None for all. Only the inverses are made on the host."""
+    that the fit may look at, None for all. Only the inverses are made on the host.
+
+    With r what is left over now, the exact solve of one expert moves its A by
+    (H^T H + mu I)^-1 (H^T r - mu A), which needs no product of H with A.
+    """
     inverses = _inverses(normal, ridge)
     changes: Changes = {}
     for _ in range(sweeps):
         for number, (expert, tokens) in enumerate(features.tokens.items()):
             h, before = features.of(expert), changes.get(expert)
-            moved = rest[tokens] if before is None else rest[tokens] + h @ before
-            right = h.T @ (moved if seen is None else moved * seen[tokens])
-            change = inverses[expert] @ right
-            step = change if before is None else change - before
+            left = rest[tokens]
+            right = h.T @ (left if seen is None else left * seen[tokens])
+            if before is not None:
+                right = right - _mu(normal[expert], ridge) * before
+            step = inverses[expert] @ right
             rest = rest.at[tokens].add(-(h @ step))
-            changes[expert] = change
+            changes[expert] = step if before is None else before + step
             if number % QUEUED == 0:
-                mx.eval(rest, change)
+                mx.eval(rest, changes[expert])
                 features.ctx.check()
         mx.eval(rest, changes)
     return changes, rest
@@ -245,8 +250,12 @@ def _inverses(normal: Mapping[int, Array], ridge: float) -> dict[int, mx.array]:
 
 def _inverse(normal: Array, ridge: float) -> Array:
     """(normal + mu I)^-1, float32 [N, N]: the ridge keeps it far from singular."""
-    mu = max(ridge * float(np.trace(normal)) / len(normal), 1e-9)
-    return inverse_of(normal, mu).astype(np.float32)
+    return inverse_of(normal, _mu(normal, ridge)).astype(np.float32)
+
+
+def _mu(normal: Array, ridge: float) -> float:
+    """The ridge times the mean of the diagonal."""
+    return max(ridge * float(np.trace(normal)) / len(normal), 1e-9)
 
 
 def inverse_of(normal: Array, mu: float) -> Array:
