@@ -90,15 +90,12 @@ def write(export: Export, options: SaveOptions, ctx: Context = SILENT) -> SaveRe
     """
     if options.max_shard_bytes < 1:
         raise UsageError(f"shards of {options.max_shard_bytes} bytes hold nothing")
-    try:
-        target, seen = _checked_target(export.source, options)
-    except (OSError, RuntimeError) as error:  # a name that no file system takes, a loop of links
-        raise SaveError(f"{options.path} could not be written: {short(error)}") from error
+    target, seen = checked_target(export.source, options)
     weights, config, logits = _as_asked(export, options)
     total = sum(weights.nbytes(name) for name in weights.names)
-    with _beside(target) as temporary:
+    with failures(target), beside(target) as temporary:
         found = _found(export)
-        _require_space(target, total + sum(file.stat().st_size for file in found.files))
+        require_space(target, total + sum(file.stat().st_size for file in found.files))
         _copy(found.files, export.source, temporary)
         lost = _from_memory(temporary, found.left_out, export.tokenizer)
         if export.chat_template is not None:
@@ -140,11 +137,17 @@ def _as_asked(
 
 
 @contextlib.contextmanager
-def _beside(target: Path) -> Iterator[Path]:
-    """A temporary sibling of `target`, gone afterwards together with parents made for it.
+def failures(target: Path) -> Iterator[None]:
+    """Raise SaveError for whatever the file system refuses inside the block."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        raise SaveError(f"{target} could not be written: {short(error)}") from error
 
-    Raises SaveError for whatever the file system refuses inside the block.
-    """
+
+@contextlib.contextmanager
+def beside(target: Path) -> Iterator[Path]:
+    """A temporary sibling of `target`, gone afterwards together with parents made for it."""
     made = [parent for parent in target.parents if not parent.exists()]
     temporary = None
     try:
@@ -152,8 +155,6 @@ def _beside(target: Path) -> Iterator[Path]:
         atomic.sweep(target.parent)
         temporary = atomic.temporary_sibling(target)
         yield temporary
-    except (OSError, RuntimeError) as error:
-        raise SaveError(f"{target} could not be written: {short(error)}") from error
     finally:
         # After a commit nothing is left under the temporary name, and the parents are not empty.
         if temporary is not None:
@@ -166,9 +167,16 @@ def _beside(target: Path) -> Iterator[Path]:
 # --- before the first byte -------------------------------------------------------------------
 
 
-def _checked_target(source: Path, options: SaveOptions) -> tuple[Path, atomic.Seen]:
+def checked_target(source: Path, options: SaveOptions) -> tuple[Path, atomic.Seen]:
     """The resolved destination, and what was seen there. Raises SaveError for a place that must not
     be written to."""
+    try:
+        return _checked_target(source, options)
+    except (OSError, RuntimeError) as error:  # a name that no file system takes, a loop of links
+        raise SaveError(f"{options.path} could not be written: {short(error)}") from error
+
+
+def _checked_target(source: Path, options: SaveOptions) -> tuple[Path, atomic.Seen]:
     if has_wildcards(options.path):
         raise SaveError(
             f"{options.path}: mlx_lm.load finds no weights in a directory whose name holds [, * or "
@@ -212,7 +220,8 @@ def _check_replaceable(source: Path, target: Path, options: SaveOptions) -> None
     replaceable.require(target, options.path, rewritten)
 
 
-def _require_space(target: Path, needed: int) -> None:
+def require_space(target: Path, needed: int) -> None:
+    """Raise BudgetError unless `needed` bytes are free on the disk of `target`."""
     place = next(parent for parent in target.parents if parent.exists())
     free = shutil.disk_usage(place).free
     if needed + _DISK_MARGIN > free:

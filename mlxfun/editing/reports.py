@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, TypeVar
 
+from mlxfun.checkpoint.reports import SaveReport
 from mlxfun.events import Side
 from mlxfun.report import Report
 from mlxfun.text import counted, readable_bytes
@@ -66,6 +67,19 @@ def extended(kind: type[Extended], report: PlanReport, **details: Any) -> Extend
     """A technique's own report: the common figures of `report` and the details of its kind."""
     common = {f.name: getattr(report, f.name) for f in fields(PlanReport)}
     return kind(**(common | details))
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenReport(SaveReport):
+    """An edit that was written straight to disk; the resident model is as before. plan: what was
+    done, as of a staged plan."""
+
+    kind: ClassVar[str] = "written"
+    plan: PlanReport = field(kw_only=True)
+
+    def summary(self) -> str:
+        done = self.plan.summary().removeprefix("staged ")
+        return f"{done}; {SaveReport.summary(self)}; the model in memory is as before"
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ from mlxfun.scans.options import ScanOptions
 from mlxfun.steering.options import SteerOptions
 from mlxfun.techniques.ablate.delta import ablate_delta, projections
 from mlxfun.techniques.ablate.options import AblateOptions
-from mlxfun.techniques.ablate.technique import estimate_bytes
+from mlxfun.techniques.ablate.technique import estimate
 from mlxfun.techniques.prune.options import PruneOptions
 from tests.mlxfun import tiny_checkpoints
 
@@ -239,7 +239,7 @@ def test_the_estimate_covers_making_the_new_weights(session):
     mx.reset_peak_memory()
     delta = ablate_delta(wanted, resident, session._workspace.stored)
     needed = mx.get_peak_memory() - active
-    assert delta.bytes <= needed <= estimate_bytes(resident, outputs)
+    assert delta.bytes <= needed <= estimate(resident, outputs).staged
 
 
 @pytest.mark.parametrize(
