@@ -23,6 +23,7 @@ from commands.table import (
     history,
     measure,
     model,
+    narrow,
     recipes,
     scan,
     select,
@@ -33,7 +34,7 @@ from mlxfun.session.reports import SessionView
 from mlxfun.text import brief, cut, shown
 
 MODULES = (
-    *(model, calibrate, scan, edit, select, ablate, amplify),
+    *(model, calibrate, scan, edit, narrow, select, ablate, amplify),
     *(measure, chat, history, recipes, export, shell),
 )
 
@@ -59,6 +60,7 @@ SYNONYMS = {
     "dossier": "inspect",
     "prune": "pruning remove shrink reap",
     "merge": "ream average",
+    "narrow": "width neurons slim compress",
     "abliterate": "ablate",
     "amplify": "boost",
     "steer": "force mute",

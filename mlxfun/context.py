@@ -6,6 +6,10 @@ passes a context tied to its job.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 from mlxfun.events import Event
 from mlxfun.tally import Tally
 
@@ -31,3 +35,19 @@ class Context:
 
 
 SILENT = Context()
+_RUNNING: ContextVar[Context] = ContextVar("running", default=SILENT)
+
+
+def running() -> Context:
+    """The context of the job that runs on this thread, for code that others' code calls back."""
+    return _RUNNING.get()
+
+
+@contextmanager
+def as_running(ctx: Context) -> Iterator[None]:
+    """Make `ctx` the running one inside the block."""
+    token = _RUNNING.set(ctx)
+    try:
+        yield
+    finally:
+        _RUNNING.reset(token)

@@ -49,6 +49,7 @@ _ALL = (
         "Removing experts: rankings, refits, selection by hand",
         ("prune", "select", "plan show", "plan save"),
     ),
+    Guide("narrowing", "Fewer neurons in every expert: the least loss for a size", ("narrow",)),
     Guide("merging", "Averaging experts into similar ones, compared with pruning", ("merge",)),
     Guide(
         "scans",

@@ -70,13 +70,13 @@ def run_script(bench: Workbench, path: Path, keep_going: bool, ctx: Context) -> 
 
 
 def checked_script(
-    path: Path, command_of: Callable[[str], Declared]
+    path: Path, command_of: Callable[[str], Declared], kept: bool = False
 ) -> tuple[Script, list[Declared]]:
-    """The script at `path` and the command of each of its entries.
+    """The script at `path` and the command of each of its entries. kept: see `read_script`.
 
     Raises UsageError with file and line, before anything has run.
     """
-    script = read_script(path)
+    script = read_script(path, kept)
     found = []
     for entry in script.entries:
         try:

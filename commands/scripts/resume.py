@@ -122,7 +122,7 @@ def cut_short(folder: Path) -> list[Path]:
     found = []
     for path in left(folder):
         try:
-            read_script(path)
+            read_script(path, kept=True)
         except EmptyScript:
             drop(path)
         except UsageError:
@@ -146,7 +146,7 @@ def offer(bench: Workbench, ctx: Context) -> None:
     offering, bench.offer_resume = bench.offer_resume, False
     folder = bench.sessions
     for path in cut_short(folder)[:1] if offering and folder is not None else ():
-        script = read_script(path)
+        script = read_script(path, kept=True)
         ctx.emit(
             Notice(
                 "warning",
@@ -161,7 +161,7 @@ def resume(bench: Workbench, path: Path | None, ctx: Context) -> ResumeReport:
     """Restore the session at `path`, by default the newest that was cut short."""
     path = path or newest(bench.sessions)
     bench.offer_resume = False
-    script, commands = checked_script(path, bench.wiring.command_of)
+    script, commands = checked_script(path, bench.wiring.command_of, kept=True)
     where = script.header.get("directory")
     if where is not None and Path(where) != Path.cwd():
         raise StateError(f"that session ran in {where}: start mlxfun-shell there to resume it")

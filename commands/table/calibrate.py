@@ -111,6 +111,7 @@ def diff(call: Call) -> Report:
         bench.writable(output) if output is not None else None,
         call["allow_stale"],
         call["metric"],
+        bench.known,
     )
 
 
@@ -135,7 +136,9 @@ def merge(call: Call) -> Report:
 
     files = tuple(call.bench.readable(path) for path in call["files"])
     output = call.bench.writable(call["output"])
-    return merge_files(files, output, call["by"], call["allow_stale"], call["metric"])
+    return merge_files(
+        files, output, call["by"], call["allow_stale"], call["metric"], call.bench.known
+    )
 
 
 @command("stats rank", group="observe", when=always)
@@ -172,6 +175,7 @@ def rank(call: Call) -> Report:
         RankOptions(**{name: call[name] for name in names}),
         call.bench.writable(output) if output is not None else None,
         heat.alive if heat is not None else None,
+        call.bench.known,
     )
     if session is None:
         return report
@@ -215,7 +219,7 @@ def subtract(call: Call) -> Report:
 
     bench = call.bench
     a, b = bench.readable(call["a"]), bench.readable(call["b"])
-    return subtract_files(a, b, bench.writable(call["output"]), call["allow_stale"])
+    return subtract_files(a, b, bench.writable(call["output"]), call["allow_stale"], bench.known)
 
 
 @command("why", group="observe", key="w", when=with_experts)

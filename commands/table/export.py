@@ -31,7 +31,7 @@ def _write(call: Call, make: Callable[[str], str | bytes]) -> Report:
         raise SaveError(f"{path} exists: choose another name, or add --force")
     made = make(path.suffix.lower())
     data = made if isinstance(made, bytes) else _text(made, path.suffix.lower()).encode()
-    with writing(path) as file:
+    with writing(path, new=not call["force"]) as file:
         file.write(data)
     return TextReport(f"wrote {path} ({readable_bytes(len(data))})")
 

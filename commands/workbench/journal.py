@@ -2,37 +2,52 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import os
 import stat
 from collections.abc import Callable
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
+from typing import BinaryIO
 
 from commands.workbench.files import Loaded
 from commands.workbench.session_file import FORMAT, MAGIC, Mark, encode
 from mlxfun import __version__
 from mlxfun.errors import UsageError
+from mlxfun.files import partial_beside, sweep
+from mlxfun.files.renaming import onto_nothing
 from mlxfun.text import installed_version
 
 
 class _Sink:
-    """A new file that receives the journal line by line.
+    """A new file that receives the journal line by line, locked until this process ends.
 
     It holds whole lines only: what could not be written to its end is taken out again.
     """
 
     def __init__(self, path: Path, text: str) -> None:
-        """Create the file with `text`. Raises OSError, and leaves no file then."""
+        """Create the file with `text`. Raises OSError, and leaves no file then.
+
+        It has its name only when it holds `text` and is locked: who finds it half-written, or not
+        locked, would take it for that of a dead process.
+        """
         self.path = path
+        sweep(path.parent)
+        partial = partial_beside(path)
         # Unbuffered: what a full disk refuses must not be written later.
-        self._stream = path.open("xb", buffering=0)
+        self._stream = partial.open("xb", buffering=0)
         self._size = 0
         self.broken = False
         try:
+            self.locked = _locked(self._stream)
             self.write(text)
-        except OSError:
+            onto_nothing(partial, path)
+        except BaseException:
             self._stream.close()
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                partial.unlink()
             raise
 
     def write(self, text: str) -> None:
@@ -55,9 +70,12 @@ class _Sink:
         self._stream.seek(self._size)
         self._stream.truncate()
 
-    def lock(self) -> None:
-        """Lock the file until this process ends, however it ends."""
-        fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    def names(self, path: Path) -> bool:
+        """Whether `path` is this file."""
+        try:
+            return os.path.samestat(path.stat(), os.fstat(self._stream.fileno()))
+        except (OSError, ValueError):
+            return False
 
     def close(self) -> None:
         """Close the file."""
@@ -113,13 +131,14 @@ class Journal:
         An older recording of that name is moved aside, to the path returned; any other file there
         is left alone: UsageError.
         """
-        moved = _make_room(path)
+        own = self._recording is not None and self._recording.names(path)
+        moved = _make_room(path, own)
         try:
             sink = _Sink(path, "".join(self._text))
         except (OSError, ValueError) as problem:  # ValueError: a zero byte in the name
             if moved is not None:
                 with suppress(OSError):
-                    moved.rename(path)
+                    onto_nothing(moved, path)
             reason = (problem.strerror if isinstance(problem, OSError) else None) or str(problem)
             raise UsageError(f"cannot record to {path}: {reason}") from None
         self.detach()
@@ -136,7 +155,10 @@ class Journal:
     def keep(self, path: Path) -> None:
         """Keep the session at `path`, a new file, locked until this process ends. Raises OSError."""
         sink = _Sink(path, "".join(self._text) + f"#: directory {encode(str(Path.cwd()))}\n")
-        sink.lock()
+        if not sink.locked:  # others would take it for that of a dead process
+            sink.close()
+            path.unlink(missing_ok=True)
+            raise OSError(errno.ENOLCK, f"{path} cannot be locked")
         self._keeping = sink
 
     def forget(self) -> Path | None:
@@ -239,24 +261,55 @@ def _one_line(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text)
 
 
-def _make_room(path: Path) -> Path | None:
-    """Rename an existing recording at `path`. Raises UsageError for any other file there."""
+def _locked(stream: FileIO) -> bool:
+    """Lock a new file until it is closed; False where the file system has no locks."""
     try:
-        mode = path.stat().st_mode
-    except OSError:
-        return None  # opening it raises the error, if there is one
-    if not stat.S_ISREG(mode) or not _is_recording(path):
-        raise UsageError(f"{path} exists and is not a session recording: choose another name")
-    number = 1
-    while (aside := path.with_name(f"{path.name}.{number}")).exists():
-        number += 1
-    path.rename(aside)
-    return aside
-
-
-def _is_recording(path: Path) -> bool:
-    try:
-        with path.open("rb") as stream:
-            return stream.read(len(MAGIC)) == MAGIC.encode()
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return False
+    return True
+
+
+def _make_room(path: Path, own: bool) -> Path | None:
+    """Rename an existing recording at `path`, to the path returned; None if there is none.
+
+    own: it is the recording of this shell. Raises UsageError for one of another shell, and for any
+    other file. Shells that do this at the same time lock the old recording first.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UsageError(f"{path} exists and is not a session recording: choose another name")
+        with path.open("rb") as old:
+            if old.read(len(MAGIC)) != MAGIC.encode():
+                raise UsageError(
+                    f"{path} exists and is not a session recording: choose another name"
+                )
+            same = own or (_free(old) and os.path.samestat(path.stat(), os.fstat(old.fileno())))
+            if not same:
+                raise UsageError(f"another shell records to {path}: choose another name")
+            return _aside(path)
+    except OSError:
+        return None  # creating the new one raises the error, if there is one
+
+
+def _free(stream: BinaryIO) -> bool:
+    """Whether no process holds the file locked; locks it then."""
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
+
+
+def _aside(path: Path) -> Path:
+    number = 1
+    while True:
+        aside = path.with_name(f"{path.name}.{number}")
+        try:
+            onto_nothing(path, aside)
+        except FileExistsError:
+            number += 1
+        else:
+            return aside

@@ -103,8 +103,11 @@ def decode(text: str) -> str:
     return line
 
 
-def read_script(path: Path) -> Script:
-    """Parse a session file. Raises UsageError with file and line."""
+def read_script(path: Path, kept: bool = False) -> Script:
+    """Parse a session file. Raises UsageError with file and line.
+
+    kept: one that was cut short, whose last line may be, too: text without a line end is left out.
+    """
     try:
         text = read_text(path, "utf-8-sig")
     except OSError as problem:
@@ -113,6 +116,8 @@ def read_script(path: Path) -> Script:
     except UnicodeDecodeError as problem:
         line = problem.object[: problem.start].count(b"\n") + 1
         raise UsageError(f"{path}:{line}: not UTF-8 text, so not a replay file") from None
+    if kept:
+        text = text[: text.rfind("\n") + 1]
     header: dict[str, str] = {}
     entries: list[Entry] = []
     # Not splitlines(): it also breaks at characters that text inside a command may hold.

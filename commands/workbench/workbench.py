@@ -29,6 +29,7 @@ from mlxfun.report import Report
 from mlxfun.session.reports import SessionView
 
 if TYPE_CHECKING:
+    from mlxfun.data.scan_reports import Identity
     from mlxfun.session.session import Session
 
 _WEIGHED = re.compile(r"(.+):(\d+(?:\.\d+)?)\Z", re.DOTALL)
@@ -87,6 +88,10 @@ class Workbench:
         """The present state as a session file writes it."""
         view = self.view()
         return Mark(view.state, view.plan.state_after if view.plan else None, view.steered)
+
+    def known(self, made_on: Identity) -> Identity:
+        """The present name of an identity of an earlier version, if it is the resident model's."""
+        return made_on if self._session is None else self._session.known(made_on)
 
     def change(self, settings: Settings) -> None:
         """Replace the settings; the session follows those that are its own."""

@@ -21,7 +21,7 @@ from mlxfun.errors import Cancelled
 from mlxfun.events import RoutingFrame
 from mlxfun.hooks.routing import Record, Taps
 from mlxfun.model.anatomy import MoELayer
-from mlxfun.model.batch_size import each_batch
+from mlxfun.model.device.batch_size import each_batch
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array

@@ -14,7 +14,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +23,8 @@ import numpy as np
 
 from mlxfun.calibration.options import MERGE_RULES, METRICS, MergeRule, Metric
 from mlxfun.calibration.routing_stats import RANKS, SUMS, RoutingStats
+from mlxfun.checkpoint.identity import is_earlier
+from mlxfun.data.scan_reports import Identity, earlier_notice
 from mlxfun.errors import PlanError, StateError, UsageError
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ ROUNDING = 1e-9
 """A remainder this small, relative to what was there, is rounding and becomes 0."""
 
 Named = tuple[Path, RoutingStats]
+Names = Callable[[Identity], Identity]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,26 @@ class Difference:
     share: dict[Metric, Array]
     rank_correlation: dict[Metric, float]
     overlap: dict[Metric, float]
+
+
+def read_runs(
+    paths: Sequence[Path], known: Names | None = None
+) -> tuple[list[Named], tuple[str, ...]]:
+    """Statistics of files, under present names where `known` has them, and notices of those.
+
+    known: the present name of an identity of an earlier version, as the resident model can tell;
+    an identity that it does not know comes back as it is. Raises DatasetError.
+    """
+    runs, notices = [], []
+    for path in paths:
+        stats = RoutingStats.read(path)
+        if known is not None and is_earlier(stats.model):
+            now = known(Identity(stats.model, stats.state, stats.model_name))
+            if now.model != stats.model:
+                notices.append(earlier_notice(path))
+                stats = replace(stats, model=now.model, state=now.state)
+        runs.append((path, stats))
+    return runs, tuple(notices)
 
 
 def require_alike(runs: Sequence[Named], allow_stale: bool) -> tuple[str, ...]:
@@ -76,6 +99,19 @@ def require_alike(runs: Sequence[Named], allow_stale: bool) -> tuple[str, ...]:
                 f"{first} was made on {what} {one or 'unknown'}, {path} on {what} "
                 f"{two or 'unknown'}"
             )
+            if is_earlier(a.model) != is_earlier(b.model) and a.model and b.model:
+                old, new = (first, path) if is_earlier(a.model) else (path, first)
+                text = (
+                    f"{old} names its model by the identity of an earlier version, which cannot be "
+                    f"compared with that of {new}; their shapes agree"
+                )
+                if not allow_stale:
+                    raise StateError(
+                        f"{text}. Load the model to have its old and new identity compared, or "
+                        "combine them knowingly with --allow-stale"
+                    )
+                warnings.append(text)
+                break  # states are named over the identity, so they cannot be compared either
             if not allow_stale:
                 raise StateError(f"{text}; combine them knowingly with --allow-stale")
             warnings.append(text)

@@ -19,17 +19,22 @@ SHOWN = 10
 
 
 def diff_files(
-    a: Path, b: Path, output: Path | None, allow_stale: bool = False, metric: Metric = "reap"
+    a: Path,
+    b: Path,
+    output: Path | None,
+    allow_stale: bool = False,
+    metric: Metric = "reap",
+    known: combine.Names | None = None,
 ) -> DiffReport:
     """Compare two files; with `output` write every number as JSON.
 
-    metric: the one whose scores are subtracted for the figures.
+    metric: the one whose scores are subtracted for the figures. known: see `combine.read_runs`.
 
     Raises DatasetError, PlanError for files that cannot be compared, StateError for different
     weights unless it is allowed, SaveError for a file that cannot be written.
     """
-    runs = [(path, RoutingStats.read(path)) for path in (a, b)]
-    warnings = combine.require_alike(runs, allow_stale)
+    runs, notices = combine.read_runs((a, b), known)
+    warnings = (*notices, *combine.require_alike(runs, allow_stale))
     (_, one), (_, two) = runs
     found = combine.diff(one, two)
     numbers = filters.figures(one, two, metric)
@@ -112,11 +117,12 @@ def merge_files(
     by: MergeRule = "sum",
     allow_stale: bool = False,
     metric: Metric | None = None,
+    known: combine.Names | None = None,
 ) -> CombineReport:
     """Merge files into `output`. See mlxfun.calibration.combine for what `by` means and what is refused."""
-    runs = [(path, RoutingStats.read(path)) for path in files]
+    runs, notices = combine.read_runs(files, known)
     merged = combine.merge(runs, by, allow_stale, metric)
-    warnings = [*combine.require_alike(runs, allow_stale), *combine.lacking(runs)]
+    warnings = [*notices, *combine.require_alike(runs, allow_stale), *combine.lacking(runs)]
     if merged.state == combine.MIXED:
         warnings.append("the merge is of several states: prune takes it with --allow-stale only")
     if by == "rank":
@@ -125,13 +131,19 @@ def merge_files(
     return _written("merge", files, merged, output, tuple(warnings))
 
 
-def subtract_files(a: Path, b: Path, output: Path, allow_stale: bool = False) -> CombineReport:
+def subtract_files(
+    a: Path,
+    b: Path,
+    output: Path,
+    allow_stale: bool = False,
+    known: combine.Names | None = None,
+) -> CombineReport:
     """Write A without B. Raises PlanError where B is no part of A."""
-    whole, part = ((path, RoutingStats.read(path)) for path in (a, b))
+    (whole, part), notices = combine.read_runs((a, b), known)
     warnings = combine.require_alike((whole, part), allow_stale)
     left = combine.subtract(whole, part, allow_stale)
-    notices = (*warnings, *combine.lacking((whole, part)))
-    return _written("subtract", (a, b), left, output, notices)
+    said = (*notices, *warnings, *combine.lacking((whole, part)))
+    return _written("subtract", (a, b), left, output, said)
 
 
 def _written(

@@ -106,19 +106,20 @@ def rank_files(
     options: RankOptions,
     output: Path | None = None,
     alive: Array | None = None,
+    known: combine.Names | None = None,
 ) -> RankReport:
     """Rank the experts by two to four files; with `output` write who stays as an expert list.
 
     alive: bool [L, E], who is there in the model that the choice is for. Experts that the files say
-    were pruned are left out as well.
+    were pruned are left out as well. known: see `combine.read_runs`.
 
     Raises UsageError for another number of files, PlanError for files of another shape than the
     model's, and what `combine.require_alike` raises.
     """
     if not 2 <= len(files) <= MOST_FILES:
         raise UsageError(f"stats rank compares 2 to {MOST_FILES} files, not {len(files)}")
-    runs = [(path, RoutingStats.read(path)) for path in files]
-    warnings = combine.require_alike(runs, options.allow_stale)
+    runs, notices = combine.read_runs(files, known)
+    warnings = (*notices, *combine.require_alike(runs, options.allow_stale))
     each = [ranks(stats.ranking_score(options.metric)) for _, stats in runs]
     living = _living([stats for _, stats in runs], alive)
     total, gone = choose(each, options, living)

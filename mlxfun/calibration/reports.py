@@ -219,8 +219,9 @@ class CollectReport(Report):
 
 @dataclass(frozen=True, slots=True)
 class StatsReport(Report):
-    """The statistics in hand, merged from `sources` runs. steered: some were counted in chat while steering was in force.
-    earlier: the file names its model by the identity that an earlier version gave it."""
+    """The statistics in hand, merged from `sources` runs. steered: some were counted in chat while
+    steering was in force. earlier: the file names its model by the identity that an earlier version
+    gave it. unnamed: it does not say on which model it was made, as those of other tools do not."""
 
     kind: ClassVar[str] = "stats"
     action: StatsAction
@@ -239,6 +240,7 @@ class StatsReport(Report):
     sources: int = 1
     steered: bool = False
     earlier: bool = False
+    unnamed: bool = False
 
     def summary(self) -> str:
         where = f" ({self.path})" if self.path else ""
@@ -247,6 +249,7 @@ class StatsReport(Report):
         stale = "; taken on another state of the weights" if self.stale else ""
         stale += "; some of it from steered chat" if self.steered else ""
         stale += "; made with the identity of an earlier version" if self.earlier else ""
+        stale += "; the file does not say on which model it was made" if self.unnamed else ""
         return (
             f"stats {self.action}{where}: {counted(self.samples, 'sample', 'samples')}, "
             f"{counted(self.tokens, 'token', 'tokens')}, coverage {self.coverage:.1%}, counting chat {'on' if self.counting else 'off'}{stale}"

@@ -5,32 +5,24 @@ existing directory exchanges the two in one system call; where that is not to be
 is moved aside first, and `recoverable` finds it if the process dies in between.
 
 Only what was looked at is replaced: a directory that appeared or changed meanwhile stays, and the
-commit is refused. Onto nothing, the rename is one that replaces nothing (RENAME_NOREPLACE,
-RENAME_EXCL); where that is not to be had, an ordinary rename, which fails for a directory that is
-not empty.
+commit is refused; see `mlxfun.files.renaming` for how, and for systems that cannot.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import re
 import secrets
 import shutil
-import sys
 from pathlib import Path
 
 from mlxfun.errors import SaveError
 from mlxfun.files import abandoned, writer
+from mlxfun.files.renaming import exchange, onto_nothing
 
 BACKUP = ".mlxfun-bak"
 _TEMPORARY = re.compile(r"\..+\.saving-(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}")
-_AT_FDCWD = -100
-_RENAME_EXCHANGE = 2  # the same number as macOS's RENAME_SWAP
-_RENAME_NOREPLACE = 4 if sys.platform == "darwin" else 1  # macOS calls it RENAME_EXCL
-# Answers that mean "not on this kernel or file system", as opposed to a failure.
-_UNSUPPORTED = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 def temporary_sibling(target: Path) -> Path:
@@ -112,8 +104,10 @@ def commit(temporary: Path, target: Path, seen: Seen = ()) -> None:
 def _place(temporary: Path, target: Path) -> None:
     """Give `temporary` the name `target`, which is free or an empty directory."""
     try:
-        if target.is_dir() or not _rename(temporary, target, _RENAME_NOREPLACE):
+        if target.is_dir():
             os.rename(temporary, target)  # onto a directory only if that is empty
+        else:
+            onto_nothing(temporary, target)
     except OSError as error:
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
             raise SaveError(
@@ -172,33 +166,6 @@ def _require_same(directory: Path, seen: Seen, shown: Path) -> None:
         f"({', '.join(names[:3])}{more}), and is left alone; look at it, then save again or choose "
         "another place"
     )
-
-
-def exchange(first: Path, second: Path) -> bool:
-    """Swap two paths in one system call; False where kernel or file system cannot.
-
-    Raises OSError when the call fails for another reason.
-    """
-    return _rename(first, second, _RENAME_EXCHANGE)
-
-
-def _rename(first: Path, second: Path, flag: int) -> bool:
-    libc = ctypes.CDLL(None, use_errno=True)
-    a, b = os.fsencode(first), os.fsencode(second)
-    if sys.platform == "darwin":
-        function, arguments = "renamex_np", (a, b, ctypes.c_uint(flag))
-    else:
-        cwd = ctypes.c_int(_AT_FDCWD)
-        function, arguments = "renameat2", (cwd, a, cwd, b, ctypes.c_uint(flag))
-    call = getattr(libc, function, None)
-    if call is None:
-        return False
-    if call(*arguments) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in _UNSUPPORTED:
-        return False
-    raise OSError(code, os.strerror(code), str(second))
 
 
 def sync_tree(directory: Path) -> None:

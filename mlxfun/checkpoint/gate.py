@@ -10,6 +10,7 @@ reads each layer's weights when its turn comes and lets go of them after it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +25,7 @@ from mlxfun.checkpoint.load import HALF, LOAD_ERRORS, needs_float32, short
 from mlxfun.checkpoint.sources import without_wildcards
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import ModelError, SaveError
-from mlxfun.model.memory import memory_limit, on_cpu
+from mlxfun.model.device.memory import memory_limit, on_cpu
 from mlxfun.model.parameters import finite, flatten
 
 PROBE_TOKENS = 48
@@ -48,16 +49,35 @@ class Weights(Protocol):
         """The tensor, in the dtype it is written with. May be called more than once."""
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The checkpoint that a model was made from. changed: that it is not what was loaded any more,
+    as a sentence's beginning; "" if it is."""
+
+    path: Path
+    changed: str = ""
+
+    def asked(self, question: Callable[[nn.Module], bool]) -> tuple[bool | None, str]:
+        """(the answer for the checkpoint, why there is none)."""
+        if self.changed:
+            return None, f"{self.changed} since the model was loaded from it"
+        try:
+            return question(_load(self.path)[0]), ""
+        except (SaveError, RuntimeError, OSError) as error:
+            return None, f"{self.path} cannot be read any more ({short(error)})"
+
+
 def check(
     directory: Path,
     weights: Weights,
-    source: Path,
+    source: Source,
     logits: LogitsFn | None = None,
     ctx: Context = SILENT,
 ) -> dict[str, str]:
     """Run the gate on a written directory; returns {check: outcome} for the report.
 
-    source: the checkpoint it was made from; NaN and infinity that are not in there are refused.
+    source: the checkpoint it was made from; NaN and infinity that are not in there, or of which that
+    cannot be told, are refused.
     logits: int32 [1, T] tokens -> [1, T, V] logits of the model that was saved, None to leave
     that comparison out.
 
@@ -87,11 +107,8 @@ def check(
             "the saved model's tensors are identical but its logits are not: config.json does not "
             "describe the model that was saved"
         )
-    if not finite(found) and _computes(source, tokens, whole):
-        raise SaveError(
-            "the saved model's logits hold NaN or infinity, which the checkpoint's do not; undo "
-            "the edit that brought them in"
-        )
+    if not finite(found):
+        _blame("the saved model's logits hold", "do", *_computes(source, tokens, whole))
     ctx.progress("gate: logits", 1, 1)
     outcome["logits"] = "identical, whole model" if whole else "identical, layer by layer"
     return outcome
@@ -140,7 +157,7 @@ def _load(directory: Path) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def _compare_tensors(
-    loaded: dict[str, mx.array], weights: Weights, source: Path, ctx: Context
+    loaded: dict[str, mx.array], weights: Weights, source: Source, ctx: Context
 ) -> None:
     total = sum(weights.nbytes(name) for name in weights.names)
     done = 0
@@ -154,34 +171,46 @@ def _compare_tensors(
                 f"{name} was saved as {expected.dtype} {list(expected.shape)} and read back as "
                 f"{found.dtype} {list(found.shape)} with other contents"
             )
-        if not finite(expected) and _sound(source, name):
-            raise SaveError(
-                f"{name} holds NaN or infinity, which the checkpoint's does not; undo the edit "
-                "that brought it in"
-            )
+        if not finite(expected):
+            _blame(f"{name} holds", "does", *_sound(source, name))
         done += weights.nbytes(name)
         ctx.progress("gate: tensors", done, total, "B")
 
 
-# Both are asked for what is not finite, hence hardly ever: the checkpoint is opened anew. One that
-# cannot be read any more is no excuse.
+def _blame(what: str, verb: str, sound: bool | None, why: str) -> None:
+    """Raise SaveError for what is not finite, unless the checkpoint's own is not.
+
+    sound: whether that is finite; None where it cannot be read any more (`why` says so), which is
+    no excuse, and no proof of an edit's guilt either.
+    """
+    if sound is None:
+        raise SaveError(
+            f"{what} NaN or infinity, and {why}, so whether that is an edit's doing cannot be told; "
+            "put the checkpoint back as it was, or undo the edits"
+        )
+    if sound:
+        raise SaveError(
+            f"{what} NaN or infinity, which the checkpoint's {verb} not; undo the edit that "
+            "brought it in"
+        )
 
 
-def _computes(source: Path, tokens: mx.array, whole: bool) -> bool:
-    """Whether the checkpoint's logits are free of NaN and infinity."""
-    try:
-        return finite(forward(_load(source)[0], tokens, whole))
-    except SaveError:
-        return True
+# Both are asked for what is not finite, hence hardly ever: the checkpoint is opened anew.
 
 
-def _sound(source: Path, name: str) -> bool:
-    """Whether the checkpoint has that tensor without NaN and infinity."""
-    try:
-        original = dict(flatten(_load(source)[0].parameters())).get(name)
-    except SaveError:
-        return True
-    return original is None or finite(original)
+def _computes(source: Source, tokens: mx.array, whole: bool) -> tuple[bool | None, str]:
+    """(whether the checkpoint's logits are free of NaN and infinity, why that is unknown)."""
+    return source.asked(lambda model: finite(forward(model, tokens, whole)))
+
+
+def _sound(source: Source, name: str) -> tuple[bool | None, str]:
+    """(whether the checkpoint has that tensor without NaN and infinity, why that is unknown)."""
+
+    def whole(model: nn.Module) -> bool:
+        original = dict(flatten(model.parameters())).get(name)
+        return original is None or finite(original)
+
+    return source.asked(whole)
 
 
 def _widen(array: mx.array) -> mx.array:

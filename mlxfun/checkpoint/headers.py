@@ -84,7 +84,9 @@ def read_header(path: Path) -> Header:
         raise ModelError(f"{path} is corrupt: its header is not JSON; {_REMEDY}") from error
     if not isinstance(entries, dict):
         raise ModelError(f"{path} is corrupt: its header is not a JSON object; {_REMEDY}")
-    metadata = entries.pop("__metadata__", None)
+    metadata = entries.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(t, str) for t in metadata.values()):
+        raise ModelError(f"{path} is corrupt: its metadata is no object of texts; {_REMEDY}")
     data_start = 8 + length
     tensors = {name: _entry(path, name, value, data_start) for name, value in entries.items()}
     needed = max((info.end for info in tensors.values()), default=data_start)
@@ -94,9 +96,7 @@ def read_header(path: Path) -> Header:
             f"{_REMEDY}"
         )
     _require_filled(path, tensors, data_start, size)
-    return Header(
-        path, raw, data_start, size, tensors, metadata if isinstance(metadata, dict) else {}
-    )
+    return Header(path, raw, data_start, size, tensors, metadata)
 
 
 def _unique(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:

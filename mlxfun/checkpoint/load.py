@@ -33,7 +33,7 @@ from mlxfun.checkpoint.sources import companions, read_config, resolve, without_
 from mlxfun.checkpoint.tokenizer import open_tokenizer
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import BudgetError, ModelError
-from mlxfun.model.memory import memory_limit, on_cpu
+from mlxfun.model.device.memory import memory_limit, on_cpu
 from mlxfun.model.parameters import flatten
 from mlxfun.text import readable_bytes
 
@@ -106,15 +106,12 @@ def load(
     identity = checkpoint_id(found.path, identities)
     estimate = estimate_bytes(headers, config)
     _require_memory(found.model_id, estimate)
-    ctx.check()
     # Before the weights: a tokenizer that is missing is told before gigabytes are read.
     tokenizer, template, remarks = open_tokenizer(found.path, chat_template)
     model, full_config = _load_lazy(found.path, config)
     stored = {path: array.dtype for path, array in flatten(model.parameters())}
     cast = needs_float32(model)
-    began = perf_counter()
-    _evaluate(model, cast, ctx)
-    seconds = perf_counter() - began
+    rate = estimate / _evaluate(model, cast, ctx)
     require_dtypes(model, full_config)
     if changed := difference(found.path, files):
         raise ModelError(f"{changed} while the model was being loaded; load it again")
@@ -132,7 +129,7 @@ def load(
         estimate=estimate,
         chat_template=template,
         given_template=chat_template is not None,
-        read_rate=estimate / max(seconds, 1e-9),
+        read_rate=rate,
         files=files,
         companions=tuple(str(f.relative_to(found.path)) for f in companions(found.path).files),
     )
@@ -258,8 +255,10 @@ def needs_float32(model: nn.Module) -> bool:
     return not any("scales" in module for module in modules)
 
 
-def _evaluate(model: nn.Module, cast: bool, ctx: Context) -> None:
-    """Evaluate parameter by parameter, so that a cast never holds two copies of the model."""
+def _evaluate(model: nn.Module, cast: bool, ctx: Context) -> float:
+    """Evaluate parameter by parameter, so that a cast never holds two copies of the model; the
+    seconds that it took."""
+    began = perf_counter()
     names = [(path, array.nbytes) for path, array in flatten(model.parameters())]
     total = sum(count for _, count in names)
     arrays = dict(flatten(model.parameters()))
@@ -277,6 +276,7 @@ def _evaluate(model: nn.Module, cast: bool, ctx: Context) -> None:
         done += count
         ctx.progress("load", done, total, "B")
     mx.eval(list(_private_arrays(model)))
+    return max(perf_counter() - began, 1e-9)
 
 
 def _private_arrays(model: nn.Module) -> Iterator[mx.array]:

@@ -19,7 +19,7 @@ import mlx.core as mx
 
 from mlxfun.checkpoint import atomic, replaceable
 from mlxfun.checkpoint.card import Card, base_card_name
-from mlxfun.checkpoint.gate import LogitsFn, Weights, check, forward
+from mlxfun.checkpoint.gate import LogitsFn, Source, Weights, check, forward
 from mlxfun.checkpoint.headers import INDEX, weight_files
 from mlxfun.checkpoint.load import short
 from mlxfun.checkpoint.options import SaveOptions
@@ -108,7 +108,7 @@ def write(export: Export, options: SaveOptions, ctx: Context = SILENT) -> SaveRe
         base = temporary / base_card_name([file.name for file in found.files])
         _write_card(temporary, target.name, export, config, (total, base))
         atomic.sync_tree(temporary)
-        gate = check(temporary, weights, export.source, logits, ctx)
+        gate = check(temporary, weights, Source(export.source, export.changed), logits, ctx)
         ctx.check()
         files = tuple(sorted(str(f.relative_to(temporary)) for f in _all_files(temporary)))
         size = sum((temporary / name).stat().st_size for name in files)

@@ -16,6 +16,8 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import load_config, load_tokenizer
 
 from mlxfun.errors import ModelError
+from mlxfun.files import read_text
+from mlxfun.text import shown
 
 SIDECARS = ("chat_template.json", "processor_config.json")
 LARGEST_TEMPLATE = 4 << 20
@@ -23,13 +25,6 @@ NONE = (
     "the model has no chat template: the turns of a conversation are joined by newlines, which is "
     "not what it was trained on; give one with load --chat-template FILE"
 )
-
-# What stock code raises on tokenizer files that are missing or broken. ImportError: a tokenizer
-# that needs a package; UnicodeError is a ValueError.
-ERRORS = (
-    ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError, OSError, ImportError,
-    RecursionError,
-)  # fmt: skip
 
 
 def open_tokenizer(
@@ -40,6 +35,7 @@ def open_tokenizer(
     chat_template: a file to use instead of the model's own. Raises ModelError.
     """
     given = None if chat_template is None else template_in(chat_template)
+    _require_sound(path)
     try:
         eos = load_config(path).get("eos_token_id")
         tokenizer = _load(path, given, eos)
@@ -52,7 +48,9 @@ def open_tokenizer(
                 tokenizer = _load(path, given, eos)
     except StrictDataclassError as error:
         raise ModelError(f"{path / 'config.json'} is not valid: {_field(error)}") from error
-    except ERRORS as error:
+    except Exception as error:
+        # Whatever the files make stock code raise: tokenizers, which is Rust, raises Exception
+        # itself, so no list of kinds is complete.
         text = " ".join(str(error).split())
         text = text if len(text) <= 200 else f"{text[:200]}..."
         raise ModelError(
@@ -60,6 +58,51 @@ def open_tokenizer(
         ) from error
     _be_quiet(tokenizer)
     return tokenizer, origin, _named(tokenizer) if origin else (NONE,)
+
+
+# Values that stock loading takes without a word and leaves out, such as an end of the answer that
+# is never seen then.
+_TEXT = (str, dict, type(None))
+_SETTINGS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("eos_token", "bos_token", "pad_token", "unk_token"), _TEXT),
+    "chat_template": (str, dict, list, type(None)),
+    "model_max_length": (int, float, type(None)),
+    "tokenizer_class": (str, type(None)),
+}
+
+
+def _require_sound(path: Path) -> None:
+    """Raise ModelError for settings of the tokenizer or of generation that cannot be."""
+    for name, value in _object(path / "tokenizer_config.json").items():
+        if name in _SETTINGS and not isinstance(value, _SETTINGS[name]):
+            raise _wrong(path / "tokenizer_config.json", name, value)
+    file = path / "generation_config.json"
+    value = _object(file).get("eos_token_id")
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(one) is int and 0 <= one < 1 << 31 for one in ids):
+        raise _wrong(file, "eos_token_id", value)
+
+
+def _object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file of the model, empty where there is none. Raises ModelError."""
+    try:
+        document = json.loads(read_text(file, "utf-8-sig"))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise ModelError(f"cannot read {file}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:  # stock loading passes over some of these
+        raise ModelError(f"{file} is not valid JSON; {_RESTORE}") from error
+    if not isinstance(document, dict):
+        raise ModelError(f"{file} is not a JSON object; {_RESTORE}")
+    return document
+
+
+_RESTORE = "restore it from the model's source, or remove it if the model came without it"
+
+
+def _wrong(file: Path, name: str, value: Any) -> ModelError:
+    return ModelError(f"{file}: {name} is {shown(value)}, which cannot be; {_RESTORE}")
 
 
 def _field(error: StrictDataclassError) -> str:

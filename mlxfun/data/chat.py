@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from mlxfun.data.conversations import REASONING
 from mlxfun.data.lines import BrokenLine, Message
-from mlxfun.data.templates import bounded
+from mlxfun.data.templates.bounds import bounded
+from mlxfun.errors import DatasetError
 
 Tokens = NDArray[np.int32]
 
@@ -53,9 +54,16 @@ def prompt_tokens(
 
     thinking: switch reasoning on or off where the template knows it; None keeps its default.
     Without a template the contents are joined by newlines.
+
+    Raises DatasetError where the template refuses the conversation, or makes nothing of it.
     """
     options: dict[str, Any] = {} if thinking is None else {"enable_thinking": thinking}
     ids = chat_ids(messages, tokenizer, where, tools, add_generation_prompt=True, **options)
+    if not ids:
+        raise DatasetError(
+            f"{where}: the model's chat template makes nothing of this conversation; give another "
+            "with load --chat-template FILE"
+        )
     return np.asarray(ids, dtype=np.int32)
 
 

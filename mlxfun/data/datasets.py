@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mlxfun.context import running
 from mlxfun.data import sources
 from mlxfun.data.chat import Tokenizer, Tokens, chat_ids, prompt_tokens, remarks, text_ids
 from mlxfun.data.conversations import Unusable
@@ -149,6 +150,7 @@ def tokenize(
     sequences = []
     broken = BrokenLines(tally)
     for read in lines:
+        running().check()
         line = as_rendered(read, tokenizer)
         with broken.counted(line.source):
             ids = line_ids(line, tokenizer)

@@ -344,11 +344,14 @@ def _number(where: Path | str, name: str, value: Any) -> int:
 
 def _read_text(path: Path) -> str:
     try:
-        return read_text(path, "utf-8-sig")
+        text = read_text(path, "utf-8-sig")
     except OSError as error:
         raise PlanError(f"cannot read {path}: {error.strerror}; check the path") from error
     except UnicodeDecodeError as error:
         raise PlanError(f"{path} is not UTF-8 text; write it anew") from error
+    if "\0" in text:  # Python's csv takes it as part of a field
+        raise PlanError(f"{path} holds zero bytes, as no text does; write it anew")
+    return text
 
 
 def read_document(path: Path) -> dict[str, Any]:

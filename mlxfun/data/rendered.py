@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 from mlxfun.data.chat import Tokenizer
 from mlxfun.data.lines import BrokenLine, Line, Message
-from mlxfun.data.templates import bounded
+from mlxfun.data.templates.bounds import bounded
 
 RENDERED = "already rendered by the chat template, and taken as they are"
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from mlxfun.editing.history import History
 from mlxfun.model.delta import Delta, Resident
-from mlxfun.model.memory import free_bytes
+from mlxfun.model.device.memory import free_bytes
 
 KEPT_SHARE = 0.25
 """Of the memory that is free when an edit is applied, what the tensors it replaced may take."""

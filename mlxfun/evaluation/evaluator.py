@@ -31,7 +31,7 @@ from mlxfun.data.datasets import Batch, batches
 from mlxfun.hooks.head import HeadTap, Logits
 from mlxfun.hooks.pace import Paced
 from mlxfun.model.anatomy import MoEMap
-from mlxfun.model.batch_size import BatchSize, batch_size, each_batch
+from mlxfun.model.device.batch_size import BatchSize, batch_size, each_batch
 from mlxfun.model.distributions import log_softmax
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ from mlxfun.data.rendered import as_rendered, rendered_ids
 from mlxfun.errors import DatasetError, UsageError
 from mlxfun.hooks.routing import Record, Taps
 from mlxfun.model.anatomy import MoELayer
-from mlxfun.model.batch_size import batch_size, each_batch
+from mlxfun.model.device.batch_size import batch_size, each_batch
 from mlxfun.scans.contrast import SampleRouting
 from mlxfun.tally import Tally
 

@@ -13,6 +13,8 @@ from mlxfun.checkpoint.load import Loaded, load
 from mlxfun.checkpoint.options import LoadOptions
 from mlxfun.context import SILENT, Context
 from mlxfun.data.datasets import Tokenizer
+from mlxfun.data.scan_reports import Identity
+from mlxfun.editing.earlier import present
 from mlxfun.errors import StateError
 from mlxfun.generation.conversation import Conversation
 from mlxfun.generation.decoder import Decoded, Decoder
@@ -89,6 +91,10 @@ class SessionBase:
     def recognises(self, checkpoint: str) -> bool:
         """Whether an earlier version gave the resident checkpoint the identity `checkpoint`."""
         return self.editor.earlier.recognises(checkpoint)
+
+    def known(self, made_on: Identity) -> Identity:
+        """`made_on` by its present names, if an earlier version gave the resident model those."""
+        return present(self.editor).known(made_on)
 
     def earlier_state(self, state: str) -> str:
         """What a state was called by versions that gave the checkpoint another identity."""

@@ -30,7 +30,7 @@ from mlxfun.events import Notice
 from mlxfun.hooks.routing import Taps
 from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.anatomy.masks import mask_of
-from mlxfun.model.batch_size import batch_size
+from mlxfun.model.device.batch_size import batch_size
 from mlxfun.session import views
 from mlxfun.session.chat_counts import WaitingTokens
 from mlxfun.tally import Tally
@@ -215,10 +215,11 @@ class Observations:
 
     def load(self, path: Path) -> StatsReport:
         """Read an `.npz` made on this model. Raises PlanError for another shape or model."""
-        before = self._editor.earlier.recognises(RoutingStats.read(path).model)
+        named = RoutingStats.read(path).model
         self.stats = self._read(path)
         self._note(f"stats load {path}", anew=True)
-        return replace(self._report(self.stats, "load", path), earlier=before)
+        earlier = self._editor.earlier.recognises(named)
+        return replace(self._report(self.stats, "load", path), earlier=earlier, unnamed=not named)
 
     @contextmanager
     def taken_from(self, path: Path, command: str) -> Iterator[None]:

@@ -18,9 +18,9 @@ from mlxfun.errors import UsageError
 from mlxfun.model.anatomy import MoELayer, MoEMap
 from mlxfun.model.anatomy.masks import mask_of, sets_mask
 from mlxfun.model.anatomy.types import DecoderLayer
-from mlxfun.model.device_hints import blas_hint
+from mlxfun.model.device.hints import blas_hint
+from mlxfun.model.device.memory import memory_limit
 from mlxfun.model.export import ExportView
-from mlxfun.model.memory import memory_limit
 from mlxfun.model.model_map import ModelMap
 from mlxfun.model.slicing import compact_delta
 from mlxfun.session.reports import (

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
 
-from mlxfun.context import Context
+from mlxfun.context import Context, as_running
 from mlxfun.errors import Cancelled, MlxfunError, UsageError
 from mlxfun.events import Event, JobEnded, JobQueued, JobStarted, Progress, RoutingFrame, Token
 from mlxfun.report import Report
@@ -255,7 +255,8 @@ class Worker:
             try:
                 context.check()
                 self._emit(JobStarted(job.id, job.line))
-                report = job.work(context)
+                with as_running(context):
+                    report = job.work(context)
             finally:
                 context.flush()
                 state = self._after()

@@ -19,8 +19,8 @@ from mlxfun.evaluation.evaluator import EvalSet, Evaluator
 from mlxfun.hooks.head import HeadTap
 from mlxfun.hooks.routing import Taps
 from mlxfun.model.delta import Delta, FromFile, LayerDelta, Reader, Resident, Trial
+from mlxfun.model.device.memory import Need, fits, require
 from mlxfun.model.export import ExportView
-from mlxfun.model.memory import Need, fits, require
 from mlxfun.model.model_map import map_model
 from mlxfun.session.observations import Observations
 

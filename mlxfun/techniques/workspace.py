@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from mlxfun.hooks.routing import Taps
     from mlxfun.model.anatomy import MoEMap
     from mlxfun.model.delta import Delta, LayerDelta, Resident, Trial
+    from mlxfun.model.device.memory import Need
     from mlxfun.model.export import ExportView
-    from mlxfun.model.memory import Need
     from mlxfun.model.model_map import ModelMap
 
 

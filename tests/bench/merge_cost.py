@@ -64,7 +64,7 @@ def random_model(shape: dict[str, Any], layers: int) -> dict[str, Any]:
     rig = make_rig(model, config)
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, shape["vocab"], (shape["rows"], shape["length"])).astype(np.int32)
-    from mlxfun.model.batch_size import CPU_BATCH
+    from mlxfun.model.device.batch_size import CPU_BATCH
 
     given = batches(list(tokens), *CPU_BATCH)
     kept = shape["experts"] - shape["prune"]

@@ -19,7 +19,7 @@ from mlxfun.data.datasets import batches
 from mlxfun.data.options import DatasetOptions
 from mlxfun.evaluation.refusal_metrics import FirstToken, Prompts, ask_all
 from mlxfun.generation.answers import read_prompts
-from mlxfun.model.batch_size import CPU_BATCH
+from mlxfun.model.device.batch_size import CPU_BATCH
 from mlxfun.model.outputs import residual_outputs
 from mlxfun.techniques.ablate.delta import Projector, projections
 from mlxfun.techniques.ablate.directions import residual_means

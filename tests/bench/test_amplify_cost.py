@@ -15,7 +15,7 @@ from mlxfun import Session
 from mlxfun.data.datasets import batches, read_lines, tokenize
 from mlxfun.data.options import DatasetOptions
 from mlxfun.hooks.layerwise import Carrier
-from mlxfun.model.batch_size import CPU_BATCH
+from mlxfun.model.device.batch_size import CPU_BATCH
 from mlxfun.techniques.router_bias.delta import fit, folds
 
 pytestmark = pytest.mark.bench

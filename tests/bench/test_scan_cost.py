@@ -11,7 +11,7 @@ import pytest
 
 from mlxfun import Session
 from mlxfun.data.datasets import batches
-from mlxfun.model.batch_size import CPU_BATCH
+from mlxfun.model.device.batch_size import CPU_BATCH
 from mlxfun.scans import sample_routing
 from mlxfun.scans.sample_routing import Sample
 

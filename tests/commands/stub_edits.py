@@ -12,6 +12,7 @@ from mlxfun.evaluation.options import EvaluateOptions
 from mlxfun.evaluation.reports import EvaluateReport, RefusalCount, RefusalReport
 from mlxfun.steering.reports import SteerReport
 from mlxfun.techniques.ablate.reports import AblationReport, FrontPoint
+from mlxfun.techniques.narrow.reports import NarrowReport
 from mlxfun.techniques.prune.options import PruneOptions
 from tests.commands.session_signatures import Given, as_in_session
 from tests.commands.stub_state import EXPERT_BYTES, EXPERTS, LAYERS, TOP_K, StubState
@@ -58,6 +59,20 @@ class EditsStub(StubState):
         self.samples = had
         self.plan = replace(plan, technique="merge", strategy="gated, hungarian", mass_lost=None)
         return self.plan
+
+    @as_in_session
+    def narrow(self, given: Given) -> NarrowReport:
+        had, self.samples = self.samples, 1
+        plan = self.prune(PruneOptions(n_prune=0), given.ctx)
+        self.samples = had
+        fields = {f.name: getattr(plan, f.name) for f in dataclass_fields(plan)}
+        fields |= {"technique": "narrow", "pruned": {}, "mass_lost": None}
+        errors = dict.fromkeys(LAYERS, 0.0625)
+        found = NarrowReport(
+            **fields, width_before=32, width=24, errors=errors, scarce={LAYERS[0]: (1,)}
+        )
+        self.plan = found
+        return found
 
     @as_in_session
     def abliterate(self, given: Given) -> AblationReport:

@@ -13,6 +13,7 @@ import numpy as np
 
 from mlxfun.calibration.reports import CollectReport, StatsReport, WhyReport
 from mlxfun.checkpoint.reports import SaveReport
+from mlxfun.data.scan_reports import Identity
 from mlxfun.editing.reports import HistoryNode, HistoryReport, StepReport
 from mlxfun.errors import DatasetError, PlanError, SaveError, StateError
 from mlxfun.evaluation.options import EvaluateOptions
@@ -42,6 +43,10 @@ class StubSession(SelectionStub, EditsStub, ChatStub):
     @as_in_session
     def recognises(self, given: Given) -> bool:
         return bool(given.checkpoint == f"earlier-{self.checkpoint_id}")
+
+    @as_in_session
+    def known(self, given: Given) -> Identity:
+        return given.made_on
 
     @as_in_session
     def earlier_state(self, given: Given) -> str:

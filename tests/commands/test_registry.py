@@ -21,7 +21,7 @@ NAMES = {
     "compact", "undo", "redo", "history", "goto", "save", "smoke-test", "record", "replay",
     "expect", "set", "why", "help", "safety-scan", "domain-scan", "prepare-dataset",
     "stats diff", "stats merge", "stats purge", "stats subtract", "quit", "recover", "resume", "export heatmap", "export report", "export chat",
-    "abliterate", "refusals",
+    "abliterate", "refusals", "narrow",
     "amplify", "bake", "recipe",
     "select", "probe", "ab", "stats rank", "name", "compare", "dossier", "dataset",
 }  # fmt: skip
@@ -219,7 +219,17 @@ def test_a_far_off_word_never_suggests_to_change_weights_or_to_lose_something(
 ) -> None:
     monkeypatch.setattr(registry, "MEANT", {})
     said = error(word)
-    edits = "prune", "merge", "select", "abliterate", "amplify", "bake", "compact", "steer"
+    edits = (
+        "prune",
+        "narrow",
+        "merge",
+        "select",
+        "abliterate",
+        "amplify",
+        "bake",
+        "compact",
+        "steer",
+    )
     for name in (*edits, "resume", "discard"):
         assert name not in said
 

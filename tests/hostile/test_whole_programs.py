@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 from hostile_text import shown_characters
 
-from tests.e2e.conftest import Program, program
-
-__all__ = ["program"]
+from tests.hostile.warm import Warm
 
 FILES = {
     "replay": ("--headless", "--replay", "bad"),
@@ -24,15 +22,15 @@ DEEP, DIGITS, BINARY = "[" * 9000, "9" * 9000, "\0\x1b]52;c;x\x07\x9b"
 @pytest.mark.parametrize("content", [DEEP, DIGITS, BINARY], ids=["deep", "digits", "binary"])
 @pytest.mark.parametrize("name", FILES)
 def test_a_bad_file_is_one_sentence_and_a_failure(
-    program: Program, tmp_path: Path, name: str, content: str
+    warm: Warm, tmp_path: Path, name: str, content: str
 ) -> None:
     for file in ("bad", "bad.jsonl"):
         (tmp_path / file).write_text(content)
-    done = program.run(*FILES[name])
-    assert done.returncode in (1, 2), done.stderr
-    assert "Traceback" not in done.stderr
-    assert "unexpected" not in done.stderr
-    last = done.stderr.rstrip("\n").split("\n")[-1]
+    done = warm.run(*FILES[name], directory=tmp_path)
+    assert done.code in (1, 2), done.err
+    assert "Traceback" not in done.err
+    assert "unexpected" not in done.err
+    last = done.err.rstrip("\n").split("\n")[-1]
     assert last.startswith(("mlxfun-shell: ", "error: "))
     assert len(last) < 700
     assert shown_characters(last) == set()

@@ -38,6 +38,7 @@ from mlxfun.session.reports import InfoReport, LayersReport, SmokeReport
 from mlxfun.session.variants import RecipeReport
 from mlxfun.steering.reports import SteerReport
 from mlxfun.techniques.ablate.reports import AblationReport
+from mlxfun.techniques.narrow.reports import NarrowReport
 from mlxfun.techniques.router_bias.reports import BoostReport
 
 
@@ -63,6 +64,7 @@ RENDERERS: dict[type[Report], Callable[[Any], RenderableType]] = {
     DossierReport: scans.dossier,
     PlanReport: plans.plan,
     BoostReport: plans.boost,
+    NarrowReport: plans.narrow,
     AblationReport: plans.ablation,
     EvaluateReport: measurements.evaluate,
     CompareReport: measurements.compare,

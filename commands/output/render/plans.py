@@ -8,6 +8,7 @@ from commands.output.render.base import experts_text, new_table, text, with_note
 from commands.output.render.measurements import refusals
 from mlxfun.editing.reports import PlanReport
 from mlxfun.techniques.ablate.reports import AblationReport
+from mlxfun.techniques.narrow.reports import NarrowReport
 from mlxfun.techniques.router_bias.reports import BoostReport
 from mlxfun.text import counted
 
@@ -31,6 +32,14 @@ def boost(report: BoostReport) -> RenderableType:
         shown = " ".join(f"{expert}{value:+.3g}" for expert, value in row.boosts.items())
         got = f"{row.realised:.2f} +- {row.deviation:.2f}"
         table.add_row(str(row.layer), row.way, f"{row.r2:.3f}", got, shown)
+    return with_notes(Group(text(report.summary()), table), report.warnings)
+
+
+def narrow(report: NarrowReport) -> RenderableType:
+    """How far each layer's output is from what it was, and the experts that saw little text."""
+    table = new_table("layer", "error", "experts with too few tokens", numbers=("layer", "error"))
+    for layer, error in report.errors.items():
+        table.add_row(str(layer), f"{error:.2%}", experts_text(report.scarce.get(layer, ())))
     return with_notes(Group(text(report.summary()), table), report.warnings)
 
 

@@ -25,8 +25,8 @@ from mlxfun.evaluation.refusal_metrics import (
 )
 from mlxfun.evaluation.reports import RefusalCount
 from mlxfun.generation.answers import read_prompts
-from mlxfun.model.batch_size import batch_size
 from mlxfun.model.components import Component
+from mlxfun.model.device.batch_size import batch_size
 from mlxfun.model.outputs import Output
 from mlxfun.tally import Tally
 from mlxfun.techniques.ablate import directions, search

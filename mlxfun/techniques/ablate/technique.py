@@ -23,7 +23,7 @@ from mlxfun.evaluation.refusals import refusal_report
 from mlxfun.evaluation.reports import RefusalReport
 from mlxfun.model.components import COMPONENTS
 from mlxfun.model.delta import Delta, Resident
-from mlxfun.model.memory import Need
+from mlxfun.model.device.memory import Need
 from mlxfun.model.model_map import ModelMap
 from mlxfun.model.outputs import Output, leaks, residual_outputs
 from mlxfun.model.parameters import unpacked_bytes

@@ -20,10 +20,10 @@ from mlxfun.editing.editor import Live
 from mlxfun.editing.plans import Provenance
 from mlxfun.errors import PlanError, UsageError
 from mlxfun.model.anatomy import MoEMap
-from mlxfun.model.batch_size import batch_size
 from mlxfun.model.delta import Resident
+from mlxfun.model.device.batch_size import batch_size
+from mlxfun.model.device.memory import Need
 from mlxfun.model.experts import Bank
-from mlxfun.model.memory import Need
 from mlxfun.model.model_map import ModelMap
 from mlxfun.model.parameters import unpacked_bytes, unpacked_shape
 from mlxfun.techniques.merge.delta import Merger

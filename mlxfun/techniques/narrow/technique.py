@@ -20,8 +20,8 @@ from mlxfun.editing.reports import PlanReport, extended
 from mlxfun.errors import PlanError, StateError, UsageError
 from mlxfun.hooks.layerwise import Carrier
 from mlxfun.model.anatomy.width import WidthKeys, width_keys
-from mlxfun.model.batch_size import batch_size
 from mlxfun.model.delta import Delta, LayerDelta
+from mlxfun.model.device.batch_size import batch_size
 from mlxfun.model.experts import Bank
 from mlxfun.model.live_experts import LiveExperts
 from mlxfun.model.model_map import ModelMap

@@ -30,9 +30,9 @@ from mlxfun.calibration.options import METRICS, Metric
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import PlanError, StateError, UsageError
 from mlxfun.evaluation.evaluator import EvalSet, Evaluator
-from mlxfun.model.batch_size import batch_size
 from mlxfun.model.delta import Delta
-from mlxfun.model.memory import Need
+from mlxfun.model.device.batch_size import batch_size
+from mlxfun.model.device.memory import Need
 from mlxfun.model.parameters import unpacked_bytes, unpacked_shape
 from mlxfun.model.slicing import prune_layer
 from mlxfun.techniques.prune import allocation, choose, selection

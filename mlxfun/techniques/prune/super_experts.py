@@ -21,7 +21,7 @@ from mlxfun.context import SILENT, Context
 from mlxfun.errors import StateError, UsageError
 from mlxfun.hooks.routing import LayerTap, Record
 from mlxfun.model.anatomy.masks import mask_of
-from mlxfun.model.batch_size import batch_size, each_batch
+from mlxfun.model.device.batch_size import batch_size, each_batch
 from mlxfun.techniques.prune.options import PruneOptions
 from mlxfun.techniques.workspace import Workspace
 

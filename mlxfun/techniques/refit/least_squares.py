@@ -31,8 +31,8 @@ from threadpoolctl import threadpool_limits
 
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import ModelError
+from mlxfun.model.device.memory import free_bytes
 from mlxfun.model.experts import Bank
-from mlxfun.model.memory import free_bytes
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array

@@ -28,8 +28,8 @@ from mlxfun.editing.plans import Provenance
 from mlxfun.editing.reports import PlanReport, extended
 from mlxfun.errors import PlanError, StateError, UsageError
 from mlxfun.hooks.layerwise import Carrier
-from mlxfun.model.batch_size import batch_size
 from mlxfun.model.delta import Delta, LayerDelta
+from mlxfun.model.device.batch_size import batch_size
 from mlxfun.model.model_map import ModelMap
 from mlxfun.steering import rules as steer
 from mlxfun.steering.checks import MOST

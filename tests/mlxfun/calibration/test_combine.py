@@ -272,7 +272,7 @@ def without(stats: RoutingStats, name: str) -> RoutingStats:
     return replace(stats, sums={n: s for n, s in stats.sums.items() if n != name})
 
 
-@pytest.mark.parametrize("by", combine.MERGES)
+@pytest.mark.parametrize("by", combine.MERGE_RULES)
 def test_a_sum_that_one_file_lacks_is_not_made_up_in_what_is_made_of_it(tmp_path, by):
     a, b, c = (tmp_path / f"{name}.npz" for name in "abc")
     run(1).save(a)

@@ -19,7 +19,7 @@ from mlxfun.checkpoint.load import load
 from mlxfun.checkpoint.options import SaveOptions
 from mlxfun.checkpoint.save import write
 from mlxfun.errors import Cancelled, SaveError
-from mlxfun.files import writer
+from mlxfun.files import renaming, writer
 from tests.mlxfun import tiny_checkpoints as tiny
 from tests.mlxfun.exports import StopAt, export_of, refused, snapshot
 
@@ -138,7 +138,7 @@ def test_what_appears_in_the_target_during_a_save_is_not_deleted(
 ) -> None:
     """Before the commit with --force, and in a new place or an empty directory without it."""
     if not exchanges:
-        monkeypatch.setattr(atomic, "_rename", lambda *_: False)
+        monkeypatch.setattr(renaming, "_call", lambda *_: False)
     export = export_of(source)
     out = tmp_path / "out"
     real = save_module.check

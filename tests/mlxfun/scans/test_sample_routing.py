@@ -11,7 +11,7 @@ from mlxfun.checkpoint.load import load
 from mlxfun.context import Context
 from mlxfun.data.datasets import Line
 from mlxfun.errors import Cancelled, DatasetError
-from mlxfun.model.batch_size import batch_size
+from mlxfun.model.device.batch_size import batch_size
 from mlxfun.scans import sample_routing
 from mlxfun.scans.sample_routing import Sample
 

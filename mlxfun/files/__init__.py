@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mlxfun.errors import SaveError
+from mlxfun.files.renaming import onto_nothing
 
 _PARTIAL = re.compile(
     r"\.mlxfun-(?:(?P<host>[0-9a-f]{8})-(?P<pid>\d{1,18})-[0-9a-f]{8}|[0-9a-f]{16})\.partial"
@@ -109,31 +110,29 @@ def require_writable(path: Path, kind: Kind | None = None) -> None:
 
 
 @contextlib.contextmanager
-def writing(path: Path, kind: Kind | None = None) -> Iterator[BinaryIO]:
+def writing(path: Path, kind: Kind | None = None, new: bool = False) -> Iterator[BinaryIO]:
     """A binary file that takes the place of `path` when the block ends well.
 
     Directories on the way are made, a link is followed and stays, and a file that is replaced
     hands on its permissions. When the block fails, nothing is left behind.
 
-    kind: what may be replaced: a file of this kind, or an empty one. None: any file.
+    kind: what may be replaced: a file of this kind, or an empty one. None: any file. new: nothing
+    may be. What appears at `path` before the block ends is judged by the same rules.
 
     Raises SaveError for whatever the file system refuses.
     """
     with _failures(path):
         target = _target(path, kind)
         made = [parent for parent in target.parents if not parent.exists()]
-        # The name has nothing of the target's: added to, that might become too long.
-        partial = target.with_name(f".mlxfun-{writer()}-{secrets.token_hex(4)}.partial")
+        partial = partial_beside(target)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            _sweep(target.parent)
+            sweep(target.parent)
             with partial.open("xb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            if target.exists():
-                shutil.copymode(target, partial)
-            partial.replace(target)
+            _put(partial, path, kind, new)
         except BaseException:
             with contextlib.suppress(OSError):
                 partial.unlink()
@@ -141,6 +140,25 @@ def writing(path: Path, kind: Kind | None = None) -> Iterator[BinaryIO]:
                 with contextlib.suppress(OSError):
                     parent.rmdir()
             raise
+
+
+def _put(partial: Path, path: Path, kind: Kind | None, new: bool) -> None:
+    """Give a finished file its name. Raises SaveError where that must not be, and OSError."""
+    target = _target(path, kind)
+    if new or not target.exists():
+        try:
+            onto_nothing(partial, target)
+        except FileExistsError:
+            if new:
+                raise SaveError(
+                    f"{path} appeared while it was being written, and is left alone; choose "
+                    "another name, or add --force"
+                ) from None
+            target = _target(path, kind)  # another shell has written it meanwhile
+        else:
+            return
+    shutil.copymode(target, partial)
+    partial.replace(target)
 
 
 def write_text(path: Path, text: str, kind: Kind | None = None) -> None:
@@ -156,6 +174,12 @@ def write_json(path: Path, document: dict[str, Any], kind: Kind | None = None) -
     except ValueError as error:  # other tools do not read what Python would write for them
         raise SaveError(f"{path} is not written: it would hold NaN or infinity") from error
     write_text(path, text, kind)
+
+
+def partial_beside(target: Path) -> Path:
+    """A hidden name beside `target` for what is not finished; see `sweep`."""
+    # It has nothing of the target's name: added to, that might become too long.
+    return target.with_name(f".mlxfun-{writer()}-{secrets.token_hex(4)}.partial")
 
 
 def writer() -> str:
@@ -184,7 +208,7 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _sweep(directory: Path) -> None:
+def sweep(directory: Path) -> None:
     """Remove what killed processes left of files that they were writing in `directory`."""
     for path in directory.glob(".mlxfun-*.partial"):
         match = _PARTIAL.fullmatch(path.name)

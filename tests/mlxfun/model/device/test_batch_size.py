@@ -7,8 +7,8 @@ import pytest
 
 from mlxfun.context import Context
 from mlxfun.errors import BudgetError
-from mlxfun.model import batch_size as module
-from mlxfun.model.batch_size import batch_size, bytes_per_token, each_batch
+from mlxfun.model.device import batch_size as module
+from mlxfun.model.device.batch_size import batch_size, bytes_per_token, each_batch
 
 SEQUENCES = [np.full(length, length, np.int32) for length in (7, 3, 12, 12, 5, 9, 30, 1)]
 

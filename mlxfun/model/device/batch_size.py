@@ -20,8 +20,8 @@ from mlxfun.errors import BudgetError
 from mlxfun.events import Notice
 from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.anatomy.layers import decoder_layers, in_order
-from mlxfun.model.device_hints import announce
-from mlxfun.model.memory import free_bytes, is_out_of_memory, on_cpu, on_cuda
+from mlxfun.model.device.hints import announce
+from mlxfun.model.device.memory import free_bytes, is_out_of_memory, on_cpu, on_cuda
 from mlxfun.text import readable_bytes
 
 Result = TypeVar("Result")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mlxfun.context import Context
-from mlxfun.model import device_hints
-from mlxfun.model.device_hints import COMPILING, announce, blas_hint, reference_blas
+from mlxfun.model.device import hints as device_hints
+from mlxfun.model.device.hints import COMPILING, announce, blas_hint, reference_blas
 
 WHEEL = "/lib/python3/site-packages/mlx_cpu.libs/libblas-bd8a282c.so.3.10.0"
 NUMPY = "/lib/python3/site-packages/numpy.libs/libscipy_openblas64_-8fb3d286.so"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mlxfun.context import Context
 from mlxfun.events import Notice
-from mlxfun.model.memory import on_cpu, on_cuda
+from mlxfun.model.device.memory import on_cpu, on_cuda
 
 FAST_BLAS = ("libopenblas", "libmkl", "libblis", "libflexiblas", "libarmpl", "libnvpl")
 """How the files of optimised BLAS libraries begin."""

@@ -1,0 +1,54 @@
+"""`narrow`: fewer neurons in every expert."""
+
+from __future__ import annotations
+
+import click
+
+from commands.conditions import with_experts
+from commands.declare import Call, command, positive
+from commands.types import Number, Size
+from mlxfun.report import Report
+from mlxfun.techniques.narrow.options import METHODS, NarrowOptions
+
+
+@command("narrow", group="edit", when=with_experts)
+@click.option("--width", type=positive, metavar="W", help="Neurons that each expert keeps.")
+@click.option(
+    "--fraction",
+    type=Number(0, 1, min_open=True, max_open=True),
+    metavar="F",
+    help="Or the share of its neurons that is taken out, e.g. 0.25.",
+)
+@click.option(
+    "--to-bytes",
+    type=Size(),
+    metavar="SIZE",
+    help="Or what the saved model may take, e.g. 12GB.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(METHODS),
+    default="obs",
+    help="Which neurons stay: by optimal brain surgeon, or by mean or rms activation (default: obs).",
+)
+@click.option(
+    "--refit/--no-refit",
+    default=True,
+    help="Fit the output projections to what each layer put out before (default: on).",
+)
+@click.option(
+    "--requantize",
+    is_flag=True,
+    help="Of packed experts, choose single neurons, refit, and pack the output projections anew.",
+)
+def narrow(call: Call) -> Report:
+    """Stage narrower experts: neurons are taken out of every expert, and what stays is refitted.
+
+    Measured on the text of the last collect. All experts stay, with one width for all layers, so
+    stock mlx-lm loads the result. At equal size this loses less than pruning whole experts. Packed
+    experts lose whole groups of neurons unless --requantize is given.
+    """
+    return call.session.narrow(NarrowOptions(**call.params), call.ctx)
+
+
+COMMANDS = (narrow,)
