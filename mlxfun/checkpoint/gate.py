@@ -42,8 +42,14 @@ class Weights(Protocol):
     def names(self) -> tuple[str, ...]:
         """Parameter names in the order of the files."""
 
+    def dtype(self, name: str) -> mx.Dtype:
+        """The dtype that a tensor is written with."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Its shape."""
+
     def nbytes(self, name: str) -> int:
-        """Bytes of a tensor, known without making it."""
+        """Its bytes; all three are known without making it."""
 
     def tensor(self, name: str) -> mx.array:
         """The tensor, in the dtype it is written with. May be called more than once."""

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import mlx.core as mx
+import numpy as np
 
 from mlxfun.checkpoint import atomic, replaceable
 from mlxfun.checkpoint.card import Card, base_card_name
 from mlxfun.checkpoint.gate import LogitsFn, Source, Weights, check, forward
-from mlxfun.checkpoint.headers import INDEX, weight_files
+from mlxfun.checkpoint.headers import INDEX, weight_files, write_file
 from mlxfun.checkpoint.load import short
 from mlxfun.checkpoint.options import SaveOptions
 from mlxfun.checkpoint.reports import SaveReport
@@ -35,6 +36,13 @@ _TOKENIZER = re.compile(
 )
 # Files of which a saved tokenizer has the content elsewhere, and the card that is written anew.
 _REPLACED = ("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt")
+DTYPES = {
+    mx.bool_: "BOOL", mx.uint8: "U8", mx.int8: "I8", mx.uint16: "U16", mx.int16: "I16",
+    mx.float16: "F16", mx.bfloat16: "BF16", mx.uint32: "U32", mx.int32: "I32", mx.float32: "F32",
+    mx.uint64: "U64", mx.int64: "I64", mx.complex64: "C64",
+}  # fmt: skip
+"""What headers call the types of MLX."""
+
 # Room for headers, metadata and the file system's own bookkeeping.
 _DISK_MARGIN = 16 << 20
 
@@ -315,19 +323,24 @@ def _write_weights(directory: Path, weights: Weights, limit: int, ctx: Context) 
     total = sum(weights.nbytes(name) for name in weights.names)
     index: dict[str, str] = {}
     done = 0
+
+    def data(names: Sequence[str]) -> Iterator[memoryview]:
+        nonlocal done
+        for name in names:
+            ctx.check()
+            # Bytes of any type; an empty tensor has none to look at.
+            flat = weights.tensor(name).reshape(-1)
+            yield np.asarray(flat.view(mx.uint8) if flat.size else [], np.uint8).data
+            done += weights.nbytes(name)
+            ctx.progress("save", done, total, "B")
+
     for number, names in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         if len(shards) == 1:
             file = "model.safetensors"
-        tensors = {}
-        for name in names:
-            ctx.check()
-            tensors[name] = weights.tensor(name)
-            mx.eval(tensors[name])
-            done += weights.nbytes(name)
-            ctx.progress("save", done, total, "B")
-            index[name] = file
-        mx.save_safetensors(str(directory / file), tensors, metadata={"format": "mlx"})
+        said = {name: (DTYPES[weights.dtype(name)], weights.shape(name)) for name in names}
+        write_file(directory / file, said, data(names), {"format": "mlx"})
+        index |= dict.fromkeys(names, file)
     document = {
         "metadata": {"total_size": total},
         "weight_map": {name: index[name] for name in sorted(index)},

@@ -26,7 +26,8 @@ class PlanReport(Report):
 
     bytes_before/after: the model's parameters as they would be saved. mass_lost: per layer, the
     share of the summed metric that goes with the pruned experts (None without statistics).
-    peak_bytes: the most memory in use, model included, while it was planned and staged.
+    peak_bytes: the most memory in use, model included, while it was planned and staged. straight:
+    it was written to disk instead of staged.
     """
 
     kind: ClassVar[str] = "plan"
@@ -44,6 +45,12 @@ class PlanReport(Report):
     state_after: str
     warnings: tuple[str, ...] = ()
     peak_bytes: int = 0
+    straight: bool = False
+
+    @property
+    def deed(self) -> str:
+        """What was done, as a summary begins: "staged prune"."""
+        return f"{'wrote' if self.straight else 'staged'} {self.technique}"
 
     @property
     def left(self) -> str:
@@ -57,7 +64,7 @@ class PlanReport(Report):
         gone = counted(sum(map(len, self.pruned.values())), "expert goes", "experts go")
         size = f"{readable_bytes(self.bytes_before)} -> {readable_bytes(self.bytes_after)}"
         each = f"{self.experts_before} -> {self.left} a layer"
-        return f"staged {self.technique}: {gone} ({each}), {size}"
+        return f"{self.deed}: {gone} ({each}), {size}"
 
 
 Extended = TypeVar("Extended", bound=PlanReport)
@@ -78,8 +85,9 @@ class WrittenReport(SaveReport):
     plan: PlanReport = field(kw_only=True)
 
     def summary(self) -> str:
-        done = self.plan.summary().removeprefix("staged ")
-        return f"{done}; {SaveReport.summary(self)}; the model in memory is as before"
+        return (
+            f"{self.plan.summary()}; {SaveReport.summary(self)}; the model in memory is as before"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,11 +53,15 @@ class FromFile:
     shape: tuple[int, ...]
     dtype: mx.Dtype
 
+    def lazy(self) -> mx.array:
+        """The tensor, read when it is evaluated."""
+        held = cast(dict[str, mx.array], mx.load(str(self.file)))
+        return held[self.name]
+
     def read(self) -> mx.array:
         """The tensor, evaluated. Raises ModelError."""
         try:
-            held = cast(dict[str, mx.array], mx.load(str(self.file)))
-            array = held[self.name]  # lazy so far: only this one is read
+            array = self.lazy()
             mx.eval(array)
         except (RuntimeError, ValueError, KeyError, OSError) as error:
             raise ModelError(f"{self.name} cannot be read from {self.file}: {error}") from error

@@ -73,10 +73,16 @@ class ExportView:
         path = self._names[name]
         return self._stored.get(path, self._arrays[path].dtype)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of `tensor(name)`, without making it."""
+        path = self._names[name]
+        whole, layer = tuple(self._arrays[path].shape), self._layer_of.get(path)
+        return whole if layer is None else (len(self._rows(layer)), *whole[1:])
+
     def tensor(self, name: str) -> mx.array:
         """The tensor to save, sliced to the live experts and in its stored dtype."""
         path = self._names[name]
-        array = self._aside[path].read() if path in self._aside else self._arrays[path]
+        array = self._aside[path].lazy() if path in self._aside else self._arrays[path]
         layer = self._layer_of.get(path)
         if layer is not None:
             array = take_rows(array, self._rows(layer))

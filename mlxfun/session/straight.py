@@ -54,6 +54,7 @@ def _write(
         # Shapes, expert counts and identities are those of the edited model now; no forward may run.
         with workspace.resident.trial(hollow):
             plan = described(workspace, proposal, base, size, editor.live_state)
+            plan = replace(plan, straight=True)
             manual_mask.require_even(plan)
             node = editor.history.beyond(plan.state_after, proposal.provenance, proposal.plan)
             saved = workspace.save(workspace.export(aside), to, ctx, node)

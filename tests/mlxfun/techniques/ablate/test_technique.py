@@ -219,7 +219,7 @@ def test_targets_and_strengths_choose_the_parts(session, tmp_path):
 
 
 def test_too_little_memory_is_refused_with_the_figures(session, monkeypatch):
-    monkeypatch.setattr("mlxfun.session.workspace.memory_limit", lambda: 1 << 20)
+    monkeypatch.setattr("mlxfun.model.device.memory.memory_limit", lambda: 1 << 20)
     before = logits(session)
     with pytest.raises(BudgetError, match=r"needs about .*iB on top of .* over the 1.0 MiB"):
         session.abliterate(ABLATE)
