@@ -240,7 +240,7 @@ def require_space(target: Path, needed: int) -> None:
 
 
 def _requantised_logits(packed: Requantised) -> LogitsFn:
-    return lambda tokens: forward(packed.build()[0], tokens, whole=False)
+    return lambda tokens: forward(packed.build()[0], tokens)
 
 
 # --- companions: tokenizer, templates, licence, processor ------------------------------------

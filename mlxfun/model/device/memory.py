@@ -79,6 +79,18 @@ class Need:
         return sum(self.layers) * (2 if self.both else 1)
 
 
+LEAST_CACHE = 256 << 20
+"""Of what is free, what MLX may keep for reuse at least: without any, every step allocates anew."""
+
+
+def bound_cache(needed: int = 0) -> None:
+    """Let MLX keep for reuse at most what is left beside the arrays that are alive and `needed`
+    bytes more. Asked for after a load, and with every plan of work that takes memory."""
+    free = free_bytes()
+    if free is not None:
+        mx.set_cache_limit(max(free - needed, min(free, LEAST_CACHE)))
+
+
 def fits(needed: int) -> bool:
     """Whether `needed` bytes fit beside the arrays that are alive."""
     free = free_bytes()
@@ -94,14 +106,14 @@ def require(needed: int, what: str, advice: str, let_go: Callable[[], object] = 
     if not fits(needed):
         let_go()
         mx.clear_cache()
-    limit = memory_limit()
-    if limit is None or fits(needed):
-        return
-    raise BudgetError(
-        f"{what} needs about {readable_bytes(needed)} on top of "
-        f"{readable_bytes(int(mx.get_active_memory()))} in use, over the {readable_bytes(limit)} "
-        f"there are; {advice}"
-    )
+    limit, active = memory_limit(), int(mx.get_active_memory())
+    if limit is not None and not fits(needed):
+        beside = f" on top of {readable_bytes(active)} in use" if active else ""
+        raise BudgetError(
+            f"{what} needs about {readable_bytes(needed)}{beside}, over the {readable_bytes(limit)} "
+            f"there are; {advice}"
+        )
+    bound_cache(needed)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
