@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 import click
@@ -165,8 +165,11 @@ def _parse(tokens: list[str]) -> Parsed:
 
 
 def meant(line: str) -> Command:
-    """The command that `line` means. Raises UsageError if it is no valid line."""
-    return parse(line).command
+    """The command that `line` means; an edit that goes straight to disk leaves the session as it
+    is. Raises UsageError if it is no valid line."""
+    found = parse(line)
+    straight = found.params.get("to") is not None
+    return replace(found.command, read_only=True) if straight else found.command
 
 
 def command_of(line: str) -> str:

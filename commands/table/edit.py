@@ -17,6 +17,7 @@ from commands.declare import (
     positive,
 )
 from commands.table.maps import MAP, ExpertLimit, WithMaps, map_options
+from commands.table.to_disk import carry_out, to_disk, without
 from commands.types import ExpertPairs, Experts, FilePath, Levels, NewFile, Number
 from mlxfun.calibration.options import METRICS
 from mlxfun.editing.options import ApplyOptions
@@ -89,6 +90,7 @@ def _complete(call: Call, values: Params) -> None:
 @SUPER_EXPERTS
 @REFIT
 @map_options("drop them", "statistics and maps")
+@to_disk
 def prune(call: Call) -> Report:
     """Stage a prune: choose the experts that go, without touching the model yet.
 
@@ -97,10 +99,10 @@ def prune(call: Call) -> Report:
     measured while pruning (output_error, auto, global, sequential, refit) takes about two forwards
     of the text that collect ran; refitted experts are new tensors, all others stay untouched.
     """
-    values = dict(call.params)
+    values = without(call.params)
     values["metric"] = values["metric"] or call.bench.settings.metric
     _complete(call, values)
-    return call.session.prune(PruneOptions(**values), call.ctx)
+    return carry_out(call, PruneOptions(**values), call.session.prune)
 
 
 @command("merge", group="edit", when=with_experts)
@@ -168,17 +170,19 @@ def prune(call: Call) -> Report:
 )
 @REFIT
 @map_options("merge them away", "statistics and maps")
+@to_disk
 def merge(call: Call) -> Report:
     """Stage a merge: experts that go are averaged into those most like them (REAM).
 
     Layer by layer, each on what the merged layers before it put out, in about two forwards of the
-    data set. Both sides stay in memory until apply or discard.
+    data set. Both sides stay in memory until apply or discard; --to PATH writes the merged model
+    instead.
     """
-    values = {name: value for name, value in call.params.items() if name not in DATA}
+    values = {name: value for name, value in without(call.params).items() if name not in DATA}
     _complete(call, values)
     with call.bench.dataset(call["dataset"]) as sources:
         data = dataset_options(sources, call.params, call.bench.settings.seed)
-        return call.session.merge(MergeOptions(data, **values), call.ctx)
+        return carry_out(call, MergeOptions(data, **values), call.session.merge)
 
 
 @command("steer", group="edit", between=True, parser=WithMaps, when=with_experts)

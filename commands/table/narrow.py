@@ -6,6 +6,7 @@ import click
 
 from commands.conditions import with_experts
 from commands.declare import Call, command, positive
+from commands.table.to_disk import carry_out, to_disk, without
 from commands.types import Number, Size
 from mlxfun.report import Report
 from mlxfun.techniques.narrow.options import METHODS, NarrowOptions
@@ -41,6 +42,7 @@ from mlxfun.techniques.narrow.options import METHODS, NarrowOptions
     is_flag=True,
     help="Of packed experts, choose single neurons, refit, and pack the output projections anew.",
 )
+@to_disk
 def narrow(call: Call) -> Report:
     """Stage narrower experts: neurons are taken out of every expert, and what stays is refitted.
 
@@ -48,7 +50,7 @@ def narrow(call: Call) -> Report:
     stock mlx-lm loads the result. At equal size this loses less than pruning whole experts. Packed
     experts lose whole groups of neurons unless --requantize is given.
     """
-    return call.session.narrow(NarrowOptions(**call.params), call.ctx)
+    return carry_out(call, NarrowOptions(**without(call.params)), call.session.narrow)
 
 
 COMMANDS = (narrow,)

@@ -150,7 +150,7 @@ class _Narrowing:
         refitting = Recalibration(workspace, follow=False, refit_experts=True, ridges=RIDGES)
         deltas, layers = [], workspace.resident.layers
         for number, moe in enumerate(layers):
-            deltas.append(self._layer(carrier, refitting, moe, ctx))
+            deltas.append(workspace.hold(self._layer(carrier, refitting, moe, ctx)))
             ctx.progress("narrowing", number + 1, len(layers), "layers")
         return deltas
 
