@@ -24,7 +24,7 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     monkeypatch.setattr(memory, "memory_limit", lambda: 10 * GIB)
     monkeypatch.setattr(mx, "get_active_memory", lambda: 4 * GIB)
     monkeypatch.setattr(mx, "set_cache_limit", asked.append)
-    yield asked
+    return asked
 
 
 def test_the_cache_gets_what_is_left_beside_the_model_and_the_work(limits: list[int]) -> None:
