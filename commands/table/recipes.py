@@ -19,6 +19,7 @@ from mlxfun.errors import StateError, UsageError
 from mlxfun.files import require_writable
 from mlxfun.report import Report
 from mlxfun.session.variants import Target
+from mlxfun.text import no_experts
 
 NOT_TRIED = ("apply", "discard", "flip", "compact", "steer", "plan show", "plan save", "compress")
 """Commands of the group edit that stage nothing."""
@@ -97,6 +98,8 @@ def compress(call: Call) -> Report:
     model = bench.view().model
     if model is None:
         raise StateError("no model is loaded")
+    if not model.moe_layers:
+        raise StateError(no_experts(model.model_type, "compress"))
     target = Target("bytes", float(size)) if size is not None else Target("KL", float(loss))
     output = bench.writable(call["output"])
     for name, kind in WRITTEN.items():

@@ -36,6 +36,8 @@ REFUSED = {
     "safety-scan --harmful demo:harmful --benign demo:harmless --output r.json": "scan",
     "domain-scan --domain demo:code --general demo:mixed --domain-name code --output r.json": "scan",
     "prune --n-prune 1": "prune",
+    "narrow --fraction 0.25": "narrow",
+    "compress --to-bytes 1MB": "compress",
     "merge --n-prune 1 --dataset demo:mixed": "merge",
     "select --drop 0:1": "select",
     "steer --deactivate 0:1": "steer",
