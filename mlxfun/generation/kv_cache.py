@@ -93,6 +93,22 @@ class CachePool:
 
     def take(self, key: Key, prompt: Sequence[int]) -> KVCache:
         """The longest cache whose tokens begin the prompt, trimmed to what it shares with it."""
+        best, shared = self._best(key, prompt)
+        if best is None:
+            return KVCache(key, [], make_prompt_cache(self._model))
+        self._kept.remove(best)
+        if len(best.tokens) > shared:
+            trim_prompt_cache(best.layers, len(best.tokens) - shared)
+            del best.tokens[shared:]
+        return best
+
+    def cached(self, key: Key, prompt: Sequence[int]) -> int:
+        """How many tokens the cache that `take` would give holds."""
+        return self._best(key, prompt)[1]
+
+    def _best(self, key: Key, prompt: Sequence[int]) -> tuple[KVCache | None, int]:
+        """The cache to begin with, and how many of its tokens are of use: one token of the prompt
+        at least must be run to have logits."""
         best: KVCache | None = None
         best_shared = 0
         for cache in self._kept:
@@ -103,15 +119,7 @@ class CachePool:
             usable = extra == 0 or can_trim_prompt_cache(cache.layers)
             if usable and shared > best_shared:
                 best, best_shared = cache, shared
-        if best is None:
-            return KVCache(key, [], make_prompt_cache(self._model))
-        self._kept.remove(best)
-        # One token at least must be run to have logits.
-        shared = min(best_shared, len(prompt) - 1)
-        if len(best.tokens) > shared:
-            trim_prompt_cache(best.layers, len(best.tokens) - shared)
-            del best.tokens[shared:]
-        return best
+        return best, min(best_shared, len(prompt) - 1) if best is not None else 0
 
     def put(self, cache: KVCache) -> None:
         """Keep a cache, if all of it was made under its key."""
