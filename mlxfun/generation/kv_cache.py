@@ -9,7 +9,12 @@ from typing import Any, cast
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
-from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache, trim_prompt_cache
+from mlx_lm.models.cache import (
+    ChunkedKVCache,
+    can_trim_prompt_cache,
+    make_prompt_cache,
+    trim_prompt_cache,
+)
 
 Key = tuple[str, str]
 """(state of the weights, steering in force), as Editor.key gives it."""
@@ -51,6 +56,21 @@ class KVCache:
                 _restore(layer, before)
         else:
             trim_prompt_cache(self.layers, 1)
+
+
+def can_shorten(layers: Sequence[Any], tokens: int) -> bool:
+    """Whether the last `tokens` tokens can be taken off, and what is left is all that is needed.
+
+    A chunked cache has dropped what lies before its last chunk: it cannot go back behind that.
+    """
+    return can_trim_prompt_cache(layers) and all(_reaches(layer, tokens) for layer in layers)
+
+
+def _reaches(layer: Any, tokens: int) -> bool:
+    if not isinstance(layer, ChunkedKVCache):
+        return True
+    begin = (layer.offset - tokens) // layer.chunk_size * layer.chunk_size
+    return bool(layer.start_position <= begin)
 
 
 def _arrays(tree: Any) -> list[mx.array]:
@@ -116,7 +136,7 @@ class CachePool:
                 continue
             shared = _common_prefix(cache.tokens, prompt)
             extra = len(cache.tokens) - min(shared, len(prompt) - 1)
-            usable = extra == 0 or can_trim_prompt_cache(cache.layers)
+            usable = extra == 0 or can_shorten(cache.layers, extra)
             if usable and shared > best_shared:
                 best, best_shared = cache, shared
         return best, min(best_shared, len(prompt) - 1) if best is not None else 0

@@ -45,7 +45,8 @@ class Address:
         if not (port.isascii() and port.isdecimal() and int(port[:6]) < 1 << 16):
             raise UsageError(f"{text!r} is no address to serve at: give HOST:PORT, or a port alone")
         host = host.removeprefix("[").removesuffix("]") or cls().host
-        if any(c.isspace() or c == "/" for c in host):
+        bare = text == host and host.isidentifier() and host != "localhost"  # a model, rather
+        if bare or any(c.isspace() or c == "/" for c in host):
             raise UsageError(f"{text!r} is no address to serve at: give HOST:PORT, or a port alone")
         return cls(host, int(port))
 

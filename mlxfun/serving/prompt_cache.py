@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
 
-from mlxfun.generation.kv_cache import Key
+from mlxfun.generation.kv_cache import Key, can_shorten
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
@@ -64,7 +64,8 @@ class PromptCache:
             if kept.key != key:
                 continue
             shared = min(_shared(kept.tokens, asked), len(asked) - 1)
-            usable = shared == len(kept.tokens) or can_trim_prompt_cache(kept.layers)
+            extra = len(kept.tokens) - shared
+            usable = extra == 0 or can_shorten(kept.layers, extra)
             if usable and shared > most:
                 best, most = kept, shared
         if best is None:

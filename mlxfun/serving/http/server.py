@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 INSTALL = "serving needs two packages more: pip install 'mlxfun[serve]'"
 HEADER_BYTES = 64 << 10
 CONNECTIONS = 1024
+BACKLOG = 2048
 START_SECONDS = 10.0
 GRACE_SECONDS = 5
 
@@ -103,11 +104,13 @@ def _deliver(frames: Delivery) -> None:
 
 def _listen(address: Address) -> socket.socket:
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
     try:
-        listening = socket.socket(family, socket.SOCK_STREAM)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((address.host, address.port))
+        listening.listen(BACKLOG)
     except OSError as problem:
+        listening.close()
         reason = problem.strerror or str(problem)
         raise UsageError(f"cannot serve at {address}: {reason}; choose another port") from None
     return listening
