@@ -139,7 +139,7 @@ class Engine:
     def serve(self, service: Service) -> None:
         """Let `service` answer requests with the resident model, between and beside commands."""
         self._service = service
-        service.wake_with(self._worker.wake)
+        service.connect(self._worker.wake, self._emit)
         self._worker.attach(service)
 
     def run(self, line: str) -> int:

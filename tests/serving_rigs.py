@@ -26,7 +26,7 @@ class Served:
         from mlxfun.serving.http.server import HttpServer
 
         self._events: SimpleQueue[Event] = SimpleQueue()
-        self.engine = Engine()
+        self.engine = Engine(output_root=options.get("output_root"))
         self.engine.subscribe(self._events.put)
         self.service = Service(ServeOptions(Address(port=0), **options))
         self.engine.serve(self.service)

@@ -58,7 +58,7 @@ class KVCache:
             trim_prompt_cache(self.layers, 1)
 
 
-def can_shorten(layers: Sequence[Any], tokens: int) -> bool:
+def can_shorten(layers: list[Any], tokens: int) -> bool:
     """Whether the last `tokens` tokens can be taken off, and what is left is all that is needed.
 
     A chunked cache has dropped what lies before its last chunk: it cannot go back behind that.

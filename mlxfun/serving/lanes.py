@@ -97,7 +97,8 @@ class BatchLane:
         self._generator = BatchGenerator(
             cast(nn.Module, self._model),
             completion_batch_size=self._most,
-            prefill_batch_size=min(PROMPTS_AT_ONCE, self._most),
+            # Those that are counted are read one by one: padding must not be counted.
+            prefill_batch_size=1 if observer.counter() else min(PROMPTS_AT_ONCE, self._most),
             prefill_step_size=GPU_PREFILL if on_gpu else CPU_PREFILL,
             stream=mx.default_stream(mx.default_device()),
         )
@@ -141,6 +142,8 @@ class BatchLane:
         for row, response in enumerate(generated):
             seen = routing(row, int(response.token)) if routing is not None else None
             found.append(self._token(response, seen))
+        if not self._rows:
+            self._model.count()
         return found
 
     def _read(self, response: Any) -> Step:
@@ -193,8 +196,9 @@ class AloneLane:
     decoder: one whose sampler is `drawing`.
     """
 
-    def __init__(self, decoder: Decoder, key: Key) -> None:
+    def __init__(self, decoder: Decoder, key: Key, observer: Observer) -> None:
         self.key = key
+        self._observer = observer
         self._decoder = decoder
         self._current: _Alone | None = None
 
@@ -219,7 +223,8 @@ class AloneLane:
 
         options = DrawnOptions(ask.max_tokens, drawing=draws)
         cached = self._decoder.cached(self.key, ask.prompt)
-        steps = self._decoder.steps(ask.prompt, options, lambda: self.key, on_token)
+        counter = self._observer.counter()
+        steps = self._decoder.steps(ask.prompt, options, lambda: self.key, on_token, counter)
         self._current = _Alone(number, ask, steps, said)
         return cached
 

@@ -97,3 +97,7 @@ class ServeOptions:
             )
         if self.commands and self.token is None:
             raise UsageError("--allow-commands lets clients edit the model: give --token SECRET")
+        if self.commands and self.output_root is None:
+            raise UsageError(
+                "--allow-commands needs --output-root DIR: clients write below it only"
+            )

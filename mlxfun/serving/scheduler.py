@@ -44,12 +44,16 @@ from mlxfun.steering.options import SteerOptions
 from mlxfun.text import brief
 
 if TYPE_CHECKING:
+    from mlxfun.session.observations import ChatCounter as TrafficCounter
     from mlxfun.session.session import Session
 
 log = logging.getLogger(__name__)
 
 Deliver = Callable[[Frame], None]
 Wish = tuple[Side, SteerWish | None]
+
+FRAME_SECONDS = 0.25
+"""How often the routing of the traffic is shown."""
 
 TURN_SECONDS = 0.05
 """How long a lane steps before the next one does: making another side live takes a moment."""
@@ -96,13 +100,21 @@ class Port(Protocol):
 
 
 class Scheduler:
-    """The requests to one resident model. Lives on its thread."""
+    """The requests to one resident model. Lives on its thread. ctx: where frames of routing go."""
 
-    def __init__(self, session: Session, options: ServeOptions, totals: Totals, port: Port) -> None:
+    def __init__(
+        self, session: Session, options: ServeOptions, totals: Totals, port: Port, ctx: Context
+    ) -> None:
         self.session = session
         self._port = port
         self._editor, self._options, self._totals = session.editor, options, totals
-        self._observer = Observer(session.taps, options.concurrency)
+        self._ctx = ctx
+        self._observer = Observer(
+            session.taps,
+            options.concurrency,
+            lambda: session.traffic_counter(ctx),
+            norms=options.count != "lightweight",
+        )
         self._cache = PromptCache(options.cache_bytes)
         self._ragged = takes_ragged_batches(session.model)
         self._decoder = Decoder(session.model, session.tokenizer, session.taps, drawing)
@@ -111,6 +123,7 @@ class Scheduler:
         self._waiting: deque[Request] = deque()
         self._running: dict[int, Request] = {}
         self._live_side: Side = "base"
+        self._shown = 0.0
         self._signature = self._states()
         self._out: list[tuple[Deliver, Frame]] = []
         self.refresh()
@@ -244,11 +257,13 @@ class Scheduler:
             self._close(wish)
             lane = None
         if lane is None:
-            key, s = self._key(wish), self.session
-            if self._ragged:
-                lane = BatchLane(s.model, s.tokenizer, key, self._cache, self._observer)
-            else:
-                lane = AloneLane(self._decoder, key)
+            s = self.session
+            with self._live(wish):
+                key = self._editor.key()
+                if self._ragged:
+                    lane = BatchLane(s.model, s.tokenizer, key, self._cache, self._observer)
+                else:
+                    lane = AloneLane(self._decoder, key, self._observer)
             self._lanes[wish] = lane
             self._order.append(wish)
         return lane
@@ -321,15 +336,28 @@ class Scheduler:
                     if borrowed:
                         return
                     raise StateError(MIXED)
+                counter = self.session.traffic_counter(self._ctx)
                 while len(lane):
-                    for step in lane.step():
+                    steps = lane.step()
+                    for step in steps:
                         self._stepped(step, lane)
                     self._totals.steps += 1
+                    self._counted(counter, [step for step in steps if step.ended])
                     if monotonic() >= until:
                         break
         except Exception as problem:  # noqa: BLE001
             # Whatever a step raises is the end of the requests in it, and of nothing else.
             self._broken(wish, problem)
+
+    def _counted(self, counter: TrafficCounter | None, over: list[Step]) -> None:
+        """Show what was counted now and then, and what answers that are over have added."""
+        if counter is None:
+            return
+        for _ in over:
+            counter.end_one_of_many()
+        if monotonic() - self._shown > FRAME_SECONDS:
+            self._shown = monotonic()
+            counter.show()
 
     def _broken(self, wish: Wish, problem: Exception) -> None:
         if isinstance(problem, MlxfunError):

@@ -8,13 +8,15 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from time import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlxfun.context import Context
 from mlxfun.data.datasets import Tokenizer
-from mlxfun.events import Side
+from mlxfun.errors import MlxfunError
+from mlxfun.events import Event, Notice, Side
 from mlxfun.serving.ask import Ask, Ended, Failed, Figures, Frame
 from mlxfun.serving.options import ServeOptions
 from mlxfun.serving.scheduler import Deliver, Request, Scheduler, Totals
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Poster = Callable[[list[tuple[Deliver, Frame]]], None]
 
 STOPPING = "the server is stopping: nothing new is started"
@@ -69,6 +72,8 @@ class Service:
     def __init__(self, options: ServeOptions) -> None:
         self.options = options
         self._wake: Callable[[], None] = lambda: None
+        self._emit: Callable[[Event], None] | None = None
+        self._calls: deque[tuple[Callable[[Any], Any], Future[Any]]] = deque()
         self._post: Poster | None = None
         self._ids = itertools.count(1)
         self._lock = threading.Lock()  # guards _asked, _gone, _open and _stopping
@@ -94,9 +99,35 @@ class Service:
         """Whether nothing new is accepted."""
         return self._stopping
 
-    def wake_with(self, wake: Callable[[], None]) -> None:
-        """How the model's thread learns that there is something to do."""
-        self._wake = wake
+    def connect(self, wake: Callable[[], None], emit: Callable[[Event], None]) -> None:
+        """How the model's thread learns that there is something to do, and where frames of routing
+        go."""
+        self._wake, self._emit = wake, emit
+
+    def call(self, work: Callable[[Session], T]) -> Future[T]:
+        """Have something read off the session, on the model's thread between two steps. What it
+        raises is raised by the future; Refused without a model."""
+        future: Future[T] = Future()
+        with self._lock:
+            if self._stopping or self._card is None:
+                raise Refused(503, STOPPING if self._stopping else NO_MODEL)
+            self._calls.append((work, future))
+        self._wake()
+        return future
+
+    def _run_calls(self) -> None:
+        with self._lock:
+            calls = list(self._calls)
+            self._calls.clear()
+        for work, future in calls:
+            if self._scheduler is None:
+                future.set_exception(Refused(503, NO_MODEL))
+                continue
+            try:
+                future.set_result(work(self._scheduler.session))
+            except Exception as problem:  # noqa: BLE001
+                # Thread boundary: whoever asked is told.
+                future.set_exception(problem)
 
     def deliver_with(self, post: Poster) -> None:
         """How frames get to the thread of those who ask."""
@@ -181,7 +212,12 @@ class Service:
             return
         known = self._card if scheduler is not None else None
         if scheduler is None:
-            self._scheduler = scheduler = Scheduler(session, self.options, self._totals, self)
+            if self.options.count != "off" and session.anatomy.layers:
+                session.set_counting(True)
+            emitting = _Emitting(self._emit)
+            self._scheduler = scheduler = Scheduler(
+                session, self.options, self._totals, self, emitting
+            )
             session.before_close.append(self._let_go)
         scheduler.refresh()
         self._card = card_of(session, known)
@@ -194,6 +230,7 @@ class Service:
 
     def step(self, borrowed: bool) -> bool:
         """See mlxfun.session.worker.Background."""
+        self._run_calls()
         if self._scheduler is None:
             self._refuse_all(503, NO_MODEL)
             return False
@@ -217,8 +254,20 @@ class Service:
         if self._scheduler is not None:
             self.take(self._scheduler)
             self._scheduler.close(CLOSED)
+            self._save(self._scheduler.session)
             self._scheduler = None
+        self._run_calls()
         self._refuse_all(503, CLOSED)
+
+    def _save(self, session: Session) -> None:
+        if self.options.auto_save is None:
+            return
+        try:
+            session.save_stats(self.options.auto_save)
+        except (MlxfunError, OSError) as problem:
+            log.error("the statistics were not saved: %s", problem)
+            if self._emit is not None:
+                self._emit(Notice("warning", f"the statistics were not saved: {problem}"))
 
     def take(self, scheduler: Scheduler) -> None:
         """Hand what came in over to the scheduler."""
@@ -243,6 +292,18 @@ class Service:
             self._asked.clear()
         if asked:
             self.post([(request.deliver, Failed(status, message)) for request in asked])
+
+
+class _Emitting(Context):
+    """A context for what goes on between jobs."""
+
+    def __init__(self, emit: Callable[[Event], None] | None) -> None:
+        self._to = emit
+
+    def emit(self, event: Event) -> None:
+        """Pass an event on."""
+        if self._to is not None:
+            self._to(event)
 
 
 def card_of(session: Session, known: Card | None) -> Card:

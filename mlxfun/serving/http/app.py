@@ -46,9 +46,11 @@ class Desk:
             raise Bad(NO_MODEL, status=503)
         return card
 
-    async def fields(self, request: Request) -> Fields:
-        """The fields of a body. Raises Bad."""
+    async def fields(self, request: Request, empty: bool = False) -> Fields:
+        """The fields of a body. Raises Bad. empty: whether there may be none at all."""
         body = await body_of(request, self.options.body_bytes)
+        if empty and not body.strip():
+            return Fields({})
         return Fields(await self.aside(parse, body))
 
     async def aside(self, work: Callable[..., T], *given: Any) -> T:

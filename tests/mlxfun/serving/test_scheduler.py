@@ -15,7 +15,7 @@ import tiny_models
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlxfun import Session
-from mlxfun.context import Context
+from mlxfun.context import SILENT, Context
 from mlxfun.errors import Cancelled
 from mlxfun.serving import lanes
 from mlxfun.serving.ask import Admitted, Ask, Ended, Failed, Frame, Reading, Said, Sampling
@@ -39,7 +39,7 @@ class Desk:
         self.gone: list[int] = []
         self.totals = Totals()
         self.frames: dict[int, list[Frame]] = {}
-        self.scheduler = Scheduler(session, ServeOptions(**options), self.totals, self)
+        self.scheduler = Scheduler(session, ServeOptions(**options), self.totals, self, SILENT)
 
     def take(self, scheduler: Scheduler) -> None:
         for request in self.asked:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from mlx_lm.tool_parsers import json_tools
@@ -21,7 +21,7 @@ class Letters:
     has_thinking, think_start, think_end = True, "<think>", "</think>"
     has_tool_calling, tool_call_start, tool_call_end = True, "<tool_call>", "</tool_call>"
     structural_markers: Sequence[str] = ()
-    response_transitions: dict[str, Any] = {}
+    response_transitions: ClassVar[dict[str, Any]] = {}
     tool_parser = staticmethod(json_tools.parse_tool_call)
 
     class Detokenizer:
