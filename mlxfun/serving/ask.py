@@ -141,11 +141,12 @@ class Said(Frame):
 
 @dataclass(frozen=True, slots=True)
 class Ended(Frame):
-    """The answer is over. pieces: the rest of the text."""
+    """The answer is over. pieces: the rest of the text. stop: the stop text that ended it."""
 
     reason: EndReason
     pieces: tuple[Piece, ...]
     completion_tokens: int
+    stop: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -398,7 +398,7 @@ class Scheduler:
         assert request.text is not None
         del self._running[request.id]
         self._totals.ended(reason)
-        self._tell(request, Ended(reason, request.text.end(), request.generated))
+        self._tell(request, Ended(reason, request.text.end(), request.generated, request.text.met))
 
     def _fail(self, request: Request, status: int, message: str) -> None:
         self._running.pop(request.id, None)

@@ -18,25 +18,25 @@ _KINDS: dict[str, Kind] = {"reasoning": "reasoning", "tool": "tool"}  # anything
 
 
 class StopTexts:
-    """Looks for texts that end an answer, across the pieces it comes in."""
+    """Looks for texts that end an answer, across the pieces it comes in. met: the one that did."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
         self._held = ""
-        self.found = False
+        self.met: str | None = None
 
     def feed(self, text: str) -> str:
-        """What is certain to belong to the answer after `text`; `found` once a stop was met, and
-        nothing after that."""
+        """What is certain to belong to the answer after `text`; nothing after a stop was met."""
         if not self._stops:
             return text
-        if self.found:
+        if self.met is not None:
             return ""
         held = self._held + text
-        ends = [at for stop in self._stops if (at := held.find(stop)) >= 0]
+        ends = [(at, stop) for stop in self._stops if (at := held.find(stop)) >= 0]
         if ends:
-            self.found, self._held = True, ""
-            return held[: min(ends)]
+            end, self.met = min(ends)
+            self._held = ""
+            return held[:end]
         keep = max(_overlap(held, stop) for stop in self._stops)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep]
@@ -89,7 +89,12 @@ class AnswerText:
     @property
     def stopped(self) -> bool:
         """Whether the answer has met a stop text."""
-        return self._stops.found
+        return self._stops.met is not None
+
+    @property
+    def met(self) -> str | None:
+        """The stop text that ended it."""
+        return self._stops.met
 
     def add(self, token: int) -> tuple[Piece, ...]:
         """What is certain after one more token."""

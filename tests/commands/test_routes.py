@@ -119,9 +119,9 @@ def test_steering_is_counted_too(served: Served) -> None:
 
 def test_a_scan_steers_and_paths_are_confined(served: Served, root: Path) -> None:
     if not (root / "report.json").exists():
-        scan = "safety-scan --harmful demo:harmful --benign demo:harmless --max-samples 16"
+        scan = "domain-scan --domain demo:python --general demo:medical --domain-name python"
         served.run(f"{scan} --output {root / 'report.json'}")
-    status, found, _ = served.post("/v1/reap/steer", {"safety_map": "report.json", "mode": "safe"})
+    status, found, _ = served.post("/v1/reap/steer", {"domain_map": "report.json", "mode": "boost"})
     assert status == 200, found
     assert found["config"]["activate"]
     served.post("/v1/reap/steer", b"", method="DELETE")

@@ -17,7 +17,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from mlxfun.serving.http.answers import respond
-from mlxfun.serving.http.chat import Endpoint, OpenAIWording, chat_turn, text_turn
+from mlxfun.serving.http.apis.chat import Endpoint, OpenAIWording, chat_turn, text_turn
+from mlxfun.serving.http.apis.messages import AnthropicWording, count, messages_turn
+from mlxfun.serving.http.apis.responses import ResponsesWording, responses_turn
 from mlxfun.serving.http.errors import Bad
 from mlxfun.serving.http.fields import Fields, parse
 from mlxfun.serving.http.guard import Guard, body_of, error_response
@@ -70,6 +72,9 @@ def make_app(desk: Desk, more: list[Route]) -> ASGIApp:
         Route("/v1/models", guarded(partial(_models, desk)), methods=["GET"]),
         Route("/v1/models/{name:path}", guarded(partial(_model, desk)), methods=["GET"]),
         Route("/v1/chat/completions", guarded(partial(_complete, desk, "chat")), methods=["POST"]),
+        Route("/v1/messages", guarded(partial(_message, desk)), methods=["POST"]),
+        Route("/v1/messages/count_tokens", guarded(partial(_count, desk)), methods=["POST"]),
+        Route("/v1/responses", guarded(partial(_response, desk)), methods=["POST"]),
         Route("/v1/completions", guarded(partial(_complete, desk, "text")), methods=["POST"]),
         *more,
     ]
@@ -143,6 +148,25 @@ def model_json(card: Card, name: str) -> dict[str, Any]:
         "max_model_len": card.context,
         "mlxfun": {"state": states.get(name, states.get(card.live, card.state))},
     }
+
+
+async def _message(desk: Desk, request: Request) -> Response:
+    card, fields = desk.card(), await desk.fields(request)
+    turn = await desk.aside(messages_turn, fields, card, desk.options)
+    wording = AnthropicWording(turn, card, fields)
+    return await respond(request, desk.service, turn, wording, fields.switch("stream"))
+
+
+async def _count(desk: Desk, request: Request) -> Response:
+    card, fields = desk.card(), await desk.fields(request)
+    return JSONResponse({"input_tokens": await desk.aside(count, fields, card)})
+
+
+async def _response(desk: Desk, request: Request) -> Response:
+    card, fields = desk.card(), await desk.fields(request)
+    turn = await desk.aside(responses_turn, fields, card, desk.options)
+    wording = ResponsesWording(turn, card, fields)
+    return await respond(request, desk.service, turn, wording, fields.switch("stream"))
 
 
 async def _complete(desk: Desk, endpoint: Endpoint, request: Request) -> Response:

@@ -46,7 +46,8 @@ class Part:
 @dataclass(slots=True)
 class Delta:
     """What is new. read: how far the prompt is read, if that is all there is to say. reason: set in
-    the last one, with the number of tokens in the whole answer."""
+    the last one, with the number of tokens in the whole answer, and the stop text that ended it.
+    thought: how many of the tokens were thinking."""
 
     parts: list[Part] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -54,6 +55,8 @@ class Delta:
     read: tuple[int, int] | None = None
     reason: EndReason | None = None
     tokens: int = 0
+    stop: str | None = None
+    thought: int = 0
 
     def add(self, part: Part) -> None:
         """Append a part, joined to the last one if both are text of one kind."""
@@ -133,6 +136,7 @@ def _take(frame: Frame, assembly: Assembly, delta: Delta) -> None:
             delta.read = (frame.done, frame.total)
         case Said():
             delta.read = None
+            delta.thought += bool(frame.pieces) and frame.pieces[-1].kind == "reasoning"
             assembly.add(frame.pieces, delta)
             delta.logprobs += [frame.logprob] if frame.logprob is not None else []
             delta.routing += [frame.routing] if frame.routing is not None else []
@@ -140,6 +144,7 @@ def _take(frame: Frame, assembly: Assembly, delta: Delta) -> None:
             assembly.add(frame.pieces, delta)
             assembly.end(delta)
             delta.read, delta.reason, delta.tokens = None, frame.reason, frame.completion_tokens
+            delta.stop = frame.stop
         case _:
             pass
 
@@ -154,5 +159,6 @@ async def whole(ticket: Ticket, turn: Turn) -> Delta:
             found.add(part)
         found.logprobs += delta.logprobs
         found.routing += delta.routing
-        found.reason, found.tokens = delta.reason, delta.tokens
+        found.thought += delta.thought
+        found.reason, found.tokens, found.stop = delta.reason, delta.tokens, delta.stop
     return found

@@ -70,7 +70,7 @@ def test_a_stop_is_found_however_the_text_is_cut(size: int, stop: str) -> None:
         assert (text.partition(stop)[0]).startswith(said)
     said += stops.rest()
     assert said == text.partition(stop)[0]
-    assert stops.found == (stop in text)
+    assert stops.met == (stop if stop in text else None)
 
 
 def test_the_first_of_several_stops_counts() -> None:

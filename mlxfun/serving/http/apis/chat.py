@@ -10,6 +10,7 @@ from uuid import uuid4
 
 from mlxfun.serving.ask import Ask, TokenLogprob, WishedSide
 from mlxfun.serving.http.answers import Wording, event
+from mlxfun.serving.http.apis.structured import grammar_of
 from mlxfun.serving.http.errors import Bad, openai_error
 from mlxfun.serving.http.fields import Fields, quoted
 from mlxfun.serving.http.flow import Delta, Part, Turn
@@ -23,7 +24,6 @@ from mlxfun.serving.http.prompts import (
     tools_of,
 )
 from mlxfun.serving.http.sampling import TOP_LOGPROBS, limit_of, sampling_of, stops_of
-from mlxfun.serving.http.structured import grammar_of
 from mlxfun.serving.http.tickets import Ticket
 from mlxfun.serving.http.tools import ToolCall
 from mlxfun.serving.options import ServeOptions
