@@ -21,7 +21,7 @@ from mlxfun.generation.options import GenerateOptions
 from mlxfun.serving.ask import Ask, TokenLogprob, TokenRouting
 from mlxfun.serving.prompt_cache import PromptCache
 from mlxfun.serving.routing import Observer, RoutedModel
-from mlxfun.serving.sampling import AloneSampler, processors, sampler
+from mlxfun.serving.sampling import AloneSampler, Processor, processors_of, sampler
 
 CPU_PREFILL = 512
 GPU_PREFILL = 2048
@@ -86,7 +86,7 @@ class BatchLane:
         self, model: Any, tokenizer: Tokenizer, key: Key, cache: PromptCache, observer: Observer
     ) -> None:
         self.key = key
-        self._cache, self._observer = cache, observer
+        self._cache, self._observer, self._tokenizer = cache, observer, tokenizer
         self._model = RoutedModel(model, observer)
         self._rows: dict[int, _Row] = {}
         self._stops = StopSequences([(stop,) for stop in sorted(tokenizer.eos_token_ids)])
@@ -102,6 +102,9 @@ class BatchLane:
             prefill_step_size=GPU_PREFILL if on_gpu else CPU_PREFILL,
             stream=mx.default_stream(mx.default_device()),
         )
+
+    def _process(self, ask: Ask) -> list[Processor]:
+        return processors_of(ask, self._tokenizer, self._observer.taps.anatomy.vocabulary)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -121,7 +124,7 @@ class BatchLane:
             caches=None if begun.layers is None else [begun.layers],
             all_tokens=[list(ask.prompt[: begun.tokens])],
             samplers=[sampler(ask.sampling)],
-            logits_processors=[processors(ask.sampling)],
+            logits_processors=[self._process(ask)],
             stop_sequences=[self._stops],
         )
         self._rows[uid] = _Row(number, ask, snapshot=cut > 0 and self._rotating)
@@ -202,6 +205,10 @@ class AloneLane:
         self._decoder = decoder
         self._current: _Alone | None = None
 
+    def _process(self, ask: Ask) -> list[Processor]:
+        tokenizer = self._decoder.tokenizer
+        return processors_of(ask, tokenizer, self._observer.taps.anatomy.vocabulary)
+
     def __len__(self) -> int:
         return int(self._current is not None)
 
@@ -210,7 +217,7 @@ class AloneLane:
         return 1 - len(self)
 
     def add(self, number: int, ask: Ask) -> int:
-        draws = AloneSampler(ask)
+        draws = AloneSampler(ask, self._process(ask))
         said: list[Step] = []
 
         def on_token(index: int, token: int, _text: str, experts: Any, weights: Any) -> None:

@@ -16,7 +16,9 @@ from mlx_lm.sample_utils import (
     make_logits_processors,
 )
 
+from mlxfun.data.datasets import Tokenizer
 from mlxfun.serving.ask import Ask, Sampling
+from mlxfun.serving.grammar import Constraint
 
 Processor = Callable[[mx.array, mx.array], mx.array]
 """(tokens so far int [T], logits [1, V]) -> logits [1, V]"""
@@ -67,13 +69,24 @@ def processors(sampling: Sampling) -> list[Processor]:
     return found
 
 
+def processors_of(ask: Ask, tokenizer: Tokenizer, vocabulary: int | None) -> list[Processor]:
+    """The same for a request: what its schema allows comes last."""
+    found = processors(ask.sampling)
+    if ask.grammar is not None:
+        size = vocabulary or len(tokenizer)  # type: ignore[arg-type]
+        after = getattr(tokenizer, "think_end_tokens", None) if ask.thinking else None
+        stops = tokenizer.eos_token_ids
+        found.append(Constraint(ask.grammar, tokenizer, size, stops, after or ()))
+    return found
+
+
 class AloneSampler:
     """All of that behind the interface of `mlxfun.generation.sampling.Sampler`, for a request that
     is decoded alone. rows: log-probabilities [V] of each token drawn, where they are wanted."""
 
-    def __init__(self, ask: Ask) -> None:
+    def __init__(self, ask: Ask, process: list[Processor]) -> None:
         self._draw = sampler(ask.sampling)
-        self._processors = processors(ask.sampling)
+        self._processors = process
         tail = ask.prompt[-ask.sampling.context :]
         self._context: deque[mx.array] = deque([mx.array(tail)], ask.sampling.context)
         self._keep = ask.top_logprobs is not None

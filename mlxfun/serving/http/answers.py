@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from time import monotonic
 from typing import Any
 
 from starlette.requests import Request
@@ -132,10 +133,15 @@ class EventStream(Response):
         head = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         await send(head)
         await _body(send, self._wording.begin(self._ticket))
+        sent = monotonic()
         try:
             async for delta in flow(self._ticket, self._turn, KEEP_ALIVE_SECONDS):
-                words = self._wording.keep_alive if delta is None else self._wording.delta(delta)
-                await _body(send, words)
+                words = self._wording.delta(delta) if delta is not None else b""
+                if not words and monotonic() - sent >= KEEP_ALIVE_SECONDS:
+                    words = self._wording.keep_alive  # a long prompt is read, or others wait
+                if words:
+                    await _body(send, words)
+                    sent = monotonic()
         except Bad as problem:
             await _body(send, self._wording.failed(problem))
         await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -55,8 +55,9 @@ WRONG_VALUES: dict[str, list[Any]] = {
         [{"type": "function", "function": {"name": "f"}}],  # the demo has no format for calls
     ],
     "tool_choice": ["x", 1, {"type": "function", "function": {"name": "f"}}, "required"],
-    "response_format": ["x", 1, {}, {"type": "x"}, {"type": "json_object"},
-                        {"type": "json_schema"}],
+    "response_format": ["x", 1, {}, {"type": "x"}, {"type": "json_schema"},
+                        {"type": "json_schema", "json_schema": {"schema": {"type": "x"}}},
+                        {"type": "json_schema", "json_schema": {"schema": "x"}}],
     "logprobs": ["x", [], {}, 21, -1],
     "top_logprobs": [5000, -1, "x", 1.5, 3],
     "reasoning_effort": ["x", 1, []],

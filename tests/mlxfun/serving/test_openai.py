@@ -226,9 +226,9 @@ def test_errors_are_those_the_client_knows(client: Any) -> None:
         client.chat.completions.create(model="another", messages=QUESTION)
     with pytest.raises(openai.BadRequestError, match="temperature must be from 0 to 2"):
         client.chat.completions.create(model="demo", messages=QUESTION, temperature=3)
-    with pytest.raises(openai.BadRequestError, match="json_object"):
+    with pytest.raises(openai.BadRequestError, match="needs a schema"):
         client.chat.completions.create(
-            model="demo", messages=QUESTION, response_format={"type": "json_object"}
+            model="demo", messages=QUESTION, response_format={"type": "json_schema"}
         )
 
 

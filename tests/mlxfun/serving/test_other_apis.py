@@ -16,7 +16,7 @@ import pytest
 from serving_rigs import QUESTION, Served, serving
 
 from mlxfun.data import demo
-from mlxfun.serving import lanes
+from mlxfun.serving import sampling
 
 pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
@@ -66,7 +66,7 @@ def say(served: Served, monkeypatch: pytest.MonkeyPatch) -> Say:
 
             return [forced]
 
-        monkeypatch.setattr(lanes, "processors", processors)
+        monkeypatch.setattr(sampling, "processors", processors)
 
     return script
 

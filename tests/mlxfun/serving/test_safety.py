@@ -229,3 +229,22 @@ def test_a_stop_that_waits_no_longer_breaks_answers_off() -> None:
         served.engine.close()
         head = connection.recv(65536)
         assert b"503" in head.split(b"\r\n")[0]
+
+
+def test_a_stream_is_kept_alive_while_a_long_prompt_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from mlxfun.serving import lanes
+    from mlxfun.serving.http import answers
+
+    monkeypatch.setattr(lanes, "CPU_PREFILL", 16)
+    monkeypatch.setattr(lanes, "GPU_PREFILL", 16)
+    monkeypatch.setattr(answers, "KEEP_ALIVE_SECONDS", 0.0001)
+    with serving("load demo") as served:
+        text = "one two three " * 60
+        body = {"messages": [{"role": "user", "content": text}], "max_tokens": 3, "stream": True}
+        status, found, _ = served.post(CHAT, body)
+        assert status == 200
+        assert ": keep-alive\n\n" in found.split('"finish_reason"')[1]
+        status, found, _ = served.post("/v1/messages", body | {"model": "claude-x"})
+        assert "event: ping" in found

@@ -159,7 +159,7 @@ class AnthropicWording(Wording):
 
     def delta(self, delta: Delta) -> bytes:
         if delta.read is not None:
-            return self.keep_alive
+            return b""
         found = [self._part(part) for part in delta.parts]
         if delta.reason is None:
             return b"".join(found)
