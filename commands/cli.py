@@ -386,8 +386,9 @@ def _parsed() -> Any:
     try:
         # Not standalone: Click would turn Ctrl-C into exit code 1, and print its usage lines
         # around what shall be one sentence.
-        start = _one_shot(sys.argv[1:])
-        return shell.main(prog_name=NAME, standalone_mode=False) if start is None else start
+        words = serving.of_mlx_fun(sys.argv[1:]) or sys.argv[1:]
+        start = _one_shot(words)
+        return shell.main(words, NAME, standalone_mode=False) if start is None else start
     except BrokenPipeError:
         raise
     except OSError as problem:  # all that is written meanwhile is Click's help

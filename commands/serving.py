@@ -121,6 +121,30 @@ def serve_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def of_mlx_fun(words: list[str]) -> list[str] | None:
+    """The words of this program for mlx_fun's `serve`; None where the words are no such command.
+
+    >>> of_mlx_fun(["serve", "--model", "demo", "--port=81", "--max-tokens", "9"])
+    ['--headless', '--serve', '127.0.0.1:81', '--mode', 'lightweight', '--max-tokens', '9', 'demo']
+    """
+    if "serve" not in words[:2] or words[0].startswith("-"):
+        return None
+    rest = iter(words[1:] if words[0] == "serve" else ["--model", words[0], *words[2:]])
+    taken = {"--model": "", "--host": Address().host, "--port": str(Address().port)}
+    passed: list[str] = []
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if name in taken:
+            taken[name] = value if equals else next(rest, "")
+        else:
+            passed.append(word)
+    host = f"[{taken['--host']}]" if ":" in taken["--host"] else taken["--host"]
+    counted = any(word.partition("=")[0] == "--mode" for word in passed)
+    mode = [] if counted else ["--mode", "lightweight"]
+    model = [taken["--model"]] if taken["--model"] else []
+    return ["--headless", "--serve", f"{host}:{taken['--port']}", *mode, *passed, *model]
+
+
 @dataclass(frozen=True, slots=True)
 class Serve:
     """What the command line asks for. lines: command lines to run once the model is loaded."""

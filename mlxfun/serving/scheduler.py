@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from time import monotonic
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
@@ -32,11 +31,11 @@ from mlxfun.serving.ask import (
     Frame,
     Reading,
     Said,
-    SteerWish,
 )
 from mlxfun.serving.lanes import AloneLane, BatchLane, Lane, Step, drawing
 from mlxfun.serving.options import ServeOptions
 from mlxfun.serving.prompt_cache import PromptCache
+from mlxfun.serving.requests import Deliver, Port, Request, Totals, Wish
 from mlxfun.serving.routing import Observer
 from mlxfun.serving.text import AnswerText
 from mlxfun.steering import sources as wishes
@@ -49,8 +48,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Deliver = Callable[[Frame], None]
-Wish = tuple[Side, SteerWish | None]
 
 FRAME_SECONDS = 0.25
 """How often the routing of the traffic is shown."""
@@ -60,43 +57,6 @@ TURN_SECONDS = 0.05
 
 ABORTED = "the model is being edited and this server breaks answers off for that; ask again"
 MIXED = "the model was edited while this was being answered; ask again"
-
-
-@dataclass(slots=True, eq=False)
-class Request:
-    """A request on its way. wish: the lane in which it is being answered."""
-
-    id: int
-    ask: Ask
-    deliver: Deliver
-    text: AnswerText | None = None
-    wish: Wish | None = None
-    generated: int = 0
-
-
-@dataclass(slots=True)
-class Totals:
-    """Counts since the server was started; they outlive a model."""
-
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    completion_tokens: int = 0
-    steps: int = 0
-    outcomes: dict[str, int] = field(default_factory=dict)
-
-    def ended(self, outcome: str) -> None:
-        """Count an outcome."""
-        self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
-
-
-class Port(Protocol):
-    """Where requests come from and frames go to."""
-
-    def take(self, scheduler: Scheduler) -> None:
-        """Hand over what has come in: requests, and clients that are gone."""
-
-    def post(self, frames: list[tuple[Deliver, Frame]]) -> None:
-        """Deliver frames, on the thread of those who asked."""
 
 
 class Scheduler:

@@ -19,7 +19,8 @@ from mlxfun.errors import MlxfunError
 from mlxfun.events import Event, Notice, Side
 from mlxfun.serving.ask import Ask, Ended, Failed, Figures, Frame
 from mlxfun.serving.options import ServeOptions
-from mlxfun.serving.scheduler import Deliver, Request, Scheduler, Totals
+from mlxfun.serving.requests import Deliver, Intake, Request, Totals
+from mlxfun.serving.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from mlxfun.session.session import Session
@@ -269,7 +270,7 @@ class Service:
             if self._emit is not None:
                 self._emit(Notice("warning", f"the statistics were not saved: {problem}"))
 
-    def take(self, scheduler: Scheduler) -> None:
+    def take(self, intake: Intake) -> None:
         """Hand what came in over to the scheduler."""
         with self._lock:
             asked, gone = list(self._asked), set(self._gone)
@@ -277,9 +278,9 @@ class Service:
             self._gone.clear()
         for request in asked:
             if request.id not in gone:
-                scheduler.submit(request)
+                intake.submit(request)
         for number in gone:
-            scheduler.cancel(number)
+            intake.cancel(number)
 
     def post(self, frames: list[tuple[Deliver, Frame]]) -> None:
         """Deliver frames. Where nobody listens any more, nothing is lost."""

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("uvicorn")
@@ -26,7 +27,7 @@ PROGRAM = [sys.executable, "-m", "commands"]
 def program(*words: str, **more) -> Iterator[tuple[subprocess.Popen, int]]:
     """A running program and the port that it serves at."""
     started = subprocess.Popen(
-        [*PROGRAM, *words, "--serve", "127.0.0.1:0"],
+        [*PROGRAM, *words],
         cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more,
     )  # fmt: skip
     try:
@@ -61,7 +62,7 @@ def asked(port: int, method: str, path: str, body: object = None) -> tuple[int, 
 
 
 def test_sigterm_completes_answers_and_exits_with_0() -> None:
-    with program("--demo", "--headless") as (started, port):
+    with program("--demo", "--headless", "--serve", "127.0.0.1:0") as (started, port):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 120}
         body |= {"stream": True, "logit_bias": {"2": -100}}
@@ -79,7 +80,8 @@ def test_sigterm_completes_answers_and_exits_with_0() -> None:
 
 
 def test_the_ancestors_first_curl_works_word_for_word() -> None:
-    with program("--demo", "--plain", stdin=subprocess.PIPE) as (started, port):
+    words = ("--demo", "--plain", "--serve", "127.0.0.1:0")
+    with program(*words, stdin=subprocess.PIPE) as (started, port):
         status, text = asked(
             port,
             "POST",
@@ -92,6 +94,19 @@ def test_the_ancestors_first_curl_works_word_for_word() -> None:
         started.stdin.close()
         started.stdin = None
         assert started.wait(timeout=60) == 1
+
+
+def test_the_ancestors_serve_counts_and_saves_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "online.npz"
+    words = ("serve", "--model", "demo", "--port", "0", "--mode", "full", "--auto-save", str(path))
+    with program(*words) as (started, port):
+        body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 5}
+        assert asked(port, "POST", "/v1/chat/completions", body)[0] == 200
+        found = json.loads(asked(port, "GET", "/v1/reap/stats")[1])
+        assert found["token_count"] > 10
+        started.send_signal(signal.SIGTERM)
+        assert started.wait(timeout=60) == 0
+        assert np.load(path)["reap_sum"].sum() > 0
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ from mlxfun.errors import Cancelled
 from mlxfun.serving import lanes
 from mlxfun.serving.ask import Admitted, Ask, Ended, Failed, Frame, Reading, Said, Sampling
 from mlxfun.serving.options import ServeOptions
-from mlxfun.serving.scheduler import Request, Scheduler, Totals
+from mlxfun.serving.requests import Intake, Request, Totals
+from mlxfun.serving.scheduler import Scheduler
 from tests.mlxfun import tiny_checkpoints
 
 FAMILIES = ("qwen3_moe", "gpt_oss", "lfm2_moe", "llama4", "deepseek_v3", "dbrx")
@@ -41,11 +42,11 @@ class Desk:
         self.frames: dict[int, list[Frame]] = {}
         self.scheduler = Scheduler(session, ServeOptions(**options), self.totals, self, SILENT)
 
-    def take(self, scheduler: Scheduler) -> None:
+    def take(self, intake: Intake) -> None:
         for request in self.asked:
-            scheduler.submit(request)
+            intake.submit(request)
         for number in self.gone:
-            scheduler.cancel(number)
+            intake.cancel(number)
         self.asked, self.gone = [], []
 
     def post(self, frames: list[tuple[Callable[[Frame], None], Frame]]) -> None:
