@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from commands import interrupts, streams
+from commands import interrupts, serving, streams
 from commands.config import Config, read_config
 from commands.guides.index import GUIDES
 from commands.types import Seed
@@ -56,6 +56,7 @@ class Start:
     resume: bool = False
     chat_template: Path | None = None
     config: Config = field(default_factory=Config)
+    serve: serving.Serve | None = None
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -72,7 +73,7 @@ class Start:
             found.append(shlex.join(["set", name, str(value)]))
         if self.replay is not None:
             found.append(shlex.join(["replay", str(self.replay)]))
-        return (*found, *self.commands)
+        return (*found, *(self.serve.lines if self.serve else ()), *self.commands)
 
 
 @click.command(
@@ -111,6 +112,7 @@ class Start:
     help="Read this configuration, not the user's. Not for headless runs and replays.",
 )
 @click.option("--keep-going", is_flag=True, help="Headless: go on after a command that fails.")
+@serving.serve_options
 @click.version_option(__version__, prog_name=NAME)
 def shell(plain: bool, headless: bool, config: Path | None, **options: Any) -> Start:
     """Watch, prune, steer and save Mixture-of-Experts models.
@@ -121,7 +123,7 @@ def shell(plain: bool, headless: bool, config: Path | None, **options: Any) -> S
     if plain and headless:
         raise click.UsageError("--plain and --headless exclude each other")
     front_end: FrontEnd = "plain" if plain else "headless" if headless else "screen"
-    start = Start(front_end=front_end, **options)
+    start = Start(front_end=front_end, serve=serving.taken(options), **options)
     _check(start)
     return replace(start, config=_config(start, config))
 
@@ -155,7 +157,7 @@ def _check(start: Start) -> None:
         raise click.UsageError("--json needs --headless")
     if start.keep_going and start.front_end != "headless":
         raise click.UsageError("--keep-going needs --headless")
-    if start.front_end == "headless" and not start.lines:
+    if start.front_end == "headless" and not start.lines and start.serve is None:
         raise click.UsageError("--headless has nothing to do: give -c COMMAND or --replay FILE")
     if start.record and start.replay and start.record.resolve() == start.replay.resolve():
         raise click.UsageError(f"--record and --replay both name {start.record}")
@@ -171,6 +173,7 @@ def _check(start: Start) -> None:
 def run(start: Start) -> int:
     """Start engine and front end; returns the exit code. Raises click.UsageError."""
     from commands.runners.headless import USAGE, check
+    from mlxfun.errors import UsageError
 
     wrong = check(start.lines)
     if wrong is not None and wrong.error is not None:
@@ -183,7 +186,10 @@ def run(start: Start) -> int:
         return USAGE
     engine = _engine(start)
     try:
-        code = _guarded(start, engine)
+        with serving.beside(engine, start.serve):
+            code = _guarded(start, engine)
+    except UsageError as problem:  # the address is taken, or the extra is not installed
+        raise click.UsageError(str(problem)) from None
     finally:
         engine.close(CLOSE_SECONDS)
     if engine.alive:
@@ -195,6 +201,8 @@ def run(start: Start) -> int:
 
 
 def _engine(start: Start) -> Engine:
+    from platformdirs import user_cache_path
+
     from commands.engine import Engine
     from commands.types import Size
     from mlxfun.errors import UsageError
@@ -212,7 +220,7 @@ def _engine(start: Start) -> Engine:
         keep_going=start.keep_going,
         keys=start.config.keys,
     )
-    engine.remember_identities(_identities())
+    engine.remember_identities(user_cache_path("mlxfun") / "identities.json")
     if start.resume or (start.front_end != "headless" and start.config.keep_sessions):
         _keep(engine)
     if start.record is not None:
@@ -236,13 +244,6 @@ def _keep(engine: Engine) -> None:
         streams.say(f"the session is not kept in case of a crash: {problem}")
 
 
-def _identities() -> Path:
-    """Where the fingerprints of checkpoints are kept between sessions."""
-    from platformdirs import user_cache_path
-
-    return user_cache_path("mlxfun") / "identities.json"
-
-
 def _seed(start: Start) -> int:
     """The seed given, or that of the session to replay, whose states depend on it."""
     if start.replay is None:
@@ -263,8 +264,11 @@ def _guarded(start: Start, engine: Engine) -> int:
         code = _front_end(start, engine)
         engine.forget()
         return code
+    except interrupts.Terminated as problem:
+        # The usual end of a server: answers are completed, and nothing went wrong.
+        return 0 if start.serve is not None else _interrupted(problem)
     except KeyboardInterrupt as problem:
-        return _interrupted(problem)
+        return _interrupted(problem, ends=start.serve is None)
     except (BrokenPipeError, streams.OutputLost) as problem:
         return _stopped_by_output(problem)
 
@@ -292,11 +296,16 @@ def _front_end(start: Start, engine: Engine) -> int:
     from commands.runners.headless import run_lines
 
     printer = EventPrinter(engine, as_json=start.as_json)
-    return run_lines(engine, printer, start.lines, start.keep_going)
+    code = run_lines(engine, printer, start.lines, start.keep_going)
+    if start.serve is not None and code == 0:
+        serving.wait()
+    return code
 
 
-def _interrupted(problem: KeyboardInterrupt) -> int:
-    interrupts.ignore()
+def _interrupted(problem: KeyboardInterrupt, ends: bool = True) -> int:
+    """ends: there is nothing left to do that a second interrupt could cut short."""
+    if ends:
+        interrupts.ignore()
     streams.say("interrupted; nothing is left half done")
     return interrupts.exit_code(problem)
 
@@ -377,8 +386,9 @@ def _parsed() -> Any:
     try:
         # Not standalone: Click would turn Ctrl-C into exit code 1, and print its usage lines
         # around what shall be one sentence.
-        start = _one_shot(sys.argv[1:])
-        return shell.main(prog_name=NAME, standalone_mode=False) if start is None else start
+        words = serving.of_mlx_fun(sys.argv[1:]) or sys.argv[1:]
+        start = _one_shot(words)
+        return shell.main(words, NAME, standalone_mode=False) if start is None else start
     except BrokenPipeError:
         raise
     except OSError as problem:  # all that is written meanwhile is Click's help

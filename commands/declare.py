@@ -37,6 +37,9 @@ Group = Literal["model", "observe", "edit", "measure", "chat", "history", "shell
 GROUPS: tuple[Group, ...] = get_args(Group)
 """The groups of commands, in the order of help."""
 
+STEADY = ("info", "layers", "smoke-test", "history", "name", "plan show", "set", "record", "expect")
+"""Commands of other groups that change neither weights nor steering."""
+
 DATASET = Source("dataset", {f"demo:{k}": v for k, v in DATASETS.items()}, RECORD_SUFFIXES)
 
 
@@ -80,6 +83,15 @@ class Command:
     between: bool = False
     recorded: bool = True
     read_only: bool = False
+
+    @property
+    def steady(self) -> bool:
+        """Whether weights and steering are, after it, what they were before it: answers to clients
+        of a server may go on afterwards."""
+        if self.name == "stats count":
+            return False  # traffic that is counted is read in other batches
+        looks = self.group in ("observe", "measure", "chat") and not self.danger
+        return looks or self.read_only or self.name in STEADY
 
     @property
     def help(self) -> str:

@@ -34,6 +34,7 @@ from mlxfun.session.worker import Worker
 from mlxfun.text import brief
 
 if TYPE_CHECKING:
+    from mlxfun.serving.service import Service
     from mlxfun.session.session import Session
 
 __all__ = ["Completion", "Engine", "Row"]
@@ -81,6 +82,7 @@ class Engine:
             undo_budget=undo_budget,
         )
         self._bench.keep_going = keep_going
+        self._service: Service | None = None
         self._worker = Worker(self._emit, after=self._refresh, finish=self._bench.close)
         self._alive = True
 
@@ -134,6 +136,12 @@ class Engine:
         if kept is not None:
             resume.drop(kept)
 
+    def serve(self, service: Service) -> None:
+        """Let `service` answer requests with the resident model, between and beside commands."""
+        self._service = service
+        service.connect(self._worker.wake, self._emit)
+        self._worker.attach(service)
+
     def run(self, line: str) -> int:
         """Queue a command line and return its job number; results arrive as events."""
         line = line.strip()
@@ -145,7 +153,10 @@ class Engine:
         except MlxfunError as problem:
             return self._worker.answer(line, problem, self._view.state)
         return self._worker.submit(
-            line, lambda ctx: self._perform(parsed, line, ctx), between=parsed.command.between
+            line,
+            lambda ctx: self._perform(parsed, line, ctx),
+            between=parsed.command.between,
+            steady=parsed.command.steady,
         )
 
     def cancel(self, only: str | None = None) -> None:
@@ -241,6 +252,8 @@ class Engine:
     def _refresh(self) -> str:
         """Renew `view` before each `JobEnded`, so that listeners see the state after the job."""
         self._view = self._bench.view()
+        if self._service is not None:
+            self._service.refresh(self._bench.session if self._bench.loaded else None)
         return self._view.state
 
     def _emit(self, event: Event) -> None:

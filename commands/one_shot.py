@@ -150,8 +150,6 @@ TABLE: dict[str, OneShot] = {
 """Every one-shot command."""
 
 ELSEWHERE = {
-    "serve": "there is no serve yet: serve a saved model with `mlx_lm.server --model DIR`; in the "
-    "shell, `stats count on` counts the routing of what you chat",
     "ui": "there is no ui: the shell's own screen shows the experts, chats and steers, run "
     "`mlxfun-shell MODEL`",
 }

@@ -201,7 +201,7 @@ def test_what_is_typed_in_a_terminal_parses(block: Block) -> None:
         elif program == "python":
             assert (ROOT / words[0]).is_file()
         else:
-            assert program in {"pip", "pytest", "ruff", "mypy", "lint-imports"}
+            assert program in {"pip", "pytest", "ruff", "mypy", "lint-imports", "curl", "export"}
 
 
 def test_options_in_running_text_exist() -> None:

@@ -82,6 +82,7 @@ _ALL = (
         "Recording and replaying sessions; recovery after a crash",
         ("record", "replay", "resume", "expect"),
     ),
+    Guide("serving", "Serving OpenAI's and Anthropic's clients while you edit"),
     Guide("headless", "Scripts: --headless, JSON, exit codes; the line shell --plain"),
     Guide("configuration", "config.toml: theme, defaults, undo budget, keys"),
     Guide("library", "Using mlxfun from Python"),

@@ -27,14 +27,15 @@ def report_json(ended: JobEnded) -> dict[str, object]:
         "state": ended.state,
         "seconds": round(ended.seconds, 6),
         "report": report.summary() if report is not None else None,
-        "data": {"kind": report.kind} | _finite_values(report.data()) if report is not None else {},
+        "data": {"kind": report.kind} | finite(report.data()) if report is not None else {},
     }
     if ended.error is not None:
         found["error"] = ended.error
     return found
 
 
-def _finite_values(data: Mapping[str, object]) -> dict[str, object]:
+def finite(data: Mapping[str, object]) -> dict[str, object]:
+    """`data` with NaN and infinity replaced by null, which JSON can hold."""
     return {key: _finite(value) for key, value in data.items()}
 
 

@@ -40,6 +40,16 @@ OnToken = Callable[[int, int, str, "Array | None", "Array | None"], None]
 """(index, token id, text, experts [L, K] or None, weights [L, K] or None)"""
 
 
+class Draws(Protocol):
+    """What draws tokens; `mlxfun.generation.sampling.Sampler` is one."""
+
+    key: Any
+    """Where the random numbers are; setting it goes back there."""
+
+    def __call__(self, logits: mx.array) -> mx.array:
+        """The next token, [1], of logits [1, V]; lazy."""
+
+
 class Counter(Protocol):
     """Counts the routing of the forwards of an answer."""
 
@@ -89,13 +99,23 @@ class _Flight:
 
 
 class Decoder:
-    """Generates with one tapped model; keeps KV caches by (state, steering)."""
+    """Generates with one tapped model; keeps KV caches by (state, steering).
 
-    def __init__(self, model: nn.Module, tokenizer: Tokenizer, taps: Taps) -> None:
+    sampler: makes what draws the tokens of an answer from its options.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        taps: Taps,
+        sampler: Callable[[Any], Draws] = Sampler,
+    ) -> None:
         self._model: Any = model
         self._tokenizer = tokenizer
         self._taps = taps
         self._caches = CachePool(model)
+        self._sampler = sampler
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -105,6 +125,10 @@ class Decoder:
     def clear(self) -> None:
         """Drop every cache."""
         self._caches.clear()
+
+    def cached(self, key: Key, prompt: Sequence[int]) -> int:
+        """How many tokens of `prompt` an answer would find in a cache now."""
+        return self._caches.cached(key, prompt)
 
     def run(
         self,
@@ -142,7 +166,7 @@ class Decoder:
         """
         require_known(prompt, self._taps.anatomy.vocabulary, "the prompt")
         cache = self._caches.take(key(), prompt)
-        answer = _Answer(self._model, self._taps, cache, Sampler(options), counter)
+        answer = _Answer(self._model, self._taps, cache, self._sampler(options), counter)
         cached, begin = len(cache.tokens), monotonic()
         detokenizer = self._tokenizer.detokenizer
         detokenizer.reset()
@@ -180,7 +204,7 @@ class _Answer:
         model: Any,
         taps: Taps,
         cache: KVCache,
-        sampler: Sampler,
+        sampler: Draws,
         counter: Counter | None,
     ) -> None:
         self._model, self._taps, self._cache = model, taps, cache

@@ -9,7 +9,12 @@ from typing import Any, cast
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
-from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache, trim_prompt_cache
+from mlx_lm.models.cache import (
+    ChunkedKVCache,
+    can_trim_prompt_cache,
+    make_prompt_cache,
+    trim_prompt_cache,
+)
 
 Key = tuple[str, str]
 """(state of the weights, steering in force), as Editor.key gives it."""
@@ -53,6 +58,21 @@ class KVCache:
             trim_prompt_cache(self.layers, 1)
 
 
+def can_shorten(layers: list[Any], tokens: int) -> bool:
+    """Whether the last `tokens` tokens can be taken off, and what is left is all that is needed.
+
+    A chunked cache has dropped what lies before its last chunk: it cannot go back behind that.
+    """
+    return can_trim_prompt_cache(layers) and all(_reaches(layer, tokens) for layer in layers)
+
+
+def _reaches(layer: Any, tokens: int) -> bool:
+    if not isinstance(layer, ChunkedKVCache):
+        return True
+    begin = (layer.offset - tokens) // layer.chunk_size * layer.chunk_size
+    return bool(layer.start_position <= begin)
+
+
 def _arrays(tree: Any) -> list[mx.array]:
     flat = cast(list[tuple[str, Any]], tree_flatten(tree))
     return [leaf for _, leaf in flat if isinstance(leaf, mx.array)]
@@ -93,6 +113,22 @@ class CachePool:
 
     def take(self, key: Key, prompt: Sequence[int]) -> KVCache:
         """The longest cache whose tokens begin the prompt, trimmed to what it shares with it."""
+        best, shared = self._best(key, prompt)
+        if best is None:
+            return KVCache(key, [], make_prompt_cache(self._model))
+        self._kept.remove(best)
+        if len(best.tokens) > shared:
+            trim_prompt_cache(best.layers, len(best.tokens) - shared)
+            del best.tokens[shared:]
+        return best
+
+    def cached(self, key: Key, prompt: Sequence[int]) -> int:
+        """How many tokens the cache that `take` would give holds."""
+        return self._best(key, prompt)[1]
+
+    def _best(self, key: Key, prompt: Sequence[int]) -> tuple[KVCache | None, int]:
+        """The cache to begin with, and how many of its tokens are of use: one token of the prompt
+        at least must be run to have logits."""
         best: KVCache | None = None
         best_shared = 0
         for cache in self._kept:
@@ -100,18 +136,10 @@ class CachePool:
                 continue
             shared = _common_prefix(cache.tokens, prompt)
             extra = len(cache.tokens) - min(shared, len(prompt) - 1)
-            usable = extra == 0 or can_trim_prompt_cache(cache.layers)
+            usable = extra == 0 or can_shorten(cache.layers, extra)
             if usable and shared > best_shared:
                 best, best_shared = cache, shared
-        if best is None:
-            return KVCache(key, [], make_prompt_cache(self._model))
-        self._kept.remove(best)
-        # One token at least must be run to have logits.
-        shared = min(best_shared, len(prompt) - 1)
-        if len(best.tokens) > shared:
-            trim_prompt_cache(best.layers, len(best.tokens) - shared)
-            del best.tokens[shared:]
-        return best
+        return best, min(best_shared, len(prompt) - 1) if best is not None else 0
 
     def put(self, cache: KVCache) -> None:
         """Keep a cache, if all of it was made under its key."""

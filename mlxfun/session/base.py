@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
@@ -45,6 +46,7 @@ class SessionBase:
         self._conversation = Conversation(self.tokenizer, self._decoder, self.editor)
         self._measurements = Measurements(workspace, self._decoder)
         self._abliterate = Abliterate()
+        self.before_close: list[Callable[[], None]] = []
         self._info: tuple[tuple[str, int], InfoReport] | None = None
 
     @classmethod
@@ -108,9 +110,13 @@ class SessionBase:
     def close(self) -> None:
         """Detach the taps and let go of the model; the session cannot be used after that.
 
+        Those in `before_close`, who hold parts of it too, are called first.
+
         Its memory is free when this returns, unless somebody else still holds a part of it.
         """
         self._own()
+        for let_go in self.before_close:
+            let_go()
         self.taps.detach()
         self._decoder.clear()
         # Modules, taps and editor refer to each other in circles. Without what leads there from

@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from mlxfun.calibration.options import CollectOptions
 from mlxfun.calibration.reports import CollectReport, StatsAction, StatsReport, WhyReport
+from mlxfun.calibration.routing_stats import RoutingStats
 from mlxfun.checkpoint.identity import full_digest
 from mlxfun.context import SILENT, Context
 from mlxfun.data.describe import describe
@@ -20,6 +21,7 @@ from mlxfun.evaluation.options import ProbeOptions
 from mlxfun.scans.reports import DossierReport
 from mlxfun.session import smoke, views
 from mlxfun.session.base import SessionBase
+from mlxfun.session.observations import ChatCounter
 from mlxfun.session.reports import InfoReport, LayersReport, SessionView, SmokeReport
 
 
@@ -140,6 +142,16 @@ class Inspection(SessionBase):
         self._own()
         self.map.require_experts("load statistics of")
         return self._observations.load(path)
+
+    def traffic_counter(self, ctx: Context = SILENT) -> ChatCounter | None:
+        """What counts the requests of a server; see Observations.traffic_counter."""
+        self._own()
+        return self._observations.traffic_counter(ctx)
+
+    def traffic_stats(self) -> RoutingStats:
+        """The statistics in hand, those of no token without any."""
+        self._own()
+        return self._observations.stats_or_empty()
 
     def reset_stats(self) -> StatsReport:
         """Forget the statistics."""

@@ -86,6 +86,15 @@ class Observations:
         """What counts an answer's forwards, None while chat traffic is not counted."""
         return ChatCounter(self, ctx) if self.counting else None
 
+    def traffic_counter(self, ctx: Context) -> ChatCounter | None:
+        """What counts requests to the model that is live, None while they are not counted, or
+        where the statistics in hand are of other weights: those of one side of a staged plan."""
+        if not self.counting:
+            return None
+        state = self._editor.state if self._stats is None else self._stats.state
+        ranks = self._stats is not None and self._stats.combined == "rank"
+        return None if ranks or state != self._editor.live_state else ChatCounter(self, ctx)
+
     def collect(
         self, options: CollectOptions, command: str = "", ctx: Context = SILENT
     ) -> CollectReport:
@@ -174,6 +183,11 @@ class Observations:
             state=self._editor.state,
             alive=mask_of(self._anatomy, self._editor.committed),
         )
+
+    def stats_or_empty(self) -> RoutingStats:
+        """The statistics in hand, those of no token without any."""
+        stats = self.stats
+        return self._empty_stats() if stats is None else stats
 
     def _require_same_state(self, stats: RoutingStats) -> None:
         if stats.state != self._editor.state:
@@ -287,13 +301,19 @@ class Observations:
         if self._waiting.add(experts, weights, norms, not self._editor.steering.empty):
             self._stats = self._waiting.added_to(self._stats)
 
-    def end_answer(self, ctx: Context) -> None:
+    def show_counts(self, ctx: Context) -> None:
+        """Show the routing so far."""
+        if self.counting:
+            ctx.emit(calibrate.frame(self.stats or self._empty_stats(), job=0))
+
+    def end_answer(self, ctx: Context, shown: bool = True) -> None:
         """An answer is over: its routing is shown, and saved where that was asked for."""
         if not self.counting:
             return
         stats = self.stats or self._empty_stats()
         self.stats = stats = replace(stats, samples=stats.samples + 1)
-        ctx.emit(calibrate.frame(stats, job=0))
+        if shown:
+            ctx.emit(calibrate.frame(stats, job=0))
         if self._auto_save is not None:
             stats.save(self._auto_save)
 
@@ -329,3 +349,11 @@ class ChatCounter:
     def end(self) -> None:
         """The answer is over."""
         self._observations.end_answer(self._ctx)
+
+    def end_one_of_many(self) -> None:
+        """The answer is over, and others go on: what is counted is shown now and then."""
+        self._observations.end_answer(self._ctx, shown=False)
+
+    def show(self) -> None:
+        """Show the routing so far."""
+        self._observations.show_counts(self._ctx)

@@ -15,7 +15,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
+from typing import Protocol
 
 from mlxfun.context import Context, as_running
 from mlxfun.errors import Cancelled, MlxfunError, UsageError
@@ -33,13 +34,33 @@ OS_THREAD_SECONDS = 0.05
 PROGRESS_SECONDS = 1 / 15  # faster than that no eye follows and a slow terminal chokes
 
 
+class Background(Protocol):
+    """Work that goes on between jobs, in steps: requests to the model. Called on the worker thread;
+    none of it raises, except where it says so."""
+
+    def step(self, borrowed: bool) -> bool:
+        """Take a step; whether there is more to do. borrowed: between two tokens of a job."""
+
+    def settle(self, ctx: Context) -> None:
+        """A job that may change the model is about to run: bring what goes on to an end. Raises
+        Cancelled when the job is cancelled meanwhile."""
+
+    def close(self) -> None:
+        """The worker ends."""
+
+
 @dataclass(slots=True, eq=False)
 class _Job:
     id: int
     line: str
     work: Work
     between: bool = False  # may run between two tokens of the job before it
+    steady: bool = False  # leaves the model as it is
     cancelled: threading.Event = field(default_factory=threading.Event)
+
+
+class _Wake:
+    """In the inbox: the background has something to do."""
 
 
 class JobContext(Context):
@@ -125,7 +146,8 @@ class Worker:
         self._after = after
         self._finish = finish
         self._ids = itertools.count(1)
-        self._inbox: SimpleQueue[_Job | None] = SimpleQueue()
+        self._inbox: SimpleQueue[_Job | _Wake | None] = SimpleQueue()
+        self._background: Background | None = None
         self._lock = threading.Lock()  # guards _running, _waiting and _closed
         self._running: _Job | None = None
         self._waiting: list[_Job] = []
@@ -145,13 +167,23 @@ class Worker:
         with self._lock:
             return tuple(job.line for job in self._waiting if not job.cancelled.is_set())
 
-    def submit(self, line: str, work: Work, *, between: bool = False) -> int:
+    def attach(self, background: Background) -> None:
+        """Let `background` take steps while no job runs, and between the tokens of those that do."""
+        self._background = background
+        self.wake()
+
+    def wake(self) -> None:
+        """The background has something to do. May be called from any thread."""
+        self._inbox.put(_Wake())
+
+    def submit(self, line: str, work: Work, *, between: bool = False, steady: bool = False) -> int:
         """Queue a job and return its number; never blocks.
 
         between: it may run inside the running job, between two tokens, unless another job waits
-        before it: what was asked for first is done first.
+        before it: what was asked for first is done first. steady: it leaves weights and steering as
+        they are, so that the background need not be settled before it.
         """
-        job = _Job(next(self._ids), line, work, between)
+        job = _Job(next(self._ids), line, work, between, steady)
         with self._lock:
             closed = self._closed
             if not closed:
@@ -177,7 +209,8 @@ class Worker:
         Only for the worker thread.
         """
         cancelled = parent.cancelled if isinstance(parent, JobContext) else threading.Event()
-        return self._run(_Job(next(self._ids), line, work, cancelled=cancelled))
+        # The job it is part of has settled the background, which has taken no step since.
+        return self._run(_Job(next(self._ids), line, work, steady=True, cancelled=cancelled))
 
     def cancel(self, only: str | None = None) -> None:
         """Cancel the running job, or the next one if none runs yet; a second call drops the rest.
@@ -213,7 +246,7 @@ class Worker:
         return job.id
 
     def _loop(self) -> None:
-        while (job := self._inbox.get()) is not None:
+        while (job := self._next()) is not None:
             with self._lock:
                 if job not in self._waiting:
                     continue  # it ran between two tokens of an earlier job
@@ -226,20 +259,37 @@ class Worker:
         for job in late:  # accepted while the sentinel was on its way
             self._emit(_failure(job.id, job.line, Cancelled("cancelled"), 0.0, ""))
         try:
+            if self._background is not None:
+                self._background.close()
             self._finish()
         except Exception:
             # Thread boundary: nobody is left to tell, and the process is ending anyway.
             log.exception("closing the session failed")
         _release_streams()
 
+    def _next(self) -> _Job | None:
+        """The next job, None to end. Until there is one the background takes its steps."""
+        while True:
+            more = self._background is not None and self._background.step(borrowed=False)
+            try:
+                found = self._inbox.get(block=not more)
+            except Empty:
+                continue
+            if not isinstance(found, _Wake):
+                return found
+
     def _between(self) -> None:
-        """Run the first waiting jobs inside the running one, as long as they may."""
+        """Run the first waiting jobs inside the running one, as long as they may; then the
+        background takes a step."""
         while True:
             with self._lock:
-                if not self._waiting or not self._waiting[0].between:
-                    return
-                job = self._waiting.pop(0)
+                job = self._waiting[0] if self._waiting else None
+                if job is None or not job.between:
+                    break
+                self._waiting.pop(0)
             self._run(job)
+        if self._background is not None:
+            self._background.step(borrowed=True)
 
     def _idle(self) -> None:
         with self._lock:
@@ -256,6 +306,8 @@ class Worker:
                 context.check()
                 self._emit(JobStarted(job.id, job.line))
                 with as_running(context):
+                    if self._background is not None and not job.steady:
+                        self._background.settle(context)
                     report = job.work(context)
             finally:
                 context.flush()

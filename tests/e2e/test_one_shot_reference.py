@@ -109,8 +109,6 @@ def test_a_model_packed_as_nvfp4_opens_in_stock_mlx_lm(walked: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("x serve --model demo --port 8080 --auto-save s.npz", "mlx_lm.server --model DIR"),
-        ("x demo serve", "there is no serve yet"),
         ("x ui --server-url http://127.0.0.1:8080", "run `mlxfun-shell MODEL`"),
         ("x convert-nvfp4 --model demo --output o --mode dequant", "mlx_lm.convert --dequantize"),
         ("x smoke-test --model demo --kv-compress turbo", "no compressed KV caches"),

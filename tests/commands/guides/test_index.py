@@ -95,7 +95,7 @@ def test_completion_of_help_offers_guides_behind_commands(bench: Bench) -> None:
         return [c.text for c in bench.engine.complete(line)]
 
     assert texts("help pru") == ["prune", "pruning"]
-    assert texts("help s")[-4:] == ["screen", "scans", "steering", "sessions"]
+    assert texts("help s")[-5:] == ["screen", "scans", "steering", "sessions", "serving"]
     assert set(GUIDES) | {"prune", "stats"} <= set(texts("help "))
     assert texts("help pruning ") == []
     hints = {c.text: c.hint for c in bench.engine.complete("help pru")}

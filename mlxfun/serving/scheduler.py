@@ -1,0 +1,379 @@
+"""Steps the requests in flight on the model's thread, and keeps them from edits.
+
+A request is in one lane from its admission to its end, and a lane steps only while exactly the model
+is live that it was opened for. So no answer mixes two states, whatever is done to the model between
+two steps.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+
+from mlxfun.context import Context
+from mlxfun.editing.earlier import present
+from mlxfun.errors import MlxfunError, PlanError, StateError
+from mlxfun.events import Side
+from mlxfun.generation.answers import takes_ragged_batches
+from mlxfun.generation.decoder import Decoder
+from mlxfun.serving.ask import (
+    Admitted,
+    Ask,
+    Ended,
+    EndReason,
+    Failed,
+    Frame,
+    Reading,
+    Said,
+)
+from mlxfun.serving.lanes import AloneLane, BatchLane, Lane, Step, drawing
+from mlxfun.serving.options import ServeOptions
+from mlxfun.serving.prompt_cache import PromptCache
+from mlxfun.serving.requests import Deliver, Port, Request, Totals, Wish
+from mlxfun.serving.routing import Observer
+from mlxfun.serving.text import AnswerText
+from mlxfun.steering import sources as wishes
+from mlxfun.steering.options import SteerOptions
+from mlxfun.text import brief
+
+if TYPE_CHECKING:
+    from mlxfun.session.observations import ChatCounter as TrafficCounter
+    from mlxfun.session.session import Session
+
+log = logging.getLogger(__name__)
+
+
+FRAME_SECONDS = 0.25
+"""How often the routing of the traffic is shown."""
+
+TURN_SECONDS = 0.05
+"""How long a lane steps before the next one does: making another side live takes a moment."""
+
+ABORTED = "the model is being edited and this server breaks answers off for that; ask again"
+MIXED = "the model was edited while this was being answered; ask again"
+
+
+class Scheduler:
+    """The requests to one resident model. Lives on its thread. ctx: where frames of routing go."""
+
+    def __init__(
+        self, session: Session, options: ServeOptions, totals: Totals, port: Port, ctx: Context
+    ) -> None:
+        self.session = session
+        self._port = port
+        self._editor, self._options, self._totals = session.editor, options, totals
+        self._ctx = ctx
+        self._observer = Observer(
+            session.taps,
+            options.concurrency,
+            lambda: session.traffic_counter(ctx),
+            norms=options.count != "lightweight",
+        )
+        self._cache = PromptCache(options.cache_bytes)
+        self._ragged = takes_ragged_batches(session.model)
+        self._decoder = Decoder(session.model, session.tokenizer, session.taps, drawing)
+        self._lanes: dict[Wish, Lane] = {}
+        self._order: deque[Wish] = deque()
+        self._waiting: deque[Request] = deque()
+        self._running: dict[int, Request] = {}
+        self._live_side: Side = "base"
+        self._shown = 0.0
+        self._signature = self._states()
+        self._out: list[tuple[Deliver, Frame]] = []
+        self.refresh()
+
+    # -- what the service asks -------------------------------------------------------------------
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are being answered."""
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that are not being answered yet."""
+        return len(self._waiting)
+
+    @property
+    def cache_bytes(self) -> int:
+        """What caches of prompts hold."""
+        return self._cache.nbytes
+
+    def submit(self, request: Request) -> None:
+        """Accept a request."""
+        self._waiting.append(request)
+
+    def cancel(self, number: int) -> None:
+        """The client is gone: its slot is free for another."""
+        for request in self._waiting:
+            if request.id == number:
+                self._waiting.remove(request)
+                self._totals.ended("cancelled")
+                return
+        request_ = self._running.pop(number, None)
+        if request_ is not None and request_.wish is not None:
+            self._lanes[request_.wish].remove(number)
+            self._totals.ended("cancelled")
+
+    def refresh(self) -> None:
+        """A command is over: what it changed holds for the requests that are admitted from now on."""
+        self._live_side = self._editor.side
+        states = self._states()
+        if states != self._signature:
+            self._signature = states
+            self._forget()
+
+    def _states(self) -> tuple[str, ...]:
+        staged = self._editor.staged
+        candidate = staged.state if staged is not None else ""
+        return self._editor.state, candidate, self._editor.steering_of("base").key
+
+    def _forget(self) -> None:
+        """Drop what was made under states that are gone."""
+        self._cache.clear()
+        self._decoder.clear()
+        for wish in [w for w, lane in self._lanes.items() if not len(lane)]:
+            self._close(wish)
+
+    def step(self, borrowed: bool = False) -> bool:
+        """One turn of one lane; whether there is anything left to do.
+
+        borrowed: between two tokens of a command, which may have made another model live for its
+        duration: a lane whose model is not live then waits.
+        """
+        self._port.take(self)
+        self._admit()
+        lane = self._next_lane()
+        if lane is not None:
+            self._turn(lane, borrowed)
+        self._flush()
+        return bool(self._running or self._waiting)
+
+    def settle(self, ctx: Context) -> None:
+        """Before an edit: end the requests in flight, or break them off, as was chosen.
+
+        Nothing is admitted meanwhile. Raises Cancelled.
+        """
+        if self._options.on_edit == "abort":
+            self.abort(503, ABORTED)
+        total = len(self._running)
+        while self._running:
+            ctx.check()
+            done = total - len(self._running)
+            ctx.progress("waiting for requests in flight", done, total, "requests")
+            self._port.take(self)
+            lane = self._next_lane()
+            if lane is not None:
+                self._turn(lane, borrowed=False)
+            self._flush()
+        for wish in list(self._lanes):
+            self._close(wish)
+
+    def abort(self, status: int, message: str) -> None:
+        """Break all requests in flight off."""
+        for request in list(self._running.values()):
+            self._fail(request, status, message)
+        for wish in list(self._lanes):
+            self._close(wish)
+        self._flush()
+
+    def close(self, message: str) -> None:
+        """Break everything off, what waits included."""
+        self.abort(503, message)
+        while self._waiting:
+            self._fail(self._waiting.popleft(), 503, message)
+        self._flush()
+        self._cache.clear()
+        self._decoder.clear()
+
+    # -- lanes -----------------------------------------------------------------------------------
+
+    @contextmanager
+    def _live(self, wish: Wish) -> Iterator[None]:
+        """Make the model live that answers `wish`."""
+        side, steer = wish
+        with self._editor.live(side):
+            if steer is None:
+                yield
+                return
+            before = self._editor.steering
+            options = SteerOptions(dict(steer.activate), dict(steer.deactivate))
+            steering, _ = wishes.changed(options, self._editor, present(self._editor))
+            self._editor.set_steering(steering)
+            try:
+                yield
+            finally:
+                self._editor.set_steering(before)
+
+    def _lane(self, wish: Wish) -> Lane:
+        lane = self._lanes.get(wish)
+        if lane is not None and not len(lane) and lane.key != self._key(wish):
+            self._close(wish)
+            lane = None
+        if lane is None:
+            s = self.session
+            with self._live(wish):
+                key = self._editor.key()
+                if self._ragged:
+                    lane = BatchLane(s.model, s.tokenizer, key, self._cache, self._observer)
+                else:
+                    lane = AloneLane(self._decoder, key, self._observer)
+            self._lanes[wish] = lane
+            self._order.append(wish)
+        return lane
+
+    def _key(self, wish: Wish) -> tuple[str, str]:
+        with self._live(wish):
+            return self._editor.key()
+
+    def _close(self, wish: Wish) -> None:
+        self._lanes.pop(wish).close()
+        self._order.remove(wish)
+
+    def _next_lane(self) -> Wish | None:
+        for _ in range(len(self._order)):
+            wish = self._order[0]
+            self._order.rotate(-1)
+            if len(self._lanes[wish]):
+                return wish
+        return None
+
+    # -- admission -------------------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        """Put waiting requests into lanes, first come, first served among those of a lane."""
+        for request in list(self._waiting):
+            if len(self._running) >= self._options.concurrency:
+                return
+            wish = self._wish(request.ask)
+            try:
+                lane = self._lane(wish)
+                if not lane.room:
+                    continue
+                self._waiting.remove(request)
+                self._begin(request, wish, lane)
+            except (StateError, PlanError) as problem:
+                status = 409 if isinstance(problem, StateError) else 400
+                self._drop(request, status, brief(str(problem)))
+            except Exception as problem:
+                # One request that cannot be begun must not harm the others.
+                log.exception("request %d could not be begun", request.id)
+                self._drop(request, 500, f"the request could not be begun: {_words(problem)}")
+
+    def _wish(self, ask: Ask) -> Wish:
+        return (self._live_side if ask.side == "live" else ask.side), ask.steer
+
+    def _begin(self, request: Request, wish: Wish, lane: Lane) -> None:
+        request.text = AnswerText(request.ask, self.session.tokenizer)
+        cached = lane.add(request.id, request.ask)
+        request.wish = wish
+        self._running[request.id] = request
+        self._totals.prompt_tokens += len(request.ask.prompt)
+        self._totals.cached_tokens += cached
+        state, steering = lane.key
+        self._tell(request, Admitted(state, steering, wish[0], cached))
+
+    def _drop(self, request: Request, status: int, message: str) -> None:
+        if request in self._waiting:
+            self._waiting.remove(request)
+        self._fail(request, status, message)
+
+    # -- stepping --------------------------------------------------------------------------------
+
+    def _turn(self, wish: Wish, borrowed: bool) -> None:
+        """A turn of a lane: one step, or several where another model must be made live for it."""
+        lane = self._lanes[wish]
+        until = monotonic() + (TURN_SECONDS if wish[0] != self._live_side or wish[1] else 0.0)
+        try:
+            with self._live(wish):
+                if self._editor.key() != lane.key:
+                    if borrowed:
+                        return
+                    raise StateError(MIXED)
+                counter = self.session.traffic_counter(self._ctx)
+                while len(lane):
+                    steps = lane.step()
+                    for step in steps:
+                        self._stepped(step, lane)
+                    self._totals.steps += 1
+                    self._counted(counter, [step for step in steps if step.ended])
+                    if monotonic() >= until:
+                        break
+        except Exception as problem:  # noqa: BLE001
+            # Whatever a step raises is the end of the requests in it, and of nothing else.
+            self._broken(wish, problem)
+
+    def _counted(self, counter: TrafficCounter | None, over: list[Step]) -> None:
+        """Show what was counted now and then, and what answers that are over have added."""
+        if counter is None:
+            return
+        for _ in over:
+            counter.end_one_of_many()
+        if monotonic() - self._shown > FRAME_SECONDS:
+            self._shown = monotonic()
+            counter.show()
+
+    def _broken(self, wish: Wish, problem: Exception) -> None:
+        if isinstance(problem, MlxfunError):
+            message = brief(str(problem))
+        else:
+            log.error("a step of the server failed", exc_info=problem)
+            message = f"the model failed at this answer: {_words(problem)}"
+        for request in [r for r in self._running.values() if r.wish == wish]:
+            self._fail(request, 500, message)
+        try:
+            self._close(wish)
+        except Exception:
+            log.exception("closing a broken lane failed")
+        self._cache.clear()
+        self._decoder.clear()
+        mx.clear_cache()
+
+    def _stepped(self, step: Step, lane: Lane) -> None:
+        request = self._running.get(step.id)
+        if request is None or request.text is None:
+            return
+        if step.token is None and step.ended is None:
+            self._tell(request, Reading(*step.read))
+            return
+        text = request.text
+        if step.token is not None:
+            request.generated += 1
+            self._totals.completion_tokens += 1
+            if step.ended != "stop":
+                self._tell(request, Said(text.add(step.token), step.logprob, step.routing))
+        if step.ended is not None or text.stopped:
+            if step.ended is None:
+                lane.remove(step.id)
+            stopped = text.stopped or step.ended == "stop"
+            self._end(request, "stop" if stopped else "length")
+
+    def _end(self, request: Request, reason: EndReason) -> None:
+        assert request.text is not None
+        del self._running[request.id]
+        self._totals.ended(reason)
+        self._tell(request, Ended(reason, request.text.end(), request.generated, request.text.met))
+
+    def _fail(self, request: Request, status: int, message: str) -> None:
+        self._running.pop(request.id, None)
+        self._totals.ended("failed")
+        self._tell(request, Failed(status, message))
+
+    def _flush(self) -> None:
+        out, self._out = self._out, []
+        if out:
+            self._port.post(out)
+
+    def _tell(self, request: Request, frame: Frame) -> None:
+        self._out.append((request.deliver, frame))
+
+
+def _words(problem: Exception) -> str:
+    text = " ".join(str(problem).split())
+    return brief(f"{type(problem).__name__}: {text}" if text else type(problem).__name__)
