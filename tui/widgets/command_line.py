@@ -46,7 +46,7 @@ class InlineCompletion(Suggester):
         return None
 
 
-class CommandInput(FieldInput):
+class LineInput(FieldInput):
     """Tab cycles through completions, up and down through the history."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -108,8 +108,8 @@ class CommandField(Field):
         self._arguments = (complete, past)
         super().__init__(prompt=":", id="line")
 
-    def make(self) -> CommandInput:
-        return CommandInput(*self._arguments)
+    def make(self) -> LineInput:
+        return LineInput(*self._arguments)
 
 
 class CommandLine(Vertical):
@@ -143,9 +143,9 @@ class CommandLine(Vertical):
         yield CommandField(self._complete, self._past)
 
     @property
-    def input(self) -> CommandInput:
+    def input(self) -> LineInput:
         """The field itself."""
-        return self.query_one(CommandInput)
+        return self.query_one(LineInput)
 
     def show(self, state: AppState, hint: str) -> None:
         """Show the newest message of `state`; `hint` where there is none."""

@@ -9,7 +9,7 @@ from textual import events
 from mlxfun.events import Notice
 from tests.tui.driving import CALIBRATED, Shell, drive, ready
 from tui.command_history import LineHistory
-from tui.widgets.command_line import CommandInput
+from tui.widgets.command_line import LineInput
 from tui.widgets.experts.heatmap import Heatmap
 
 
@@ -52,7 +52,7 @@ def test_a_slip_comes_back_to_be_corrected_with_the_reason_above() -> None:
         await shell.press("colon", *"clapply", "enter")
         shell.engine.finish()
         await shell.settle()
-        field = shell.app.main.query_one(CommandInput)
+        field = shell.app.main.query_one(LineInput)
         assert field.value == "clapply"
         assert field.has_focus
         entry = shell.app.state.log[-1]
@@ -70,7 +70,7 @@ def test_opened_with_a_colon_it_gives_the_focus_back() -> None:
         await shell.press("colon", *"info", "enter")
         assert shell.app.main.query_one(Heatmap).has_focus
         await shell.press("6", *"info", "enter")
-        assert shell.app.main.query_one(CommandInput).has_focus
+        assert shell.app.main.query_one(LineInput).has_focus
 
     drive(test)
 
@@ -78,7 +78,7 @@ def test_opened_with_a_colon_it_gives_the_focus_back() -> None:
 def test_tab_completes_and_goes_round_and_the_ghost_shows_the_first() -> None:
     @ready()
     async def test(shell: Shell) -> None:
-        field = shell.app.main.query_one(CommandInput)
+        field = shell.app.main.query_one(LineInput)
         await shell.press("colon", *"pr")
         assert shell.echo.split()[0] == "prune"
         await shell.press("tab")
@@ -102,7 +102,7 @@ def test_the_right_arrow_takes_the_ghost() -> None:
         await shell.press("colon", *"coll")
         await shell.pilot.pause(0.05)
         await shell.press("right")
-        assert shell.app.main.query_one(CommandInput).value == "collect"
+        assert shell.app.main.query_one(LineInput).value == "collect"
 
     drive(test)
 
@@ -114,7 +114,7 @@ def test_up_and_down_walk_the_lines_of_this_and_earlier_sessions(tmp_path: Path)
 
     @ready()
     async def test(shell: Shell) -> None:
-        field = shell.app.main.query_one(CommandInput)
+        field = shell.app.main.query_one(LineInput)
         await shell.press("6", *"info", "enter", *"dra", "up")
         assert field.value == "info"
         await shell.press("up", "up", "up", "up")
