@@ -12,6 +12,7 @@ from commands.declare import Call, command, positive, stack
 from commands.types import Number, Seed
 from mlxfun.errors import MlxfunError, UsageError
 from mlxfun.generation.options import GenerateOptions
+from mlxfun.generation.reports import ChatReport
 from mlxfun.report import Report, TextReport
 
 sampling_options = stack(
@@ -66,25 +67,30 @@ def chat(call: Call) -> Report:
         raise UsageError("chat: the text is missing: chat TEXT, or chat --new to start over")
     if call["new"] and call["back"]:
         raise UsageError("chat: --new takes everything back already; leave out --back")
+    options = replace(sampling(call), side=call["side"] or "live")
     if call["new"]:
         call.session.reset_chat()
-    options = replace(sampling(call), side=call["side"] or "live")
+        if not text:
+            return TextReport("a new conversation begins")
+        return _instead(call, text, options)
     if call["back"]:
-        return _again(call, text, options)
-    if not text:
-        return TextReport("a new conversation begins")
+        taken = call.session.take_back(call["back"])
+        report = _instead(call, text or taken, options)
+        if report.finish_reason != "cancelled":
+            del call.bench.answers[-call["back"] :]
+        return report
     return call.session.chat(text, options, call.ctx)
 
 
-def _again(call: Call, text: str, options: GenerateOptions) -> Report:
-    """Answer after removing turns; if that fails the conversation is restored."""
-    taken = call.session.take_back(call["back"])
+def _instead(call: Call, text: str, options: GenerateOptions) -> ChatReport:
+    """Answer after turns were removed; if that fails or is cancelled they come back."""
     try:
-        report = call.session.chat(text or taken, options, call.ctx)
+        report = call.session.chat(text, options, call.ctx)
     except MlxfunError:
         call.session.give_back()
         raise
-    del call.bench.answers[-call["back"] :]
+    if report.finish_reason == "cancelled":
+        call.session.give_back()
     return report
 
 
@@ -101,4 +107,15 @@ def ab(call: Call) -> Report:
     return call.session.ab(" ".join(call["text"]), sampling(call), call.ctx)
 
 
-COMMANDS = (chat, ab)
+@command("tokens", group="chat", recorded=False, read_only=True, between=True)
+@click.argument("text", nargs=-1, required=True)
+@sampling_options
+def tokens(call: Call) -> Report:
+    """Count the tokens of a text, and of the conversation with it as the next question.
+
+    The options are those of chat: the system prompt counts too.
+    """
+    return call.session.count_tokens(" ".join(call["text"]), sampling(call))
+
+
+COMMANDS = (chat, ab, tokens)

@@ -38,7 +38,7 @@ from tests.commands.stub_session import StubSession
 
 SENTENCES = {
     "TextReport", "StepReport", "ProbeReport", "CollectReport", "PrepareReport", "ReplayReport",
-    "ResumeReport", "RecordReport", "SettingsReport", "QuitReport",
+    "ResumeReport", "RecordReport", "SettingsReport", "QuitReport", "TokensReport",
 }  # fmt: skip
 """Reports whose one sentence holds all that a person is shown."""
 DOSSIER = DossierReport(
