@@ -126,13 +126,15 @@ class Engine:
         self._bench.sessions = folder
         resume.keep(self._bench.journal, folder)
 
-    def offered(self) -> resume.Found | None:
-        """The session that was cut short and can be resumed, once; None if there is none.
+    def offer(self) -> None:
+        """Emit the offer of a session that was cut short, if there is one.
 
-        A front end that shows it itself asks before the first `run`: the first load tells of it
-        otherwise.
+        For front ends that start without a model; the first load emits it otherwise. Call it before
+        the first `run`.
         """
-        return resume.found(self._bench)
+        offered = resume.offer(self._bench)
+        if offered is not None:
+            self._emit(offered)
 
     def remember_identities(self, file: Path) -> None:
         """Keep the fingerprints of checkpoints in `file`; call it before the first `run`."""

@@ -134,12 +134,18 @@ class ShellApp(NavigationKeys, ExpertKeys, ChatKeys):
         return [*super().get_line_filters(), VISIBLE]
 
     def on_mount(self) -> None:
-        self.state = replace(self.state, rows=tuple(self.engine.rows()), view=self.engine.view())
+        self.state = replace(
+            self.state,
+            rows=tuple(self.engine.rows()),
+            view=self.engine.view(),
+            recording=str(self.engine.recording or ""),
+        )
         self.engine.subscribe(self._events.push)
         self.call_after_refresh(self._started)
 
     def _started(self) -> None:
         self._show()
+        self.engine.offer()
         # Only now that something is drawn: loading imports MLX, which takes a while.
         for line in self._startup_lines:
             self.engine.run(line)

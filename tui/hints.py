@@ -7,9 +7,10 @@ from typing import Literal
 
 from rich.cells import cell_len
 
-from commands.conditions import comparable, edited
+from commands.conditions import comparable, edited, steering_in_force
 from mlxfun.steering.reports import SteerReport
 from mlxfun.steering.wish import cells_of
+from mlxfun.text import counted
 from tui.input import expert_selection
 from tui.keys.keymap import BY_ID, Key, Place, command_of, keys_for
 from tui.state.app_state import AppState
@@ -125,7 +126,11 @@ def why_not(state: AppState, key: Key) -> str:
 
 
 def _compare_reason(state: AppState, key: Key) -> str:
-    """Why there is nothing to compare, for keys that compare."""
+    """Why there is nothing to compare or to take, for keys that do."""
+    if key.id in ("take", "decline") and not state.offers:
+        return "nothing is offered"
+    if key.id == "take" and not state.offers[-1].line:
+        return state.offers[-1].text
     if key.id == "both" and not state.talk.both:
         return comparable(state.view) or ""
     if key.id == "compare" and len(state.view.history.nodes if state.view.history else ()) < 2:
@@ -155,12 +160,41 @@ def _edit_reason(state: AppState, key: Key) -> str:
     return ""
 
 
-def unsaved(state: AppState) -> str:
-    """What would be lost by leaving now, "" if nothing."""
-    if state.view.plan is not None:
-        return "a plan is staged and not applied"
-    lost = edited(state.view) and state.view.state not in state.saved
-    return "the edits are not saved" if lost else ""
+def unsaved(state: AppState) -> tuple[str, ...]:
+    """What would be lost by leaving now, a sentence each; () if nothing."""
+    view, lost = state.view, []
+    if view.plan is not None:
+        lost.append(f"A plan is staged and not applied: {view.plan.summary()}")
+    if edited(view) and view.state not in state.saved:
+        lost.append("The edits of the current model are not saved.")
+    lost += _unsaved_branches(state)
+    if steering_in_force(view):
+        lost.append(
+            "Steering is in force; a saved model does not have it (bake makes it permanent)."
+        )
+    if state.unkept and view.heat is not None and view.heat.samples:
+        samples = counted(view.heat.samples, "sample", "samples")
+        lost.append(f"The routing statistics ({samples}) are in no file: stats save FILE.npz")
+    if lost and state.recording:
+        lost.append(f"The session is recorded to {state.recording}, which can be replayed.")
+    return tuple(lost)
+
+
+def _unsaved_branches(state: AppState) -> list[str]:
+    """The ends of branches of the history that the model is not on and that were never saved."""
+    history = state.view.history
+    if history is None:
+        return []
+    nodes = {node.id: node for node in history.nodes}
+    here: set[int] = set()
+    at: int | None = history.current
+    while at is not None and at in nodes:
+        here.add(at)
+        at = nodes[at].parent
+    parents = {node.parent for node in history.nodes}
+    known = state.saved | {history.nodes[0].state, state.view.state}
+    ends = [n for n in history.nodes if n.id not in parents | here and n.state not in known]
+    return [f"State {n.id} of the history is not saved: {n.label or n.command}" for n in ends]
 
 
 def uneven(state: AppState) -> str:

@@ -19,6 +19,7 @@ from tui.keys.keymap import BY_ID, PanelName, Place, bindings
 from tui.layout import Arrangement, Mode, arrange
 from tui.messages import PanelChosen
 from tui.state.app_state import AppState
+from tui.widgets.banner import Banner
 from tui.widgets.command_line import CommandLine, Completer
 from tui.widgets.conversation.chat import ChatPanel
 from tui.widgets.conversation.transcript import Transcript
@@ -76,6 +77,7 @@ class MainScreen(Screen[None]):
         self._arrangement: Arrangement | None = None
 
     def compose(self) -> ComposeResult:
+        yield Banner()
         with Container(id="body"):
             with Vertical(id="left"):
                 yield ExpertsPanel()
@@ -96,6 +98,7 @@ class MainScreen(Screen[None]):
         self._state = state
         with self.app.batch_update():
             self._arrange()
+            self.query_one(Banner).show(state)
             self.query_one(ExpertsPanel).show(state)
             self.query_one(ChatPanel).show(state)
             self.query_one(PlanPanel).show(state)

@@ -188,20 +188,18 @@ def _described(path: Path) -> Found:
     return Found(path.stem, date, model, len(script.entries), elsewhere)
 
 
-def offer(bench: Workbench, ctx: Context) -> None:
-    """Emit a notice of the session to offer, once."""
+def offer(bench: Workbench) -> Notice | None:
+    """The offer of the session that can be resumed, once; None if there is none."""
     session = found(bench)
-    if session is not None:
-        ways = "type resume to bring it back, or resume --drop to forget it"
-        if session.directory is not None:
-            ways = f"start mlxfun-shell in {session.directory} to resume it"
-        ctx.emit(Notice("warning", f"{sentence(session)}: {ways}"))
-
-
-def sentence(session: Found) -> str:
-    """What was found, in words."""
+    if session is None:
+        return None
     commands = counted(session.commands, "command", "commands")
-    return f"a session of {session.date} on {session.model} was cut short after {commands}"
+    text = f"a session of {session.date} on {session.model} was cut short after {commands}"
+    if session.directory is not None:
+        return Notice(
+            "offer", f"{text}: start mlxfun-shell --resume in {session.directory} to resume it"
+        )
+    return Notice("offer", f"{text} (`resume --drop` deletes it)", "resume")
 
 
 def resume(bench: Workbench, path: Path | None, ctx: Context) -> ResumeReport:

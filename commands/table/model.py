@@ -36,7 +36,9 @@ def load(call: Call) -> Report:
     report = call.bench.load(
         call["model"], call["revision"], call["drop"], call.ctx, call["chat_template"]
     )
-    offer(call.bench, call.ctx)
+    resumable = offer(call.bench)
+    if resumable is not None:
+        call.ctx.emit(resumable)
     return report
 
 

@@ -180,6 +180,7 @@ def heat(
         protected=protected,
         samples=stats.samples if stats is not None else 0,
         tokens=stats.tokens if stats is not None else 0,
+        stale=stats is not None and stats.state != editor.state,
     )
 
 

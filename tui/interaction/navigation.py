@@ -10,18 +10,16 @@ from tui.interaction.base import KeyHandlers, Verbs
 from tui.keys.keymap import BY_ID
 from tui.state.app_state import Shape
 from tui.widgets.help import HelpScreen, help_page, topic
+from tui.widgets.leaving import Answer, LeaveScreen
 
 DOUBLE_ESCAPE = 1.5
 """Seconds within which a second Escape cancels the running job."""
-LEAVE_SECONDS = 5.0
-"""Seconds within which a second press of the quit key leaves although something is unsaved."""
 
 
 class NavigationKeys(KeyHandlers):
     """The part of the application that moves about on the screen."""
 
     _escaped = float("-inf")  # when Escape was pressed last
-    _leaving = float("-inf")  # when the user was told what leaving would lose
 
     def _navigation_verbs(self) -> Verbs:
         return {
@@ -43,6 +41,8 @@ class NavigationKeys(KeyHandlers):
             "escape": self._escape,
             "interrupt": self.interrupt,
             "leave": self._leave_or_ask,
+            "take_offer": self._take_offer,
+            "decline": self._decline,
         }
 
     # The experts ------------------------------------------------------------------------------
@@ -117,14 +117,27 @@ class NavigationKeys(KeyHandlers):
         self._leave_or_ask()
 
     def _leave_or_ask(self) -> None:
-        """Leave; first say, once, what would be lost."""
-        now, lost = self._clock(), hints.unsaved(self.state)
-        if lost and now - self._leaving > LEAVE_SECONDS:
-            self._leaving = now
-            ways = self.state.names.say("{save} saves, {quit} again leaves")
-            self._say("warning", f"{lost}: {ways}")
-            return
-        self.leave()
+        """Leave; first ask if something would be lost."""
+        lost = hints.unsaved(self.state)
+        if isinstance(self.screen, LeaveScreen):
+            self.screen.dismiss("leave")
+        elif lost:
+            self.push_screen(LeaveScreen(lost, self.state.names), self._answered)
+        else:
+            self.leave()
+
+    def _answered(self, answer: Answer | None) -> None:
+        if answer == "leave":
+            self.leave()
+        elif answer == "save":
+            self._use(BY_ID["save"])
+
+    def _take_offer(self) -> None:
+        if self.state.offers and self.state.offers[-1].line:
+            self._run(self.state.offers[-1].line)
+
+    def _decline(self) -> None:
+        self._change(replace(self.state, offers=self.state.offers[:-1]))
 
     def action_help_quit(self) -> None:
         # Textual calls this for Ctrl+C where the user's keys give it no meaning.

@@ -83,6 +83,9 @@ KEYS: tuple[Key, ...] = (
     Key("panel_mixer", "7", "mixer", "do", "panel mixer", "go to the steering mixer"),
     Key("zoom", "z", "zoom", "do", "zoom", "give the focused panel the whole screen, or back",
         bar=13),
+    Key("take", "Y", "take offer", "do", "take_offer",
+        "take what the banner at the top offers, such as the session that was cut short"),
+    Key("decline", "X", "hide offer", "do", "decline", "hide the banner at the top"),
     Key("theme", "t", "theme", "do", "next_theme", "next theme: dark, light, high contrast"),
     # The expert under the cursor.
     Key("closer", "enter", "closer", "do", "closer",

@@ -79,6 +79,14 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class Offer:
+    """Something found that can be brought back. line: the command line for it, "" for none here."""
+
+    text: str
+    line: str
+
+
+@dataclass(frozen=True, slots=True)
 class HeatOptions:
     """How the heatmap is drawn.
 
@@ -135,6 +143,8 @@ class AppState:
     upper: the plan or the mixer, whichever was last. front: the last of all, for terminals with
         room for one panel. unseen: panels with an outcome that has not been shown yet.
     saved: the states of weights that were written to disk.
+    unkept: the statistics in hand are in no file. recording: the file that is recorded to, "" for
+        none. offers: what was found at the start and is neither taken nor declined.
     zoomed: whether the focused panel fills the screen.
     """
 
@@ -170,6 +180,9 @@ class AppState:
     front: PanelName = "experts"
     unseen: frozenset[PanelName] = frozenset()
     saved: frozenset[str] = frozenset()
+    unkept: bool = False
+    recording: str = ""
+    offers: tuple[Offer, ...] = ()
     zoomed: bool = False
 
     @property

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mlxfun.calibration.reports import DiffReport
+from mlxfun.calibration.reports import CollectReport, DiffReport, StatsReport
 from mlxfun.evaluation.reports import ProbeReport
 from mlxfun.events import (
     Event,
@@ -23,7 +23,16 @@ from mlxfun.events import (
 from mlxfun.report import Report
 from mlxfun.session.reports import SessionView
 from tui.state import chat_turns
-from tui.state.app_state import FULL_STEERING, LOG_LIMIT, PROBE_LINE, AppState, Entry, Job, Level
+from tui.state.app_state import (
+    FULL_STEERING,
+    LOG_LIMIT,
+    PROBE_LINE,
+    AppState,
+    Entry,
+    Job,
+    Level,
+    Offer,
+)
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
@@ -45,6 +54,10 @@ def reduce(state: AppState, event: Event, now: float) -> AppState:
             return replace(state, frame=event)
         case Token():
             return _token(state, event, now)
+        case Notice() if event.level == "offer":
+            offers = (*state.offers, Offer(event.text, event.line))
+            state = replace(state, offers=offers)
+            return _logged(state, Entry("warning", "", event.text))
         case Notice():
             level: Level = "warning" if event.level == "warning" else "info"
             return _logged(state, Entry(level, "", event.text))
@@ -64,6 +77,9 @@ def _queued(state: AppState, event: JobQueued) -> AppState:
 def _started(state: AppState, event: JobStarted, now: float) -> AppState:
     waiting = tuple(q for q in state.queued if q[0] != event.job)
     jobs = (*state.jobs, Job(event.job, event.line, now))
+    if state.echo is not None and state.echo.level == "error":
+        # An old failure beside a running command reads as if that had failed.
+        state = replace(state, echo=None)
     # A line of a replay was never queued: its question shows from here on.
     asked = chat_turns.add_question(state.turns, event.job, event.line)
     return replace(state, jobs=jobs, queued=waiting, turns=asked)
@@ -114,6 +130,7 @@ def _ended(state: AppState, event: JobEnded) -> AppState:
         state = replace(state, saved=state.saved | {state.view.state})
     if event.report is not None and event.report.kind == "settings":
         state = replace(state, limits=_limits(event.report))
+    state = _kept(state, event)
     if isinstance(event.report, DiffReport):
         heat = replace(state.heat, metric="A-B reap_sum")
         state = replace(state, compared=event.report, heat=heat)
@@ -123,6 +140,26 @@ def _ended(state: AppState, event: JobEnded) -> AppState:
     if event.report is not None:
         state = replace(state, lines=(*state.lines, event.line)[-LOG_LIMIT:])
     return _logged(state, _outcome(event))
+
+
+def _kept(state: AppState, event: JobEnded) -> AppState:
+    """What is in a file and what is not, after a job."""
+    report = event.report
+    if report is None:
+        return state
+    if isinstance(report, CollectReport):
+        state = replace(state, unkept=True)
+    elif isinstance(report, StatsReport) and report.action in ("save", "load", "reset"):
+        state = replace(state, unkept=False)
+    elif report.kind == "record":
+        recording = report.data()["path"] if report.data()["action"] == "recording to" else None
+        state = replace(state, recording=recording or "")
+    elif event.line.split(None, 1)[:1] == ["load"]:
+        state = replace(state, unkept=False)
+    taken = event.line.split(None, 1)[:1]
+    return replace(
+        state, offers=tuple(o for o in state.offers if o.line.split(None, 1)[:1] != taken)
+    )
 
 
 def _outcome(event: JobEnded) -> Entry:

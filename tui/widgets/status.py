@@ -27,9 +27,14 @@ class Part:
     text: Text
 
 
-def job_text(job: Job, now: float) -> Text:
-    """The running job with bar, figures, rate and remaining time, as far as known."""
+def job_text(job: Job, now: float, outer: Job | None = None) -> Text:
+    """The running job with bar, figures, rate and remaining time, as far as known.
+
+    outer: the script that it is a command of.
+    """
     text = Text("▶ ", style=Style(bold=True, color="green"))
+    if outer is not None and outer.progress is not None:
+        text.append(f"{outer.line.split(None, 1)[0]}: {outer.progress.label} ▸ ", "not bold")
     name = job.line.split(None, 1)[0]
     progress = job.progress
     if progress is None:
@@ -63,7 +68,9 @@ def parts(state: AppState, now: float) -> list[Part]:
         if view.plan is not None:
             out.append(Part(1, Text.assemble("live ", (f" {view.live} ", live))))
     if state.job is not None:
-        out.append(Part(0, job_text(state.job, now)))
+        out.append(
+            Part(0, job_text(state.job, now, state.jobs[0] if len(state.jobs) > 1 else None))
+        )
     if state.queued:
         out.append(Part(2, Text(f"{len(state.queued)} queued")))
     tokens = speed(state, now)

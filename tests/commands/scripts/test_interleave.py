@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from mlxfun.events import Event, JobEnded, JobStarted, Notice, Progress, Token
 from tests.commands.conftest import Bench, body
 from tests.commands.scripts.test_resume import crashed
@@ -12,6 +14,11 @@ from tests.commands.scripts.test_resume import crashed
 MakeBench = Callable[..., Bench]
 CHAT = "chat one two three four five"
 STEER = "steer --activate 3:5"
+
+
+@pytest.fixture
+def folder(here: Path) -> Path:
+    return here / "sessions"
 
 
 def at_token(bench: Bench, index: int, act: Callable[[], object]) -> None:
@@ -157,7 +164,22 @@ def test_a_session_of_this_directory_is_offered_before_a_newer_one_of_another(
     other.write_text(path.read_text().replace(str(folder.parent), "/some/where"))
     bench = make_bench()
     bench.engine.keep(folder)
-    found = bench.engine.offered()
-    assert found is not None
-    assert (found.name, found.model, found.commands, found.directory) == ("gone", "demo", 1, None)
-    assert bench.engine.offered() is None, "it is offered once"
+    bench.engine.offer()
+    bench.engine.offer()
+    bench.do("load demo")
+    offers = [e for e in bench.events if isinstance(e, Notice) and e.level == "offer"]
+    assert [(e.line, "of gone on demo" in e.text) for e in offers] == [("resume", True)], "once"
+
+
+def test_a_session_of_another_directory_is_offered_there(
+    make_bench: MakeBench,
+    folder: Path,
+) -> None:
+    path = crashed(make_bench, folder, "collect --dataset demo:mixed --max-samples 2")
+    path.write_text(path.read_text().replace(str(folder.parent), "/some/where"))
+    bench = make_bench()
+    bench.engine.keep(folder)
+    bench.do("load demo")
+    (offer,) = (e for e in bench.events if isinstance(e, Notice) and e.level == "offer")
+    assert offer.text.endswith("start mlxfun-shell --resume in /some/where to resume it")
+    assert offer.line == ""

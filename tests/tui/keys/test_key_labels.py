@@ -83,7 +83,7 @@ def test_textuals_own_keys_move_along() -> None:
         await shell.press("ctrl+c")
         assert shell.echo == "· F11 cancels, F10 leaves"
         await shell.press("f10")
-        assert "F10 again leaves" in shell.echo
+        assert "F10 quit anyway" in shell.screen
         await shell.press("f10")
 
     keys = {"apply": "ctrl+q", "quit": "f10", "palette": "f8", "help": "f9", "interrupt": "f11"}

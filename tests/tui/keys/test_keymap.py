@@ -12,7 +12,7 @@ from tests.tui.driving import CALIBRATED, STAGED, Shell, drive, ready
 from tui.input import expert_selection
 from tui.keys.keymap import BY_ID, KEYS, Key
 from tui.screen import MainScreen
-from tui.state.app_state import ChatOptions
+from tui.state.app_state import ChatOptions, Offer
 from tui.state.mixer_channels import Channel
 from tui.widgets.conversation.chat import ChatPanel
 from tui.widgets.conversation.chat_settings import ChatSettings
@@ -128,6 +128,8 @@ DO_EFFECTS: dict[str, Callable[[Shell], bool]] = {
     "panel_history": lambda s: shown(s, "history"),
     "panel_log": lambda s: shown(s, "log"),
     "zoom": lambda s: s.app.state.zoomed,
+    "take": lambda s: s.engine.lines[-1] == "resume",
+    "decline": lambda s: not s.app.state.offers,
     "theme": lambda s: s.app.theme == "mlxfun-light",
     "metric": lambda s: s.app.state.heat.metric == "answer",
     "scale": lambda s: s.app.state.heat.log,
@@ -206,6 +208,7 @@ def test_every_key_of_the_screen_itself_does_what_it_says() -> None:
                     talk=ChatOptions(),
                     mixer=(Channel(True, "level", 2, 5, 0.5),) if key.works_in("mixer") else (),
                     zoomed=False,
+                    offers=(Offer("a session was cut short", "resume"),),
                     heat=replace(app.state.heat, metric="reap_sum", log=False, per_layer=True,
                                  fit=True, shape="map", sort=False),
                 )  # fmt: skip

@@ -101,7 +101,9 @@ class ChatPanel(Panel):
 
     def _give_back(self, turn: Turn, field: Field) -> None:
         """Put a text that failed back into the field."""
-        failed = turn.done and not turn.text and turn.note not in ("", "stopped")
+        failed = (
+            turn.done and not turn.text and bool(turn.note) and not turn.note.startswith("stopped")
+        )
         if failed and self._failed != turn.job and not field.input.value:
             self.fill(turn.prompt)
             self._failed = turn.job
