@@ -64,6 +64,7 @@ COMMANDS: tuple[tuple[str, str, str, str, str], ...] = (
     ("goto", "history", "Go to any state.", "goto NODE", "model"),
     ("history", "history", "Show the tree of states.", "history", "model"),
     ("save", "model", "Write the model.", "save PATH [OPTIONS]", "model"),
+    ("tokens", "chat", "Count tokens.", "tokens TEXT", "model"),
     ("resume", "shell", "Bring a session back.", "resume [PATH]", ""),
     *SELECTION,
     ("help", "shell", "Explain a command.", "help [COMMAND]", ""),

@@ -157,8 +157,8 @@ class FakeSelection:
         answers = [
             Answer(side, label, "".join(some), some, tuple(ids[p] for p in some), "stop")
             for side, label, some in (
-                ("base", "committed model", left),
-                ("candidate", "staged plan", right),
+                ("base", "current", left),
+                ("candidate", "candidate", right),
             )
         ]
         kl = (0.01, 0.02, 0.9, 0.1, 1.6, 0.05)

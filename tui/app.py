@@ -46,6 +46,7 @@ from tui.messages import (
     LineEntered,
     MessageRaised,
     PanelChosen,
+    TextPasted,
 )
 from tui.notification import notification
 from tui.palette import Commands, Item
@@ -53,9 +54,10 @@ from tui.ports import Engine
 from tui.screen import MainScreen
 from tui.screen_filter import VisibleText
 from tui.state.app_state import AppState
+from tui.state.chat_turns import quoted
 from tui.state.reducer import reduce
+from tui.widgets.dialogs.help import HelpScreen
 from tui.widgets.experts.expert_profile import dossier_page
-from tui.widgets.help import HelpScreen
 
 FRAMES_PER_SECOND = 12
 REMOTE_FRAMES_PER_SECOND = 4
@@ -125,6 +127,7 @@ class ShellApp(NavigationKeys, ExpertKeys, ChatKeys):
         self._asked: dict[int, PanelName] = {}
         self._typed = 0
         self._opened = 0
+        self._counting = 0
 
     # Life -------------------------------------------------------------------------------------
     def get_default_screen(self) -> MainScreen:
@@ -197,9 +200,10 @@ class ShellApp(NavigationKeys, ExpertKeys, ChatKeys):
             self._show_outcome(event, panel, asked_from)
         if event.report is not None and event.report.kind == "quit":
             self.leave()
-        if event.usage and event.job == self._typed and not self.main.command.input.value:
-            # A mistyped line is offered for correction.
-            self.main.command.give_back(event.line)
+        failed = event.error is not None and not event.cancelled
+        if failed and event.job == self._typed and not self.main.command.input.value:
+            # A line that was mistyped or refused is offered for correction.
+            self.main.command.give_back(event.line, focus=event.usage)
         if event.seconds >= LONG_JOB and not event.cancelled:
             self._notify(event)
 
@@ -247,6 +251,11 @@ class ShellApp(NavigationKeys, ExpertKeys, ChatKeys):
         line = chat_actions.line_for(self.state, message.text)
         self.state = replace(self.state, talk=replace(self.state.talk, revise=0))
         self._run(line)
+
+    @on(TextPasted)
+    def _text_pasted(self, message: TextPasted) -> None:
+        words = ["tokens", *chat_actions.options(self.state.talk), quoted(message.text)]
+        self._counting = self.engine.run(" ".join(words))
 
     @on(CellClicked)
     def _cell_clicked(self, message: CellClicked) -> None:

@@ -11,7 +11,7 @@ from commands.conditions import comparable, edited, steering_in_force
 from mlxfun.steering.reports import SteerReport
 from mlxfun.steering.wish import cells_of
 from mlxfun.text import counted
-from tui.input import expert_selection
+from tui.input import chat_actions, expert_selection
 from tui.keys.keymap import BY_ID, Key, Place, command_of, keys_for
 from tui.state.app_state import AppState
 from tui.state.steering import full_line
@@ -21,23 +21,25 @@ TOLERABLE_RATIO = 1.25
 # What to do next, by the id of the key for it.
 STEPS = {
     "collect": "Press {collect} to calibrate: watch which experts work.",
-    "prune": "Press {prune} to stage a prune, or pick experts with {pick}; nothing is lost until "
-    "you apply, and undo takes it back.",
-    "pick_even": "The layers lose different numbers: {pick_even} evens it out by score, {pick} "
-    "picks on.",
-    "preview": "A plan is staged: {preview} measures it, {chat} talks to it, {flip} swaps base and "
-    "candidate.",
-    "discard": "That costs a lot of quality: {discard} discards, {prune} stages a smaller prune, "
-    "{apply} applies all the same.",
-    "apply": "Measured. Press {apply} to apply, {discard} to discard, {flip} to compare base and "
-    "candidate.",
+    "prune": "Press {prune} to stage a prune, or select experts with {pick}. Staging changes no "
+    "weights, and applying can be undone.",
+    "pick_even": "The layers lose different numbers of experts: {pick_even} evens them out by "
+    "score, {pick} continues the selection.",
+    "preview": "A plan is staged: {preview} measures it, {chat} chats with the candidate, {flip} "
+    "switches between current and candidate.",
+    "discard": "The loss is large: {discard} discards, {prune} stages a smaller prune, {apply} "
+    "applies anyway.",
+    "apply": "Measured. Press {apply} to apply, {discard} to discard, {flip} to switch between "
+    "current and candidate.",
     "save": "Applied. {undo} undoes, {save} saves the model, {chat} chats with it.",
+    "stale": "The statistics were measured on other weights: {collect} calibrates again.",
     "chat": "A dense model: {chat} chats with it, {evaluate} evaluates it, and abliterate edits it.",
 }
 SteerWay = Literal["up", "down", "off"]
 MEASURING = ("preview", "evaluate")
 DENSE = "the model has no experts"
-DENSE_DISCARD = "That costs a lot of quality: {discard} discards, {apply} applies all the same."
+DENSE_DISCARD = "The loss is large: {discard} discards, {apply} applies anyway."
+STALE = "the statistics were measured on other weights: {collect} calibrates again"
 
 
 def dense(state: AppState) -> bool:
@@ -127,6 +129,8 @@ def why_not(state: AppState, key: Key) -> str:
 
 def _compare_reason(state: AppState, key: Key) -> str:
     """Why there is nothing to compare or to take, for keys that do."""
+    if key.id in ("token_left", "token_right") and not chat_actions.places(state):
+        return "no answer yet whose tokens are known"
     if key.id in ("take", "decline") and not state.offers:
         return "nothing is offered"
     if key.id == "take" and not state.offers[-1].line:
@@ -149,15 +153,22 @@ def _edit_reason(state: AppState, key: Key) -> str:
     if dense(state) and (picks or (key.works_in("experts") and key.kind != "run")):
         return DENSE
     if key.target.startswith("mix ") and key.id != "mix" and not state.mixer:
-        return state.names.say("the mixer is empty: {mix} in the map brings an expert here")
+        return state.names.say("the mixer is empty: {mix} in the map adds an expert")
     if picks:
         return expert_selection.why_not(state)
     if key.id == "apply" and uneven(state):
-        return f"{uneven(state)}: {state.names.say('press {pick_even} to even it out by score')}"
+        return f"{uneven(state)}: {state.names.say('press {pick_even} to even them out by score')}"
     measured = state.view.heat is not None and bool(state.view.heat.metrics)
+    if key.id == "prune" and measured and stale(state):
+        return state.names.say(STALE)
     if key.id in ("prune", "why") and loaded and not measured and not dense(state):
         return state.names.say(expert_selection.UNMEASURED)
     return ""
+
+
+def stale(state: AppState) -> bool:
+    """Whether the statistics in hand were measured on other weights than the current ones."""
+    return state.view.heat is not None and state.view.heat.stale
 
 
 def unsaved(state: AppState) -> tuple[str, ...]:
@@ -217,8 +228,10 @@ def next_key(state: AppState) -> str:
         if view.scores is None:
             return "preview" if state.draft is None else ""
         return "apply" if view.scores.ratio <= TOLERABLE_RATIO else "discard"
-    if edited(state.view):
+    if edited(state.view) and state.view.state not in state.saved:
         return "save"
+    if stale(state):
+        return "collect"
     return "chat" if dense(state) else "prune"
 
 
@@ -232,6 +245,8 @@ def next_step(state: AppState) -> str:
     leading = next_key(state)
     if leading == "discard" and dense(state):
         return state.names.say(DENSE_DISCARD)
+    if leading == "collect" and stale(state):
+        leading = "stale"
     return state.names.say(STEPS.get(leading, ""))
 
 

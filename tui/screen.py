@@ -11,7 +11,7 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Container, Vertical
 from textual.screen import Screen
-from textual.widgets import Input
+from textual.widgets import Input, TextArea
 
 from mlxfun.report import Report
 from tui import hints
@@ -190,7 +190,7 @@ class MainScreen(Screen[None]):
     @property
     def in_field(self) -> bool:
         """Whether a text field has the focus."""
-        return isinstance(self.focused, Input)
+        return isinstance(self.focused, Input | TextArea)
 
     def leave_field(self) -> None:
         """Move the focus from a text field to a panel."""

@@ -27,7 +27,7 @@ NOT_TRIED = ("apply", "discard", "flip", "compact", "steer", "plan show", "plan 
     "--output",
     type=FilePath(),
     metavar="DIR",
-    help="Where report.json and loss.svg go (default: FILE's name with -report).",
+    help="Where report.json and loss.svg are written (default: FILE's name with -report).",
 )
 def recipe(call: Call) -> Report:
     """Try the variants that a recipe file lists, apply the best within its target, go on with it.

@@ -205,7 +205,7 @@ def _require_memory(model_id: str, estimate: int) -> None:
     where = "this machine has" if on_cpu() else "the device recommends at most"
     beside = f" beside the {readable_bytes(active)} in use" if active else ""
     advice = (
-        "let go of the resident model first with load --drop"
+        "free the loaded model first with load --drop"
         if estimate <= limit
         else "choose a smaller or a quantised version"
     )

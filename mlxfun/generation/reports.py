@@ -49,12 +49,12 @@ class ABReport(Report):
         return {**Report.data(self), "kl_mean": self.kl_mean}
 
     def summary(self) -> str:
-        kl = f"mean KL {self.kl_mean:.4f} a token"
+        kl = f"mean KL {self.kl_mean:.4f} per token"
         where = self.first_divergence
         if where is None:
-            return f"{self.base.label} and {self.candidate.label} answer the same; {kl}"
+            return f"{self.base.label} and {self.candidate.label} give the same answer; {kl}"
         return (
-            f"{self.base.label} and {self.candidate.label} part at token {where + 1} of "
+            f"{self.base.label} and {self.candidate.label} diverge at token {where + 1} of "
             f"{len(self.base.tokens)} and {len(self.candidate.tokens)}; {kl}"
         )
 

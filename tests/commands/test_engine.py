@@ -241,7 +241,7 @@ def test_counting_chat_may_save_after_every_answer(bench: Bench, tmp_path: Path)
     assert bench.sessions[0].auto_save == tmp_path / "s.npz"
     assert bench.engine.view().counting
     ended = bench.run(f"stats count off --auto-save {tmp_path}/s.npz")
-    assert ended.error == "stats count: --auto-save goes with on"
+    assert ended.error == "stats count: --auto-save needs on"
     bench.do("stats count off")
     assert not bench.engine.view().counting
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from commands.conditions import selectable
 from mlxfun.session.reports import SessionView
-from mlxfun.text import readable_bytes
+from mlxfun.text import counted, readable_bytes
 from tui.state.app_state import AppState, Draft, Entry
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def toggle(state: AppState, now: float) -> AppState:
         return state
     there = field.alive & marked(state)
     if not there.any():
-        return _said(state, "pruned experts cannot be picked; undo brings them back")
+        return _said(state, "these experts are pruned already; undo brings them back")
     after = before | there if (there & ~before).any() else before & ~there
     return _changed(replace(state, anchor=None), field, after, now)
 
@@ -261,11 +261,11 @@ def tally(state: AppState) -> str:
     field, mask = field_of(state), pruned_mask(state)
     if field is None or mask is None or not mask.any():
         return ""
-    parts = [f"{int(mask.sum())} go"]
+    parts = [f"{counted(int(mask.sum()), 'expert', 'experts')} pruned"]
     model = state.view.model
     if model is not None and len(model.expert_bytes) == len(mask):
         parts.append(f"-{readable_bytes(manual_mask.saved(model.expert_bytes, mask))}")
     losses = manual_mask.lost(field, mask)
     if losses is not None:
-        parts.append(f"{float(losses.mean()):.1%} of the work")
+        parts.append(f"{float(losses.mean()):.1%} of activations")
     return " · ".join(parts)

@@ -20,6 +20,7 @@ from mlxfun.events import (
     RoutingFrame,
     Token,
 )
+from mlxfun.generation.reports import TokensReport
 from mlxfun.report import Report
 from mlxfun.session.reports import SessionView
 from tui.state import chat_turns
@@ -36,6 +37,10 @@ from tui.state.app_state import (
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
+
+
+LONG_LINE = 1000
+"""Characters from which on a line that counts tokens is one of the screen itself."""
 
 
 def reduce(state: AppState, event: Event, now: float) -> AppState:
@@ -137,6 +142,9 @@ def _ended(state: AppState, event: JobEnded) -> AppState:
     if event.line == PROBE_LINE:
         # The screen probed by itself: that is not logged.
         return state
+    if isinstance(event.report, TokensReport) and len(event.line) >= LONG_LINE:
+        # A pasted text would fill the log; its length is what matters.
+        return replace(state, echo=Entry("info", "", f"in the field: {event.report.summary()}"))
     if event.report is not None:
         state = replace(state, lines=(*state.lines, event.line)[-LOG_LIMIT:])
     return _logged(state, _outcome(event))

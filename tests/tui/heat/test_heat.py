@@ -253,20 +253,20 @@ def test_segments_are_made_once() -> None:
 def test_the_cell_under_the_cursor_is_explained() -> None:
     model = model_of(view(SCORES, condemned=[(0, 0)], pruned=[(1, 2)]))
     assert explain(model, (0, 0)) == (
-        "L3:E0 · GOES with the staged plan · reap_sum 1, rank 3 of 4, 14.3% of its layer"
+        "L3:E0 · pruned by the staged plan · reap_sum 1, rank 3 of 4, 14.3% of its layer"
     )
     assert explain(model, (0, 3)) == "L3:E3 never seen in 50 tokens"
-    assert explain(model, (1, 2)) == "L5:E2 pruned away; undo brings it back"
+    assert explain(model, (1, 2)) == "L5:E2 pruned; undo brings it back"
 
 
 def test_a_steered_expert_says_so_even_when_never_seen() -> None:
     model = model_of(view(SCORES, activated=[(0, 3)]))
-    assert explain(model, (0, 3)) == "L3:E3 never seen in 50 tokens · forced in by steering"
+    assert explain(model, (0, 3)) == "L3:E3 never seen in 50 tokens · forced on"
 
 
 def test_before_any_measurement_the_words_say_that() -> None:
     model = model_of(replace(view(SCORES), metrics={}))
-    assert explain(model, (0, 0)) == "L3:E0 nothing measured yet"
+    assert explain(model, (0, 0)) == "L3:E0 not measured yet"
 
 
 def test_evenness_is_one_for_equal_shares_and_small_for_a_monopoly() -> None:
@@ -284,6 +284,6 @@ def test_the_table_says_what_the_picture_shows() -> None:
     with console.capture() as capture:
         console.print(table(model_of(view(SCORES, condemned=[(0, 0), (0, 1)], activated=[(1, 3)]))))
     lines = [" ".join(line.split()) for line in capture.get().splitlines()]
-    assert lines[0] == "layer alive unseen even goes least reap_sum most reap_sum steered"
+    assert lines[0] == "layer kept never seen balance to prune least reap_sum most reap_sum steered"
     assert lines[1] == "3 4 1 65% 0, 1 3 (0), 0 (1), 1 (2) 2 (4), 1 (2), 0 (1) -"
     assert lines[2] == "5 4 1 65% - 1 (0), 3 (4), 0 (8) 2 (16), 0 (8), 3 (4) +3"

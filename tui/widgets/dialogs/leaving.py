@@ -42,7 +42,10 @@ class LeaveScreen(ModalScreen[Answer]):
 
     def compose(self) -> ComposeResult:
         with Vertical() as box:
-            box.border_title = "Not saved"
-            yield Static(Text("\n".join(f"• {one}" for one in self._lost)))
-            ways = self._names.say("\n{save} save   {quit} quit anyway   {escape} stay")
+            box.border_title = "Unsaved" if self._lost else "Quit"
+            listed = "\n".join(f"• {one}" for one in self._lost)
+            yield Static(Text(listed or "Everything is saved."))
+            ways = "\n{save} save   {quit} quit anyway   {escape} stay"
+            ways = ways if self._lost else "\n{quit} quit   {escape} stay"
+            ways = self._names.say(ways)
             yield Static(Text(ways, style="bold"))
