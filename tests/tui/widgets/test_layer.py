@@ -65,7 +65,7 @@ def test_the_summary_counts_who_does_the_work() -> None:
     assert f"{half} of 16 experts have 50 % of the activations, {most} have 90 %" in model.summary
     gone = state.view.heat.condemned[2]
     lost = state.view.heat.metrics["reap_sum"][2][gone].sum() / work.sum()
-    assert f"{int(gone.sum())} go with {lost:.1%}" in model.summary
+    assert f"{int(gone.sum())} to prune with {lost:.1%}" in model.summary
 
 
 def test_enter_goes_from_map_to_layer_to_expert_and_escape_all_the_way_back() -> None:
