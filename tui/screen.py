@@ -56,6 +56,9 @@ class MainScreen(Screen[None]):
     .-split #body, .-single #body { layout: vertical; }
     .-split #left, .-single #left { width: 1fr; }
     .-split #right, .-single #right { width: 1fr; }
+    .-split #left { height: 3fr; }
+    .-split #right { height: 2fr; }
+    .-strip-only #right { height: 1fr; }
     .-strip-only #left { height: 1; }
     .-single TabStrip { dock: top; }
     .-wide #plan, .-wide #mixer { height: 5fr; }

@@ -30,6 +30,7 @@ class NavigationKeys(KeyHandlers):
             ),
             "edge": lambda right: self._change(actions.edge(self.state, int(right))),
             "toggle": lambda option: self._change(actions.toggle(self.state, option)),
+            "scale": lambda: self._change(actions.next_scale(self.state)),
             "shape": self._shape,
             "closer": self._closer,
             "panel": self._go,

@@ -103,7 +103,7 @@ KEYS: tuple[Key, ...] = (
     Key("steer_off", "0", "unsteer", "run", "{steer_off}", "stop steering this expert",
         "experts", bar=23),
     Key("metric", "m", "metric", "do", "next_metric", "show the next metric", "experts", bar=24),
-    Key("scale", "o", "scale", "do", "toggle log", "colour scale: automatic, linear, log or rank",
+    Key("scale", "o", "scale", "do", "scale", "colour scale: automatic, linear, log or rank",
         "experts", bar=25),
     Key("span", "b", "per layer/model", "do", "toggle per_layer",
         "scale colours per layer or over the whole model", "experts", bar=26),

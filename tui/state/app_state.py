@@ -37,7 +37,9 @@ Level = Literal[NoticeLevel, "ok", "error"]
 """The levels of messages."""
 Shape = Literal["map", "layer", "table"]
 """How the experts are shown."""
-HeatFlag = Literal["log", "per_layer", "fit", "sort"]
+Scale = Literal["auto", "linear", "log", "rank"]
+"""How scores become colours; "auto" takes one of the others by how skewed they are."""
+HeatFlag = Literal["per_layer", "fit", "sort"]
 """Options of the heatmap that are on or off, see HeatOptions."""
 
 
@@ -90,13 +92,13 @@ class Offer:
 class HeatOptions:
     """How the heatmap is drawn.
 
-    metric: None for the first available of a list. log, per_layer: the scale of colours. fit: pool experts to the
+    metric: None for the first available of a list. scale, per_layer: of the colours. fit: pool experts to the
     width, else pan. shape: the map, the layer under the cursor (a line per expert), or a table.
     sort: each layer's experts by score.
     """
 
     metric: str | None = None
-    log: bool = False
+    scale: Scale = "auto"
     per_layer: bool = True
     fit: bool = True
     shape: Shape = "map"

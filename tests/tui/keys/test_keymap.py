@@ -143,7 +143,7 @@ DO_EFFECTS: dict[str, Callable[[Shell], bool]] = {
     "decline": lambda s: not s.app.state.offers,
     "theme": lambda s: s.app.theme == "mlxfun-light",
     "metric": lambda s: s.app.state.heat.metric == "answer",
-    "scale": lambda s: s.app.state.heat.log,
+    "scale": lambda s: s.app.state.heat.scale == "linear",
     "span": lambda s: not s.app.state.heat.per_layer,
     "fit": lambda s: not s.app.state.heat.fit,
     "closer": lambda s: s.app.state.heat.shape == "layer",
@@ -220,7 +220,7 @@ def test_every_key_of_the_screen_itself_does_what_it_says() -> None:
                     mixer=(Channel(True, "level", 2, 5, 0.5),) if key.works_in("mixer") else (),
                     zoomed=False,
                     offers=(Offer("a session was cut short", "resume"),),
-                    heat=replace(app.state.heat, metric="reap_sum", log=False, per_layer=True,
+                    heat=replace(app.state.heat, metric="reap_sum", scale="auto", per_layer=True,
                                  fit=True, shape="map", sort=False),
                 )  # fmt: skip
                 app._show()

@@ -182,7 +182,7 @@ def test_a_plan_in_which_everybody_stays_says_what_it_changes_in_its_own_words()
     drive(test)
 
 
-def test_the_words_about_an_expert_come_before_the_legend() -> None:
+def test_the_legend_names_what_is_on_the_map_and_stays() -> None:
     @ready(*CALIBRATED, "steer --level 2:5=1.5")
     async def test(shell: Shell) -> None:
         assert shell.app.main.query_one(Legend).display
@@ -192,6 +192,9 @@ def test_the_words_about_an_expert_come_before_the_legend() -> None:
         words = str(shell.app.main.query_one("#words").visual)
         assert "bias +1.5" in words
         assert words.endswith("% of its layer")
-        assert not shell.app.main.query_one(Legend).display
+        legend = text_of(shell, Legend)
+        assert legend.split() == [
+            *("low", "high", "(linear)", "·", "never", "seen", "▲", "force", "on")
+        ]  # fmt: skip
 
     drive(test, size=(80, 24))

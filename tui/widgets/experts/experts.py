@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from rich.cells import cell_len
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import BindingType
-from textual.containers import Horizontal, ScrollableContainer
+from textual.containers import ScrollableContainer
 from textual.widget import Widget
 from textual.widgets import Static
 
@@ -49,8 +48,6 @@ class HeatTable(ScrollableContainer, can_focus=True):
     ]
 
 
-LEGEND = 24
-"""Columns that the legend takes beside the words."""
 SHAPES: tuple[tuple[type[Widget], str], ...] = (
     (Heatmap, "map"),
     (HeatTable, "table"),
@@ -98,7 +95,6 @@ class ExpertsPanel(Panel):
     DEFAULT_CSS = """
     ExpertsPanel #empty { height: 1fr; content-align: center middle; text-align: center;
                           color: $foreground 70%; }
-    ExpertsPanel #foot { height: 1; }
     ExpertsPanel #words { height: 1; width: 1fr; text-wrap: nowrap;
                            text-overflow: ellipsis; color: $foreground 85%; }
     ExpertsPanel #caption { height: 1; color: $foreground 60%; display: none; }
@@ -113,9 +109,8 @@ class ExpertsPanel(Panel):
         yield LayerView()
         with HeatTable():
             yield Static(id="twin")
-        with Horizontal(id="foot"):
-            yield Line(id="words")
-            yield Legend()
+        yield Line(id="words")
+        yield Legend()
         yield Line(id="caption")
 
     def entrance(self) -> Widget:
@@ -148,7 +143,7 @@ class ExpertsPanel(Panel):
         else:
             self._show_map(model, state)
         self._show_words(model, state)
-        caption = self._caption(state, model.metric, model.samples)
+        caption = self._caption(state, model)
         self.entitle(state.names, caption)
         selection = expert_selection.tally(state)
         self.query_one("#caption", Line).put(f"{selection} · {caption}" if selection else caption)
@@ -171,8 +166,7 @@ class ExpertsPanel(Panel):
         self.query_one(LayerView).show(layer_model(model, position), expert, marked)
 
     def _show_words(self, model: HeatModel, state: AppState) -> None:
-        """The line below the map, and the legend where there is room for both."""
-        from tui.heat.metrics import DIFFERENCE
+        """The line below the map, and the legend."""
         from tui.heat.words import explain
 
         words = hints.next_step(state) if not model.metric else ""
@@ -181,14 +175,15 @@ class ExpertsPanel(Panel):
             or chat_actions.token_words(state)
             or explain(model, state.cursor, state.view.steering)
         )
+        if state.heat.shape == "map":
+            words = f"{self.query_one(Heatmap).range_here}{words}"
         words += self._brushed(state)
         if state.heat.shape == "layer":
             words += state.names.say(" · {escape}: the map")
         self.query_one("#words", Line).put(words)
         legend = self.query_one(Legend)
-        legend.show(apart=model.metric.startswith(DIFFERENCE))
-        coloured = bool(model.metric) and state.heat.shape == "map"
-        legend.display = coloured and self.size.width - LEGEND > max(54, cell_len(words))
+        legend.show(model)
+        legend.display = bool(model.metric) and state.heat.shape == "map"
 
     @staticmethod
     def _nothing(state: AppState) -> str:
@@ -207,13 +202,17 @@ class ExpertsPanel(Panel):
         return f" · {some} of the answer's {of} tokens routed to it"
 
     @staticmethod
-    def _caption(state: AppState, metric: str, samples: int) -> str:
+    def _caption(state: AppState, model: HeatModel) -> str:
+        metric, samples = model.metric, model.samples
         if not metric:
             return "not measured yet"
         ranked = " · by score" if state.heat.sort else ""
-        scale = "log" if state.heat.log else "linear"
-        span = "each layer" if state.heat.per_layer else "whole model"
+        scale = f"{model.scale} scale" + (" (auto)" if state.heat.scale == "auto" else "")
+        span = "per layer" if state.heat.per_layer else "whole model"
         live = state.frame is not None or (state.lit is not None and state.token is None)
         if state.compared is not None and metric.startswith("A-B "):
             return compared(state.compared, metric)
-        return f"{'LIVE · ' if live else ''}{metric} · {scale} · {span}{ranked} · {samples} samples"
+        stale = "STALE · " if state.view.heat is not None and state.view.heat.stale else ""
+        return (
+            f"{'LIVE · ' if live else stale}{metric} · {scale} · {span}{ranked} · {samples} samples"
+        )
