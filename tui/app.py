@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from rich.console import RenderableType
 from rich.text import Text
-from textual import on
+from textual import constants, on
 from textual.binding import Binding, BindingType
 from textual.filter import LineFilter
 
@@ -69,6 +69,21 @@ VISIBLE = VisibleText()
 def plain_report(report: Report) -> RenderableType:
     """A report as its one sentence, without markup."""
     return Text(report.summary())
+
+
+IN_BAND_OFF = "\x1b[?2048l\x1b[?1016l"
+"""Turns off resize reports in the input, and mouse positions in pixels."""
+
+
+def without_pixels() -> None:
+    """Keep the mouse in cells, unless the user asks for smooth scrolling.
+
+    Where a terminal reports its size in the input, Textual takes all mouse positions for pixels
+    from the first resize on. Terminals and multiplexers that send cells all the same, or a size of
+    0 x 0 pixels, have no mouse from then on. Nothing here scrolls by parts of a cell.
+    """
+    if "TEXTUAL_SMOOTH_SCROLL" not in os.environ:
+        vars(constants)["SMOOTH_SCROLL"] = False
 
 
 class ShellApp(NavigationKeys, ExpertKeys, ChatKeys):
@@ -144,6 +159,9 @@ class ShellApp(NavigationKeys, ExpertKeys, ChatKeys):
             recording=str(self.engine.recording or ""),
         )
         self.engine.subscribe(self._events.push)
+        if self._driver is not None and not constants.SMOOTH_SCROLL:
+            # Another program may have left it on.
+            self._driver.write(IN_BAND_OFF)
         self.call_after_refresh(self._started)
 
     def _started(self) -> None:
@@ -341,6 +359,7 @@ def run(
     remote = "SSH_CONNECTION" in os.environ
     rate = REMOTE_FRAMES_PER_SECOND if remote else FRAMES_PER_SECOND
     check_config(config)
+    without_pixels()
     app = ShellApp(
         engine,
         startup_lines=startup_lines,

@@ -221,7 +221,7 @@ def subtract(call: Call) -> Report:
 @command("why", group="observe", key="w", when=with_experts)
 @click.argument("cell", type=OneExpert(), metavar="L:E")
 def why(call: Call) -> Report:
-    """Give the numbers that condemned or spared an expert, for instance why 3:7."""
+    """Show the scores by which an expert is pruned or kept, for instance why 3:7."""
     layer, expert = call["cell"]
     return call.session.why(layer, expert)
 

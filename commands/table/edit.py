@@ -89,7 +89,7 @@ def _complete(call: Call, values: Params) -> None:
 @REFIT
 @map_options("drop them", "statistics and maps")
 def prune(call: Call) -> Report:
-    """Stage a prune: choose the experts that go, without touching the model yet.
+    """Stage a prune: choose the experts to remove, without changing the model yet.
 
     The candidate becomes live, so chat talks to it; preview measures it, flip switches,
     apply commits it, discard drops it. Needs collected statistics or --expert-list. What is
@@ -168,7 +168,7 @@ def prune(call: Call) -> Report:
 @REFIT
 @map_options("merge them away", "statistics and maps")
 def merge(call: Call) -> Report:
-    """Stage a merge: experts that go are averaged into those most like them (REAM).
+    """Stage a merge: experts are averaged into the ones most similar to them (REAM).
 
     Layer by layer, each on what the merged layers before it put out, in about two forwards of the
     data set. Both sides stay in memory until apply or discard.

@@ -37,7 +37,7 @@ from mlxfun.techniques.prune.options import SelectOptions
 )
 @click.option("--allow-stale", is_flag=True, help="Go by statistics of another state.")
 def select(call: Call) -> Report:
-    """Pick by hand which experts go, for instance select --drop 3:7,5:0..2 --keep 3:1.
+    """Select by hand the experts to prune, for instance select --drop 3:7,5:0..2 --keep 3:1.
 
     It changes the staged prune, or begins one. A selection that takes more experts from one layer
     than from another can be previewed and talked to, but not applied: stock loading holds one
