@@ -310,6 +310,9 @@ class ShellApp(NavigationKeys, ExpertKeys, ChatKeys):
 
     # Keys -------------------------------------------------------------------------------------
     def _use(self, key: Key) -> None:
+        if key.id == "undo" and expert_selection.undoable(self.state):
+            self._pick("undo")
+            return
         reason = hints.why_not(self.state, key)
         if reason:
             self._say("warning", f"{key.label}: {reason}")

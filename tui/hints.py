@@ -15,7 +15,10 @@ from tui.input import chat_actions, expert_selection
 from tui.keys.keymap import BY_ID, Key, Place, command_of, keys_for
 from tui.state.app_state import AppState
 from tui.state.steering import full_line
+from tui.text import shortened
 
+UNDO_ROOM = 18
+"""Columns of the key bar for what undo would take back."""
 TOLERABLE_RATIO = 1.25
 """Perplexity over the checkpoint's above which the next step is to discard, not to apply."""
 # What to do next, by the id of the key for it.
@@ -117,6 +120,8 @@ def compared_with(state: AppState, node: int | None) -> int:
 
 def why_not(state: AppState, key: Key) -> str:
     """Why `key` does nothing now, "" if it does something."""
+    if key.id == "undo" and expert_selection.undoable(state):
+        return ""
     reason = _compare_reason(state, key) or _edit_reason(state, key)
     name = command_of(key)
     if reason or name is None:
@@ -323,7 +328,19 @@ def _panel_hints(state: AppState, panel: Place, leading: str) -> list[Hint]:
 
 def _hint(state: AppState, key: Key, leading: str) -> Hint:
     applies = not why_not(state, key)
-    return Hint(state.names[key.id], key.label, key.id, applies, key.id == leading)
+    label = key.label
+    if key.id == "undo" and applies:
+        label = f"undo {shortened(undoes(state), UNDO_ROOM)}"
+    return Hint(state.names[key.id], label, key.id, applies, key.id == leading)
+
+
+def undoes(state: AppState) -> str:
+    """What undo would take back: the selection's last change, or the command of the last step."""
+    if expert_selection.undoable(state):
+        return "selection"
+    history = state.view.history
+    node = next((n for n in history.nodes if n.id == history.current), None) if history else None
+    return node.command if node is not None and node.parent is not None else ""
 
 
 def _main_keys(state: AppState) -> tuple[str, ...]:

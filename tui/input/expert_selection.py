@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 IDLE_SECONDS = 0.7
 """Seconds without a change after which the draft becomes a command line."""
 
+PICKS = 100
+"""Changes of a selection that undo takes back."""
+
 DEFAULT_METRIC = "reap_sum"
 UNMEASURED = "nothing is measured yet: press {collect} to calibrate"
 
@@ -175,7 +178,23 @@ def _changed(state: AppState, field: Field, after: Array, now: float) -> AppStat
     broken = field.unrunnable(after)
     if broken and max(field.groups) == 1:
         return _said(state, broken)
-    return replace(state, draft=Draft(after, now), echo=None)
+    before = pruned_mask(state)
+    picked = state.picked if before is None else (*state.picked, before)[-PICKS:]
+    return replace(state, draft=Draft(after, now), picked=picked, echo=None)
+
+
+def undoable(state: AppState) -> bool:
+    """Whether undo takes back a change of the selection."""
+    plan = state.view.plan
+    by_hand = state.draft is not None or (plan is not None and plan.strategy == "hand")
+    return by_hand and bool(state.picked)
+
+
+def undo(state: AppState, now: float) -> AppState:
+    """The selection before its last change."""
+    return replace(
+        state, draft=Draft(state.picked[-1], now), picked=state.picked[:-1], anchor=None, echo=None
+    )
 
 
 def _said(state: AppState, text: str) -> AppState:
@@ -223,14 +242,13 @@ def mark_sent(state: AppState) -> AppState:
 
 def after_job(state: AppState, before: SessionView, line: str) -> AppState:
     """Drop the draft after a job that staged it, or that changed the plan or the weights."""
-    draft = state.draft
-    if draft is None:
-        return state
-    after = state.view
+    draft, after = state.draft, state.view
     moved = after.state != before.state or (
         after.plan is not before.plan and not line.startswith("select")
     )
-    return replace(state, draft=None) if moved or draft.sent else state
+    if moved:
+        return replace(state, draft=None, picked=())
+    return replace(state, draft=None) if draft is not None and draft.sent else state
 
 
 def needs_probe(state: AppState) -> bool:

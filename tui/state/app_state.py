@@ -134,6 +134,7 @@ class AppState:
     heat: how the heatmap is drawn.
     cursor: (position of the MoE layer, expert). anchor: the other corner of a range.
     draft: a selection of experts that is not staged yet.
+    picked: the selections before the changes of the present one, bool [L, E], the newest last.
     probe: the newest quick measurement. probed: the state of the plan that was probed last, or "-"
         where plans cannot be probed.
     talk: the chat's options. token: (job, index) of the token under the transcript's cursor.
@@ -166,6 +167,7 @@ class AppState:
     cursor: tuple[int, int] = (0, 0)
     anchor: tuple[int, int] | None = None
     draft: Draft | None = None
+    picked: tuple[Array, ...] = ()
     probe: ProbeReport | None = None
     probed: str = ""
     talk: ChatOptions = ChatOptions()

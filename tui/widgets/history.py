@@ -12,9 +12,10 @@ from textual.widgets.option_list import Option
 
 from mlxfun.editing.reports import HistoryNode, HistoryReport
 from mlxfun.text import readable_bytes
-from tui.keys.keymap import bindings
+from tui import hints
+from tui.keys.keymap import BY_ID, bindings
 from tui.state.app_state import AppState
-from tui.text import harmless, tree
+from tui.text import harmless, shortened, tree
 from tui.widgets.line import Line
 from tui.widgets.lists import PanelList
 from tui.widgets.panel import Panel
@@ -109,6 +110,8 @@ class HistoryPanel(Panel):
     def show(self, state: AppState) -> None:
         """Draw the tree of `state`."""
         self.entitle(state.names)
+        undoes = hints.undoes(state) if not hints.why_not(state, BY_ID["undo"]) else ""
+        self.subtitle(f"{state.names['undo']} undoes: {shortened(undoes, 60)}" if undoes else "")
         history, marked = state.view.history, state.marked
         before = self._shown
         if before is not None and before[0] is history and before[1] == marked:

@@ -264,3 +264,29 @@ def test_a_selection_that_fails_is_forgotten_and_says_why(line: str) -> None:
         assert "layer 9 is not an MoE layer" in shell.echo
 
     drive(test, engine=Refusing(), now=clock)
+
+
+def test_undo_takes_back_the_changes_of_a_selection_one_by_one() -> None:
+    @ready(*CALIBRATED)
+    async def test(shell: Shell) -> None:
+        await shell.press("space", "right", "space")
+        assert expert_selection.pruned_mask(shell.app.state).sum() == 2
+        assert hints.undoes(shell.app.state) == "selection"
+        before = list(shell.engine.lines)
+        await shell.press("u")
+        assert expert_selection.pruned_mask(shell.app.state).sum() == 1
+        await shell.press("u")
+        assert expert_selection.pruned_mask(shell.app.state).sum() == 0
+        assert shell.engine.lines == before, "no command ran"
+
+    drive(test)
+
+
+def test_what_undo_would_take_back_is_named_before_it_happens() -> None:
+    @ready(*CALIBRATED, "prune --n-prune 4", "apply")
+    async def test(shell: Shell) -> None:
+        assert "u undo prune --n-prune 4" in shell.screen
+        history = shell.app.main.panel_named("history")
+        assert str(history.border_subtitle) == "u undoes: prune --n-prune 4"
+
+    drive(test)
