@@ -70,6 +70,7 @@ SYNONYMS = {
     "flip": "switch toggle swap",
     "evaluate": "measure score perplexity ppl benchmark bench",
     "chat": "ask talk say generate",
+    "tokens": "tokenize tokenise length",
     "undo": "revert rollback back",
     "redo": "forward",
     "goto": "checkout jump",

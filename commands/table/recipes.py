@@ -31,10 +31,10 @@ NOT_TRIED = ("apply", "discard", "flip", "compact", "steer", "plan show", "plan 
     "--output",
     type=FilePath(),
     metavar="DIR",
-    help="Where report.json and loss.svg go (default: FILE's name with -report).",
+    help="Where report.json and loss.svg are written (default: FILE's name with -report).",
 )
 def recipe(call: Call) -> Report:
-    """Try the variants that a recipe file lists, apply the best within its target, go on with it.
+    """Try the variants that a recipe file lists, apply the best within its target, and continue.
 
     A recipe is a session file with a line such as at most 5.2 MB (the least loss within that size)
     or at most 0.4 KL (the smallest within that loss), and lines that begin with try. Each variant

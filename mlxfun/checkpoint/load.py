@@ -199,7 +199,7 @@ def _require_memory(model_id: str, estimate: int) -> None:
     limit = memory_limit()
     alone = limit is not None and estimate <= limit
     advice = (
-        "let go of the resident model first with load --drop"
+        "free the loaded model first with load --drop"
         if alone
         else "choose a smaller or a quantised version"
     )

@@ -61,9 +61,9 @@ class PlanReport(Report):
         return str(most) if least == most else f"{least} to {most}"
 
     def summary(self) -> str:
-        gone = counted(sum(map(len, self.pruned.values())), "expert goes", "experts go")
+        gone = counted(sum(map(len, self.pruned.values())), "expert pruned", "experts pruned")
         size = f"{readable_bytes(self.bytes_before)} -> {readable_bytes(self.bytes_after)}"
-        each = f"{self.experts_before} -> {self.left} a layer"
+        each = f"{self.experts_before} -> {self.left} per layer"
         return f"{self.deed}: {gone} ({each}), {size}"
 
 

@@ -93,7 +93,7 @@ class Measurements:
         if (options.max_kl, options.max_perplexity_ratio, options.max_loops) == (None,) * 3:
             return
         if not self._editor.steering_of("candidate").empty:
-            text = "the guardrails measure without steering, which is no part of what is applied"
+            text = "the guardrails measure without steering, which is not part of what is applied"
             ctx.emit(Notice("info", text))
         known, needs_kl = self._known(staged), options.max_kl is not None
         needs_answers = options.max_loops is not None

@@ -32,7 +32,7 @@ from mlxfun.evaluation.reports import CompareReport, EvaluateReport, ProbeReport
 from mlxfun.events import Notice, Side
 from mlxfun.generation import ab as sides
 from mlxfun.generation.options import GenerateOptions
-from mlxfun.generation.reports import ABReport, ChatReport
+from mlxfun.generation.reports import ABReport, ChatReport, TokensReport
 from mlxfun.scans import scan
 from mlxfun.scans.options import ScanOptions
 from mlxfun.scans.reports import ScanReport
@@ -226,6 +226,11 @@ class Session(Inspection):
         if counter is not None:
             counter.end()
         return report
+
+    def count_tokens(self, text: str, options: GenerateOptions) -> TokensReport:
+        """How many tokens `text` has, alone and as the next question."""
+        self._own()
+        return self._conversation.count(text, options)
 
     def reset_chat(self) -> None:
         """Start a new conversation."""

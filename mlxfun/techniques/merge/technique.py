@@ -209,7 +209,7 @@ def rehearse(request: MergeRequest, maps: Masks) -> None:
     if (live - kept) > kept * (options.max_group_size - 1):
         raise PlanError(
             f"{kept} centroids with --max-group-size {options.max_group_size} take at most "
-            f"{kept * (options.max_group_size - 1)} of the {live - kept} experts that go; raise "
+            f"{kept * (options.max_group_size - 1)} of the {live - kept} experts to merge; raise "
             "it, or merge fewer"
         )
 

@@ -156,7 +156,7 @@ def _padding_note(found: allocation.Budgeted) -> str:
         return f"every layer does best with {held} experts: nothing is padded"
     return (
         f"layers lose {', '.join(map(str, found.counts))} experts; stock loading holds one number "
-        f"for all, so the file keeps {held} a layer, {surplus} of which are never chosen and save "
+        f"for all, so the file keeps {held} per layer, {surplus} of which are never chosen and save "
         "no bytes"
     )
 
@@ -195,13 +195,17 @@ class _Decision:
         """Raise now what would be raised in some layer after minutes."""
         options = self.options
         if options.expert_list is None and options.n_prune is None:
-            raise UsageError("say how many experts go with --n-prune, or give --expert-list FILE")
+            raise UsageError(
+                "say how many experts to prune with --n-prune, or give --expert-list FILE"
+            )
         if options.expert_list is not None and options.sequential:
-            raise UsageError("--expert-list has chosen who goes; leave out --sequential")
+            raise UsageError(
+                "--expert-list already says which experts to prune; leave out --sequential"
+            )
         looks = options.metric not in METRICS and options.expert_list is None
         if looks and (options.model_wide or options.strategy != "bottom"):
             raise UsageError(
-                f"--metric {options.metric} decides layer by layer who goes; leave out "
+                f"--metric {options.metric} decides layer by layer which experts to prune; leave out "
                 "--model-wide and --strategy"
             )
         if options.sequential and options.model_wide:

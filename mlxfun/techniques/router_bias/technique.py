@@ -211,7 +211,7 @@ def _bake(workspace: Workspace, options: BakeOptions, command: str, ctx: Context
         # Of this side: while a bake is staged, its candidate runs without.
         steering = editor.steering
         if steering.empty:
-            raise StateError("nothing is steered, so there is nothing to bake; run steer first")
+            raise StateError("no experts are steered, so there is nothing to bake; run steer first")
         edit = _edit(workspace)
         wished = _wished(workspace, steering)
         require_bakeable(steering, [moe for moe, *_ in wished])
