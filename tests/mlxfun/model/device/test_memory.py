@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import mlx.core as mx
@@ -18,13 +17,13 @@ GIB = 1 << 30
 
 
 @pytest.fixture
-def limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def limits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A machine of 10 GiB of which 4 are in use; what the cache was bounded to."""
     asked: list[int] = []
     monkeypatch.setattr(memory, "memory_limit", lambda: 10 * GIB)
     monkeypatch.setattr(mx, "get_active_memory", lambda: 4 * GIB)
     monkeypatch.setattr(mx, "set_cache_limit", asked.append)
-    yield asked
+    return asked
 
 
 def test_the_cache_gets_what_is_left_beside_the_model_and_the_work(limits: list[int]) -> None:
