@@ -161,8 +161,8 @@ class Sizes:
         """Choosing by output error: the outputs of all experts for a chunk of tokens, their products
         [T, E, E], and what each expert's going changes."""
         count = min(self.tokens, most_tokens(self.experts))
-        width = max(self.hidden, self.width)
-        chunk = min(count, max(1, CHUNK_BYTES // (WIDE * self.experts * width)))
+        width = max(self.hidden, self.width, 1)
+        chunk = min(count, max(1, CHUNK_BYTES // (WIDE * max(self.experts, 1) * width)))
         copies = 1.9 if self.unpack else 3.2
         made = chunk * self.experts * WIDE * (2 * self.width + copies * self.hidden)
         products = count * self.experts * self.experts * WIDE
