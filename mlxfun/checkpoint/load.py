@@ -111,7 +111,6 @@ def load(
     stored = {path: array.dtype for path, array in flatten(model.parameters())}
     cast = needs_float32(model)
     rate = estimate / _evaluate(model, cast, ctx)
-    bound_cache()
     require_dtypes(model, full_config)
     if changed := difference(found.path, files):
         raise ModelError(f"{changed} while the model was being loaded; load it again")
@@ -270,6 +269,7 @@ def _evaluate(model: nn.Module, cast: bool, ctx: Context) -> float:
         done += count
         ctx.progress("load", done, total, "B")
     mx.eval(list(_private_arrays(model)))
+    bound_cache()
     return max(perf_counter() - began, 1e-9)
 
 

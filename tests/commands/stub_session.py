@@ -196,6 +196,10 @@ class StubSession(SelectionStub, EditsStub, ChatStub):
         return self._step("apply", before)
 
     @as_in_session
+    def traffic_stats(self, given: Given) -> object:
+        raise StateError("the stub serves nobody")
+
+    @as_in_session
     def discard(self, given: Given) -> StepReport:
         self._staged()
         self._drop_plan()

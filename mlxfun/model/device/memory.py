@@ -54,24 +54,27 @@ def free_bytes() -> int | None:
 class Need:
     """What an edit needs on top of the resident model, bytes.
 
-    layers: the new tensors of each layer that is edited. work: the most that is held besides, while
-    one of them is made. both: whether the new weights are run once all are made, which takes the
-    disk space of what they replace where they go there.
+    layers: the new tensors of each layer that is edited, in order. work: the most that is held
+    besides, while a layer is looked at; making: while its new tensors are made, which then are
+    there too. both: whether the new weights are run once all are made, which takes the disk space
+    of what they replace where they go there.
     """
 
     layers: tuple[int, ...]
     work: int
+    making: int = 0
     both: bool = False
 
     @property
     def staged(self) -> int:
         """With all new tensors in memory."""
-        return sum(self.layers) + self.work
+        before = sum(self.layers[:-1])
+        return max(before + self.work, sum(self.layers) + self.making)
 
     @property
     def straight(self) -> int:
         """With those of one layer in memory."""
-        return max(self.layers, default=0) + self.work
+        return max(self.work, max(self.layers, default=0) + self.making)
 
     @property
     def disk(self) -> int:

@@ -34,6 +34,7 @@ from mlxfun.techniques.ablate.plan import AblationPlan
 from mlxfun.techniques.ablate.reports import AblationReport
 from mlxfun.techniques.ablate.search import DAMAGE
 from mlxfun.techniques.prune.choose import stale_maps
+from mlxfun.techniques.refit.sizes import copies_of
 from mlxfun.techniques.technique import Proposal
 from mlxfun.techniques.workspace import Workspace
 from mlxfun.text import option_words
@@ -248,20 +249,20 @@ def command_line(options: AblateOptions) -> str:
 
 
 def estimate(resident: Resident, outputs: tuple[Output, ...]) -> Need:
-    """The new weights, and the largest part unpacked while it is made: upper bounds."""
-    modules = [resident.tree.modules[output.path] for output in outputs]
-    sizes = [
-        [array.nbytes for array in module.values() if isinstance(array, mx.array)]
-        for module in modules
-    ]
-    widest = max((max(each) for each in sizes), default=0)
-    unpacked = max((unpacked_bytes(module) for module in modules), default=0)
+    """The new weights, and what making the largest of them holds: a part of it in float32 and
+    projected, or unpacked and packed. What measures them sizes its batches by what is free.
+    """
     layers: dict[int, int] = {}
-    for output, each in zip(outputs, sizes, strict=True):
-        layers[output.layer] = layers.get(output.layer, 0) + sum(each)
-    # Three such parts are held at once, of stacks a few rows at a time.
-    work = widest + 3 * min(unpacked, 2 * ROWS_AT_ONCE)
-    return Need(tuple(layers.values()), work, both=True)
+    making = 0
+    for output in outputs:
+        module = resident.tree.modules[output.path]
+        size = sum(array.nbytes for array in module.values() if isinstance(array, mx.array))
+        layers[output.layer] = layers.get(output.layer, 0) + size
+        unpack, pack = copies_of(module)
+        copies = max(unpack + 1.65, pack + 2.5) if unpack else 2.0
+        # Of stacks a few rows at a time are unpacked.
+        making = max(making, int(copies * min(unpacked_bytes(module), ROWS_AT_ONCE)))
+    return Need(tuple(layers.values()), 0, making, both=True)
 
 
 def _doubts(found: Found, staged_kl: float | None, refusals: RefusalReport) -> list[str]:

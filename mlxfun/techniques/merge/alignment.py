@@ -46,7 +46,8 @@ def weight_features(bank: Bank, rank: int = RANK, seed: int = 0) -> mx.array:
     rows are no longer than `rank`.
     """
     names = bank.names
-    squares = [mx.sum(mx.square(bank.weights(name)), axis=-1, keepdims=True) for name in names]
+    # One projection at a time is unpacked, here and in every product below.
+    squares = _each(mx.sum(mx.square(bank.weights(name)), axis=-1, keepdims=True) for name in names)
     length = mx.sqrt(sum(squares[1:], squares[0]))
     scale = mx.where(length > 0, 1 / mx.maximum(length, 1e-30), 0.0)
     mx.eval(scale)
@@ -66,12 +67,21 @@ def weight_features(bank: Bank, rank: int = RANK, seed: int = 0) -> mx.array:
     basis: Array = drawn.astype(np.float32)
     for _ in range(POWER_ITERATIONS):
         y = _project(pieces(), basis, widths)
-        back = mx.concatenate([piece.T @ y for piece in pieces()], axis=0)
+        back = mx.concatenate(_each(piece.T @ y for piece in pieces()), axis=0)
         basis = _orthonormal(np.array(back, dtype=np.float64))
     y = _project(pieces(), basis, widths)
     _, vectors = np.linalg.eigh(np.array(y.T @ y, dtype=np.float64))
     main = vectors[:, ::-1][:, :rank].astype(np.float32)
     return (y @ mx.array(main)).reshape(neurons)
+
+
+def _each(arrays: Iterator[mx.array]) -> list[mx.array]:
+    """The arrays, each evaluated before the next is made."""
+    found = []
+    for array in arrays:
+        mx.eval(array)
+        found.append(array)
+    return found
 
 
 def _project(pieces: Iterator[mx.array], basis: Array, widths: Sequence[int]) -> mx.array:

@@ -23,9 +23,8 @@ from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.delta import Resident
 from mlxfun.model.device.batch_size import batch_size
 from mlxfun.model.device.memory import Need
-from mlxfun.model.experts import Bank
 from mlxfun.model.model_map import ModelMap
-from mlxfun.model.parameters import unpacked_bytes, unpacked_shape
+from mlxfun.techniques.merge.alignment import OVERSAMPLING, PAIR_BYTES, RANK
 from mlxfun.techniques.merge.delta import Merger
 from mlxfun.techniques.merge.options import ALIGNMENTS, SIMILARITY_MODES, MergeOptions
 from mlxfun.techniques.prune import selection
@@ -34,6 +33,7 @@ from mlxfun.techniques.prune.constraints import Constraints
 from mlxfun.techniques.prune.delta import validate
 from mlxfun.techniques.prune.options import PruneOptions
 from mlxfun.techniques.prune.plan import PrunePlan
+from mlxfun.techniques.refit.sizes import WIDE, Sizes
 from mlxfun.techniques.technique import Proposal
 from mlxfun.techniques.workspace import Workspace
 from mlxfun.text import option_words
@@ -41,9 +41,6 @@ from mlxfun.text import option_words
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
     from mlxfun.data.datasets import Batch
-
-PAIRS_AT_ONCE = 256 << 20
-"""See mlxfun.techniques.merge.alignment: the bound on cost matrices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +107,7 @@ class Merge:
             merger.require_mergeable()
             maps = read_maps(options, request.anatomy.indices, request.anatomy.num_experts)
             stale = stale_maps(editor, options)
-            rehearse(request, maps)
-            require_memory(request)
+            require_memory(request, rehearse(request, maps))
             chosen = _Chooser(request, maps, _fixed(request, maps, ctx))
             plan, delta = merger.run(request.batches, chosen.choose, ctx)
         notes = (*maps.warnings, *stale, *dict.fromkeys(chosen.warnings), *plan.warnings)
@@ -196,8 +192,9 @@ class _Chooser:
         return chosen.keep[0]
 
 
-def rehearse(request: MergeRequest, maps: Masks) -> None:
-    """Raise now what the options would raise in some layer after minutes."""
+def rehearse(request: MergeRequest, maps: Masks) -> int:
+    """How many centroids each layer keeps. Raises what the options would raise in some layer after
+    minutes."""
     options = request.options
     if options.expert_list is None:
         constraints = request.constraints(maps)
@@ -212,6 +209,7 @@ def rehearse(request: MergeRequest, maps: Masks) -> None:
             f"{kept * (options.max_group_size - 1)} of the {live - kept} experts to merge; raise "
             "it, or merge fewer"
         )
+    return kept
 
 
 def _fixed(request: MergeRequest, maps: Masks, ctx: Context) -> dict[int, tuple[int, ...]] | None:
@@ -252,37 +250,51 @@ def _listed(request: MergeRequest, maps: Masks) -> dict[int, tuple[int, ...]]:
 # -- memory -----------------------------------------------------------------------------------
 
 
-def estimate(request: MergeRequest) -> Need:
-    """What merging needs on top of the resident model: an upper estimate.
+def estimate(request: MergeRequest, kept: int) -> Need:
+    """What merging to `kept` experts a layer needs on top of the resident model.
 
-    The new stacks of every layer, the widest layer's working set, and the hidden states of the
-    calibration set.
+    Held throughout: what the pass carries (mlxfun.techniques.refit.sizes), and the neurons of all
+    experts for the tokens that they are compared on, [E, t, N].
     """
     options, resident = request.options, request.resident
-    live = len(request.committed[0])
-    kept = live - options.n_prune if options.n_prune is not None else live
-    stacks, widest, hidden, neurons = [], 0, 0, 0
+    size = Sizes.of(request.workspace, request.batches)
+    gone = max(size.experts - kept, 0)
+    stacks = []
     for moe in resident.layers:
         arrays = [resident.tree.get(p.path) for p in moe.layer.expert_parameters()]
         rows = len(resident.stack[moe.layer.position])
         stacks.append(sum(a.nbytes for a in arrays) * kept // rows)
-        bank = Bank.of(moe, resident.tree.modules)
-        # A projection in float32: as it is, scaled, and its rows that are being combined.
-        widest = max(widest, *(3 * unpacked_bytes(bank.projection(name)) for name in bank.names))
-        _, width, inner = unpacked_shape(bank.projection(bank.outward))
-        hidden, neurons = max(hidden, width), max(neurons, inner)
-    real = sum(int(batch.mask.sum()) for batch in request.batches)
-    tokens = min(options.max_similarity_tokens, real)
-    work = widest + tokens * live * neurons * 4 * 4 + PAIRS_AT_ONCE
-    # Hidden states as they come in, go out, and what is remembered of attention and norms.
-    states = sum(batch.tokens.size for batch in request.batches) * hidden * 4 * 5
-    return Need(tuple(stacks), work + states)
+    judged = options.auto or options.refit_experts
+    compared = min(options.max_similarity_tokens, size.tokens)
+    neurons = size.experts * compared * size.width * size.state
+    held = size.states + compared * size.hidden * size.state + (size.outputs if judged else 0)
+    looking = max(size.forward, 3 * neurons, neurons + _matching(options, size, compared, gone))
+    # Beside the rows that are combined, a stack of those that stay is copied.
+    combining = neurons + size.mixed(min(kept, gone)) + max(stacks, default=0) // 3
+    making = combining
+    if options.refit_experts:
+        fitted = max(size.refit(kept), size.refitted(kept))
+        making = max(combining, size.inputs + size.outputs + fitted)
+    return Need(tuple(stacks), held + looking, held + making)
 
 
-def require_memory(request: MergeRequest) -> None:
+def _matching(options: MergeOptions, size: Sizes, compared: int, pairs: int) -> int:
+    """The rows of all projections reduced, or unit activations with the cost matrices of pairs."""
+    if options.alignment == "none":
+        return 0
+    tokens = min(options.max_alignment_tokens, compared)
+    at_once = min(pairs, max(1, PAIR_BYTES // (16 * size.width**2)))
+    units = 4 * size.experts * tokens * size.width * WIDE
+    costs = at_once * (2 * tokens * size.width * WIDE + 16 * size.width**2)
+    # What the rows are reduced to, twice.
+    reduced = 2 * size.experts * size.width * (RANK + OVERSAMPLING) * WIDE
+    return max(size.reduced() + reduced, units + costs)
+
+
+def require_memory(request: MergeRequest, kept: int) -> None:
     """Raise BudgetError with the figures if merging would not fit."""
     request.workspace.require_room(
-        estimate(request),
+        estimate(request, kept),
         "merging",
         "use fewer samples, fewer --max-similarity-tokens, or a quantised version of the model",
     )

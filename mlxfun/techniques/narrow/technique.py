@@ -11,6 +11,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
@@ -24,6 +25,7 @@ from mlxfun.hooks.layerwise import Carrier
 from mlxfun.model.anatomy.width import WidthKeys, width_keys
 from mlxfun.model.delta import Delta, LayerDelta
 from mlxfun.model.device.batch_size import batch_size
+from mlxfun.model.device.memory import Need
 from mlxfun.model.experts import Bank
 from mlxfun.model.live_experts import LiveExperts
 from mlxfun.model.model_map import ModelMap
@@ -34,9 +36,13 @@ from mlxfun.techniques.narrow.plan import NarrowPlan
 from mlxfun.techniques.narrow.reports import NarrowReport
 from mlxfun.techniques.refit.layerwise import Fit, Recalibration, observe
 from mlxfun.techniques.refit.least_squares import energy, output
+from mlxfun.techniques.refit.sizes import WIDE, Sizes
 from mlxfun.techniques.technique import Proposal
 from mlxfun.techniques.workspace import Workspace
 from mlxfun.text import counted, option_words, readable_bytes
+
+if TYPE_CHECKING:
+    from mlxfun.data.datasets import Batch
 
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 """Sliced experts are close to what is wanted, so a refit needs less of a ridge than after a prune."""
@@ -58,6 +64,11 @@ class Narrow:
         text = _text(workspace, options, ctx)
         with workspace.editor.live("base"), workspace.editor.unsteered():
             work = _Narrowing.of(workspace, options, text)
+            workspace.require_room(
+                work.estimate(),
+                "narrowing",
+                "use less text, or a quantised version of the model",
+            )
             deltas = work.run(ctx)
         plan = work.plan()
         return Proposal(
@@ -160,11 +171,39 @@ class _Narrowing:
         refits = options.refit and (repack or not packed)
         return cls(workspace, options, text, keys, before, width, unit, repack, refits)
 
+    def batches(self) -> list[Batch]:
+        """The calibration text."""
+        workspace = self.workspace
+        return batch_size(workspace.model, workspace.anatomy).split(self.text)
+
+    def estimate(self) -> Need:
+        """What narrowing needs on top of the resident model, see mlxfun.techniques.refit.sizes."""
+        resident, size = self.workspace.resident, Sizes.of(self.workspace, self.batches())
+        stacks = []
+        for moe in resident.layers:
+            arrays = [resident.tree.get(p.path) for p in moe.layer.expert_parameters()]
+            rows = len(resident.stack[moe.layer.position])
+            whole = sum(array.nbytes for array in arrays) * len(moe.live) // rows
+            stacks.append(whole * self.width // self.before)
+        held = size.states + size.inputs
+        # Products of the output projections [E, N, N], and of the neurons.
+        products = size.experts * size.width**2 * WIDE
+        unpacked = int(size.unpack * size.stack())
+        choosing = products + max(unpacked, size.features())
+        making = max(size.output, size.sliced() if self.repack else 0)
+        if self.refits:
+            narrow = size.refit(size.experts, self.width), size.refitted(size.experts, self.width)
+            making = max(making, *narrow)
+        return Need(
+            tuple(stacks),
+            held + max(size.forward, choosing, size.output),
+            held + 2 * size.outputs + making,
+        )
+
     def run(self, ctx: Context) -> list[LayerDelta]:
         """The deltas of all layers; the model is as before."""
         workspace = self.workspace
-        given = batch_size(workspace.model, workspace.anatomy).split(self.text)
-        carrier = Carrier(workspace.model, workspace.taps, given, ctx)
+        carrier = Carrier(workspace.model, workspace.taps, self.batches(), ctx)
         refitting = Recalibration(workspace, follow=False, refit_experts=True, ridges=RIDGES)
         deltas, layers = [], workspace.resident.layers
         for number, moe in enumerate(layers):

@@ -24,6 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import mlx.core as mx
 import numpy as np
 
 from mlxfun.calibration.options import METRICS, Metric
@@ -33,7 +34,7 @@ from mlxfun.evaluation.evaluator import EvalSet, Evaluator
 from mlxfun.model.delta import Delta
 from mlxfun.model.device.batch_size import batch_size
 from mlxfun.model.device.memory import Need
-from mlxfun.model.parameters import unpacked_bytes, unpacked_shape
+from mlxfun.model.experts import Bank
 from mlxfun.model.slicing import prune_layer
 from mlxfun.techniques.prune import allocation, choose, selection
 from mlxfun.techniques.prune.constraints import Constraints
@@ -49,10 +50,12 @@ from mlxfun.techniques.refit.layerwise import (
     fit_notes,
     keep_by_output_error,
 )
+from mlxfun.techniques.refit.sizes import Sizes
 from mlxfun.techniques.workspace import Workspace
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
+    from mlxfun.data.datasets import Batch
     from mlxfun.model.live_experts import LiveExperts
 
 
@@ -91,8 +94,7 @@ def plan_with_forwards(
             whole=options.metric == "auto",
         )
         require_memory(workspace, options)
-        given = batch_size(workspace.model, workspace.anatomy).split(workspace.calibration)
-        outcome = pass_.run(given, decision.chooser(pass_, ctx), ctx)
+        outcome = pass_.run(_batches(workspace), decision.chooser(pass_, ctx), ctx)
         plan = PrunePlan(
             outcome.keep,
             options.metric if options.expert_list is None else None,
@@ -331,21 +333,31 @@ class _Auto:
 
 
 def estimate(workspace: Workspace, options: PruneOptions) -> Need:
-    """What the pass needs on top of the resident model: an upper estimate."""
-    resident = workspace.resident
-    tokens = sum(len(sequence) for sequence in workspace.calibration)
-    stacks, widest, width = [], 0, 0
+    """What the pass needs on top of the resident model, see mlxfun.techniques.refit.sizes."""
+    resident, given = workspace.resident, _batches(workspace)
+    size = Sizes.of(workspace, given)
+    kept = size.experts - (options.n_prune or 0)
+    held = size.states + size.inputs
+    looking = [size.forward]
+    if options.metric in ("output_error", "auto"):
+        looking.append(size.elimination())
+    if not options.refit_experts:
+        return Need((), held + max(looking), both=False)
+    # One projection of each layer is new.
+    stacks = []
     for moe in resident.layers:
-        paths = [p.path for p in moe.layer.expert_parameters()]
-        for path in {path.rpartition(".")[0] for path in paths if path.endswith(".weight")}:
-            module = resident.tree.modules[path]
-            widest = max(widest, unpacked_bytes(module))
-            width = max(width, *unpacked_shape(module)[-2:])
-        if options.refit_experts:
-            # One projection of each layer is new.
-            stacks.append(max((resident.tree.get(path).nbytes for path in paths), default=0))
-    work = 3 * widest + tokens * width * 4 * (8 + workspace.anatomy.top_k) + (768 << 20)
-    return Need(tuple(stacks), work, both=options.metric == "auto")
+        bank = Bank.of(moe, resident.tree.modules)
+        module = bank.projection(bank.outward)
+        stacks.append(sum(a.nbytes for a in module.values() if isinstance(a, mx.array)))
+    # Its output as it was, and what is left over of that; the inputs are seen a second time.
+    fitting = size.inputs + 2 * size.outputs
+    looking += [fitting + size.refit(kept), fitting + size.output]
+    making = held + fitting + size.refitted(kept)
+    return Need(tuple(stacks), held + max(looking), making, both=options.metric == "auto")
+
+
+def _batches(workspace: Workspace) -> list[Batch]:
+    return batch_size(workspace.model, workspace.anatomy).split(workspace.calibration)
 
 
 def require_memory(workspace: Workspace, options: PruneOptions) -> None:

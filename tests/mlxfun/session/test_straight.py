@@ -337,7 +337,7 @@ def test_the_refusal_names_the_way_that_fits(deep, tmp_path, monkeypatch) -> Non
     edit = MergeOptions(DATA, n_prune=2, max_similarity_tokens=32)
     from mlxfun.techniques.merge.technique import MergeRequest, estimate
 
-    need = estimate(MergeRequest.of(deep._workspace, edit))
+    need = estimate(MergeRequest.of(deep._workspace, edit), 14)
     room = (need.straight + need.staged) // 2
     limit = mx.get_active_memory() + room
     monkeypatch.setattr("mlxfun.model.device.memory.memory_limit", lambda: limit)

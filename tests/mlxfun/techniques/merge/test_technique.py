@@ -21,7 +21,6 @@ from mlxfun.editing.options import ApplyOptions
 from mlxfun.errors import BudgetError, Cancelled, PlanError, UsageError
 from mlxfun.evaluation.options import EvaluateOptions
 from mlxfun.steering.options import SteerOptions
-from mlxfun.techniques.merge import technique
 from mlxfun.techniques.merge.options import MergeOptions
 from mlxfun.techniques.prune.options import PruneOptions, SelectOptions
 from tests.mlxfun import tiny_checkpoints
@@ -185,15 +184,6 @@ def test_a_plan_tells_the_peak_of_its_own_making(session):
     session.discard()
     pruned = session.select(SelectOptions(drop={0: (1,)}))
     assert active <= pruned.peak_bytes < merged.peak_bytes
-
-
-def test_the_estimate_covers_what_is_used(session):
-    request = technique.MergeRequest.of(session._workspace, MERGE)
-    mx.clear_cache()
-    active = mx.get_active_memory()
-    mx.reset_peak_memory()
-    session.merge(MERGE)
-    assert mx.get_peak_memory() - active <= technique.estimate(request).staged
 
 
 @pytest.mark.parametrize(
