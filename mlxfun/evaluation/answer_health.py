@@ -66,8 +66,8 @@ def loops(tokens: Sequence[int]) -> bool:
 def repeated(tokens: Sequence[int]) -> float:
     """The share of an answer's 4-grams that stood in it before.
 
-    >>> repeated([1, 2, 3, 4, 1, 2, 3, 4]), repeated([1, 2, 3])
-    (0.2, 0.0)
+    >>> repeated([7] * 7), repeated([1, 2, 3])
+    (0.75, 0.0)
     """
     grams = [tuple(tokens[i : i + GRAM]) for i in range(len(tokens) - GRAM + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0

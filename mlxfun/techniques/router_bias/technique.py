@@ -40,6 +40,7 @@ from mlxfun.techniques.router_bias.delta import LEAST_FACTOR, ROWS, Edit, Fold, 
 from mlxfun.techniques.router_bias.options import AmplifyOptions, BakeOptions
 from mlxfun.techniques.router_bias.plan import BoostPlan
 from mlxfun.techniques.router_bias.reports import BoostReport, BoostRow, BoostWay
+from mlxfun.techniques.router_bias.scale import scale_notes, usual_scale
 from mlxfun.techniques.technique import Proposal
 from mlxfun.techniques.workspace import Workspace
 from mlxfun.text import option_words
@@ -51,12 +52,6 @@ if TYPE_CHECKING:
 
 NEVER = -100.0
 """An additive mask at or below this means "never", which a fold reaches with far less."""
-
-LOGIT_SCALE, SELECTION_SCALE = 0.5, 0.1
-"""The usual scales, measured on trained models of both kinds."""
-
-HARMFUL_SCALE = 0.3
-"""From here on a selection bias outweighs most differences between scores."""
 
 Addends = dict[int, "Array"]
 """{position: what is added to each live expert, float64 [live]}."""
@@ -121,30 +116,10 @@ def _amplify(workspace: Workspace, options: AmplifyOptions, command: str, ctx: C
                 "scale": scale,
                 "threshold": options.threshold,
             },
-            warnings=(*notes, *_scale_notes(workspace, scale), *_fold_notes(ways, fitted)),
+            warnings=(*notes, *scale_notes(workspace, scale), *_fold_notes(ways, fitted)),
         )
     provenance = Provenance(command or _line("amplify", options))
     return _proposal(workspace, plan, deltas, fitted, provenance)
-
-
-def _selects_by_bias(workspace: Workspace) -> bool:
-    return any(moe.layer.bias_name is not None for moe in workspace.resident.layers)
-
-
-def usual_scale(workspace: Workspace) -> float:
-    """A scale that raises a domain's share at little cost: SELECTION_SCALE for routers with a
-    selection bias, whose scores are between 0 and 1, LOGIT_SCALE for all others."""
-    return SELECTION_SCALE if _selects_by_bias(workspace) else LOGIT_SCALE
-
-
-def _scale_notes(workspace: Workspace, scale: float) -> tuple[str, ...]:
-    if not _selects_by_bias(workspace) or scale < HARMFUL_SCALE:
-        return ()
-    return (
-        f"--scale {scale:g} on a router with a selection bias: 0.5 raised the perplexity of a trained "
-        f"model by 13 %, that of its own domain included, and {SELECTION_SCALE:g} by 1.4 %; preview "
-        "before you apply it",
-    )
 
 
 def _check(options: AmplifyOptions, scale: float) -> None:
