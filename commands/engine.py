@@ -120,6 +120,14 @@ class Engine:
         """The file that is being recorded to."""
         return self._bench.journal.path
 
+    @property
+    def chat_defaults(self) -> Mapping[str, float]:
+        """Temperature, max_tokens and seed of answers that do not say; see `set`."""
+        now = self._bench.settings
+        return {
+            "temperature": now.temperature, "max_tokens": now.max_tokens, "seed": now.seed,
+        }  # fmt: skip
+
     def keep(self, folder: Path) -> None:
         """Keep the session in `folder` until `forget`, so that it survives a crash.
 

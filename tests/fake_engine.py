@@ -111,6 +111,10 @@ class FakeEngine(FakeSession, FakeSelection):
     def recording(self) -> Path | None:
         return None
 
+    @property
+    def chat_defaults(self) -> dict[str, float]:
+        return {"temperature": 0.0, "max_tokens": 256, "seed": 7}
+
     def offer(self) -> None:
         if self.left is not None:
             self._emit(self.left)

@@ -5,7 +5,7 @@ The screen imports no engine: it is handed one. These protocols are the whole of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -55,6 +55,10 @@ class Engine(Protocol):
     @property
     def recording(self) -> Path | None:
         """The file that is recorded to, if any."""
+
+    @property
+    def chat_defaults(self) -> Mapping[str, float]:
+        """Temperature, max_tokens and seed of answers that do not say."""
 
     def offer(self) -> None:
         """Emit the offer of a session that was cut short, if there is one."""

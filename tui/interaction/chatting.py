@@ -43,7 +43,9 @@ class ChatKeys(KeyHandlers):
         self._go("chat")
 
     def _open_settings(self) -> None:
-        self.push_screen(ChatSettings(self.state.talk), self._settings_closed)
+        self.push_screen(
+            ChatSettings(self.state.talk, self.engine.chat_defaults), self._settings_closed
+        )
 
     def _settings_closed(self, options: ChatOptions | None) -> None:
         if options is not None:

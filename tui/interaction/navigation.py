@@ -21,7 +21,7 @@ DOUBLE_ESCAPE = 1.5
 class NavigationKeys(KeyHandlers):
     """The part of the application that moves about on the screen."""
 
-    _escaped = float("-inf")  # when Escape was pressed last
+    _escaped = (0, float("-inf"))  # (job that ran, when) as Escape was pressed last
 
     def _navigation_verbs(self) -> Verbs:
         return {
@@ -120,8 +120,12 @@ class NavigationKeys(KeyHandlers):
         """Once: stop the answer, leave the field, leave the zoom. Twice: cancel the job."""
         now, job = self._clock(), self.state.job
         panel = self.main.focused_panel
-        twice = now - self._escaped < DOUBLE_ESCAPE
-        self._escaped = now
+        # An Escape that only left a field while nothing ran does not count for the next job.
+        running = job.id if job is not None else 0
+        twice = (
+            bool(running) and self._escaped[0] == running and now - self._escaped[1] < DOUBLE_ESCAPE
+        )
+        self._escaped = (running, now)
         answering = job is not None and job.line.split()[0] in ("chat", "ab") and panel == "chat"
         if job is not None and (twice or answering):
             self.interrupt()

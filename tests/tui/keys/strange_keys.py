@@ -56,7 +56,7 @@ NO_KEYS = (
     "rank A B --n",
     "Enter runs",  # a text field's own
     "a text field ctrl+c copies",
-    "enter takes them, escape leaves them",  # a dialog's own
+    "enter accepts, escape cancels",  # a dialog's own
     "escape closes",
     "x output norm",
     "of weight x norm",

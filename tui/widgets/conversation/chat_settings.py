@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar
 
@@ -17,10 +18,10 @@ from tui.widgets.line import Line
 
 FIELDS = (
     ("system", "system prompt", "none"),
-    ("temperature", "temperature", "as set (0: always the likeliest token)"),
-    ("max_tokens", "longest answer", "as set, in tokens"),
-    ("seed", "seed", "as set"),
-    ("thinking", "thinking", "on, off, or empty: as the template has it"),
+    ("temperature", "temperature", "{temperature:g} (0 is greedy)"),
+    ("max_tokens", "longest answer", "{max_tokens} tokens"),
+    ("seed", "seed", "{seed}"),
+    ("thinking", "thinking", "on, off, or empty for the template's default"),
 )
 
 
@@ -87,19 +88,26 @@ class ChatSettings(ModalScreen[ChatOptions | None]):
     ChatSettings Input:focus { background: $panel; }
     """
 
-    def __init__(self, talk: ChatOptions) -> None:
+    def __init__(self, talk: ChatOptions, defaults: Mapping[str, float]) -> None:
+        """defaults: what is used where a field is empty, by name."""
         super().__init__()
         self._talk = talk
+        self._defaults = defaults
 
     def compose(self) -> ComposeResult:
         values = shown(self._talk)
         with Vertical() as box:
             box.border_title = "chat settings"
-            box.border_subtitle = "enter takes them, escape leaves them"
+            box.border_subtitle = "enter accepts, escape cancels"
             for name, label, hint in FIELDS:
                 with Horizontal():
                     yield Label(label)
-                    yield Input(values[name], placeholder=hint, id=name, select_on_focus=False)
+                    yield Input(
+                        values[name],
+                        placeholder=hint.format(**self._defaults),
+                        id=name,
+                        select_on_focus=False,
+                    )
             yield Line(id="wrong")
 
     @on(Input.Submitted)
