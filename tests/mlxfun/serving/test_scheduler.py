@@ -4,6 +4,7 @@ caches, failures and clients that go away."""
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,19 @@ def test_caches_hold_no_more_than_their_budget(demo: Session) -> None:
         none.run()
     assert none.scheduler.cache_bytes == 0
     assert none.frames[1][0].cached_tokens == 0
+
+
+def test_kept_caches_hold_no_batch_that_they_came_from(demo: Session) -> None:
+    gc.collect()
+    before = mx.get_active_memory()
+    desk = Desk(demo, cache_bytes=150_000)
+    for n in range(24):
+        desk.ask(plain((5 + n, *PROMPTS[1]), 40))
+    desk.run()
+    desk.scheduler.settle(SILENT)
+    mx.synchronize()
+    gc.collect()
+    assert mx.get_active_memory() - before < desk.scheduler.cache_bytes + 100_000
 
 
 def test_a_long_prompt_is_read_in_parts_while_others_are_answered(
