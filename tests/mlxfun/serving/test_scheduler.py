@@ -181,7 +181,7 @@ def test_caches_hold_no_more_than_their_budget(demo: Session) -> None:
 def test_kept_caches_hold_no_batch_that_they_came_from(demo: Session) -> None:
     gc.collect()
     before = mx.get_active_memory()
-    desk = Desk(demo, cache_bytes=150_000)
+    desk = Desk(demo, cache_bytes=500_000)
     for n in range(24):
         desk.ask(plain((5 + n, *PROMPTS[1]), 40))
     desk.run()
