@@ -70,7 +70,7 @@ def selectable(view: SessionView) -> str | None:
 def steered(view: SessionView) -> str | None:
     """Needs steering in force."""
     return with_experts(view) or (
-        None if steering_in_force(view) else "nothing is steered: run steer first"
+        None if steering_in_force(view) else "no experts are steered: run steer first"
     )
 
 

@@ -19,6 +19,7 @@ from commands.declare import Call, Command
 from commands.registry import Parsed, Row
 from commands.scripts import resume
 from commands.workbench.files import Files
+from commands.workbench.interleave import During, Interleaved
 from commands.workbench.journal import Journal
 from commands.workbench.settings import Settings
 from commands.workbench.wiring import Wiring
@@ -26,7 +27,7 @@ from commands.workbench.workbench import Workbench
 from mlxfun.calibration.reports import CollectReport
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import MlxfunError
-from mlxfun.events import Event, JobEnded, Notice
+from mlxfun.events import Event, JobEnded, Notice, Token
 from mlxfun.generation.reports import ChatReport
 from mlxfun.report import Report
 from mlxfun.session.reports import SessionView
@@ -85,6 +86,7 @@ class Engine:
         self._service: Service | None = None
         self._worker = Worker(self._emit, after=self._refresh, finish=self._bench.close)
         self._alive = True
+        self._tokens = 0  # of the recorded command that is running
 
     @property
     def busy(self) -> str | None:
@@ -125,6 +127,16 @@ class Engine:
         """
         self._bench.sessions = folder
         resume.keep(self._bench.journal, folder)
+
+    def offer(self) -> None:
+        """Emit the offer of a session that was cut short, if there is one.
+
+        For front ends that start without a model; the first load emits it otherwise. Call it before
+        the first `run`.
+        """
+        offered = resume.offer(self._bench)
+        if offered is not None:
+            self._emit(offered)
 
     def remember_identities(self, file: Path) -> None:
         """Keep the fingerprints of checkpoints in `file`; call it before the first `run`."""
@@ -198,6 +210,7 @@ class Engine:
             return self._perform_between(parsed, line, ctx)
         written = command.recorded and bench.journal.records(loads=command.name == "load")
         if written:
+            self._tokens = 0
             bench.journal.begin(line)
         bench.name(line)
         try:
@@ -218,20 +231,24 @@ class Engine:
     def _perform_between(self, parsed: Parsed, line: str, ctx: Context) -> Report:
         """Run a line between two tokens of a recorded command; the journal gets it after that one."""
         report = parsed.command.handler(Call(self._bench, parsed.params, ctx))
-        self._bench.journal.after(line)
+        if parsed.command.recorded:
+            self._bench.journal.after(line, self._tokens)
         return report
 
     def _remember(self, command: Command, report: Report | None, error: str | None) -> None:
         """Keep the outcome for `expect`, except that of commands which do not count for it."""
         if command.name not in ("expect", "replay", "record", "set"):
             self._bench.last, self._bench.last_error = report, error
-        if isinstance(report, ChatReport):
+        if isinstance(report, ChatReport) and report.finish_reason != "cancelled":
             self._bench.answers.append(report)
 
     def _write_down(self, command: Command, report: Report, written: bool) -> None:
         bench = self._bench
-        if written:
-            bench.journal.done(bench.mark if bench.loaded else None, _note(report))
+        mark = bench.mark if bench.loaded else None
+        if written and isinstance(report, ChatReport) and report.finish_reason == "cancelled":
+            bench.journal.failed("the answer was cancelled", mark, cancelled=True)
+        elif written:
+            bench.journal.done(mark, _note(report))
             if command.name == "collect":
                 self._remember_statistics()
         elif command.name == "load" and bench.loaded is not None:
@@ -244,10 +261,18 @@ class Engine:
             # Only a crash would need them: the calibration itself has succeeded.
             log.warning("statistics are not kept: %s", problem)
 
-    def _nested(self, line: str, parent: Context) -> JobEnded:
-        """Run a line inside the running job, on the worker thread (replays and recipes)."""
+    def _nested(self, line: str, parent: Context, due: list[During] | None = None) -> JobEnded:
+        """Run a line inside the running job, on the worker thread (replays and recipes).
+
+        due: what runs between its tokens; what has run is taken out.
+        """
         parsed = registry.parse(line)
-        return self._worker.nested(line, lambda ctx: self._perform(parsed, line, ctx), parent)
+
+        def work(ctx: Context) -> Report:
+            inside = Interleaved(ctx, due, lambda one: self._nested(one, ctx)) if due else ctx
+            return self._perform(parsed, line, inside)
+
+        return self._worker.nested(line, work, parent)
 
     def _refresh(self) -> str:
         """Renew `view` before each `JobEnded`, so that listeners see the state after the job."""
@@ -257,6 +282,8 @@ class Engine:
         return self._view.state
 
     def _emit(self, event: Event) -> None:
+        if isinstance(event, Token):
+            self._tokens += 1
         for listener in self._listeners:
             try:
                 listener(event)
@@ -266,12 +293,10 @@ class Engine:
 
 
 def _note(report: Report) -> str:
-    """A comment for the session file where a replay may differ: after a cancelled command."""
+    """A comment for the session file where a replay may differ: after a cancelled calibration."""
     if isinstance(report, CollectReport) and report.cancelled:
         return (
             f"cancelled after {report.samples} of {report.samples_planned} samples: a replay "
             "collects them all, so that later states may differ"
         )
-    if isinstance(report, ChatReport) and report.finish_reason == "cancelled":
-        return "cancelled before the answer was complete"
     return ""

@@ -20,6 +20,7 @@ from typing import Any
 import click
 
 from commands.registry import COMMANDS
+from commands.table.to_disk import NAMES as STRAIGHT
 
 OUTPUT = "{output}"
 """Stands for the value of --output in the lines of a row."""
@@ -248,6 +249,8 @@ def _click(row: OneShot, name: str) -> click.Command:
             )
             continue
         assert isinstance(param, click.Option)
+        if saves and param.name in STRAIGHT:
+            continue  # --output says where
         if param.opts[-1] not in row.fixed:
             params.append(_option(param, row, names))
     if row.output:

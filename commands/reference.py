@@ -29,6 +29,7 @@ ELSEWHERE = {
     "record": "record s.mlxfun",
     "replay": f"replay {WALK.as_posix()}",
     "recipe": "recipe tests/small.recipe",
+    "compress": "compress --to-bytes 5MB",
     "resume": "resume",
     "quit": "quit",
 }

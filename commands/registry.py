@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 import click
@@ -60,7 +60,8 @@ SYNONYMS = {
     "dossier": "inspect",
     "prune": "pruning remove shrink reap",
     "merge": "ream average",
-    "narrow": "width neurons slim compress",
+    "narrow": "width neurons slim",
+    "compress": "smaller fit budget",
     "abliterate": "ablate",
     "amplify": "boost",
     "steer": "force mute",
@@ -69,6 +70,7 @@ SYNONYMS = {
     "flip": "switch toggle swap",
     "evaluate": "measure score perplexity ppl benchmark bench",
     "chat": "ask talk say generate",
+    "tokens": "tokenize tokenise length",
     "undo": "revert rollback back",
     "redo": "forward",
     "goto": "checkout jump",
@@ -164,8 +166,11 @@ def _parse(tokens: list[str]) -> Parsed:
 
 
 def meant(line: str) -> Command:
-    """The command that `line` means. Raises UsageError if it is no valid line."""
-    return parse(line).command
+    """The command that `line` means; an edit that goes straight to disk leaves the session as it
+    is. Raises UsageError if it is no valid line."""
+    found = parse(line)
+    straight = found.params.get("to") is not None
+    return replace(found.command, read_only=True) if straight else found.command
 
 
 def command_of(line: str) -> str:

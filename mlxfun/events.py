@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 Side = Literal["base", "candidate"]
 """The two sides while a plan is staged: the committed weights, and those with the plan."""
 
-NoticeLevel = Literal["info", "warning"]
-"""How much a notice matters."""
+NoticeLevel = Literal["info", "warning", "offer"]
+"""How much a notice matters. An offer stands until it is taken or declined."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +89,11 @@ class Token(Event):
 
 @dataclass(frozen=True, slots=True)
 class Notice(Event):
-    """A sentence worth showing although nothing failed."""
+    """A sentence worth showing although nothing failed. line: the command line that takes an offer."""
 
     level: NoticeLevel
     text: str
+    line: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from commands.registry import Row
@@ -63,6 +64,8 @@ COMMANDS: tuple[tuple[str, str, str, str, str], ...] = (
     ("goto", "history", "Go to any state.", "goto NODE", "model"),
     ("history", "history", "Show the tree of states.", "history", "model"),
     ("save", "model", "Write the model.", "save PATH [OPTIONS]", "model"),
+    ("tokens", "chat", "Count tokens.", "tokens TEXT", "model"),
+    ("resume", "shell", "Bring a session back.", "resume [PATH]", ""),
     *SELECTION,
     ("help", "shell", "Explain a command.", "help [COMMAND]", ""),
     ("quit", "shell", "Leave the shell.", "quit", ""),
@@ -93,6 +96,7 @@ class FakeEngine(FakeSession, FakeSelection):
         self._cancel = False
         self._asked: list[str] = []
         self._view = SessionView()
+        self.left: Notice | None = None
 
     # The engine's interface -------------------------------------------------------------------
     @property
@@ -102,6 +106,14 @@ class FakeEngine(FakeSession, FakeSelection):
     @property
     def queue(self) -> tuple[str, ...]:
         return tuple(line for _, line in self._waiting)
+
+    @property
+    def recording(self) -> Path | None:
+        return None
+
+    def offer(self) -> None:
+        if self.left is not None:
+            self._emit(self.left)
 
     def subscribe(self, listener: Callable[[Event], None]) -> None:
         self._listeners.append(listener)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from commands import registry
-from mlxfun.calibration.reports import DiffReport, WhyReport
+from mlxfun.calibration.reports import DiffReport, StatsReport, WhyReport
 from mlxfun.editing.reports import PlanReport
 from mlxfun.evaluation.reports import ProbeReport
 from mlxfun.events import Event, Progress, Token
@@ -157,14 +157,19 @@ class FakeSelection:
         answers = [
             Answer(side, label, "".join(some), some, tuple(ids[p] for p in some), "stop")
             for side, label, some in (
-                ("base", "committed model", left),
-                ("candidate", "staged plan", right),
+                ("base", "current", left),
+                ("candidate", "candidate", right),
             )
         ]
         kl = (0.01, 0.02, 0.9, 0.1, 1.6, 0.05)
         yield ABReport(args[-1], answers[0], answers[1], 2, kl, 0)
 
     def _do_stats(self, job: int, args: list[str]) -> Iterator[Event | Report]:
+        if args[0] == "save":
+            yield StatsReport(
+                "save", (0,), 16, 32, 3840, 1.0, False, "a1b2c3d4", False, args[1], (), ()
+            )
+            return
         if args[0] != "diff":
             yield TextReport(f"stats {args[0]} done")
             return

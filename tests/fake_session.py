@@ -17,7 +17,7 @@ from mlxfun.events import (
     RoutingFrame,
     Token,
 )
-from mlxfun.generation.reports import ChatReport
+from mlxfun.generation.reports import ChatReport, TokensReport
 from mlxfun.report import Report, TextReport
 from mlxfun.session.reports import HeatView, InfoReport, SessionView
 from tests.fake_selection import EXPERT_BYTES, MIB
@@ -186,6 +186,10 @@ class FakeSession:
         prompt = taken[0] if args[-2:-1] == ["--back"] else args[-1]
         self._asked.append(prompt)
         yield ChatReport(prompt, text, self._view.live, 12, 0, 7, 35.0, "stop")
+
+    def _do_tokens(self, job: int, args: list[str]) -> Iterator[Event | Report]:
+        count = len(args[-1].split())
+        yield TokensReport(count, 0, count + 5, 512)
 
     def _do_why(self, job: int, args: list[str]) -> Iterator[Event | Report]:
         layer, expert = (int(part) for part in args[0].split(":"))

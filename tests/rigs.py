@@ -31,6 +31,12 @@ class Rig:
     def stored(self, path: str) -> mx.Dtype:
         return self.resident.tree.get(path).dtype
 
+    def hold(self, layer: Any) -> Any:
+        return layer
+
+    def trial(self, delta: Any) -> Any:
+        return self.resident.trial(delta)
+
     def logits(self, tokens: list[list[int]]) -> mx.array:
         out = self.model(mx.array(tokens))
         mx.eval(out)

@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from rich.console import RenderableType
 from rich.text import Text
-from textual import on
+from textual import constants, on
 from textual.binding import Binding, BindingType
 from textual.filter import LineFilter
 
@@ -46,6 +46,7 @@ from tui.messages import (
     LineEntered,
     MessageRaised,
     PanelChosen,
+    TextPasted,
 )
 from tui.notification import notification
 from tui.palette import Commands, Item
@@ -53,9 +54,10 @@ from tui.ports import Engine
 from tui.screen import MainScreen
 from tui.screen_filter import VisibleText
 from tui.state.app_state import AppState
+from tui.state.chat_turns import quoted
 from tui.state.reducer import reduce
+from tui.widgets.dialogs.help import HelpScreen
 from tui.widgets.experts.expert_profile import dossier_page
-from tui.widgets.help import HelpScreen
 
 FRAMES_PER_SECOND = 12
 REMOTE_FRAMES_PER_SECOND = 4
@@ -67,6 +69,21 @@ VISIBLE = VisibleText()
 def plain_report(report: Report) -> RenderableType:
     """A report as its one sentence, without markup."""
     return Text(report.summary())
+
+
+IN_BAND_OFF = "\x1b[?2048l\x1b[?1016l"
+"""Turns off resize reports in the input, and mouse positions in pixels."""
+
+
+def without_pixels() -> None:
+    """Keep the mouse in cells, unless the user asks for smooth scrolling.
+
+    Where a terminal reports its size in the input, Textual takes all mouse positions for pixels
+    from the first resize on. Terminals and multiplexers that send cells all the same, or a size of
+    0 x 0 pixels, have no mouse from then on. Nothing here scrolls by parts of a cell.
+    """
+    if "TEXTUAL_SMOOTH_SCROLL" not in os.environ:
+        vars(constants)["SMOOTH_SCROLL"] = False
 
 
 class ShellApp(NavigationKeys, ExpertKeys, ChatKeys):
@@ -125,6 +142,7 @@ class ShellApp(NavigationKeys, ExpertKeys, ChatKeys):
         self._asked: dict[int, PanelName] = {}
         self._typed = 0
         self._opened = 0
+        self._counting = 0
 
     # Life -------------------------------------------------------------------------------------
     def get_default_screen(self) -> MainScreen:
@@ -134,12 +152,21 @@ class ShellApp(NavigationKeys, ExpertKeys, ChatKeys):
         return [*super().get_line_filters(), VISIBLE]
 
     def on_mount(self) -> None:
-        self.state = replace(self.state, rows=tuple(self.engine.rows()), view=self.engine.view())
+        self.state = replace(
+            self.state,
+            rows=tuple(self.engine.rows()),
+            view=self.engine.view(),
+            recording=str(self.engine.recording or ""),
+        )
         self.engine.subscribe(self._events.push)
+        if self._driver is not None and not constants.SMOOTH_SCROLL:
+            # Another program may have left it on.
+            self._driver.write(IN_BAND_OFF)
         self.call_after_refresh(self._started)
 
     def _started(self) -> None:
         self._show()
+        self.engine.offer()
         # Only now that something is drawn: loading imports MLX, which takes a while.
         for line in self._startup_lines:
             self.engine.run(line)
@@ -191,9 +218,10 @@ class ShellApp(NavigationKeys, ExpertKeys, ChatKeys):
             self._show_outcome(event, panel, asked_from)
         if event.report is not None and event.report.kind == "quit":
             self.leave()
-        if event.usage and event.job == self._typed and not self.main.command.input.value:
-            # A mistyped line is offered for correction.
-            self.main.command.give_back(event.line)
+        failed = event.error is not None and not event.cancelled
+        if failed and event.job == self._typed and not self.main.command.input.value:
+            # A line that was mistyped or refused is offered for correction.
+            self.main.command.give_back(event.line, focus=event.usage)
         if event.seconds >= LONG_JOB and not event.cancelled:
             self._notify(event)
 
@@ -242,6 +270,11 @@ class ShellApp(NavigationKeys, ExpertKeys, ChatKeys):
         self.state = replace(self.state, talk=replace(self.state.talk, revise=0))
         self._run(line)
 
+    @on(TextPasted)
+    def _text_pasted(self, message: TextPasted) -> None:
+        words = ["tokens", *chat_actions.options(self.state.talk), quoted(message.text)]
+        self._counting = self.engine.run(" ".join(words))
+
     @on(CellClicked)
     def _cell_clicked(self, message: CellClicked) -> None:
         self._change(actions.point(self.state, message.position, message.expert))
@@ -277,6 +310,9 @@ class ShellApp(NavigationKeys, ExpertKeys, ChatKeys):
 
     # Keys -------------------------------------------------------------------------------------
     def _use(self, key: Key) -> None:
+        if key.id == "undo" and expert_selection.undoable(self.state):
+            self._pick("undo")
+            return
         reason = hints.why_not(self.state, key)
         if reason:
             self._say("warning", f"{key.label}: {reason}")
@@ -326,6 +362,7 @@ def run(
     remote = "SSH_CONNECTION" in os.environ
     rate = REMOTE_FRAMES_PER_SECOND if remote else FRAMES_PER_SECOND
     check_config(config)
+    without_pixels()
     app = ShellApp(
         engine,
         startup_lines=startup_lines,

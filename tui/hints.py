@@ -7,36 +7,42 @@ from typing import Literal
 
 from rich.cells import cell_len
 
-from commands.conditions import comparable, edited
+from commands.conditions import comparable, edited, steering_in_force
 from mlxfun.steering.reports import SteerReport
 from mlxfun.steering.wish import cells_of
-from tui.input import expert_selection
+from mlxfun.text import counted
+from tui.input import chat_actions, expert_selection
 from tui.keys.keymap import BY_ID, Key, Place, command_of, keys_for
 from tui.state.app_state import AppState
 from tui.state.steering import full_line
+from tui.text import shortened
 
+UNDO_ROOM = 18
+"""Columns of the key bar for what undo would take back."""
 TOLERABLE_RATIO = 1.25
 """Perplexity over the checkpoint's above which the next step is to discard, not to apply."""
 # What to do next, by the id of the key for it.
 STEPS = {
     "collect": "Press {collect} to calibrate: watch which experts work.",
-    "prune": "Press {prune} to stage a prune, or pick experts with {pick}; nothing is lost until "
-    "you apply, and undo takes it back.",
-    "pick_even": "The layers lose different numbers: {pick_even} evens it out by score, {pick} "
-    "picks on.",
-    "preview": "A plan is staged: {preview} measures it, {chat} talks to it, {flip} swaps base and "
-    "candidate.",
-    "discard": "That costs a lot of quality: {discard} discards, {prune} stages a smaller prune, "
-    "{apply} applies all the same.",
-    "apply": "Measured. Press {apply} to apply, {discard} to discard, {flip} to compare base and "
-    "candidate.",
+    "prune": "Press {prune} to stage a prune, or select experts with {pick}. Staging changes no "
+    "weights, and applying can be undone.",
+    "pick_even": "The layers lose different numbers of experts: {pick_even} evens them out by "
+    "score, {pick} continues the selection.",
+    "preview": "A plan is staged: {preview} measures it, {chat} chats with the candidate, {flip} "
+    "switches between current and candidate.",
+    "discard": "The loss is large: {discard} discards, {prune} stages a smaller prune, {apply} "
+    "applies anyway.",
+    "apply": "Measured. Press {apply} to apply, {discard} to discard, {flip} to switch between "
+    "current and candidate.",
     "save": "Applied. {undo} undoes, {save} saves the model, {chat} chats with it.",
+    "stale": "The statistics were measured on other weights: {collect} calibrates again.",
     "chat": "A dense model: {chat} chats with it, {evaluate} evaluates it, and abliterate edits it.",
 }
 SteerWay = Literal["up", "down", "off"]
 MEASURING = ("preview", "evaluate")
 DENSE = "the model has no experts"
-DENSE_DISCARD = "That costs a lot of quality: {discard} discards, {apply} applies all the same."
+DENSE_DISCARD = "The loss is large: {discard} discards, {apply} applies anyway."
+STALE = "the statistics were measured on other weights: {collect} calibrates again"
 
 
 def dense(state: AppState) -> bool:
@@ -114,6 +120,8 @@ def compared_with(state: AppState, node: int | None) -> int:
 
 def why_not(state: AppState, key: Key) -> str:
     """Why `key` does nothing now, "" if it does something."""
+    if key.id == "undo" and expert_selection.undoable(state):
+        return ""
     reason = _compare_reason(state, key) or _edit_reason(state, key)
     name = command_of(key)
     if reason or name is None:
@@ -125,7 +133,13 @@ def why_not(state: AppState, key: Key) -> str:
 
 
 def _compare_reason(state: AppState, key: Key) -> str:
-    """Why there is nothing to compare, for keys that compare."""
+    """Why there is nothing to compare or to take, for keys that do."""
+    if key.id in ("token_left", "token_right") and not chat_actions.places(state):
+        return "no answer yet whose tokens are known"
+    if key.id in ("take", "decline") and not state.offers:
+        return "nothing is offered"
+    if key.id == "take" and not state.offers[-1].line:
+        return state.offers[-1].text
     if key.id == "both" and not state.talk.both:
         return comparable(state.view) or ""
     if key.id == "compare" and len(state.view.history.nodes if state.view.history else ()) < 2:
@@ -144,23 +158,59 @@ def _edit_reason(state: AppState, key: Key) -> str:
     if dense(state) and (picks or (key.works_in("experts") and key.kind != "run")):
         return DENSE
     if key.target.startswith("mix ") and key.id != "mix" and not state.mixer:
-        return state.names.say("the mixer is empty: {mix} in the map brings an expert here")
+        return state.names.say("the mixer is empty: {mix} in the map adds an expert")
     if picks:
         return expert_selection.why_not(state)
     if key.id == "apply" and uneven(state):
-        return f"{uneven(state)}: {state.names.say('press {pick_even} to even it out by score')}"
+        return f"{uneven(state)}: {state.names.say('press {pick_even} to even them out by score')}"
     measured = state.view.heat is not None and bool(state.view.heat.metrics)
+    if key.id == "prune" and measured and stale(state):
+        return state.names.say(STALE)
     if key.id in ("prune", "why") and loaded and not measured and not dense(state):
         return state.names.say(expert_selection.UNMEASURED)
     return ""
 
 
-def unsaved(state: AppState) -> str:
-    """What would be lost by leaving now, "" if nothing."""
-    if state.view.plan is not None:
-        return "a plan is staged and not applied"
-    lost = edited(state.view) and state.view.state not in state.saved
-    return "the edits are not saved" if lost else ""
+def stale(state: AppState) -> bool:
+    """Whether the statistics in hand were measured on other weights than the current ones."""
+    return state.view.heat is not None and state.view.heat.stale
+
+
+def unsaved(state: AppState) -> tuple[str, ...]:
+    """What would be lost by leaving now, a sentence each; () if nothing."""
+    view, lost = state.view, []
+    if view.plan is not None:
+        lost.append(f"A plan is staged and not applied: {view.plan.summary()}")
+    if edited(view) and view.state not in state.saved:
+        lost.append("The edits of the current model are not saved.")
+    lost += _unsaved_branches(state)
+    if steering_in_force(view):
+        lost.append(
+            "Steering is in force; a saved model does not have it (bake makes it permanent)."
+        )
+    if state.unkept and view.heat is not None and view.heat.samples:
+        samples = counted(view.heat.samples, "sample", "samples")
+        lost.append(f"The routing statistics ({samples}) are in no file: stats save FILE.npz")
+    if lost and state.recording:
+        lost.append(f"The session is recorded to {state.recording}, which can be replayed.")
+    return tuple(lost)
+
+
+def _unsaved_branches(state: AppState) -> list[str]:
+    """The ends of branches of the history that the model is not on and that were never saved."""
+    history = state.view.history
+    if history is None:
+        return []
+    nodes = {node.id: node for node in history.nodes}
+    here: set[int] = set()
+    at: int | None = history.current
+    while at is not None and at in nodes:
+        here.add(at)
+        at = nodes[at].parent
+    parents = {node.parent for node in history.nodes}
+    known = state.saved | {history.nodes[0].state, state.view.state}
+    ends = [n for n in history.nodes if n.id not in parents | here and n.state not in known]
+    return [f"State {n.id} of the history is not saved: {n.label or n.command}" for n in ends]
 
 
 def uneven(state: AppState) -> str:
@@ -183,8 +233,10 @@ def next_key(state: AppState) -> str:
         if view.scores is None:
             return "preview" if state.draft is None else ""
         return "apply" if view.scores.ratio <= TOLERABLE_RATIO else "discard"
-    if edited(state.view):
+    if edited(state.view) and state.view.state not in state.saved:
         return "save"
+    if stale(state):
+        return "collect"
     return "chat" if dense(state) else "prune"
 
 
@@ -198,6 +250,8 @@ def next_step(state: AppState) -> str:
     leading = next_key(state)
     if leading == "discard" and dense(state):
         return state.names.say(DENSE_DISCARD)
+    if leading == "collect" and stale(state):
+        leading = "stale"
     return state.names.say(STEPS.get(leading, ""))
 
 
@@ -274,7 +328,19 @@ def _panel_hints(state: AppState, panel: Place, leading: str) -> list[Hint]:
 
 def _hint(state: AppState, key: Key, leading: str) -> Hint:
     applies = not why_not(state, key)
-    return Hint(state.names[key.id], key.label, key.id, applies, key.id == leading)
+    label = key.label
+    if key.id == "undo" and applies:
+        label = f"undo {shortened(undoes(state), UNDO_ROOM)}"
+    return Hint(state.names[key.id], label, key.id, applies, key.id == leading)
+
+
+def undoes(state: AppState) -> str:
+    """What undo would take back: the selection's last change, or the command of the last step."""
+    if expert_selection.undoable(state):
+        return "selection"
+    history = state.view.history
+    node = next((n for n in history.nodes if n.id == history.current), None) if history else None
+    return node.command if node is not None and node.parent is not None else ""
 
 
 def _main_keys(state: AppState) -> tuple[str, ...]:

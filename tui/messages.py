@@ -44,6 +44,14 @@ class ChatEntered(Message):
         self.text = text
 
 
+class TextPasted(Message):
+    """A long text was pasted into the chat field. text: all that is in the field now."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text = text
+
+
 class MessageRaised(Message):
     """A widget has a message for the echo line. level: as in the log."""
 

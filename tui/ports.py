@@ -6,6 +6,7 @@ The screen imports no engine: it is handed one. These protocols are the whole of
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from mlxfun.events import Event
@@ -50,6 +51,13 @@ class Engine(Protocol):
     @property
     def queue(self) -> tuple[str, ...]:
         """The command lines that wait."""
+
+    @property
+    def recording(self) -> Path | None:
+        """The file that is recorded to, if any."""
+
+    def offer(self) -> None:
+        """Emit the offer of a session that was cut short, if there is one."""
 
     def subscribe(self, listener: Callable[[Event], None]) -> None:
         """Call `listener` with every event, on the thread that makes it."""

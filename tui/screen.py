@@ -11,7 +11,7 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Container, Vertical
 from textual.screen import Screen
-from textual.widgets import Input
+from textual.widgets import Input, TextArea
 
 from mlxfun.report import Report
 from tui import hints
@@ -19,6 +19,7 @@ from tui.keys.keymap import BY_ID, PanelName, Place, bindings
 from tui.layout import Arrangement, Mode, arrange
 from tui.messages import PanelChosen
 from tui.state.app_state import AppState
+from tui.widgets.banner import Banner
 from tui.widgets.command_line import CommandLine, Completer
 from tui.widgets.conversation.chat import ChatPanel
 from tui.widgets.conversation.transcript import Transcript
@@ -55,6 +56,9 @@ class MainScreen(Screen[None]):
     .-split #body, .-single #body { layout: vertical; }
     .-split #left, .-single #left { width: 1fr; }
     .-split #right, .-single #right { width: 1fr; }
+    .-split #left { height: 3fr; }
+    .-split #right { height: 2fr; }
+    .-strip-only #right { height: 1fr; }
     .-strip-only #left { height: 1; }
     .-single TabStrip { dock: top; }
     .-wide #plan, .-wide #mixer { height: 5fr; }
@@ -76,6 +80,7 @@ class MainScreen(Screen[None]):
         self._arrangement: Arrangement | None = None
 
     def compose(self) -> ComposeResult:
+        yield Banner()
         with Container(id="body"):
             with Vertical(id="left"):
                 yield ExpertsPanel()
@@ -96,6 +101,7 @@ class MainScreen(Screen[None]):
         self._state = state
         with self.app.batch_update():
             self._arrange()
+            self.query_one(Banner).show(state)
             self.query_one(ExpertsPanel).show(state)
             self.query_one(ChatPanel).show(state)
             self.query_one(PlanPanel).show(state)
@@ -187,7 +193,7 @@ class MainScreen(Screen[None]):
     @property
     def in_field(self) -> bool:
         """Whether a text field has the focus."""
-        return isinstance(self.focused, Input)
+        return isinstance(self.focused, Input | TextArea)
 
     def leave_field(self) -> None:
         """Move the focus from a text field to a panel."""

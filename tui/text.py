@@ -5,7 +5,11 @@ from __future__ import annotations
 from rich.text import Text
 
 from mlxfun.editing.reports import HistoryNode, HistoryReport
+from mlxfun.events import Side
 from mlxfun.text import readable_bytes, visible
+
+SHOWN_SIDES: dict[Side, str] = {"base": "current", "candidate": "candidate"}
+"""What the two sides are called on the screen."""
 
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 

@@ -72,7 +72,11 @@ _ALL = (
         "Perplexity, KL and top-1 agreement; A/B divergence",
         ("evaluate", "preview", "probe", "compare", "ab"),
     ),
-    Guide("recipes", "Files that try variants of an edit and keep the best", ("recipe",)),
+    Guide(
+        "recipes",
+        "Trying ways of making a model smaller: compress, recipe files",
+        ("compress", "recipe"),
+    ),
     Guide(
         "sessions",
         "Recording and replaying sessions; recovery after a crash",

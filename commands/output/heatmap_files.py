@@ -140,7 +140,7 @@ def _said(heat: HeatView, row: int, expert: int) -> str:
 def _masks(heat: HeatView) -> tuple[tuple[str, Array], ...]:
     return (
         ("pruned", ~heat.alive),
-        ("staged to go", heat.condemned),
+        ("to be pruned", heat.condemned),
         ("always selected", heat.activated),
         ("never selected", heat.deactivated),
         ("protected", heat.protected),
@@ -150,7 +150,7 @@ def _masks(heat: HeatView) -> tuple[tuple[str, Array], ...]:
 def _legend(drawn: Picture) -> tuple[str, str]:
     return (
         f"{drawn.metric} of {drawn.heat.samples} samples, {drawn.heat.tokens:,} tokens, each layer "
-        "by its largest. Red cross: staged to go.",
+        "by its largest. Red cross: to be pruned.",
         "Frames: green always selected, magenta never, blue protected. Pale: pruned.",
     )
 

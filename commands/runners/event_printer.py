@@ -79,7 +79,8 @@ class EventPrinter:
                 self._progress.show(event)
             case Notice():
                 self._progress.end()
-                self.say(f"{event.level}: {event.text}")
+                way = f": type {event.line}" if event.line else ""
+                self.say(f"{event.level}: {event.text}{way}")
             case JobStarted() if not self.as_json and not (self.stream and event.job == followed):
                 self.heading(event.line)
             case Token() if self.stream and event.job not in self._interleaved:

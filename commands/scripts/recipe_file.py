@@ -44,6 +44,7 @@ class Recipe:
 
     before, after: the ordinary commands ahead of and behind the variants; `before` has the file's
     header. variants: for each the command lines that make it. judge: the preview that measures it.
+    applies: the best is applied, and not only staged.
     """
 
     path: Path
@@ -52,6 +53,7 @@ class Recipe:
     target: Target
     judge: str
     variants: tuple[tuple[str, ...], ...]
+    applies: bool = True
 
 
 def expand(line: str, most: int = MOST_VARIANTS) -> list[str]:

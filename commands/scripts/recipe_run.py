@@ -66,8 +66,12 @@ class RecipeRun:
         if kept is None:
             where = f"; see {files[0]}"
             raise RecipeError(shortfall(variants, self.recipe.target) + where)
-        for step in self.recipe.variants[kept]:
+        *first, last = self.recipe.variants[kept]
+        for step in first:
             self._run_or_stop(step)
+            self._run_or_stop("apply")
+        self._run_or_stop(last)
+        if self.recipe.applies:
             self._run_or_stop("apply")
         self.ctx.emit(Notice("info", f"kept {variants[kept].line}"))
         self._script(self.recipe.after)

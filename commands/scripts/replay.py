@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from commands.workbench.files import Files
+from commands.workbench.interleave import During
 from commands.workbench.session_file import Entry, Mark, Script, read_script
 from commands.workbench.wiring import Declared
 from commands.workbench.workbench import Workbench
@@ -106,6 +107,7 @@ class ScriptRun:
         self.compared = 0
         self.expectations = 0
         self.failures: list[str] = []
+        self._met: set[int] = set()  # entries that ran in the middle of the answer before them
 
     def run(self, ctx: Context) -> ReplayReport:
         """Run all entries in order."""
@@ -125,6 +127,7 @@ class ScriptRun:
             ctx.check()
             if self.commands[position].name == "quit":
                 break
+            self.tell(position, ctx)
             self.step(position, entry, ctx)
             done += 1
         report = ReplayReport(
@@ -140,6 +143,11 @@ class ScriptRun:
                 f"{len(self.failures)} of {done} commands failed, the first at {self.failures[0]}"
             )
         return report
+
+    def tell(self, position: int, ctx: Context) -> None:
+        """Report which command runs now."""
+        # Without a total: commands take a second or an hour, so a share of them says nothing.
+        ctx.progress(f"command {position + 1} of {len(self.script.entries)}", 0)
 
     def prepare(self, ctx: Context) -> None:
         """Set seed and model as in the header. Raises StateError or ReplayError if impossible."""
@@ -198,7 +206,12 @@ class ScriptRun:
 
     def step(self, position: int, entry: Entry, ctx: Context) -> None:
         """Run one entry and compare its state. Raises ReplayError unless `keep_going`."""
-        ended = self._nested(entry.line, ctx)
+        if position in self._met:
+            self._compare(entry)
+            return
+        if entry.during is not None and position:
+            ctx.emit(Notice("warning", self._too_short(entry)))
+        ended = self._with_interludes(position, entry, ctx)
         following = self.script.entries[position + 1 : position + 2]
         tolerated = any(expects_error(e.line) for e in following)
         if ended.error is not None and not tolerated:
@@ -209,6 +222,25 @@ class ScriptRun:
         elif self.commands[position].name == "expect":
             self.expectations += 1
         self._compare(entry)
+
+    def _with_interludes(self, position: int, entry: Entry, ctx: Context) -> JobEnded:
+        """Run one entry, and in the middle of it those that were recorded there."""
+        due = []
+        for later in self.script.entries[position + 1 :]:
+            if later.during is None:
+                break
+            due.append(During(later.during, later.line))
+        count = len(due)
+        ended = self._nested(entry.line, ctx, due)
+        self._met.update(range(position + 1, position + 1 + count - len(due)))
+        return ended
+
+    def _too_short(self, entry: Entry) -> str:
+        """Why a line runs behind the answer in the middle of which it was recorded."""
+        return (
+            f"{self.script.where(entry)}: {cut(entry.line)}: the answer before it ended before its "
+            f"token {entry.during}, where this ran; it runs behind it"
+        )
 
     def _compare(self, entry: Entry) -> None:
         if entry.mark is None:
@@ -225,8 +257,8 @@ class ScriptRun:
             )
         self.compared += 1
 
-    def _nested(self, line: str, ctx: Context) -> JobEnded:
-        ended = self.bench.wiring.nested(line, ctx)
+    def _nested(self, line: str, ctx: Context, due: list[During] | None = None) -> JobEnded:
+        ended = self.bench.wiring.nested(line, ctx, due)
         if ended.cancelled:
             raise Cancelled(f"cancelled at {shown(line)}")
         return ended

@@ -19,7 +19,7 @@ from typing import ClassVar
 
 from commands.scripts.replay import ReplayError, ScriptRun, checked_script
 from commands.workbench.journal import Journal
-from commands.workbench.session_file import EmptyScript, Entry, read_script
+from commands.workbench.session_file import EmptyScript, Entry, Mark, read_script
 from commands.workbench.workbench import Workbench
 from mlxfun.context import Context
 from mlxfun.errors import StateError, UsageError
@@ -35,22 +35,45 @@ SHOWN = 5  # names of kept sessions in a message
 class ResumeReport(Report):
     """A resumed session.
 
-    commands: how many ran again. passed: how many were skipped, since they only wrote files. cut: the
-    command that was running when the session was killed, and is not repeated.
+    commands: how many ran again. passed: how many were skipped, since they leave the session as it
+    is; skipped: their names, each once. cut: the command that was running when the session was
+    killed, and is not repeated.
     """
 
     kind: ClassVar[str] = "resume"
     commands: int
     passed: int
     cut: str | None
+    skipped: tuple[str, ...] = ()
 
     def summary(self) -> str:
-        text = f"the session is back: {counted(self.commands, 'command', 'commands')}"
+        ran = counted(self.commands, "command was", "commands were")
+        text = f"the session is back: {ran} run again"
         if self.passed:
-            text += f", {self.passed} that only wrote files left out"
+            text += f"; not repeated, since they do not change the session: {self._skipped}"
         if self.cut:
-            text += f'; "{cut(self.cut)}" was cut short and has not been run again'
+            text += f'; "{cut(self.cut)}" was running when the session ended, and was not repeated'
         return text
+
+    @property
+    def _skipped(self) -> str:
+        names = ", ".join(self.skipped[:SHOWN])
+        more = ", ..." if len(self.skipped) > SHOWN else ""
+        return f"{counted(self.passed, 'command', 'commands')} ({names}{more})"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A session that was cut short. name: what `resume --drop` calls it; date: "30 Nov 14:02".
+
+    directory: where it ran, None if it ran here, so that it can be resumed here.
+    """
+
+    name: str
+    date: str
+    model: str
+    commands: int
+    directory: str | None
 
 
 def default_folder() -> Path:
@@ -99,27 +122,27 @@ def forget(bench: Workbench, name: str | None) -> Path:
     else:
         folder = bench.sessions
         known = {path.stem: path for path in left(folder)} if folder is not None else {}
-        found = known.get(name.removesuffix(SUFFIX))
-        if found is None:
+        path_of = known.get(name.removesuffix(SUFFIX))
+        if path_of is None:
             names = ", ".join(list(known)[:SHOWN]) or "none"
             raise StateError(
                 f"resume --drop: no kept session is called {shown(name)}; it takes the name of a "
                 f"session that was cut short: {names}"
             )
-        path = found
+        path = path_of
     drop(path)
     return path
 
 
 def left(folder: Path) -> list[Path]:
     """Kept sessions in `folder` that no process runs, the newest first, readable or not."""
-    found = sorted(folder.glob(f"*{SUFFIX}"), reverse=True)
-    return [path for path in found if path.is_file() and not _in_use(path)]
+    there = sorted(folder.glob(f"*{SUFFIX}"), reverse=True)
+    return [path for path in there if path.is_file() and not _in_use(path)]
 
 
 def cut_short(folder: Path) -> list[Path]:
     """The sessions of `left` that can be resumed; those killed before a command are removed."""
-    found = []
+    some = []
     for path in left(folder):
         try:
             read_script(path, kept=True)
@@ -128,8 +151,8 @@ def cut_short(folder: Path) -> list[Path]:
         except UsageError:
             continue  # damaged, or of a newer version: not ours to remove
         else:
-            found.append(path)
-    return found
+            some.append(path)
+    return some
 
 
 def _in_use(path: Path) -> bool:
@@ -141,20 +164,42 @@ def _in_use(path: Path) -> bool:
     return False
 
 
-def offer(bench: Workbench, ctx: Context) -> None:
-    """Emit a notice, once, of the newest session that was cut short."""
+def found(bench: Workbench) -> Found | None:
+    """The session to offer: the newest that was cut short, first of those that ran here.
+
+    Given once; None from then on, and where sessions are not kept.
+    """
     offering, bench.offer_resume = bench.offer_resume, False
-    folder = bench.sessions
-    for path in cut_short(folder)[:1] if offering and folder is not None else ():
-        script = read_script(path, kept=True)
-        ctx.emit(
-            Notice(
-                "warning",
-                f"a session of {path.stem[:15]} on {script.header.get('model', 'no model')} was "
-                f"cut short after {len(script.entries)} commands: type resume to bring it back, or "
-                "resume --drop to forget it",
-            )
+    if not offering or bench.sessions is None:
+        return None
+    some = [_described(path) for path in cut_short(bench.sessions)]
+    return next((one for one in some if one.directory is None), some[0] if some else None)
+
+
+def _described(path: Path) -> Found:
+    script = read_script(path, kept=True)
+    try:
+        date = time.strftime("%d %b %H:%M", time.strptime(path.stem[:15], "%Y%m%d-%H%M%S"))
+    except ValueError:
+        date = path.stem  # renamed by hand
+    where = script.header.get("directory")
+    elsewhere = where if where is not None and Path(where) != Path.cwd() else None
+    model = script.header.get("model", "no model")
+    return Found(path.stem, date, model, len(script.entries), elsewhere)
+
+
+def offer(bench: Workbench) -> Notice | None:
+    """The offer of the session that can be resumed, once; None if there is none."""
+    session = found(bench)
+    if session is None:
+        return None
+    commands = counted(session.commands, "command", "commands")
+    text = f"a session of {session.date} on {session.model} was cut short after {commands}"
+    if session.directory is not None:
+        return Notice(
+            "offer", f"{text}: start mlxfun-shell --resume in {session.directory} to resume it"
         )
+    return Notice("offer", f"{text} (`resume --drop` deletes it)", "resume")
 
 
 def resume(bench: Workbench, path: Path | None, ctx: Context) -> ResumeReport:
@@ -175,11 +220,14 @@ def resume(bench: Workbench, path: Path | None, ctx: Context) -> ResumeReport:
 
 
 def newest(folder: Path | None) -> Path:
-    """The newest session that was cut short. Raises StateError if there is none."""
-    found = cut_short(folder) if folder is not None else []
-    if not found:
+    """The newest session that was cut short, first of those that ran here.
+
+    Raises StateError if there is none.
+    """
+    some = cut_short(folder) if folder is not None else []
+    if not some:
         raise StateError("no session was cut short: there is nothing to resume")
-    return found[0]
+    return next((path for path in some if _described(path).directory is None), some[0])
 
 
 class _ResumeRun(ScriptRun):
@@ -191,14 +239,27 @@ class _ResumeRun(ScriptRun):
         if entries[-1].mark is None and "model" in self.script.header:
             entries, cut = entries[:-1], entries[-1].line
         self.prepare(ctx)
-        skipped = 0
+        skipped = []
         for position, entry in enumerate(entries):
             ctx.check()
+            self.tell(position, ctx)
             if self.commands[position].read_only:
-                skipped += 1
+                skipped.append(self.commands[position].name)
                 continue
             self._one(position, entry, ctx)
-        return ResumeReport(len(entries) - skipped, skipped, cut)
+        names = tuple(dict.fromkeys(skipped))
+        return ResumeReport(len(entries) - len(skipped), len(skipped), cut, names)
+
+    def prepare(self, ctx: Context) -> None:
+        """As for a replay, but another model on which nothing was done is replaced."""
+        bench, wanted = self.bench, self.script.header.get("checkpoint")
+        loaded = bench.loaded
+        untouched = loaded is not None and bench.mark == Mark(loaded.state)
+        if loaded is not None and wanted is not None and untouched:
+            known = loaded.checkpoint == wanted or bench.session.recognises(wanted)
+            if not known:
+                bench.close()
+        super().prepare(ctx)
 
     def _one(self, position: int, entry: Entry, ctx: Context) -> None:
         statistics = _statistics(self.script.path, position + 1)

@@ -13,6 +13,7 @@ from commands.declare import (
     positive,
     stack,
 )
+from commands.table.to_disk import carry_out, to_disk
 from commands.types import FilePath, Number
 from mlxfun.data.options import DatasetOptions
 from mlxfun.errors import UsageError
@@ -95,6 +96,7 @@ def _sets(call: Call) -> tuple[DatasetOptions | None, DatasetOptions | None]:
     metavar="K",
     help="Stage point K of the last search's front instead.",
 )
+@to_disk
 def abliterate(call: Call) -> Report:
     """Stage an ablation: the direction that tells harmful from harmless prompts is projected out.
 
@@ -117,7 +119,7 @@ def abliterate(call: Call) -> Report:
     if values["choose"] is not None and (harmful or harmless or values["search"]):
         raise UsageError("--choose takes its prompts and directions from the last search; leave "
                          "out --harmful, --harmless and --search")  # fmt: skip
-    return call.session.abliterate(AblateOptions(harmful, harmless, **values), call.ctx)
+    return carry_out(call, AblateOptions(harmful, harmless, **values), call.session.abliterate)
 
 
 @command("refusals", group="measure")

@@ -43,9 +43,8 @@ def _text(call: Call) -> Iterator[DatasetOptions | None]:
 @click.option(
     "--scale",
     type=Number(0, 100, min_open=True),
-    default=0.5,
     metavar="X",
-    help="Boost of an expert with composite score 1 (default: 0.5).",
+    help="Boost of an expert with composite score 1 (default: 0.1 with a selection bias, else 0.5).",
 )
 @click.option(
     "--threshold",

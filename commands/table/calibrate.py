@@ -68,7 +68,7 @@ def count(call: Call) -> Report:
     """Count chat traffic into the statistics too, or stop doing so."""
     path = call["auto_save"]
     if path is not None and call["switch"] == "off":
-        raise UsageError("stats count: --auto-save goes with on")
+        raise UsageError("stats count: --auto-save needs on")
     return call.session.set_counting(
         call["switch"] == "on", call.bench.writable(path) if path is not None else None
     )
@@ -149,7 +149,7 @@ def merge(call: Call) -> Report:
     default="reap_sum",
     help="What to rank by (default: reap_sum).",
 )
-@click.option("--n-prune", type=positive, metavar="N", help="So many go per layer.")
+@click.option("--n-prune", type=positive, metavar="N", help="Prune N per layer.")
 @click.option(
     "--min-rank", type=positive, metavar="R", help="Only those never above rank R: 1 is busiest."
 )
@@ -161,7 +161,7 @@ def merge(call: Call) -> Report:
 def rank(call: Call) -> Report:
     """Find the experts that two to four .npz files agree to need least: by their summed ranks.
 
-    For instance stats rank code.npz prose.npz --n-prune 4 --min-rank 9 --stage: nobody goes who is
+    For instance stats rank code.npz prose.npz --n-prune 4 --min-rank 9 --stage: no expert is pruned that is
     among the eight busiest of a layer in either file.
     """
     from mlxfun.calibration.ranking import RankOptions, rank_files  # brings NumPy: not at the top
@@ -225,7 +225,7 @@ def subtract(call: Call) -> Report:
 @command("why", group="observe", key="w", when=with_experts)
 @click.argument("cell", type=OneExpert(), metavar="L:E")
 def why(call: Call) -> Report:
-    """Give the numbers that condemned or spared an expert, for instance why 3:7."""
+    """Show the scores by which an expert is pruned or kept, for instance why 3:7."""
     layer, expert = call["cell"]
     return call.session.why(layer, expert)
 

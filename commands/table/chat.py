@@ -12,6 +12,7 @@ from commands.declare import Call, command, positive, stack
 from commands.types import Number, Seed
 from mlxfun.errors import MlxfunError, UsageError
 from mlxfun.generation.options import GenerateOptions
+from mlxfun.generation.reports import ChatReport
 from mlxfun.report import Report, TextReport
 
 sampling_options = stack(
@@ -50,13 +51,16 @@ def sampling(call: Call) -> GenerateOptions:
     "--back",
     type=positive,
     metavar="N",
-    help="Take the last N questions and answers back first; without TEXT ask the first again.",
+    help="Remove the last N questions and answers first; without TEXT ask the first again.",
 )
 @sampling_options
-@click.option("--base", "side", flag_value="base", help="Ask the model without the staged plan.")
-@click.option("--candidate", "side", flag_value="candidate", help="Ask the staged model.")
+@click.option(
+    "--current", "side", flag_value="base", help="Ask the current model, not the candidate."
+)
+@click.option("--base", "side", flag_value="base", hidden=True)
+@click.option("--candidate", "side", flag_value="candidate", help="Ask the candidate.")
 def chat(call: Call) -> Report:
-    """Talk to the live model; the conversation goes on from turn to turn.
+    """Chat with the live model; each question continues the conversation.
 
     Everything after the options is the text, quotes and dashes included. Put -- before a text that
     looks like an option.
@@ -65,26 +69,31 @@ def chat(call: Call) -> Report:
     if not text and not call["new"] and not call["back"]:
         raise UsageError("chat: the text is missing: chat TEXT, or chat --new to start over")
     if call["new"] and call["back"]:
-        raise UsageError("chat: --new takes everything back already; leave out --back")
+        raise UsageError("chat: --new removes everything already; leave out --back")
+    options = replace(sampling(call), side=call["side"] or "live")
     if call["new"]:
         call.session.reset_chat()
-    options = replace(sampling(call), side=call["side"] or "live")
+        if not text:
+            return TextReport("a new conversation begins")
+        return _instead(call, text, options)
     if call["back"]:
-        return _again(call, text, options)
-    if not text:
-        return TextReport("a new conversation begins")
+        taken = call.session.take_back(call["back"])
+        report = _instead(call, text or taken, options)
+        if report.finish_reason != "cancelled":
+            del call.bench.answers[-call["back"] :]
+        return report
     return call.session.chat(text, options, call.ctx)
 
 
-def _again(call: Call, text: str, options: GenerateOptions) -> Report:
-    """Answer after removing turns; if that fails the conversation is restored."""
-    taken = call.session.take_back(call["back"])
+def _instead(call: Call, text: str, options: GenerateOptions) -> ChatReport:
+    """Answer after turns were removed; if that fails or is cancelled they come back."""
     try:
-        report = call.session.chat(text or taken, options, call.ctx)
+        report = call.session.chat(text, options, call.ctx)
     except MlxfunError:
         call.session.give_back()
         raise
-    del call.bench.answers[-call["back"] :]
+    if report.finish_reason == "cancelled":
+        call.session.give_back()
     return report
 
 
@@ -92,13 +101,24 @@ def _again(call: Call, text: str, options: GenerateOptions) -> Report:
 @click.argument("text", nargs=-1, required=True)
 @sampling_options
 def ab(call: Call) -> Report:
-    """Ask base and candidate the same, side by side: where they part, and how far, token by token.
+    """Ask current and candidate the same question, side by side: where they diverge, KL per token.
 
-    With a plan staged the sides are the committed model and the plan; without one the checkpoint
-    and the model as it is, steering included. They answer a token each in turn. Prompt and seed
-    are the same, the conversation is left alone.
+    With a plan staged the sides are the current model and the candidate; without one the checkpoint
+    and the current model, steering included. They answer a token each in turn. Prompt and seed are
+    the same; the conversation is not changed.
     """
     return call.session.ab(" ".join(call["text"]), sampling(call), call.ctx)
 
 
-COMMANDS = (chat, ab)
+@command("tokens", group="chat", recorded=False, read_only=True, between=True)
+@click.argument("text", nargs=-1, required=True)
+@sampling_options
+def tokens(call: Call) -> Report:
+    """Count the tokens of a text, and of the conversation with it as the next question.
+
+    The options are those of chat: the system prompt counts too.
+    """
+    return call.session.count_tokens(" ".join(call["text"]), sampling(call))
+
+
+COMMANDS = (chat, ab, tokens)

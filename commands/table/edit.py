@@ -17,6 +17,7 @@ from commands.declare import (
     positive,
 )
 from commands.table.maps import MAP, ExpertLimit, WithMaps, map_options
+from commands.table.to_disk import carry_out, to_disk, without
 from commands.types import ExpertPairs, Experts, FilePath, Levels, NewFile, Number
 from mlxfun.calibration.options import METRICS
 from mlxfun.editing.options import ApplyOptions
@@ -26,7 +27,6 @@ from mlxfun.session.reports import HeatView
 from mlxfun.steering.options import ANCESTOR_MODES, STEER_MODES, STEER_RULES, SteerOptions
 from mlxfun.techniques.merge.options import ALIGNMENTS, SIMILARITY_MODES, MergeOptions
 from mlxfun.techniques.prune.options import BUDGETS, PRUNE_METRICS, STRATEGIES, PruneOptions
-from mlxfun.text import counted
 
 DATA = ("dataset", "text_key", "max_samples", "max_tokens", "seed")
 LIST = FilePath((".json", ".csv"))
@@ -37,7 +37,7 @@ REFIT = click.option(
 SUPER_EXPERTS = click.option(
     "--super-experts",
     type=click.Choice(["spare", "ignore"]),
-    help="Whether experts with outlying outputs may go (default: spared with --metric auto).",
+    help="Whether experts with outlying outputs are protected (default: with --metric auto).",
 )
 
 
@@ -66,7 +66,7 @@ def _complete(call: Call, values: Params) -> None:
     "--strategy",
     type=click.Choice(STRATEGIES),
     default="bottom",
-    help="bottom: the lowest go. strided: even strides through high and low.",
+    help="bottom: the lowest scores. strided: even strides through high and low.",
 )
 @click.option("--model-wide", is_flag=True, help="Drop the same expert numbers in every layer.")
 @click.option(
@@ -89,18 +89,19 @@ def _complete(call: Call, values: Params) -> None:
 @SUPER_EXPERTS
 @REFIT
 @map_options("drop them", "statistics and maps")
+@to_disk
 def prune(call: Call) -> Report:
-    """Stage a prune: choose the experts that go, without touching the model yet.
+    """Stage a prune: choose the experts to remove, without changing the model yet.
 
-    The candidate becomes live, so chat talks to it; preview measures it, flip goes back and forth,
+    The candidate becomes live, so chat talks to it; preview measures it, flip switches,
     apply commits it, discard drops it. Needs collected statistics or --expert-list. What is
     measured while pruning (output_error, auto, global, sequential, refit) takes about two forwards
     of the text that collect ran; refitted experts are new tensors, all others stay untouched.
     """
-    values = dict(call.params)
+    values = without(call.params)
     values["metric"] = values["metric"] or call.bench.settings.metric
     _complete(call, values)
-    return call.session.prune(PruneOptions(**values), call.ctx)
+    return carry_out(call, PruneOptions(**values), call.session.prune)
 
 
 @command("merge", group="edit", when=with_experts)
@@ -116,7 +117,7 @@ def prune(call: Call) -> Report:
     "--metric",
     type=click.Choice(METRICS),
     default="reap",
-    help="Saliency to go by (default: reap).",
+    help="Saliency to rank by (default: reap).",
 )
 @click.option("--model-wide", is_flag=True, help="Merge the same expert numbers in every layer.")
 @click.option("--expert-list", type=LIST, help="JSON or CSV whose kept experts are the centroids.")
@@ -168,17 +169,19 @@ def prune(call: Call) -> Report:
 )
 @REFIT
 @map_options("merge them away", "statistics and maps")
+@to_disk
 def merge(call: Call) -> Report:
-    """Stage a merge: experts that go are averaged into those most like them (REAM).
+    """Stage a merge: experts are averaged into the ones most similar to them (REAM).
 
     Layer by layer, each on what the merged layers before it put out, in about two forwards of the
-    data set. Both sides stay in memory until apply or discard.
+    data set. Both sides stay in memory until apply or discard; --to PATH writes the merged model
+    instead.
     """
-    values = {name: value for name, value in call.params.items() if name not in DATA}
+    values = {name: value for name, value in without(call.params).items() if name not in DATA}
     _complete(call, values)
     with call.bench.dataset(call["dataset"]) as sources:
         data = dataset_options(sources, call.params, call.bench.settings.seed)
-        return call.session.merge(MergeOptions(data, **values), call.ctx)
+        return carry_out(call, MergeOptions(data, **values), call.session.merge)
 
 
 @command("steer", group="edit", between=True, parser=WithMaps, when=with_experts)
@@ -291,6 +294,12 @@ def steer(call: Call) -> Report:
     metavar="Y",
     help="Refuse above this perplexity, as a multiple of the checkpoint's.",
 )
+@click.option(
+    "--max-loops",
+    type=Number(0, 1),
+    metavar="Z",
+    help="Refuse if this share of answers more than the checkpoint's goes round in circles.",
+)
 def apply(call: Call) -> Report:
     """Commit the staged plan as a new step of the history.
 
@@ -313,21 +322,25 @@ def discard(call: Call) -> Report:
 
 
 @command("flip", group="edit", key="f", when=staged)
-@click.argument("side", required=False, type=click.Choice(["base", "candidate"]))
+@click.argument("side", required=False, type=click.Choice(["current", "candidate", "base"]))
 def flip(call: Call) -> Report:
-    """Make the other side live while a plan is staged, or the side named."""
-    return call.session.flip(call["side"])
+    """Switch the live model between current and candidate while a plan is staged.
+
+    Or make the side named live; base is an older name of current.
+    """
+    side = call["side"]
+    return call.session.flip("base" if side == "current" else side)
 
 
 @command("compact", group="edit", undoable=True, when=compactable)
 def compact(call: Call) -> Report:
-    """Slice pruned experts out of memory for real."""
+    """Free the memory of pruned experts; undo reads them from the checkpoint again."""
     return call.session.compact(call.ctx)
 
 
 @command("plan show", group="edit", when=staged)
 def plan_show(call: Call) -> Report:
-    """Show the staged plan again: which experts go, and what that saves."""
+    """Show the staged plan again: the experts pruned, and what that saves."""
     plan = call.session.view().plan
     if plan is None:
         raise StateError("nothing is staged to show: stage a plan first, e.g. with prune")
@@ -363,9 +376,7 @@ def plan_save(call: Call) -> Report:
     made_on = Maker(call.session.checkpoint_id, name)
     write_expert_list(path, keep, view.heat.experts, made_on)
     kept, of = sum(map(len, keep.values())), len(keep) * view.heat.experts
-    return TextReport(
-        f"wrote {path}: {kept} of {of} experts stay, {counted(of - kept, 'goes', 'go')}"
-    )
+    return TextReport(f"wrote {path}: {kept} of {of} experts kept, {of - kept} pruned")
 
 
 def _alive(heat: HeatView) -> dict[int, tuple[int, ...]]:

@@ -33,6 +33,20 @@ measure_options = stack(
         metavar="N",
         help="Longest sample answer (default: 48).",
     ),
+    click.option(
+        "--answers",
+        type=click.IntRange(min=0),
+        default=0,
+        metavar="N",
+        help="Judge N greedy answers for loops, natural ends and repetition (default: 0).",
+    ),
+    click.option(
+        "--answer-tokens",
+        type=click.IntRange(min=1),
+        default=256,
+        metavar="N",
+        help="Longest judged answer (default: 256).",
+    ),
 )
 
 
@@ -50,6 +64,8 @@ def options(call: Call) -> EvaluateOptions:
         kl=not call["no_kl"],
         samples=call["samples"],
         sample_tokens=call["sample_tokens"],
+        answers=call["answers"],
+        answer_tokens=call["answer_tokens"],
     )
 
 

@@ -24,23 +24,23 @@ MODEL = Source("model", {"demo": "the small Qwen3-MoE model that comes with mlxf
     type=FilePath((".jinja", ".json")),
     help="Use this template, not the model's.",
 )
-@click.option(
-    "--drop", is_flag=True, help="Free the resident model first, for when both do not fit."
-)
+@click.option("--drop", is_flag=True, help="Free the loaded model first, for when both do not fit.")
 def load(call: Call) -> Report:
     """Make a model resident: a directory, a Hub id, or demo.
 
-    Statistics, staged plan, steering and history of the model that was resident go with it. If the
+    Statistics, staged plan, steering and history of the model before are dropped. If the
     new one cannot be loaded, the old one stays, unless --drop was given.
     """
     report = call.bench.load(
         call["model"], call["revision"], call["drop"], call.ctx, call["chat_template"]
     )
-    offer(call.bench, call.ctx)
+    resumable = offer(call.bench)
+    if resumable is not None:
+        call.ctx.emit(resumable)
     return report
 
 
-@command("info", group="model", key="n")
+@command("info", group="model", key="I")
 @click.option("--verify", is_flag=True, help="Read every byte of the checkpoint for its digest.")
 def info(call: Call) -> Report:
     """Describe the resident model: architecture, experts, size, dtype, memory."""

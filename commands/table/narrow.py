@@ -5,10 +5,20 @@ from __future__ import annotations
 import click
 
 from commands.conditions import with_experts
-from commands.declare import Call, command, positive
+from commands.declare import (
+    Call,
+    command,
+    data_option,
+    data_options,
+    dataset_options,
+    positive,
+)
+from commands.table.to_disk import carry_out, to_disk, without
 from commands.types import Number, Size
 from mlxfun.report import Report
 from mlxfun.techniques.narrow.options import METHODS, NarrowOptions
+
+DATA = ("dataset", "text_key", "max_samples", "max_tokens", "seed")
 
 
 @command("narrow", group="edit", when=with_experts)
@@ -41,14 +51,22 @@ from mlxfun.techniques.narrow.options import METHODS, NarrowOptions
     is_flag=True,
     help="Of packed experts, choose single neurons, refit, and pack the output projections anew.",
 )
+@data_option("--dataset", "Text to judge and refit on (default: that of the last collect).")
+@data_options
+@to_disk
 def narrow(call: Call) -> Report:
     """Stage narrower experts: neurons are taken out of every expert, and what stays is refitted.
 
-    Measured on the text of the last collect. All experts stay, with one width for all layers, so
+    All experts stay, with one width for all layers, so
     stock mlx-lm loads the result. At equal size this loses less than pruning whole experts. Packed
     experts lose whole groups of neurons unless --requantize is given.
     """
-    return call.session.narrow(NarrowOptions(**call.params), call.ctx)
+    values = {name: v for name, v in without(call.params).items() if name not in DATA}
+    if not call["dataset"]:
+        return carry_out(call, NarrowOptions(**values), call.session.narrow)
+    with call.bench.dataset(call["dataset"]) as sources:
+        data = dataset_options(sources, call.params, call.bench.settings.seed)
+        return carry_out(call, NarrowOptions(**values, data=data), call.session.narrow)
 
 
 COMMANDS = (narrow,)

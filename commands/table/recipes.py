@@ -1,4 +1,4 @@
-"""`recipe`: measure the variants in a recipe file and apply the best that meets its target."""
+"""`recipe` and `compress`: measure variants, and apply or stage the best that meets the target."""
 
 from __future__ import annotations
 
@@ -6,18 +6,22 @@ from pathlib import Path
 
 import click
 
-from commands.conditions import always
+from commands.conditions import always, with_stats
 from commands.declare import Call, command
-from commands.scripts.recipe_file import read_recipe
+from commands.scripts.compressions import variants
+from commands.scripts.recipe_file import Recipe, read_recipe
 from commands.scripts.recipe_run import WRITTEN, RecipeRun
-from commands.types import FilePath
+from commands.types import FilePath, Number, Size
 from commands.workbench.files import Files
+from commands.workbench.session_file import Script
 from commands.workbench.workbench import Workbench
-from mlxfun.errors import UsageError
+from mlxfun.errors import StateError, UsageError
 from mlxfun.files import require_writable
 from mlxfun.report import Report
+from mlxfun.session.variants import Target
+from mlxfun.text import no_experts
 
-NOT_TRIED = ("apply", "discard", "flip", "compact", "steer", "plan show", "plan save")
+NOT_TRIED = ("apply", "discard", "flip", "compact", "steer", "plan show", "plan save", "compress")
 """Commands of the group edit that stage nothing."""
 
 
@@ -27,10 +31,10 @@ NOT_TRIED = ("apply", "discard", "flip", "compact", "steer", "plan show", "plan 
     "--output",
     type=FilePath(),
     metavar="DIR",
-    help="Where report.json and loss.svg go (default: FILE's name with -report).",
+    help="Where report.json and loss.svg are written (default: FILE's name with -report).",
 )
 def recipe(call: Call) -> Report:
-    """Try the variants that a recipe file lists, apply the best within its target, go on with it.
+    """Try the variants that a recipe file lists, apply the best within its target, and continue.
 
     A recipe is a session file with a line such as at most 5.2 MB (the least loss within that size)
     or at most 0.4 KL (the smallest within that loss), and lines that begin with try. Each variant
@@ -63,4 +67,47 @@ def _check(bench: Workbench, line: str, tried: bool) -> None:
         raise UsageError(f"{name} cannot be tried: try stages a plan, for instance with prune")
 
 
-COMMANDS = (recipe,)
+@command("compress", group="edit", danger=True, when=with_stats, recorded=False)
+@click.option("--to-bytes", type=Size(), metavar="SIZE", help="What the saved model may take.")
+@click.option(
+    "--max-kl",
+    type=Number(0, min_open=True),
+    metavar="X",
+    help="Or the mean KL from the checkpoint that it may have, in nats a token.",
+)
+@click.option(
+    "--output",
+    type=FilePath(),
+    metavar="DIR",
+    default="compress-report",
+    help="Where report.json and loss.svg go (default: compress-report).",
+)
+def compress(call: Call) -> Report:
+    """Try fewer experts, narrower experts and both within a size or a loss, and stage the best.
+
+    Every variant is staged, measured on what collect held out, and dropped again. --to-bytes keeps
+    the least loss within that size, --max-kl the smallest within that loss. The report has a plot
+    of loss against size. Decide by preview and ab, then apply.
+    """
+    bench = call.bench
+    if bench.files.script is not None:
+        raise UsageError("compress cannot run inside a replay or a recipe")
+    size, loss = call["to_bytes"], call["max_kl"]
+    if (size is None) == (loss is None):
+        raise UsageError("say what is asked for by one of --to-bytes SIZE and --max-kl X")
+    model = bench.view().model
+    if model is None:
+        raise StateError("no model is loaded")
+    if not model.moe_layers:
+        raise StateError(no_experts(model.model_type, "compress"))
+    target = Target("bytes", float(size)) if size is not None else Target("KL", float(loss))
+    output = bench.writable(call["output"])
+    for name, kind in WRITTEN.items():
+        require_writable(output / name, kind)
+    nothing = Script(Path("compress"))
+    tried = variants(model, target)
+    asked = Recipe(nothing.path, nothing, nothing, target, "preview", tried, applies=False)
+    return RecipeRun(bench, asked, output, call.ctx).run()
+
+
+COMMANDS = (recipe, compress)

@@ -16,25 +16,28 @@ from mlxfun.techniques.prune.options import SelectOptions
 
 
 @command("select", group="edit", when=selectable)
-@click.option("--drop", type=ExpertPairs(), metavar="L:E,...", help="These go too.")
+@click.option("--drop", type=ExpertPairs(), metavar="L:E,...", help="Prune these too.")
 @click.option("--keep", type=ExpertPairs(), metavar="L:E,...", help="These stay after all.")
 @click.option("--clear", is_flag=True, help="Start from nothing, not from the staged plan.")
 @click.option(
     "--below",
     type=Number(0, 1),
     metavar="X",
-    help="All with less than this share of their layer's metric go too: 0.01 is one percent.",
+    help="Prune all with less than this share of their layer's metric: 0.01 is one percent.",
 )
 @click.option("--even", is_flag=True, help="Fill up by score until all layers lose the same.")
 @click.option(
-    "--n-prune", type=positive, metavar="N", help="Fill up, or spare, until N go a layer."
+    "--n-prune",
+    type=positive,
+    metavar="N",
+    help="Prune N per layer: add the lowest, or keep the highest.",
 )
 @click.option(
-    "--metric", type=click.Choice(METRICS), help="What to go by (default: reap_sum, see set)."
+    "--metric", type=click.Choice(METRICS), help="What to rank by (default: reap_sum, see set)."
 )
 @click.option("--allow-stale", is_flag=True, help="Go by statistics of another state.")
 def select(call: Call) -> Report:
-    """Pick by hand which experts go, for instance select --drop 3:7,5:0..2 --keep 3:1.
+    """Select by hand the experts to prune, for instance select --drop 3:7,5:0..2 --keep 3:1.
 
     It changes the staged prune, or begins one. A selection that takes more experts from one layer
     than from another can be previewed and talked to, but not applied: stock loading holds one
@@ -48,7 +51,7 @@ def select(call: Call) -> Report:
     if options == SelectOptions(metric=options.metric, allow_stale=options.allow_stale):
         raise UsageError(
             "select: give --drop L:E, --keep L:E, --below X, --n-prune N or --even, or --clear to "
-            "pick nobody"
+            "select no experts"
         )
     return call.session.select(options)
 

@@ -52,6 +52,7 @@ SETTING_TYPES: dict[str, click.ParamType[Any]] = {
     "max-tokens": positive,
     "max-kl": OptionalLimit(),
     "max-perplexity-ratio": OptionalLimit(),
+    "max-loops": OptionalLimit(),
     "undo-steering": click.Choice(("on", "off")),
 }
 
@@ -130,7 +131,7 @@ def set_option(call: Call) -> Report:
     """Set a default for the options of later commands; alone, list them.
 
     seed, dataset, metric, temperature, top-p, max-tokens (of chat); max-kl and
-    max-perplexity-ratio, the guardrails of apply, a number or off; undo-steering, on or off:
+    max-perplexity-ratio, max-loops, the guardrails of apply, a number or off; undo-steering, on or off:
     whether undo takes steering back too.
     """
     name, value = call["name"], call["value"]
@@ -173,12 +174,12 @@ def record(call: Call) -> Report:
 
 @command("replay", group="shell", danger=True, when=always, recorded=False)
 @click.argument("path", type=FilePath((".mlxfun",)))
-@click.option("--keep-going", is_flag=True, help="Go on after a command that fails.")
+@click.option("--keep-going", is_flag=True, help="Continue after a command that fails.")
 def replay(call: Call) -> Report:
     """Run a session file, checking the model's state after each command.
 
-    Loads the model that the file names if none is resident. Stops at the first difference. What
-    it saves goes below --output-root, by default a temporary directory.
+    Loads the model that the file names if none is loaded. Stops at the first difference. What it
+    saves is written below --output-root, by default a temporary directory.
     """
     return run_script(
         call.bench, call["path"], call["keep_going"] or call.bench.keep_going, call.ctx

@@ -105,7 +105,7 @@ class Journal:
         self._body = False
         self._model = False
         self._open = False  # whether the last piece is a command that is still running
-        self._after: list[str] = []  # lines that ran in the middle of the running one
+        self._after: list[tuple[int, str]] = []  # what ran in the middle of the running one
         self._recording: _Sink | None = None
         self._keeping: _Sink | None = None
         self.commands = 0
@@ -203,19 +203,24 @@ class Journal:
         """Whether a command began and has not ended."""
         return self._open
 
-    def after(self, line: str) -> None:
-        """Note a command that ran inside the running one; it is written when that one ends."""
-        self._after.append(line)
+    def after(self, line: str, tokens: int) -> None:
+        """Note a command that ran inside the running answer, once that had so many tokens.
+
+        It is written when the answer ends.
+        """
+        self._after.append((tokens, line))
 
     def done(self, mark: Mark | None, note: str = "") -> None:
         """The running command succeeded; the state is `mark` (None without a model)."""
         self._end(mark, note)
-        self._write_late(mark)
+        self._write_late(mark, inside=True)
 
-    def _write_late(self, mark: Mark | None) -> None:
+    def _write_late(self, mark: Mark | None, *, inside: bool) -> None:
+        """Write what ran in the middle. inside: the answer is in the file; else they stand alone."""
         late, self._after = self._after, []
-        for line in late:
-            self._write("# in the middle of the answer before:\n")
+        for tokens, line in late:
+            if inside:
+                self._write(f"#~ after {tokens} tokens of the answer above\n")
             self.begin(line)
             self._end(mark, "")
 
@@ -226,17 +231,20 @@ class Journal:
         if note:
             self._write(f"# {_one_line(note)}\n")
 
-    def failed(self, error: str) -> None:
-        """The running command failed: it becomes a comment, since it changed nothing."""
+    def failed(self, error: str, mark: Mark | None = None, *, cancelled: bool = False) -> None:
+        """The running command failed or was cancelled: it becomes a comment, since it changed nothing.
+
+        mark: the state, if commands in the middle of it have changed that.
+        """
         if not self._open:
             return
         self._open = False
         self.commands -= 1
         line = self._text.pop()
         self._each(lambda sink: sink.remove(line))
-        self._write(f"# failed: {line}")
+        self._write(f"# {'cancelled' if cancelled else 'failed'}: {line}")
         self._write(f"#         {_one_line(error)}\n")
-        self._write_late(None)
+        self._write_late(mark, inside=False)
 
     def _write(self, text: str) -> None:
         self._text.append(text)

@@ -11,7 +11,8 @@
     #= state 0c4d... staged 9e1a...
     expect perplexity.all <= 14.2
 
-One command a line. `#:` lines are the header, `#=` holds the state after the command above it, any
+One command a line. `#:` lines are the header, `#=` holds the state after the command above it,
+`#~ after N tokens of the answer above` says when the command below ran in the middle of it, any
 other `#` line is a comment. A command or header value that holds line breaks, other control
 characters or outer blanks is written as a JSON string.
 """
@@ -38,6 +39,8 @@ FORMATS = (1, 2)
 KEYS = ("mlxfun", "mlx", "mlx-lm", "model", "revision", "checkpoint", "seed", "directory",
         "chat-template")  # fmt: skip
 
+_DURING = re.compile(r"#~\s*after\s+(\d+)\s+tokens of the answer above\s*\Z")
+
 _MARK = re.compile(r"#=\s*state\s+(\S+)(?:\s+staged\s+(\S+))?(?:\s+steered\s+(\S+))?\s*\Z")
 
 
@@ -61,11 +64,15 @@ class Mark:
 
 @dataclass(slots=True)
 class Entry:
-    """A command of a script. number: its line in the file, from 1."""
+    """A command of a script. number: its line in the file, from 1.
+
+    during: how many tokens the answer before it had when it ran, None if it ran on its own.
+    """
 
     number: int
     line: str
     mark: Mark | None = None
+    during: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,19 +126,29 @@ def read_script(path: Path, kept: bool = False) -> Script:
     if kept:
         text = text[: text.rfind("\n") + 1]
     header: dict[str, str] = {}
-    entries: list[Entry] = []
+    reading = _Reading()
     # Not splitlines(): it also breaks at characters that text inside a command may hold.
     for number, raw in enumerate(text.split("\n"), 1):
         try:
-            _read_line(raw.strip(), number, header, entries)
+            _read_line(raw.strip(), number, header, reading)
         except ValueError as problem:
             raise UsageError(f"{path}:{number}: {problem}") from None
+    entries = reading.entries
     if not entries:
         raise EmptyScript(f"{path} holds no command: a replay file has one command a line")
     return Script(path, header, tuple(entries), _format_of(text))
 
 
-def _read_line(text: str, number: int, header: dict[str, str], entries: list[Entry]) -> None:
+@dataclass(slots=True)
+class _Reading:
+    """The entries so far. during: what was said of the next one, see Entry."""
+
+    entries: list[Entry] = field(default_factory=list)
+    during: int | None = None
+
+
+def _read_line(text: str, number: int, header: dict[str, str], reading: _Reading) -> None:
+    entries = reading.entries
     if text.startswith(MAGIC):
         version = text.removeprefix(MAGIC).strip()
         if version not in map(str, FORMATS):
@@ -153,8 +170,17 @@ def _read_line(text: str, number: int, header: dict[str, str], entries: list[Ent
         if not entries or entries[-1].mark is not None:
             raise ValueError(f"{shown(text)} follows no command")
         entries[-1].mark = Mark(match[1], match[2], match[3] or "")
+    elif text.startswith("#~"):
+        found = _DURING.match(text)
+        if found is None or not entries:
+            raise ValueError(
+                f"{shown(text)} is not of the form '#~ after 12 tokens of the answer above', "
+                "behind a command"
+            )
+        reading.during = int(found[1])
     elif text and not text.startswith("#"):
-        entries.append(Entry(number, decode(text)))
+        entries.append(Entry(number, decode(text), during=reading.during))
+        reading.during = None
 
 
 def _format_of(text: str) -> int:

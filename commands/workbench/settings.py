@@ -11,7 +11,8 @@ from mlxfun.calibration.options import Metric
 class Settings:
     """Defaults for options that a command line leaves out.
 
-    dataset: the last one named, or those of a mixture. max_kl, max_perplexity_ratio: the guardrails of apply, None for off.
+    dataset: the last one named, or those of a mixture. max_kl, max_perplexity_ratio, max_loops: the
+    guardrails of apply, None for off.
     undo_steering: whether steering is a step of the history that undo takes back.
     """
 
@@ -23,4 +24,5 @@ class Settings:
     max_tokens: int = 256
     max_kl: float | None = None
     max_perplexity_ratio: float | None = None
+    max_loops: float | None = None
     undo_steering: bool = True

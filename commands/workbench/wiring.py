@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from commands.workbench.interleave import During
     from mlxfun.context import Context
     from mlxfun.events import JobEnded
     from mlxfun.session.session import Session
@@ -25,6 +26,13 @@ class Declared(Protocol):
     def read_only(self) -> bool: ...
 
 
+class Nested(Protocol):
+    """Runs a command line inside the running job."""
+
+    def __call__(self, line: str, parent: Context, due: list[During] | None = None) -> JobEnded:
+        """The outcome of `line`. due: what runs in the middle of it; what has run is taken out."""
+
+
 @dataclass(frozen=True, slots=True)
 class Wiring:
     """The engine's services for handlers.
@@ -35,6 +43,6 @@ class Wiring:
     """
 
     session_class: Callable[[Context], type[Session]]
-    nested: Callable[[str, Context], JobEnded]
+    nested: Nested
     command_of: Callable[[str], Declared]
     help_text: Callable[[str | None], str]

@@ -227,8 +227,8 @@ def _offer_recovery(directory: Path, ctx: Context) -> None:
     for backup in backups:
         ctx.emit(
             Notice(
-                "warning",
-                f"{backup} is a whole model that a save was replacing when it was cut short: type "
-                f"recover {shlex.quote(str(directory))} to put it back",
+                "offer",
+                f"{backup} is a whole model that a save was replacing when it was cut short",
+                f"recover {shlex.quote(str(directory))}",
             )
         )

@@ -64,9 +64,9 @@ def choose(
     """
     low, high = options.min_rank, options.max_rank
     if options.n_prune is None and low is None and high is None:
-        raise UsageError("say who goes: --n-prune N, or --min-rank and --max-rank")
+        raise UsageError("say which experts to prune: --n-prune N, or --min-rank and --max-rank")
     if low is not None and high is not None and low > high:
-        raise UsageError(f"--min-rank {low} is above --max-rank {high}: nobody is within")
+        raise UsageError(f"--min-rank {low} is above --max-rank {high}: no expert is within")
     stack = np.stack(found)
     total: Array = stack.sum(axis=0)
     free = np.logical_and(
@@ -93,7 +93,7 @@ def _largest(total: Array, free: Array, options: RankOptions, where: str) -> Arr
     if len(able) < options.n_prune:
         raise PlanError(
             f"only {len(able)} experts {where} are within the rank limits, {options.n_prune} are to "
-            "go: widen --min-rank and --max-rank, or lower --n-prune"
+            "pruned: widen --min-rank and --max-rank, or lower --n-prune"
         )
     order = sorted(able.tolist(), key=lambda e: (-int(total[e]), -e))
     gone = np.zeros(len(total), dtype=np.bool_)

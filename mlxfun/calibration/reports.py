@@ -13,7 +13,7 @@ from mlxfun.text import counted
 StatsAction = Literal["show", "save", "load", "count on", "count off", "reset"]
 """What was done to the statistics that are reported."""
 
-ExpertStatus = Literal["kept", "pruned", "staged to go", "activated", "deactivated"]
+ExpertStatus = Literal["kept", "pruned", "to be pruned", "forced on", "forced off"]
 """What becomes of an expert."""
 
 
@@ -203,10 +203,11 @@ class CollectReport(Report):
     steering_off: bool = False
 
     def summary(self) -> str:
+        # Statistics that were read from a file were measured at no speed.
+        rate = f" at {self.tokens_per_second:,.0f} tokens/s" if self.tokens_per_second else ""
         text = (
             f"{counted(self.samples, 'sample', 'samples')}, "
-            f"{counted(self.tokens, 'token', 'tokens')} at {self.tokens_per_second:,.0f} "
-            f"tokens/s; {self.coverage:.1%} of the experts seen"
+            f"{counted(self.tokens, 'token', 'tokens')}{rate}; {self.coverage:.1%} of the experts seen"
         )
         if self.cancelled:
             text = f"cancelled after {self.samples} of {self.samples_planned} samples: {text}"

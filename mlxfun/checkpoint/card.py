@@ -80,7 +80,7 @@ class Card:
 
     def _origin(self) -> str:
         quantised = f", {self.quantization}" if self.quantization else ""
-        experts = f"{self.experts} experts a layer" if self.experts else "no experts"
+        experts = f"{self.experts} experts per layer" if self.experts else "no experts"
         name = self.base_card.name if self.base_card else ""
         base = f" Its card is kept as [{name}]({name})." if name else ""
         return (

@@ -3,8 +3,8 @@
 Stock mlx-lm must load the directory strictly, every tensor must come back bit for bit, and the
 logits of a fixed probe must be those of the resident model; NaN and infinity are refused unless
 the checkpoint has them already. Tensors are compared one at a time.
-The second forward holds the whole model only if there is room; otherwise MLX's lazy evaluation
-reads each layer's weights when its turn comes and lets go of them after it.
+The second forward never holds the whole model: MLX's lazy evaluation reads each layer's weights
+when its turn comes and lets go of them after it, which takes no longer than reading them ahead.
 """
 
 from __future__ import annotations
@@ -25,12 +25,9 @@ from mlxfun.checkpoint.load import HALF, LOAD_ERRORS, needs_float32, short
 from mlxfun.checkpoint.sources import without_wildcards
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import ModelError, SaveError
-from mlxfun.model.device.memory import memory_limit, on_cpu
 from mlxfun.model.parameters import finite, flatten
 
 PROBE_TOKENS = 48
-# The second model, its activations, and room for everything else on the device.
-_ROOM = 1.25
 
 LogitsFn = Callable[[mx.array], mx.array]
 
@@ -42,8 +39,14 @@ class Weights(Protocol):
     def names(self) -> tuple[str, ...]:
         """Parameter names in the order of the files."""
 
+    def dtype(self, name: str) -> mx.Dtype:
+        """The dtype that a tensor is written with."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Its shape."""
+
     def nbytes(self, name: str) -> int:
-        """Bytes of a tensor, known without making it."""
+        """Its bytes; all three are known without making it."""
 
     def tensor(self, name: str) -> mx.array:
         """The tensor, in the dtype it is written with. May be called more than once."""
@@ -97,20 +100,18 @@ def check(
     if logits is None:
         outcome["logits"] = "not compared"
         return outcome
-    total = sum(weights.nbytes(name) for name in weights.names)
-    whole = _fits(total)
     ctx.progress("gate: logits", 0, 1)
     tokens = probe_tokens(_vocabulary(config))
-    found = forward(_load(directory)[0], tokens, whole)
+    found = forward(_load(directory)[0], tokens)
     if not same_bits(logits(tokens), found):
         raise SaveError(
             "the saved model's tensors are identical but its logits are not: config.json does not "
             "describe the model that was saved"
         )
     if not finite(found):
-        _blame("the saved model's logits hold", "do", *_computes(source, tokens, whole))
+        _blame("the saved model's logits hold", "do", *_computes(source, tokens))
     ctx.progress("gate: logits", 1, 1)
-    outcome["logits"] = "identical, whole model" if whole else "identical, layer by layer"
+    outcome["logits"] = "identical"
     return outcome
 
 
@@ -120,19 +121,16 @@ def probe_tokens(vocabulary: int) -> mx.array:
     return mx.array(chosen.astype(np.int32))[None]
 
 
-def forward(model: nn.Module, tokens: mx.array, whole: bool) -> mx.array:
+def forward(model: nn.Module, tokens: mx.array) -> mx.array:
     """Evaluated logits of a lazily loaded model, cast for the CPU backend as `load` does.
 
-    whole: evaluate the model first. Otherwise its parameters are let go once the graph stands, so
-    that each is read and freed as the evaluation passes it; the model is unusable afterwards.
+    Its parameters are let go once the graph stands, so that each is read and freed as the
+    evaluation passes it; the model is unusable afterwards.
     """
     if needs_float32(model):
         model.update(tree_map(_widen, model.parameters()))
-    if whole:
-        mx.eval(model.parameters())
     result: mx.array = model(tokens)
-    if not whole:
-        model.update(tree_map(lambda _: mx.zeros(0), model.parameters()))
+    model.update(tree_map(lambda _: mx.zeros(0), model.parameters()))
     mx.eval(result)
     return result
 
@@ -198,9 +196,9 @@ def _blame(what: str, verb: str, sound: bool | None, why: str) -> None:
 # Both are asked for what is not finite, hence hardly ever: the checkpoint is opened anew.
 
 
-def _computes(source: Source, tokens: mx.array, whole: bool) -> tuple[bool | None, str]:
+def _computes(source: Source, tokens: mx.array) -> tuple[bool | None, str]:
     """(whether the checkpoint's logits are free of NaN and infinity, why that is unknown)."""
-    return source.asked(lambda model: finite(forward(model, tokens, whole)))
+    return source.asked(lambda model: finite(forward(model, tokens)))
 
 
 def _sound(source: Source, name: str) -> tuple[bool | None, str]:
@@ -223,12 +221,3 @@ def _vocabulary(config: dict[str, Any]) -> int:
     nodes = [config, text] if isinstance(text, dict) else [config]
     sizes = [node[key] for node in nodes for key in ("vocab_size", "num_vocab") if key in node]
     return min((size for size in sizes if isinstance(size, int)), default=32)
-
-
-def _fits(model_bytes: int) -> bool:
-    """Whether a second copy of the model fits beside what is in memory now."""
-    limit = memory_limit()
-    if limit is None:
-        return False
-    wide = 2 if on_cpu() else 1
-    return mx.get_active_memory() + _ROOM * wide * model_bytes < limit

@@ -1,4 +1,4 @@
-"""Reads and validates safetensors headers without reading any weights.
+"""Reads and validates safetensors headers without reading any weights, and writes such files.
 
 A file is an 8-byte little-endian header length N, N bytes of JSON, then the data, with
 `data_offsets` counted from the end of the header. A download cut short or a Git LFS pointer is
@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -230,3 +231,33 @@ def _no_weights(directory: Path) -> str:
         f"{directory} has no model*.safetensors files ({found}); "
         "convert the model with `mlx_lm.convert`"
     )
+
+
+# -- writing ----------------------------------------------------------------------------------
+
+
+def write_file(
+    path: Path,
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]],
+    data: Iterable[memoryview],
+    metadata: Mapping[str, str],
+) -> None:
+    """Write a file, one tensor at a time: its bytes are asked for when the one before is written.
+
+    tensors: {name: (dtype as in DTYPE_BITS, shape)}; data: the bytes of each. Raises OSError, and
+    ValueError for bytes that are not as many as they should be.
+    """
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, (dtype, shape) in tensors.items():
+        start, end = end, end + math.prod(shape) * DTYPE_BITS[dtype] // 8
+        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # data begins at a multiple of 8
+    with path.open("xb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for part in data:
+            file.write(part)
+            del part
+        if (written := file.tell() - 8 - len(header)) != end:
+            raise ValueError(f"{path}: {written:,} bytes of tensors that take {end:,}")

@@ -32,10 +32,9 @@ from mlxfun.checkpoint.identity import Stamp, checkpoint_id, difference, stamps
 from mlxfun.checkpoint.sources import companions, read_config, resolve, without_wildcards
 from mlxfun.checkpoint.tokenizer import open_tokenizer
 from mlxfun.context import SILENT, Context
-from mlxfun.errors import BudgetError, ModelError
-from mlxfun.model.device.memory import memory_limit, on_cpu
+from mlxfun.errors import ModelError
+from mlxfun.model.device.memory import bound_cache, memory_limit, on_cpu, require
 from mlxfun.model.parameters import flatten
-from mlxfun.text import readable_bytes
 
 HALF = (mx.bfloat16, mx.float16)
 # quant_method values whose weights stay packed; others are unpacked to 16 bits while loading.
@@ -112,6 +111,7 @@ def load(
     stored = {path: array.dtype for path, array in flatten(model.parameters())}
     cast = needs_float32(model)
     rate = estimate / _evaluate(model, cast, ctx)
+    bound_cache()
     require_dtypes(model, full_config)
     if changed := difference(found.path, files):
         raise ModelError(f"{changed} while the model was being loaded; load it again")
@@ -196,20 +196,14 @@ def _require_sound(config: dict[str, Any], headers: list[Header], path: Path) ->
 
 
 def _require_memory(model_id: str, estimate: int) -> None:
-    limit, active = memory_limit(), int(mx.get_active_memory())
-    if limit is None or active + estimate <= limit:
-        return
-    where = "this machine has" if on_cpu() else "the device recommends at most"
-    beside = f" beside the {readable_bytes(active)} in use" if active else ""
+    limit = memory_limit()
+    alone = limit is not None and estimate <= limit
     advice = (
-        "let go of the resident model first with load --drop"
-        if estimate <= limit
+        "free the loaded model first with load --drop"
+        if alone
         else "choose a smaller or a quantised version"
     )
-    raise BudgetError(
-        f"{model_id} needs about {readable_bytes(estimate)} of memory{beside} and {where} "
-        f"{readable_bytes(limit)}; {advice}"
-    )
+    require(estimate, f"loading {model_id}", advice)
 
 
 def _load_lazy(path: Path, config: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:

@@ -65,6 +65,8 @@ class Requantised:
             raise SaveError(f"mlx-lm cannot quantise this model: {short(error)}") from error
         self._pending = dict(flatten(model.parameters()))
         self._sizes = {name: array.nbytes for name, array in self._pending.items()}
+        self._dtypes = {name: array.dtype for name, array in self._pending.items()}
+        self._shapes = {name: tuple(array.shape) for name, array in self._pending.items()}
         if not any(name.endswith(".scales") for name in self._sizes):
             raise SaveError(
                 f"nothing in this model can be quantised in groups of {group_size}: no layer's "
@@ -75,6 +77,14 @@ class Requantised:
     def names(self) -> tuple[str, ...]:
         """Parameter names of the quantised model."""
         return tuple(self._sizes)
+
+    def dtype(self, name: str) -> mx.Dtype:
+        """Its dtype, as of lazy arrays."""
+        return self._dtypes[name]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Its shape."""
+        return self._shapes[name]
 
     def nbytes(self, name: str) -> int:
         """Bytes of one tensor; lazy arrays know their size."""

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import mlx.core as mx
+import numpy as np
 
 from mlxfun.checkpoint import atomic, replaceable
 from mlxfun.checkpoint.card import Card, base_card_name
 from mlxfun.checkpoint.gate import LogitsFn, Source, Weights, check, forward
-from mlxfun.checkpoint.headers import INDEX, weight_files
+from mlxfun.checkpoint.headers import INDEX, weight_files, write_file
 from mlxfun.checkpoint.load import short
 from mlxfun.checkpoint.options import SaveOptions
 from mlxfun.checkpoint.reports import SaveReport
@@ -35,6 +36,13 @@ _TOKENIZER = re.compile(
 )
 # Files of which a saved tokenizer has the content elsewhere, and the card that is written anew.
 _REPLACED = ("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt")
+DTYPES = {
+    mx.bool_: "BOOL", mx.uint8: "U8", mx.int8: "I8", mx.uint16: "U16", mx.int16: "I16",
+    mx.float16: "F16", mx.bfloat16: "BF16", mx.uint32: "U32", mx.int32: "I32", mx.float32: "F32",
+    mx.uint64: "U64", mx.int64: "I64", mx.complex64: "C64",
+}  # fmt: skip
+"""What headers call the types of MLX."""
+
 # Room for headers, metadata and the file system's own bookkeeping.
 _DISK_MARGIN = 16 << 20
 
@@ -90,15 +98,12 @@ def write(export: Export, options: SaveOptions, ctx: Context = SILENT) -> SaveRe
     """
     if options.max_shard_bytes < 1:
         raise UsageError(f"shards of {options.max_shard_bytes} bytes hold nothing")
-    try:
-        target, seen = _checked_target(export.source, options)
-    except (OSError, RuntimeError) as error:  # a name that no file system takes, a loop of links
-        raise SaveError(f"{options.path} could not be written: {short(error)}") from error
+    target, seen = checked_target(export.source, options)
     weights, config, logits = _as_asked(export, options)
     total = sum(weights.nbytes(name) for name in weights.names)
-    with _beside(target) as temporary:
+    with failures(target), beside(target) as temporary:
         found = _found(export)
-        _require_space(target, total + sum(file.stat().st_size for file in found.files))
+        require_space(target, total + sum(file.stat().st_size for file in found.files))
         _copy(found.files, export.source, temporary)
         lost = _from_memory(temporary, found.left_out, export.tokenizer)
         if export.chat_template is not None:
@@ -140,11 +145,17 @@ def _as_asked(
 
 
 @contextlib.contextmanager
-def _beside(target: Path) -> Iterator[Path]:
-    """A temporary sibling of `target`, gone afterwards together with parents made for it.
+def failures(target: Path) -> Iterator[None]:
+    """Raise SaveError for whatever the file system refuses inside the block."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        raise SaveError(f"{target} could not be written: {short(error)}") from error
 
-    Raises SaveError for whatever the file system refuses inside the block.
-    """
+
+@contextlib.contextmanager
+def beside(target: Path) -> Iterator[Path]:
+    """A temporary sibling of `target`, gone afterwards together with parents made for it."""
     made = [parent for parent in target.parents if not parent.exists()]
     temporary = None
     try:
@@ -152,8 +163,6 @@ def _beside(target: Path) -> Iterator[Path]:
         atomic.sweep(target.parent)
         temporary = atomic.temporary_sibling(target)
         yield temporary
-    except (OSError, RuntimeError) as error:
-        raise SaveError(f"{target} could not be written: {short(error)}") from error
     finally:
         # After a commit nothing is left under the temporary name, and the parents are not empty.
         if temporary is not None:
@@ -166,9 +175,16 @@ def _beside(target: Path) -> Iterator[Path]:
 # --- before the first byte -------------------------------------------------------------------
 
 
-def _checked_target(source: Path, options: SaveOptions) -> tuple[Path, atomic.Seen]:
+def checked_target(source: Path, options: SaveOptions) -> tuple[Path, atomic.Seen]:
     """The resolved destination, and what was seen there. Raises SaveError for a place that must not
     be written to."""
+    try:
+        return _checked_target(source, options)
+    except (OSError, RuntimeError) as error:  # a name that no file system takes, a loop of links
+        raise SaveError(f"{options.path} could not be written: {short(error)}") from error
+
+
+def _checked_target(source: Path, options: SaveOptions) -> tuple[Path, atomic.Seen]:
     if has_wildcards(options.path):
         raise SaveError(
             f"{options.path}: mlx_lm.load finds no weights in a directory whose name holds [, * or "
@@ -212,7 +228,8 @@ def _check_replaceable(source: Path, target: Path, options: SaveOptions) -> None
     replaceable.require(target, options.path, rewritten)
 
 
-def _require_space(target: Path, needed: int) -> None:
+def require_space(target: Path, needed: int) -> None:
+    """Raise BudgetError unless `needed` bytes are free on the disk of `target`."""
     place = next(parent for parent in target.parents if parent.exists())
     free = shutil.disk_usage(place).free
     if needed + _DISK_MARGIN > free:
@@ -223,7 +240,7 @@ def _require_space(target: Path, needed: int) -> None:
 
 
 def _requantised_logits(packed: Requantised) -> LogitsFn:
-    return lambda tokens: forward(packed.build()[0], tokens, whole=False)
+    return lambda tokens: forward(packed.build()[0], tokens)
 
 
 # --- companions: tokenizer, templates, licence, processor ------------------------------------
@@ -306,19 +323,24 @@ def _write_weights(directory: Path, weights: Weights, limit: int, ctx: Context) 
     total = sum(weights.nbytes(name) for name in weights.names)
     index: dict[str, str] = {}
     done = 0
+
+    def data(names: Sequence[str]) -> Iterator[memoryview]:
+        nonlocal done
+        for name in names:
+            ctx.check()
+            # Bytes of any type; an empty tensor has none to look at.
+            flat = weights.tensor(name).reshape(-1)
+            yield np.asarray(flat.view(mx.uint8) if flat.size else [], np.uint8).data
+            done += weights.nbytes(name)
+            ctx.progress("save", done, total, "B")
+
     for number, names in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         if len(shards) == 1:
             file = "model.safetensors"
-        tensors = {}
-        for name in names:
-            ctx.check()
-            tensors[name] = weights.tensor(name)
-            mx.eval(tensors[name])
-            done += weights.nbytes(name)
-            ctx.progress("save", done, total, "B")
-            index[name] = file
-        mx.save_safetensors(str(directory / file), tensors, metadata={"format": "mlx"})
+        said = {name: (DTYPES[weights.dtype(name)], weights.shape(name)) for name in names}
+        write_file(directory / file, said, data(names), {"format": "mlx"})
+        index |= dict.fromkeys(names, file)
     document = {
         "metadata": {"total_size": total},
         "weight_map": {name: index[name] for name in sorted(index)},

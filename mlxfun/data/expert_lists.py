@@ -163,7 +163,7 @@ def read_expert_list(path: Path, layers: Sequence[int], experts: int) -> ExpertS
         stated = document.get("original_num_experts", experts)
         if type(stated) is not int or stated != experts:
             raise PlanError(
-                f"{path} is for a model with {stated!r} experts a layer; this model has {experts}"
+                f"{path} is for a model with {stated!r} experts per layer; this model has {experts}"
             )
         where = _layer_keys(path, entries, document.get("layer_indices"), layers)
         found = {where[key]: _experts(path, key, entries[key], experts) for key in entries}

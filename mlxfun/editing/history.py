@@ -170,6 +170,15 @@ class History:
         self._arrive(node)
         return node
 
+    def beyond(self, state: str, provenance: Provenance, plan: Plan) -> Node:
+        """The child of the current node that applying a plan would make; the tree stays as it is."""
+        command = provenance.command
+        recipe = (*provenance.source_commands, command)
+        node = Node(len(self._nodes), self.current, command, state, recipe, None, plan)
+        node.made_on, node.protected = provenance.made_on, provenance.protected
+        node.scores.update(provenance.scores)
+        return node
+
     def _arrive(self, node: Node) -> None:
         self.current = node
         if node.parent is not None:
@@ -250,10 +259,10 @@ class History:
         for child in reversed(chain[: chain.index(self.current)]):
             self._down(child, swap)
 
-    def ancestors(self) -> list[Node]:
-        """From the root to the current node."""
+    def ancestors(self, end: Node | None = None) -> list[Node]:
+        """From the root to `end`, by default the current node."""
         chain = []
-        node: Node | None = self.current
+        node: Node | None = end or self.current
         while node is not None:
             chain.append(node)
             node = node.parent
@@ -265,13 +274,14 @@ class History:
         masks = (node.protected for node in reversed(self.ancestors()))
         return next((mask for mask in masks if mask is not None), None)
 
-    def recipe(self) -> list[str]:
-        """The commands that make the current state out of the checkpoint.
+    def recipe(self, end: Node | None = None) -> list[str]:
+        """The commands that make the state of `end`, by default the current one, out of the
+        checkpoint.
 
         Statistics are collected at the state they were made on, once, however many decisions they
         served; all else that an edit rests on comes right before it, each time.
         """
-        path = self.ancestors()
+        path = self.ancestors(end)
         collected: list[list[str]] = [[] for _ in path]
         edits: list[list[str]] = [[] for _ in path]
         for place, node in enumerate(path[1:]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, TypeVar
 
+from mlxfun.checkpoint.reports import SaveReport
 from mlxfun.events import Side
 from mlxfun.report import Report
 from mlxfun.text import counted, readable_bytes
@@ -25,7 +26,8 @@ class PlanReport(Report):
 
     bytes_before/after: the model's parameters as they would be saved. mass_lost: per layer, the
     share of the summed metric that goes with the pruned experts (None without statistics).
-    peak_bytes: the most memory in use, model included, while it was planned and staged.
+    peak_bytes: the most memory in use, model included, while it was planned and staged. straight:
+    it was written to disk instead of staged.
     """
 
     kind: ClassVar[str] = "plan"
@@ -43,6 +45,12 @@ class PlanReport(Report):
     state_after: str
     warnings: tuple[str, ...] = ()
     peak_bytes: int = 0
+    straight: bool = False
+
+    @property
+    def deed(self) -> str:
+        """What was done, as a summary begins: "staged prune"."""
+        return f"{'wrote' if self.straight else 'staged'} {self.technique}"
 
     @property
     def left(self) -> str:
@@ -53,10 +61,10 @@ class PlanReport(Report):
         return str(most) if least == most else f"{least} to {most}"
 
     def summary(self) -> str:
-        gone = counted(sum(map(len, self.pruned.values())), "expert goes", "experts go")
+        gone = counted(sum(map(len, self.pruned.values())), "expert pruned", "experts pruned")
         size = f"{readable_bytes(self.bytes_before)} -> {readable_bytes(self.bytes_after)}"
-        each = f"{self.experts_before} -> {self.left} a layer"
-        return f"staged {self.technique}: {gone} ({each}), {size}"
+        each = f"{self.experts_before} -> {self.left} per layer"
+        return f"{self.deed}: {gone} ({each}), {size}"
 
 
 Extended = TypeVar("Extended", bound=PlanReport)
@@ -66,6 +74,20 @@ def extended(kind: type[Extended], report: PlanReport, **details: Any) -> Extend
     """A technique's own report: the common figures of `report` and the details of its kind."""
     common = {f.name: getattr(report, f.name) for f in fields(PlanReport)}
     return kind(**(common | details))
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenReport(SaveReport):
+    """An edit that was written straight to disk; the resident model is as before. plan: what was
+    done, as of a staged plan."""
+
+    kind: ClassVar[str] = "written"
+    plan: PlanReport = field(kw_only=True)
+
+    def summary(self) -> str:
+        return (
+            f"{self.plan.summary()}; {SaveReport.summary(self)}; the model in memory is as before"
+        )
 
 
 @dataclass(frozen=True, slots=True)

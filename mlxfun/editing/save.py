@@ -16,9 +16,9 @@ from mlxfun.checkpoint.save import Export, write
 from mlxfun.checkpoint.sources import without_wildcards
 from mlxfun.context import SILENT, Context
 from mlxfun.editing.editor import Editor
+from mlxfun.editing.history import Node
 from mlxfun.editing.plans import SavedExperts
 from mlxfun.errors import ModelError
-from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.delta import Reader
 from mlxfun.model.export import ExportView
 from mlxfun.model.parameters import flatten
@@ -75,17 +75,19 @@ def earlier_checkpoint_id(loaded: Loaded) -> str:
 def save(
     loaded: Loaded,
     editor: Editor,
-    anatomy: MoEMap,
     view: ExportView,
     options: SaveOptions,
     ctx: Context = SILENT,
+    node: Node | None = None,
 ) -> SaveReport:
     """Write the live side as a model of its own, with the recipe that made it.
 
     The gate compares with the resident model's logits, so steering (which is not saved) is off
-    while it looks.
+    while it looks. node: of an edit that is not in the history, whose tensors are not all in
+    memory, so that there are no logits to compare with.
     """
     model: Any = view.model
+    end = node or editor.history.current
     with editor.unsteered():
         return write(
             Export(
@@ -95,10 +97,10 @@ def save(
                 model_id=loaded.model_id,
                 checkpoint_id=loaded.checkpoint_id,
                 experts=len(editor.committed[0]) if editor.committed else 0,
-                metadata=_metadata(editor, anatomy),
-                recipe=editor.history.recipe(),
-                scores=dict(editor.history.current.scores),
-                logits=model,
+                metadata=_metadata(editor, end),
+                recipe=editor.history.recipe(end),
+                scores=dict(end.scores),
+                logits=model if node is None else None,
                 changed=loaded.changed,
                 tokenizer=loaded.tokenizer,
                 companions=loaded.companions,
@@ -115,9 +117,10 @@ def _given_template(loaded: Loaded) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _metadata(editor: Editor, anatomy: MoEMap) -> dict[str, Any]:
+def _metadata(editor: Editor, end: Node) -> dict[str, Any]:
     """Metadata files of an edited model, as its plans write them."""
-    plans = [node.plan for node in editor.history.ancestors() if node.plan is not None]
+    plans = [node.plan for node in editor.history.ancestors(end) if node.plan is not None]
+    anatomy = editor.resident.anatomy
     live = dict(zip(anatomy.indices, editor.committed, strict=True))
     saved = SavedExperts(anatomy.num_experts, live)
     files: dict[str, Any] = {}

@@ -179,5 +179,14 @@ def require_within(report: EvaluateReport, options: ApplyOptions) -> None:
             f"perplexity {report.perplexity['all']:.3f} is {report.ratio:.3f}x the checkpoint's "
             f"{report.baseline['all']:.3f}, above --max-perplexity-ratio {limit:g}"
         )
+    if options.max_loops is not None:
+        if report.answers is None or report.answers_before is None:
+            raise StateError("the preview judged no answers; preview with --answers N first")
+        more = report.answers.loops - report.answers_before.loops
+        if not more <= options.max_loops:
+            broken.append(
+                f"{report.answers.loops:.1%} of the answers go round in circles, the checkpoint's "
+                f"{report.answers_before.loops:.1%}: more than --max-loops {options.max_loops:g} above"
+            )
     if broken:
         raise StateError("not applied: " + "; ".join(broken) + "; the plan is still staged")

@@ -32,9 +32,15 @@ class ProbeOptions:
 
 @dataclass(frozen=True, slots=True)
 class EvaluateOptions:
-    """What to measure. datasets empty: the held-out split of the calibration set."""
+    """What to measure. datasets empty: the held-out split of the calibration set.
+
+    samples: answers that are shown, of at most sample_tokens. answers: how many answers, of at most
+    answer_tokens, are judged for loops and natural ends, and compared with the checkpoint's.
+    """
 
     datasets: tuple[DatasetOptions, ...] = ()
     kl: bool = True
     samples: int = 0
     sample_tokens: int = 48
+    answers: int = 0
+    answer_tokens: int = 256

@@ -7,7 +7,7 @@ from dataclasses import replace
 import mlx.nn as nn
 
 from mlxfun.context import SILENT, Context
-from mlxfun.data.datasets import Tokenizer, Tokens
+from mlxfun.data.datasets import Tokenizer, Tokens, prompt_tokens
 from mlxfun.editing.editor import Editor
 from mlxfun.editing.plans import SHOWN, SHOWN_SIDES, Subject
 from mlxfun.editing.reports import ShownSide, ShownSubject
@@ -100,5 +100,15 @@ def refusal_report(
 
 
 def _shown(tokenizer: Tokenizer, prompt: Tokens) -> str:
-    """A prompt in one line, without the marks of the chat template."""
+    """A prompt in one line, without what the chat template puts around it."""
+    mark = "mmm"
+    around = tokenizer.decode(
+        prompt_tokens([{"role": "user", "content": mark}], tokenizer).tolist(),
+        skip_special_tokens=False,
+    )
+    before, found, after = around.partition(mark)
+    whole: str = tokenizer.decode(prompt.tolist(), skip_special_tokens=False)
+    if found and whole.startswith(before) and whole.endswith(after):
+        return " ".join(whole[len(before) : len(whole) - len(after)].split())
+    # A text without a template, or of several turns.
     return " ".join(tokenizer.decode(prompt.tolist(), skip_special_tokens=True).split())

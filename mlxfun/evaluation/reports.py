@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from mlxfun.editing.reports import ShownSide, ShownSubject
+from mlxfun.evaluation.answer_health import AnswerHealth
 from mlxfun.report import Report
 from mlxfun.text import counted
 
@@ -148,7 +149,8 @@ class EvaluateReport(Report):
     top1_agreement compare token distributions with the checkpoint (mean over tokens of
     KL(checkpoint || subject) in nats; p99 over tokens); vs_current holds the same three against
     the committed state. baseline: the checkpoint's perplexity on the same tokens. steered: steering
-    was in force on the subject, as it never is on the checkpoint.
+    was in force on the subject, as it never is on the checkpoint. answers: figures of its greedy
+    answers, answers_before: of the checkpoint's to the same prompts; None where none were asked for.
     """
 
     kind: ClassVar[str] = "evaluate"
@@ -166,6 +168,8 @@ class EvaluateReport(Report):
     vs_current: dict[str, float] | None
     samples: tuple[Sample, ...]
     steered: bool
+    answers: AnswerHealth | None = None
+    answers_before: AnswerHealth | None = None
 
     @property
     def ratio(self) -> float:

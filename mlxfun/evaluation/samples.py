@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from mlxfun.context import SILENT, Context
 from mlxfun.data.datasets import Line, Tokenizer, prompt_tokens, read_lines
 from mlxfun.data.lines import BrokenLines
 from mlxfun.data.rendered import as_rendered, asked_ids
 from mlxfun.editing.editor import Editor
+from mlxfun.evaluation.answer_health import AnswerHealth, health
 from mlxfun.evaluation.evaluator import EvalSet
 from mlxfun.evaluation.options import EvaluateOptions
 from mlxfun.evaluation.reports import Sample
+from mlxfun.generation.answers import greedy
 from mlxfun.generation.decoder import Decoder, advance
 from mlxfun.generation.options import GenerateOptions
 from mlxfun.tally import Tally
@@ -33,7 +38,8 @@ def answer_samples(
     nor change a measurement half-way.
     """
     out: list[Sample] = []
-    asked = _prompts(options, sets, decoder.tokenizer)[: max(options.samples, 0)]
+    count = max(options.samples, 0)
+    asked = _prompts(options, sets, decoder.tokenizer, count)[:count]
     for prompt, text in asked:
         ctx.check()
         ctx.progress("answering samples", len(out), len(asked), "samples")
@@ -52,16 +58,30 @@ def answer_samples(
     return tuple(out)
 
 
+def answer_health(
+    model: Any,
+    tokenizer: Tokenizer,
+    options: EvaluateOptions,
+    sets: Sequence[EvalSet],
+    ctx: Context = SILENT,
+) -> AnswerHealth:
+    """Figures of the live side's greedy answers to the first `options.answers` prompts."""
+    asked = _prompts(options, sets, tokenizer, options.answers)
+    prompts = [np.array(tokens, dtype=np.int32) for tokens, _ in asked[: options.answers]]
+    found = greedy(model, tokenizer, prompts, options.answer_tokens, ctx, "judging answers")
+    return health([answer.tokens for answer in found], frozenset(tokenizer.eos_token_ids))
+
+
 def _prompts(
-    options: EvaluateOptions, sets: Sequence[EvalSet], tokenizer: Tokenizer
+    options: EvaluateOptions, sets: Sequence[EvalSet], tokenizer: Tokenizer, count: int
 ) -> list[tuple[list[int], str]]:
-    if options.samples <= 0:
+    if count <= 0:
         return []
     if options.datasets:
         lines = [line for data in options.datasets for line in read_lines(data)]
         found: list[tuple[list[int], str]] = []
         broken = BrokenLines(Tally())  # counted where the sets were read for measuring
-        for line in lines[: options.samples]:
+        for line in lines[:count]:
             with broken.counted(line.source):
                 found.append(_prompt(as_rendered(line, tokenizer), tokenizer))
         return found

@@ -58,8 +58,8 @@ def sides_of(editor: Editor) -> tuple[ABSide, ABSide]:
     """The two sides there are. Raises StateError when both would be the same."""
     if editor.staged is not None:
         return (
-            ABSide("base", "committed model", lambda: editor.live("base"), editor.key),
-            ABSide("candidate", "staged plan", lambda: editor.live("candidate"), editor.key),
+            ABSide("base", "current", lambda: editor.live("base"), editor.key),
+            ABSide("candidate", "candidate", lambda: editor.live("candidate"), editor.key),
         )
     if editor.key() == (editor.root_state, ""):
         raise StateError(
@@ -69,7 +69,7 @@ def sides_of(editor: Editor) -> tuple[ABSide, ABSide]:
     turn = _turn(editor)
     return (
         ABSide("base", "checkpoint", lambda: editor.live("checkpoint"), editor.key, turn),
-        ABSide("candidate", "current state", lambda: editor.live("base"), editor.key, turn or 1),
+        ABSide("candidate", "current", lambda: editor.live("base"), editor.key, turn or 1),
     )
 
 

@@ -11,7 +11,7 @@ from mlxfun.errors import StateError, UsageError
 from mlxfun.events import Side, Token
 from mlxfun.generation.decoder import Counter, Decoded, Decoder
 from mlxfun.generation.options import GenerateOptions
-from mlxfun.generation.reports import ChatReport
+from mlxfun.generation.reports import ChatReport, TokensReport
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
@@ -20,8 +20,12 @@ if TYPE_CHECKING:
 class Conversation:
     """Messages so far, and answers by whichever side is live (or is asked for)."""
 
-    def __init__(self, tokenizer: Tokenizer, decoder: Decoder, editor: Editor) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, decoder: Decoder, editor: Editor, context: int | None = None
+    ) -> None:
+        """context: tokens that the model's context holds, None if that is not known."""
         self._tokenizer = tokenizer
+        self._context = context
         self._decoder = decoder
         self._editor = editor
         self._messages: list[Message] = []
@@ -29,7 +33,7 @@ class Conversation:
 
     def reset(self) -> None:
         """Forget the turns; caches stay, they are valid for what they hold."""
-        self._messages = []
+        self._taken, self._messages = self._messages, []
 
     def take_back(self, count: int) -> str:
         """Forget the last `count` questions with their answers; the text of the first of them.
@@ -48,26 +52,28 @@ class Conversation:
         return str(self._taken[0]["content"])
 
     def give_back(self) -> None:
-        """Undo the last `take_back`, for an answer that could not be given after it."""
+        """Undo the last `take_back` or `reset`, for an answer that could not be given after it."""
         self._messages += self._taken
         self._taken = []
 
     def answer(
         self, text: str, options: GenerateOptions, counter: Counter | None, ctx: Context = SILENT
     ) -> ChatReport:
-        """Answer one more turn. A cancelled answer stays in the conversation as far as it got."""
+        """Answer one more turn. A cancelled question is no part of the conversation.
+
+        Raises UsageError if there is no text, or if the conversation with it is longer than the
+        model's context; the conversation stays as it was.
+        """
         if not text.strip():
             raise UsageError("nothing was said; give a text to answer")
-        system = [{"role": "system", "content": options.system}] if options.system else []
-        # An empty system prompt drops the one so far, none at all keeps it.
-        silent = options.system is None
-        turns = [m for m in self._messages if m["role"] != "system" or silent]
-        asked = [*system, *turns, {"role": "user", "content": text}]
+        asked = self._asked(text, options)
         prompt = prompt_tokens(asked, self._tokenizer, options.thinking)
+        self._require_room(len(prompt), bool(self._messages))
         with self._editor.live(_side(options.side, self._editor)):
             decoded = self._decode(prompt, options, counter, ctx)
             side = self._editor.side
-        self._messages = [*asked, {"role": "assistant", "content": decoded.text}]
+        if decoded.finish_reason != "cancelled":
+            self._messages = [*asked, {"role": "assistant", "content": decoded.text}]
         return ChatReport(
             prompt=text,
             text=decoded.text,
@@ -77,6 +83,31 @@ class Conversation:
             generated_tokens=len(decoded.tokens),
             tokens_per_second=len(decoded.tokens) / max(decoded.seconds, 1e-9),
             finish_reason=decoded.finish_reason,
+        )
+
+    def count(self, text: str, options: GenerateOptions) -> TokensReport:
+        """The tokens of `text`, alone and as the next question of the conversation."""
+        prompt = prompt_tokens(self._asked(text, options), self._tokenizer, options.thinking)
+        before = prompt_tokens(self._messages, self._tokenizer) if self._messages else ()
+        alone = self._tokenizer.encode(text, add_special_tokens=False)
+        return TokensReport(len(alone), len(before), len(prompt), self._context)
+
+    def _asked(self, text: str, options: GenerateOptions) -> list[Message]:
+        """The messages of the conversation with `text` as the next question."""
+        system = [{"role": "system", "content": options.system}] if options.system else []
+        # An empty system prompt drops the one so far, none at all keeps it.
+        silent = options.system is None
+        turns = [m for m in self._messages if m["role"] != "system" or silent]
+        return [*system, *turns, {"role": "user", "content": text}]
+
+    def _require_room(self, tokens: int, turns: bool) -> None:
+        """Raise UsageError for a prompt that is longer than the model's context."""
+        if self._context is None or tokens < self._context:
+            return
+        what = "the conversation with this question" if turns else "the question"
+        remedy = "start a new conversation (chat --new) or shorten it" if turns else "shorten it"
+        raise UsageError(
+            f"{what} has {tokens:,} tokens, and the model's context {self._context:,}: {remedy}"
         )
 
     def _decode(

@@ -49,12 +49,12 @@ class ABReport(Report):
         return {**Report.data(self), "kl_mean": self.kl_mean}
 
     def summary(self) -> str:
-        kl = f"mean KL {self.kl_mean:.4f} a token"
+        kl = f"mean KL {self.kl_mean:.4f} per token"
         where = self.first_divergence
         if where is None:
-            return f"{self.base.label} and {self.candidate.label} answer the same; {kl}"
+            return f"{self.base.label} and {self.candidate.label} give the same answer; {kl}"
         return (
-            f"{self.base.label} and {self.candidate.label} part at token {where + 1} of "
+            f"{self.base.label} and {self.candidate.label} diverge at token {where + 1} of "
             f"{len(self.base.tokens)} and {len(self.candidate.tokens)}; {kl}"
         )
 
@@ -77,3 +77,30 @@ class ChatReport(Report):
         rate = f"{self.tokens_per_second:.1f} tokens/s"
         made = counted(self.generated_tokens, "token", "tokens")
         return f"{made} at {rate} ({self.finish_reason})"
+
+
+@dataclass(frozen=True, slots=True)
+class TokensReport(Report):
+    """How long a text is. tokens: of the text alone; conversation: of the turns so far; prompt: of
+    what would be read if it were asked now; context: what the model holds, None if not known.
+    """
+
+    kind: ClassVar[str] = "tokens"
+    tokens: int
+    conversation: int
+    prompt: int
+    context: int | None
+
+    @property
+    def fits(self) -> bool:
+        """Whether the model's context holds it."""
+        return self.context is None or self.prompt < self.context
+
+    def summary(self) -> str:
+        text = counted(self.tokens, "token", "tokens")
+        if self.conversation:
+            text += f", {self.prompt:,} with the conversation so far"
+        if self.context is None:
+            return text
+        over = "" if self.fits else ": too long to be asked"
+        return f"{text}; the model's context holds {self.context:,}{over}"

@@ -4,8 +4,9 @@
 undo and redo are one operation. MLX arrays are immutable and reference-counted: for a virtual
 prune this moves kilobytes of router rows and an index map, whatever the model's size.
 
-Arrays that can be made again are not held: `FromCheckpoint` reads rows back from disk,
-`FromResident` slices what the model holds. Only tensors that an edit made are kept, and counted.
+Arrays that can be had again are not held: `FromCheckpoint` reads rows back from disk,
+`FromResident` slices what the model holds, `FromFile` was written aside while an edit goes straight
+to disk. Only tensors that an edit made are kept, and counted.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from mlxfun.context import SILENT, Context
+from mlxfun.errors import ModelError
 from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.anatomy.types import SlicedRole
 from mlxfun.model.experts import neurons_of
@@ -40,7 +44,35 @@ class FromResident:
     rows: tuple[int, ...]
 
 
-Source = mx.array | FromCheckpoint | FromResident
+@dataclass(frozen=True, slots=True)
+class FromFile:
+    """A whole tensor in a safetensors file that this process wrote, under `name`."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: mx.Dtype
+
+    def lazy(self) -> mx.array:
+        """The tensor, read when it is evaluated."""
+        held = cast(dict[str, mx.array], mx.load(str(self.file)))
+        return held[self.name]
+
+    def read(self) -> mx.array:
+        """The tensor, evaluated. Raises ModelError."""
+        try:
+            array = self.lazy()
+            mx.eval(array)
+        except (RuntimeError, ValueError, KeyError, OSError) as error:
+            raise ModelError(f"{self.name} cannot be read from {self.file}: {error}") from error
+        return array
+
+    def placeholder(self) -> mx.array:
+        """An array of this shape and dtype that takes no memory; its values mean nothing."""
+        return mx.broadcast_to(mx.zeros((), self.dtype), self.shape)
+
+
+Source = mx.array | FromCheckpoint | FromResident | FromFile
 Reader = Callable[[str], mx.array]
 """Reads a whole parameter back from the checkpoint, as it was loaded."""
 
@@ -89,11 +121,17 @@ class Delta:
         return sum(layer.bytes for layer in self.layers)
 
 
+Keep = Callable[[LayerDelta], LayerDelta]
+"""What is held of a layer's delta in its place, e.g. with arrays that were written to a file."""
+
+
 class Trial:
     """A delta that is being tried, see Resident.trial."""
 
-    def __init__(self, resident: Resident, delta: Delta) -> None:
+    def __init__(self, resident: Resident, delta: Delta, keep: Keep | None = None) -> None:
         self._resident, self._delta, self._live = resident, delta, False
+        self._keep = keep
+        self._other: Delta | None = None  # with `keep`: the way that was gone last, unchanged
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
@@ -106,9 +144,15 @@ class Trial:
 
     def go(self, live: bool) -> None:
         """Swap the delta in or out."""
-        if live != self._live:
+        if live == self._live:
+            return
+        if self._keep is None:
             self._delta = self._resident.swap(self._delta)
-            self._live = live
+        else:
+            # Both ways are kept after the first time: nothing that is swapped out is held.
+            inverse = self._resident.swap(self._delta, keep=self._keep, known=self._other)
+            self._delta, self._other = inverse, self._delta
+        self._live = live
 
 
 class Resident:
@@ -139,34 +183,49 @@ class Resident:
         paths = (path for layer in delta.layers for path in layer.arrays)
         return sum(self.tree.get(path).nbytes for path in paths if path in self.made)
 
-    def swap(self, delta: Delta, ctx: Context = SILENT) -> Delta:
+    def swap(
+        self,
+        delta: Delta,
+        ctx: Context = SILENT,
+        keep: Keep | None = None,
+        known: Delta | None = None,
+    ) -> Delta:
         """Exchange `delta` with what the model holds; the returned inverse undoes it bit for bit.
 
         Layer by layer, so that a compact needs one layer's extra memory. A cancel or failure
-        between layers swaps back what was done and leaves the model as it was.
+        between layers swaps back what was done and leaves the model as it was. keep: what is held
+        of each layer's inverse. known: the inverse, where it is held already.
         """
         done: list[LayerDelta] = []
         try:
             for number, layer in enumerate(delta.layers):
                 ctx.check()
-                done.append(self._swap_layer(layer, delta.release))
+                inverse = self._swap_layer(layer, delta.release)
+                if known is not None:
+                    done.append(known.layers[number])
+                    continue
+                done.append(inverse)
+                if keep is not None:
+                    done[-1] = keep(inverse)
+                    del inverse
                 if delta.release:
                     ctx.progress("layers", number + 1, len(delta.layers), "layers")
         except BaseException:
-            for inverse in reversed(done):
-                self._swap_layer(inverse, delta.release)
+            for way_back in reversed(done):
+                self._swap_layer(way_back, delta.release)
             raise
         finally:
             self._reader = None
         return Delta(tuple(done), delta.release)
 
     @contextmanager
-    def trial(self, delta: Delta) -> Iterator[Trial]:
+    def trial(self, delta: Delta, keep: Keep | None = None) -> Iterator[Trial]:
         """The model with `delta` inside the block, and as before after it, whatever happens.
 
+        keep: what is held of what is replaced; `delta` must then hold no arrays of its own either.
         Steering is not put in force anew: try deltas without steering.
         """
-        trial = Trial(self, delta)
+        trial = Trial(self, delta, keep)
         trial.go(True)
         try:
             yield trial
@@ -294,7 +353,7 @@ class Resident:
             self._reader = self._reader or self._checkpoint()
             whole = self._reader(path)
             return whole if source.rows is None else take_rows(whole, source.rows)
-        return source
+        return source.read() if isinstance(source, FromFile) else source
 
     def _inverse_source(
         self, path: str, source: Source, old: mx.array, delta: LayerDelta, release: bool

@@ -96,7 +96,7 @@ def pseudo_prune(
         raise PlanError(
             f"--max-group-size {most} lets {len(centroids)} centroids take "
             f"{len(saliency) - len(centroids) - len(free)} of the "
-            f"{len(saliency) - len(centroids)} experts that go; raise it, or merge fewer"
+            f"{len(saliency) - len(centroids)} experts to merge; raise it, or merge fewer"
         )
     return tuple(groups[centroid] for centroid in sorted(groups))
 

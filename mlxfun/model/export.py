@@ -13,7 +13,7 @@ import mlx.nn as nn
 
 from mlxfun.model.anatomy import MoELayer, MoEMap
 from mlxfun.model.anatomy.width import width_keys
-from mlxfun.model.delta import Resident
+from mlxfun.model.delta import FromFile, Resident
 from mlxfun.model.parameters import flatten, nbytes_as, take_rows, unpacked_shape
 
 
@@ -21,12 +21,19 @@ class ExportView:
     """Read-only view of a resident model's live side as the checkpoint it would become.
 
     stored: each parameter's own dtype on disk (the CPU backend holds 16-bit models in float32).
+    aside: path -> the tensor in a file, of parameters whose place in the model a placeholder has.
     """
 
     def __init__(
-        self, model: nn.Module, resident: Resident, anatomy: MoEMap, stored: Mapping[str, mx.Dtype]
+        self,
+        model: nn.Module,
+        resident: Resident,
+        anatomy: MoEMap,
+        stored: Mapping[str, mx.Dtype],
+        aside: Mapping[str, FromFile] | None = None,
     ) -> None:
         self.model = model
+        self._aside = aside or {}
         self._resident = resident
         self._anatomy = anatomy
         self._stored = stored
@@ -66,10 +73,16 @@ class ExportView:
         path = self._names[name]
         return self._stored.get(path, self._arrays[path].dtype)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of `tensor(name)`, without making it."""
+        path = self._names[name]
+        whole, layer = tuple(self._arrays[path].shape), self._layer_of.get(path)
+        return whole if layer is None else (len(self._rows(layer)), *whole[1:])
+
     def tensor(self, name: str) -> mx.array:
         """The tensor to save, sliced to the live experts and in its stored dtype."""
         path = self._names[name]
-        array = self._arrays[path]
+        array = self._aside[path].lazy() if path in self._aside else self._arrays[path]
         layer = self._layer_of.get(path)
         if layer is not None:
             array = take_rows(array, self._rows(layer))

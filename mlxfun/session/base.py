@@ -20,6 +20,7 @@ from mlxfun.errors import StateError
 from mlxfun.generation.conversation import Conversation
 from mlxfun.generation.decoder import Decoded, Decoder
 from mlxfun.generation.options import GenerateOptions
+from mlxfun.model.anatomy.context_length import context_length
 from mlxfun.session.measurements import Measurements
 from mlxfun.session.reports import InfoReport
 from mlxfun.session.workspace import SessionWorkspace
@@ -43,7 +44,9 @@ class SessionBase:
         self.editor = workspace.editor
         self._observations = workspace.observations
         self._decoder = Decoder(self.model, self.tokenizer, self.taps)
-        self._conversation = Conversation(self.tokenizer, self._decoder, self.editor)
+        self._conversation = Conversation(
+            self.tokenizer, self._decoder, self.editor, context_length(self.config)
+        )
         self._measurements = Measurements(workspace, self._decoder)
         self._abliterate = Abliterate()
         self.before_close: list[Callable[[], None]] = []

@@ -12,19 +12,24 @@ from dataclasses import dataclass, replace
 from mlxfun.context import SILENT, Context
 from mlxfun.editing.editor import Staged
 from mlxfun.editing.options import ApplyOptions
+from mlxfun.editing.plans import Subject
 from mlxfun.errors import StateError, UsageError
 from mlxfun.evaluation import measure
+from mlxfun.evaluation.answer_health import AnswerHealth
 from mlxfun.evaluation.compare_states import NodeComparer
 from mlxfun.evaluation.evaluator import EvalSet
 from mlxfun.evaluation.options import EvaluateOptions, ProbeOptions
 from mlxfun.evaluation.reports import CompareReport, EvaluateReport, ProbeReport
-from mlxfun.evaluation.samples import answer_samples
+from mlxfun.evaluation.samples import answer_health, answer_samples
 from mlxfun.events import Notice, Side
 from mlxfun.generation.decoder import Decoder
 from mlxfun.scans import expert_profile
 from mlxfun.scans.reports import DossierReport
 from mlxfun.session import views
 from mlxfun.session.workspace import SessionWorkspace
+
+JUDGED = 32
+"""Answers that a guardrail on loops judges where no preview has judged any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +90,22 @@ class Measurements:
         A preview that was made while steering, or without the KL that a limit is on, does not
         decide: it is made again.
         """
-        if (options.max_kl, options.max_perplexity_ratio) == (None, None):
+        if (options.max_kl, options.max_perplexity_ratio, options.max_loops) == (None,) * 3:
             return
         if not self._editor.steering_of("candidate").empty:
-            text = "the guardrails measure without steering, which is no part of what is applied"
+            text = "the guardrails measure without steering, which is not part of what is applied"
             ctx.emit(Notice("info", text))
         known, needs_kl = self._known(staged), options.max_kl is not None
-        if known is None or known.report.steered or (needs_kl and known.report.kl_mean is None):
+        needs_answers = options.max_loops is not None
+        lacking = known is None or (
+            (needs_kl and known.report.kl_mean is None)
+            or (needs_answers and known.report.answers is None)
+        )
+        if known is None or lacking or known.report.steered:
             asked = known.options if known is not None else EvaluateOptions()
+            answers = asked.answers or (JUDGED if needs_answers else 0)
             with self._editor.unsteered():
-                asked = replace(asked, samples=0, kl=asked.kl or needs_kl)
+                asked = replace(asked, samples=0, kl=asked.kl or needs_kl, answers=answers)
                 report = self.preview(asked, ctx)
         else:
             report = known.report
@@ -149,7 +160,21 @@ class Measurements:
             lambda: answer_samples(self._decoder, self._editor, options, sets, ctx),
             options.kl,
         )
-        return measure.measure(self._editor, self._workspace.evaluator, request, ctx)
+        report = measure.measure(self._editor, self._workspace.evaluator, request, ctx)
+        if options.answers <= 0:
+            return report
+        return replace(
+            report,
+            answers=self._health(subject, options, sets, ctx),
+            answers_before=self._health("checkpoint", options, sets, ctx),
+        )
+
+    def _health(
+        self, side: Subject, options: EvaluateOptions, sets: list[EvalSet], ctx: Context
+    ) -> AnswerHealth:
+        workspace = self._workspace
+        with self._editor.live(side):
+            return answer_health(workspace.model, workspace.tokenizer, options, sets, ctx)
 
     def _sets(self, options: EvaluateOptions, ctx: Context) -> list[EvalSet]:
         workspace = self._workspace

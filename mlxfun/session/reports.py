@@ -136,7 +136,10 @@ class SmokeReport(Report):
 
 @dataclass(frozen=True, slots=True)
 class HeatView:
-    """Everything a heatmap draws. Arrays are float64 or bool [L, E]; metrics may be empty."""
+    """Everything a heatmap draws. Arrays are float64 or bool [L, E]; metrics may be empty.
+
+    stale: the metrics were measured on another state of the weights than the committed one.
+    """
 
     layers: tuple[int, ...]
     experts: int
@@ -148,6 +151,7 @@ class HeatView:
     protected: Array
     samples: int
     tokens: int
+    stale: bool = False
 
 
 @dataclass(frozen=True, slots=True)

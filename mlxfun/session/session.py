@@ -21,10 +21,9 @@ from mlxfun.checkpoint.options import SaveOptions
 from mlxfun.checkpoint.reports import SaveReport
 from mlxfun.context import SILENT, Context
 from mlxfun.data.options import ScanKind
-from mlxfun.editing import save as saving
 from mlxfun.editing.earlier import present
 from mlxfun.editing.options import ApplyOptions
-from mlxfun.editing.reports import HistoryReport, PlanReport, StepReport
+from mlxfun.editing.reports import HistoryReport, PlanReport, StepReport, WrittenReport
 from mlxfun.errors import UsageError
 from mlxfun.evaluation import measure
 from mlxfun.evaluation.options import EvaluateOptions, ProbeOptions, RefusalOptions
@@ -33,11 +32,12 @@ from mlxfun.evaluation.reports import CompareReport, EvaluateReport, ProbeReport
 from mlxfun.events import Notice, Side
 from mlxfun.generation import ab as sides
 from mlxfun.generation.options import GenerateOptions
-from mlxfun.generation.reports import ABReport, ChatReport
+from mlxfun.generation.reports import ABReport, ChatReport, TokensReport
 from mlxfun.scans import scan
 from mlxfun.scans.options import ScanOptions
 from mlxfun.scans.reports import ScanReport
 from mlxfun.session.inspection import Inspection
+from mlxfun.session.straight import write_edit
 from mlxfun.steering import sources as wishes
 from mlxfun.steering.command_line import line_of
 from mlxfun.steering.options import SteerOptions
@@ -92,6 +92,35 @@ class Session(Inspection):
         technique.require(self.map)
         mx.reset_peak_memory()  # what a plan says of its peak is that of the call which staged it
         return stage(self._workspace, technique.plan(self._workspace, options, self.command, ctx))
+
+    def write_edit(
+        self,
+        options: PruneOptions | MergeOptions | NarrowOptions | AblateOptions,
+        to: SaveOptions,
+        ctx: Context = SILENT,
+    ) -> WrittenReport:
+        """Edit straight to a new model directory, layer after layer, for models of which both sides
+        do not fit in memory: what staging, applying and saving would write. The session stays as it
+        is, whatever happens. Raises what those do.
+        """
+        self._own()
+        technique: Technique[Any]
+        match options:
+            case PruneOptions():
+                technique = Prune()
+            case MergeOptions():
+                technique = Merge()
+            case NarrowOptions():
+                technique = Narrow()
+            case AblateOptions():
+                technique = self._abliterate
+        technique.require(self.map)
+        mx.reset_peak_memory()
+        if not isinstance(options, PruneOptions) or options.saliency is None:
+            return write_edit(self._workspace, technique, options, to, self.command, ctx)
+        plain = replace(options, saliency=None)
+        with self._observations.taken_from(options.saliency, self.command):
+            return write_edit(self._workspace, technique, plain, to, self.command, ctx)
 
     def prune(self, options: PruneOptions, ctx: Context = SILENT) -> PlanReport:
         """Stage a prune, replacing a staged plan. The candidate is live afterwards.
@@ -198,6 +227,11 @@ class Session(Inspection):
             counter.end()
         return report
 
+    def count_tokens(self, text: str, options: GenerateOptions) -> TokensReport:
+        """How many tokens `text` has, alone and as the next question."""
+        self._own()
+        return self._conversation.count(text, options)
+
     def reset_chat(self) -> None:
         """Start a new conversation."""
         self._own()
@@ -283,6 +317,4 @@ class Session(Inspection):
                 Notice("warning", "the staged plan is not part of what is saved; apply it first")
             )
         with self.editor.live("base"):
-            return saving.save(
-                self._loaded, self.editor, self.anatomy, self._workspace.export(), options, ctx
-            )
+            return self._workspace.save(self._workspace.export(), options, ctx)

@@ -207,7 +207,7 @@ def _frame(x: _Axis, y: _Axis, target: Target) -> list[str]:
     parts.append(_text((x.start + x.end) / 2, HEIGHT - 14, "size as saved, MB", INK, "middle"))
     parts.append(
         f'<text x="18" y="{(y.start + y.end) / 2:.1f}" fill="{INK}" text-anchor="middle" '
-        f'transform="rotate(-90 18 {(y.start + y.end) / 2:.1f})">KL, nats a token</text>'
+        f'transform="rotate(-90 18 {(y.start + y.end) / 2:.1f})">KL, nats per token</text>'
     )
     return parts
 

@@ -180,6 +180,7 @@ def heat(
         protected=protected,
         samples=stats.samples if stats is not None else 0,
         tokens=stats.tokens if stats is not None else 0,
+        stale=stats is not None and stats.state != editor.state,
     )
 
 
@@ -255,10 +256,10 @@ def _status(editor: Editor, layer: int, expert: int, alive: bool) -> ExpertStatu
     if not alive:
         return "pruned"
     if editor.staged is not None and expert in editor.staged.report.pruned.get(layer, ()):
-        return "staged to go"
+        return "to be pruned"
     if expert in editor.steering.activate.get(layer, ()):
-        return "activated"
-    return "deactivated" if expert in editor.steering.deactivate.get(layer, ()) else "kept"
+        return "forced on"
+    return "forced off" if expert in editor.steering.deactivate.get(layer, ()) else "kept"
 
 
 def _verdict(
@@ -275,5 +276,5 @@ def _verdict(
         text += "in statistics merged by rank"
     if editor.staged is not None:
         report = editor.staged.report
-        text += f"; {report.technique} ({report.strategy}) keeps {report.left} a layer"
+        text += f"; {report.technique} ({report.strategy}) keeps {report.left} per layer"
     return text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -9,26 +10,30 @@ import mlx.nn as nn
 import numpy as np
 
 from mlxfun.checkpoint.load import Loaded
+from mlxfun.checkpoint.save import checked_target
+from mlxfun.context import SILENT, Context
 from mlxfun.editing import save
 from mlxfun.editing.editor import Editor
-from mlxfun.errors import BudgetError
+from mlxfun.editing.scratch import Scratch, scratch_for
 from mlxfun.evaluation.evaluator import EvalSet, Evaluator
 from mlxfun.hooks.head import HeadTap
 from mlxfun.hooks.routing import Taps
-from mlxfun.model.delta import Reader, Resident
-from mlxfun.model.device.memory import free_bytes, memory_limit
+from mlxfun.model.delta import Delta, FromFile, LayerDelta, Reader, Resident, Trial
+from mlxfun.model.device.memory import Need, fits, require
 from mlxfun.model.export import ExportView
 from mlxfun.model.model_map import map_model
 from mlxfun.session.observations import Observations
-from mlxfun.text import readable_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from mlxfun.arrays import Array
     from mlxfun.calibration.routing_stats import RoutingStats
+    from mlxfun.checkpoint.options import SaveOptions
+    from mlxfun.checkpoint.reports import SaveReport
     from mlxfun.data.datasets import Tokens
+    from mlxfun.editing.history import Node
 
 
 class SessionWorkspace:
@@ -37,6 +42,7 @@ class SessionWorkspace:
     def __init__(self, loaded: Loaded, undo_budget: int | None = None) -> None:
         """Wrap an already loaded model. Raises ModelError for an unknown architecture."""
         self._loaded = loaded
+        self._scratch: Scratch | None = None
         self.model: nn.Module = loaded.model
         self.tokenizer = loaded.tokenizer
         self.map = map_model(self.model, loaded.config)
@@ -102,23 +108,49 @@ class SessionWorkspace:
         known = self._loaded.stored_dtypes.get(path)
         return self.resident.tree.get(path).dtype if known is None else known
 
-    def export(self) -> ExportView:
-        """The live side as it would be saved."""
-        return ExportView(self.model, self.resident, self.anatomy, self._loaded.stored_dtypes)
+    def export(self, aside: Mapping[str, FromFile] | None = None) -> ExportView:
+        """The live side as it would be saved. aside: see ExportView."""
+        dtypes = self._loaded.stored_dtypes
+        return ExportView(self.model, self.resident, self.anatomy, dtypes, aside)
 
-    def require_room(self, needed: int, what: str, advice: str) -> None:
-        """Raise BudgetError with the figures if `needed` bytes do not fit beside what is active.
+    def save(
+        self,
+        view: ExportView,
+        options: SaveOptions,
+        ctx: Context = SILENT,
+        node: Node | None = None,
+    ) -> SaveReport:
+        """Write the live side, see mlxfun.editing.save.save."""
+        return save.save(self._loaded, self.editor, view, options, ctx, node)
 
-        what: the work, as the sentence begins; advice: what would need less.
-        """
-        free = free_bytes()
-        if free is not None and needed > free:
-            self.editor.replaced.let_go()
-            mx.clear_cache()
-            free = free_bytes()
-        active, limit = int(mx.get_active_memory()), memory_limit()
-        if free is not None and limit is not None and needed > free:
-            raise BudgetError(
-                f"{what} needs about {readable_bytes(needed)} on top of {readable_bytes(active)} in "
-                f"use, over the {readable_bytes(limit)} there are; {advice}"
-            )
+    # -- straight to disk -----------------------------------------------------------------------
+
+    @contextmanager
+    def straight_to(self, options: SaveOptions) -> Iterator[None]:
+        """What is held of layers that are done is on disk inside the block, beside the directory
+        that is to be written. Raises SaveError for a place that must not be written to."""
+        target, _ = checked_target(self._loaded.path, options)
+        with scratch_for(target) as self._scratch:
+            try:
+                yield
+            finally:
+                self._scratch = None
+
+    def hold(self, layer: LayerDelta) -> LayerDelta:
+        """See ResidentModel.hold."""
+        return layer if self._scratch is None else self._scratch.keep(layer)
+
+    def trial(self, delta: Delta) -> AbstractContextManager[Trial]:
+        """See ResidentModel.trial."""
+        keep = None if self._scratch is None else self._scratch.keep
+        return self.resident.trial(delta, keep)
+
+    def require_room(self, need: Need, what: str, advice: str) -> None:
+        """See Workspace.require_room. Lets go of what is kept for undo before it refuses."""
+        if self._scratch is not None:
+            self._scratch.require_space(need.disk + self.export().total_bytes())
+            require(need.straight, what, advice, self.editor.replaced.let_go)
+            return
+        if fits(need.straight):
+            advice = f"go straight to disk with --to PATH, or {advice}"
+        require(need.staged, what, advice, self.editor.replaced.let_go)

@@ -98,7 +98,7 @@ def _check_there(moe: LiveExperts, experts: Iterable[int]) -> None:
         if expert not in moe.live:
             raise PlanError(
                 f"layer {layer.index}: expert {expert} is pruned in the live model; undo or "
-                "discard that first, or flip to the base"
+                "discard that first, or flip to current"
             )
 
 

@@ -26,9 +26,10 @@ class SteerReport(Report):
     def summary(self) -> str:
         up, down = (sum(map(len, s.values())) for s in (self.activated, self.deactivated))
         if not (up or down or self.levels):
-            return "no steering"
-        on = f", {sum(map(len, self.levels.values()))} on a level" if self.levels else ""
-        text = f"steering: {up} activated, {down} deactivated{on}"
+            return "no experts steered"
+        biased = sum(map(len, self.levels.values()))
+        counts = ((up, "forced on"), (down, "forced off"), (biased, "biased"))
+        text = "steering: " + ", ".join(f"{count} {what}" for count, what in counts if count)
         if self.rule == "additive":
             text += f", adding {self.boost_value:+g} and {self.mask_value:+g}"
         return text

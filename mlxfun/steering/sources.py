@@ -109,8 +109,7 @@ def still_there(steering: Steering, host: SteeringHost) -> tuple[Steering, tuple
         if expert not in living[layer]:
             gone.setdefault(layer, []).append(expert)
     said = tuple(
-        f"layer {ly}: experts {es} are pruned, so steering lets go of them"
-        for ly, es in gone.items()
+        f"layer {ly}: experts {es} are pruned and no longer steered" for ly, es in gone.items()
     )
     cells = {(layer, expert) for layer, experts in gone.items() for expert in experts}
     return steering.without(cells), said

@@ -64,8 +64,7 @@ def stage(workspace: Workspace, proposal: Proposal) -> PlanReport:
     Raises PlanError for a delta that changes nothing; a plan that was staged before stays then.
     """
     editor, plan = workspace.editor, proposal.plan
-    if not proposal.delta.layers:
-        raise PlanError(f"the plan changes nothing: {_unchanged(plan)}")
+    require_change(proposal)
     with editor.live("base"):
         bytes_before = workspace.export().total_bytes()
     if editor.staged is not None:
@@ -73,26 +72,40 @@ def stage(workspace: Workspace, proposal: Proposal) -> PlanReport:
     base = editor.committed
 
     def report(state: str) -> PlanReport:
-        return proposal.describe(
-            PlanReport(
-                technique=plan.technique,
-                metric=plan.metric,
-                strategy=plan.strategy,
-                experts_before=len(base[0]) if base else 0,
-                experts_after=min(map(len, plan.keep.values()), default=0),
-                kept=plan.working,
-                pruned=removed_by(workspace.anatomy, base, plan),
-                bytes_before=bytes_before,
-                bytes_after=workspace.export().total_bytes(),
-                delta_bytes=proposal.delta.bytes,
-                mass_lost=None if proposal.mass_lost is None else dict(proposal.mass_lost),
-                state_after=state,
-                warnings=plan.warnings,
-                peak_bytes=int(mx.get_peak_memory()),
-            )
-        )
+        return described(workspace, proposal, base, bytes_before, state)
 
     return editor.stage(plan, proposal.delta, proposal.provenance, report).report
+
+
+def require_change(proposal: Proposal) -> None:
+    """Raise PlanError for a delta that changes nothing."""
+    if not proposal.delta.layers:
+        raise PlanError(f"the plan changes nothing: {_unchanged(proposal.plan)}")
+
+
+def described(
+    workspace: Workspace, proposal: Proposal, base: Live, bytes_before: int, state: str
+) -> PlanReport:
+    """The report of a proposal, which must be live. base: the experts before it; state: with it."""
+    plan = proposal.plan
+    return proposal.describe(
+        PlanReport(
+            technique=plan.technique,
+            metric=plan.metric,
+            strategy=plan.strategy,
+            experts_before=len(base[0]) if base else 0,
+            experts_after=min(map(len, plan.keep.values()), default=0),
+            kept=plan.working,
+            pruned=removed_by(workspace.anatomy, base, plan),
+            bytes_before=bytes_before,
+            bytes_after=workspace.export().total_bytes(),
+            delta_bytes=proposal.delta.bytes,
+            mass_lost=None if proposal.mass_lost is None else dict(proposal.mass_lost),
+            state_after=state,
+            warnings=plan.warnings,
+            peak_bytes=int(mx.get_peak_memory()),
+        )
+    )
 
 
 def _unchanged(plan: Plan) -> str:

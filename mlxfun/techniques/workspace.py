@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import mlx.core as mx
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from mlxfun.evaluation.evaluator import EvalSet, Evaluator
     from mlxfun.hooks.routing import Taps
     from mlxfun.model.anatomy import MoEMap
-    from mlxfun.model.delta import Resident
+    from mlxfun.model.delta import Delta, LayerDelta, Resident, Trial
+    from mlxfun.model.device.memory import Need
     from mlxfun.model.export import ExportView
     from mlxfun.model.model_map import ModelMap
 
@@ -38,6 +40,14 @@ class ResidentModel(Protocol):
     def resident(self) -> Resident: ...
     def stored(self, path: str) -> mx.Dtype:
         """The dtype in which a parameter is stored on disk (see mlxfun.model.parameters.Stored)."""
+
+    def hold(self, layer: LayerDelta) -> LayerDelta:
+        """What is kept of the delta of a layer that is done, while the others are made: itself, or
+        one whose arrays were written to disk."""
+
+    def trial(self, delta: Delta) -> AbstractContextManager[Trial]:
+        """Resident.trial of layers that are held: where those are on disk, what they replace is set
+        aside there too, so that one side at a time is in memory."""
 
 
 class Workspace(ResidentModel, Protocol):
@@ -76,8 +86,9 @@ class Workspace(ResidentModel, Protocol):
     def protected_or_none(self, mask: Array | None) -> Array:
         """bool [L, E]; None is no expert."""
 
-    def require_room(self, needed: int, what: str, advice: str) -> None:
-        """Raise BudgetError with the figures if `needed` bytes do not fit beside what is active.
+    def require_room(self, need: Need, what: str, advice: str) -> None:
+        """Raise BudgetError with the figures if an edit does not fit beside what is in memory, or,
+        where it goes straight to disk, on the disk.
 
         what: the work, as the sentence begins; advice: what would need less.
         """

@@ -42,6 +42,7 @@ from mlxfun.generation.options import GenerateOptions
 from mlxfun.scans.options import ScanOptions
 from mlxfun.techniques.ablate.options import AblateOptions
 from mlxfun.techniques.merge.options import MergeOptions
+from mlxfun.techniques.narrow.options import NarrowOptions
 from mlxfun.techniques.prune.options import PruneOptions
 
 GIB = 1 << 30
@@ -61,6 +62,19 @@ class Times(Context):
     def rate(self) -> float:
         """Tokens per second, from the first to the last."""
         return (len(self.at) - 1) / max(self.at[-1] - self.at[0], 1e-9)
+
+
+class Layers(Context):
+    """Tells how far an edit is, every eighth layer: the first ones on a GPU compile its kernels."""
+
+    def __init__(self) -> None:
+        self.began = time.perf_counter()
+
+    def progress(self, label: str, done: int, total: int | None = None, unit: str = "") -> None:
+        if unit == "layers" and (done % 8 == 0 or done in (1, 2)):
+            print(
+                f"  {label} {done} of {total}, {time.perf_counter() - self.began:.0f} s", flush=True
+            )
 
 
 class Bench:
@@ -240,14 +254,26 @@ class Bench:
         options = PruneOptions(
             n_prune=self.session.anatomy.num_experts // 4, metric="output_error", refit_experts=True
         )
-        seconds, peak = self.measured(lambda: self.session.prune(options))
+        seconds, peak = self.measured(lambda: self.session.prune(options, Layers()))
         self.row("prune --metric output_error --refit-experts", f"{seconds:.1f} s", None, peak, "")
+        self.session.discard()
+
+    def narrow(self) -> None:
+        """A quarter of the neurons of every expert, single ones of packed experts, refitted."""
+        self.session.collect(self.collecting())
+        options = NarrowOptions(fraction=0.25, requantize=True)
+        seconds, peak = self.measured(lambda: self.session.narrow(options, Layers()))
+        each = seconds / len(self.session.anatomy.layers)
+        figure = f"{seconds:.1f} s, {each:.2f} s a layer"
+        self.row("narrow --fraction 0.25 --requantize", figure, None, peak, "")
         self.session.discard()
 
     def merge(self) -> None:
         data = self.collecting().data
         count = self.session.anatomy.num_experts // 4
-        seconds, peak = self.measured(lambda: self.session.merge(MergeOptions(data, n_prune=count)))
+        seconds, peak = self.measured(
+            lambda: self.session.merge(MergeOptions(data, n_prune=count), Layers())
+        )
         self.row(f"merge {count} experts a layer", f"{seconds:.1f} s", None, peak, "")
         self.session.apply(ApplyOptions())
         seconds, peak = self.measured(self.session.undo)
@@ -277,7 +303,7 @@ class Bench:
 
 
 ALL = ("identity", "chat", "counted", "collect", "scan", "evaluate", "ab", "ablate", "recipe",
-       "merge", "save")  # fmt: skip
+       "narrow", "merge", "save")  # fmt: skip
 
 
 def parts(bench: Bench, names: tuple[str, ...]) -> Iterator[tuple[str, Callable[[], None]]]:

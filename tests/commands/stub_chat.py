@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from mlxfun.data.reports import DatasetReport, Lengths
-from mlxfun.errors import StateError
+from mlxfun.errors import Cancelled, StateError
 from mlxfun.events import Token
-from mlxfun.generation.reports import ChatReport
+from mlxfun.generation.reports import ChatReport, TokensReport
 from mlxfun.scans.options import ScanOptions
 from mlxfun.scans.reports import ScanReport, ScanRow
 from tests.commands.session_signatures import Given, as_in_session
@@ -59,6 +59,11 @@ class ChatStub(StubState):
             piece = word if not index else " " + word
             said += piece
             given.ctx.emit(Token(0, self.live, index, index, piece))
+            try:
+                given.ctx.check()
+            except Cancelled:
+                return ChatReport(given.text, said, self.live, 5, 0, index, 50.0, "cancelled")
+            given.ctx.interlude()
         self.turns += 1
         return ChatReport(given.text, said, self.live, 5, 0, len(words), 50.0, reason)
 
@@ -76,4 +81,9 @@ class ChatStub(StubState):
 
     @as_in_session
     def reset_chat(self, given: Given) -> None:
-        self.turns = 0
+        self.taken, self.turns = self.turns, 0
+
+    @as_in_session
+    def count_tokens(self, given: Given) -> TokensReport:
+        count = len(given.text.split())
+        return TokensReport(count, 0, count + 5, 512)

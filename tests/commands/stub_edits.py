@@ -105,7 +105,7 @@ class EditsStub(StubState):
 
     @as_in_session
     def amplify(self, given: Given) -> PlanReport:
-        return self._boosted("amplify", {1: {2: given.options.scale}})
+        return self._boosted("amplify", {1: {2: given.options.scale or 0.5}})
 
     @as_in_session
     def bake(self, given: Given) -> PlanReport:

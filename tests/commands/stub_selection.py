@@ -67,7 +67,7 @@ class SelectionStub(StubState):
     def ab(self, given: Given) -> ABReport:
         if self.plan is None:
             raise StateError("there is nothing to compare")
-        one = Answer("base", "committed model", "a b", ("a", " b"), (1, 2), "stop")
+        one = Answer("base", "current", "a b", ("a", " b"), (1, 2), "stop")
         two = Answer("candidate", "staged plan", "a c", ("a", " c"), (1, 3), "stop")
         return ABReport(given.text, one, two, 1, (0.0, 0.5), given.options.seed)
 

@@ -7,6 +7,7 @@ the numbers.
 from __future__ import annotations
 
 import threading
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from mlxfun.calibration.reports import CollectReport, StatsReport, WhyReport
 from mlxfun.checkpoint.reports import SaveReport
 from mlxfun.data.scan_reports import Identity
-from mlxfun.editing.reports import HistoryNode, HistoryReport, StepReport
+from mlxfun.editing.reports import HistoryNode, HistoryReport, StepReport, WrittenReport
 from mlxfun.errors import DatasetError, PlanError, SaveError, StateError
 from mlxfun.evaluation.options import EvaluateOptions
 from mlxfun.events import RoutingFrame
@@ -26,6 +27,7 @@ from mlxfun.session.reports import (
     SessionView,
     SmokeReport,
 )
+from mlxfun.techniques.prune.options import PruneOptions
 from tests.commands.session_signatures import Given, as_in_session
 from tests.commands.stub_chat import ChatStub
 from tests.commands.stub_edits import EditsStub
@@ -251,6 +253,17 @@ class StubSession(SelectionStub, EditsStub, ChatStub):
         return SaveReport(
             str(given.options.path), 1234, ("config.json",), 4, None, {"load": "ok", "bytes": "ok"}
         )
+
+    @as_in_session
+    def write_edit(self, given: Given) -> WrittenReport:
+        before = self.plan, self.scores, self.live, self.samples
+        self.samples = 1
+        plan = self.prune(PruneOptions(n_prune=0), given.ctx)
+        self.plan, self.scores, self.live, self.samples = before
+        saved = self.save(given.to)
+        common = {f.name: getattr(saved, f.name) for f in fields(saved)}
+        common["notices"] = (f"recipe: {self.command}",)
+        return WrittenReport(**common, plan=replace(plan, straight=True))
 
     @as_in_session
     def smoke_test(self, given: Given) -> SmokeReport:

@@ -209,11 +209,11 @@ def test_without_json_results_are_text_on_stdout_and_progress_goes_to_stderr(
     done = program.run("--headless", "--demo", *commands(lines))
     assert done.stdout.splitlines()[-9:-1] == [
         "> prune --n-prune 2",
-        "staged prune: 6 experts go (8 -> 6 a layer), 23.4 KiB -> 17.6 KiB",
-        "layer  go  mass lost  experts that go",
-        "    1   2      12.5%  0 1",
-        "    3   2      12.5%  0 1",
-        "    5   2      12.5%  0 1",
+        "staged prune: 6 experts pruned (8 -> 6 per layer), 23.4 KiB -> 17.6 KiB",
+        "layer  pruned  share lost  experts",
+        "    1       2       12.5%  0 1",
+        "    3       2       12.5%  0 1",
+        "    5       2       12.5%  0 1",
         "> chat [b]hi[/b]",
         "turn 0: [b]hi[/b]",
     ]

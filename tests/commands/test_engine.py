@@ -241,7 +241,7 @@ def test_counting_chat_may_save_after_every_answer(bench: Bench, tmp_path: Path)
     assert bench.sessions[0].auto_save == tmp_path / "s.npz"
     assert bench.engine.view().counting
     ended = bench.run(f"stats count off --auto-save {tmp_path}/s.npz")
-    assert ended.error == "stats count: --auto-save goes with on"
+    assert ended.error == "stats count: --auto-save needs on"
     bench.do("stats count off")
     assert not bench.engine.view().counting
 
@@ -257,8 +257,7 @@ def test_a_model_left_aside_by_a_killed_save_is_offered_and_put_back(
     assert ended.error is not None
     (notice,) = [e for e in bench.events if isinstance(e, Notice)]
     assert notice.text == (
-        "out.mlxfun-bak is a whole model that a save was replacing when it was cut short: type "
-        "recover . to put it back"
+        "out.mlxfun-bak is a whole model that a save was replacing when it was cut short"
     )
     (ended,) = bench.do("recover")
     assert ended.report == TextReport("put back out")

@@ -20,8 +20,8 @@ NAMES = {
     "stats reset", "prune", "merge", "plan show", "plan save", "steer", "preview", "evaluate", "chat", "apply", "discard", "flip",
     "compact", "undo", "redo", "history", "goto", "save", "smoke-test", "record", "replay",
     "expect", "set", "why", "help", "safety-scan", "domain-scan", "prepare-dataset",
-    "stats diff", "stats merge", "stats purge", "stats subtract", "quit", "recover", "resume", "export heatmap", "export report", "export chat",
-    "abliterate", "refusals", "narrow",
+    "stats diff", "stats merge", "stats purge", "stats subtract", "quit", "recover", "resume", "export heatmap", "export report", "export chat", "tokens",
+    "abliterate", "refusals", "narrow", "compress",
     "amplify", "bake", "recipe",
     "select", "probe", "ab", "stats rank", "name", "compare", "dossier", "dataset",
 }  # fmt: skip
@@ -34,7 +34,8 @@ def error(line: str) -> str:
 
 
 def options_of(name: str) -> set[str]:
-    return {o for p in COMMANDS[name].click.params for o in p.opts if o.startswith("--")}
+    shown = [p for p in COMMANDS[name].click.params if not getattr(p, "hidden", False)]
+    return {o for p in shown for o in p.opts if o.startswith("--")}
 
 
 def test_the_commands_are_those_of_the_manual() -> None:
@@ -63,7 +64,7 @@ def test_amplify_keeps_the_ancestors_option_names() -> None:
 
 def test_bake_needs_steering(bench: Bench) -> None:
     assert {r.name: r.reason for r in bench.engine.rows()}["bake"] == (
-        "nothing is steered: run steer first"
+        "no experts are steered: run steer first"
     )
     bench.do("steer --deactivate 3:1")
     assert {r.name: r.enabled for r in bench.engine.rows()}["bake"]
@@ -73,7 +74,7 @@ def test_merge_stages_a_plan_without_statistics(bench: Bench) -> None:
     ended = bench.do("merge --dataset demo:mixed --max-samples 4 --n-prune 2 --alignment greedy")[
         -1
     ]
-    assert ended.report.summary().startswith("staged merge: 6 experts go (8 -> 6 a layer)")
+    assert ended.report.summary().startswith("staged merge: 6 experts pruned (8 -> 6 per layer)")
 
 
 def test_data_options_are_the_same_wherever_a_data_set_is_read() -> None:

@@ -32,13 +32,19 @@ def test_a_call_that_the_session_would_not_take_is_refused() -> None:
 
 
 def test_the_stub_has_every_method_that_a_command_calls() -> None:
-    called = {
-        node.func.attr
+    calls = [
+        node
         for path in COMMANDS.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
         if isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Attribute)
-        and ast.unparse(node.func.value) in ("call.session", "session", "bench.session")
+    ]
+    # Called on the spot, or handed on to be called.
+    methods = [(call.func, ("call.session", "session", "bench.session")) for call in calls]
+    methods += [(given, ("call.session",)) for call in calls for given in call.args]
+    called = {
+        method.attr
+        for method, owners in methods
+        if isinstance(method, ast.Attribute) and ast.unparse(method.value) in owners
     }
     assert {"prune", "chat", "dossier"} <= called
     assert called - {"close"} <= set(signatures())

@@ -120,7 +120,7 @@ def checkpoint(path: Path, model: nn.Module, config: dict[str, Any]) -> None:
 
 
 def demo_copy(path: Path) -> Path:
-    """A copy of the bundled model to damage; returns its weights."""
+    """A copy of the bundled model to damage; rechanges its modes weights."""
     shutil.copytree(demo.model_path(), path)
     return path / WEIGHTS
 

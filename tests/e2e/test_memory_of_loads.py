@@ -73,13 +73,18 @@ def test_with_drop_the_first_is_gone_before_the_second_is_read(
 def test_where_both_do_not_fit_the_figures_and_drop_are_named(
     own: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mlxfun.checkpoint import load as module
+    from mlxfun.checkpoint import load
+    from mlxfun.model.device import memory
+
+    def limited(bytes_now) -> None:
+        for module in (load, memory):
+            monkeypatch.setattr(module, "memory_limit", bytes_now)
 
     others = mx.get_active_memory()  # of other tests in this process
     own.do("load demo")
-    monkeypatch.setattr(module, "memory_limit", lambda: mx.get_active_memory() + 4 * MIB)
+    limited(lambda: mx.get_active_memory() + 4 * MIB)
     error = own.refused("load demo")
-    assert "of memory beside the" in error
+    assert "on top of" in error
     assert "let go of the resident model first with load --drop" in error
-    monkeypatch.setattr(module, "memory_limit", lambda: others + 20 * MIB)
+    limited(lambda: others + 20 * MIB)
     own.do("load demo --drop")

@@ -64,6 +64,7 @@ LINES = {
     "domain-scan": "domain-scan --domain demo:python --general demo:mixed --domain-name x "
     "--output b.json",
     "prune": "prune --expert-list list.json --allow-stale", "merge": MERGE,
+    "narrow": f"narrow --dataset demo:mixed {TEXT} --fraction 0.25",
     "plan show": "plan show", "plan save": "plan save p.json", "steer": "steer --activate 2:3",
     "apply": "apply", "discard": "discard", "flip": "flip", "compact": "compact",
     "select": "select --drop 0:3", "probe": "probe --dataset demo:eval",
@@ -83,7 +84,7 @@ LINES = {
 
 SHELL = {
     "load", "recover", "stats diff", "stats merge", "stats rank", "stats purge", "stats subtract", "prepare-dataset", "dataset",
-    "recipe", "set", "record", "replay", "resume", "expect", "help", "quit",
+    "recipe", "compress", "set", "record", "replay", "resume", "expect", "help", "quit",
 }  # fmt: skip
 """Commands that no state of the session keeps from running."""
 

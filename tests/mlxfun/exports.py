@@ -30,6 +30,12 @@ class Dictionary:
     def names(self) -> tuple[str, ...]:
         return tuple(self.arrays)
 
+    def dtype(self, name: str) -> mx.Dtype:
+        return self.arrays[name].dtype
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.arrays[name].shape)
+
     def nbytes(self, name: str) -> int:
         return int(self.arrays[name].nbytes)
 

@@ -46,7 +46,7 @@ def test_every_panel_of_a_dense_model_says_what_there_is(size: tuple[int, int]) 
         assert "experts at work" not in shell.screen
         assert "Press i and ask something." in shell.screen
         await shell.press("escape", "3")
-        assert "Type abliterate to stage the removal of a direction." in shell.screen
+        assert "Type abliterate to stage the removal of a refusal direction." in shell.screen
         await shell.press("7")
         assert "The model has no experts to steer." in shell.screen
         await shell.press("1", "right", "down", "space", "t", "m", "greater_than_sign", "enter")

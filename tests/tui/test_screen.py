@@ -91,7 +91,7 @@ def test_a_text_that_failed_goes_back_to_its_field() -> None:
         shell.engine.run("chat 'a long question'")
         shell.engine.finish()
         await shell.settle()
-        assert shell.app.main.query_one("#say Input").value == "a long question"  # type: ignore[attr-defined]
+        assert shell.app.main.query_one("#say ChatInput").value == "a long question"  # type: ignore[attr-defined]
         assert "[load a model first]" in text_of(shell, Transcript)
 
     drive(test)

@@ -82,7 +82,7 @@ def test_guardrails_come_from_the_settings() -> None:
 def test_the_plan_tells_memory_and_uneven_layers() -> None:
     state = state_after("load demo", *STAGED)
     assert memory(state.view).plain == (
-        "memory 14.0 MiB (24.0 KiB for the plan), staged with a peak of 20.0 MiB of 8.0 GiB"
+        "memory 14.0 MiB of 8.0 GiB, 24.0 KiB of it for the plan; peak while staging 20.0 MiB"
     )
     plan = state.view.plan
     assert plan is not None

@@ -73,8 +73,8 @@ def test_calibrate_prune_preview_apply_undo_and_save_by_keys_alone(
     shell.wait_for("of the experts seen")
     for keys, text in (
         ("p", "prune --n-prune 4"),
-        ("\r", "24 experts go"),
-        ("v", "same next token"),
+        ("\r", "24 experts pruned"),
+        ("v", "top-1 agreement"),
         ("a", "apply: prune"),
         ("u", "undo: prune"),
         ("r", "redo: prune"),
@@ -103,15 +103,15 @@ def test_the_keys_of_the_users_configuration_are_named_and_work(
         ("\x1b[15~", "collect --dataset demo:mixed"),
         (" --max-samples 12\r", "of the experts seen"),
         ("[", "prune --n-prune 4"),
-        ("\r", "24 experts go"),
-        ("v", "same next token"),
+        ("\r", "24 experts pruned"),
+        ("v", "top-1 agreement"),
         ("\x07", "apply: prune"),
         (":apply ", "--max-kl"),
         ("\x1bOP", r"Key ctrl\+g; undo takes it back\."),
     ):
         shell.type(keys)
         shell.wait_for(text)
-        if text == "same next token":
+        if text == "top-1 agreement":
             shell.wait_for(r"\^g apply  ")
     shell.type(ESCAPE)
     assert leave(shell, losing="the edits are not saved") == 0
@@ -183,7 +183,7 @@ def test_a_shell_killed_in_the_middle_of_an_edit_comes_back_with_history_and_pla
 
     again = start("--resume")
     again.wait_for(f"state {pruned}")
-    again.wait_for("14 → 13 a layer")  # the second prune is staged as it was
+    again.wait_for("14 → 13 per layer")  # the second prune is staged as it was
     again.type("d")
     again.wait_for("discard")
     again.type("u")

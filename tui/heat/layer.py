@@ -42,7 +42,7 @@ class LayerModel:
             return "pruned" if title == "share" else ""
         source = {
             "share": self.shares,
-            "cut here": self.below,
+            "cumulative": self.below,
             "chosen": self.chosen,
             "weight": self.weight,
             "score": self.values,
@@ -51,7 +51,7 @@ class LayerModel:
         value = float(source[expert])
         if np.isnan(value):
             return "-"  # never chosen: no mean
-        if title in ("share", "cut here"):
+        if title in ("share", "cumulative"):
             return f"{value:.1%}"
         return f"{value:.3f}" if title == "weight" else figure(value)
 
@@ -125,9 +125,12 @@ def _summary(model: HeatModel, position: int, shares: Array | None) -> str:
     count, going = int(alive.sum()), int(condemned.sum())
     name = f"layer {model.layers[position]}"
     if shares is None or not shares.any():
-        return f"{name} · {count} experts" + (f" · {going} go" if going else "")
+        return f"{name} · {count} experts" + (f" · {going} to prune" if going else "")
     kept = shares[alive]
     half, most = busiest(kept, HALF), busiest(kept, MOST)
-    parts = [name, f"{going} go with {shares[condemned].sum():.1%}"] if going else [name]
-    parts += [f"{half} of {count} do half the work, {most} do 90%", f"{spread(kept):.0%} even"]
+    parts = [name, f"{going} to prune with {shares[condemned].sum():.1%}"] if going else [name]
+    parts += [
+        f"balance {spread(kept):.0%}",
+        f"{half} of {count} experts have 50 % of the activations, {most} have 90 %",
+    ]
     return " · ".join(parts)

@@ -14,11 +14,13 @@ from mlxfun.arrays import Array
 from mlxfun.session.reports import HeatView
 from tui.heat.metrics import DIFFERENCE, chosen_metric, empty_heat, metric_values
 from tui.heat.order import order_of
-from tui.state.app_state import AppState, HeatOptions
+from tui.state.app_state import AppState, HeatOptions, Scale
 
 LEVELS = 24
 # Ordered by what must stay visible when several experts share one cell: the later one wins.
-PRUNED, UNSEEN, HEAT, APART, PROTECTED, CONDEMNED, DOWN, UP, LIT, CURSOR, VOID = range(11)
+(PRUNED, UNSEEN, HEAT, APART, PROTECTED, CONDEMNED, SHARE, DOWN, UP, LIT, CURSOR,
+ VOID) = range(12)  # fmt: skip
+# SHARE: of experts in one cell some are to be pruned; its level is the fraction.
 RAMPED = (HEAT, APART, PROTECTED, CONDEMNED, DOWN, UP)
 STEPS = LEVELS // 2
 """Levels of a difference on either side. A level is `2 * step + (more in A)`, so that in a pooled
@@ -45,6 +47,12 @@ class HeatModel:
     samples: int
     tokens: int
     order: Array | None = None
+    scale: Scale = "linear"
+
+    @property
+    def shown(self) -> frozenset[int]:
+        """The kinds of cells that there are."""
+        return frozenset(np.unique(self.codes // LEVELS).tolist())
 
 
 def heat_model(state: AppState) -> HeatModel | None:
@@ -83,21 +91,64 @@ def heat_model(state: AppState) -> HeatModel | None:
         samples=frame.samples if frame else heat.samples,
         tokens=frame.tokens if frame else heat.tokens,
         order=order,
+        scale="linear" if values is None else scale_for(_scaled(heat, values), state.heat),
     )
+
+
+def _scaled(heat: HeatView, values: Array) -> Array:
+    """What the scale is taken of: pruned experts do not set it."""
+    scaled: Array = np.where(heat.alive, np.nan_to_num(np.abs(values)), 0.0)
+    return scaled
+
+
+TYPICAL_LINEAR, TYPICAL_LOG = 0.15, 0.003
+"""The median of scores over their maximum from which on a linear, a logarithmic scale shows them."""
+
+
+def scale_for(values: Array, options: HeatOptions) -> Scale:
+    """The scale of `values` [L, E]: the chosen one, or by how skewed the values are.
+
+    A typical expert (the median of those above zero) far below the greatest is black on a linear
+    scale, and on a logarithmic one of three decades if it is below even that.
+    """
+    if options.scale != "auto":
+        return options.scale
+    ratio = values / _top(values, options)
+    ratio = ratio[ratio > 0]
+    typical = float(np.median(ratio)) if ratio.size else 1.0
+    return "linear" if typical >= TYPICAL_LINEAR else "log" if typical >= TYPICAL_LOG else "rank"
+
+
+def _top(values: Array, options: HeatOptions) -> Array:
+    """The greatest of each layer, or of the model; 1 where all are zero."""
+    top = values.max(axis=1, keepdims=True) if options.per_layer else values.max(initial=0.0)
+    found: Array = np.where(top > 0, top, 1.0)
+    return found
 
 
 def levels(values: Array, options: HeatOptions, steps: int = LEVELS) -> Array:
     """`values` [L, E] as steps, int32: 0 for zero or less, steps - 1 for the greatest.
 
-    Linear: x = v / max. Logarithmic: x = log(1 + 999 v / max) / log(1000), three decades. The
-    maximum is each layer's own or the whole model's.
+    Linear: x = v / max. Logarithmic: x = log(1 + 999 v / max) / log(1000), three decades. Rank:
+    x = the share of values that are smaller. The maximum, or what is ranked, is each layer's own or
+    the whole model's.
     """
     values = np.nan_to_num(np.maximum(values, 0.0))
-    top = values.max(axis=1, keepdims=True) if options.per_layer else values.max(initial=0.0)
-    x = values / np.where(top > 0, top, 1.0)
-    if options.log:
-        x = np.log1p(999.0 * x) / np.log(1000.0)
+    scale = scale_for(values, options)
+    if scale == "rank":
+        x = _ranked(values) if options.per_layer else _ranked(values.reshape(1, -1))
+        x = x.reshape(values.shape)
+    else:
+        x = values / _top(values, options)
+        x = np.log1p(999.0 * x) / np.log(1000.0) if scale == "log" else x
     return np.minimum((x * steps).astype(np.int32), steps - 1)
+
+
+def _ranked(values: Array) -> Array:
+    """The share of each row's other values that are smaller, 0 for a zero."""
+    order = np.argsort(np.argsort(values, axis=1, kind="stable"), axis=1, kind="stable")
+    share: Array = np.where(values > 0, order / max(1, values.shape[1] - 1), 0.0)
+    return share
 
 
 def encode_apart(heat: HeatView, values: Array, options: HeatOptions) -> Array:

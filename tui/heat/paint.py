@@ -27,6 +27,7 @@ from tui.heat.model import (
     PROTECTED,
     PRUNED,
     RAMPED,
+    SHARE,
     STEPS,
     UNSEEN,
     UP,
@@ -47,6 +48,7 @@ class HeatColours:
     less: tuple[RGB, ...]
     ground: RGB
     pruned: RGB
+    unseen: RGB
     faint: RGB
     red: RGB
     green: RGB
@@ -57,13 +59,14 @@ class HeatColours:
 
 
 DARK = HeatColours(
-    ramp=((24, 30, 48), (26, 62, 110), (24, 116, 170), (60, 176, 214), (150, 226, 240),
+    ramp=((30, 40, 70), (26, 66, 118), (24, 116, 170), (60, 176, 214), (150, 226, 240),
           (236, 252, 255)),
     condemned=((48, 22, 28), (96, 40, 50), (150, 66, 74), (190, 110, 112)),
     more=((26, 28, 36), (110, 66, 20), (214, 130, 30), (255, 208, 120)),
     less=((26, 28, 36), (24, 70, 130), (40, 130, 220), (150, 206, 255)),
     ground=(15, 18, 28),
-    pruned=(28, 28, 32),
+    pruned=(38, 36, 40),
+    unseen=(58, 50, 40),
     faint=(88, 92, 108),
     red=(255, 96, 96),
     green=(96, 230, 130),
@@ -73,13 +76,14 @@ DARK = HeatColours(
     cursor=(255, 150, 40),
 )  # fmt: skip
 LIGHT = HeatColours(
-    ramp=((228, 234, 240), (180, 212, 232), (112, 176, 216), (44, 126, 184), (16, 76, 140),
+    ramp=((206, 222, 236), (172, 206, 230), (112, 176, 216), (44, 126, 184), (16, 76, 140),
           (4, 30, 76)),
     condemned=((250, 226, 224), (240, 190, 188), (222, 140, 140), (190, 90, 96)),
     more=((236, 238, 242), (250, 206, 150), (226, 136, 40), (140, 66, 0)),
     less=((236, 238, 242), (160, 204, 246), (50, 124, 210), (8, 50, 120)),
     ground=(244, 246, 248),
     pruned=(214, 214, 216),
+    unseen=(238, 228, 206),
     faint=(140, 146, 158),
     red=(176, 16, 32),
     green=(0, 120, 50),
@@ -95,12 +99,14 @@ def ramp_colour(inks: HeatColours, kind: int, level: int) -> RGB:
     x = level / (LEVELS - 1)
     if kind == CONDEMNED:
         return blend(inks.condemned, x)
+    if kind == SHARE:
+        return blend((inks.condemned[0], inks.condemned[1], inks.red), x)
     if kind == APART:
         step, more = divmod(level, 2)
         return blend(inks.more if more else inks.less, step / (STEPS - 1))
     if kind in RAMPED:
         return blend(inks.ramp, x)
-    plain = {PRUNED: inks.pruned, LIT: inks.lit, CURSOR: inks.cursor}
+    plain = {PRUNED: inks.pruned, UNSEEN: inks.unseen, LIT: inks.lit, CURSOR: inks.cursor}
     return plain.get(kind, inks.ground)
 
 
@@ -122,13 +128,17 @@ def luma(colour: RGB) -> float:
     return 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
 
 
+ALL_GO = SHARE * LEVELS + LEVELS - 1
+"""The code of a cell whose experts are all to be pruned."""
+
+
 def _style(fore: RGB, back: RGB, *, bold: bool = False) -> Style:
     return Style(color=Color.from_rgb(*fore), bgcolor=Color.from_rgb(*back), bold=bold)
 
 
 def sign(kind: int) -> str:
     """One character for a kind of expert, readable without colour; a space for an unmarked one."""
-    return "╱" if kind == CONDEMNED else _SIGNS.get(kind, " ")
+    return "╱" if kind in (CONDEMNED, SHARE) else _SIGNS.get(kind, " ")
 
 
 def expert_colour(inks: HeatColours, kind: int) -> RGB:
@@ -150,7 +160,7 @@ class HalfBlocks(dict[int, Segment]):
         kinds = (upper // LEVELS, lower // LEVELS)
         back = half_colour(self.inks, lower)
         fore = half_colour(self.inks, upper)
-        if kinds == (CONDEMNED, CONDEMNED):
+        if kinds == (CONDEMNED, CONDEMNED) or (upper == lower == ALL_GO):
             # Both go: hatched, so that it shows without colour too.
             back, fore, glyph = fore, self.inks.ground, "▚"
         elif kinds == (PROTECTED, PROTECTED):
@@ -182,6 +192,10 @@ class Blocks(dict[int, Segment]):
         fore = inks.faint
         if kind == CONDEMNED:
             fore, text = inks.red, ("╱" * width)
+        elif kind == SHARE:
+            # Readable without colour: less than half, half or more, all.
+            sign = "╱" if code == ALL_GO else "/" if 2 * level >= LEVELS - 1 else "'"
+            fore, text = inks.faint, sign * width
         elif self.marked and kind in _SIGNS:
             fore, back = _sign_colours(inks, kind, back)
             text = _SIGNS[kind].center(width)
@@ -202,6 +216,30 @@ def _sign_colours(inks: HeatColours, kind: int, back: RGB) -> tuple[RGB, RGB]:
     if kind == PROTECTED and abs(luma(ink) - luma(back)) < 60:
         ink = (0, 0, 0) if luma(back) > 127 else (255, 255, 255)
     return ink, back
+
+
+MEANING = {
+    UNSEEN: "never seen",
+    CONDEMNED: "to prune",
+    SHARE: "to prune",
+    UP: "force on",
+    DOWN: "force off",
+    PROTECTED: "protected",
+    PRUNED: "pruned",
+    LIT: "routed now",
+}
+"""What the marks of cells mean, in the order in which the legend names them."""
+
+
+def mark_legend(inks: HeatColours, kinds: frozenset[int]) -> list[tuple[Segment, str]]:
+    """A sample and a word for each kind of cell that is in use and has a mark of its own."""
+    out: list[tuple[Segment, str]] = []
+    for kind, word in MEANING.items():
+        if kind in kinds and word not in [known for _, known in out]:
+            back = half_colour(inks, kind * LEVELS + LEVELS - 1)
+            fore = (0, 0, 0) if luma(back) > 127 else (255, 255, 255)
+            out.append((Segment(sign(kind), _style(fore, back)), word))
+    return out
 
 
 def apart_legend(inks: HeatColours, steps: int = 8) -> list[Segment]:

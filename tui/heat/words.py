@@ -42,12 +42,12 @@ def status(
     words = [
         word
         for flags, word in (
-            (heat.condemned, "GOES with the staged plan"),
+            (heat.condemned, "pruned by the staged plan"),
             (heat.protected, "protected"),
-            (heat.activated, "forced in by steering" if level is None else f"raised by {level:g}"),
+            (heat.activated, "forced on" if level is None else f"bias +{level:g}"),
             (
                 heat.deactivated,
-                "forced out by steering" if level is None else f"lowered by {-level:g}",
+                "forced off" if level is None else f"bias {level:g}",
             ),
         )
         if flags[position, expert]
@@ -60,11 +60,11 @@ def explain(model: HeatModel, cursor: tuple[int, int], steering: SteerReport | N
     position, expert = cursor
     name = f"L{model.layers[position]}:E{expert}"
     if not model.heat.alive[position, expert]:
-        return f"{name} pruned away; undo brings it back"
+        return f"{name} pruned; undo brings it back"
     said = status(model, position, expert, steering)
     tail = f" · {said}" if said else ""
     if model.values is None:
-        return f"{name} nothing measured yet{tail}"
+        return f"{name} not measured yet{tail}"
     values, alive = model.values[position], model.heat.alive[position]
     if model.metric.startswith(DIFFERENCE):
         return f"{name}{tail} · {apart(float(values[expert]), model.metric)}"
@@ -102,12 +102,12 @@ def spread(values: Array) -> float:
 def table(model: HeatModel, each: int = 3) -> Table:
     """The map as a table, one line a layer: experts to be pruned, those with least and most.
 
-    even: how evenly the metric is distributed over the layer, see `spread`.
+    balance: how evenly the metric is distributed over the layer, see `spread`.
     """
     out = Table(box=None, padding=(0, 1), header_style="bold", show_edge=False)
-    for title in ("layer", "alive", "unseen", "even"):
+    for title in ("layer", "kept", "never seen", "balance"):
         out.add_column(title, justify="right", no_wrap=True)
-    for title in ("goes", f"least {model.metric}", f"most {model.metric}", "steered"):
+    for title in ("to prune", f"least {model.metric}", f"most {model.metric}", "steered"):
         out.add_column(title, no_wrap=True)
     for position, layer in enumerate(model.layers):
         alive = np.flatnonzero(model.heat.alive[position])

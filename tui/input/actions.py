@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 from mlxfun.editing.reports import StepReport
 from mlxfun.evaluation.reports import EvaluateReport
 from mlxfun.events import JobEnded
 from tui.keys.keymap import PanelName
 from tui.layout import PANELS, UPPER
-from tui.state.app_state import AppState, HeatFlag, Shape
+from tui.state.app_state import AppState, HeatFlag, Scale, Shape
 from tui.state.chat_turns import begins_anew
 
 
@@ -80,11 +81,9 @@ def next_metric(state: AppState, names: tuple[str, ...], shown: str) -> AppState
 
 
 def toggle(state: AppState, option: HeatFlag) -> AppState:
-    """Toggle an option of the heatmap: log, per_layer, fit or sort."""
+    """Toggle an option of the heatmap: per_layer, fit or sort."""
     flag = not getattr(state.heat, option)
     match option:
-        case "log":
-            heat = replace(state.heat, log=flag)
         case "per_layer":
             heat = replace(state.heat, per_layer=flag)
         case "fit":
@@ -92,6 +91,13 @@ def toggle(state: AppState, option: HeatFlag) -> AppState:
         case _:
             heat = replace(state.heat, sort=flag)
     return replace(state, heat=heat)
+
+
+def next_scale(state: AppState) -> AppState:
+    """Take the next colour scale."""
+    scales = get_args(Scale)
+    wanted = scales[(scales.index(state.heat.scale) + 1) % len(scales)]
+    return replace(state, heat=replace(state.heat, scale=wanted))
 
 
 def shape(state: AppState, wanted: Shape) -> AppState:

@@ -97,17 +97,22 @@ def after_again(state: AppState) -> AppState:
 # Tokens and experts -----------------------------------------------------------------------------
 def step(state: AppState, by: int) -> AppState:
     """Move the token cursor by `by` tokens, over all answers whose tokens are known."""
-    places = [(t.job, i) for t in state.turns for i in range(len(t.pieces)) if not t.both]
-    if not places:
+    known = places(state)
+    if not known:
         return replace(state, echo=Entry("info", "", "no answer yet whose tokens are known"))
-    if state.token in places:
-        place = places.index(state.token) + by
+    if state.token in known:
+        place = known.index(state.token) + by
     else:
-        place = len(places) - 1 if by < 0 else 0
+        place = len(known) - 1 if by < 0 else 0
         last = state.turns[-1].job
-        if by > 0 and (last, 0) in places:
-            place = places.index((last, 0))
-    return at(state, places[max(0, min(place, len(places) - 1))])
+        if by > 0 and (last, 0) in known:
+            place = known.index((last, 0))
+    return at(state, known[max(0, min(place, len(known) - 1))])
+
+
+def places(state: AppState) -> list[tuple[int, int]]:
+    """(job, index) of every token whose experts may be known."""
+    return [(t.job, i) for t in state.turns for i in range(len(t.pieces)) if not t.both]
 
 
 def at(state: AppState, token: tuple[int, int] | None) -> AppState:
@@ -129,10 +134,10 @@ def token_words(state: AppState) -> str:
     piece = turn.pieces[index]
     name = f"token {index + 1} {piece.text!r}"
     if piece.experts is None:
-        return f"{name}: no forward consumed it, so no expert served it"
+        return f"{name}: the last token, which is not read again and so is not routed"
     rows = zip(state.view.heat.layers, piece.experts.tolist(), strict=False)
     served = "  ".join(f"L{ly}:{','.join(str(e) for e in row if e >= 0)}" for ly, row in rows)
-    return f"{name} was served by {served}"
+    return f"{name} routed to {served}"
 
 
 def tint(state: AppState) -> tuple[int, int] | None:

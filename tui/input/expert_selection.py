@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from commands.conditions import selectable
 from mlxfun.session.reports import SessionView
-from mlxfun.text import readable_bytes
+from mlxfun.text import counted, readable_bytes
 from tui.state.app_state import AppState, Draft, Entry
 
 if TYPE_CHECKING:
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 IDLE_SECONDS = 0.7
 """Seconds without a change after which the draft becomes a command line."""
+
+PICKS = 100
+"""Changes of a selection that undo takes back."""
 
 DEFAULT_METRIC = "reap_sum"
 UNMEASURED = "nothing is measured yet: press {collect} to calibrate"
@@ -111,7 +114,7 @@ def toggle(state: AppState, now: float) -> AppState:
         return state
     there = field.alive & marked(state)
     if not there.any():
-        return _said(state, "pruned experts cannot be picked; undo brings them back")
+        return _said(state, "these experts are pruned already; undo brings them back")
     after = before | there if (there & ~before).any() else before & ~there
     return _changed(replace(state, anchor=None), field, after, now)
 
@@ -175,7 +178,23 @@ def _changed(state: AppState, field: Field, after: Array, now: float) -> AppStat
     broken = field.unrunnable(after)
     if broken and max(field.groups) == 1:
         return _said(state, broken)
-    return replace(state, draft=Draft(after, now), echo=None)
+    before = pruned_mask(state)
+    picked = state.picked if before is None else (*state.picked, before)[-PICKS:]
+    return replace(state, draft=Draft(after, now), picked=picked, echo=None)
+
+
+def undoable(state: AppState) -> bool:
+    """Whether undo takes back a change of the selection."""
+    plan = state.view.plan
+    by_hand = state.draft is not None or (plan is not None and plan.strategy == "hand")
+    return by_hand and bool(state.picked)
+
+
+def undo(state: AppState, now: float) -> AppState:
+    """The selection before its last change."""
+    return replace(
+        state, draft=Draft(state.picked[-1], now), picked=state.picked[:-1], anchor=None, echo=None
+    )
 
 
 def _said(state: AppState, text: str) -> AppState:
@@ -223,14 +242,13 @@ def mark_sent(state: AppState) -> AppState:
 
 def after_job(state: AppState, before: SessionView, line: str) -> AppState:
     """Drop the draft after a job that staged it, or that changed the plan or the weights."""
-    draft = state.draft
-    if draft is None:
-        return state
-    after = state.view
+    draft, after = state.draft, state.view
     moved = after.state != before.state or (
         after.plan is not before.plan and not line.startswith("select")
     )
-    return replace(state, draft=None) if moved or draft.sent else state
+    if moved:
+        return replace(state, draft=None, picked=())
+    return replace(state, draft=None) if draft is not None and draft.sent else state
 
 
 def needs_probe(state: AppState) -> bool:
@@ -261,11 +279,11 @@ def tally(state: AppState) -> str:
     field, mask = field_of(state), pruned_mask(state)
     if field is None or mask is None or not mask.any():
         return ""
-    parts = [f"{int(mask.sum())} go"]
+    parts = [f"{counted(int(mask.sum()), 'expert', 'experts')} pruned"]
     model = state.view.model
     if model is not None and len(model.expert_bytes) == len(mask):
         parts.append(f"-{readable_bytes(manual_mask.saved(model.expert_bytes, mask))}")
     losses = manual_mask.lost(field, mask)
     if losses is not None:
-        parts.append(f"{float(losses.mean()):.1%} of the work")
+        parts.append(f"{float(losses.mean()):.1%} of activations")
     return " · ".join(parts)

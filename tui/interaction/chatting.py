@@ -9,6 +9,7 @@ from tui.input import chat_actions
 from tui.interaction.base import KeyHandlers, Verbs
 from tui.state.app_state import ChatOptions
 from tui.widgets.conversation.chat import ChatPanel
+from tui.widgets.conversation.chat_input import ChatInput
 from tui.widgets.conversation.chat_settings import ChatSettings
 
 
@@ -24,6 +25,7 @@ class ChatKeys(KeyHandlers):
             "again": self._again,
             "revise": self._revise,
             "copy": self._copy,
+            "new_line": self._new_line,
             "brush": lambda: self._change(replace(self.state, brush=not self.state.brush)),
         }
 
@@ -31,7 +33,7 @@ class ChatKeys(KeyHandlers):
         self._change(replace(self.state, talk=options))
 
     def _both(self) -> None:
-        """The chat field asks base and candidate, or the live model again."""
+        """The chat field asks current and candidate, or the live model again."""
         self._set_options(replace(self.state.talk, both=not self.state.talk.both, revise=0))
         self._go("chat")
 
@@ -56,7 +58,9 @@ class ChatKeys(KeyHandlers):
         self._change(chat_actions.after_again(self.state))
         self._run(line)
         if same:
-            words = "asked again; at temperature 0 the answer stays the same: {talk} sets another"
+            words = (
+                "asked again; at temperature 0 the answer is the same: {talk} sets the temperature"
+            )
             self._say("info", self.state.names.say(words))
 
     def _revise(self) -> None:
@@ -68,6 +72,11 @@ class ChatKeys(KeyHandlers):
         self._set_options(replace(self.state.talk, revise=back, both=False))
         self.main.query_one(ChatPanel).fill(turn.prompt)
         self._go("chat")
+
+    def _new_line(self) -> None:
+        field = self.main.query_one(ChatInput)
+        if field.has_focus:
+            field.new_line()
 
     def _copy(self) -> None:
         turn = chat_actions.chosen(self.state)

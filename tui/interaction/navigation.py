@@ -5,23 +5,23 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tui import hints, themes
-from tui.input import actions, chat_actions
+from tui.input import actions, chat_actions, finding
 from tui.interaction.base import KeyHandlers, Verbs
 from tui.keys.keymap import BY_ID
 from tui.state.app_state import Shape
-from tui.widgets.help import HelpScreen, help_page, topic
+from tui.widgets.dialogs.find import FindScreen
+from tui.widgets.dialogs.help import HelpScreen, help_page, topic
+from tui.widgets.dialogs.leaving import Answer, LeaveScreen
+from tui.widgets.dialogs.line_search import LineSearch
 
 DOUBLE_ESCAPE = 1.5
 """Seconds within which a second Escape cancels the running job."""
-LEAVE_SECONDS = 5.0
-"""Seconds within which a second press of the quit key leaves although something is unsaved."""
 
 
 class NavigationKeys(KeyHandlers):
     """The part of the application that moves about on the screen."""
 
     _escaped = float("-inf")  # when Escape was pressed last
-    _leaving = float("-inf")  # when the user was told what leaving would lose
 
     def _navigation_verbs(self) -> Verbs:
         return {
@@ -30,10 +30,12 @@ class NavigationKeys(KeyHandlers):
             ),
             "edge": lambda right: self._change(actions.edge(self.state, int(right))),
             "toggle": lambda option: self._change(actions.toggle(self.state, option)),
+            "scale": lambda: self._change(actions.next_scale(self.state)),
             "shape": self._shape,
             "closer": self._closer,
             "panel": self._go,
             "open_command": self.main.command.open,
+            "search_lines": self._search_lines,
             "stay_in_command": self.main.command.enter,
             "zoom": lambda: self._change(actions.zoom(self.state)),
             "next_metric": self._next_metric,
@@ -43,6 +45,11 @@ class NavigationKeys(KeyHandlers):
             "escape": self._escape,
             "interrupt": self.interrupt,
             "leave": self._leave_or_ask,
+            "ask_leave": lambda: self._leave_or_ask(always=True),
+            "find": self._find,
+            "flagged": self._flagged,
+            "take_offer": self._take_offer,
+            "decline": self._decline,
         }
 
     # The experts ------------------------------------------------------------------------------
@@ -57,6 +64,35 @@ class NavigationKeys(KeyHandlers):
             self._use(BY_ID["dossier"])
         else:
             self._shape("layer")
+
+    def _search_lines(self) -> None:
+        """Search earlier command lines; the one that is taken stands on the command line."""
+
+        def taken(line: str | None) -> None:
+            if line is not None:
+                self.main.command.fill(line)
+
+        self.push_screen(LineSearch(self.main.command.input.past), taken)
+
+    def _find(self) -> None:
+        """Ask for an expert and move the cursor to it."""
+        self.push_screen(FindScreen(), self._found)
+
+    def _found(self, text: str | None) -> None:
+        if text is None:
+            return
+        state, problem = finding.jump(self.state, text)
+        if problem:
+            self._say("warning", problem)
+            return
+        self._change(state)
+
+    def _flagged(self, by: str) -> None:
+        state, problem = finding.step_flagged(self.state, int(by))
+        if problem:
+            self._say("info", problem)
+            return
+        self._change(state)
 
     def _next_metric(self) -> None:
         from tui.heat.model import heat_model
@@ -116,15 +152,28 @@ class NavigationKeys(KeyHandlers):
     async def action_quit(self) -> None:
         self._leave_or_ask()
 
-    def _leave_or_ask(self) -> None:
-        """Leave; first say, once, what would be lost."""
-        now, lost = self._clock(), hints.unsaved(self.state)
-        if lost and now - self._leaving > LEAVE_SECONDS:
-            self._leaving = now
-            ways = self.state.names.say("{save} saves, {quit} again leaves")
-            self._say("warning", f"{lost}: {ways}")
-            return
-        self.leave()
+    def _leave_or_ask(self, *, always: bool = False) -> None:
+        """Leave; first ask if something would be lost, or `always`."""
+        lost = hints.unsaved(self.state)
+        if isinstance(self.screen, LeaveScreen):
+            self.screen.dismiss("leave")
+        elif lost or always:
+            self.push_screen(LeaveScreen(lost, self.state.names), self._answered)
+        else:
+            self.leave()
+
+    def _answered(self, answer: Answer | None) -> None:
+        if answer == "leave":
+            self.leave()
+        elif answer == "save":
+            self._use(BY_ID["save"])
+
+    def _take_offer(self) -> None:
+        if self.state.offers and self.state.offers[-1].line:
+            self._run(self.state.offers[-1].line)
+
+    def _decline(self) -> None:
+        self._change(replace(self.state, offers=self.state.offers[:-1]))
 
     def action_help_quit(self) -> None:
         # Textual calls this for Ctrl+C where the user's keys give it no meaning.

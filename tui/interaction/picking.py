@@ -12,7 +12,7 @@ from tui.interaction.base import KeyHandlers, Verbs
 from tui.state import mixer_channels
 from tui.state.app_state import PROBE_LINE
 
-PickVerb = Literal["toggle", "dial", "even", "threshold", "row", "column"]
+PickVerb = Literal["toggle", "dial", "even", "threshold", "row", "column", "undo"]
 """Changes of the selection, as the keymap spells them."""
 
 MixVerb = Literal["add", "toggle", "fade", "turn", "remove"]
@@ -46,6 +46,8 @@ class ExpertKeys(KeyHandlers):
                 state = expert_selection.even(state, now)
             case "threshold":
                 state = expert_selection.threshold(state, now)
+            case "undo":
+                state = expert_selection.undo(state, now)
             case "row" | "column":
                 state = expert_selection.span(state, what)
         if state.draft is not None and state.draft is not self.state.draft:

@@ -37,7 +37,9 @@ Level = Literal[NoticeLevel, "ok", "error"]
 """The levels of messages."""
 Shape = Literal["map", "layer", "table"]
 """How the experts are shown."""
-HeatFlag = Literal["log", "per_layer", "fit", "sort"]
+Scale = Literal["auto", "linear", "log", "rank"]
+"""How scores become colours; "auto" takes one of the others by how skewed they are."""
+HeatFlag = Literal["per_layer", "fit", "sort"]
 """Options of the heatmap that are on or off, see HeatOptions."""
 
 
@@ -79,16 +81,24 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class Offer:
+    """Something found that can be brought back. line: the command line for it, "" for none here."""
+
+    text: str
+    line: str
+
+
+@dataclass(frozen=True, slots=True)
 class HeatOptions:
     """How the heatmap is drawn.
 
-    metric: None for the first available of a list. log, per_layer: the scale of colours. fit: pool experts to the
+    metric: None for the first available of a list. scale, per_layer: of the colours. fit: pool experts to the
     width, else pan. shape: the map, the layer under the cursor (a line per expert), or a table.
     sort: each layer's experts by score.
     """
 
     metric: str | None = None
-    log: bool = False
+    scale: Scale = "auto"
     per_layer: bool = True
     fit: bool = True
     shape: Shape = "map"
@@ -124,6 +134,7 @@ class AppState:
     heat: how the heatmap is drawn.
     cursor: (position of the MoE layer, expert). anchor: the other corner of a range.
     draft: a selection of experts that is not staged yet.
+    picked: the selections before the changes of the present one, bool [L, E], the newest last.
     probe: the newest quick measurement. probed: the state of the plan that was probed last, or "-"
         where plans cannot be probed.
     talk: the chat's options. token: (job, index) of the token under the transcript's cursor.
@@ -135,6 +146,8 @@ class AppState:
     upper: the plan or the mixer, whichever was last. front: the last of all, for terminals with
         room for one panel. unseen: panels with an outcome that has not been shown yet.
     saved: the states of weights that were written to disk.
+    unkept: the statistics in hand are in no file. recording: the file that is recorded to, "" for
+        none. offers: what was found at the start and is neither taken nor declined.
     zoomed: whether the focused panel fills the screen.
     """
 
@@ -154,6 +167,7 @@ class AppState:
     cursor: tuple[int, int] = (0, 0)
     anchor: tuple[int, int] | None = None
     draft: Draft | None = None
+    picked: tuple[Array, ...] = ()
     probe: ProbeReport | None = None
     probed: str = ""
     talk: ChatOptions = ChatOptions()
@@ -170,6 +184,9 @@ class AppState:
     front: PanelName = "experts"
     unseen: frozenset[PanelName] = frozenset()
     saved: frozenset[str] = frozenset()
+    unkept: bool = False
+    recording: str = ""
+    offers: tuple[Offer, ...] = ()
     zoomed: bool = False
 
     @property

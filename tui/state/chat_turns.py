@@ -154,7 +154,15 @@ def _with(turns: Turns, turn: Turn) -> Turns:
 
 
 # Why an answer is incomplete, by its finish reason.
-_ENDINGS = {"stop": "", "length": "cut off at --max-tokens", "cancelled": "stopped"}
+_ENDINGS = {
+    "stop": "",
+    "length": "cut off at --max-tokens",
+    "cancelled": "stopped: not part of the conversation",
+}
+
+
+def _cancelled(report: ChatReport) -> bool:
+    return report.finish_reason == "cancelled"
 
 
 def finish(turns: Turns, event: JobEnded) -> Turns:
@@ -162,7 +170,9 @@ def finish(turns: Turns, event: JobEnded) -> Turns:
     turn = find(turns, event.job)
     if event.error is None:
         asked = asked_of(event.line)
-        if event.line.split(None, 1)[:1] == ["load"] or (asked is not None and asked.new):
+        cancelled = isinstance(event.report, ChatReport) and _cancelled(event.report)
+        anew = asked is not None and asked.new and not cancelled
+        if event.line.split(None, 1)[:1] == ["load"] or anew:
             turns = tuple(t if t.job == event.job else replace(t, kept=False) for t in turns)
     if turn is None:
         return turns
@@ -170,7 +180,8 @@ def finish(turns: Turns, event: JobEnded) -> Turns:
     if isinstance(report, ChatReport):
         note = _ENDINGS.get(report.finish_reason, report.finish_reason)
         turn = replace(turn, prompt=report.prompt, text=report.text, side=report.side, note=note)
-        turn = replace(turn, kept=True, instead_of=())
+        if not _cancelled(report):
+            turn = replace(turn, kept=True, instead_of=())
     elif isinstance(report, ABReport):
         turn = replace(turn, text=report.base.text, other=report.candidate.text, comparison=report)
     elif event.error is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mlxfun.calibration.reports import DiffReport
+from mlxfun.calibration.reports import CollectReport, DiffReport, StatsReport
 from mlxfun.evaluation.reports import ProbeReport
 from mlxfun.events import (
     Event,
@@ -20,13 +20,27 @@ from mlxfun.events import (
     RoutingFrame,
     Token,
 )
+from mlxfun.generation.reports import TokensReport
 from mlxfun.report import Report
 from mlxfun.session.reports import SessionView
 from tui.state import chat_turns
-from tui.state.app_state import FULL_STEERING, LOG_LIMIT, PROBE_LINE, AppState, Entry, Job, Level
+from tui.state.app_state import (
+    FULL_STEERING,
+    LOG_LIMIT,
+    PROBE_LINE,
+    AppState,
+    Entry,
+    Job,
+    Level,
+    Offer,
+)
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
+
+
+LONG_LINE = 1000
+"""Characters from which on a line that counts tokens is one of the screen itself."""
 
 
 def reduce(state: AppState, event: Event, now: float) -> AppState:
@@ -45,6 +59,10 @@ def reduce(state: AppState, event: Event, now: float) -> AppState:
             return replace(state, frame=event)
         case Token():
             return _token(state, event, now)
+        case Notice() if event.level == "offer":
+            offers = (*state.offers, Offer(event.text, event.line))
+            state = replace(state, offers=offers)
+            return _logged(state, Entry("warning", "", event.text))
         case Notice():
             level: Level = "warning" if event.level == "warning" else "info"
             return _logged(state, Entry(level, "", event.text))
@@ -64,6 +82,9 @@ def _queued(state: AppState, event: JobQueued) -> AppState:
 def _started(state: AppState, event: JobStarted, now: float) -> AppState:
     waiting = tuple(q for q in state.queued if q[0] != event.job)
     jobs = (*state.jobs, Job(event.job, event.line, now))
+    if state.echo is not None and state.echo.level == "error":
+        # An old failure beside a running command reads as if that had failed.
+        state = replace(state, echo=None)
     # A line of a replay was never queued: its question shows from here on.
     asked = chat_turns.add_question(state.turns, event.job, event.line)
     return replace(state, jobs=jobs, queued=waiting, turns=asked)
@@ -114,15 +135,39 @@ def _ended(state: AppState, event: JobEnded) -> AppState:
         state = replace(state, saved=state.saved | {state.view.state})
     if event.report is not None and event.report.kind == "settings":
         state = replace(state, limits=_limits(event.report))
+    state = _kept(state, event)
     if isinstance(event.report, DiffReport):
         heat = replace(state.heat, metric="A-B reap_sum")
         state = replace(state, compared=event.report, heat=heat)
     if event.line == PROBE_LINE:
         # The screen probed by itself: that is not logged.
         return state
+    if isinstance(event.report, TokensReport) and len(event.line) >= LONG_LINE:
+        # A pasted text would fill the log; its length is what matters.
+        return replace(state, echo=Entry("info", "", f"in the field: {event.report.summary()}"))
     if event.report is not None:
         state = replace(state, lines=(*state.lines, event.line)[-LOG_LIMIT:])
     return _logged(state, _outcome(event))
+
+
+def _kept(state: AppState, event: JobEnded) -> AppState:
+    """What is in a file and what is not, after a job."""
+    report = event.report
+    if report is None:
+        return state
+    if isinstance(report, CollectReport):
+        state = replace(state, unkept=True)
+    elif isinstance(report, StatsReport) and report.action in ("save", "load", "reset"):
+        state = replace(state, unkept=False)
+    elif report.kind == "record":
+        recording = report.data()["path"] if report.data()["action"] == "recording to" else None
+        state = replace(state, recording=recording or "")
+    elif event.line.split(None, 1)[:1] == ["load"]:
+        state = replace(state, unkept=False)
+    taken = event.line.split(None, 1)[:1]
+    return replace(
+        state, offers=tuple(o for o in state.offers if o.line.split(None, 1)[:1] != taken)
+    )
 
 
 def _outcome(event: JobEnded) -> Entry:
@@ -137,7 +182,7 @@ def _outcome(event: JobEnded) -> Entry:
 def _limits(report: Report) -> tuple[tuple[str, float], ...]:
     """The guardrails of apply among the shell's settings."""
     settings = report.data()["settings"]
-    named = ((name, settings.get(name)) for name in ("max-kl", "max-perplexity-ratio"))
+    named = ((name, settings.get(name)) for name in ("max-kl", "max-perplexity-ratio", "max-loops"))
     return tuple((name, value) for name, value in named if value is not None)
 
 

@@ -39,14 +39,17 @@ class InlineCompletion(Suggester):
     async def get_suggestion(self, value: str) -> str | None:
         if not value.strip():
             return None
-        for option in self._complete(value):
-            whole = value[: option.start] + option.text
-            if whole.startswith(value) and whole != value:
-                return whole.rstrip()
-        return None
+        first = next(iter(in_order(self._complete(value), value)), None)
+        whole = value[: first.start] + first.text if first is not None else ""
+        return whole.rstrip() if whole.startswith(value) and whole != value else None
 
 
-class CommandInput(FieldInput):
+def in_order(options: Sequence[Completion], typed: str) -> list[Completion]:
+    """Completions in the order in which Tab takes them: what continues the line comes first."""
+    return sorted(options, key=lambda o: not (typed[: o.start] + o.text).startswith(typed))
+
+
+class LineInput(FieldInput):
     """Tab cycles through completions, up and down through the history."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -62,7 +65,14 @@ class CommandInput(FieldInput):
         self.past = list(past)
         self._place = len(self.past)
         self._draft = ""
+        self._recalled = ""
         self._round: tuple[str, str, int] | None = None  # typed, now, which
+
+    @property
+    def _ghost(self) -> str:
+        """The dim suggestion behind the cursor, "" for none."""
+        shown: str = self._suggestion
+        return shown if self.cursor_position == len(self.value) else ""
 
     def action_complete(self, step: int) -> None:
         if not self.value.strip():
@@ -71,7 +81,7 @@ class CommandInput(FieldInput):
         typed, which = self.value, 0
         if self._round is not None and self._round[1] == self.value:
             typed, which = self._round[0], self._round[2] + step
-        options = self._complete(typed)
+        options = in_order(self._complete(typed), typed)
         if not options:
             self.app.bell()
             return
@@ -82,12 +92,18 @@ class CommandInput(FieldInput):
         self._round = (typed, self.value, which)
 
     def action_recall(self, step: int) -> None:
-        if self._place == len(self.past):
-            self._draft = self.value
-        place = min(max(self._place + step, 0), len(self.past))
-        if place != self._place:
+        """Show the next older (-1) or newer (1) line that begins as what was typed does."""
+        if self._place == len(self.past) or self.value != self._recalled:
+            self._draft, self._place = self.value, len(self.past)
+        place = self._place + step
+        while 0 <= place < len(self.past) and not self.past[place].startswith(self._draft):
+            place += step
+        if place < 0:
+            self.app.bell()
+        elif place <= len(self.past) and place != self._place:
             self._place = place
             self.fill(self.past[place] if place < len(self.past) else self._draft)
+            self._recalled = self.value
 
     def fill(self, line: str) -> None:
         """Put `line` into the field with the cursor behind it."""
@@ -108,8 +124,8 @@ class CommandField(Field):
         self._arguments = (complete, past)
         super().__init__(prompt=":", id="line")
 
-    def make(self) -> CommandInput:
-        return CommandInput(*self._arguments)
+    def make(self) -> LineInput:
+        return LineInput(*self._arguments)
 
 
 class CommandLine(Vertical):
@@ -121,10 +137,11 @@ class CommandLine(Vertical):
     """
 
     about = (
-        "Type any command. Tab completes and goes round, the arrow right takes what is shown dim, "
-        "up and down walk through earlier lines, Enter runs, {escape} leaves. Opened with {command} it "
-        "takes one line and gives the focus back; opened with {panel_command} it stays. `help` lists "
-        "commands and guides, `help prune` explains a command, `help pruning` is a guide."
+        "Type any command. Tab and the right arrow accept the dim suggestion, Tab again cycles "
+        "through the other completions. Up and down recall earlier lines that begin like this one, "
+        "{search_lines} searches them, Enter runs the line, {escape} leaves. The focus stays "
+        "here until you leave; a line that failed comes back for correction. `help` lists commands "
+        "and guides, `help prune` explains a command, `help pruning` is a guide."
     )
 
     def __init__(self, complete: Completer, past: Sequence[str] = ()) -> None:
@@ -137,15 +154,16 @@ class CommandLine(Vertical):
         self._back: Widget | None = None
         self._refused = ""  # the line at the time of the last loud message
         self._logged = False
+        self._lent = False  # by a key that put a line into the field
 
     def compose(self) -> ComposeResult:
         yield Line(id="echo")
         yield CommandField(self._complete, self._past)
 
     @property
-    def input(self) -> CommandInput:
+    def input(self) -> LineInput:
         """The field itself."""
-        return self.query_one(CommandInput)
+        return self.query_one(LineInput)
 
     def show(self, state: AppState, hint: str) -> None:
         """Show the newest message of `state`; `hint` where there is none."""
@@ -156,17 +174,20 @@ class CommandLine(Vertical):
         self._draw()
 
     def fill(self, line: str) -> None:
-        """Put `line` into the input and focus it."""
+        """Put `line` into the input and focus it; Enter returns the focus."""
+        self._lent = self.screen.focused is not self.input
         self.input.fill(line)
         self.open()
 
-    def give_back(self, line: str) -> None:
-        """Put a line that was refused into the input for correction."""
+    def give_back(self, line: str, *, focus: bool) -> None:
+        """Put a line that was refused or failed into the input for correction."""
         self._refused = line
-        self.fill(line)
+        self.input.fill(line)
+        if focus:
+            self.open()
 
     def open(self) -> None:
-        """Take the focus for one line; Enter returns it to the widget that has it now."""
+        """Take the focus until {escape} or an empty line returns it to the widget that has it now."""
         if self.screen.focused is not self.input:
             self._back = self.screen.focused
         self.enter()
@@ -209,9 +230,11 @@ class CommandLine(Vertical):
         if line:
             self.input.remember(line)
             self.post_message(LineEntered(line))
-        if self._back is not None:
+        # A key that offered the line gives the focus back; who opened the field stays in it.
+        if self._back is not None and (self._lent or not line):
             self.screen.set_focus(self._back if self._back.display else None)
             self._back = None
+        self._lent = False
 
     def on_descendant_focus(self, _: events.DescendantFocus) -> None:
         self._draw()

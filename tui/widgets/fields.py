@@ -5,6 +5,7 @@ from __future__ import annotations
 from textual import events
 from textual.app import ComposeResult
 from textual.containers import Horizontal
+from textual.widget import Widget
 from textual.widgets import Input, Static
 
 from tui.messages import KeyUsed, MessageRaised
@@ -53,7 +54,7 @@ class Field(Horizontal):
     """A prompt and an input. Override `make` for another kind of input."""
 
     DEFAULT_CSS = """
-    Field { height: 1; background: $surface; }
+    Field { height: auto; background: $surface; }
     Field > .sign { width: auto; padding: 0 1 0 0; color: $foreground 60%; }
     Field:focus-within > .sign { color: $accent; text-style: bold; }
     """
@@ -69,7 +70,7 @@ class Field(Horizontal):
             self._sign = text
             self.query_one(".sign", Static).update(text)
 
-    def make(self) -> Input:
+    def make(self) -> Widget:
         """Make the input."""
         return FieldInput(select_on_focus=False)
 

@@ -12,9 +12,10 @@ from textual.widgets.option_list import Option
 
 from mlxfun.editing.reports import HistoryNode, HistoryReport
 from mlxfun.text import readable_bytes
-from tui.keys.keymap import bindings
+from tui import hints
+from tui.keys.keymap import BY_ID, bindings
 from tui.state.app_state import AppState
-from tui.text import harmless, tree
+from tui.text import harmless, shortened, tree
 from tui.widgets.line import Line
 from tui.widgets.lists import PanelList
 from tui.widgets.panel import Panel
@@ -78,13 +79,14 @@ class HistoryPanel(Panel):
     panel = "history"
     title = "history"
     about = (
-        "Every committed edit is a state in this tree; ● is where the model is. {undo} goes one "
-        "up, {redo} down again, {goto} goes straight to the selected state. An edit made after an undo "
-        "starts a branch and loses none; only an undo budget may let old branches go, and it says so. "
-        "States are restored bit for bit.\n\n"
+        "Every applied edit and every change of steering is a state in this tree; ● is the current "
+        "one. {undo} moves to its parent, {redo} back again, {goto} to the selected state. An edit "
+        "made after an undo starts a branch; the other branch is kept. Only an undo budget removes "
+        "old branches, with a message. States are restored bit for bit.\n\n"
         "{mark} marks a state (◆) and {compare} compares the selected one with it, or with the "
-        "model's: perplexity, KL, size and experts, measured on the same text. {name} names a "
-        "state, {compact} slices pruned experts out of memory (compact). The meter shows what the undo budget holds."
+        "current one: perplexity, KL, size and experts, measured on the same text. {name} names a "
+        "state, {compact} frees the memory of pruned experts. The meter shows how much of the undo "
+        "budget is in use."
     )
 
     def __init__(self) -> None:
@@ -108,6 +110,8 @@ class HistoryPanel(Panel):
     def show(self, state: AppState) -> None:
         """Draw the tree of `state`."""
         self.entitle(state.names)
+        undoes = hints.undoes(state) if not hints.why_not(state, BY_ID["undo"]) else ""
+        self.subtitle(f"{state.names['undo']} undoes: {shortened(undoes, 60)}" if undoes else "")
         history, marked = state.view.history, state.marked
         before = self._shown
         if before is not None and before[0] is history and before[1] == marked:

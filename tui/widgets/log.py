@@ -13,6 +13,7 @@ from textual.app import ComposeResult
 from textual.widget import Widget
 from textual.widgets import Static
 
+from mlxfun.editing.reports import PlanReport
 from mlxfun.generation.reports import ABReport, ChatReport
 from mlxfun.report import Report
 from tui.state.app_state import AppState, Entry
@@ -48,6 +49,9 @@ def entry_lines(
     if isinstance(entry.report, ChatReport | ABReport):
         # The answer is in the chat panel; here it would take too much room.
         parts.append(Text(entry.text, style="dim"))
+    elif type(entry.report) is PlanReport:
+        # The plan panel has its layers.
+        parts.append(Text(entry.text))
     elif entry.report is not None:
         parts.append(renderer(entry.report))
     elif entry.line:

@@ -25,16 +25,15 @@ from tui.input import expert_selection
 from tui.keys.key_labels import USUAL, KeyNames
 from tui.keys.keymap import bindings
 from tui.state.app_state import AppState
-from tui.text import bar, ranges
+from tui.text import SHOWN_SIDES, bar, ranges
 from tui.widgets.panel import Panel
 
 UNMEASURED = "Nothing staged.\nPress {collect} to calibrate, then {prune} to stage a prune."
 MEASURED = (
-    "Nothing staged.\nPress {prune} to stage a prune, {dial_more} for one expert of each layer, or "
-    "pick experts in the map with {pick}: you see here what goes and what it costs, and decide "
-    "then."
+    "Nothing staged.\nPress {prune} to stage a prune, {pick_more} to prune one expert in each "
+    "layer, or {pick} in the map to select experts. The cost is shown here before you decide."
 )
-DENSE = "Nothing staged.\nType abliterate to stage the removal of a direction."
+DENSE = "Nothing staged.\nType abliterate to stage the removal of a refusal direction."
 GOOD, WARN, BAD = Style(color="green"), Style(color="yellow"), Style(color="red")
 DIM, BOLD = Style(dim=True), Style(bold=True)
 
@@ -46,19 +45,19 @@ def draft_body(state: AppState) -> RenderableType:
     field, gone = expert_selection.field_of(state), expert_selection.pruned_mask(state)
     assert field is not None
     assert gone is not None
-    text = Text("selection by hand", BOLD)
-    text.append(f": {expert_selection.tally(state) or 'nobody goes'}\n")
+    text = Text("manual selection", BOLD)
+    text.append(f": {expert_selection.tally(state) or 'no experts'}\n")
     model = state.view.model
     if model is not None and model.expert_bytes:
         after = model.checkpoint_bytes - manual_mask.saved(model.expert_bytes, gone)
         text.append(f"{readable_bytes(model.checkpoint_bytes)} → {readable_bytes(after)}\n", GOOD)
-    text.append("staged and probed when you rest", DIM)
+    text.append("staged and measured as soon as you pause", DIM)
     parts: list[RenderableType] = [text]
     broken, uneven = field.unrunnable(gone), expert_selection.unevenness(state)
     if broken:
         parts.append(Text(f"! not staged: {broken}", BAD))
     elif uneven:
-        way = state.names.say("{pick_even} evens it out by score")
+        way = state.names.say("{pick_even} evens them out by score")
         parts.append(Text(f"! {uneven}: {way}", WARN))
     losses = manual_mask.lost(field, gone)
     rows = manual_mask.sets_of(field.layers, gone)
@@ -72,26 +71,26 @@ def headline(plan: PlanReport, live: Side, names: KeyNames) -> Text:
     saved = plan.bytes_before - plan.bytes_after
     share = saved / plan.bytes_before if plan.bytes_before else 0.0
     rule = f" by {plan.metric}" if plan.metric else ""
-    goes = counted(gone, "expert goes", "experts go")
+    goes = counted(gone, "expert pruned", "experts pruned")
     text = Text()
     if not gone and plan.strategy != "hand":
         # An edit of weights or routers prunes nothing: its summary says what changes.
         text.append(f"{plan.summary()}\n")
-        text.append("live now: ", DIM)
-        text.append(live, BOLD)
-        return text.append(names.say("  ({flip} swaps)"), DIM)
+        text.append("live: ", DIM)
+        text.append(SHOWN_SIDES[live], BOLD)
+        return text.append(names.say("  ({flip} switches)"), DIM)
     if plan.strategy == "hand":
-        text.append("selection by hand", BOLD)
+        text.append("manual selection", BOLD)
         text.append(f": {goes}\n")
     else:
         text.append(f"{plan.technique}", BOLD)
         text.append(f"{rule}, {plan.strategy}: {goes}\n")
-    text.append(f"{plan.experts_before} → {plan.left} a layer, ")
+    text.append(f"{plan.experts_before} → {plan.left} per layer, ")
     text.append(f"{readable_bytes(plan.bytes_before)} → {readable_bytes(plan.bytes_after)} ")
     text.append(f"(-{share:.0%})\n", GOOD)
-    text.append("live now: ", DIM)
-    text.append(live, BOLD)
-    text.append(names.say("  ({flip} swaps)"), DIM)
+    text.append("live: ", DIM)
+    text.append(SHOWN_SIDES[live], BOLD)
+    text.append(names.say("  ({flip} switches)"), DIM)
     return text
 
 
@@ -99,12 +98,12 @@ def quick(probe: ProbeReport, names: KeyNames) -> Text:
     """A probe in two lines."""
     style = GOOD if probe.ratio <= 1.05 else WARN if probe.ratio <= 1.25 else BAD
     text = Text("quick probe: perplexity ")
-    text.append(f"{probe.ratio:.3f}x", style)
+    text.append(f"{probe.ratio:.3f} x", style)
     text.append(" the checkpoint's")
     if probe.steered:
         text.append(" while steering", WARN)
-    text.append(f", KL {probe.kl_mean:.4f}, same next token {probe.top1_agreement:.0%}\n")
-    way = names.say("{preview} measures thoroughly")
+    text.append(f", KL {probe.kl_mean:.4f}, top-1 agreement {probe.top1_agreement:.0%}\n")
+    way = names.say("{preview} measures on all held-out text")
     return text.append(f"on {probe.tokens} tokens only; {way}", DIM)
 
 
@@ -120,7 +119,7 @@ def verdict(view: SessionView, probe: ProbeReport | None, names: KeyNames) -> Te
     style = GOOD if ratio <= 1.05 else WARN if ratio <= 1.25 else BAD
     text = Text("perplexity ")
     text.append(f"{scores.baseline['all']:.3f} → {scores.perplexity['all']:.3f} ")
-    text.append(f"({ratio:.3f}x)", style)
+    text.append(f"({ratio:.3f} x)", style)
     low, high = scores.interval["all"]
     text.append(f"\n95 % interval {low:.3f} to {high:.3f}, {scores.tokens:,} tokens", DIM)
     if scores.kl_mean is not None:
@@ -128,7 +127,7 @@ def verdict(view: SessionView, probe: ProbeReport | None, names: KeyNames) -> Te
         if scores.kl_p99 is not None:
             text.append(f", p99 {scores.kl_p99:.3f}")
     if scores.top1_agreement is not None:
-        text.append(f"\nsame next token {scores.top1_agreement:.1%}")
+        text.append(f"\ntop-1 agreement {scores.top1_agreement:.1%}")
     if scores.steered:
         text.append("\nmeasured with steering on", WARN)
     return text
@@ -153,35 +152,56 @@ def guardrails(limits: tuple[tuple[str, float], ...], scores: EvaluateReport | N
 
 
 def memory(view: SessionView) -> Text:
-    """Memory in use, held by the plan, needed to stage it, and available."""
+    """Memory in use, held by the plan, needed to stage it if known, and available."""
     assert view.plan is not None
     active, plan = view.memory_active, view.plan
-    text = Text(f"memory {readable_bytes(active)} ({readable_bytes(plan.delta_bytes)} for ", DIM)
-    text.append(f"the plan), staged with a peak of {readable_bytes(plan.peak_bytes)}")
-    if view.memory_limit:
-        text.append(f" of {readable_bytes(view.memory_limit)}")
+    limit = f" of {readable_bytes(view.memory_limit)}" if view.memory_limit else ""
+    text = Text(f"memory {readable_bytes(active)}{limit}", DIM)
+    text.append(f", {readable_bytes(plan.delta_bytes)} of it for the plan")
+    if plan.peak_bytes:
+        text.append(f"; peak while staging {readable_bytes(plan.peak_bytes)}")
     return text
 
 
 def losses_table(
     pruned: Mapping[int, tuple[int, ...]], mass_lost: Mapping[int, float] | None
 ) -> Table:
-    """One line per layer: the share of its metric that is lost, and the experts."""
+    """One line per layer: the share of its activations that is lost, if known, and the experts."""
     out = Table(box=None, padding=(0, 1, 0, 0), show_edge=False, header_style="dim")
     out.add_column("layer", justify="right")
-    out.add_column("work lost", no_wrap=True)
-    out.add_column("experts that go", overflow="fold")
+    if mass_lost:
+        out.add_column("share lost", no_wrap=True)
+    out.add_column("experts pruned", overflow="fold")
     for layer, experts in sorted(pruned.items()):
         if not experts:
             continue
-        lost = mass_lost.get(layer) if mass_lost else None
-        if lost is None:
-            cell = Text("unknown", DIM)
-        else:
-            style = GOOD if lost <= 0.1 else WARN if lost <= 0.3 else BAD
-            cell = Text.assemble(f"{lost:5.1%} ", (bar(lost, 6), style))
-        out.add_row(str(layer), cell, ranges(list(experts)))
+        cells = [_lost(mass_lost.get(layer))] if mass_lost else []
+        out.add_row(str(layer), *cells, ranges(list(experts)))
     return out
+
+
+def _lost(lost: float | None) -> Text:
+    if lost is None:
+        return Text("-", DIM)
+    style = GOOD if lost <= 0.1 else WARN if lost <= 0.3 else BAD
+    return Text.assemble(f"{lost:5.1%} ", (bar(lost, 6), style))
+
+
+def losses_of(state: AppState) -> Mapping[int, float] | None:
+    """The share of its activations that each layer loses by the staged plan.
+
+    The plan's own, or where it has none (a merge, a list of experts) by the statistics in hand.
+    """
+    plan = state.view.plan
+    if plan is None or plan.mass_lost:
+        return plan.mass_lost if plan is not None else None
+    from mlxfun.techniques.prune import manual_mask
+
+    field, gone = expert_selection.field_of(state), expert_selection.pruned_mask(state)
+    if field is None or gone is None or not gone.any() or hints.stale(state):
+        return None
+    losses = manual_mask.lost(field, gone)
+    return None if losses is None else dict(zip(field.layers, map(float, losses), strict=True))
 
 
 def plan_body(
@@ -189,12 +209,13 @@ def plan_body(
     probe: ProbeReport | None = None,
     limits: tuple[tuple[str, float], ...] = (),
     names: KeyNames = USUAL,
+    lost: Mapping[int, float] | None = None,
 ) -> RenderableType:
-    """The whole panel for a staged plan."""
+    """The whole panel for a staged plan. lost: see `losses_of`."""
     assert view.plan is not None
     parts: list[RenderableType] = [headline(view.plan, view.live, names)]
     parts += [Text(f"! {warning}", WARN) for warning in view.plan.warnings]
-    table = losses_table(view.plan.pruned, view.plan.mass_lost)
+    table = losses_table(view.plan.pruned, lost or view.plan.mass_lost)
     parts += [Text(), verdict(view, probe, names)]
     parts += [guardrails(limits, view.scores)] if limits else []
     parts += [memory(view)] if view.memory_active else []
@@ -224,14 +245,16 @@ class PlanPanel(Panel):
     panel = "plan"
     title = "staged plan"
     about = (
-        "A staged plan is live but not committed: the chat talks to the candidate, the committed "
-        "weights are untouched. 'work lost' is the share of the layer's summed metric that goes "
-        "with the condemned experts: small is good.\n\n"
-        "{preview} measures perplexity and KL against the checkpoint, {flip} swaps base and "
-        "candidate, {apply} applies, {discard} discards. Applying can be undone bit for bit.\n\n"
-        "{dial_more} and {dial_fewer} take one expert more or fewer from every layer by score, "
-        "{pick_even} evens the layers out, {plan_save} writes the list of experts that stay. Guardrails are set with `set max-kl 0.1` and `set "
-        "max-perplexity-ratio 1.1`: what is above them is not applied."
+        "A staged plan makes a candidate, which chat then talks to; the current weights are not "
+        "changed. 'share lost' is the share of the layer's summed metric that the pruned experts "
+        "have: the smaller the better.\n\n"
+        "{preview} measures perplexity and KL against the checkpoint, {flip} switches between "
+        "current and candidate, {apply} applies, {discard} discards. Undo reverts an applied plan "
+        "bit for bit.\n\n"
+        "{dial_more} and {dial_fewer} prune one expert more or fewer in every layer by score, "
+        "{pick_even} evens the layers out, {plan_save} writes the list of kept experts. `set "
+        "max-kl 0.1` and `set max-perplexity-ratio 1.1` are guardrails: apply refuses a plan that "
+        "exceeds them."
     )
 
     DEFAULT_CSS = """
@@ -270,7 +293,7 @@ class PlanPanel(Panel):
         if state.draft is not None and state.view.heat is not None:
             body = draft_body(state)
         elif view.plan is not None:
-            body = plan_body(view, state.probe, state.limits, state.names)
+            body = plan_body(view, state.probe, state.limits, state.names, losses_of(state))
         else:
             body = empty_body(state)
         self.query_one(Static).update(body)

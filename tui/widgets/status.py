@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from rich.style import Style
 from rich.text import Text
 
-from commands.conditions import steering_in_force
+from commands.conditions import edited, steering_in_force
 from mlxfun.text import readable_bytes
 from tui.state.app_state import AppState, Job
 from tui.state.reducer import speed
-from tui.text import count, duration, shortened
+from tui.text import SHOWN_SIDES, count, duration, shortened
 from tui.widgets.line import Line
 
 BAR = 8
@@ -27,9 +27,14 @@ class Part:
     text: Text
 
 
-def job_text(job: Job, now: float) -> Text:
-    """The running job with bar, figures, rate and remaining time, as far as known."""
+def job_text(job: Job, now: float, outer: Job | None = None) -> Text:
+    """The running job with bar, figures, rate and remaining time, as far as known.
+
+    outer: the script that it is a command of.
+    """
     text = Text("▶ ", style=Style(bold=True, color="green"))
+    if outer is not None and outer.progress is not None:
+        text.append(f"{outer.line.split(None, 1)[0]}: {outer.progress.label} ▸ ", "not bold")
     name = job.line.split(None, 1)[0]
     progress = job.progress
     if progress is None:
@@ -53,6 +58,26 @@ def job_text(job: Job, now: float) -> Text:
     return text
 
 
+def badges(state: AppState) -> list[str]:
+    """What must not be forgotten, in a word each."""
+    view, out = state.view, []
+    if state.recording:
+        out.append("REC")
+    if view.heat is not None and view.heat.stale:
+        out.append("STALE")
+    if view.steering is not None and steering_in_force(view):
+        now = view.steering
+        counts = (
+            ("▲", sum(map(len, now.activated.values()))),
+            ("▼", sum(map(len, now.deactivated.values()))),
+            ("±", sum(map(len, now.levels.values()))),
+        )
+        out.append(" ".join(["STEERED", *(f"{sign}{count}" for sign, count in counts if count)]))
+    if edited(view) and view.state not in state.saved:
+        out.append("EDITED")
+    return out
+
+
 def parts(state: AppState, now: float) -> list[Part]:
     """The pieces of the line, left to right."""
     view, out = state.view, list[Part]()
@@ -61,9 +86,11 @@ def parts(state: AppState, now: float) -> list[Part]:
         out.append(Part(3, Text(view.model.model_type, Style(bold=True))))
         out.append(Part(1, Text.assemble("state ", view.state[:8] or "?")))
         if view.plan is not None:
-            out.append(Part(1, Text.assemble("live ", (f" {view.live} ", live))))
+            out.append(Part(1, Text.assemble("live ", (f" {SHOWN_SIDES[view.live]} ", live))))
     if state.job is not None:
-        out.append(Part(0, job_text(state.job, now)))
+        out.append(
+            Part(0, job_text(state.job, now, state.jobs[0] if len(state.jobs) > 1 else None))
+        )
     if state.queued:
         out.append(Part(2, Text(f"{len(state.queued)} queued")))
     tokens = speed(state, now)
@@ -77,8 +104,7 @@ def parts(state: AppState, now: float) -> list[Part]:
         out.append(Part(6, Text(f"undo {readable_bytes(view.history.bytes_held)}{budget}")))
     if view.counting:
         out.append(Part(4, Text("counting chat")))
-    if steering_in_force(view):
-        out.append(Part(2, Text("steered ▲▼", Style(bold=True))))
+    out += [Part(1, Text(f" {name} ", Style(bold=True, reverse=True))) for name in badges(state)]
     return out or [Part(0, Text("starting"))]
 
 

@@ -34,7 +34,7 @@ def _scored(row: tuple[int, int, float]) -> tuple[str, str]:
 
 def diff(report: DiffReport) -> RenderableType:
     """Rank correlation by metric, then the experts that differ most."""
-    metrics = new_table("metric", "rank correlation", "lowest quarter in common")
+    metrics = new_table("metric", "rank correlation", "lowest quarter shared")
     for name, value in report.rank_correlation.items():
         metrics.add_row(text(name), f"{value:.3f}", f"{report.overlap[name]:.0%}")
     table = new_table("expert", "share in A", "share in B", numbers=("share in A", "share in B"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 
 from commands.guides.report import GuideReport
 from commands.output.guide_page import GuidePage
@@ -29,7 +29,7 @@ from mlxfun.calibration.reports import (
 )
 from mlxfun.checkpoint.reports import SaveReport
 from mlxfun.data.reports import DatasetReport
-from mlxfun.editing.reports import HistoryReport, PlanReport
+from mlxfun.editing.reports import HistoryReport, PlanReport, WrittenReport
 from mlxfun.evaluation.reports import CompareReport, EvaluateReport, RefusalReport
 from mlxfun.generation.reports import ABReport, ChatReport
 from mlxfun.report import Report
@@ -47,11 +47,17 @@ def guide(report: GuideReport) -> RenderableType:
     return GuidePage(report.name)
 
 
+def written(report: WrittenReport) -> RenderableType:
+    """What was done to the model, and where the result is."""
+    return Group(render(report.plan), model.save(report))
+
+
 RENDERERS: dict[type[Report], Callable[[Any], RenderableType]] = {
     GuideReport: guide,
     InfoReport: model.info,
     LayersReport: model.layers,
     SaveReport: model.save,
+    WrittenReport: written,
     SmokeReport: model.smoke,
     StatsReport: calibration.stats,
     DiffReport: calibration.diff,

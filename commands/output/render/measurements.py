@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 
 from commands.output.render.base import experts_text, new_table, pairs, text, with_notes
+from mlxfun.evaluation.answer_health import AnswerHealth
 from mlxfun.evaluation.reports import CompareReport, EvaluateReport, RefusalReport
 from mlxfun.text import readable_bytes
 
@@ -32,6 +33,8 @@ def evaluate(report: EvaluateReport) -> RenderableType:
             f"{tokens:,}" if tokens is not None else "",
         )
     parts: list[RenderableType] = [text(report.summary()), table]
+    if report.answers is not None and report.answers_before is not None:
+        parts.append(_answers(report.answers, report.answers_before))
     for sample in report.samples:
         parts += [text(f"> {sample.prompt}", "dim"), text(sample.text)]
     kept = report.subject == "current"
@@ -39,6 +42,21 @@ def evaluate(report: EvaluateReport) -> RenderableType:
         "the history keeps no score of this" if kept else "guardrails of apply measure without it"
     )
     return with_notes(Group(*parts), (steered,) if report.steered else ())
+
+
+def _answers(now: AnswerHealth, before: AnswerHealth) -> RenderableType:
+    """Figures of judged answers, of the subject and of the checkpoint."""
+    table = new_table(
+        f"of {now.answers} answers", "now", "checkpoint", numbers=("now", "checkpoint")
+    )
+    for name, pick in (
+        ("loops", lambda h: f"{h.loops:.1%}"),
+        ("ended by themselves", lambda h: f"{h.ended:.1%}"),
+        ("mean tokens", lambda h: f"{h.tokens:.1f}"),
+        ("repeated 4-grams", lambda h: f"{h.repetition:.1%}"),
+    ):
+        table.add_row(name, pick(now), pick(before))
+    return table
 
 
 def compare(report: CompareReport) -> RenderableType:

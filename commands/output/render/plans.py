@@ -16,8 +16,8 @@ from mlxfun.text import counted
 def plan(report: PlanReport) -> RenderableType:
     """The experts pruned in each layer."""
     lost = report.mass_lost or {}
-    columns = ("layer", "go", *(("mass lost",) if lost else ()), "experts that go")
-    table = new_table(*columns, numbers=("layer", "go", "mass lost"))
+    columns = ("layer", "pruned", *(("share lost",) if lost else ()), "experts")
+    table = new_table(*columns, numbers=("layer", "pruned", "share lost"))
     for layer, experts in report.pruned.items():
         mass = (f"{lost[layer]:.1%}" if layer in lost else "",) if lost else ()
         table.add_row(str(layer), str(len(experts)), *mass, experts_text(experts))

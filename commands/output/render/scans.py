@@ -39,12 +39,12 @@ def steer(report: SteerReport) -> RenderableType:
     rows: list[tuple[str, Any]] = []
     if report.rule == "additive" and (report.activated or report.deactivated):
         rows.append(
-            ("added", f"{report.boost_value:+g} activated, {report.mask_value:+g} deactivated")
+            ("added", f"{report.boost_value:+g} where on, {report.mask_value:+g} where off")
         )
-    for name, sets in (("activated", report.activated), ("deactivated", report.deactivated)):
+    for name, sets in (("force on", report.activated), ("force off", report.deactivated)):
         rows += [(f"{name}, layer {k}", experts_text(v)) for k, v in sets.items()]
     for layer, levels in report.levels.items():
-        rows.append((f"level, layer {layer}", ", ".join(f"{e} {x:+g}" for e, x in levels.items())))
+        rows.append((f"bias, layer {layer}", ", ".join(f"{e} {x:+g}" for e, x in levels.items())))
     for use in report.maps:
         rows.append(
             (f"{use.kind} report", f"{use.path}, {use.mode}: {len(use.cells)} of its experts")
@@ -54,7 +54,7 @@ def steer(report: SteerReport) -> RenderableType:
 
 def dossier(report: DossierReport) -> RenderableType:
     """Figures of one expert and the tokens it serves most."""
-    tokens = new_table("token", "served", "of", numbers=("served", "of"))
+    tokens = new_table("token", "routed here", "of", numbers=("routed here", "of"))
     for row in report.top_tokens:
         tokens.add_row(text(repr(row.text)), str(row.served), str(row.of))
     notes = [report.note] if report.note else []

@@ -125,6 +125,10 @@ EXPERT_COUNT_KEYS = (
 GROUP_COUNT_KEYS = ("n_group", "num_expert_group")
 GROUP_TOP_KEYS = ("topk_group",)
 NESTED_CONFIGS = ("text_config", "ffn_config", "language_config", "llm_config")
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length",
+                "seq_length", "max_seq_length")  # fmt: skip
+"""Keys of config.json that give the longest context, in tokens."""
+ROPE_CONFIGS = ("rope_scaling", "rope_parameters")
 HEAD_NAMES = ("lm_head", "output", "output_projection", "embed_out")
 EMBEDDING_NAMES = (
     "embed_tokens",

@@ -21,7 +21,7 @@ from mlxfun.events import Notice
 from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.anatomy.layers import decoder_layers, in_order
 from mlxfun.model.device.hints import announce
-from mlxfun.model.device.memory import free_bytes, is_out_of_memory, on_cpu, on_cuda
+from mlxfun.model.device.memory import bound_cache, free_bytes, is_out_of_memory, on_cpu, on_cuda
 from mlxfun.text import readable_bytes
 
 Result = TypeVar("Result")
@@ -74,6 +74,7 @@ def batch_size(
     free = free_bytes()
     if tokens is None and free is not None:
         most = min(most, max(LEAST_TOKENS, int(FREE_SHARE * free) // max(each, 1)))
+    bound_cache(most * each)
     return BatchSize(most, rows or default[1], each)
 
 

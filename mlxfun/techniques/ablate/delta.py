@@ -29,7 +29,7 @@ import numpy as np
 
 from mlxfun.context import SILENT, Context
 from mlxfun.hooks.intercept import Hooks
-from mlxfun.model.delta import Delta, LayerDelta, Resident
+from mlxfun.model.delta import Delta, Keep, LayerDelta, Resident
 from mlxfun.model.identity import RowId, Rows
 from mlxfun.model.outputs import Output, gain
 from mlxfun.model.parameters import (
@@ -114,13 +114,22 @@ def local_direction(
 # -- weights ----------------------------------------------------------------------------------
 
 
+def _in_memory(layer: LayerDelta) -> LayerDelta:
+    return layer
+
+
 def ablate_delta(
-    wanted: Sequence[Projection], resident: Resident, stored: Stored, ctx: Context = SILENT
+    wanted: Sequence[Projection],
+    resident: Resident,
+    stored: Stored,
+    ctx: Context = SILENT,
+    hold: Keep = _in_memory,
 ) -> Delta:
     """New weights for every projection; the model is as it was.
 
     stored: the dtype that a parameter is saved in. Every new tensor is rounded to it, or packed in
-    the quantisation it had, right here. Raises Cancelled between projections.
+    the quantisation it had, right here. hold: what is kept of a layer that is done. Raises
+    Cancelled between projections.
     """
     by_layer: dict[int, list[Projection]] = {}
     for projection in wanted:
@@ -135,7 +144,8 @@ def ablate_delta(
             for path, (array, identity) in edit.run().items():
                 arrays[path], rows[path] = array, identity
         if arrays:
-            layers.append(_layer_delta(by_layer[index][0].output.position, resident, arrays, rows))
+            position = by_layer[index][0].output.position
+            layers.append(hold(_layer_delta(position, resident, arrays, rows)))
         ctx.progress("removing the direction", number + 1, len(by_layer), "layers")
     return Delta(tuple(layers))
 

@@ -58,7 +58,7 @@ class AblationReport(PlanReport):
 
     def summary(self) -> str:
         text = (
-            f"staged abliterate: the direction behind layer {self.source_layer} ({self.position}) "
+            f"{self.deed}: the direction behind layer {self.source_layer} ({self.position}) "
             f"leaves {self.edited} tensors"
         )
         if self.refusals is not None:

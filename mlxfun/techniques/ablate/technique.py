@@ -23,6 +23,7 @@ from mlxfun.evaluation.refusals import refusal_report
 from mlxfun.evaluation.reports import RefusalReport
 from mlxfun.model.components import COMPONENTS
 from mlxfun.model.delta import Delta, Resident
+from mlxfun.model.device.memory import Need
 from mlxfun.model.model_map import ModelMap
 from mlxfun.model.outputs import Output, leaks, residual_outputs
 from mlxfun.model.parameters import unpacked_bytes
@@ -175,7 +176,7 @@ class _Ablation:
     def _require_memory(self, outputs: tuple[Output, ...]) -> None:
         """Raise BudgetError with the figures if the new weights would not fit beside the old."""
         self._workspace.require_room(
-            estimate_bytes(self._workspace.resident, outputs),
+            estimate(self._workspace.resident, outputs),
             "abliterating",
             "use --target dense-only, or a quantised version of the model",
         )
@@ -191,14 +192,14 @@ class _Ablation:
         resident = workspace.resident
         outputs = residual_outputs(resident.tree.modules, workspace.map)
         wanted = projections(outputs, plan, resident)
-        delta = ablate_delta(wanted, resident, workspace.stored, self._ctx)
+        delta = ablate_delta(wanted, resident, workspace.stored, self._ctx, workspace.hold)
         if not delta.layers:
             raise PlanError(
                 "the plan changes no weight: what it takes away is below the precision of the "
                 "weights; give larger strengths"
             )
         key = workspace.editor.key()
-        with resident.trial(delta) as trial:
+        with workspace.trial(delta) as trial:
             now = self.ask(found, "after")
             staged_kl = found.judge.harmless(self._ctx)[0] if found.judge is not None else None
             kls = answer_kl(workspace.evaluator, base, trial.suspended, key, self._ctx)
@@ -246,8 +247,8 @@ def command_line(options: AblateOptions) -> str:
     return shlex.join(words + option_words(plain, AblateOptions()))
 
 
-def estimate_bytes(resident: Resident, outputs: tuple[Output, ...]) -> int:
-    """Bytes of the new weights, and of the largest part unpacked while it is made: upper bounds."""
+def estimate(resident: Resident, outputs: tuple[Output, ...]) -> Need:
+    """The new weights, and the largest part unpacked while it is made: upper bounds."""
     modules = [resident.tree.modules[output.path] for output in outputs]
     sizes = [
         [array.nbytes for array in module.values() if isinstance(array, mx.array)]
@@ -255,8 +256,12 @@ def estimate_bytes(resident: Resident, outputs: tuple[Output, ...]) -> int:
     ]
     widest = max((max(each) for each in sizes), default=0)
     unpacked = max((unpacked_bytes(module) for module in modules), default=0)
+    layers: dict[int, int] = {}
+    for output, each in zip(outputs, sizes, strict=True):
+        layers[output.layer] = layers.get(output.layer, 0) + sum(each)
     # Three such parts are held at once, of stacks a few rows at a time.
-    return sum(map(sum, sizes)) + widest + 3 * min(unpacked, 2 * ROWS_AT_ONCE)
+    work = widest + 3 * min(unpacked, 2 * ROWS_AT_ONCE)
+    return Need(tuple(layers.values()), work, both=True)
 
 
 def _doubts(found: Found, staged_kl: float | None, refusals: RefusalReport) -> list[str]:

@@ -23,7 +23,6 @@ the unmerged layer (mlxfun.techniques.refit.least_squares), which makes up for m
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -59,6 +58,7 @@ from mlxfun.techniques.merge.observe import Observed, observe, spread, spread_of
 from mlxfun.techniques.merge.options import MergeOptions
 from mlxfun.techniques.merge.plan import MergePlan
 from mlxfun.techniques.refit import layerwise
+from mlxfun.techniques.refit.follow import Follow
 from mlxfun.techniques.refit.layerwise import Recalibration
 from mlxfun.techniques.refit.least_squares import Routed, output
 from mlxfun.techniques.workspace import ResidentModel
@@ -125,15 +125,15 @@ class Merger:
     ) -> tuple[MergePlan, Delta]:
         """The plan, and the delta that carries it out.
 
-        Every merged layer is swapped in, so that later layers see it, and all are swapped out
-        again at the end, after a cancel and after a failure.
+        Later layers see the merged ones; the model is as before at the end, after a cancel and
+        after a failure.
         """
         carrier = Carrier(self._workspace.model, self._workspace.taps, batches, ctx)
         picks = spread(batches, self._options.max_similarity_tokens)
         merged: dict[int, MergedLayer] = {}
         layers = self._resident.layers
         again = self._recalibration() if self._options.refit_experts else None
-        with ExitStack() as done:
+        with Follow(self._workspace, carrier) as follow:
             for position, moe in enumerate(layers):
                 observed = observe(carrier, moe, picks, ctx)
                 if self._saliency is not None:
@@ -142,8 +142,9 @@ class Merger:
                 layer = self._merge_layer(watch, moe, observed, choose(position, observed.stats))
                 if again is not None and watch is not None and layer.delta.live != moe.live:
                     layer = replace(layer, delta=self._refitted(again, watch, layer.delta, ctx))
-                done.enter_context(self._resident.trial(Delta((layer.delta,))))
-                merged[moe.layer.index] = layer
+                held = follow.passed(moe, layer.delta, ctx)
+                merged[moe.layer.index] = replace(layer, delta=held)
+                del layer, watch, observed
                 ctx.progress("merging", position + 1, len(layers), "layers")
         plan = MergePlan(
             groups={index: layer.groups for index, layer in merged.items()},

@@ -22,6 +22,7 @@ from mlxfun.errors import PlanError, UsageError
 from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.delta import Resident
 from mlxfun.model.device.batch_size import batch_size
+from mlxfun.model.device.memory import Need
 from mlxfun.model.experts import Bank
 from mlxfun.model.model_map import ModelMap
 from mlxfun.model.parameters import unpacked_bytes, unpacked_shape
@@ -208,7 +209,7 @@ def rehearse(request: MergeRequest, maps: Masks) -> None:
     if (live - kept) > kept * (options.max_group_size - 1):
         raise PlanError(
             f"{kept} centroids with --max-group-size {options.max_group_size} take at most "
-            f"{kept * (options.max_group_size - 1)} of the {live - kept} experts that go; raise "
+            f"{kept * (options.max_group_size - 1)} of the {live - kept} experts to merge; raise "
             "it, or merge fewer"
         )
 
@@ -251,20 +252,20 @@ def _listed(request: MergeRequest, maps: Masks) -> dict[int, tuple[int, ...]]:
 # -- memory -----------------------------------------------------------------------------------
 
 
-def estimate_bytes(request: MergeRequest) -> int:
-    """Bytes that merging needs on top of the resident model: an upper estimate.
+def estimate(request: MergeRequest) -> Need:
+    """What merging needs on top of the resident model: an upper estimate.
 
-    The new stacks of every layer (both sides stay in memory while the plan is staged), the widest
-    layer's working set, and the hidden states of the calibration set.
+    The new stacks of every layer, the widest layer's working set, and the hidden states of the
+    calibration set.
     """
     options, resident = request.options, request.resident
     live = len(request.committed[0])
     kept = live - options.n_prune if options.n_prune is not None else live
-    stacks = widest = hidden = neurons = 0
+    stacks, widest, hidden, neurons = [], 0, 0, 0
     for moe in resident.layers:
         arrays = [resident.tree.get(p.path) for p in moe.layer.expert_parameters()]
         rows = len(resident.stack[moe.layer.position])
-        stacks += sum(a.nbytes for a in arrays) * kept // rows
+        stacks.append(sum(a.nbytes for a in arrays) * kept // rows)
         bank = Bank.of(moe, resident.tree.modules)
         # A projection in float32: as it is, scaled, and its rows that are being combined.
         widest = max(widest, *(3 * unpacked_bytes(bank.projection(name)) for name in bank.names))
@@ -275,13 +276,13 @@ def estimate_bytes(request: MergeRequest) -> int:
     work = widest + tokens * live * neurons * 4 * 4 + PAIRS_AT_ONCE
     # Hidden states as they come in, go out, and what is remembered of attention and norms.
     states = sum(batch.tokens.size for batch in request.batches) * hidden * 4 * 5
-    return stacks + work + states
+    return Need(tuple(stacks), work + states)
 
 
 def require_memory(request: MergeRequest) -> None:
     """Raise BudgetError with the figures if merging would not fit."""
     request.workspace.require_room(
-        estimate_bytes(request),
+        estimate(request),
         "merging",
         "use fewer samples, fewer --max-similarity-tokens, or a quantised version of the model",
     )

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 LEAST_TOKENS = 32
 """Experts with fewer are not judged by their tokens: their largest neurons stay."""
 
+TOGETHER = 8
+"""Experts whose neurons are chosen together."""
+
 Named = dict[str, mx.array]
 
 
@@ -59,7 +62,7 @@ def choose(
     kept: dict[int, Array] = {e: kept_by_size(lengths[e], keep, group) for e in scarce}
     judged = [e for e in range(len(bank.rows)) if e not in kept]
     if method == "obs":
-        kept |= _by_obs({e: features.product(e) for e in judged}, gram, keep, group)
+        kept |= _by_obs(features.products(), judged, gram, keep, group)
     else:
         for e in judged:
             size = lengths[e] * _sizes(features.of(e), method)
@@ -67,11 +70,20 @@ def choose(
     return Choice(np.stack([kept[e] for e in range(len(bank.rows))]), scarce)
 
 
-def _by_obs(normal: dict[int, Array], gram: Array, keep: int, group: int) -> dict[int, Array]:
-    """An expert per processor, see mlxfun.techniques.refit.least_squares on threads of BLAS."""
+def _by_obs(
+    normal: dict[int, Array], judged: list[int], gram: Array, keep: int, group: int
+) -> dict[int, Array]:
+    """A few experts per processor at a time, see mlxfun.techniques.refit.least_squares on threads
+    of BLAS."""
+    parts = [judged[start : start + TOGETHER] for start in range(0, len(judged), TOGETHER)]
+
+    def of(part: list[int]) -> Array:
+        return kept_by_obs(np.stack([normal[e] for e in part]), gram[part], keep, group)
+
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(lambda e: kept_by_obs(normal[e], gram[e], keep, group), normal)
-        return dict(zip(normal, found, strict=True))
+        found = pool.map(of, parts)
+        return {e: k for part, ks in zip(parts, found, strict=True)
+                for e, k in zip(part, ks, strict=True)}  # fmt: skip
 
 
 def _sizes(features: mx.array, method: Method) -> Array:

@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mlxfun.techniques.refit.least_squares import inverse_of
+
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
 
@@ -31,52 +33,61 @@ BLOCK = 32
 
 
 def kept_by_obs(normal: Array, outward: Array, keep: int, group: int = 1) -> Array:
-    """The `keep` neurons that stay, ascending.
+    """The `keep` neurons that stay of each of B experts, int [B, W], ascending.
 
-    normal: H^T H, float [N, N]. outward: W W^T, float [N, N]. group: neurons that go together;
-    N and keep are multiples of it.
+    normal: H^T H, float [B, N, N]. outward: W W^T, float [B, N, N]. group: neurons that go together;
+    N and keep are multiples of it. Several experts at once, as a step is a handful of short vectors.
     """
-    size = len(normal)
-    matrix = normal.astype(np.float64)
-    matrix[np.diag_indices(size)] += max(DAMPING * float(np.trace(normal)) / size, 1e-12)
-    inverse, gram = np.linalg.inv(matrix), outward.astype(np.float64)
-    alive = np.ones(size, dtype=np.bool_)
+    batch, size = normal.shape[:2]
+    traces = np.trace(normal, axis1=1, axis2=2, dtype=np.float64)
+    damping = np.maximum(DAMPING * traces / size, 1e-12)
+    inverse = np.stack([inverse_of(n, mu) for n, mu in zip(normal, damping, strict=True)])
+    gram = outward.astype(np.float64)
+    alive = np.ones((batch, size), dtype=np.bool_)
     if group > 1:
-        _drop_groups(inverse, gram, alive, (size - keep) // group, group)
+        for parts in zip(inverse, gram, alive, strict=True):
+            _drop_groups(*parts, (size - keep) // group, group)
     else:
         gone = 0
         while gone < size - keep:
             count = min(BLOCK, size - keep - gone)
             _drop_block(inverse, gram, alive, count)
             gone += count
-    return np.flatnonzero(alive)
+    return np.nonzero(alive)[1].reshape(batch, keep)
 
 
 def _drop_block(inverse: Array, gram: Array, alive: Array, count: int) -> None:
-    """Let `count` neurons go, one by one; `inverse` and `gram` are updated at the end.
+    """Let `count` neurons of each expert go, one by one; `inverse` and `gram` [B, N, N] are updated
+    at the end.
 
     With k = K_:j / K_jj and v = G_:j - G_jj k / 2, the updates of a step are
     K -= K_jj k k^T and G -= k v^T + v k^T; until they are made, columns are corrected for them.
     """
-    size = len(alive)
-    roots, ks, vs = (np.zeros((size, count)) for _ in range(3))
-    k_diagonal, g_diagonal = inverse.diagonal().copy(), gram.diagonal().copy()
+    batch, size = alive.shape
+    each = np.arange(batch)
+    roots, ks, vs = (np.zeros((batch, count, size)) for _ in range(3))
+    k_diagonal, g_diagonal = (m.diagonal(axis1=1, axis2=2).copy() for m in (inverse, gram))
+    k_diagonal[~alive], g_diagonal[~alive] = 1.0, np.inf
     for step in range(count):
-        costs = np.where(alive, g_diagonal / np.maximum(k_diagonal, 1e-300), np.inf)
-        j = int(costs.argmin())
+        j = (g_diagonal / k_diagonal).argmin(axis=1)
         done = slice(0, step)
-        column = inverse[:, j] - roots[:, done] @ roots[j, done]
-        g_column = gram[:, j] - ks[:, done] @ vs[j, done] - vs[:, done] @ ks[j, done]
-        k = column / column[j]
-        v = g_column - 0.5 * g_column[j] * k
-        roots[:, step], ks[:, step], vs[:, step] = column / np.sqrt(column[j]), k, v
-        k_diagonal -= roots[:, step] ** 2
+        column, g_column = inverse[each, j], gram[each, j]
+        if step:
+            root, one, other = (a[each, done, j][:, None] for a in (roots, ks, vs))
+            column -= (root @ roots[:, done])[:, 0]
+            g_column -= (other @ ks[:, done])[:, 0] + (one @ vs[:, done])[:, 0]
+        pivot = column[each, j][:, None]
+        k = column / pivot
+        v = g_column - 0.5 * g_column[each, j][:, None] * k
+        root = column / np.sqrt(pivot)
+        roots[:, step], ks[:, step], vs[:, step] = root, k, v
+        k_diagonal -= np.square(root)
         g_diagonal -= 2 * k * v
-        alive[j] = False
-    inverse -= roots @ roots.T
-    change = ks @ vs.T
-    gram -= change
-    gram -= change.T
+        alive[each, j] = False
+        k_diagonal[each, j], g_diagonal[each, j] = 1.0, np.inf
+    inverse -= roots.swapaxes(1, 2) @ roots
+    change = ks.swapaxes(1, 2) @ vs
+    gram -= change + change.swapaxes(1, 2)
 
 
 def _drop_groups(inverse: Array, gram: Array, alive: Array, count: int, group: int) -> None:

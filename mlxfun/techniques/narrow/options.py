@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from mlxfun.data.options import DatasetOptions
+
 Method = Literal["obs", "mean", "rms"]
 METHODS: tuple[Method, ...] = get_args(Method)
 """How neurons are chosen, see mlxfun.techniques.narrow.neurons."""
@@ -14,6 +16,8 @@ METHODS: tuple[Method, ...] = get_args(Method)
 class NarrowOptions:
     """How wide experts shall be, by one of three: width, neurons of an expert; fraction, the share
     of its neurons that goes; to_bytes, what the whole model may take as it is saved.
+
+    data: the text that neurons are judged and refitted on, None for that of the last collect.
 
     refit: fit the output projections to what the layer put out before. requantize: choose single
     neurons of packed experts and pack their output projections anew, instead of taking out whole
@@ -26,3 +30,4 @@ class NarrowOptions:
     method: Method = "obs"
     refit: bool = True
     requantize: bool = False
+    data: DatasetOptions | None = None

@@ -21,7 +21,7 @@ class NarrowReport(PlanReport):
 
     def summary(self) -> str:
         size = f"{readable_bytes(self.bytes_before)} -> {readable_bytes(self.bytes_after)}"
-        text = f"staged narrow: experts of {self.width_before} -> {self.width} neurons, {size}"
+        text = f"{self.deed}: experts of {self.width_before} -> {self.width} neurons, {size}"
         if self.errors:
             mean = sum(self.errors.values()) / len(self.errors)
             text += f", mean error of the layers' outputs {mean:.1%}"

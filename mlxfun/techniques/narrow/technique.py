@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, replace
 import mlx.core as mx
 
 from mlxfun.context import SILENT, Context
+from mlxfun.data.datasets import Tokens, read_lines, tokenize
+from mlxfun.data.options import DatasetOptions
 from mlxfun.editing.plans import Provenance
 from mlxfun.editing.reports import PlanReport, extended
 from mlxfun.errors import PlanError, StateError, UsageError
@@ -53,13 +55,9 @@ class Narrow:
     ) -> Proposal:  # fmt: skip
         """Narrow layer by layer. Raises UsageError, StateError and PlanError ahead of the work."""
         _check(options)
-        if not workspace.calibration:
-            raise StateError(
-                "narrow measures on the text of the last collect, and there is none; run `collect "
-                "--dataset ...` first"
-            )
+        text = _text(workspace, options, ctx)
         with workspace.editor.live("base"), workspace.editor.unsteered():
-            work = _Narrowing.of(workspace, options)
+            work = _Narrowing.of(workspace, options, text)
             deltas = work.run(ctx)
         plan = work.plan()
         return Proposal(
@@ -67,16 +65,35 @@ class Narrow:
             Delta(tuple(deltas)),
             Provenance(
                 command or command_line(options),
-                workspace.source_commands,
+                workspace.source_commands if options.data is None else (),
                 made_on=workspace.editor.state,
             ),
             describe=lambda report: _described(plan, report),
         )
 
 
+def _text(workspace: Workspace, options: NarrowOptions, ctx: Context) -> Sequence[Tokens]:
+    """What to judge on. Raises StateError where there is nothing, and DatasetError."""
+    if options.data is not None:
+        tally, data = ctx.reading(), options.data
+        lines = read_lines(data, tally)
+        vocabulary = workspace.anatomy.vocabulary
+        return tokenize(lines, workspace.tokenizer, data.max_tokens, vocabulary, tally)
+    if not workspace.calibration:
+        raise StateError(
+            "narrow measures on the text of the last collect, and there is none; give --dataset, or "
+            "run `collect --dataset ...` first"
+        )
+    return workspace.calibration
+
+
 def command_line(options: NarrowOptions) -> str:
     """The command that stages the same plan, for histories of library sessions."""
-    return shlex.join(["narrow", *option_words(options, NarrowOptions())])
+    words, data = ["narrow"], options.data
+    if data is not None:
+        words += [word for source in data.words for word in ("--dataset", source)]
+        words += option_words(data, DatasetOptions(data.source, mixture=data.mixture))
+    return shlex.join([*words, *option_words(replace(options, data=None), NarrowOptions())])
 
 
 def _described(plan: NarrowPlan, report: PlanReport) -> PlanReport:
@@ -111,6 +128,7 @@ class _Narrowing:
 
     workspace: Workspace
     options: NarrowOptions
+    text: Sequence[Tokens]
     keys: WidthKeys
     before: int
     width: int
@@ -122,7 +140,7 @@ class _Narrowing:
     fits: list[Fit] = field(default_factory=list)
 
     @classmethod
-    def of(cls, workspace: Workspace, options: NarrowOptions) -> _Narrowing:
+    def of(cls, workspace: Workspace, options: NarrowOptions, text: Sequence[Tokens]) -> _Narrowing:
         """The work, all that can be refused ahead of it refused."""
         resident = workspace.resident
         banks = [Bank.of(moe, resident.tree.modules) for moe in resident.layers]
@@ -140,17 +158,17 @@ class _Narrowing:
         packed = unit > 1
         repack = packed and options.requantize
         refits = options.refit and (repack or not packed)
-        return cls(workspace, options, keys, before, width, unit, repack, refits)
+        return cls(workspace, options, text, keys, before, width, unit, repack, refits)
 
     def run(self, ctx: Context) -> list[LayerDelta]:
         """The deltas of all layers; the model is as before."""
         workspace = self.workspace
-        given = batch_size(workspace.model, workspace.anatomy).split(workspace.calibration)
+        given = batch_size(workspace.model, workspace.anatomy).split(self.text)
         carrier = Carrier(workspace.model, workspace.taps, given, ctx)
         refitting = Recalibration(workspace, follow=False, refit_experts=True, ridges=RIDGES)
         deltas, layers = [], workspace.resident.layers
         for number, moe in enumerate(layers):
-            deltas.append(self._layer(carrier, refitting, moe, ctx))
+            deltas.append(workspace.hold(self._layer(carrier, refitting, moe, ctx)))
             ctx.progress("narrowing", number + 1, len(layers), "layers")
         return deltas
 

@@ -32,6 +32,7 @@ from mlxfun.errors import PlanError, StateError, UsageError
 from mlxfun.evaluation.evaluator import EvalSet, Evaluator
 from mlxfun.model.delta import Delta
 from mlxfun.model.device.batch_size import batch_size
+from mlxfun.model.device.memory import Need
 from mlxfun.model.parameters import unpacked_bytes, unpacked_shape
 from mlxfun.model.slicing import prune_layer
 from mlxfun.techniques.prune import allocation, choose, selection
@@ -87,6 +88,7 @@ def plan_with_forwards(
             workspace,
             follow=options.sequential or options.metric == "auto",
             refit_experts=options.refit_experts,
+            whole=options.metric == "auto",
         )
         require_memory(workspace, options)
         given = batch_size(workspace.model, workspace.anatomy).split(workspace.calibration)
@@ -154,7 +156,7 @@ def _padding_note(found: allocation.Budgeted) -> str:
         return f"every layer does best with {held} experts: nothing is padded"
     return (
         f"layers lose {', '.join(map(str, found.counts))} experts; stock loading holds one number "
-        f"for all, so the file keeps {held} a layer, {surplus} of which are never chosen and save "
+        f"for all, so the file keeps {held} per layer, {surplus} of which are never chosen and save "
         "no bytes"
     )
 
@@ -193,13 +195,17 @@ class _Decision:
         """Raise now what would be raised in some layer after minutes."""
         options = self.options
         if options.expert_list is None and options.n_prune is None:
-            raise UsageError("say how many experts go with --n-prune, or give --expert-list FILE")
+            raise UsageError(
+                "say how many experts to prune with --n-prune, or give --expert-list FILE"
+            )
         if options.expert_list is not None and options.sequential:
-            raise UsageError("--expert-list has chosen who goes; leave out --sequential")
+            raise UsageError(
+                "--expert-list already says which experts to prune; leave out --sequential"
+            )
         looks = options.metric not in METRICS and options.expert_list is None
         if looks and (options.model_wide or options.strategy != "bottom"):
             raise UsageError(
-                f"--metric {options.metric} decides layer by layer who goes; leave out "
+                f"--metric {options.metric} decides layer by layer which experts to prune; leave out "
                 "--model-wide and --strategy"
             )
         if options.sequential and options.model_wide:
@@ -324,11 +330,11 @@ class _Auto:
 # -- memory -----------------------------------------------------------------------------------
 
 
-def estimate_bytes(workspace: Workspace, options: PruneOptions) -> int:
-    """Bytes that the pass needs on top of the resident model: an upper estimate."""
+def estimate(workspace: Workspace, options: PruneOptions) -> Need:
+    """What the pass needs on top of the resident model: an upper estimate."""
     resident = workspace.resident
     tokens = sum(len(sequence) for sequence in workspace.calibration)
-    widest = stacks = width = 0
+    stacks, widest, width = [], 0, 0
     for moe in resident.layers:
         paths = [p.path for p in moe.layer.expert_parameters()]
         for path in {path.rpartition(".")[0] for path in paths if path.endswith(".weight")}:
@@ -336,15 +342,16 @@ def estimate_bytes(workspace: Workspace, options: PruneOptions) -> int:
             widest = max(widest, unpacked_bytes(module))
             width = max(width, *unpacked_shape(module)[-2:])
         if options.refit_experts:
-            # One projection of each layer, both versions, while the plan is staged.
-            stacks += max((resident.tree.get(path).nbytes for path in paths), default=0)
-    return stacks + 3 * widest + tokens * width * 4 * (8 + workspace.anatomy.top_k) + (768 << 20)
+            # One projection of each layer is new.
+            stacks.append(max((resident.tree.get(path).nbytes for path in paths), default=0))
+    work = 3 * widest + tokens * width * 4 * (8 + workspace.anatomy.top_k) + (768 << 20)
+    return Need(tuple(stacks), work, both=options.metric == "auto")
 
 
 def require_memory(workspace: Workspace, options: PruneOptions) -> None:
     """Raise BudgetError with the figures if the pass would not fit."""
     workspace.require_room(
-        estimate_bytes(workspace, options),
+        estimate(workspace, options),
         "this prune",
         "collect fewer samples, or prune by a metric of the statistics alone",
     )

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from mlxfun.arrays import Array
 
 STEERED = (
-    "some of the statistics were counted while steering was in force, which is no part of the "
+    "some of the statistics were counted while steering was in force, which is not part of the "
     "weights; collect to judge the weights alone"
 )
 
@@ -73,7 +73,7 @@ def scores_of(workspace: Workspace, options: PruneOptions) -> Array:
             "first, or give --expert-list FILE"
         )
     if options.n_prune is None:
-        raise UsageError("say how many experts go with --n-prune, or give --expert-list FILE")
+        raise UsageError("say how many experts to prune with --n-prune, or give --expert-list FILE")
     if stats.state != workspace.editor.state and not options.allow_stale:
         raise StateError(
             f"the statistics were made on state {stats.state}, the model is at "

@@ -136,5 +136,5 @@ def _warnings(field: manual_mask.Field, pruned: Array) -> tuple[str, ...]:
         out.append(f"uneven, so it cannot be applied yet: {uneven}; `select --even` evens it out")
     protected = manual_mask.sets_of(field.layers, pruned & field.protected)
     if protected:
-        out.append(f"protected experts go: {spell(protected)}")
+        out.append(f"protected experts are pruned: {spell(protected)}")
     return tuple(out)

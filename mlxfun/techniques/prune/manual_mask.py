@@ -150,7 +150,7 @@ def evened(field: Field, gone: Array, count: int | None = None) -> Array:
     largest possible count, where it cannot be done.
     """
     if field.scores is None:
-        raise UsageError("nothing is measured yet, so there is no score to go by: run collect")
+        raise UsageError("nothing is measured yet, so there are no scores: run collect")
     if count is None:
         count = max(
             int(gone[row, p.start : p.stop].sum()) * field.groups[row]
@@ -161,7 +161,7 @@ def evened(field: Field, gone: Array, count: int | None = None) -> Array:
     if not 0 <= count <= field.most() or count % field.step:
         multiple = f", in steps of {field.step}" if field.step > 1 else ""
         raise PlanError(
-            f"{count} experts cannot go from every layer; at most {field.most()} can{multiple}"
+            f"{count} experts per layer cannot be pruned; at most {field.most()} can{multiple}"
         )
     out = gone.copy()
     for row in range(len(field.layers)):
@@ -183,7 +183,7 @@ def _level(field: Field, gone: Array, row: int, part: range, count: int) -> None
     if missing > len(free):
         raise PlanError(
             f"layer {field.layers[row]} has only {len(free)} unprotected experts left to take; "
-            f"{missing} are needed for {count} to go"
+            f"{missing} are needed to prune {count}"
         )
     for expert in sorted(free, key=lambda e: (score[e], -e))[: max(0, missing)]:
         gone[expert] = True
@@ -195,7 +195,7 @@ def below(field: Field, gone: Array, share: float) -> Array:
     Raises UsageError without scores.
     """
     if field.scores is None:
-        raise UsageError("nothing is measured yet, so there is no score to go by: run collect")
+        raise UsageError("nothing is measured yet, so there are no scores: run collect")
     living = np.where(field.alive, field.scores, 0.0)
     total = living.sum(axis=1, keepdims=True)
     shares = np.divide(living, total, out=np.zeros_like(living), where=total > 0)
@@ -213,7 +213,9 @@ def picked(field: Field, start: Array, options: SelectOptions) -> Array:
     drop, keep = (mask_of(field, sets) for sets in (options.drop, options.keep))
     if (drop & keep).any():
         names = spell(sets_of(field.layers, drop & keep))
-        raise UsageError(f"{names} cannot both go and stay: name each in --drop or in --keep")
+        raise UsageError(
+            f"{names} cannot be both pruned and kept: name each in --drop or in --keep"
+        )
     gone = (gone | drop) & ~keep
     if options.below is not None:
         gone = below(field, gone, options.below) & ~keep

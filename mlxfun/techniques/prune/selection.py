@@ -102,7 +102,7 @@ def adopt(
     surplus = [name for name, given in chosen.items() if given]
     if surplus:
         raise UsageError(
-            f"--expert-list already says which experts go; leave out {' and '.join(surplus)}"
+            f"--expert-list already says which experts to prune; leave out {' and '.join(surplus)}"
         )
     protect = protected(constraints, options)
     _require_spared(keep, constraints, protect)

@@ -74,7 +74,9 @@ def find(workspace: Workspace, options: PruneOptions, ctx: Context = SILENT) -> 
     if options.expert_list is not None:
         if options.super_experts is None:
             return None
-        raise UsageError("--expert-list already says which experts go; leave out --super-experts")
+        raise UsageError(
+            "--expert-list already says which experts to prune; leave out --super-experts"
+        )
     if not workspace.calibration:
         raise StateError(
             "super experts are found on the text of the last collect, and there is none (a file of "
@@ -92,14 +94,14 @@ def _note(mask: Mask, peaks: Array, threshold: float, layers: tuple[int, ...]) -
     cells = sorted(np.argwhere(mask).tolist(), key=lambda cell: -peaks[cell[0], cell[1]])
     if not cells:
         return (
-            f"no super experts to spare: no output in the first {FIRST_LAYERS:.0%} of the layers "
+            f"no super experts to protect: no output in the first {FIRST_LAYERS:.0%} of the layers "
             f"has a value above {threshold:.4g}"
         )
     shown = ", ".join(f"L{layers[row]}:E{e} ({peaks[row, e]:.4g})" for row, e in cells[:SHOWN])
     more = f" and {len(cells) - SHOWN} more" if len(cells) > SHOWN else ""
     return (
         f"super experts stay, whose outputs hold values above {threshold:.4g}: {shown}{more}; "
-        "--super-experts ignore lets them go"
+        "--super-experts ignore allows it"
     )
 
 

@@ -1,15 +1,15 @@
 """Layer-by-layer pruning pass: each layer is decided on the outputs of the edited layers before it.
 
 One pass over the layers with carried hidden states (mlxfun.hooks.layerwise). Per layer: observe it, choose
-who stays, cut its router, refit the experts that stay (mlxfun.techniques.refit.least_squares), swap the result in so
-that the next layer sees it. Everything is swapped out again at the end, after a cancel and after a
-failure: what remains is a plan and a delta, as of any other edit.
+who stays, cut its router, refit the experts that stay (mlxfun.techniques.refit.least_squares), and
+run the result for the layers behind it (mlxfun.techniques.refit.follow). The model is as before at
+the end, after a cancel and after a failure: what remains is a plan and a delta, as of any other edit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from mlxfun.model.identity import Rows
 from mlxfun.model.parameters import dequantised, requantised, row_digests
 from mlxfun.model.router_formula import Routing, Seen
 from mlxfun.model.slicing import prune_layer
+from mlxfun.techniques.refit.follow import Follow
 from mlxfun.techniques.refit.least_squares import RIDGES, Routed, changed, energy, output, refit
 from mlxfun.techniques.refit.output_error import Problem, eliminate, gram_of, most_tokens
 from mlxfun.techniques.workspace import ResidentModel
@@ -97,8 +98,8 @@ class Outcome:
 class Recalibration:
     """One pass over a resident model; the model is as before when `run` returns.
 
-    follow: later layers see what was done to earlier ones (always with refit_experts). ridges: what
-    a refit may choose among, ascending.
+    follow: later layers see what was done to earlier ones (always with refit_experts). whole: what
+    chooses runs the whole model. ridges: what a refit may choose among, ascending.
     """
 
     def __init__(
@@ -107,12 +108,13 @@ class Recalibration:
         *,
         follow: bool,
         refit_experts: bool,
+        whole: bool = False,
         ridges: Sequence[float] = RIDGES,
     ) -> None:
         self._workspace, self._resident = workspace, workspace.resident
         self._modules = workspace.resident.tree.modules
         self._follow = follow or refit_experts
-        self._refit = refit_experts
+        self._refit, self._whole = refit_experts, whole
         self._ridges = ridges
         if refit_experts:
             self.require_stacks()
@@ -140,17 +142,22 @@ class Recalibration:
         deltas: list[LayerDelta] = []
         fits: list[Fit] = []
         layers = self._resident.layers
-        with ExitStack() as done:
+        follow = Follow(self._workspace, carrier, self._whole) if self._follow else None
+        with follow or nullcontext():
             for number, moe in enumerate(layers):
                 observed = observe(carrier, moe, ctx)
                 kept = choose(moe, observed)
                 keep[moe.layer.index] = kept
                 if kept != moe.live:
                     delta, fit = self._cut(carrier, moe, observed, kept, ctx)
-                    deltas.append(delta)
                     fits += [fit] if fit is not None else []
-                    if self._follow:
-                        done.enter_context(self._resident.trial(Delta((delta,))))
+                    held = (
+                        self._workspace.hold(delta)
+                        if follow is None
+                        else (follow.passed(moe, delta, ctx))
+                    )
+                    deltas.append(held)
+                    del delta
                 ctx.progress("pruning", number + 1, len(layers), "layers")
         return Outcome(keep, Delta(tuple(deltas)), tuple(fits))
 

@@ -138,16 +138,22 @@ class Features:
 
     def products(self, among: Array | None = None) -> dict[int, Array]:
         """H^T H of each expert, float32 [N, N], of the tokens `among`, bool [T], None for all."""
-        return {expert: self.product(expert, among) for expert in self.tokens}
+        found: dict[int, Array] = {}
+        experts = list(self.tokens)
+        for start in range(0, len(experts), QUEUED):
+            self.ctx.check()
+            some = experts[start : start + QUEUED]
+            products = [self._product(expert, among) for expert in some]
+            mx.eval(products)
+            found |= {e: np.array(p) for e, p in zip(some, products, strict=True)}
+        return found
 
-    def product(self, expert: int, among: Array | None = None) -> Array:
-        """H^T H of one expert, see `products`."""
-        self.ctx.check()
+    def _product(self, expert: int, among: Array | None) -> mx.array:
         features = self.of(expert)
         if among is not None:
-            mine = np.flatnonzero(among[np.array(self.tokens[expert])]).astype(np.uint32)
+            mine = np.flatnonzero(among[self._routed.of(expert)[0]]).astype(np.uint32)
             features = features[mx.array(mine)]
-        return np.array(features.T @ features)
+        return features.T @ features
 
 
 Changes = dict[int, mx.array]
@@ -207,20 +213,25 @@ def _descend(
     sweeps: int = SWEEPS,
 ) -> tuple[Changes, mx.array]:
     """The changes, and what they leave over of `rest` [T, D]. seen: float32 [T, 1], the tokens
-    that the fit may look at, None for all. Only the inverses are made on the host."""
+    that the fit may look at, None for all. Only the inverses are made on the host.
+
+    With r what is left over now, the exact solve of one expert moves its A by
+    (H^T H + mu I)^-1 (H^T r - mu A), which needs no product of H with A.
+    """
     inverses = _inverses(normal, ridge)
     changes: Changes = {}
     for _ in range(sweeps):
         for number, (expert, tokens) in enumerate(features.tokens.items()):
             h, before = features.of(expert), changes.get(expert)
-            moved = rest[tokens] if before is None else rest[tokens] + h @ before
-            right = h.T @ (moved if seen is None else moved * seen[tokens])
-            change = inverses[expert] @ right
-            step = change if before is None else change - before
+            left = rest[tokens]
+            right = h.T @ (left if seen is None else left * seen[tokens])
+            if before is not None:
+                right = right - _mu(normal[expert], ridge) * before
+            step = inverses[expert] @ right
             rest = rest.at[tokens].add(-(h @ step))
-            changes[expert] = change
+            changes[expert] = step if before is None else before + step
             if number % QUEUED == 0:
-                mx.eval(rest, change)
+                mx.eval(rest, changes[expert])
                 features.ctx.check()
         mx.eval(rest, changes)
     return changes, rest
@@ -238,12 +249,22 @@ def _inverses(normal: Mapping[int, Array], ridge: float) -> dict[int, mx.array]:
 
 
 def _inverse(normal: Array, ridge: float) -> Array:
-    """(normal + mu I)^-1, float32 [N, N].
+    """(normal + mu I)^-1, float32 [N, N]: the ridge keeps it far from singular."""
+    return inverse_of(normal, _mu(normal, ridge)).astype(np.float32)
 
-    mu grows where the products are too imprecise for it, as those made in TF32 can be.
+
+def _mu(normal: Array, ridge: float) -> float:
+    """The ridge times the mean of the diagonal."""
+    return max(ridge * float(np.trace(normal)) / len(normal), 1e-9)
+
+
+def inverse_of(normal: Array, mu: float) -> Array:
+    """(normal + mu I)^-1 of products [N, N], float64.
+
+    mu grows where the products are too imprecise for it, as those made in TF32 can be. Raises
+    ModelError for products that are not finite.
     """
     size = len(normal)
-    mu = max(ridge * float(np.trace(normal)) / size, 1e-9)
     while True:
         matrix = normal.astype(np.float64)
         matrix[np.diag_indices(size)] += mu
@@ -256,7 +277,7 @@ def _inverse(normal: Array, ridge: float) -> Array:
     lower, _ = dpotri(factor, lower=True, overwrite_c=True)  # zero above the diagonal
     inverse = lower + lower.T
     inverse[np.diag_indices(size)] /= 2
-    return np.asarray(inverse.astype(np.float32))
+    return np.asarray(inverse)
 
 
 def energy(values: mx.array) -> float:

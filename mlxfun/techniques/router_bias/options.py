@@ -11,12 +11,13 @@ from mlxfun.data.options import DatasetOptions
 @dataclass(frozen=True, slots=True)
 class AmplifyOptions:
     """Which experts are raised in their routers: those of a domain report, by scale x (composite
-    score - threshold). data: calibration text, needed where boosts are folded into router rows.
+    score - threshold). scale None: what suits the router, see `usual_scale`. data: calibration text,
+    needed where boosts are folded into router rows.
     """
 
     domain_map: Path
     data: DatasetOptions | None = None
-    scale: float = 0.5
+    scale: float | None = None
     threshold: float = 0.0
     allow_stale: bool = False
 

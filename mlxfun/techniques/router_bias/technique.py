@@ -52,6 +52,12 @@ if TYPE_CHECKING:
 NEVER = -100.0
 """An additive mask at or below this means "never", which a fold reaches with far less."""
 
+LOGIT_SCALE, SELECTION_SCALE = 0.5, 0.1
+"""The usual scales, measured on trained models of both kinds."""
+
+HARMFUL_SCALE = 0.3
+"""From here on a selection bias outweighs most differences between scores."""
+
 Addends = dict[int, "Array"]
 """{position: what is added to each live expert, float64 [live]}."""
 
@@ -95,10 +101,11 @@ class Amplify:
 
 
 def _amplify(workspace: Workspace, options: AmplifyOptions, command: str, ctx: Context) -> Proposal:
-    _check(options)
+    scale = usual_scale(workspace) if options.scale is None else options.scale
+    _check(options, scale)
     editor = workspace.editor
     with editor.live("base"), editor.unsteered():
-        addends, name, notes = _amplification(workspace, options)
+        addends, name, notes = _amplification(workspace, options, scale)
         edit = _edit(workspace)
         fitted = _fitted(workspace, edit, addends, options.data, "amplify", ctx)
         layers = workspace.resident.layers
@@ -111,19 +118,39 @@ def _amplify(workspace: Workspace, options: AmplifyOptions, command: str, ctx: C
             ways=ways,
             about={
                 "domain_name": name,
-                "scale": options.scale,
+                "scale": scale,
                 "threshold": options.threshold,
             },
-            warnings=(*notes, *_fold_notes(ways, fitted)),
+            warnings=(*notes, *_scale_notes(workspace, scale), *_fold_notes(ways, fitted)),
         )
     provenance = Provenance(command or _line("amplify", options))
     return _proposal(workspace, plan, deltas, fitted, provenance)
 
 
-def _check(options: AmplifyOptions) -> None:
-    if not 0 < options.scale <= MOST:
+def _selects_by_bias(workspace: Workspace) -> bool:
+    return any(moe.layer.bias_name is not None for moe in workspace.resident.layers)
+
+
+def usual_scale(workspace: Workspace) -> float:
+    """A scale that raises a domain's share at little cost: SELECTION_SCALE for routers with a
+    selection bias, whose scores are between 0 and 1, LOGIT_SCALE for all others."""
+    return SELECTION_SCALE if _selects_by_bias(workspace) else LOGIT_SCALE
+
+
+def _scale_notes(workspace: Workspace, scale: float) -> tuple[str, ...]:
+    if not _selects_by_bias(workspace) or scale < HARMFUL_SCALE:
+        return ()
+    return (
+        f"--scale {scale:g} on a router with a selection bias: 0.5 raised the perplexity of a trained "
+        f"model by 13 %, that of its own domain included, and {SELECTION_SCALE:g} by 1.4 %; preview "
+        "before you apply it",
+    )
+
+
+def _check(options: AmplifyOptions, scale: float) -> None:
+    if not 0 < scale <= MOST:
         raise UsageError(
-            f"--scale {options.scale:g} must be above 0 and at most {MOST:g}, where an expert "
+            f"--scale {scale:g} must be above 0 and at most {MOST:g}, where an expert "
             "is as good as forced"
         )
     if not 0 <= options.threshold < 1:
@@ -131,7 +158,7 @@ def _check(options: AmplifyOptions) -> None:
 
 
 def _amplification(
-    workspace: Workspace, options: AmplifyOptions
+    workspace: Workspace, options: AmplifyOptions, scale: float
 ) -> tuple[Addends, str, tuple[str, ...]]:
     """Boosts of the report's domain experts, the domain's name, and notes."""
     anatomy, editor = workspace.anatomy, workspace.editor
@@ -139,7 +166,7 @@ def _amplification(
     stale = require_current(
         found.path, found.identity, present(editor), editor.root_state, options.allow_stale
     )
-    boost = options.scale * np.maximum(0.0, found.composite - options.threshold) * found.more
+    boost = scale * np.maximum(0.0, found.composite - options.threshold) * found.more
     addends: Addends = {}
     gone = 0
     for moe in workspace.resident.layers:
@@ -184,7 +211,7 @@ def _bake(workspace: Workspace, options: BakeOptions, command: str, ctx: Context
         # Of this side: while a bake is staged, its candidate runs without.
         steering = editor.steering
         if steering.empty:
-            raise StateError("nothing is steered, so there is nothing to bake; run steer first")
+            raise StateError("no experts are steered, so there is nothing to bake; run steer first")
         edit = _edit(workspace)
         wished = _wished(workspace, steering)
         require_bakeable(steering, [moe for moe, *_ in wished])

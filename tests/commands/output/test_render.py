@@ -38,7 +38,7 @@ from tests.commands.stub_session import StubSession
 
 SENTENCES = {
     "TextReport", "StepReport", "ProbeReport", "CollectReport", "PrepareReport", "ReplayReport",
-    "ResumeReport", "RecordReport", "SettingsReport", "QuitReport",
+    "ResumeReport", "RecordReport", "SettingsReport", "QuitReport", "TokensReport",
 }  # fmt: skip
 """Reports whose one sentence holds all that a person is shown."""
 DOSSIER = DossierReport(
@@ -101,7 +101,7 @@ def test_the_profile_of_an_expert_shows_its_figures_and_its_tokens() -> None:
         ["L3:E7", "kept:", "freq", "640", "ranks", "2", "of", "16"],
         ["metric", "score", "rank", "of", "16"],
         ["freq", "640", "2"],
-        ["token", "served", "of"],
+        ["token", "routed", "here", "of"],
         ["'", "break'", "9", "9"],
         ["'[b]x[/b]'", "4", "6"],
         ["note:", "its", "layer", "has", "no", "other", "expert"],
@@ -156,11 +156,11 @@ def test_piped_text_is_neither_wrapped_nor_padded() -> None:
 
 def test_a_plan_shows_what_goes_in_each_layer() -> None:
     assert shown(all_reports()[1]).splitlines() == [
-        "staged prune: 6 experts go (8 -> 6 a layer), 23.4 KiB -> 17.6 KiB",
-        "layer  go  mass lost  experts that go",
-        "    1   2      12.5%  0 1",
-        "    3   2      12.5%  0 1",
-        "    5   2      12.5%  0 1",
+        "staged prune: 6 experts pruned (8 -> 6 per layer), 23.4 KiB -> 17.6 KiB",
+        "layer  pruned  share lost  experts",
+        "    1       2       12.5%  0 1",
+        "    3       2       12.5%  0 1",
+        "    5       2       12.5%  0 1",
     ]
 
 

@@ -21,7 +21,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def heat() -> HeatView:
-    """Two layers of three experts: 3:2 staged to go, 5:0 pruned, 3:1 always selected."""
+    """Two layers of three experts: 3:2 to be pruned, 5:0 pruned, 3:1 always selected."""
     no = np.zeros((2, 3), bool)
     alive, condemned, activated = ~no, no.copy(), no.copy()
     alive[1, 0], condemned[0, 2], activated[0, 1] = False, True, True
@@ -46,7 +46,7 @@ def test_the_svg_names_every_expert_and_marks_what_is_special() -> None:
     )
     titles = [node.text for node in root.iter(f"{SVG}title")]
     assert titles == [
-        "L3:E0 freq 4", "L3:E1 freq 2 (always selected)", "L3:E2 freq 0 (staged to go)",
+        "L3:E0 freq 4", "L3:E1 freq 2 (always selected)", "L3:E2 freq 0 (to be pruned)",
         "L5:E0 freq 9 (pruned)", "L5:E1 freq 0.5", "L5:E2 freq 1",
     ]  # fmt: skip
     assert len(list(root.iter(f"{SVG}path"))) == 1
@@ -79,7 +79,7 @@ def test_the_table_holds_all_metrics_exactly() -> None:
     assert len(rows) == 6
     assert rows[2] == {
         "layer": "3", "expert": "2", "freq": "0.0", "reap_sum": "0.0", "pruned": "0",
-        "staged to go": "1", "always selected": "0", "never selected": "0", "protected": "0",
+        "to be pruned": "1", "always selected": "0", "never selected": "0", "protected": "0",
     }  # fmt: skip
     assert float(rows[4]["reap_sum"]) == 1.0
 

@@ -229,7 +229,7 @@ def test_additive_steering_is_shown_with_what_it_adds() -> None:
     with console.capture() as capture:
         console.print(render(SteerReport({3: (1,)}, {}, (), "additive", 1.5, -10000.0)))
     assert "adding +1.5 and -10000" in capture.get()
-    assert "+1.5 activated, -10000 deactivated" in capture.get()
+    assert "+1.5 where on, -10000 where off" in capture.get()
 
 
 def test_steering_by_reports_is_shown_with_their_share() -> None:

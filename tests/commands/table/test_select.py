@@ -97,7 +97,7 @@ def test_summed_ranks_are_staged_or_written(bench: Bench, tmp_path) -> None:
     assert plan is not None
     assert plan.pruned == {1: (0, 1), 3: (0, 1), 5: (0, 1)}
     assert (tmp_path / "k.csv").is_file()
-    assert "say who goes" in (bench.run(f"stats rank {files}").error or "")
+    assert "say which experts to prune" in (bench.run(f"stats rank {files}").error or "")
 
 
 def test_states_are_named_and_compared(bench: Bench) -> None:

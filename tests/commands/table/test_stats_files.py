@@ -57,7 +57,7 @@ def test_a_purge_undoes_a_merge(make_bench: MakeBench, files: list[str], tmp_pat
     bench.do(f"stats merge {a} {b} --output {tmp_path / 'm.npz'}")
     bench.do(f"stats subtract {tmp_path / 'm.npz'} {b} --output {tmp_path / 'p.npz'}")
     text = shown(bench, f"stats diff {a} {tmp_path / 'p.npz'}")
-    assert "rank correlation 1.000, 100% of the lowest quarter in common" in text
+    assert "rank correlation 1.000, 100% of the lowest quarter shared" in text
 
 
 def test_a_difference_shows_every_metric_and_the_experts_that_moved(

@@ -63,7 +63,7 @@ def test_model_wide_the_same_numbers_go_everywhere() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        (RankOptions(), UsageError, "say who goes"),
+        (RankOptions(), UsageError, "say which experts to prune"),
         (RankOptions(min_rank=5, max_rank=2), UsageError, "nobody is within"),
         (RankOptions(n_prune=5, min_rank=6), PlanError, "are within the rank limits, 5 are to go"),
     ],

@@ -11,6 +11,7 @@ from mlxfun.data.options import DatasetOptions
 from mlxfun.editing import replaced
 from mlxfun.editing.options import ApplyOptions
 from mlxfun.errors import BudgetError, Cancelled
+from mlxfun.model.device.memory import Need
 from mlxfun.techniques.merge.options import MergeOptions
 
 TOKENS = [[3, 14, 15, 9, 26, 5, 35]]
@@ -106,10 +107,10 @@ def test_what_is_kept_makes_way_for_what_needs_the_room(merged, monkeypatch) -> 
     workspace = session._workspace
     limit = mx.get_active_memory() + kept // 2
     monkeypatch.setattr("mlxfun.model.device.memory.memory_limit", lambda: limit)
-    workspace.require_room(kept, "this test", "ask for less")
+    workspace.require_room(Need((), kept), "this test", "ask for less")
     assert session.editor.replaced.bytes == 0
     with pytest.raises(BudgetError, match="this test needs about"):
-        workspace.require_room(kept * 4, "this test", "ask for less")
+        workspace.require_room(Need((), kept * 4), "this test", "ask for less")
     opened.clear()
     session.undo()
     assert opened

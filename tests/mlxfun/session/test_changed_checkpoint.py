@@ -130,7 +130,7 @@ def test_what_is_in_memory_is_saved_and_what_is_lost_is_named(
     first, second = report.notices
     assert "since the model was loaded from it: weights, configuration and tokenizer" in first
     assert second == "not saved, since they are in no other place: README.md"
-    assert report.gate["logits"] == "identical, whole model"
+    assert report.gate["logits"] == "identical"
     loaded, tokenizer = stock_load(str(tmp_path / "out"))
     assert tokenizer.encode("What is a mortgage?") == prompt
     assert tokenizer.chat_template == compacted.tokenizer.chat_template

@@ -78,7 +78,7 @@ def combined(samples: int) -> CombineReport:
         (evaluated(), "current: perplexity 24.000 [20.000, 28.000] (1.500x the checkpoint) over "
                       "99 tokens"),
         (ProbeReport("s", "a", 64, 24.0, 16.0, 0.25, 0.5),
-         "probe: perplexity 24.00 (1.500x the checkpoint), KL 0.2500, same next token 50.0%, on "
+         "probe: perplexity 24.00 (1.500x the checkpoint), KL 0.2500, top-1 agreement 50.0%, on "
          "64 tokens"),
         (compared((3,)), "node 1 against 2: perplexity 16.000 and 32.000 (2.000x node 1's) on 99 "
                          "tokens, 1 expert differs"),

@@ -294,7 +294,7 @@ def test_why_gives_the_numbers_and_the_rank(session):
     session.prune(PruneOptions(n_prune=4))
     gone = session.editor.staged.report.pruned[2][0]
     condemned = session.why(2, gone)
-    assert condemned.status == "staged to go"
+    assert condemned.status == "to be pruned"
     assert condemned.ranks["reap_sum"] > 12
     with pytest.raises(UsageError, match=r"layer 2 has no expert 99; they are 0\.\.15"):
         session.why(2, 99)

@@ -17,8 +17,8 @@ from tui.heat.order import column, order_of, rectangle
 from tui.heat.paint import DARK, LIGHT, HalfBlocks, half_colour, luma
 from tui.input import actions, expert_selection
 from tui.state.app_state import AppState
+from tui.widgets.dialogs.help import HelpScreen
 from tui.widgets.experts.expert_profile import dossier_page
-from tui.widgets.help import HelpScreen
 
 
 def sorted_state() -> AppState:
@@ -108,7 +108,7 @@ def test_the_page_shows_figures_tokens_and_likeness_as_they_are() -> None:
         console.print(dossier_page(report, state))
     page = capture.get()
     assert "layer 2, expert 5" in page
-    assert "most like it is expert 8 of the same layer (0.81" in page
+    assert "most similar expert of the layer: 8 (similarity 0.81" in page
     assert "'[b]fast[/b]'" in page
     assert "██████▋    4 of 6" in page
     assert "12.5% of 512 tokens" in page

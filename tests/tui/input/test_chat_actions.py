@@ -222,7 +222,7 @@ def test_moving_over_a_token_lights_its_experts() -> None:
         assert state.token[1] == 1
         assert state.lit.tolist() == [[(1 + ly) % 16, (6 + ly) % 16] for ly in range(6)]
         words = str(shell.app.main.query_one("#words").visual)
-        assert words.startswith("token 2 ' expert' was served by L0:1,6  L1:2,7")
+        assert words.startswith("token 2 ' expert' routed to L0:1,6  L1:2,7")
         await shell.press("escape")
         assert (shell.app.state.token, shell.app.state.lit) == (None, None)
 
@@ -254,7 +254,7 @@ def test_the_tokens_of_an_expert_are_tinted() -> None:
         shell.app.main.focus_panel("experts")
         await shell.press("B", *["right"] * 5)
         words = str(shell.app.main.query_one("#words").visual)
-        assert words.endswith("served 2 of the answer's 7 tokens")
+        assert words.endswith("2 of the answer's 7 tokens routed to it")
 
     drive(test)
 

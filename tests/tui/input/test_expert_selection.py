@@ -45,7 +45,7 @@ def test_a_pick_shows_its_cost_before_the_engine_hears_of_it() -> None:
         before = list(shell.engine.lines)
         await shell.press("right", "right", "space")
         assert picked(shell)[0] == [2]
-        assert expert_selection.tally(shell.app.state).startswith("1 go · -42.7 KiB · ")
+        assert expert_selection.tally(shell.app.state).startswith("1 expert pruned · -42.7 KiB · ")
         assert shell.engine.lines == before
         await shell.press("space")
         assert picked(shell)[0] == []
@@ -108,7 +108,7 @@ def test_a_hand_that_rests_becomes_one_command_line_and_is_probed() -> None:
         await shell.settle()
         await shell.settle()
         assert engine.lines[before:] == [line, PROBE_LINE]  # once for each plan
-        assert "quick probe: perplexity 1.056x the checkpoint's, KL 0.0412" in plan_text(shell)
+        assert "quick probe: perplexity 1.056 x the checkpoint's, KL 0.0412" in plan_text(shell)
         assert shell.app.state.log[-1].line == line  # the probe leaves the log alone
 
     drive(test, now=clock)
@@ -207,7 +207,7 @@ def test_an_uneven_selection_is_not_applied_but_evened_out() -> None:
         await shell.settle()
         shell.engine.finish()
         await shell.settle()
-        reason = "layer 0 loses 1 expert, the others 0: press E to even it out by score"
+        reason = "layer 0 loses 1 expert, the others 0: press E to even them out by score"
         assert hints.why_not(shell.app.state, BY_ID["apply"]) == reason
         assert hints.next_key(shell.app.state) == "pick_even"
         await shell.press("a")
@@ -228,7 +228,7 @@ def test_the_count_is_dialled_in_the_plan_panel() -> None:
         lowest = shell.app.state.view.heat.metrics["reap_sum"].argsort(axis=1, kind="stable")
         # Of equal scores the higher number goes.
         assert set(picked(shell)[1]) <= set(lowest[1, :3].tolist())
-        assert "selection by hand: 12 go" in plan_text(shell)
+        assert "manual selection: 12 experts pruned" in plan_text(shell)
 
     drive(test)
 
@@ -264,3 +264,29 @@ def test_a_selection_that_fails_is_forgotten_and_says_why(line: str) -> None:
         assert "layer 9 is not an MoE layer" in shell.echo
 
     drive(test, engine=Refusing(), now=clock)
+
+
+def test_undo_takes_back_the_changes_of_a_selection_one_by_one() -> None:
+    @ready(*CALIBRATED)
+    async def test(shell: Shell) -> None:
+        await shell.press("space", "right", "space")
+        assert expert_selection.pruned_mask(shell.app.state).sum() == 2
+        assert hints.undoes(shell.app.state) == "selection"
+        before = list(shell.engine.lines)
+        await shell.press("u")
+        assert expert_selection.pruned_mask(shell.app.state).sum() == 1
+        await shell.press("u")
+        assert expert_selection.pruned_mask(shell.app.state).sum() == 0
+        assert shell.engine.lines == before, "no command ran"
+
+    drive(test)
+
+
+def test_what_undo_would_take_back_is_named_before_it_happens() -> None:
+    @ready(*CALIBRATED, "prune --n-prune 4", "apply")
+    async def test(shell: Shell) -> None:
+        assert "u undo prune --n-prune 4" in shell.screen
+        history = shell.app.main.panel_named("history")
+        assert str(history.border_subtitle) == "u undoes: prune --n-prune 4"
+
+    drive(test)

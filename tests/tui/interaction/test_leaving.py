@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from tests.tui.driving import APPLIED, STAGED, Shell, drive, ready
+from mlxfun.events import Notice
+from tests.fake_engine import FakeEngine
+from tests.tui.driving import APPLIED, CALIBRATED, STAGED, Shell, drive, ready
+from tui.screen import MainScreen
 
 
 # Cancelling -----------------------------------------------------------------------------------
@@ -76,14 +81,17 @@ def test_quit_as_a_command_leaves() -> None:
     assert drive(test).app.return_code == 0
 
 
-def test_leaving_with_unsaved_edits_is_asked_once() -> None:
+def test_leaving_with_unsaved_edits_asks_and_saving_answers() -> None:
     @ready(*APPLIED)
     async def test(shell: Shell) -> None:
         await shell.press("ctrl+q")
         assert shell.app.is_running
-        assert shell.echo == "! the edits are not saved: s saves, ^q again leaves"
-        await shell.play("save out")
-        shell.app._leaving = float("-inf")
+        assert "The edits of the current model are not saved." in shell.screen
+        await shell.press("escape")
+        assert isinstance(shell.app.screen, MainScreen)
+        await shell.press("ctrl+q", "s")
+        assert shell.app.main.command.input.value == "save out"
+        await shell.play("save out", "stats save s.npz")
         await shell.pilot.press("ctrl+q")
 
     assert drive(test).app.return_code == 0
@@ -93,8 +101,71 @@ def test_a_staged_plan_is_not_left_behind_by_accident_and_twice_is_an_answer() -
     @ready(*STAGED)
     async def test(shell: Shell) -> None:
         await shell.press("ctrl+q")
-        assert "a plan is staged and not applied" in shell.echo
+        assert "A plan is staged and not applied: staged prune" in shell.screen
         assert shell.app.is_running
         await shell.pilot.press("ctrl+q")
 
     assert drive(test).app.return_code == 0
+
+
+def test_leaving_names_statistics_steering_branches_and_the_recording() -> None:
+    @ready(*APPLIED, "undo", "steer --activate 1:2")
+    async def test(shell: Shell) -> None:
+        shell.app.state = replace(shell.app.state, recording="s.mlxfun")
+        await shell.press("ctrl+q")
+        for words in (
+            "State 1 of the history is not saved: prune --n-prune 4",
+            "Steering is in force",
+            "The routing statistics (32 samples) are in no file: stats save FILE.npz",
+            "The session is recorded to s.mlxfun",
+        ):
+            assert words in shell.screen, words
+        await shell.pilot.press("ctrl+q")
+
+    assert drive(test).app.return_code == 0
+
+
+def test_nothing_is_asked_when_nothing_is_lost() -> None:
+    @ready(*CALIBRATED, "stats save s.npz", "chat hello")
+    async def test(shell: Shell) -> None:
+        await shell.pilot.press("ctrl+q")
+
+    assert drive(test).app.return_code == 0
+
+
+# What was found at the start ------------------------------------------------------------------
+LEFT = Notice(
+    "offer", "a session of 30 Nov 14:02 on demo was cut short after 23 commands", "resume"
+)
+
+
+def left_behind() -> FakeEngine:
+    engine = FakeEngine()
+    engine.left = LEFT
+    return engine
+
+
+def test_a_session_that_was_cut_short_is_offered_at_the_top_with_one_key() -> None:
+    @ready()
+    async def test(shell: Shell) -> None:
+        top = shell.screen.splitlines()[0]
+        assert "A session of 30 Nov 14:02 on demo was cut short after 23 commands  Y resume" in top
+        await shell.press("Y")
+        assert shell.engine.lines[-1] == "resume"
+        shell.engine.finish()
+        await shell.settle()
+        assert "cut short" not in shell.screen.splitlines()[0]
+
+    drive(test, size=(100, 30), engine=left_behind())
+
+
+def test_an_offer_can_be_hidden_and_keeps_its_keys_where_it_is_narrow() -> None:
+    @ready()
+    async def test(shell: Shell) -> None:
+        top = shell.screen.splitlines()[0]
+        assert top.rstrip().endswith("…  Y resume  X hide")
+        await shell.press("X")
+        assert "cut short" not in shell.screen.splitlines()[0]
+        assert "resume" not in shell.engine.lines
+
+    drive(test, size=(60, 18), engine=left_behind())

@@ -16,9 +16,9 @@ from tui.keys.key_labels import USUAL, KeyNames
 from tui.keys.keymap import KEYS
 from tui.state.app_state import AppState, Draft, Entry
 from tui.widgets.conversation.chat import ChatPanel
+from tui.widgets.dialogs.help import HelpScreen
 from tui.widgets.experts.experts import ExpertsPanel
 from tui.widgets.experts.mixer import MixerPanel
-from tui.widgets.help import HelpScreen
 from tui.widgets.history import HistoryPanel
 from tui.widgets.log import LogPanel
 from tui.widgets.plan import PlanPanel

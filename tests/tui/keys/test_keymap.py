@@ -12,11 +12,15 @@ from tests.tui.driving import CALIBRATED, STAGED, Shell, drive, ready
 from tui.input import expert_selection
 from tui.keys.keymap import BY_ID, KEYS, Key
 from tui.screen import MainScreen
-from tui.state.app_state import ChatOptions
+from tui.state.app_state import ChatOptions, Offer
 from tui.state.mixer_channels import Channel
 from tui.widgets.conversation.chat import ChatPanel
+from tui.widgets.conversation.chat_input import ChatInput
 from tui.widgets.conversation.chat_settings import ChatSettings
-from tui.widgets.help import HelpScreen
+from tui.widgets.dialogs.find import FindScreen
+from tui.widgets.dialogs.help import HelpScreen
+from tui.widgets.dialogs.leaving import LeaveScreen
+from tui.widgets.dialogs.line_search import LineSearch
 
 
 class Willing(FakeEngine):
@@ -128,9 +132,18 @@ DO_EFFECTS: dict[str, Callable[[Shell], bool]] = {
     "panel_history": lambda s: shown(s, "history"),
     "panel_log": lambda s: shown(s, "log"),
     "zoom": lambda s: s.app.state.zoomed,
+    "find": lambda s: isinstance(s.app.screen, FindScreen),
+    "next_flagged": lambda s: s.app.state.cursor == (0, 3),
+    "previous_flagged": lambda s: s.app.state.cursor == (0, 3),
+    "help_here": lambda s: isinstance(s.app.screen, HelpScreen),
+    "ask_quit": lambda s: isinstance(s.app.screen, LeaveScreen),
+    "search_lines": lambda s: isinstance(s.app.screen, LineSearch),
+    "new_line": lambda s: s.app.main.query_one(ChatInput).value == "\n",
+    "take": lambda s: s.engine.lines[-1] == "resume",
+    "decline": lambda s: not s.app.state.offers,
     "theme": lambda s: s.app.theme == "mlxfun-light",
     "metric": lambda s: s.app.state.heat.metric == "answer",
-    "scale": lambda s: s.app.state.heat.log,
+    "scale": lambda s: s.app.state.heat.scale == "linear",
     "span": lambda s: not s.app.state.heat.per_layer,
     "fit": lambda s: not s.app.state.heat.fit,
     "closer": lambda s: s.app.state.heat.shape == "layer",
@@ -206,7 +219,8 @@ def test_every_key_of_the_screen_itself_does_what_it_says() -> None:
                     talk=ChatOptions(),
                     mixer=(Channel(True, "level", 2, 5, 0.5),) if key.works_in("mixer") else (),
                     zoomed=False,
-                    heat=replace(app.state.heat, metric="reap_sum", log=False, per_layer=True,
+                    offers=(Offer("a session was cut short", "resume"),),
+                    heat=replace(app.state.heat, metric="reap_sum", scale="auto", per_layer=True,
                                  fit=True, shape="map", sort=False),
                 )  # fmt: skip
                 app._show()
@@ -217,6 +231,8 @@ def test_every_key_of_the_screen_itself_does_what_it_says() -> None:
                     shell.engine.run("evaluate")
                     shell.engine.step()
                 await home(shell, key)
+                if key.id == "new_line":
+                    app.main.focus_panel("chat")
                 await shell.press(name)
                 assert DO_EFFECTS[key.id](shell), f"{key.id}: {name}"
 

@@ -32,7 +32,7 @@ from tui.input import expert_selection
 from tui.keys.key_labels import USUAL, KeyNames
 from tui.keys.keymap import BY_ID, KEYS
 from tui.widgets.command_line import CommandLine, one_line
-from tui.widgets.help import help_page
+from tui.widgets.dialogs.help import help_page
 from tui.widgets.keybar import bar_text
 from tui.widgets.plan import draft_body, empty_body, plan_body
 
@@ -79,7 +79,7 @@ def test_no_sentence_in_the_sources_names_a_key_itself(path: Path) -> None:
         "nothing is running; ctrl+q leaves",
         "see the reports (5)",
         "A asks base and candidate the same",
-        "its tokens are tinted (B)",
+        "its tokens are highlighted (B)",
         "Shift with the arrows marks a range",
         "Press + for more",
         "Press F2",
@@ -132,7 +132,7 @@ def test_reasons_that_lead_on_name_the_users_key() -> None:
     state = state_after("load demo")
     assert guide.why_not(state, BY_ID["prune"]).endswith(f"press {LETTERS['collect']} to calibrate")
     assert guide.why_not(state, BY_ID["mix_up"]).endswith(
-        f": {LETTERS['mix']} in the map brings an expert here"
+        f": {LETTERS['mix']} in the map adds an expert"
     )
     assert f"press {LETTERS['pick_even']} to even" in guide.why_not(by_hand(), BY_ID["apply"])
     unmeasured = expert_selection.threshold(state, 0.0)
@@ -178,7 +178,7 @@ def test_the_plan_panel_names_the_users_keys_whatever_it_shows() -> None:
     probe = ProbeReport(state.view.plan.state_after, "demo:eval", 512, 1.1, 1.0, 0.1, 0.9)
     bodies = {
         "collect": empty_body(stages()["collect"]),
-        "dial_more": empty_body(stages()["prune"]),
+        "pick_more": empty_body(stages()["prune"]),
         "pick_even": draft_body(by_hand()),
         "flip": plan_body(state.view, None, (), THEIRS),
         "preview": plan_body(state.view, probe, (), THEIRS),
@@ -219,13 +219,13 @@ def test_the_whole_screen_names_the_users_keys(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("panel", [panel.panel for panel in PANELS] + ["command"])
 def test_the_help_key_shows_a_page_that_speaks_of_the_users_keys(panel: str) -> None:
     words = {
-        "experts": f"{LETTERS['pick_below']} takes everything that works no more",
+        "experts": f"{LETTERS['pick_below']} every expert whose share is at most",
         "chat": f"alt+{LETTERS['escape']} stops the answer",
         "plan": f"{LETTERS['preview']} measures perplexity",
         "history": f"{LETTERS['mark']} marks a state",
         "log": f"{LETTERS['zoom']} gives it the whole screen",
-        "mixer": f"{LETTERS['mix_turn']} turns it",
-        "command": f"opened with {LETTERS['panel_command']} it stays",
+        "mixer": f"{LETTERS['mix_turn']} changes",
+        "command": "The focus stays here until you leave",
     }
 
     @ready(*CALIBRATED)
@@ -245,7 +245,7 @@ def test_the_line_below_the_map_names_the_key_that_tints() -> None:
     async def test(shell: Shell) -> None:
         await shell.press(LETTERS["panel_experts"], LETTERS["brush"])
         said = str(shell.app.main.query_one("#words").visual)
-        assert said.endswith(f" · its tokens are tinted ({LETTERS['brush']})")
+        assert said.endswith(f" · its tokens are highlighted ({LETTERS['brush']})")
 
     drive(test, keys=STRANGE)
 

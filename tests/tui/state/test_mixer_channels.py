@@ -138,8 +138,8 @@ def test_faders_are_drawn_from_the_middle() -> None:
     drawn = [fader(Channel(True, "level", level=x)).plain for x in (0.0, 0.5, 6.0, -6.0)]
     assert drawn == ["······│······", "······│█·····", "······│███···", "···███│······"]
     assert fader(Channel(True, "out")).plain == "██████│······"
-    assert row(CHANNELS[1], 60).plain == "● L2:E5    ·····█│······ -1.5"
-    assert row(CHANNELS[2], 60).plain == "○ L1:E1    ██████│······ always out"
+    assert row(CHANNELS[1], 60).plain == "● L2:E5    ·····█│······ bias -1.5"
+    assert row(CHANNELS[2], 60).plain == "○ L1:E1    ██████│······ force off"
     drawn_report = row(mixer_channels.with_report((), report())[0], 60).plain
     assert drawn_report == "○ boost    █████████████ 3 of 3  domain python.json"
 

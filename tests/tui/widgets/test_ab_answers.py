@@ -35,18 +35,19 @@ def compared() -> chat_turns.Turn:
 
 def test_answers_stand_side_by_side_with_the_strip_below() -> None:
     assert text_of(both_lines(compared(), 60, CONSOLE)) == [
-        "▎ committed model              ▎ staged plan",
+        "▎ current                      ▎ candidate",
         "▎ Tea and toast, warm.         ▎ Tea and eggs, salted well.",
         "  ▁▁▆▂█▂",
-        "  part at token 3 · KL a token: mean 0.447, most 1.60 at tok",
+        "    ▲",
+        "  diverge at token 3 · KL per token: mean 0.447, max 1.60 at",
     ]
 
 
 def test_in_a_narrow_panel_one_answer_stands_above_the_other() -> None:
     assert text_of(both_lines(compared(), 30, CONSOLE))[:4] == [
-        "▎ committed model",
+        "▎ current",
         "▎ Tea and toast, warm.",
-        "▎ staged plan",
+        "▎ candidate",
         "▎ Tea and eggs, salted well.",
     ]
 
@@ -58,7 +59,7 @@ def test_the_token_where_they_part_is_marked_in_both() -> None:
         for segment in line
         if segment.style and segment.style.reverse
     ]
-    assert marked == [" toast", " eggs", "▆"]
+    assert marked == [" toast", " eggs"]
 
 
 def test_the_strip_grows_with_the_divergence() -> None:
@@ -67,4 +68,4 @@ def test_the_strip_grows_with_the_divergence() -> None:
     assert (heights[0], heights[-1]) == (0, 7)
     report = compared().comparison
     assert report is not None
-    assert figures(replace(report, first_divergence=None)).startswith("same answer · KL a token")
+    assert figures(replace(report, first_divergence=None)).startswith("same answer · KL per token")

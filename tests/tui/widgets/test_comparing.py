@@ -97,7 +97,7 @@ def test_the_caption_names_both_files_and_how_alike_they_are() -> None:
         title = shell.app.main.panel_named("experts").border_title
         assert title == (
             "1 experts · A code.npz - B prose.npz · share of reap_sum · rank correlation 0.87 · "
-            "75% of the lowest quarter in common"
+            "75% of the lowest quarter shared"
         )
 
     drive(test)

@@ -34,7 +34,7 @@ def test_experts_are_numbered_across_and_layers_down() -> None:
     @ready()
     async def test(shell: Shell) -> None:
         assert lines(shell)[0] == (
-            " E  0   1   2   3   4   5   6   7   8   9   10  11  12  13  14  15"
+            " E  0   1  2   3   4  5   6  7   8   9  10  11 12  13 14  15  balance   pruned"
         )
         assert [line.split()[0] for line in lines(shell)[1:7]] == [
             "0▸[·", "1", "2", "3", "4", "5",
@@ -47,7 +47,8 @@ def test_never_seen_and_condemned_experts_show_without_colour() -> None:
     @ready(*STAGED)
     async def test(shell: Shell) -> None:
         first = lines(shell)[1]
-        assert first[3:] == "[  ]" + " " * 8 + " ·  " + " " * 12 + "╱" * 16
+        assert first[3:62] == "[  ]" + " " * 8 + "·" + " " * 12 + "╱" * 15 + " " * 19
+        assert first[62:].split() == ["80%", "4/16"]
         assert colours(shell, 1)[0] == "#0d1017"
 
     drive(test, size=(80, 24))
@@ -81,7 +82,7 @@ def test_the_cursor_moves_on_the_map_and_the_words_follow() -> None:
 def test_a_click_puts_the_cursor() -> None:
     @ready(*CALIBRATED)
     async def test(shell: Shell) -> None:
-        await shell.pilot.click(Heatmap, offset=(3 + 4 * 7 + 1, 1 + 2))
+        await shell.pilot.click(Heatmap, offset=(3 + 27, 1 + 2))
         await shell.settle()
         assert shell.app.state.cursor == (2, 7)
 
@@ -165,7 +166,9 @@ def test_only_lines_that_changed_are_painted_again() -> None:
         scores[4, 0] = scores[4].max() * 0.9
         frame = RoutingFrame(9, freq, scores, 32, 3840)
         shell.app._change(replace(shell.app.state, frame=frame))
-        assert refreshed == [(5, 1)]
+        assert heatmap._grid is not None
+        first, end = heatmap._grid.lines_of(4)
+        assert refreshed == [(1 + first, end - first)]
 
     drive(test, size=(80, 24))
 

@@ -13,8 +13,8 @@ from tui.heat.layer import layer_model, share_of
 from tui.heat.model import CONDEMNED, DOWN, PRUNED, UP, heat_model
 from tui.input import expert_selection
 from tui.state.app_state import AppState
+from tui.widgets.dialogs.help import HelpScreen
 from tui.widgets.experts.layer import LayerView
-from tui.widgets.help import HelpScreen
 
 
 def page(state: AppState, position: int):
@@ -62,10 +62,10 @@ def test_the_summary_counts_who_does_the_work() -> None:
     work = np.sort(state.view.heat.metrics["reap_sum"][2])[::-1]
     part = np.cumsum(work) / work.sum()
     half, most = (next(n for n, p in enumerate(part, 1) if p >= x) for x in (0.5, 0.9))
-    assert f"{half} of 16 do half the work, {most} do 90%" in model.summary
+    assert f"{half} of 16 experts have 50 % of the activations, {most} have 90 %" in model.summary
     gone = state.view.heat.condemned[2]
     lost = state.view.heat.metrics["reap_sum"][2][gone].sum() / work.sum()
-    assert f"{int(gone.sum())} go with {lost:.1%}" in model.summary
+    assert f"{int(gone.sum())} to prune with {lost:.1%}" in model.summary
 
 
 def test_enter_goes_from_map_to_layer_to_expert_and_escape_all_the_way_back() -> None:

@@ -39,15 +39,15 @@ def test_the_plan_says_what_goes_what_it_saves_and_how_to_decide() -> None:
     @ready(*STAGED)
     async def test(shell: Shell) -> None:
         text = plan_text(shell)
-        assert "24 experts go" in text
+        assert "24 experts pruned" in text
         assert "6.0 MiB → 5.0 MiB (-17%)" in text
         assert "not measured yet: press v" in text
         assert "7-10" in text
         await shell.play("preview")
         text = plan_text(shell)
-        assert "perplexity 14.110 → 14.620 (1.036x)" in text
+        assert "perplexity 14.110 → 14.620 (1.036 x)" in text
         assert "KL mean 0.0312, p99 0.410" in text
-        assert "same next token 94.1%" in text
+        assert "top-1 agreement 94.1%" in text
 
     drive(test)
 
@@ -182,7 +182,7 @@ def test_a_plan_in_which_everybody_stays_says_what_it_changes_in_its_own_words()
     drive(test)
 
 
-def test_the_words_about_an_expert_come_before_the_legend() -> None:
+def test_the_legend_names_what_is_on_the_map_and_stays() -> None:
     @ready(*CALIBRATED, "steer --level 2:5=1.5")
     async def test(shell: Shell) -> None:
         assert shell.app.main.query_one(Legend).display
@@ -190,8 +190,11 @@ def test_the_words_about_an_expert_come_before_the_legend() -> None:
         shell.app._show()
         await shell.settle()
         words = str(shell.app.main.query_one("#words").visual)
-        assert "raised by 1.5" in words
+        assert "bias +1.5" in words
         assert words.endswith("% of its layer")
-        assert not shell.app.main.query_one(Legend).display
+        legend = text_of(shell, Legend)
+        assert legend.split() == [
+            *("low", "high", "(linear)", "·", "never", "seen", "▲", "force", "on")
+        ]  # fmt: skip
 
     drive(test, size=(80, 24))

@@ -18,7 +18,7 @@ from tui.state.app_state import AppState, Job
 from tui.state.chat_turns import Turn
 from tui.text import tree
 from tui.widgets.conversation.transcript import turn_lines
-from tui.widgets.help import HelpScreen, topic
+from tui.widgets.dialogs.help import HelpScreen, topic
 from tui.widgets.keybar import bar_text
 from tui.widgets.status import job_text, status_text
 
@@ -199,7 +199,7 @@ def test_help_explains_the_focused_panel_and_the_typed_command() -> None:
 
         await shell.press("f1")
         assert page().startswith("experts")
-        assert "always choose this expert" in page()
+        assert "force this expert on" in page()
         assert "not now: nothing is staged" in page()
         await shell.press("escape", "colon", *"prune --", "f1")
         assert page().startswith("command line")

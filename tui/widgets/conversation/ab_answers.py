@@ -35,7 +35,7 @@ def both_lines(turn: Turn, width: int, console: Console) -> Lines:
     """Both answers, and when they are complete the strip of KL."""
     report = turn.comparison
     left, right = _texts(turn)
-    heads = ("base", "candidate")
+    heads = ("current", "candidate")
     if report is not None:
         heads = (report.base.label, report.candidate.label)
     if width >= SIDE_BY_SIDE:
@@ -99,12 +99,15 @@ def _strip(report: ABReport, width: int) -> Lines:
     for start in range(0, len(report.kl), room):
         some = report.kl[start : start + room]
         row = [Segment("  ")]
-        for index, kl in enumerate(some, start):
+        for kl in some:
             height = level(kl)
             style = Style(color="red" if height >= 6 else "yellow" if height >= 3 else "green")
-            parted = index == report.first_divergence
-            row.append(Segment(STRIP[height], style + (PARTED if parted else Style())))
+            row.append(Segment(STRIP[height], style))
         lines.append(row)
+        at = report.first_divergence
+        if at is not None and start <= at < start + len(some):
+            # Below the strip: a reversed bar would look like another height.
+            lines.append([Segment("  " + " " * (at - start)), Segment("▲", Style(bold=True))])
     lines.append([Segment(f"  {figures(report)}"[:width], DIM)])
     return lines
 
@@ -112,11 +115,11 @@ def _strip(report: ABReport, width: int) -> Lines:
 def figures(report: ABReport) -> str:
     """The comparison in one line."""
     parted = report.first_divergence
-    where = "same answer" if parted is None else f"part at token {parted + 1}"
+    where = "same answer" if parted is None else f"diverge at token {parted + 1}"
     if not report.kl:
         return where
     top = max(range(len(report.kl)), key=report.kl.__getitem__)
     return (
-        f"{where} · KL a token: mean {report.kl_mean:.3f}, most {report.kl[top]:.2f} at token "
+        f"{where} · KL per token: mean {report.kl_mean:.3f}, max {report.kl[top]:.2f} at token "
         f"{top + 1}"
     )

@@ -6,20 +6,29 @@ from rich.text import Text
 from textual import on
 from textual.app import ComposeResult
 from textual.widget import Widget
-from textual.widgets import Input, Static
+from textual.widgets import Static
 
 from tui import hints
 from tui.input import chat_actions
 from tui.messages import ChatEntered
 from tui.state.app_state import AppState
 from tui.state.chat_turns import Turn
+from tui.text import SHOWN_SIDES
+from tui.widgets.conversation.chat_input import ChatInput
 from tui.widgets.conversation.transcript import Transcript
 from tui.widgets.fields import Field
 from tui.widgets.panel import Panel
 
 ASK = "Press {chat} and ask something."
-WELCOME = f"{ASK}\nThe experts at work light up while it answers."
+WELCOME = f"{ASK}\nThe experts of each token light up in the map."
 UNLOADED = "A model has to be loaded first."
+
+
+class ChatField(Field):
+    """The prompt and the input of the chat."""
+
+    def make(self) -> ChatInput:
+        return ChatInput()
 
 
 class ChatPanel(Panel):
@@ -28,19 +37,21 @@ class ChatPanel(Panel):
     panel = "chat"
     title = "chat"
     about = (
-        "What you type here goes to the live model: the candidate while a plan is staged, the "
-        "base after {flip}. The coloured bar at the left of an answer tells which one spoke. Steering "
-        "and flipping take effect with the next token.\n\n"
-        "{escape} stops the answer ({to_map} goes to the map and {to_mixer} to the mixer while it "
-        "runs on, so that an expert can be steered in the middle of it); once more it leaves the "
-        "field for the conversation. There {token_left} and {token_right} move over the tokens, "
-        "and the experts that served a token light up in the map; {brush} in the map tints the "
-        "tokens that the expert under its cursor served. {again} asks again, {revise} edits a "
-        "question and asks anew, {copy} copies the answer, {talk} sets system prompt, temperature, "
-        "length, seed and thinking.\n\n"
-        "{both} asks base and candidate the same, side by side: the first token in which they part is "
-        "marked, and the strip tells token by token how far the candidate's next word is from the "
-        "base's (KL, in nats)."
+        "The live model answers: the candidate while a plan is staged, the current model after "
+        "{flip}. The coloured bar at the left of an answer shows which one it was. Steering and "
+        "switching take effect with the next token.\n\n"
+        "{escape} stops the answer; a stopped question is not part of the conversation. {to_map} "
+        "moves to the map and {to_mixer} to the mixer while the answer continues, so that experts "
+        "can be steered in mid-answer. {escape} again moves from the field to the conversation, "
+        "where {token_left} and {token_right} move over the tokens and the experts of a token "
+        "light up in the map; {brush} in the map highlights the tokens routed to the expert under "
+        "its cursor. {again} asks again, {revise} edits a question and asks it, {copy} copies the "
+        "answer, {talk} sets system prompt, temperature, length, seed and thinking.\n\n"
+        "{both} asks current and candidate the same question, side by side: the first token at "
+        "which they diverge is marked, and the strip shows the KL of the next-token distributions "
+        "for every token, in nats.\n\n"
+        "{new_line} starts a new line; pasted text keeps its lines, and its length in tokens is shown "
+        "before it is sent."
     )
 
     DEFAULT_CSS = """
@@ -51,7 +62,7 @@ class ChatPanel(Panel):
     def compose(self) -> ComposeResult:
         yield Static(id="welcome")
         yield Transcript()
-        yield Field(prompt="›", id="say")
+        yield ChatField(prompt="›", id="say")
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +70,12 @@ class ChatPanel(Panel):
         self._welcome = ""
 
     def entrance(self) -> Widget:
-        return self.query_one("#say", Field).input
+        return self.field
+
+    @property
+    def field(self) -> ChatInput:
+        """The text field."""
+        return self.query_one(ChatInput)
 
     def show(self, state: AppState) -> None:
         """Draw the conversation of `state`."""
@@ -77,37 +93,37 @@ class ChatPanel(Panel):
         field = self.query_one("#say", Field)
         ready = state.view.model is not None
         field.sign("A/B ›" if state.talk.both else "›")
-        field.input.placeholder = self._invitation(state) if ready else "no model yet"
-        live = f"live: {state.view.live}" if state.view.plan else ""
+        self.field.placeholder = self._invitation(state) if ready else "no model yet"
+        live = f"live: {SHOWN_SIDES[state.view.live]}" if state.view.plan else ""
         self.subtitle(
             " · ".join(part for part in (live, chat_actions.settings_words(state.talk)) if part)
         )
         if state.turns:
-            self._give_back(state.turns[-1], field)
+            self._give_back(state.turns[-1])
 
     @staticmethod
     def _invitation(state: AppState) -> str:
         if state.talk.both:
-            return "ask base and candidate the same"
+            return "ask current and candidate"
         if state.talk.revise:
-            return "ask anew"
-        return f"talk to the {state.view.live if state.view.plan else 'model'}"
+            return "ask instead"
+        return f"ask the {SHOWN_SIDES[state.view.live] if state.view.plan else 'model'}"
 
     def fill(self, text: str) -> None:
         """Put `text` into the field for editing."""
-        field = self.query_one("#say", Field).input
-        field.value = text
-        field.cursor_position = len(text)
+        self.field.value = text
 
-    def _give_back(self, turn: Turn, field: Field) -> None:
+    def _give_back(self, turn: Turn) -> None:
         """Put a text that failed back into the field."""
-        failed = turn.done and not turn.text and turn.note not in ("", "stopped")
-        if failed and self._failed != turn.job and not field.input.value:
+        failed = (
+            turn.done and not turn.text and bool(turn.note) and not turn.note.startswith("stopped")
+        )
+        if failed and self._failed != turn.job and not self.field.value:
             self.fill(turn.prompt)
             self._failed = turn.job
 
-    @on(Input.Submitted)
-    def _say(self, event: Input.Submitted) -> None:
+    @on(ChatInput.Submitted)
+    def _say(self, event: ChatInput.Submitted) -> None:
         event.stop()
         text = event.value.strip()
         if text:

@@ -49,7 +49,7 @@ def layer_picture(report: DossierReport, state: AppState) -> list[RenderableType
     order = sorted(alive, key=lambda e: (-float(values[row, e]), e))
     top = float(values[row, order[0]]) or 1.0
     pool = -(-len(order) // WIDTH)
-    text = Text(f"layer {why.layer} by {name}, busiest first\n", style=DIM)
+    text = Text(f"layer {why.layer} by {name}, highest first\n", style=DIM)
     place = order.index(why.expert) // pool if why.expert in order else -1
     for column, first in enumerate(range(0, len(order), pool)):
         height = round(float(values[row, order[first]]) / top * (len(HEIGHTS) - 1))
@@ -67,7 +67,7 @@ def figures(report: DossierReport) -> Table:
     for name, score in report.why.scores.items():
         out.add_row(name, f"{score:.5g}", f"{report.why.ranks[name]} of {report.why.of}")
     share = report.served / report.tokens if report.tokens else 0.0
-    out.add_row("served here", f"{report.served}", f"{share:.1%} of {report.tokens} tokens")
+    out.add_row("tokens routed", f"{report.served}", f"{share:.1%} of {report.tokens} tokens")
     out.add_row("mean weight", f"{report.mean_weight:.3f}", "")
     return out
 
@@ -75,22 +75,22 @@ def figures(report: DossierReport) -> Table:
 def likeness(report: DossierReport) -> str:
     """The most similar expert of the layer, or why there is none."""
     if report.partner is None:
-        return f"no partner for a merge: {report.note}"
+        return f"no similar expert to merge with: {report.note}"
     return (
-        f"most like it is expert {report.partner} of the same layer ({report.alike:.2f}, where 1 "
-        "is the same): a merge would put them together first"
+        f"most similar expert of the layer: {report.partner} (similarity {report.alike:.2f}, 1 is "
+        "identical); a merge would combine these two first"
     )
 
 
 def tokens(report: DossierReport) -> list[RenderableType]:
     """The tokens that the expert serves most, as shares of their occurrences."""
     if not report.top_tokens:
-        return [Text(f"no token of {report.dataset} is its own", style=DIM)]
+        return [Text(f"no token of {report.dataset} is mostly routed to it", style=DIM)]
     table = Table(box=None, padding=(0, 2, 0, 0), header_style=DIM)
-    table.add_column("its tokens", no_wrap=True)
-    table.add_column("served", no_wrap=True)
+    table.add_column("top tokens", no_wrap=True)
+    table.add_column("routed here", no_wrap=True)
     for row in report.top_tokens:
         share = row.served / row.of
         served = Text.assemble(bar(share, 10), f" {row.served} of {row.of}")
         table.add_row(Text(repr(harmless(row.text)), BOLD), served)
-    return [table, Text(f"measured on the {report.dataset}", style=DIM)]
+    return [table, Text(f"measured on {report.dataset}", style=DIM)]

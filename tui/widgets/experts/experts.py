@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from rich.cells import cell_len
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import BindingType
-from textual.containers import Horizontal, ScrollableContainer
+from textual.containers import ScrollableContainer
 from textual.widget import Widget
 from textual.widgets import Static
 
@@ -37,7 +36,7 @@ def compared(report: DiffReport, metric: str) -> str:
     a, b = (Path(path).name for path in report.files)
     return (
         f"A {a} - B {b} · share of {name} · rank correlation {report.rank_correlation[name]:.2f} · "
-        f"{report.overlap[name]:.0%} of the lowest quarter in common"
+        f"{report.overlap[name]:.0%} of the lowest quarter shared"
     )
 
 
@@ -49,8 +48,6 @@ class HeatTable(ScrollableContainer, can_focus=True):
     ]
 
 
-LEGEND = 24
-"""Columns that the legend takes beside the words."""
 SHAPES: tuple[tuple[type[Widget], str], ...] = (
     (Heatmap, "map"),
     (HeatTable, "table"),
@@ -65,29 +62,32 @@ class ExpertsPanel(Panel):
     panel = "experts"
     title = "experts"
     about = (
-        "One cell is one expert of one layer: the brighter, the more it works by the chosen "
-        "metric. Each layer has its own scale unless you press {span}.\n\n"
-        "·  never seen     ╱  goes with the staged plan     ×  pruned\n"
-        "▲  forced in      ▼  forced out     ◆  protected     yellow: at work this instant\n\n"
-        "After `stats diff A B` the map shows two files of statistics against each other ({metric} "
-        "comes to it and leaves it): orange works more in A, blue more in B, as shares of the "
-        "layer. "
-        "`stats rank A B --n-prune 4 --stage` stages what several files agree to need least.\n\n"
-        "In a map with more layers than lines two layers share a line: never seen is ':', experts "
-        "that go are red, forced in green, forced out magenta. The line below the map always says "
-        "it in words, and {table} turns the map into a table.\n\n"
-        "{closer} goes closer: to the layer under the cursor, a line for each expert, and from "
-        "there (or at once with {dossier}) to one expert: its figures, the tokens that are its own "
-        "and the expert most like it; {escape} goes back. 'cut here' is the work lost if an expert "
-        "goes with all that are less busy. {sort} sorts each layer by score, {zoom} gives the map "
-        "the whole screen, {fit} shows every expert in a column of its own.\n\n"
-        "{pick} picks the expert under the cursor: it goes with the staged plan, or stays after "
-        "all. {range_left}, {range_right}, {range_up} and {range_down} mark a range, "
-        "{range_column} this expert number in all layers, {range_row} the layer; {pick} then "
-        "picks what is marked. {pick_more} and {pick_fewer} take one more or one fewer from every "
-        "layer by score, {pick_below} takes everything that works no more than the expert under "
-        "the cursor, {pick_even} evens the layers out. Bytes and work lost follow at once; when "
-        "you rest, the selection becomes a staged plan and is measured quickly."
+        "One cell is one expert of one layer: the brighter, the higher its score by the chosen "
+        "metric. Each layer has its own colour scale unless you press {span}; {scale} switches "
+        "between a scale chosen from the data, linear, log and rank.\n\n"
+        "·  never seen     ╱  to be pruned by the staged plan     ×  pruned\n"
+        "▲  forced on      ▼  forced off     ◆  protected     yellow: routed to right now\n\n"
+        "After `stats diff A B` the map shows the difference of two statistics files ({metric} "
+        "cycles to it): orange has the larger share of its layer in the first, blue in the second. "
+        "`stats rank A B "
+        "--n-prune 4 --stage` stages the experts that several files rank lowest.\n\n"
+        "In a map with more layers than lines, layers share a line and experts a cell. A cell then "
+        "shows the fraction of its experts that are pruned; the line below the map names them all, "
+        "and {table} shows the map as a table.\n\n"
+        "{closer} opens the layer under the cursor, one line per expert, and from there (or at "
+        "once with {dossier}) one expert: its scores, its top tokens and the most similar expert; "
+        "{escape} returns. 'cumulative' is the share lost if an expert is pruned with all that "
+        "score lower. {sort} sorts each layer by score, {zoom} gives the map the whole screen, "
+        "{fit} shows every expert in a column of its own. {find} jumps to an expert, such as 12:40; "
+        "{next_flagged} and {previous_flagged} step through those that are pruned, steered, "
+        "protected or never seen.\n\n"
+        "{pick} adds the expert under the cursor to those to prune, or removes it from them. "
+        "{range_left}, {range_right}, {range_up} and {range_down} mark a range, {range_column} "
+        "this expert number in all layers, {range_row} the layer; {pick} then applies to what is "
+        "marked. {pick_more} and {pick_fewer} prune one more or one fewer in every layer by score, "
+        "{pick_below} every expert whose share is at most that of the one under the cursor, "
+        "{pick_even} evens the layers out. Size and share lost follow at once; when you pause, the "
+        "selection becomes a staged plan and is measured quickly."
     )
 
     SCOPED_CSS = False
@@ -95,7 +95,6 @@ class ExpertsPanel(Panel):
     DEFAULT_CSS = """
     ExpertsPanel #empty { height: 1fr; content-align: center middle; text-align: center;
                           color: $foreground 70%; }
-    ExpertsPanel #foot { height: 1; }
     ExpertsPanel #words { height: 1; width: 1fr; text-wrap: nowrap;
                            text-overflow: ellipsis; color: $foreground 85%; }
     ExpertsPanel #caption { height: 1; color: $foreground 60%; display: none; }
@@ -110,9 +109,8 @@ class ExpertsPanel(Panel):
         yield LayerView()
         with HeatTable():
             yield Static(id="twin")
-        with Horizontal(id="foot"):
-            yield Line(id="words")
-            yield Legend()
+        yield Line(id="words")
+        yield Legend()
         yield Line(id="caption")
 
     def entrance(self) -> Widget:
@@ -145,7 +143,7 @@ class ExpertsPanel(Panel):
         else:
             self._show_map(model, state)
         self._show_words(model, state)
-        caption = self._caption(state, model.metric, model.samples)
+        caption = self._caption(state, model)
         self.entitle(state.names, caption)
         selection = expert_selection.tally(state)
         self.query_one("#caption", Line).put(f"{selection} · {caption}" if selection else caption)
@@ -168,8 +166,7 @@ class ExpertsPanel(Panel):
         self.query_one(LayerView).show(layer_model(model, position), expert, marked)
 
     def _show_words(self, model: HeatModel, state: AppState) -> None:
-        """The line below the map, and the legend where there is room for both."""
-        from tui.heat.metrics import DIFFERENCE
+        """The line below the map, and the legend."""
         from tui.heat.words import explain
 
         words = hints.next_step(state) if not model.metric else ""
@@ -178,14 +175,15 @@ class ExpertsPanel(Panel):
             or chat_actions.token_words(state)
             or explain(model, state.cursor, state.view.steering)
         )
+        if state.heat.shape == "map":
+            words = f"{self.query_one(Heatmap).range_here}{words}"
         words += self._brushed(state)
         if state.heat.shape == "layer":
             words += state.names.say(" · {escape}: the map")
         self.query_one("#words", Line).put(words)
         legend = self.query_one(Legend)
-        legend.show(apart=model.metric.startswith(DIFFERENCE))
-        coloured = bool(model.metric) and state.heat.shape == "map"
-        legend.display = coloured and self.size.width - LEGEND > max(54, cell_len(words))
+        legend.show(model)
+        legend.display = bool(model.metric) and state.heat.shape == "map"
 
     @staticmethod
     def _nothing(state: AppState) -> str:
@@ -199,18 +197,22 @@ class ExpertsPanel(Panel):
         """How many tokens of the newest answer the expert under the cursor served, while tinted."""
         turn = state.turns[-1] if state.turns else None
         if not state.brush or turn is None or not turn.pieces:
-            return state.names.say(" · its tokens are tinted ({brush})") if state.brush else ""
+            return state.names.say(" · its tokens are highlighted ({brush})") if state.brush else ""
         some, of = served(turn, *state.cursor)
-        return f" · served {some} of the answer's {of} tokens"
+        return f" · {some} of the answer's {of} tokens routed to it"
 
     @staticmethod
-    def _caption(state: AppState, metric: str, samples: int) -> str:
+    def _caption(state: AppState, model: HeatModel) -> str:
+        metric, samples = model.metric, model.samples
         if not metric:
-            return "nothing measured yet"
+            return "not measured yet"
         ranked = " · by score" if state.heat.sort else ""
-        scale = "log" if state.heat.log else "linear"
-        span = "each layer" if state.heat.per_layer else "whole model"
+        scale = f"{model.scale} scale" + (" (auto)" if state.heat.scale == "auto" else "")
+        span = "per layer" if state.heat.per_layer else "whole model"
         live = state.frame is not None or (state.lit is not None and state.token is None)
         if state.compared is not None and metric.startswith("A-B "):
             return compared(state.compared, metric)
-        return f"{'LIVE · ' if live else ''}{metric} · {scale} · {span}{ranked} · {samples} samples"
+        stale = "STALE · " if state.view.heat is not None and state.view.heat.stale else ""
+        return (
+            f"{'LIVE · ' if live else stale}{metric} · {scale} · {span}{ranked} · {samples} samples"
+        )

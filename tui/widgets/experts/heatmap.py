@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar
 
 from rich.color import Color
@@ -17,11 +18,12 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from tui.keys.keymap import bindings
-from tui.messages import CellClicked
+from tui.messages import CellClicked, KeyUsed
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
     from tui.heat.grid import Grid, Marks
+    from tui.heat.margin import Figures
     from tui.heat.model import HeatModel
     from tui.heat.paint import Blocks, HalfBlocks
 
@@ -50,8 +52,10 @@ class Heatmap(ScrollView, can_focus=True, inherit_bindings=False):
         self._fit = True
         self._grid: Grid | None = None
         self._drawn: Array | None = None
-        self._plain: HalfBlocks | Blocks | None = None
-        self._signed: HalfBlocks | Blocks | None = None
+        self._tables: dict[tuple[int, bool], HalfBlocks | Blocks] = {}
+        self._widths: list[int] = []
+        self._margin = 0
+        self._figures: tuple[HeatModel, Figures] | None = None
 
     # What is shown ----------------------------------------------------------------------------
     def show(
@@ -85,29 +89,38 @@ class Heatmap(ScrollView, can_focus=True, inherit_bindings=False):
             return False
         # Numeric modules load with the first model, after the first paint.
         from tui.heat.grid import layout
+        from tui.heat.margin import margin_for
 
-        grid = layout(self._model.layers, self._model.experts, size.width, size.height, self._fit)
+        model = self._model
+        self._margin = margin_for(model.experts, size.width) if self._fit else 0
+        shape = (size.width, size.height, self._fit, self._margin)
+        grid = layout(model.layers, model.experts, *shape)
         if grid != self._grid:
-            self._grid, self._drawn, self._plain = grid, None, None
-            self.virtual_size = Size(grid.gutter + grid.columns * grid.width, grid.lines + 1)
-        if self._plain is None:
-            self._mix()
+            self._grid, self._drawn, self._tables = grid, None, {}
+            width = size.width if self._fit else grid.gutter + grid.columns
+            self.virtual_size = Size(width, grid.lines + 1)
+            edges = grid.across.edges
+            self._widths = [end - start for start, end in pairwise(edges)]
         return True
 
-    def _mix(self) -> None:
-        """Renew the tables of segments for the present grid and theme."""
+    def _table(self, width: int, signed: bool) -> HalfBlocks | Blocks:
+        """Segments of `width` columns by code, for the present grid and theme.
+
+        signed: of the line that carries the signs of cells.
+        """
+        known = self._tables.get((width, signed))
+        if known is not None:
+            return known
         from tui.heat.paint import DARK, LIGHT, Blocks, HalfBlocks
 
         assert self._grid is not None
         ground = self.background_colors[1]
         inks = DARK if self.app.current_theme.dark else LIGHT
         inks = replace(inks, ground=(ground.r, ground.g, ground.b))
-        width = self._grid.width
-        if self._grid.half:
-            self._plain = self._signed = HalfBlocks(inks, width)
-        else:
-            self._plain = Blocks(inks, width, marked=False)
-            self._signed = Blocks(inks, width, marked=True)
+        half = self._grid.half
+        made = HalfBlocks(inks, width) if half else Blocks(inks, width, marked=signed)
+        self._tables[width, signed] = made
+        return made
 
     def _repaint(self) -> None:
         from tui.heat.grid import cells, changed
@@ -121,7 +134,8 @@ class Heatmap(ScrollView, can_focus=True, inherit_bindings=False):
             self.refresh()
             return
         for row in rows:
-            self.refresh_lines(1 + row * grid.height, grid.height)
+            first, end = (row, row + 1) if grid.half else grid.down.edges[row : row + 2]
+            self.refresh_lines(1 + first, end - first)
 
     @property
     def _marks(self) -> Marks:
@@ -134,22 +148,43 @@ class Heatmap(ScrollView, can_focus=True, inherit_bindings=False):
         grid = self._grid
         assert grid is not None
         self.refresh_lines(self.scroll_offset.y)  # the header is on the first visible line
-        first, last = grid.line_of(top), grid.line_of(bottom) + grid.height
-        self.refresh_lines(1 + first, last - first)
+        first, end = grid.lines_of(top)[0], grid.lines_of(bottom)[1]
+        self.refresh_lines(1 + first, end - first)
 
     def _reveal(self) -> None:
         """Scroll so that the cursor's cell is on screen."""
         assert self._grid is not None
         grid, size = self._grid, self.scrollable_content_region.size
-        line, column = grid.line_of(self._cursor[0]), grid.column_of(self._cursor[1])
+        (line, bottom), (column, right) = (
+            grid.lines_of(self._cursor[0]), grid.columns_of(self._cursor[1])
+        )  # fmt: skip
         room = max(1, size.height - 1)
         x, y = self.scroll_offset
-        if not y <= line <= y + room - grid.height:
-            y = line if line < y else line - room + grid.height
+        if not y <= line <= bottom <= y + room:
+            y = line if line < y else bottom - room
         across = max(1, size.width - grid.gutter)
-        if not x <= column <= x + across - grid.width:
-            x = column if column < x else column - across + grid.width
+        if not x <= column <= right <= x + across:
+            x = column if column < x else right - across
         self.scroll_to(x, y, animate=False)
+
+    @property
+    def range_here(self) -> str:
+        """The experts of the cell under the cursor and how many are to be pruned, "" for one."""
+        grid, model = self._grid, self._model
+        if grid is None or model is None:
+            return ""
+        (top, bottom), (left, right) = grid.pool_of(*self._cursor)
+        if (top, left) == (bottom, right):
+            return ""
+        layers, ranked = model.layers, model.order is not None
+        rows = f"L{layers[top]}" + (f"-{layers[bottom]}" if bottom > top else "")
+        across = f"{'#' if ranked else 'E'}{left}" + (f"-{right}" if right > left else "")
+        from tui.heat.model import CONDEMNED, LEVELS
+
+        part = model.codes[top : bottom + 1, left : right + 1] // LEVELS
+        going = int((part == CONDEMNED).sum())
+        share = f" {going} of {part.size} to prune" if going else ""
+        return f"cell {rows}:{across}{share} · "
 
     # Drawing ----------------------------------------------------------------------------------
     def get_line_filters(self) -> Sequence[LineFilter]:
@@ -171,33 +206,55 @@ class Heatmap(ScrollView, can_focus=True, inherit_bindings=False):
 
     def _line(self, grid: Grid, line: int, base: Style) -> Strip:
         assert self._drawn is not None
-        assert self._plain is not None
-        assert self._signed is not None
-        row, inner = divmod(line, grid.height)
-        middle = inner == (grid.height - 1) // 2
-        table = self._signed if middle else self._plain
-        first = self.scroll_offset.x // grid.width
-        shown = min(grid.columns - first, self._across(grid) // grid.width)
-        codes = self._drawn[row, first : first + shown].tolist()
-        segments = [table[code] for code in codes]
-        if not grid.half and self._marks[0][0] <= row <= self._marks[1][0]:
+        row, middle = line, True
+        if not grid.half:
+            row = grid.down.cell_at(line)
+            start, end = grid.down.edges[row : row + 2]
+            middle = line - start == (end - start - 1) // 2
+        first, last = self._visible(grid)
+        codes, widths = self._drawn[row, first:last].tolist(), self._widths[first:last]
+        narrow, wide = min(widths), max(widths)
+        tables = {width: self._table(width, middle) for width in (narrow, wide)}
+        if narrow == wide:
+            table = tables[wide]
+            segments = [table[code] for code in codes]
+        else:
+            segments = [tables[width][code] for code, width in zip(codes, widths, strict=True)]
+        if not grid.half and self._marked_rows(grid, row):
             self._put_marks(grid, segments, first)
-        label = self._label(grid, row, base) if middle else Segment(" " * grid.gutter, base)
-        return Strip([label, *segments], grid.gutter + len(segments) * grid.width)
+        label = self._label(grid, line, base) if middle else Segment(" " * grid.gutter, base)
+        aside = self._figures_on(grid, line, middle, base)
+        used = grid.gutter + sum(widths) + sum(len(segment.text) for segment in aside)
+        return Strip([label, *segments, *aside], used)
 
-    def _across(self, grid: Grid) -> int:
-        return max(1, self.scrollable_content_region.width - grid.gutter)
+    def _visible(self, grid: Grid) -> tuple[int, int]:
+        """The cells on screen, [first, last)."""
+        if self._fit:
+            return 0, len(self._widths)
+        room = max(1, self.scrollable_content_region.width - grid.gutter)
+        width = self._widths[0]
+        first = self.scroll_offset.x // width
+        return first, min(len(self._widths), first + max(1, room // width))
 
-    def _cursor_line(self, grid: Grid) -> int:
-        return self._cursor[0] // 2 if grid.half else self._cursor[0]
+    def _marked_rows(self, grid: Grid, row: int) -> bool:
+        top, bottom = (grid.down.cell_of(corner[0]) for corner in self._marks)
+        return top <= row <= bottom
 
-    def _label(self, grid: Grid, row: int, base: Style) -> Segment:
+    def _figures_on(self, grid: Grid, line: int, middle: bool, base: Style) -> list[Segment]:
+        """The margin of one line."""
+        if not self._margin or not middle or self._model is None:
+            return []
+        if self._figures is None or self._figures[0] is not self._model:
+            from tui.heat.margin import figures
+
+            self._figures = (self._model, figures(self._model))
+        return [Segment(self._figures[1].text(*grid.positions_on(line)), base + Style(dim=True))]
+
+    def _label(self, grid: Grid, line: int, base: Style) -> Segment:
         assert self._model is not None
-        position = row * 2 if grid.half else row
-        on = self._cursor_line(grid) == row
-        if on:
-            position = self._cursor[0]
-        mark = "▸" if on else " "
+        first, last = grid.positions_on(line)
+        on = first <= self._cursor[0] <= last
+        mark, position = ("▸", self._cursor[0]) if on else (" ", first)
         text = f"{self._model.layers[position]}".rjust(grid.gutter - 1) + mark
         return Segment(text, base + (Style(bold=True) if on else Style(dim=True)))
 
@@ -206,17 +263,17 @@ class Heatmap(ScrollView, can_focus=True, inherit_bindings=False):
         if not self.has_focus:
             return
         (_, left), (_, right) = self._marks
-        start, end = left // grid.pool - first, right // grid.pool - first
+        start, end = (grid.across.cell_of(expert) - first for expert in (left, right))
         for place in range(max(0, start), min(end, len(segments) - 1) + 1):
             text, style, _ = segments[place]
-            if grid.width >= 3:
+            if len(text) >= 3:
                 opens, closes = (
                     "[" if place == start else text[0],
                     "]" if place == end else text[-1],
                 )
                 text = f"{opens}{text[1:-1]}{closes}"
             else:
-                text = "◆" * grid.width
+                text = "◆" * len(text)
             segments[place] = Segment(text, (style or Style()) + self._cursor_ink(style))
 
     def _cursor_ink(self, style: Style | None) -> Style:
@@ -232,18 +289,19 @@ class Heatmap(ScrollView, can_focus=True, inherit_bindings=False):
     def _header(self, grid: Grid, base: Style) -> Strip:
         """Expert numbers, as many as fit, and a pointer above the cursor's column."""
         assert self._model is not None
-        room = grid.columns * grid.width
-        text = [" "] * room
+        room, text = grid.columns, [" "] * grid.columns
         digits = len(str(self._model.experts - 1))
-        every = max(1, -(-(digits + 1) // grid.width))
-        every = next((n for n in (1, 2, 4, 8, 16, 32, 64) if n >= every), 64)
-        for column in range(0, grid.columns, every):
-            number = str(column * grid.pool)
-            at = column * grid.width + (max(0, (grid.width - len(number)) // 2))
+        each = room / self._model.experts
+        every = next((2**n for n in range(16) if each * 2**n >= digits + 1), 1)
+        for expert in range(0, self._model.experts, every):
+            start, end = grid.columns_of(expert)
+            number = str(expert)
+            at = start + max(0, (end - start - len(number)) // 2)
             if at + len(number) <= room:
                 text[at : at + len(number)] = number
-        x = self.scroll_offset.x // grid.width * grid.width
-        place = grid.column_of(self._cursor[1]) + (grid.width - 1) // 2
+        start, end = grid.columns_of(self._cursor[1])
+        x = grid.across.edges[self._visible(grid)[0]]
+        place = start + (end - start - 1) // 2
         pieces = "".join(text)
         dim, loud = base + Style(dim=True), base + Style(bold=True)
         segments = [
@@ -255,6 +313,10 @@ class Heatmap(ScrollView, can_focus=True, inherit_bindings=False):
             segments.append(Segment(pieces[place + 1 :], dim))
         else:
             segments.append(Segment(pieces[x:], dim))
+        if self._margin:
+            from tui.heat.margin import TITLE
+
+            segments.append(Segment(TITLE, dim))
         return Strip(segments).crop(0, self.scrollable_content_region.width)
 
     @staticmethod
@@ -267,7 +329,7 @@ class Heatmap(ScrollView, can_focus=True, inherit_bindings=False):
         self.watch(self.app, "theme", self._theme_changed, init=False)
 
     def _theme_changed(self, *_: object) -> None:
-        self._plain = self._drawn = None
+        self._tables, self._drawn = {}, None
         # The new colours reach this widget's styles with the next refresh, not before.
         self.call_after_refresh(self._again)
 
@@ -291,5 +353,7 @@ class Heatmap(ScrollView, can_focus=True, inherit_bindings=False):
             return
         line = event.y - 1 + self.scroll_offset.y
         column = event.x - grid.gutter + self.scroll_offset.x
-        if line < grid.lines and column < grid.columns * grid.width:
-            self.post_message(CellClicked(grid.position_at(line), grid.expert_at(column)))
+        if line < grid.lines and column < grid.columns:
+            self.post_message(CellClicked(grid.positions_on(line)[0], grid.expert_at(column)))
+            if event.chain == 2:
+                self.post_message(KeyUsed("closer"))

@@ -27,7 +27,7 @@ LEAST_BAR, WIDEST_BAR = 6, 40
 COLUMNS = (
     # title, columns, from which width of the panel on it is shown
     ("share", 7, 0),
-    ("cut here", 10, 44),
+    ("cumulative", 12, 44),
     ("chosen", 10, 56),
     ("weight", 8, 66),
     ("score", 10, 76),
@@ -143,7 +143,7 @@ def _shown(model: LayerModel, width: int) -> list[tuple[str, int]]:
     """The columns that have figures and fit: (title, width)."""
     known = {
         "share": model.shares is not None,
-        "cut here": model.below is not None,
+        "cumulative": model.below is not None,
         "chosen": model.chosen is not None,
         "weight": model.weight is not None,
         "score": model.values is not None,

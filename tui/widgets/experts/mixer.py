@@ -67,8 +67,8 @@ def row(channel: Channel, width: int) -> Text:
     else:
         text.append(f"L{channel.layer}:E{channel.expert}".ljust(9))
         text.append(fader(channel))
-        said = {"in": " always in", "out": " always out"}
-        text.append(said.get(channel.way, f" {channel.level:+.1f}"))
+        said = {"in": " force on", "out": " force off"}
+        text.append(said.get(channel.way, f" bias {channel.level:+.1f}"))
     if not channel.on:
         text.stylize(DIM)
     return text
@@ -94,15 +94,15 @@ class MixerPanel(Panel):
     panel = "mixer"
     title = "steering mixer"
     about = (
-        "Every steered expert and every scan report is a channel; what you change here counts from "
-        "the next token on, in the middle of an answer too, and changes no weights.\n\n"
-        "{mix} in the map brings the expert under the cursor here. {mix_up} and {mix_down} move "
-        "its fader: a number that is added to the router's score, up to always in or always out "
-        "at the ends. {mix_toggle} mutes a channel and brings it back, {mix_turn} turns it (in, "
-        "out, level; of a report its other mode), {mix_remove} takes it away. The fader of a report says how many of its experts, the "
-        "strongest first, are steered. safety-scan and domain-scan make reports."
-        " Any number of them may be on: where two disagree on an expert, the lower one in the list "
-        "decides, and a channel of the expert itself before both."
+        "Every steered expert and every scan report is a channel. A change takes effect with the "
+        "next token, in mid-answer too, and changes no weights.\n\n"
+        "{mix} in the map adds the expert under the cursor. {mix_up} and {mix_down} move its fader: "
+        "a bias that is added to the router's score, with force on and force off at the ends. "
+        "{mix_toggle} mutes or unmutes a channel, {mix_turn} changes its mode (force on, force off, "
+        "bias; for a report, its other mode), {mix_remove} removes it. The fader of a report sets "
+        "how many of its experts are steered, strongest first. safety-scan and domain-scan make "
+        "reports. Several may be on: where two disagree on an expert, the lower one in the list "
+        "decides, and a channel of the expert itself overrides both."
     )
 
     DEFAULT_CSS = """

@@ -35,7 +35,7 @@ from mlxfun.scans.options import ScanOptions
 from mlxfun.steering.options import SteerOptions
 from mlxfun.techniques.ablate.delta import ablate_delta, projections
 from mlxfun.techniques.ablate.options import AblateOptions
-from mlxfun.techniques.ablate.technique import estimate_bytes
+from mlxfun.techniques.ablate.technique import estimate
 from mlxfun.techniques.prune.options import PruneOptions
 from tests.mlxfun import tiny_checkpoints
 
@@ -219,7 +219,7 @@ def test_targets_and_strengths_choose_the_parts(session, tmp_path):
 
 
 def test_too_little_memory_is_refused_with_the_figures(session, monkeypatch):
-    monkeypatch.setattr("mlxfun.session.workspace.memory_limit", lambda: 1 << 20)
+    monkeypatch.setattr("mlxfun.model.device.memory.memory_limit", lambda: 1 << 20)
     before = logits(session)
     with pytest.raises(BudgetError, match=r"needs about .*iB on top of .* over the 1.0 MiB"):
         session.abliterate(ABLATE)
@@ -239,7 +239,7 @@ def test_the_estimate_covers_making_the_new_weights(session):
     mx.reset_peak_memory()
     delta = ablate_delta(wanted, resident, session._workspace.stored)
     needed = mx.get_peak_memory() - active
-    assert delta.bytes <= needed <= estimate_bytes(resident, outputs)
+    assert delta.bytes <= needed <= estimate(resident, outputs).staged
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,7 @@ def test_steering_is_off_while_merging_and_on_afterwards(session):
 
 
 def test_too_little_memory_is_refused_with_the_figures(session, monkeypatch):
-    monkeypatch.setattr("mlxfun.session.workspace.memory_limit", lambda: 1 << 20)
+    monkeypatch.setattr("mlxfun.model.device.memory.memory_limit", lambda: 1 << 20)
     before = logits(session)
     with pytest.raises(
         BudgetError, match=r"merging needs about .*iB on top of .* over the 1.0 MiB"
@@ -193,7 +193,7 @@ def test_the_estimate_covers_what_is_used(session):
     active = mx.get_active_memory()
     mx.reset_peak_memory()
     session.merge(MERGE)
-    assert mx.get_peak_memory() - active <= technique.estimate_bytes(request)
+    assert mx.get_peak_memory() - active <= technique.estimate(request).staged
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,12 @@ def problem(size: int = 24, width: int = 10, tokens: int = 60, seed: int = 0):
     return features, generator.normal(size=(size, width))
 
 
+def matrices(*problems: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(H^T H, W W^T), [B, N, N], of one expert after the other: features, W, features, W, ..."""
+    features, outward = problems[::2], problems[1::2]
+    return np.stack([f.T @ f for f in features]), np.stack([w @ w.T for w in outward])
+
+
 def naive(features: np.ndarray, outward: np.ndarray, keep: int, group: int = 1) -> list[int]:
     """Each step: refit without each group in turn, and let go of the one that costs least.
 
@@ -47,16 +53,16 @@ def test_the_neurons_that_stay_are_those_of_a_slow_twin(monkeypatch, block, seed
     monkeypatch.setattr(neurons, "BLOCK", block)
     features, outward = problem(seed=seed)
     for keep in (20, 12, 3):
-        found = kept_by_obs(features.T @ features, outward @ outward.T, keep)
-        assert found.tolist() == naive(features, outward, keep)
+        found = kept_by_obs(*matrices(features, outward), keep)
+        assert found[0].tolist() == naive(features, outward, keep)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_whole_groups_go_by_the_same_rule(seed) -> None:
     features, outward = problem(seed=seed)
     for keep in (20, 12, 4):
-        found = kept_by_obs(features.T @ features, outward @ outward.T, keep, group=4)
-        assert found.tolist() == naive(features, outward, keep, group=4)
+        found = kept_by_obs(*matrices(features, outward), keep, group=4)
+        assert found[0].tolist() == naive(features, outward, keep, group=4)
 
 
 def test_a_neuron_that_others_make_up_for_goes_before_a_smaller_one() -> None:
@@ -65,7 +71,7 @@ def test_a_neuron_that_others_make_up_for_goes_before_a_smaller_one() -> None:
     features[:, 1] = features[:, 0] + 1e-3 * generator.normal(size=200)  # as good as the same
     features[:, 3] *= 0.5
     outward = np.eye(4)
-    assert kept_by_obs(features.T @ features, outward @ outward.T, 3).tolist() in (
+    assert kept_by_obs(*matrices(features, outward), 3)[0].tolist() in (
         [0, 2, 3],
         [1, 2, 3],
     )
@@ -76,3 +82,10 @@ def test_sizes_are_summed_over_groups() -> None:
     scores = np.array([5.0, 0, 3, 3, 1, 1, 0, 2])
     assert kept_by_size(scores, 4).tolist() == [0, 2, 3, 7]
     assert kept_by_size(scores, 4, group=2).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("group", [1, 4])
+def test_experts_that_are_judged_together_are_judged_alone(group) -> None:
+    problems = [problem(seed=seed) for seed in range(3)]
+    together = kept_by_obs(*matrices(*(a for p in problems for a in p)), 12, group)
+    assert together.tolist() == [naive(*p, 12, group) for p in problems]

@@ -14,8 +14,11 @@ import pytest
 import tiny_models
 from rigs import Rig, keep_fewer, make_rig
 
+from mlxfun.calibration.options import CollectOptions
 from mlxfun.context import SILENT, Context
-from mlxfun.errors import Cancelled, PlanError, UsageError
+from mlxfun.data.datasets import read_lines, tokenize
+from mlxfun.data.options import DatasetOptions
+from mlxfun.errors import Cancelled, PlanError, StateError, UsageError
 from mlxfun.model.anatomy.width import width_keys
 from mlxfun.model.delta import Delta
 from mlxfun.model.experts import Bank
@@ -62,7 +65,7 @@ def few_tokens_suffice(monkeypatch) -> None:
 
 def run(rig: Rig, ctx: Context = SILENT, **options):
     """(plan, delta); the model is as before."""
-    work = _Narrowing.of(Bench.of(rig), NarrowOptions(**options))
+    work = _Narrowing.of(Bench.of(rig), NarrowOptions(**options), TEXT)
     deltas = work.run(ctx)
     return work.plan(), Delta(tuple(deltas))
 
@@ -269,3 +272,17 @@ def test_bytes_are_those_that_arithmetic_says(rig) -> None:
     assert plan.width == 32 - 10
     with r.resident.trial(delta):
         assert Bench.of(r).export().total_bytes() == whole - 10 * per_neuron
+
+
+def test_a_session_narrows_on_its_own_text_or_that_of_the_last_collect(session) -> None:
+    data = DatasetOptions("demo:mixed", max_samples=4, max_tokens=32)
+    session._observations.calibration = ()
+    with pytest.raises(StateError, match="give --dataset"):
+        session.narrow(NarrowOptions(fraction=0.25))
+    own = session.narrow(NarrowOptions(fraction=0.25, data=data))
+    session.discard()
+    session.collect(CollectOptions(data))
+    session._observations.calibration = tuple(tokenize(read_lines(data), session.tokenizer, 32))
+    collected = session.narrow(NarrowOptions(fraction=0.25))
+    assert own.state_after == collected.state_after
+    session.discard()

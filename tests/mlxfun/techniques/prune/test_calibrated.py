@@ -120,7 +120,7 @@ def test_too_many_experts_are_refused_before_any_forward(session, monkeypatch):
 
 def test_a_pass_that_does_not_fit_is_refused_with_the_figures(session, monkeypatch):
     staged = session.prune(PruneOptions(n_prune=2))
-    monkeypatch.setattr("mlxfun.session.workspace.memory_limit", lambda: 1000)
+    monkeypatch.setattr("mlxfun.model.device.memory.memory_limit", lambda: 1000)
     with pytest.raises(BudgetError, match="over the 1000 B there are"):
         session.prune(PruneOptions(n_prune=4, refit_experts=True))
     assert session.view().plan == staged

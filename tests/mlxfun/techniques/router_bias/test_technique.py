@@ -122,6 +122,23 @@ def test_a_router_with_a_selection_bias_holds_a_boost_exactly_and_needs_no_text(
     biased.discard()
 
 
+def test_the_usual_scale_suits_the_router_and_a_harmful_one_is_named(
+    biased, session, tmp_path
+) -> None:
+    path = report(biased, tmp_path / "b.json", {0: [6]})
+    plan = biased.amplify(AmplifyOptions(path))
+    assert plan.rows[0].boosts == {6: pytest.approx(0.1 * 0.8)}
+    assert not any("--scale" in warning for warning in plan.warnings)
+    plan = biased.amplify(AmplifyOptions(path, scale=0.5))
+    assert any("--scale 0.5 on a router with a selection bias" in w for w in plan.warnings)
+    biased.discard()
+    path = report(session, tmp_path / "s.json", {1: [4]})
+    plan = session.amplify(AmplifyOptions(path, TEXT))
+    assert plan.rows[0].boosts == {4: pytest.approx(0.5 * 0.8)}
+    assert not any("--scale" in warning for warning in plan.warnings)
+    session.discard()
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [

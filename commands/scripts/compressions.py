@@ -1,0 +1,70 @@
+"""The ways in which `compress` spends a model's bytes: fewer experts, narrower ones, or both."""
+
+from __future__ import annotations
+
+from mlxfun.errors import UsageError
+from mlxfun.session.reports import InfoReport
+from mlxfun.session.variants import Target
+from mlxfun.text import readable_bytes
+
+PRUNE = "prune --n-prune {} --metric output_error --refit-experts"
+
+FRACTIONS = (0.125, 0.25, 0.375, 0.5)
+"""Shares of the experts' neurons, and of their number, that are tried within a bound on the loss."""
+
+Steps = tuple[str, ...]
+
+
+def variants(model: InfoReport, target: Target) -> tuple[Steps, ...]:
+    """For each variant the command lines that make it.
+
+    Within a size each variant takes as much as the size asks for: from the width of the experts
+    alone, from their number alone, and a quarter and half of it from their number. Within a loss,
+    several amounts are tried of each. Raises UsageError for a size that cannot be reached.
+    """
+    if target.of == "KL":
+        return _within_loss(model)
+    over = model.checkpoint_bytes - target.limit
+    if over <= 0:
+        raise UsageError(
+            f"the model takes {readable_bytes(model.checkpoint_bytes)} as saved already; ask for less"
+        )
+    narrow = _narrow(model, f"--to-bytes {int(target.limit)}")
+    count = _count(model, over)
+    if count is None:
+        # So few experts are left that a token could not be routed: they have to become narrower.
+        half = _rounded(model, (model.experts_kept - model.top_k) // 2)
+        mixed = (PRUNE.format(half), narrow)
+        return ((narrow,), mixed) if half else ((narrow,),)
+    some = dict.fromkeys(_rounded(model, part) for part in (-(-count // 4), -(-count // 2)))
+    both = [(PRUNE.format(few), narrow) for few in some if 0 < few < count]
+    return ((narrow,), (PRUNE.format(count),), *both)
+
+
+def _within_loss(model: InfoReport) -> tuple[Steps, ...]:
+    narrower = [(_narrow(model, f"--fraction {share:g}"),) for share in FRACTIONS]
+    counts = dict.fromkeys(_rounded(model, int(model.experts_kept * f)) for f in FRACTIONS[:2])
+    fewer = [PRUNE.format(count) for count in counts if count and _left(model, count)]
+    both = [(fewer[0], _narrow(model, "--fraction 0.25"))] if fewer else []
+    return (*narrower, *((line,) for line in fewer), *both)
+
+
+def _narrow(model: InfoReport, how: str) -> str:
+    return f"narrow {how} --requantize" if model.quantization else f"narrow {how}"
+
+
+def _count(model: InfoReport, over: float) -> int | None:
+    """How many experts of each layer take `over` bytes, None where too few would be left."""
+    each = sum(model.expert_bytes)
+    count = _rounded(model, int(-(-over // each)))
+    return count if _left(model, count) else None
+
+
+def _rounded(model: InfoReport, count: int) -> int:
+    """The same number from each group of a grouped router."""
+    return -(-count // model.groups) * model.groups
+
+
+def _left(model: InfoReport, count: int) -> bool:
+    """Whether a token can still be routed."""
+    return model.experts_kept - count >= max(model.top_k, model.groups)

@@ -1,0 +1,39 @@
+"""The field that asks for an expert to jump to."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Vertical
+from textual.screen import ModalScreen
+from textual.widgets import Input
+
+from tui.widgets.fields import FieldInput
+
+
+class FindScreen(ModalScreen[str | None]):
+    """Takes the name of an expert; Escape gives None."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [("escape", "dismiss(None)", "close")]
+
+    DEFAULT_CSS = """
+    FindScreen { align: center middle; background: $background 40%; }
+    FindScreen > Vertical { width: 44; height: 3; border: round $accent; background: $surface;
+                            padding: 0 1; }
+    """
+
+    def compose(self) -> ComposeResult:
+        with Vertical() as box:
+            box.border_title = "jump to expert"
+            yield FieldInput(placeholder="layer:expert, such as 12:40")
+
+    def on_mount(self) -> None:
+        self.query_one(FieldInput).focus()
+
+    @on(Input.Submitted)
+    def _take(self, event: Input.Submitted) -> None:
+        event.stop()
+        self.dismiss(event.value.strip() or None)
