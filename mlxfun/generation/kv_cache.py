@@ -42,7 +42,7 @@ class KVCache:
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays in it."""
-        return sum(a.nbytes for layer in self.layers for a in _arrays(layer.state))
+        return sum(a.nbytes for layer in self.layers for a in arrays_of(layer.state))
 
     def begin_step(self) -> None:
         """Remember what `take_back` needs, where a step cannot be trimmed away."""
@@ -73,7 +73,8 @@ def _reaches(layer: Any, tokens: int) -> bool:
     return bool(layer.start_position <= begin)
 
 
-def _arrays(tree: Any) -> list[mx.array]:
+def arrays_of(tree: Any) -> list[mx.array]:
+    """The arrays in the state of a layer's cache."""
     flat = cast(list[tuple[str, Any]], tree_flatten(tree))
     return [leaf for _, leaf in flat if isinstance(leaf, mx.array)]
 

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
 
-from mlxfun.generation.kv_cache import Key, can_shorten
+from mlxfun.generation.kv_cache import Key, arrays_of, can_shorten
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
@@ -84,6 +85,9 @@ class PromptCache:
         nbytes = sum(layer.nbytes for layer in layers)
         if not len(fed) or nbytes > self._most_bytes:
             return
+        # What is taken out of a batch is a lazy slice of it: until that is computed, all of the
+        # batch is held.
+        mx.async_eval([array for layer in layers for array in arrays_of(layer.state)])
         trimmable = can_trim_prompt_cache(layers)
         self._kept = [kept for kept in self._kept if not _covered(kept, key, fed, trimmable)]
         self._kept.append(_Kept(key, fed, layers, nbytes))

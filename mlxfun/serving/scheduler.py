@@ -305,6 +305,8 @@ class Scheduler:
                     self._counted(counter, [step for step in steps if step.ended])
                     if monotonic() >= until:
                         break
+            if not len(lane) and wish[1] is not None:
+                self._close(wish)  # as many are thinkable as there are ways to steer
         except Exception as problem:  # noqa: BLE001
             # Whatever a step raises is the end of the requests in it, and of nothing else.
             self._broken(wish, problem)

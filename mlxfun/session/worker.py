@@ -209,8 +209,9 @@ class Worker:
         Only for the worker thread.
         """
         cancelled = parent.cancelled if isinstance(parent, JobContext) else threading.Event()
-        # The job it is part of has settled the background, which has taken no step since.
-        return self._run(_Job(next(self._ids), line, work, steady=True, cancelled=cancelled))
+        # The job it is part of has settled the background, but a line before this one may have let
+        # it take steps again.
+        return self._run(_Job(next(self._ids), line, work, cancelled=cancelled))
 
     def cancel(self, only: str | None = None) -> None:
         """Cancel the running job, or the next one if none runs yet; a second call drops the rest.

@@ -4,6 +4,7 @@ caches, failures and clients that go away."""
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,17 @@ from mlxfun import Session
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import Cancelled
 from mlxfun.serving import lanes
-from mlxfun.serving.ask import Admitted, Ask, Ended, Failed, Frame, Reading, Said, Sampling
+from mlxfun.serving.ask import (
+    Admitted,
+    Ask,
+    Ended,
+    Failed,
+    Frame,
+    Reading,
+    Said,
+    Sampling,
+    SteerWish,
+)
 from mlxfun.serving.options import ServeOptions
 from mlxfun.serving.requests import Intake, Request, Totals
 from mlxfun.serving.scheduler import Scheduler
@@ -147,6 +158,10 @@ def test_a_conversation_goes_on_from_the_cache_and_says_the_same(session: Sessio
     desk.ask(plain(prompt, 6))
     desk.run()
     assert tokens_of(desk, 2) == answer
+    # And neither is that of the longer one, which was shortened for it.
+    desk.ask(plain(longer, 6))
+    desk.run()
+    assert tokens_of(desk, 3) == tokens_of(fresh, 0)
 
 
 def test_caches_hold_no_more_than_their_budget(demo: Session) -> None:
@@ -161,6 +176,19 @@ def test_caches_hold_no_more_than_their_budget(demo: Session) -> None:
         none.run()
     assert none.scheduler.cache_bytes == 0
     assert none.frames[1][0].cached_tokens == 0
+
+
+def test_kept_caches_hold_no_batch_that_they_came_from(demo: Session) -> None:
+    gc.collect()
+    before = mx.get_active_memory()
+    desk = Desk(demo, cache_bytes=500_000)
+    for n in range(24):
+        desk.ask(plain((5 + n, *PROMPTS[1]), 40))
+    desk.run()
+    desk.scheduler.settle(SILENT)
+    mx.synchronize()
+    gc.collect()
+    assert mx.get_active_memory() - before < desk.scheduler.cache_bytes + 100_000
 
 
 def test_a_long_prompt_is_read_in_parts_while_others_are_answered(
@@ -253,6 +281,18 @@ def test_a_borrowed_model_is_left_alone_until_it_is_back(demo: Session) -> None:
     demo.undo()
     desk.run()
     assert tokens_of(desk, number) == alone(demo, PROMPTS[0], 12)
+
+
+def test_lanes_of_steered_requests_do_not_pile_up(demo: Session) -> None:
+    desk = Desk(demo)
+    layer = demo.anatomy.indices[0]
+    for expert in range(6):
+        desk.ask(plain(PROMPTS[0], 3, steer=SteerWish(deactivate=((layer, (expert,)),))))
+    desk.run()
+    assert all(isinstance(desk.last(n), Ended) for n in range(6))
+    assert len({desk.frames[n][0].steering for n in range(6)}) == 6
+    assert len(desk.scheduler._lanes) <= 1
+    assert demo.editor.steering.empty
 
 
 def test_a_drain_can_be_cancelled(demo: Session) -> None:
