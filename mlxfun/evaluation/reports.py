@@ -84,7 +84,7 @@ class ProbeReport(Report):
         how = "probe, while steering" if self.steered else "probe"
         return (
             f"{how}: perplexity {self.perplexity:.2f} ({self.ratio:.3f}x the checkpoint), KL "
-            f"{self.kl_mean:.4f}, same next token {self.top1_agreement:.1%}, on {self.tokens} tokens"
+            f"{self.kl_mean:.4f}, top-1 agreement {self.top1_agreement:.1%}, on {self.tokens} tokens"
         )
 
 

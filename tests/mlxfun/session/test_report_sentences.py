@@ -58,10 +58,10 @@ def combined(samples: int) -> CombineReport:
 @pytest.mark.parametrize(
     ("report", "sentence"),
     [
-        (plan(15, 16, 16), "staged prune: 1 expert goes (16 -> 15 to 16 a layer), 6.0 MiB -> 5.0 MiB"),
-        (plan(15), "staged prune: 1 expert goes (16 -> 15 a layer), 6.0 MiB -> 5.0 MiB"),
-        (plan(12, 12), "staged prune: 8 experts go (16 -> 12 a layer), 6.0 MiB -> 5.0 MiB"),
-        (plan(9, 12, 10), "staged prune: 17 experts go (16 -> 9 to 12 a layer), 6.0 MiB -> 5.0 MiB"),
+        (plan(15, 16, 16), "staged prune: 1 expert pruned (16 -> 15 to 16 per layer), 6.0 MiB -> 5.0 MiB"),
+        (plan(15), "staged prune: 1 expert pruned (16 -> 15 per layer), 6.0 MiB -> 5.0 MiB"),
+        (plan(12, 12), "staged prune: 8 experts pruned (16 -> 12 per layer), 6.0 MiB -> 5.0 MiB"),
+        (plan(9, 12, 10), "staged prune: 17 experts pruned (16 -> 9 to 12 per layer), 6.0 MiB -> 5.0 MiB"),
         (CollectReport("a", 1, 1, 1, 2.0, 1.0, (), None, 0, False),
          "1 sample, 1 token at 2 tokens/s; 100.0% of the experts seen"),
         (CollectReport("a", 2, 2, 1234, 2.0, 1.0, (), None, 0, False),
@@ -99,6 +99,6 @@ def test_large_counts_have_commas() -> None:
 def test_why_says_how_many_each_layer_keeps(session) -> None:
     session.collect(CollectOptions(DatasetOptions("demo:mixed", max_samples=2, max_tokens=24)))
     session.select(SelectOptions(drop={2: (5,)}))
-    assert session.why(2, 5).verdict.endswith("; prune (hand) keeps 15 to 16 a layer")
+    assert session.why(2, 5).verdict.endswith("; prune (hand) keeps 15 to 16 per layer")
     session.select(SelectOptions(drop=dict.fromkeys((0, 1, 3, 4, 5), (5,))))
     assert session.why(2, 5).verdict.endswith("; prune (hand) keeps 15 a layer")
