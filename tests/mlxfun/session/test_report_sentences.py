@@ -101,4 +101,4 @@ def test_why_says_how_many_each_layer_keeps(session) -> None:
     session.select(SelectOptions(drop={2: (5,)}))
     assert session.why(2, 5).verdict.endswith("; prune (hand) keeps 15 to 16 per layer")
     session.select(SelectOptions(drop=dict.fromkeys((0, 1, 3, 4, 5), (5,))))
-    assert session.why(2, 5).verdict.endswith("; prune (hand) keeps 15 a layer")
+    assert session.why(2, 5).verdict.endswith("; prune (hand) keeps 15 per layer")
