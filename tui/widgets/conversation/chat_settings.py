@@ -18,9 +18,9 @@ from tui.widgets.line import Line
 
 FIELDS = (
     ("system", "system prompt", "none"),
-    ("temperature", "temperature", "{temperature:g} (0 is greedy)"),
-    ("max_tokens", "longest answer", "{max_tokens} tokens"),
-    ("seed", "seed", "{seed}"),
+    ("temperature", "temperature", "%(temperature)g (0 is greedy)"),
+    ("max_tokens", "longest answer", "%(max_tokens)d tokens"),
+    ("seed", "seed", "%(seed)d"),
     ("thinking", "thinking", "on, off, or empty for the template's default"),
 )
 
@@ -104,7 +104,7 @@ class ChatSettings(ModalScreen[ChatOptions | None]):
                     yield Label(label)
                     yield Input(
                         values[name],
-                        placeholder=hint.format(**self._defaults),
+                        placeholder=hint % self._defaults,
                         id=name,
                         select_on_focus=False,
                     )
