@@ -380,3 +380,13 @@ def test_a_new_conversation_begins_with_an_empty_page() -> None:
         assert [turn.prompt for turn in shell.app.state.turns] == ["hello"]
 
     drive(test, size=(80, 24))
+
+
+def test_the_settings_show_the_values_in_force_where_nothing_is_set() -> None:
+    @ready(*CALIBRATED)
+    async def test(shell: Shell) -> None:
+        await shell.press("comma")
+        for words in ("0 (0 is greedy)", "256 tokens", "7"):
+            assert words in shell.screen, words
+
+    drive(test)

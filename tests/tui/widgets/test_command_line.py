@@ -114,7 +114,8 @@ def test_earlier_lines_are_searched_for_words_in_any_order() -> None:
         await shell.press("colon")
         for line in ("prune --n-prune 2", "info", "prune --n-prune 3"):
             await shell.press(*[{" ": "space", "-": "minus"}.get(c, c) for c in line], "enter")
-        await shell.press("ctrl+r", "2", "space", "p", "r", "enter")
+        await shell.press("ctrl+r")
+        await shell.press("2", "space", "p", "r", "enter")
         assert shell.app.main.query_one(LineInput).value == "prune --n-prune 2"
         assert shell.app.main.query_one(LineInput).has_focus
 

@@ -18,9 +18,9 @@ from tui.widgets.line import Line
 
 FIELDS = (
     ("system", "system prompt", "none"),
-    ("temperature", "temperature", "{temperature:g} (0 is greedy)"),
-    ("max_tokens", "longest answer", "{max_tokens} tokens"),
-    ("seed", "seed", "{seed}"),
+    ("temperature", "temperature", ""),
+    ("max_tokens", "longest answer", ""),
+    ("seed", "seed", ""),
     ("thinking", "thinking", "on, off, or empty for the template's default"),
 )
 
@@ -94,6 +94,12 @@ class ChatSettings(ModalScreen[ChatOptions | None]):
         self._talk = talk
         self._defaults = defaults
 
+    def _in_force(self, name: str) -> str:
+        """What is used while the field is empty."""
+        value = f"{self._defaults[name]:g}"
+        more = {"temperature": " (0 is greedy)", "max_tokens": " tokens"}
+        return value + more.get(name, "")
+
     def compose(self) -> ComposeResult:
         values = shown(self._talk)
         with Vertical() as box:
@@ -104,7 +110,7 @@ class ChatSettings(ModalScreen[ChatOptions | None]):
                     yield Label(label)
                     yield Input(
                         values[name],
-                        placeholder=hint.format(**self._defaults),
+                        placeholder=hint or self._in_force(name),
                         id=name,
                         select_on_focus=False,
                     )

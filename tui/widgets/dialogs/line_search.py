@@ -58,6 +58,7 @@ class LineSearch(ModalScreen[str | None]):
     def __init__(self, past: Sequence[str]) -> None:
         super().__init__()
         self._past = past
+        self._words = ""
         self._shown: list[str] = []
 
     def compose(self) -> ComposeResult:
@@ -72,7 +73,7 @@ class LineSearch(ModalScreen[str | None]):
         self._list("")
 
     def _list(self, words: str) -> None:
-        self._shown = matching(self._past, words)
+        self._words, self._shown = words, matching(self._past, words)
         found = self.query_one(OptionList)
         found.clear_options()
         found.add_options(Option(Text(line)) for line in self._shown)
@@ -86,11 +87,15 @@ class LineSearch(ModalScreen[str | None]):
     @on(Input.Changed)
     def _changed(self, event: Input.Changed) -> None:
         event.stop()
-        self._list(event.value)
+        if event.value != self._words:
+            self._list(event.value)
 
     @on(Input.Submitted)
     def _take(self, event: Input.Submitted) -> None:
         event.stop()
+        if event.value != self._words:
+            # Enter came right behind the letters.
+            self._list(event.value)
         at = self.query_one(OptionList).highlighted
         self.dismiss(self._shown[at] if at is not None else None)
 
