@@ -15,11 +15,11 @@ from starlette.routing import Route
 from commands.routes.runner import Runner
 from mlxfun.errors import MlxfunError
 from mlxfun.serving.ask import Levels
+from mlxfun.serving.counts import info_json, stats_json, steering_json
 from mlxfun.serving.http.app import Desk, guarded
 from mlxfun.serving.http.errors import Bad
 from mlxfun.serving.http.fields import Fields, quoted
 from mlxfun.serving.service import Card, Refused, Service
-from mlxfun.session.session import Session
 
 DEFAULT_FILE = "reap_saliency.npz"
 ALWAYS = 1e4
@@ -58,11 +58,11 @@ class Counting:
         fields = await self._desk.fields(request, empty=True)
         given = fields.text("path", DEFAULT_FILE, 4096) or DEFAULT_FILE
         path = self._confined(given)
-        await self._read(lambda session: session.save_stats(path))
+        await self._read(lambda model: model.save_stats(path))
         return JSONResponse({"status": "saved", "path": given})
 
     async def _reset(self, _request: Request) -> Response:
-        await self._read(lambda session: session.reset_stats())
+        await self._read(lambda model: model.reset_stats())
         return JSONResponse({"status": "reset"})
 
     async def _steering(self, _request: Request) -> Response:
@@ -143,52 +143,3 @@ def by_position(fields: Fields, name: str, card: Card) -> Levels:
         if experts:
             found.append((card.layers[place], tuple(sorted(set(experts)))))
     return tuple(found)
-
-
-def stats_json(session: Session) -> dict[str, Any]:
-    """The statistics in hand, zeros without any, as mlx_fun's server writes them."""
-    stats = session.traffic_stats()
-    sums = {name: stats.sums[name].tolist() for name in ("freq", "weighted_freq_sum")}
-    sums |= {name: stats.sums[name].tolist() for name in ("reap_sum", "ean_sum")}
-    layers, experts = stats.shape
-    return {
-        **sums,
-        "reap_count": stats.sums["freq"].tolist(),
-        "num_layers": layers,
-        "num_experts": experts,
-        "request_count": stats.samples,
-        "token_count": stats.tokens,
-        "total_samples": float(stats.sums["freq"].sum()),
-        "computed_scores": {
-            "reap": stats.score("reap").tolist(),
-            # What mlx_fun calls ean is the mean, which is man here.
-            "ean": stats.score("man").tolist(),
-            "freq": stats.score("freq").tolist(),
-            "weighted_freq": stats.score("weighted_freq").tolist(),
-        },
-    }
-
-
-def info_json(session: Session) -> dict[str, Any]:
-    """What is counted, in short."""
-    stats = session.traffic_stats()
-    layers, experts = stats.shape
-    return {
-        "num_layers": layers,
-        "num_experts": experts,
-        "request_count": stats.samples,
-        "token_count": stats.tokens,
-        "steering_active": not session.editor.steering.empty,
-    }
-
-
-def steering_json(session: Session) -> tuple[bool, dict[str, Any]]:
-    """Whether anything is steered, and the steering in force by position."""
-    report = session.editor.steering.report()
-    place = {layer: position for position, layer in enumerate(session.anatomy.indices)}
-    return not session.editor.steering.empty, {
-        "deactivate": {str(place[ly]): list(some) for ly, some in report.deactivated.items()},
-        "activate": {str(place[ly]): list(some) for ly, some in report.activated.items()},
-        "mask_value": report.mask_value,
-        "boost_value": report.boost_value,
-    }
