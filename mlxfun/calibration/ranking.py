@@ -92,7 +92,7 @@ def _largest(total: Array, free: Array, options: RankOptions, where: str) -> Arr
     able = np.flatnonzero(free)
     if len(able) < options.n_prune:
         raise PlanError(
-            f"only {len(able)} experts {where} are within the rank limits, {options.n_prune} are to "
+            f"only {len(able)} experts {where} are within the rank limits, {options.n_prune} are to be "
             "pruned: widen --min-rank and --max-rank, or lower --n-prune"
         )
     order = sorted(able.tolist(), key=lambda e: (-int(total[e]), -e))

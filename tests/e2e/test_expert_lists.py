@@ -97,7 +97,7 @@ def test_a_list_for_fewer_experts_is_not_taken_for_one_of_this_model(
     keep = {str(i): list(range(6)) for i in range(LAYERS)}
     (tmp_path / "l.json").write_text(json.dumps({"original_num_experts": 8, "keep_map": keep}))
     assert shell.refused("prune --expert-list l.json") == (
-        "l.json is for a model with 8 experts a layer; this model has 16"
+        "l.json is for a model with 8 experts per layer; this model has 16"
     )
 
 

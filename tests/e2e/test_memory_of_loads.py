@@ -85,6 +85,6 @@ def test_where_both_do_not_fit_the_figures_and_drop_are_named(
     limited(lambda: mx.get_active_memory() + 4 * MIB)
     error = own.refused("load demo")
     assert "on top of" in error
-    assert "let go of the resident model first with load --drop" in error
+    assert "free the loaded model first with load --drop" in error
     limited(lambda: others + 20 * MIB)
     own.do("load demo --drop")

@@ -64,8 +64,12 @@ def test_model_wide_the_same_numbers_go_everywhere() -> None:
     ("options", "error", "message"),
     [
         (RankOptions(), UsageError, "say which experts to prune"),
-        (RankOptions(min_rank=5, max_rank=2), UsageError, "nobody is within"),
-        (RankOptions(n_prune=5, min_rank=6), PlanError, "are within the rank limits, 5 are to go"),
+        (RankOptions(min_rank=5, max_rank=2), UsageError, "no expert is within"),
+        (
+            RankOptions(n_prune=5, min_rank=6),
+            PlanError,
+            "are within the rank limits, 5 are to be pruned",
+        ),
     ],
 )
 def test_limits_that_leave_nobody_are_said(options, error, message: str) -> None:

@@ -30,7 +30,7 @@ tags:
 
 # out
 
-Made with mlxfun {__version__} from `some/base` (checkpoint `00ff`): 12 experts a layer, 5.0 MiB. \
+Made with mlxfun {__version__} from `some/base` (checkpoint `00ff`): 12 experts per layer, 5.0 MiB. \
 The base model's licence applies.
 
 ## Recipe

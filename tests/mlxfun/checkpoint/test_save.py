@@ -218,7 +218,7 @@ def test_metadata_files_and_the_card_tell_what_was_done(tmp_path: Path, source: 
     assert 'base_model: "some/base"' in card
     assert "collect --dataset demo:mixed\nprune --n-prune 2\n" in card
     assert "| perplexity demo:eval | 24.6712 |" in card
-    assert "8 experts a layer" in card
+    assert "8 experts per layer" in card
 
 
 def test_settings_of_an_undone_quantisation_are_dropped(tmp_path: Path, source: Path) -> None:

@@ -114,7 +114,7 @@ def test_a_list_of_a_model_with_another_number_of_experts_is_refused(
     with pytest.raises(PlanError) as refusal:
         read_expert_list(document(tmp_path, entries), DENSE_FIRST, 4)
     assert str(refusal.value) == (
-        f"{tmp_path / 'a.json'} is for a model with {stated!r} experts a layer; this model has 4"
+        f"{tmp_path / 'a.json'} is for a model with {stated!r} experts per layer; this model has 4"
     )
 
 

@@ -165,7 +165,7 @@ def test_guardrails_judge_what_is_applied_without_the_steering(session):
     told = Recorder()
     node = session.apply(ApplyOptions(max_kl=between), told).node
     assert told.said == [
-        "the guardrails measure without steering, which is no part of what is applied"
+        "the guardrails measure without steering, which is not part of what is applied"
     ]
     scored = {"perplexity": plain.perplexity["all"], "kl_mean": plain.kl_mean}
     assert session.history().nodes[node].scores == scored, "on the set that was previewed"

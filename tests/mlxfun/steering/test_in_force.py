@@ -27,8 +27,8 @@ def test_steering_goes_on_after_a_steered_expert_is_pruned(session) -> None:
     session.apply(ApplyOptions())
     report = session.steer(SteerOptions(levels={5: {0: 1.0}}))
     assert report.notices == (
-        "layer 3: experts [12, 13, 14] are pruned, so steering lets go of them",
-        "layer 4: experts [14] are pruned, so steering lets go of them",
+        "layer 3: experts [12, 13, 14] are pruned and no longer steered",
+        "layer 4: experts [14] are pruned and no longer steered",
     )
     assert (report.activated, report.deactivated) == ({}, {3: (2,)})
     assert report.levels == {5: {0: 1.0}}
@@ -76,8 +76,8 @@ def test_a_line_that_repeats_what_is_in_force_goes_on_too(session) -> None:
     session.apply(ApplyOptions())
     report = session.steer(whole)
     assert report.notices == (
-        "layer 3: experts [14] are pruned, so steering lets go of them",
-        "layer 4: experts [14] are pruned, so steering lets go of them",
+        "layer 3: experts [14] are pruned and no longer steered",
+        "layer 4: experts [14] are pruned and no longer steered",
     )
     assert (report.activated, report.deactivated, report.levels) == ({5: (1,)}, {3: (2,)}, {})
     with pytest.raises(PlanError, match="layer 3: expert 14 is pruned in the live model"):

@@ -351,7 +351,7 @@ def test_a_session_keeps_its_steering_when_a_file_is_refused_and_its_weights_whe
     )
     assert found.activated == {3: (4,)}
     assert found.deactivated == {0: (1, 2)}
-    assert found.summary() == "steering: 1 activated, 2 deactivated, adding +2 and -3"
+    assert found.summary() == "steering: 1 forced on, 2 forced off, adding +2 and -3"
     assert session.state == state
     cleared = session.steer(SteerOptions(clear=True, boost_value=1.0))
     assert cleared.summary() == "no experts steered"

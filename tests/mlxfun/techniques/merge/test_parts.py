@@ -149,7 +149,7 @@ def test_an_expert_joins_a_centroid_of_its_own_router_group():
 
 def test_centroids_that_cannot_hold_everybody_are_refused_with_the_figures():
     with pytest.raises(
-        PlanError, match=r"--max-group-size 2 lets 2 centroids take 2 of the 3 experts that go"
+        PlanError, match=r"--max-group-size 2 lets 2 centroids take 2 of the 3 experts to merge"
     ):
         pseudo_prune(ALIKE, SALIENCY, (0, 1), 2, [0] * 5)
 

@@ -104,7 +104,7 @@ def test_what_measures_needs_the_text_of_a_collect():
         ({"metric": "output_error", "model_wide": True}, "leave out --model-wide"),
         ({"metric": "auto", "strategy": "strided"}, "leave out --model-wide and --strategy"),
         ({"sequential": True, "model_wide": True}, "leave out --sequential"),
-        ({"metric": "output_error", "n_prune": None}, "say how many experts go"),
+        ({"metric": "output_error", "n_prune": None}, "say how many experts to prune"),
     ],
 )
 def test_options_that_contradict_are_refused(session, options, message):

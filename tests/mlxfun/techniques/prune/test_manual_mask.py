@@ -106,7 +106,7 @@ def test_what_could_not_run_is_said_before_it_is_tried(kind, gone, sentence: str
 def test_the_most_that_can_go_leaves_the_top_k_or_two_in_each_group() -> None:
     assert field().most() == 6
     assert field(groups=2).most() == 4
-    with pytest.raises(PlanError, match="7 experts cannot go from every layer; at most 6 can"):
+    with pytest.raises(PlanError, match="7 experts per layer cannot be pruned; at most 6 can"):
         manual_mask.evened(field(), mask((), ()), 7)
 
 
@@ -127,7 +127,7 @@ def test_the_line_of_a_change_makes_that_change() -> None:
     [
         (SelectOptions(drop={4: (0,)}), "decoder layer 4 is not an MoE layer; they are 3..5"),
         (SelectOptions(drop={3: (8,)}), r"layer 3 has no expert 8; they are 0\.\.7"),
-        (SelectOptions(drop={3: (1,)}, keep={3: (1,)}), "3:1 cannot both go and stay"),
+        (SelectOptions(drop={3: (1,)}, keep={3: (1,)}), "3:1 cannot be both pruned and kept"),
         (SelectOptions(drop={5: (0,)}), "expert 0 of layer 5 is pruned already"),
     ],
 )

@@ -262,7 +262,7 @@ def test_a_bake_that_is_refused_leaves_the_staged_one(session):
 
 
 def test_there_must_be_steering_to_bake(session):
-    with pytest.raises(StateError, match="nothing is steered"):
+    with pytest.raises(StateError, match="no experts are steered"):
         session.bake(BakeOptions(TEXT))
 
 
