@@ -25,7 +25,7 @@ def protect(path: Path, experts: list[int]) -> Path:
 def test_a_saved_plan_stages_the_same_state_again(shell: Shell, name: str) -> None:
     staged = shell.do("prune --n-prune 4").report.data()
     written = shell.do(f"plan save {name}").report
-    assert written.summary() == f"wrote {name}: 72 of 96 experts stay, 24 go"
+    assert written.summary() == f"wrote {name}: 72 of 96 experts kept, 24 pruned"
     shell.do("discard")
     again = shell.do(f"prune --expert-list {name}").report.data()
     assert again["state_after"] == staged["state_after"]

@@ -88,7 +88,7 @@ def test_a_plan_that_is_applied_is_compared_with_the_checkpoint(session) -> None
     applied = session.ab(ASK, SHORT)
     assert (applied.base.text, applied.candidate.text) == (staged.base.text, staged.candidate.text)
     assert applied.kl == staged.kl
-    assert (applied.base.label, applied.candidate.label) == ("checkpoint", "current state")
+    assert (applied.base.label, applied.candidate.label) == ("checkpoint", "current")
     # The checkpoint's keys and values are not taken for the current state's.
     assert session.chat(ASK, SHORT).text == applied.candidate.text
 
