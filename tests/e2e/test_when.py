@@ -84,7 +84,7 @@ LINES = {
 
 SHELL = {
     "load", "recover", "stats diff", "stats merge", "stats rank", "stats purge", "stats subtract", "prepare-dataset", "dataset",
-    "recipe", "compress", "set", "record", "replay", "resume", "expect", "help", "quit",
+    "recipe", "compress", "tokens", "set", "record", "replay", "resume", "expect", "help", "quit",
 }  # fmt: skip
 """Commands that no state of the session keeps from running."""
 

@@ -4,6 +4,7 @@ and one layer's new tensors at a time are in memory.
 
 from __future__ import annotations
 
+import gc
 import shutil
 from pathlib import Path
 
@@ -321,6 +322,7 @@ def test_ablation_holds_one_side_also_while_it_is_measured(deep, tmp_path, monke
 
     def swap(delta, *rest, **named):
         if any(isinstance(s, FromFile) for one in delta.layers for s in one.arrays.values()):
+            gc.collect()  # caches of answers that are over
             before = mx.get_active_memory()
             inverse = real(delta, *rest, **named)
             held.append(mx.get_active_memory() - before)
@@ -330,7 +332,7 @@ def test_ablation_holds_one_side_also_while_it_is_measured(deep, tmp_path, monke
     monkeypatch.setattr(resident, "swap", swap)
     deep.write_edit(edit, SaveOptions(tmp_path / "m"))
     assert len(held) >= 4  # there, back for the reference, there, back
-    assert max(map(abs, held)) < 1 << 16
+    assert max(held) < 1 << 16
 
 
 def test_the_refusal_names_the_way_that_fits(deep, tmp_path, monkeypatch) -> None:

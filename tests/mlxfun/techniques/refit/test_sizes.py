@@ -115,7 +115,8 @@ def prune(session: Session, packing: str) -> tuple[Need, Callable[[], object]]:
 
 def narrow(session: Session, packing: str) -> tuple[Need, Callable[[], object]]:
     options = NarrowOptions(fraction=0.5, requantize=bool(packing))
-    need = narrowing._Narrowing.of(session._workspace, options).estimate()
+    workspace = session._workspace
+    need = narrowing._Narrowing.of(workspace, options, workspace.calibration).estimate()
     return need, lambda: session.narrow(options)
 
 
