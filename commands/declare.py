@@ -202,6 +202,17 @@ data_options = stack(
 )
 
 
+DATA_NAMES = ("dataset", "text_key", "max_samples", "max_tokens", "seed")
+"""The parameters of `--dataset` and `data_options`, which together make a DatasetOptions."""
+
+
+def count_option(name: str, text: str, default: int | None = None, least: int = 1) -> Decorator:
+    """An option that takes a number of things. default None: none, or what `text` says."""
+    said = text if default is None else f"{text} (default: {default})."
+    kind = click.IntRange(min=least)
+    return click.option(name, type=kind, default=default, metavar="N", help=said)
+
+
 def dataset_options(sources: Weighted, params: Params, seed: int) -> DatasetOptions:
     """The `data_options` of a command for its sources. seed: used if --seed was not given."""
     given = {

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from commands import streams
+from commands.declare import count_option
 from mlxfun.errors import UsageError
 from mlxfun.serving.options import Address, CountMode, OnEdit, ServeOptions
 
@@ -57,26 +58,14 @@ _OPTIONS = (
         default="drain",
         help="With --serve: before an edit, answers end first (drain) or are broken off (abort).",
     ),
-    click.option(
-        "--max-tokens",
-        type=click.IntRange(min=1),
-        default=512,
-        metavar="N",
-        help="With --serve: length of an answer where a request does not say (default: 512).",
+    count_option(
+        "--max-tokens", "With --serve: length of an answer where a request does not say", 512
     ),
-    click.option(
+    count_option(
         "--max-input-tokens",
-        type=click.IntRange(min=1),
-        metavar="N",
-        help="With --serve: longest prompt (default: what the model was made for).",
+        "With --serve: longest prompt (default: what the model was made for).",
     ),
-    click.option(
-        "--concurrency",
-        type=click.IntRange(min=1),
-        default=16,
-        metavar="N",
-        help="With --serve: answers at once (default: 16).",
-    ),
+    count_option("--concurrency", "With --serve: answers at once", 16),
     click.option(
         "--prompt-cache-bytes",
         default="2GiB",

@@ -17,6 +17,8 @@ def option_words(options: Any, default: Any) -> list[str]:
         flag = "--" + name.replace("_", "-")
         if value is True:
             words.append(flag)
+        elif value is False:
+            words.append(f"--no-{flag[2:]}")
         elif isinstance(value, tuple):
             words += [flag, ",".join(map(str, value))]
         else:

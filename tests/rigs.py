@@ -10,6 +10,8 @@ import mlx.nn as nn
 import tiny_models
 from mlx.utils import tree_flatten
 
+from mlxfun.context import Context
+from mlxfun.errors import Cancelled
 from mlxfun.hooks.routing import Taps
 from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.delta import Resident
@@ -17,6 +19,18 @@ from mlxfun.model.export import ExportView
 from mlxfun.model.model_map import ModelMap, map_model
 from mlxfun.techniques.prune.delta import prune_delta, validate
 from mlxfun.techniques.prune.plan import PrunePlan
+
+
+class StopAt(Context):
+    """Cancels at the n-th check, once."""
+
+    def __init__(self, checks: int) -> None:
+        self.left = checks
+
+    def check(self) -> None:
+        self.left -= 1
+        if not self.left:
+            raise Cancelled("cancelled")
 
 
 @dataclass

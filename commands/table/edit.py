@@ -8,6 +8,7 @@ import click
 
 from commands.conditions import applicable, compactable, listable, staged, with_experts
 from commands.declare import (
+    DATA_NAMES,
     Call,
     Params,
     command,
@@ -28,7 +29,6 @@ from mlxfun.steering.options import ANCESTOR_MODES, STEER_MODES, STEER_RULES, St
 from mlxfun.techniques.merge.options import ALIGNMENTS, SIMILARITY_MODES, MergeOptions
 from mlxfun.techniques.prune.options import BUDGETS, PRUNE_METRICS, STRATEGIES, PruneOptions
 
-DATA = ("dataset", "text_key", "max_samples", "max_tokens", "seed")
 LIST = FilePath((".json", ".csv"))
 NPZ = FilePath((".npz",))
 REFIT = click.option(
@@ -177,7 +177,7 @@ def merge(call: Call) -> Report:
     data set. Both sides stay in memory until apply or discard; --to PATH writes the merged model
     instead.
     """
-    values = {name: value for name, value in without(call.params).items() if name not in DATA}
+    values = {name: value for name, value in without(call.params).items() if name not in DATA_NAMES}
     _complete(call, values)
     with call.bench.dataset(call["dataset"]) as sources:
         data = dataset_options(sources, call.params, call.bench.settings.seed)

@@ -5,7 +5,15 @@ from __future__ import annotations
 import click
 
 from commands.conditions import staged
-from commands.declare import DATASET, Call, command, data_options, dataset_options, stack
+from commands.declare import (
+    DATASET,
+    Call,
+    command,
+    count_option,
+    data_options,
+    dataset_options,
+    stack,
+)
 from mlxfun.errors import UsageError
 from mlxfun.evaluation.options import EvaluateOptions
 from mlxfun.report import Report
@@ -19,34 +27,12 @@ measure_options = stack(
     ),
     data_options,
     click.option("--no-kl", is_flag=True, help="Perplexity alone, without the comparison."),
-    click.option(
-        "--samples",
-        type=click.IntRange(min=0),
-        default=0,
-        metavar="N",
-        help="Show N sample answers (default: 0).",
+    count_option("--samples", "Show N sample answers", 0, least=0),
+    count_option("--sample-tokens", "Longest sample answer", 48),
+    count_option(
+        "--answers", "Judge N greedy answers for loops, natural ends and repetition", 0, least=0
     ),
-    click.option(
-        "--sample-tokens",
-        type=click.IntRange(min=1),
-        default=48,
-        metavar="N",
-        help="Longest sample answer (default: 48).",
-    ),
-    click.option(
-        "--answers",
-        type=click.IntRange(min=0),
-        default=0,
-        metavar="N",
-        help="Judge N greedy answers for loops, natural ends and repetition (default: 0).",
-    ),
-    click.option(
-        "--answer-tokens",
-        type=click.IntRange(min=1),
-        default=256,
-        metavar="N",
-        help="Longest judged answer (default: 256).",
-    ),
+    count_option("--answer-tokens", "Longest judged answer", 256),
 )
 
 

@@ -6,6 +6,7 @@ import click
 
 from commands.conditions import with_experts
 from commands.declare import (
+    DATA_NAMES,
     Call,
     command,
     data_option,
@@ -17,8 +18,6 @@ from commands.table.to_disk import carry_out, to_disk, without
 from commands.types import Number, Size
 from mlxfun.report import Report
 from mlxfun.techniques.narrow.options import METHODS, NarrowOptions
-
-DATA = ("dataset", "text_key", "max_samples", "max_tokens", "seed")
 
 
 @command("narrow", group="edit", when=with_experts)
@@ -57,12 +56,12 @@ DATA = ("dataset", "text_key", "max_samples", "max_tokens", "seed")
 def narrow(call: Call) -> Report:
     """Stage narrower experts: neurons are taken out of every expert, and what stays is refitted.
 
-    All experts stay, with one width for all layers, so
-    stock mlx-lm loads the result. At equal size this loses less than pruning whole experts. Packed
-    experts lose whole groups of neurons unless --requantize is given.
+    All experts stay, with one width for all layers, so stock mlx-lm loads the result. At equal size
+    this loses less than pruning whole experts. Packed experts lose whole groups of neurons unless
+    --requantize is given.
     """
-    values = {name: v for name, v in without(call.params).items() if name not in DATA}
-    if not call["dataset"]:
+    values = {name: v for name, v in without(call.params).items() if name not in DATA_NAMES}
+    if not call["dataset"]:  # the text of the last collect, not the data set named last
         return carry_out(call, NarrowOptions(**values), call.session.narrow)
     with call.bench.dataset(call["dataset"]) as sources:
         data = dataset_options(sources, call.params, call.bench.settings.seed)

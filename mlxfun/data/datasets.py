@@ -168,6 +168,13 @@ def tokenize(
     return sequences
 
 
+def read_sequences(
+    data: DatasetOptions, tokenizer: Tokenizer, vocabulary: int | None, tally: Tally
+) -> list[Tokens]:
+    """A data set as token sequences, see `read_lines` and `tokenize`."""
+    return tokenize(read_lines(data, tally), tokenizer, data.max_tokens, vocabulary, tally)
+
+
 def line_ids(line: Line, tokenizer: Tokenizer) -> list[int]:
     """The ids of a whole line, uncut. Raises BrokenLine when the template refuses it."""
     if line.kind == "rendered":

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from mlxfun.errors import UsageError
+from mlxfun.text import option_words
 
 ExpertSets = dict[int, tuple[int, ...]]
 
@@ -67,6 +68,17 @@ class DatasetOptions:
         ('a:2', 'b')
         """
         return tuple(s if weight is None else f"{s}:{weight:g}" for s, weight in self.parts)
+
+
+def source_words(data: DatasetOptions, flag: str = "--dataset") -> list[str]:
+    """The sources as words of a command line."""
+    return [word for source in data.words for word in (flag, source)]
+
+
+def dataset_words(data: DatasetOptions) -> list[str]:
+    """A data set as words of a command line, with what differs from the defaults."""
+    default = DatasetOptions(data.source, mixture=data.mixture)
+    return source_words(data) + option_words(data, default)
 
 
 def mixed(sources: Weighted, **options: Any) -> DatasetOptions:

@@ -80,6 +80,18 @@ class Plan(Protocol):
         to it, oldest first. Keys of their maps are decoder layers."""
 
 
+class AllWork:
+    """Of a plan whose experts that stay can all be chosen."""
+
+    __slots__ = ()
+    keep: dict[int, tuple[int, ...]]
+
+    @property
+    def working(self) -> dict[int, tuple[int, ...]]:
+        """The same as `keep`."""
+        return self.keep
+
+
 @dataclass(frozen=True, slots=True)
 class Provenance:
     """Where a plan comes from.

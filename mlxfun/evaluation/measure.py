@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlxfun.context import SILENT, Context
-from mlxfun.data.datasets import Tokenizer, read_lines, tokenize
+from mlxfun.data.datasets import Tokenizer, read_sequences
 from mlxfun.data.options import DatasetOptions
 from mlxfun.editing.editor import Editor
 from mlxfun.editing.options import ApplyOptions
@@ -92,9 +92,7 @@ def read_set(
     data: DatasetOptions, tokenizer: Tokenizer, vocabulary: int | None, ctx: Context = SILENT
 ) -> EvalSet:
     """One set, as tokens. Raises DatasetError."""
-    tally = ctx.reading()
-    lines = read_lines(data, tally)
-    sequences = tokenize(lines, tokenizer, data.max_tokens, vocabulary, tally)
+    sequences = read_sequences(data, tokenizer, vocabulary, ctx.reading())
     return EvalSet(data.source, tuple(sequences))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from mlxfun.editing.plans import PLAN_VERSION, SavedExperts
+from mlxfun.editing.plans import PLAN_VERSION, AllWork, SavedExperts
 from mlxfun.model.components import Component
 from mlxfun.techniques.ablate.options import Position, Target
 
@@ -15,7 +15,7 @@ Strengths = Mapping[Component, Mapping[int, float]]
 
 
 @dataclass(frozen=True, slots=True)
-class AblationPlan:
+class AblationPlan(AllWork):
     """Remove `direction` from what the named parts write to the residual stream.
 
     direction: [D], of length 1. source_layer: the decoder layer behind which it was taken.
@@ -44,11 +44,6 @@ class AblationPlan:
         if self.experts is not None:
             found = {i for i in found if self.experts.get(i)}
         return tuple(sorted(found))
-
-    @property
-    def working(self) -> dict[int, tuple[int, ...]]:
-        """The same as `keep`."""
-        return self.keep
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able form."""

@@ -14,7 +14,7 @@ import mlx.core as mx
 
 from mlxfun.context import SILENT, Context
 from mlxfun.data.expert_lists import MapFiles, read_maps
-from mlxfun.data.options import DatasetOptions
+from mlxfun.data.options import DatasetOptions, source_words
 from mlxfun.editing.plans import Provenance
 from mlxfun.editing.reports import PlanReport, extended
 from mlxfun.errors import PlanError, StateError, UsageError
@@ -239,7 +239,7 @@ def command_line(options: AblateOptions) -> str:
     words = ["abliterate"]
     for name, data in (("--harmful", options.harmful), ("--harmless", options.harmless)):
         if data is not None:
-            words += [word for source in data.words for word in (name, source)]
+            words += source_words(data, name)
     if options.harmful is not None:
         given = options.harmful
         default = DatasetOptions(given.source, seed=options.seed, mixture=given.mixture)

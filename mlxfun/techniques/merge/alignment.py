@@ -14,15 +14,14 @@ neuron j of the member (B. Knyazev, REAM) is
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from mlxfun.model.device.processors import on_processors
 from mlxfun.model.experts import Bank
 
 if TYPE_CHECKING:
@@ -139,13 +138,9 @@ def _distances(a: mx.array, b: mx.array) -> mx.array:
 
 
 def match_pairs(found: Iterator[Array], match: Match) -> Iterator[Array]:
-    """The match of each pair, in order. found: see `costs`.
-
-    SciPy lets go of the interpreter while it solves one, so all processors can.
-    """
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for part in found:
-            yield from pool.map(match, part)
+    """The match of each pair, in order. found: see `costs`."""
+    for part in found:
+        yield from on_processors(match, part)
 
 
 def hungarian(cost: Array) -> Array:

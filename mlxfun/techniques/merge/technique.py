@@ -13,9 +13,9 @@ from mlxfun.calibration.collect import collect
 from mlxfun.calibration.options import METRICS
 from mlxfun.calibration.routing_stats import RoutingStats
 from mlxfun.context import SILENT, Context
-from mlxfun.data.datasets import read_lines, tokenize
+from mlxfun.data.datasets import read_sequences
 from mlxfun.data.expert_lists import Masks, read_expert_list, read_maps
-from mlxfun.data.options import DatasetOptions
+from mlxfun.data.options import dataset_words
 from mlxfun.editing.editor import Live
 from mlxfun.editing.plans import Provenance
 from mlxfun.errors import PlanError, UsageError
@@ -56,9 +56,7 @@ class MergeRequest:
     def of(cls, workspace: Workspace, options: MergeOptions, ctx: Context = SILENT) -> MergeRequest:
         """The request, its data set read. Raises DatasetError."""
         vocabulary = workspace.anatomy.vocabulary
-        data, tally = options.data, ctx.reading()
-        lines = read_lines(data, tally)
-        sequences = tokenize(lines, workspace.tokenizer, data.max_tokens, vocabulary, tally)
+        sequences = read_sequences(options.data, workspace.tokenizer, vocabulary, ctx.reading())
         size = batch_size(workspace.model, workspace.anatomy)
         given = options.saliency
         saliency = None
@@ -120,11 +118,8 @@ class Merge:
 
 def command_line(options: MergeOptions) -> str:
     """The command that stages the same plan, for histories of library sessions."""
-    data = options.data
-    words = ["merge", *(word for source in data.words for word in ("--dataset", source))]
-    words += option_words(data, DatasetOptions(data.source, mixture=data.mixture))
-    words += option_words(options, MergeOptions(options.data))
-    return shlex.join(words)
+    words = ["merge", *dataset_words(options.data)]
+    return shlex.join(words + option_words(options, MergeOptions(options.data)))
 
 
 def _check(options: MergeOptions) -> None:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from mlxfun.context import Context
 from mlxfun.model.delta import LayerDelta
+from mlxfun.model.device.processors import on_processors
 from mlxfun.model.experts import Bank
 from mlxfun.model.identity import Rows
 from mlxfun.model.live_experts import LiveExperts
@@ -73,17 +71,14 @@ def choose(
 def _by_obs(
     normal: dict[int, Array], judged: list[int], gram: Array, keep: int, group: int
 ) -> dict[int, Array]:
-    """A few experts per processor at a time, see mlxfun.techniques.refit.least_squares on threads
-    of BLAS."""
+    """Neurons of each judged expert, a few experts per processor at a time."""
     parts = [judged[start : start + TOGETHER] for start in range(0, len(judged), TOGETHER)]
 
     def of(part: list[int]) -> Array:
         return kept_by_obs(np.stack([normal[e] for e in part]), gram[part], keep, group)
 
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(of, parts)
-        return {e: k for part, ks in zip(parts, found, strict=True)
-                for e, k in zip(part, ks, strict=True)}  # fmt: skip
+    found = [kept for part in on_processors(of, parts) for kept in part]
+    return dict(zip(judged, found, strict=True))
 
 
 def _sizes(features: mx.array, method: Method) -> Array:

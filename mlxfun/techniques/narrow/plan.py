@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from mlxfun.editing.plans import PLAN_VERSION, SavedExperts
+from mlxfun.editing.plans import PLAN_VERSION, AllWork, SavedExperts
 
 
 @dataclass(frozen=True, slots=True)
-class NarrowPlan:
+class NarrowPlan(AllWork):
     """Experts of `width` neurons instead of `width_before`.
 
     keep: {MoE layer: experts}, unchanged by this technique. scarce: {decoder layer: experts that
@@ -27,11 +27,6 @@ class NarrowPlan:
     metric: str | None = None
     strategy: str = ""
     warnings: tuple[str, ...] = ()
-
-    @property
-    def working(self) -> dict[int, tuple[int, ...]]:
-        """The same as `keep`."""
-        return self.keep
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able form."""

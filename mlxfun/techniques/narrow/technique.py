@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from mlxfun.context import SILENT, Context
-from mlxfun.data.datasets import Tokens, read_lines, tokenize
-from mlxfun.data.options import DatasetOptions
+from mlxfun.data.datasets import Tokens, read_sequences
+from mlxfun.data.options import dataset_words
 from mlxfun.editing.plans import Provenance
 from mlxfun.editing.reports import PlanReport, extended
 from mlxfun.errors import PlanError, StateError, UsageError
@@ -86,10 +86,8 @@ class Narrow:
 def _text(workspace: Workspace, options: NarrowOptions, ctx: Context) -> Sequence[Tokens]:
     """What to judge on. Raises StateError where there is nothing, and DatasetError."""
     if options.data is not None:
-        tally, data = ctx.reading(), options.data
-        lines = read_lines(data, tally)
         vocabulary = workspace.anatomy.vocabulary
-        return tokenize(lines, workspace.tokenizer, data.max_tokens, vocabulary, tally)
+        return read_sequences(options.data, workspace.tokenizer, vocabulary, ctx.reading())
     if not workspace.calibration:
         raise StateError(
             "narrow measures on the text of the last collect, and there is none; give --dataset, or "
@@ -100,11 +98,8 @@ def _text(workspace: Workspace, options: NarrowOptions, ctx: Context) -> Sequenc
 
 def command_line(options: NarrowOptions) -> str:
     """The command that stages the same plan, for histories of library sessions."""
-    words, data = ["narrow"], options.data
-    if data is not None:
-        words += [word for source in data.words for word in ("--dataset", source)]
-        words += option_words(data, DatasetOptions(data.source, mixture=data.mixture))
-    return shlex.join([*words, *option_words(replace(options, data=None), NarrowOptions())])
+    words = ["narrow", *(dataset_words(options.data) if options.data is not None else ())]
+    return shlex.join(words + option_words(replace(options, data=None), NarrowOptions()))
 
 
 def _described(plan: NarrowPlan, report: PlanReport) -> PlanReport:
@@ -252,7 +247,7 @@ class _Narrowing:
     def _shared_target(self) -> int | None:
         """The width of the shared expert beside narrower ones, None where it stays as it is."""
         wide = self.workspace.export().shared_width()
-        if self.keys.shared is None or wide is None:
+        if self.keys.shared is None or wide is None or wide % self.width == 0:
             return None
         return -(-wide // self.width) * self.width
 

@@ -17,9 +17,7 @@ layer whose rounded result is no better than before keeps its weights.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -27,11 +25,11 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import numpy as np
 from scipy.linalg.lapack import dpotrf, dpotri
-from threadpoolctl import threadpool_limits
 
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import ModelError
 from mlxfun.model.device.memory import free_bytes
+from mlxfun.model.device.processors import on_processors
 from mlxfun.model.experts import Bank
 
 if TYPE_CHECKING:
@@ -219,6 +217,7 @@ def _descend(
     (H^T H + mu I)^-1 (H^T r - mu A), which needs no product of H with A.
     """
     inverses = _inverses(normal, ridge)
+    mus = {expert: _mu(products, ridge) for expert, products in normal.items()}
     changes: Changes = {}
     for _ in range(sweeps):
         for number, (expert, tokens) in enumerate(features.tokens.items()):
@@ -226,7 +225,7 @@ def _descend(
             left = rest[tokens]
             right = h.T @ (left if seen is None else left * seen[tokens])
             if before is not None:
-                right = right - _mu(normal[expert], ridge) * before
+                right = right - mus[expert] * before
             step = inverses[expert] @ right
             rest = rest.at[tokens].add(-(h @ step))
             changes[expert] = step if before is None else before + step
@@ -240,12 +239,10 @@ def _descend(
 def _inverses(normal: Mapping[int, Array], ridge: float) -> dict[int, mx.array]:
     """(normal + mu I)^-1 of each expert, float32 [N, N].
 
-    By Cholesky, in float64, an expert per processor: LAPACK lets go of the interpreter meanwhile.
-    Threads of its own, which a BLAS starts where nobody tells it not to, made this 17 times slower.
+    By Cholesky, in float64, an expert per processor.
     """
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
-        found: Iterable[Array] = pool.map(lambda n: _inverse(n, ridge), normal.values())
-        return {e: mx.array(inverse) for e, inverse in zip(normal, found, strict=True)}
+    found = on_processors(lambda n: _inverse(n, ridge), normal.values())
+    return {e: mx.array(inverse) for e, inverse in zip(normal, found, strict=True)}
 
 
 def _inverse(normal: Array, ridge: float) -> Array:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from mlxfun.editing.plans import PLAN_VERSION, SavedExperts
+from mlxfun.editing.plans import PLAN_VERSION, AllWork, SavedExperts
 from mlxfun.techniques.router_bias.reports import BoostWay
 
 FILES = {"amplify": "amplification_metadata.json", "bake": "bake_metadata.json"}
@@ -15,7 +15,7 @@ METHODS = {"amplify": "amplification", "bake": "bake"}
 
 
 @dataclass(frozen=True, slots=True)
-class BoostPlan:
+class BoostPlan(AllWork):
     """Experts raised or lowered in their routers.
 
     keep: {decoder layer: live experts}, all of which stay. boosts: {decoder layer: {expert:
@@ -29,11 +29,6 @@ class BoostPlan:
     about: dict[str, Any]
     warnings: tuple[str, ...] = ()
     metric: ClassVar[None] = None
-
-    @property
-    def working(self) -> dict[int, tuple[int, ...]]:
-        """The same as `keep`."""
-        return self.keep
 
     @property
     def strategy(self) -> str:

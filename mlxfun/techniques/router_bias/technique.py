@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlxfun.context import SILENT, Context
-from mlxfun.data.datasets import read_lines, tokenize
-from mlxfun.data.options import DatasetOptions
+from mlxfun.data.datasets import read_sequences
+from mlxfun.data.options import DatasetOptions, dataset_words
 from mlxfun.data.scan_reports import read_report, require_current
 from mlxfun.editing.earlier import present
 from mlxfun.editing.plans import Provenance
@@ -43,7 +43,6 @@ from mlxfun.techniques.router_bias.reports import BoostReport, BoostRow, BoostWa
 from mlxfun.techniques.router_bias.scale import scale_notes, usual_scale
 from mlxfun.techniques.technique import Proposal
 from mlxfun.techniques.workspace import Workspace
-from mlxfun.text import option_words
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
@@ -70,9 +69,8 @@ def _batches(
             f"{what} folds boosts into router rows on this model, which takes calibration text; "
             "give --dataset, e.g. --dataset demo:mixed"
         )
-    tally, vocabulary = ctx.reading(), workspace.anatomy.vocabulary
-    lines = read_lines(data, tally)
-    sequences = tokenize(lines, workspace.tokenizer, data.max_tokens, vocabulary, tally)
+    vocabulary = workspace.anatomy.vocabulary
+    sequences = read_sequences(data, workspace.tokenizer, vocabulary, ctx.reading())
     return batch_size(workspace.model, workspace.anatomy).split(sequences)
 
 
@@ -380,11 +378,7 @@ def _row(workspace: Workspace, plan: BoostPlan, layer: int, fitted: dict[int, Fo
 
 def _line(name: str, options: AmplifyOptions | BakeOptions) -> str:
     """The command that stages the same plan, for histories of library sessions."""
-    data = options.data
-    words = [name]
-    if data is not None:
-        words += [word for source in data.words for word in ("--dataset", source)]
-        words += option_words(data, DatasetOptions(data.source, mixture=data.mixture))
+    words = [name, *(dataset_words(options.data) if options.data is not None else ())]
     for f in fields(options):
         value = getattr(options, f.name)
         if f.name != "data" and value != f.default:

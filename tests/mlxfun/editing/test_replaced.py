@@ -5,6 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 import pytest
+from rigs import StopAt
 
 from mlxfun.context import Context
 from mlxfun.data.options import DatasetOptions
@@ -83,16 +84,8 @@ def test_a_cancelled_undo_stays_where_it_was(merged, monkeypatch) -> None:
     session.apply(ApplyOptions())
     after, state = logits(session), session.editor.state
 
-    class Stop(Context):
-        left = 3
-
-        def check(self) -> None:
-            self.left -= 1
-            if not self.left:
-                raise Cancelled("cancelled")
-
     with pytest.raises(Cancelled):
-        session.undo(Stop())
+        session.undo(StopAt(3))
     assert session.editor.state == state
     np.testing.assert_array_equal(logits(session), after)
     session.undo()

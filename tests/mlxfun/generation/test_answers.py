@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tiny_models
 from mlx_lm.models.cache import make_prompt_cache
+from rigs import StopAt
 
-from mlxfun.context import Context
 from mlxfun.errors import Cancelled
 from mlxfun.generation import answers
 from mlxfun.generation.answers import greedy, takes_ragged_batches
@@ -64,17 +64,9 @@ def test_an_answer_ends_at_a_stop_token_and_makes_room(rig, monkeypatch) -> None
 
 
 def test_a_cancel_between_steps_ends_it(rig) -> None:
-    class Stop(Context):
-        left = 3
-
-        def check(self) -> None:
-            self.left -= 1
-            if not self.left:
-                raise Cancelled("cancelled")
-
     model = rig("qwen3_moe").model
     with pytest.raises(Cancelled):
-        greedy(model, Words(), PROMPTS, 50, Stop())
+        greedy(model, Words(), PROMPTS, 50, StopAt(3))
     assert [list(a.tokens) for a in greedy(model, Words(), PROMPTS[:1], 3)] == [
         alone(model, PROMPTS[0], 3)
     ]

@@ -76,19 +76,29 @@ def test_counts_do_not_depend_on_how_many_tokens_wait(counted, monkeypatch) -> N
 
 
 def test_what_waits_belongs_to_the_statistics_it_was_counted_for(counted) -> None:
+    """Only what was counted behind the reset is there afterwards, though three tokens waited."""
+
     class Reset(Context):
-        done = False
+        steps, gone = 0, 0
 
         def interlude(self) -> None:
-            if not self.done:
-                self.done = True
+            self.steps += 1
+            if self.steps == 4:
+                self.gone = counted.workspace_stats().tokens  # the next tokens wait anew
+            if self.steps == 7:
                 counted._observations.reset()
 
-    counted.chat(ASK, LONG, Reset())
-    after = counted.workspace_stats()
-    assert after is not None
-    # The prompt was counted before the reset, and is gone with it.
-    assert after.tokens < 25
+    def fresh(ctx: Context) -> None:
+        counted._observations.stats = None
+        counted.reset_chat()
+        counted._decoder.clear()
+        counted.chat(ASK, LONG, ctx)
+
+    fresh(Context())
+    whole, reset = counted.workspace_stats().tokens, Reset()
+    fresh(reset)
+    # Between the two there were three tokens, all of which were waiting.
+    assert counted.workspace_stats().tokens == whole - reset.gone - 3
 
 
 def test_steering_in_the_middle_marks_the_statistics(counted) -> None:

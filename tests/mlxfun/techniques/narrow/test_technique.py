@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import tiny_models
-from rigs import Rig, keep_fewer, make_rig
+from rigs import Rig, StopAt, keep_fewer, make_rig
 
 from mlxfun.calibration.options import CollectOptions
 from mlxfun.context import SILENT, Context
@@ -227,18 +227,10 @@ def test_a_pruned_model_can_be_narrowed_and_a_narrowed_one_pruned(rig) -> None:
 
 @pytest.mark.parametrize("at", [1, 4, 9])
 def test_a_cancel_leaves_the_model_as_it_was(rig, at) -> None:
-    class Stop(Context):
-        left = at
-
-        def check(self) -> None:
-            self.left -= 1
-            if not self.left:
-                raise Cancelled("cancelled")
-
     r = rig("qwen3_moe")
     before = r.logits(PREFILL)
     with pytest.raises(Cancelled):
-        run(r, Stop(), width=16)
+        run(r, StopAt(at), width=16)
     assert same(before, r.logits(PREFILL))
     assert (r.resident.ledger, set(r.resident.expert_widths)) == ({}, {32})
 

@@ -7,10 +7,10 @@ from contextlib import closing
 import mlx.core as mx
 import numpy as np
 import pytest
+from rigs import StopAt
 
 from mlxfun import Session
 from mlxfun.calibration.options import CollectOptions
-from mlxfun.context import Context
 from mlxfun.data.options import DatasetOptions
 from mlxfun.editing.options import ApplyOptions
 from mlxfun.errors import BudgetError, Cancelled, PlanError, StateError, UsageError
@@ -127,18 +127,10 @@ def test_a_pass_that_does_not_fit_is_refused_with_the_figures(session, monkeypat
 
 
 def test_a_cancelled_pass_keeps_the_plan_that_was_staged(session):
-    class Stop(Context):
-        left = 9
-
-        def check(self) -> None:
-            self.left -= 1
-            if not self.left:
-                raise Cancelled("cancelled")
-
     staged = session.prune(PruneOptions(n_prune=2))
     before = logits(session)
     with pytest.raises(Cancelled):
-        session.prune(PruneOptions(n_prune=4, refit_experts=True), Stop())
+        session.prune(PruneOptions(n_prune=4, refit_experts=True), StopAt(9))
     assert session.view().plan == staged
     assert np.array_equal(logits(session), before)
 

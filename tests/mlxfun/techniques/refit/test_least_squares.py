@@ -8,9 +8,8 @@ import pytest
 import tiny_models
 from merging_rigs import SEQUENCES, parameters
 from mlx.utils import tree_flatten
-from rigs import keep_fewer
+from rigs import StopAt, keep_fewer
 
-from mlxfun.context import Context
 from mlxfun.data.datasets import batches
 from mlxfun.errors import Cancelled, PlanError
 from mlxfun.model.experts import Bank
@@ -90,18 +89,10 @@ def test_experts_that_are_no_stack_are_refused_before_any_work(rig):
 
 
 def test_a_cancelled_pass_leaves_the_model_as_it_was(rig):
-    class Stop(Context):
-        left = 7
-
-        def check(self) -> None:
-            self.left -= 1
-            if not self.left:
-                raise Cancelled("cancelled")
-
     r = rig("qwen3_moe")
     before = r.logits(PREFILL)
     with pytest.raises(Cancelled):
-        run_refit(r, Stop())
+        run_refit(r, StopAt(7))
     assert same(before, r.logits(PREFILL))
     assert r.resident.ledger == {}
     assert all(tap.live == tuple(range(8)) for tap in r.resident.layers)
