@@ -11,6 +11,21 @@ from textual.widgets import Input, Static
 from tui.messages import KeyUsed, MessageRaised
 
 
+async def ran_binding(field: Widget, event: events.Key) -> bool:
+    """Run at once what a key is bound to in a text field; whether there was something.
+
+    Textual runs a binding once its key has gone up to the screen and back. Letters that come right
+    behind it would be there first: Ctrl+U would take them away, Enter send them along.
+    """
+    bound = None if event.is_printable else field.screen.active_bindings.get(event.key)
+    if bound is None or bound.node is not field or not bound.enabled:
+        return False
+    event.stop()
+    event.prevent_default()
+    await field.app.run_action(bound.binding.action, field)
+    return True
+
+
 class FieldInput(Input):
     """An Input without a frame. Ctrl+C copies a selection, and otherwise interrupts."""
 
@@ -20,15 +35,8 @@ class FieldInput(Input):
     """
 
     async def _on_key(self, event: events.Key) -> None:
-        # Textual runs a binding once its key has gone up to the screen and back. Letters that come
-        # right behind it would be there first: Ctrl+U would take them away, Enter send them along.
-        bound = None if event.is_printable else self.screen.active_bindings.get(event.key)
-        if bound is not None and bound.node is self and bound.enabled:
-            event.stop()
-            event.prevent_default()
-            await self.app.run_action(bound.binding.action, self)
-            return
-        await super()._on_key(event)
+        if not await ran_binding(self, event):
+            await super()._on_key(event)
 
     def _on_paste(self, event: events.Paste) -> None:
         lines = [line.strip() for line in event.text.splitlines() if line.strip()]

@@ -7,6 +7,7 @@ from textual.message import Message
 from textual.widgets import TextArea
 
 from tui.messages import KeyUsed, TextPasted
+from tui.widgets.fields import ran_binding
 
 LONG = 1000
 """Characters from which on the tokens of a pasted text are counted before it is sent."""
@@ -52,14 +53,8 @@ class ChatInput(TextArea):
             text, self.text = self.text, ""
             self.post_message(self.Submitted(text))
             return
-        # As in FieldInput: letters right behind a key must not overtake what it is bound to.
-        bound = None if event.is_printable else self.screen.active_bindings.get(event.key)
-        if bound is not None and bound.node is self and bound.enabled:
-            event.stop()
-            event.prevent_default()
-            await self.app.run_action(bound.binding.action, self)
-            return
-        await super()._on_key(event)
+        if not await ran_binding(self, event):
+            await super()._on_key(event)
 
     async def _on_paste(self, event: events.Paste) -> None:
         event.prevent_default()
