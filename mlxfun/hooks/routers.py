@@ -27,6 +27,7 @@ class Tap(Protocol):
     def observed(self) -> bool: ...
     def open(self, x: mx.array, indices: mx.array, y: mx.array) -> None: ...
     def complete(self, weights: mx.array) -> None: ...
+    def multiplied(self, factor: mx.array) -> None: ...
     def saw_logits(self, x: mx.array, logits: mx.array) -> mx.array: ...
     def routed_logits(self) -> mx.array: ...
 
@@ -34,17 +35,20 @@ class Tap(Protocol):
 def product_class(tap: Tap) -> type[mx.array]:
     """An `mx.array` subclass that notes the operand of `y * w[..., None]` in the open record."""
 
-    def note(y: mx.array, other: Any) -> None:
-        if isinstance(other, mx.array) and other.ndim == y.ndim and other.shape[-1] == 1:
-            tap.complete(other[..., 0])
+    times, reflected_times = mx.array.__mul__, mx.array.__rmul__
+
+    def is_factor(y: mx.array, other: Any) -> bool:
+        return isinstance(other, mx.array) and other.ndim == y.ndim and other.shape[-1] == 1
 
     def multiply(self: mx.array, other: Any) -> mx.array:
-        note(self, other)
-        return mx.array.__mul__(self, other)
+        if is_factor(self, other):
+            tap.multiplied(other)
+        return times(self, other)
 
     def reflected(self: mx.array, other: Any) -> mx.array:
-        note(self, other)
-        return mx.array.__rmul__(self, other)
+        if is_factor(self, other):
+            tap.multiplied(other)
+        return reflected_times(self, other)
 
     def astype(self: mx.array, *args: Any, **kwargs: Any) -> mx.array:
         result = mx.array.astype(self, *args, **kwargs)

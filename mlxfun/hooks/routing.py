@@ -89,6 +89,11 @@ class LayerTap:
 
     def __init__(self, experts: LiveExperts) -> None:
         self.experts = experts
+        facts = experts.layer.facts
+        self._position = experts.layer.position
+        # Where the weights come from that the experts' output is not multiplied with.
+        self._weights_elsewhere = facts.weights_inside or facts.weights_from_router
+        self._inside = facts.weights_inside or experts.layer.experts_list
         self.logits_rule: LogitsRule | None = None
         self.bias: mx.array | None = None  # the steered selection bias
         self.clients: list[Client] = []
@@ -132,16 +137,23 @@ class LayerTap:
         """Whether the logits of a forward must pass the tap."""
         if self.logits_rule is not None or self._wanted.logits:
             return True
-        inside = self.layer.facts.weights_inside or self.layer.experts_list
-        return inside and self.observed
+        return self._inside and self.observed
 
-    def open(self, x: mx.array, indices: mx.array, y: mx.array) -> None:
-        """A forward has routed `x` to `indices`, positions among the live experts."""
-        labelled = self.experts.labelled(indices)
-        if self.step is not None:
-            self.step.opened(self.layer.position, labelled, y)
-        self._record = self._recorded(x, labelled, y) if self.clients else None
+    def open(
+        self, x: mx.array, indices: mx.array, y: mx.array, mapped: mx.array | None = None
+    ) -> None:
+        """A forward has routed `x` to `indices`, positions among the live experts.
+
+        mapped: the same as rows of the resident stack. Decoding passes here once per layer and
+        token while the device waits for work, so what a step does not need comes after it.
+        """
+        labelled = self.experts.labelled(indices, mapped)
         self._awaited = True
+        if self.step is not None:
+            self.step.opened(self._position, labelled, y)
+            if not (self.clients or self._weights_elsewhere):
+                return
+        self._record = self._recorded(x, labelled, y) if self.clients else None
         if self.layer.facts.weights_inside and self._routed is not None:
             chosen = mx.take_along_axis(self._routed, indices, axis=-1)
             self.complete(mx.sigmoid(chosen.astype(mx.float32)))
@@ -169,12 +181,23 @@ class LayerTap:
             return
         self._awaited = False
         if self.step is not None:
-            self.step.weights[self.layer.position] = weights
+            self.step.weights[self._position] = weights
         record, self._record = self._record, None
         if record is not None:
             record.weights = weights
             for client in self.clients:
                 client.completed(self, record)
+
+    def multiplied(self, factor: mx.array) -> None:
+        """The experts' output was multiplied with `factor` [..., K, 1], their weights."""
+        if not self._awaited:
+            return
+        if self.step is not None and not self.clients:
+            # As it is: a step is flattened when it is stacked.
+            self._awaited = False
+            self.step.weights[self._position] = factor
+        else:
+            self.complete(factor[..., 0])
 
     def routed_logits(self) -> mx.array:
         """The logits that the forward in progress routes by (they must have been asked for)."""
@@ -355,7 +378,7 @@ def _hook(hooks: Hooks, tap: LayerTap) -> None:
             layer.logits, "weight", lambda own: GateWeight(own, tap) if tap.watches_logits else own
         )
     else:
-        hooks.on_call(layer.logits, lambda own, x: tap.saw_logits(x, own(x)), required=False)
+        hooks.on_call(layer.logits, _logits(tap), required=False)
     if layer.facts.weights_from_router:
         hooks.on_call(layer.router, _router(tap), required=False)
     if layer.bias_owner is not None and layer.bias_name is not None:
@@ -369,12 +392,22 @@ def _experts(tap: LayerTap) -> Callable[..., mx.array]:
     product = product_class(tap)
 
     def call(own: Any, x: mx.array, indices: mx.array, *args: Any, **kwargs: Any) -> mx.array:
-        mapped = tap.experts.index_map
-        y: mx.array = own(x, indices if mapped is None else mapped[indices], *args, **kwargs)
+        rows = tap.experts.mapped(indices)
+        y: mx.array = own(x, rows, *args, **kwargs)
         if tap.step is not None or tap.clients:
-            tap.open(x, indices, y)
+            tap.open(x, indices, y, rows)
             y.__class__ = product
         return y
+
+    return call
+
+
+def _logits(tap: LayerTap) -> Callable[[Any, mx.array], mx.array]:
+    """A module whose output is the logits."""
+
+    def call(own: Any, x: mx.array) -> mx.array:
+        logits: mx.array = own(x)
+        return tap.saw_logits(x, logits) if tap.watches_logits else logits
 
     return call
 

@@ -38,6 +38,37 @@ def output_peaks(y: mx.array) -> mx.array:
 _fused_norms = mx.compile(_norms, shapeless=True)
 
 
+FUSED = 8
+"""Layers whose rows one fused kernel joins: a compiled function holds a chain of about ten steps."""
+
+
+def stack_rows(rows: Sequence[mx.array]) -> mx.array:
+    """Rows [K] of one dtype as [L, K], bit for bit.
+
+    `mx.stack` copies each row by a kernel of its own. On a GPU that was measured at 3 percent of a
+    token's time for 48 layers, so there eight rows are joined by one fused kernel. The CPU backend
+    gains nothing and would start a compiler.
+    """
+    if len(rows) <= FUSED or mx.default_device() != mx.Device(mx.gpu):
+        return mx.stack(list(rows))
+    whole = len(rows) - len(rows) % FUSED
+    parts = [_fused_join(*rows[start : start + FUSED]) for start in range(0, whole, FUSED)]
+    if whole < len(rows):
+        parts.append(mx.stack(list(rows[whole:])))
+    return mx.concatenate(parts)
+
+
+def _join(*rows: mx.array) -> mx.array:
+    place = mx.arange(len(rows))[:, None]
+    joined = mx.broadcast_to(rows[-1][None], (len(rows), rows[-1].shape[0]))
+    for number, row in enumerate(rows[:-1]):
+        joined = mx.where(place == number, row[None], joined)
+    return joined
+
+
+_fused_join = mx.compile(_join)
+
+
 @dataclass(frozen=True, slots=True)
 class StepRouting:
     """The routing of a forward over one token, on the device and queued: experts int [L, K],
@@ -105,7 +136,7 @@ class Stepping:
         rows = [a.reshape(-1) for a in arrays if a is not None]
         if any(row.size != self._width for row in rows):
             rows = [mx.pad(row, (0, self._width - row.size)) for row in rows]
-        return mx.stack(rows)
+        return stack_rows(rows)
 
 
 def require_all(positions: Sequence[int], seen: dict[int, Any]) -> None:

@@ -28,7 +28,8 @@ class LiveExperts:
 
     live: their checkpoint numbers, ascending; the router's output has one logit for each. rows:
     the row of the resident stack of each. index_map: `rows` on the device, uint32 [live], None
-    where position and row agree. labels: `live` on the device, None while nothing is pruned.
+    where position and row agree. labels: `live` on the device, None while nothing is pruned; the
+    same array as index_map while no row is missing from the stack.
     """
 
     def __init__(self, layer: MoELayer) -> None:
@@ -56,11 +57,25 @@ class LiveExperts:
         rows = tuple(where[expert] for expert in live)
         identity = rows == tuple(range(len(resident)))
         index_map = None if identity else mx.array(rows, dtype=mx.uint32)
-        labels = None if live == tuple(range(self.layer.num_experts)) else mx.array(live, mx.uint32)
+        labels = None
+        if live != tuple(range(self.layer.num_experts)):
+            labels = index_map if live == rows else mx.array(live, mx.uint32)
         # Evaluated here, on the owning thread: a lazy array would be built anew in each forward.
         mx.eval([a for a in (index_map, labels) if a is not None])
         return rows, index_map, labels
 
-    def labelled(self, indices: mx.array) -> mx.array:
-        """Positions among the live experts as checkpoint numbers."""
-        return indices if self.labels is None else self.labels[indices]
+    def mapped(self, indices: mx.array) -> mx.array:
+        """Positions among the live experts as rows of the resident stack."""
+        return indices if self.index_map is None else self.index_map[indices]
+
+    def labelled(self, indices: mx.array, mapped: mx.array | None = None) -> mx.array:
+        """Positions among the live experts as checkpoint numbers.
+
+        mapped: the rows of the same experts where they are known; while no row is missing they are
+        the checkpoint numbers, and one gather a layer is saved.
+        """
+        if self.labels is None:
+            return indices
+        if mapped is not None and self.labels is self.index_map:
+            return mapped
+        return self.labels[indices]

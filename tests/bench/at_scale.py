@@ -50,14 +50,20 @@ ANSWER = 96
 
 
 class Times(Context):
-    """When each token of an answer came."""
+    """When each token of an answer came; of two sides, from the first token of the second on, as the
+    reading of its prompt is no part of the rate."""
 
     def __init__(self) -> None:
         self.at: list[float] = []
+        self._sides: set[str] = set()
 
     def emit(self, event: Event) -> None:
-        if isinstance(event, Token):
-            self.at.append(time.perf_counter())
+        if not isinstance(event, Token):
+            return
+        if event.side not in self._sides:
+            self._sides.add(event.side)
+            self.at.clear()
+        self.at.append(time.perf_counter())
 
     def rate(self) -> float:
         """Tokens per second, from the first to the last."""

@@ -14,8 +14,8 @@ Result = TypeVar("Result")
 
 
 def on_processors(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """`work` on each item, one per processor, in order. For LAPACK, SciPy and large NumPy arrays,
-    which let go of the interpreter while they compute.
+    """`work` on each item, one per processor, in order. For what lets go of the interpreter while it
+    computes: NumPy's linear algebra and large arrays, SciPy's assignment, but not its LAPACK.
 
     Threads of its own, which a BLAS starts where nobody tells it not to, get in each other's way:
     they made inverses 17 times slower.

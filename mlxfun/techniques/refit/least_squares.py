@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import numpy as np
-from scipy.linalg.lapack import dpotrf, dpotri
 
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import ModelError
@@ -261,20 +260,41 @@ def inverse_of(normal: Array, mu: float) -> Array:
     mu grows where the products are too imprecise for it, as those made in TF32 can be. Raises
     ModelError for products that are not finite.
     """
+    if not np.isfinite(normal).all():
+        raise ModelError("the neurons of an expert are not finite, so nothing can be fitted")
     size = len(normal)
     while True:
         matrix = normal.astype(np.float64)
         matrix[np.diag_indices(size)] += mu
-        factor, failed = dpotrf(matrix, lower=True, clean=True, overwrite_a=True)
-        if not failed:
-            break
-        if not np.isfinite(mu):
-            raise ModelError("the neurons of an expert are not finite, so nothing can be fitted")
-        mu *= 10
-    lower, _ = dpotri(factor, lower=True, overwrite_c=True)  # zero above the diagonal
-    inverse = lower + lower.T
-    inverse[np.diag_indices(size)] /= 2
-    return np.asarray(inverse)
+        try:
+            # NumPy's factor and products and not SciPy's LAPACK, which holds the interpreter's
+            # lock while it computes: inverses on 16 processors then took as long as on one.
+            half = _inverse_of_lower(np.linalg.cholesky(matrix))
+        except np.linalg.LinAlgError:
+            mu *= 10
+        else:
+            return np.asarray(half.T @ half)
+
+
+SMALL = 64
+"""Triangles of up to so many rows are inverted at once."""
+
+
+def _inverse_of_lower(factor: Array) -> Array:
+    """The inverse of a lower triangle [N, N], by halves: products do most of the work.
+
+    [ A 0 ]^-1   [   A^-1          0   ]
+    [ B C ]    = [ -C^-1 B A^-1   C^-1 ]
+    """
+    size = len(factor)
+    if size <= SMALL:
+        return np.asarray(np.tril(np.linalg.inv(factor)))
+    half = size // 2
+    found = np.zeros_like(factor)
+    first, last = _inverse_of_lower(factor[:half, :half]), _inverse_of_lower(factor[half:, half:])
+    found[:half, :half], found[half:, half:] = first, last
+    found[half:, :half] = -(last @ (factor[half:, :half] @ first))
+    return found
 
 
 def energy(values: mx.array) -> float:

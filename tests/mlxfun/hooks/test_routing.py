@@ -10,6 +10,7 @@ from mlx.utils import tree_flatten
 from rigs import make_rig
 
 from mlxfun.hooks.intercept import Hooks
+from mlxfun.hooks.step_routing import FUSED, _join
 from mlxfun.steering import rules as steer
 from mlxfun.steering.rules import Steering
 
@@ -179,3 +180,12 @@ def test_attaching_twice_and_detaching_once_restores_the_model(rig):
     r.taps.detach()
     assert not r.taps.attached
     assert all("Tap" not in base.__name__ for m in r.model.modules() for base in type(m).__mro__)
+
+
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float32, mx.uint32])
+def test_rows_that_one_kernel_joins_are_the_rows_as_they_were(dtype: mx.Dtype) -> None:
+    # The kernel itself runs on a GPU only; its function, uncompiled, must move bits and no more.
+    rows = [mx.array([1.5 * i, 7 + i, 2**20 + i]).astype(dtype) for i in range(FUSED)]
+    joined = _join(*rows)
+    assert joined.dtype == dtype
+    assert mx.array_equal(joined, mx.stack(rows))

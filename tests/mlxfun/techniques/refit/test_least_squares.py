@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -11,13 +14,20 @@ from mlx.utils import tree_flatten
 from rigs import StopAt, keep_fewer
 
 from mlxfun.data.datasets import batches
-from mlxfun.errors import Cancelled, PlanError
+from mlxfun.errors import Cancelled, ModelError, PlanError
 from mlxfun.model.experts import Bank
 from mlxfun.model.identity import state_id
 from mlxfun.model.slicing import compact_delta
 from mlxfun.techniques.refit import least_squares as module
 from mlxfun.techniques.refit.layerwise import Recalibration
-from mlxfun.techniques.refit.least_squares import SWEEPS, Routed, left_out, output, refit
+from mlxfun.techniques.refit.least_squares import (
+    SWEEPS,
+    Routed,
+    inverse_of,
+    left_out,
+    output,
+    refit,
+)
 
 PREFILL = [[3, 14, 15, 9, 26, 5, 35, 8, 9, 7, 9, 32, 38, 46, 26, 43, 3, 8, 32, 7]]
 STACKED = tuple(name for name in tiny_models.RUNNABLE if name != "dbrx")
@@ -175,3 +185,39 @@ def test_a_fifth_of_the_tokens_is_left_out_in_stretches():
     assert out[512:640].all()
     assert not out[:512].any()
     assert left_out(20).sum() == 4
+
+
+@pytest.mark.parametrize("size", [1, 63, 65, 200])
+def test_inverse_of_products_is_that_of_a_plain_inverse(size: int) -> None:
+    rows = np.random.default_rng(size).normal(size=(2 * size, size)).astype(np.float32)
+    products = rows.T @ rows
+    wanted = np.linalg.inv(products.astype(np.float64) + 0.5 * np.eye(size))
+    found = inverse_of(products, 0.5)
+    assert np.abs(found - wanted).max() < 1e-12
+    assert np.array_equal(found, found.T)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_products_that_are_not_finite_are_refused(bad: float) -> None:
+    products = np.eye(80, dtype=np.float32)
+    products[3, 5] = products[5, 3] = bad
+    with pytest.raises(ModelError, match="not finite"):
+        inverse_of(products, 0.1)
+
+
+def test_other_threads_run_while_an_inverse_is_made() -> None:
+    """Inverses are spread over the processors, which gains nothing if each holds the interpreter."""
+    products = np.eye(1500)
+    running, turns = threading.Event(), 0
+
+    def make() -> None:
+        running.set()
+        inverse_of(products, 0.1)
+        running.clear()
+
+    maker = threading.Thread(target=make)
+    maker.start()
+    while maker.is_alive():
+        turns += running.is_set()
+        time.sleep(0.001)
+    assert turns > 5
