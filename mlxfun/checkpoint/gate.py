@@ -3,8 +3,8 @@
 Stock mlx-lm must load the directory strictly, every tensor must come back bit for bit, and the
 logits of a fixed probe must be those of the resident model; NaN and infinity are refused unless
 the checkpoint has them already. Tensors are compared one at a time.
-The second forward never holds the whole model: MLX's lazy evaluation reads each layer's weights
-when its turn comes and lets go of them after it, which takes no longer than reading them ahead.
+The second forward never holds the whole model: it runs layer by layer, and each layer's weights
+are read when its turn comes and let go after it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from mlxfun.checkpoint.load import HALF, LOAD_ERRORS, needs_float32, short
 from mlxfun.checkpoint.sources import without_wildcards
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import ModelError, SaveError
+from mlxfun.hooks.pace import layers_let_go
 from mlxfun.model.parameters import finite, flatten
 
 PROBE_TOKENS = 48
@@ -124,12 +125,12 @@ def probe_tokens(vocabulary: int) -> mx.array:
 def forward(model: nn.Module, tokens: mx.array) -> mx.array:
     """Evaluated logits of a lazily loaded model, cast for the CPU backend as `load` does.
 
-    Its parameters are let go once the graph stands, so that each is read and freed as the
-    evaluation passes it; the model is unusable afterwards.
+    Its parameters are let go as the forward passes them; the model is unusable afterwards.
     """
     if needs_float32(model):
         model.update(tree_map(_widen, model.parameters()))
-    result: mx.array = model(tokens)
+    with layers_let_go(model):
+        result: mx.array = model(tokens)
     model.update(tree_map(lambda _: mx.zeros(0), model.parameters()))
     mx.eval(result)
     return result

@@ -7,15 +7,17 @@ before the one that was just queued costs next to nothing, because the device al
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from mlxfun.hooks.intercept import Hooks
-from mlxfun.model.anatomy.layers import decoder_layers, in_order
+from mlxfun.model.anatomy.layers import decoder_layers, in_order, layer_paths
 from mlxfun.model.anatomy.types import MoEMap
 
 
@@ -59,3 +61,36 @@ class Paced:
         out = own(*args, **kwargs)
         self._pace(out)
         return out
+
+
+@contextmanager
+def layers_let_go(model: nn.Module) -> Iterator[None]:
+    """Forwards inside the block evaluate layer by layer, and each layer then loses its parameters.
+
+    For one forward of a lazily loaded model that must not be held whole: the device reads tensors
+    on another queue than it computes on, so a forward that is evaluated at its end has read all
+    of them long before it comes to the last layer. The model is unusable afterwards. Modules that
+    several layers share keep their parameters.
+    """
+    modules = in_order(model)
+    layers = {path: modules[path] for path in layer_paths(modules)}
+    shared = Counter(
+        part for layer in layers.values() for part in {id(module) for module in layer.modules()}
+    )
+
+    def let_go(layer: nn.Module) -> None:
+        for part in layer.modules():
+            if shared[id(part)] == 1:
+                part.update({k: mx.zeros(0) for k, v in part.items() if isinstance(v, mx.array)})
+
+    def passing(layer: nn.Module, own: Any, *args: Any, **kwargs: Any) -> Any:
+        out = own(*args, **kwargs)
+        let_go(layer)  # what is queued still holds the arrays, each until it is used
+        mx.eval(out)
+        return out
+
+    hooks = Hooks(modules)
+    for path, layer in layers.items():
+        hooks.on_call(path, partial(passing, layer), required=False)
+    with hooks:
+        yield

@@ -43,6 +43,14 @@ def decoder_layers(modules: Modules, moe: MoEMap) -> tuple[DecoderLayer, ...]:
     return tuple(found)
 
 
+def layer_paths(modules: Modules) -> tuple[str, ...]:
+    """Paths of all items of lists of modules outside any other list: decoder layers and the like.
+
+    Needs nothing but the modules, so also of a model that is being looked at for the first time.
+    """
+    return tuple(path for paths in _lists(modules) for path in paths)
+
+
 def _lists(modules: Modules) -> Iterable[list[str]]:
     """Paths of the items of each list of modules that have modules of their own, by number."""
     parents = {path.rpartition(".")[0] for path in modules}
