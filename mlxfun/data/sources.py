@@ -28,7 +28,11 @@ RECORD_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
 PACKED_SUFFIXES = (".gz", ".zst")
 
 _ROWS = 64
-"""Rows of a Parquet file that are held at once; they may have pictures in them."""
+"""Rows of a Parquet file that are held at once, at most; they may have pictures in them."""
+
+_ROWS_BYTES = 256 << 20
+"""What these rows may take at worst: a column's values are repeated by number, so that a few bytes
+of a file can stand for gigabytes of one text."""
 
 _PIECE = 4096
 """Bytes of a .zst file that are unpacked at once."""
@@ -143,9 +147,7 @@ def _all(stream: Any) -> bytes:
 
 def _bounded(data: bytes, file: Path) -> bytes:
     if len(data) > DATA_BYTES:
-        raise DatasetError(
-            f"{file} unpacks to more than {DATA_BYTES >> 20:,} MiB; split it into several files"
-        )
+        raise _too_large(file)
     return data
 
 
@@ -263,8 +265,12 @@ def _parquet(file: Path) -> Iterator[Found]:
     try:
         with open_file(file):  # a pipe would be waited for
             pass
-        number = 0
-        for batch in parquet.ParquetFile(file).iter_batches(batch_size=_ROWS):
+        number, left = 0, DATA_BYTES
+        opened = parquet.ParquetFile(file)
+        for batch in opened.iter_batches(batch_size=_rows_at_once(opened.metadata, file)):
+            left -= batch.nbytes
+            if left < 0:
+                raise _too_large(file)
             for row in _rows(batch):
                 where = f"{file}[{number}]"
                 if row is None:
@@ -279,6 +285,29 @@ def _parquet(file: Path) -> Iterator[Found]:
         raise DatasetError(
             f"{file} is not a readable Parquet file ({said}); fetch it again"
         ) from error
+
+
+def _rows_at_once(metadata: Any, file: Path) -> int:
+    """How many rows of a Parquet file are read at once. Raises DatasetError for one whose largest
+    column of a group of rows is beyond what is read of any file.
+
+    No value is larger than the unpacked pages of its column.
+    """
+    chunks = (
+        metadata.row_group(group).column(column).total_uncompressed_size
+        for group in range(metadata.num_row_groups)
+        for column in range(metadata.num_columns)
+    )
+    largest = max(chunks, default=0)
+    if largest > DATA_BYTES:
+        raise _too_large(file)
+    return max(1, min(_ROWS, _ROWS_BYTES // max(largest, 1)))
+
+
+def _too_large(file: Path) -> DatasetError:
+    return DatasetError(
+        f"{file} unpacks to more than {DATA_BYTES >> 20:,} MiB; split it into several files"
+    )
 
 
 def _rows(batch: Any) -> Iterator[dict[str, Any] | None]:

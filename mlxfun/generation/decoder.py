@@ -30,6 +30,8 @@ from mlxfun.generation.options import FinishReason, GenerateOptions
 from mlxfun.generation.sampling import Sampler
 from mlxfun.hooks.routing import Taps
 from mlxfun.hooks.step_routing import StepRouting
+from mlxfun.model.device.hints import announce
+from mlxfun.model.device.memory import on_cuda
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
@@ -165,6 +167,8 @@ class Decoder:
         "cancelled".
         """
         require_known(prompt, self._taps.anatomy.vocabulary, "the prompt")
+        if on_cuda():  # a first answer waits for the compiler; a CPU's BLAS matters in passes only
+            announce(ctx)
         cache = self._caches.take(key(), prompt)
         answer = _Answer(self._model, self._taps, cache, self._sampler(options), counter)
         cached, begin = len(cache.tokens), monotonic()

@@ -163,6 +163,25 @@ def test_a_file_that_was_cut_off_is_named(write: Write, tmp_path: Path, keep: in
         read(tmp_path / "cut.parquet")
 
 
+@pytest.mark.parametrize("texts", [["x" * (9 << 20)], ["x" * (1 << 20)] * 9])
+def test_a_few_bytes_do_not_unpack_to_more_than_the_bound(
+    write: Write, monkeypatch: pytest.MonkeyPatch, texts: list[str]
+) -> None:
+    """One long value, and one value that is written once and repeated by number."""
+    monkeypatch.setattr("mlxfun.data.sources.DATA_BYTES", 8 << 20)
+    file = write({"text": texts}, compression="zstd")
+    assert file.stat().st_size < 1 << 16
+    with pytest.raises(DatasetError, match="unpacks to more than 8 MiB; split it"):
+        read(file)
+
+
+def test_long_rows_are_held_one_by_one(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlxfun.data.sources._ROWS_BYTES", 2 << 20)
+    texts = [str(n) * (1 << 20) for n in range(5)]
+    lines, _ = read(write({"text": texts}, compression="zstd"))
+    assert [line.payload for line in lines] == texts
+
+
 def test_a_damaged_page_is_named_or_a_broken_row(write: Write, tmp_path: Path) -> None:
     """Whatever bytes are wrong: an error of ours, and never what the reader itself raises."""
     whole = write({"text": [f"sample {n}" for n in range(300)]}, compression="snappy").read_bytes()

@@ -91,8 +91,11 @@ def test_parquet_rows_are_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """pyarrow is stood in for where it is not installed: its rows are dictionaries with nulls."""
 
     class File:
+        nbytes, num_row_groups, num_columns = 40, 0, 2
+
         def __init__(self, path: Path) -> None:
             assert path.name == "a.parquet"
+            self.metadata = self
 
         def iter_batches(self, batch_size: int) -> Iterable[Any]:
             return [self]
