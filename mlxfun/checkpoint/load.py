@@ -29,11 +29,13 @@ from mlxfun.checkpoint.headers import (
     require_even,
 )
 from mlxfun.checkpoint.identity import Stamp, checkpoint_id, difference, stamps
+from mlxfun.checkpoint.options import Residency
 from mlxfun.checkpoint.sources import companions, read_config, resolve, without_wildcards
 from mlxfun.checkpoint.tokenizer import open_tokenizer
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import ModelError
 from mlxfun.model.device.memory import bound_cache, memory_limit, on_cpu, require
+from mlxfun.model.model_map import map_model
 from mlxfun.model.parameters import flatten
 
 HALF = (mx.bfloat16, mx.float16)
@@ -58,7 +60,8 @@ class Loaded:
     config.json and the weights as they were, to tell whether they still are. companions: names of
     the other files of the model. chat_template: where that is from, "" for none.
     given_template: the user gave it in place of the model's. read_rate: bytes a second that the
-    weights were read with.
+    weights were read with. streamed: decoder layers are not in memory; their parameters are unread
+    arrays (see mlxfun.model.places.LayerStore).
     """
 
     model: nn.Module
@@ -75,6 +78,7 @@ class Loaded:
     chat_template: str = ""
     given_template: bool = False
     read_rate: float = 0.0
+    streamed: bool = False
 
     @property
     def changed(self) -> str:
@@ -88,8 +92,10 @@ def load(
     ctx: Context = SILENT,
     chat_template: Path | None = None,
     identities: Path | None = None,
+    resident: Residency = "all",
 ) -> Loaded:
-    """Load `source` (directory, Hub id or "demo") and evaluate every array of it.
+    """Load `source` (directory, Hub id or "demo") and evaluate every array of it, or with resident
+    "none" every array outside its decoder layers.
 
     chat_template: used instead of the model's. identities: see `checkpoint_id`. On the CPU 16-bit
     weights are cast to float32, as its `gather_mm` needs; each one's own dtype stays on record.
@@ -103,14 +109,20 @@ def load(
     headers = read_headers(found.path)
     _require_sound(config, headers, found.path)
     identity = checkpoint_id(found.path, identities)
+    streamed = resident == "none"
     estimate = estimate_bytes(headers, config)
-    _require_memory(found.model_id, estimate)
+    if not streamed:
+        _require_memory(found.model_id, estimate)
     # Before the weights: a tokenizer that is missing is told before gigabytes are read.
     tokenizer, template, remarks = open_tokenizer(found.path, chat_template)
     model, full_config = _load_lazy(found.path, config)
     stored = {path: array.dtype for path, array in flatten(model.parameters())}
     cast = needs_float32(model)
-    rate = estimate / _evaluate(model, cast, ctx)
+    unread = _unread(model, full_config) if streamed else frozenset()
+    if streamed:
+        estimate = _streamed_bytes(model, unread, cast)
+        _require_memory(found.model_id, estimate)
+    rate = estimate / _evaluate(model, cast, ctx, unread)
     require_dtypes(model, full_config)
     if changed := difference(found.path, files):
         raise ModelError(f"{changed} while the model was being loaded; load it again")
@@ -128,7 +140,8 @@ def load(
         estimate=estimate,
         chat_template=template,
         given_template=chat_template is not None,
-        read_rate=rate,
+        read_rate=0.0 if streamed else rate,
+        streamed=streamed,
         files=files,
         companions=tuple(str(f.relative_to(found.path)) for f in companions(found.path).files),
     )
@@ -248,13 +261,41 @@ def needs_float32(model: nn.Module) -> bool:
     return not any("scales" in module for module in modules)
 
 
-def _evaluate(model: nn.Module, cast: bool, ctx: Context) -> float:
+def _unread(model: nn.Module, config: dict[str, Any]) -> frozenset[str]:
+    """The parameters of decoder layers."""
+    layers = tuple(f"{layer.path}." for layer in map_model(model, config).layers)
+    return frozenset(path for path, _ in flatten(model.parameters()) if path.startswith(layers))
+
+
+def _streamed_bytes(model: nn.Module, unread: frozenset[str], cast: bool) -> int:
+    """Bytes in memory while the largest decoder layer runs, besides what runs through it."""
+    rest, layers = 0, dict[str, int]()
+    for path, array in flatten(model.parameters()):
+        size = array.nbytes * (2 if cast and array.dtype in HALF else 1)
+        if path not in unread:
+            rest += size
+            continue
+        place = next(i for i, part in enumerate(path.split(".")) if part.isdigit())
+        layer = ".".join(path.split(".")[: place + 1])
+        layers[layer] = layers.get(layer, 0) + size
+    return rest + max(layers.values(), default=0)
+
+
+def _evaluate(
+    model: nn.Module, cast: bool, ctx: Context, unread: frozenset[str] = frozenset()
+) -> float:
     """Evaluate parameter by parameter, so that a cast never holds two copies of the model; the
-    seconds that it took."""
+    seconds that it took. unread: those that are left as they are."""
     began = perf_counter()
-    names = [(path, array.nbytes) for path, array in flatten(model.parameters())]
+    if cast:
+        lazy = [(path, a) for path, a in flatten(model.parameters()) if path in unread]
+        wide = [(path, a.astype(mx.float32)) for path, a in lazy if a.dtype in HALF]
+        model.update(tree_unflatten(wide))
+    kept = [(path, a) for path, a in flatten(model.parameters()) if path not in unread]
+    names = [(path, array.nbytes) for path, array in kept]
     total = sum(count for _, count in names)
-    arrays = dict(flatten(model.parameters()))
+    arrays = dict(kept)
+    del kept
     done = 0
     for path, count in names:
         ctx.check()

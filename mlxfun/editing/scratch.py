@@ -14,7 +14,8 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlxfun.checkpoint.save import beside, failures, require_space
-from mlxfun.model.delta import FromFile, LayerDelta, Source
+from mlxfun.model.delta import LayerDelta
+from mlxfun.model.places import FromFile, Source
 
 
 class Scratch:

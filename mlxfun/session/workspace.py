@@ -11,17 +11,20 @@ import numpy as np
 
 from mlxfun.checkpoint.load import Loaded
 from mlxfun.checkpoint.save import checked_target
+from mlxfun.checkpoint.unread import require_unchanged, unread
 from mlxfun.context import SILENT, Context
 from mlxfun.editing import save
 from mlxfun.editing.editor import Editor
 from mlxfun.editing.scratch import Scratch, scratch_for
 from mlxfun.evaluation.evaluator import EvalSet, Evaluator
 from mlxfun.hooks.head import HeadTap
+from mlxfun.hooks.residency import LayerReader
 from mlxfun.hooks.routing import Taps
-from mlxfun.model.delta import Delta, FromFile, LayerDelta, Reader, Resident, Trial
+from mlxfun.model.delta import Delta, LayerDelta, Resident, Trial
 from mlxfun.model.device.memory import Need, fits, require
 from mlxfun.model.export import ExportView
 from mlxfun.model.model_map import map_model
+from mlxfun.model.places import FromFile, LayerStore, Reader
 from mlxfun.session.observations import Observations
 
 if TYPE_CHECKING:
@@ -48,6 +51,9 @@ class SessionWorkspace:
         self.map = map_model(self.model, loaded.config)
         self.anatomy = self.map.experts
         self.resident = Resident(self.model, self.anatomy, self.open_checkpoint)
+        self._session_scratch: Scratch | None = None
+        if loaded.streamed:
+            self._keep_layers_on_disk()
         self.taps = Taps(self.model, self.anatomy, self.resident.layers)
         self.taps.attach()
         began = f"load {loaded.model_id}"
@@ -59,6 +65,16 @@ class SessionWorkspace:
         head = HeadTap(self.model, self.anatomy.head) if self.anatomy.head else None
         self.evaluator = Evaluator(self.model, head, self.anatomy)
         self.observations = Observations(loaded, self.anatomy, self.taps, self.editor)
+
+    def _keep_layers_on_disk(self) -> None:
+        loaded, layers = self._loaded, [layer.path for layer in self.map.layers]
+        self.resident.store = store = LayerStore(
+            self.resident.tree,
+            layers,
+            lambda: unread(loaded),
+            lambda: require_unchanged(loaded),
+        )
+        LayerReader(self.model, store).attach()
 
     @property
     def config(self) -> dict[str, Any]:

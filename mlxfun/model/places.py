@@ -1,0 +1,226 @@
+"""Where tensors are: in the checkpoint, in a file, in the model; and layers that are in memory only
+while they run.
+
+A model may be larger than memory. Then no tensor of a decoder layer is held: each is an array that
+was not read yet, and is read when its layer runs and let go of after it (`LayerStore`). What an
+edit made of such a tensor is in a file, and read in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import mlx.core as mx
+
+from mlxfun.errors import ModelError
+from mlxfun.model.parameters import ParameterTree
+
+if TYPE_CHECKING:
+    import mlx.nn as nn
+
+
+@dataclass(frozen=True, slots=True)
+class FromCheckpoint:
+    """Rows of the checkpoint's tensor at the same path; None is the whole tensor."""
+
+    rows: tuple[int, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class FromResident:
+    """Rows of the tensor that the model holds at the same path."""
+
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FromFile:
+    """A whole tensor in a safetensors file that this process wrote, under `name`."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: mx.Dtype
+
+    def lazy(self) -> mx.array:
+        """The tensor, read when it is evaluated."""
+        held = cast(dict[str, mx.array], mx.load(str(self.file)))
+        return held[self.name]
+
+    def read(self) -> mx.array:
+        """The tensor, evaluated. Raises ModelError."""
+        try:
+            array = self.lazy()
+            mx.eval(array)
+        except (RuntimeError, ValueError, KeyError, OSError) as error:
+            raise ModelError(f"{self.name} cannot be read from {self.file}: {error}") from error
+        return array
+
+    def placeholder(self) -> mx.array:
+        """An array of this shape and dtype that takes no memory; its values mean nothing."""
+        return mx.broadcast_to(mx.zeros((), self.dtype), self.shape)
+
+
+Source = mx.array | FromCheckpoint | FromResident | FromFile
+Reader = Callable[[str], mx.array]
+"""Reads a whole parameter back from the checkpoint, as it was loaded."""
+
+OpenCheckpoint = Callable[[], Reader]
+"""Checks that the checkpoint is still the one that was loaded and opens it, for one swap."""
+
+
+Stored = FromCheckpoint | FromFile
+"""A place on disk that holds a whole tensor."""
+
+Unread = Callable[[], dict[str, mx.array]]
+"""Opens the checkpoint: every parameter by path, as stock loading makes it, none of them read.
+Raises ModelError if the files are not those that were loaded."""
+
+_OWNER = "_layer_store"
+
+
+class LayerStore:
+    """The decoder layers of a model whose tensors stay on disk while their layer does not run.
+
+    At rest the model holds unread arrays. `layer` reads those of one layer, and puts the unread
+    ones back at its end, which frees what was read.
+    """
+
+    def __init__(
+        self,
+        tree: ParameterTree,
+        layers: Sequence[str],
+        unread: Unread,
+        require_unchanged: Callable[[], None],
+    ) -> None:
+        """layers: paths of the decoder layers, in order. The model must hold unread arrays there.
+
+        require_unchanged: raises ModelError if the checkpoint's files are not those that were
+        loaded; asked after each reading.
+        """
+        self._tree, self._open = tree, unread
+        self._require_unchanged = require_unchanged
+        self.paths = tuple(
+            tuple(path for path in tree.paths if path.startswith(f"{layer}.")) for layer in layers
+        )
+        self.numbers = {layer: number for number, layer in enumerate(layers)}
+        self._number = {path: n for n, paths in enumerate(self.paths) for path in paths}
+        self._first = {path: tree.get(path) for path in self._number}  # never evaluated
+        self._resting = dict(self._first)
+        self._places: dict[str, Stored] = dict.fromkeys(self._number, FromCheckpoint(None))
+        self._unread: dict[str, mx.array] = {}
+        self._users = [0] * len(layers)
+        self.before_read: Callable[[int], None] = lambda _: None
+        vars(tree.modules[""])[_OWNER] = self
+
+    @classmethod
+    def of(cls, model: nn.Module) -> LayerStore | None:
+        """The store of a model, None for one that is in memory."""
+        found = vars(model).get(_OWNER)
+        return found if isinstance(found, cls) else None
+
+    # -- sizes --------------------------------------------------------------------------------
+
+    def nbytes(self, number: int) -> int:
+        """Bytes of a decoder layer in memory."""
+        return sum(self._tree.get(path).nbytes for path in self.paths[number])
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest layer."""
+        return max((self.nbytes(n) for n in range(len(self.paths))), default=0)
+
+    @property
+    def total(self) -> int:
+        """Bytes that one reading of all layers takes in memory, one layer after the other."""
+        return sum(self.nbytes(number) for number in range(len(self.paths)))
+
+    # -- running ------------------------------------------------------------------------------
+
+    @contextmanager
+    def layer(self, number: int) -> Iterator[None]:
+        """Decoder layer `number` is in memory inside the block. Nests. Raises ModelError."""
+        if not self._users[number]:
+            self._read(number)
+        self._users[number] += 1
+        try:
+            yield
+        finally:
+            self._users[number] -= 1
+            if not self._users[number]:
+                self._let_go(number)
+
+    def in_use(self, number: int) -> bool:
+        """Whether a block holds that layer in memory."""
+        return self._users[number] > 0
+
+    def _read(self, number: int) -> None:
+        self.before_read(number)
+        stored = [path for path in self.paths[number] if path in self._places]
+        for path in stored:
+            self._tree.put(path, self.fresh(path))
+        path = ""
+        try:
+            # One at a time: a cast holds two copies of what is evaluated together.
+            for path in stored:
+                mx.eval(self._tree.get(path))
+            self._require_unchanged()
+        except (RuntimeError, ValueError) as error:
+            self._let_go(number)
+            self._require_unchanged()
+            said = " ".join(str(error).split())[:240]
+            raise ModelError(f"{path} cannot be read: {said}") from error
+        except BaseException:
+            self._let_go(number)
+            raise
+
+    def _let_go(self, number: int) -> None:
+        for path in self.paths[number]:
+            if path in self._places:
+                self._tree.put(path, self._resting[path])
+        mx.clear_cache()
+
+    # -- tensors ------------------------------------------------------------------------------
+
+    def place(self, path: str) -> Stored | None:
+        """Where the tensor at `path` is on disk, None for one that is in memory."""
+        return self._places.get(path)
+
+    def holds(self, path: str, source: Source) -> bool:
+        """Whether a tensor from `source` would stay on disk at `path`."""
+        if path not in self._number:
+            return False
+        return isinstance(source, FromFile) or source == FromCheckpoint(None)
+
+    def resting(self, path: str, source: Source) -> mx.array:
+        """The unread array of a source that `holds`."""
+        return source.lazy() if isinstance(source, FromFile) else self._first[path]
+
+    def put(self, path: str, source: Source, array: mx.array) -> None:
+        """The model holds `array` at `path` from now on, which is from `source`."""
+        if path not in self._number:
+            self._tree.put(path, array)
+            return
+        if not isinstance(source, FromFile | FromCheckpoint) or not self.holds(path, source):
+            self._places.pop(path, None)
+            self._resting.pop(path, None)
+            self._tree.put(path, array)
+            return
+        self._places[path], self._resting[path] = source, array
+        # What runs now is another array than the one that rests, which must stay unread.
+        self._tree.put(path, self.fresh(path) if self._users[self._number[path]] else array)
+
+    def fresh(self, path: str) -> mx.array:
+        """The tensor at `path` as an array that nobody else holds: evaluate it, and let it go."""
+        place = self._places.get(path)
+        if place is None:
+            return self._tree.get(path)
+        if isinstance(place, FromFile):
+            return place.lazy()
+        if path not in self._unread:
+            self._unread = self._open()
+        return self._unread.pop(path).astype(self._first[path].dtype)
