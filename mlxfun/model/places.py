@@ -114,6 +114,8 @@ class LayerStore:
         self._places: dict[str, Stored] = dict.fromkeys(self._number, FromCheckpoint(None))
         self._unread: dict[str, mx.array] = {}
         self._users = [0] * len(layers)
+        self.scratch: Path | None = None  # a directory for what does not fit in memory
+        self.verdict: str | None = None  # why layers cannot be replayed; "" if they can
         self.before_read: Callable[[int], None] = lambda _: None
         vars(tree.modules[""])[_OWNER] = self
 

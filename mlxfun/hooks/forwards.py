@@ -1,0 +1,132 @@
+"""Forwards over many batches, each watched by its client.
+
+A model in memory runs one batch after the other. One that is read layer by layer carries all
+batches through each layer in turn (mlxfun.hooks.replay), so that a pass reads it once, and adds up
+to the same, bit for bit: every batch passes the same operations, and results come in the order of
+the batches. Where layers cannot be replayed, it is read once for each batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from mlxfun.context import SILENT, Context
+from mlxfun.errors import BudgetError
+from mlxfun.events import Notice
+from mlxfun.hooks.replay import Replay
+from mlxfun.hooks.routing import Reduction, Taps
+from mlxfun.model.anatomy.types import MoEMap
+from mlxfun.model.device.batch_size import each_batch
+from mlxfun.model.device.hints import announce
+from mlxfun.model.device.memory import is_out_of_memory
+from mlxfun.model.places import LayerStore
+
+if TYPE_CHECKING:
+    from mlxfun.arrays import Array
+    from mlxfun.data.datasets import Batch
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Watch(Generic[Result]):
+    """How the forward of one batch is watched.
+
+    run: runs the model on the batch and returns what was seen, evaluated. attached: hooks that see
+    its decoder layers run. Where batches are carried, the layers run ahead of `run`, inside
+    `attached`, and answer with what they made when `run` calls the model.
+    """
+
+    run: Callable[[], Result]
+    attached: Callable[[], AbstractContextManager[object]] = nullcontext
+
+
+def each_forward(
+    model: nn.Module,
+    anatomy: MoEMap,
+    todo: Sequence[Batch],
+    watch: Callable[[Batch], Watch[Result]],
+    ctx: Context = SILENT,
+    label: str = "reading layers",
+) -> Iterator[tuple[Batch, Result]]:
+    """Each batch with what its watch returns, in order. Checks for a cancel before each forward.
+
+    Raises BudgetError where memory does not suffice.
+    """
+    if LayerStore.of(model) is not None:
+        replay = Replay(model, anatomy, todo, ctx)
+        if replay.obstacle is None:
+            yield from _carried(replay, todo, watch, ctx, label)
+            return
+        if len(todo) > 1:
+            ctx.emit(Notice("warning", _once_a_batch(replay.obstacle, len(todo))))
+        del replay
+    yield from each_batch(todo, lambda batch: _watched(watch(batch)), ctx)
+
+
+def _once_a_batch(why: str, batches: int) -> str:
+    return (
+        f"the model is read from disk {batches} times, once for each batch, since {why}; larger "
+        "batches (--batch-tokens) need fewer"
+    )
+
+
+def reduced(
+    model: Callable[[mx.array], object], taps: Taps, batch: Batch, reduction: Reduction
+) -> Watch[Array]:
+    """The reduced arrays of one batch's forward, stacked on the host, [L, ...]."""
+
+    def run() -> Array:
+        model(mx.array(batch.tokens))
+        stacked = mx.stack(reduction.drain())
+        mx.eval(stacked)
+        return np.array(stacked)
+
+    return Watch(run, lambda: taps.telling(reduction))
+
+
+def _watched(watch: Watch[Result]) -> Result:
+    with watch.attached():
+        return watch.run()
+
+
+def _carried(
+    replay: Replay,
+    todo: Sequence[Batch],
+    watch: Callable[[Batch], Watch[Result]],
+    ctx: Context,
+    label: str,
+) -> Iterator[tuple[Batch, Result]]:
+    announce(ctx)
+    watches = [watch(batch) for batch in todo]
+    try:
+        for number in range(len(replay.layers)):
+            with replay.reading(number):
+                for travel, one in zip(replay.travels, watches, strict=True):
+                    ctx.check()
+                    with one.attached():
+                        replay.advance(travel)
+                # What was queued of the layer must not keep it in memory.
+                mx.synchronize()
+                replay.next += 1
+            ctx.progress(label, number + 1, len(replay.layers), "layers")
+        for batch, travel, one in zip(todo, replay.travels, watches, strict=True):
+            ctx.check()
+            with one.attached(), replay.behind(travel):
+                result = one.run()
+            yield batch, result
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        largest = max(batch.tokens.size for batch in todo)
+        raise BudgetError(
+            f"one decoder layer and batches of {largest:,} tokens do not fit in memory "
+            f"({str(error)[:100]}); lower --batch-tokens or --max-tokens"
+        ) from error

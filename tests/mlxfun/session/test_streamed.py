@@ -1,0 +1,92 @@
+"""A model whose decoder layers stay on disk measures, edits and saves what a resident one does, bit
+for bit, and holds no layer between passes.
+"""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlxfun import Session
+from mlxfun.calibration.options import CollectOptions
+from mlxfun.checkpoint.options import LoadOptions, SaveOptions
+from mlxfun.data.options import DatasetOptions
+from mlxfun.editing.options import ApplyOptions
+from mlxfun.evaluation.options import EvaluateOptions
+from mlxfun.model.places import LayerStore
+from mlxfun.techniques.prune.options import PruneOptions
+from tests.mlxfun import tiny_checkpoints as tiny
+from tests.tiny_models import CONFIGS, RUNNABLE
+
+DATA = DatasetOptions("demo:mixed", max_samples=6, max_tokens=24)
+COLLECT = CollectOptions(DATA, batch_tokens=48, max_batch=2)  # several batches
+EVALUATE = EvaluateOptions((DatasetOptions("demo:eval", max_samples=5, max_tokens=24),), samples=0)
+
+
+def checkpoint(name: str, path: Path, bits: int | None = None) -> Path:
+    return tiny.write(path, with_vocabulary(CONFIGS[name]), bits=bits, shards=2)
+
+
+def with_vocabulary(config: dict) -> dict:
+    """The config with as many tokens as the bundled tokenizer has."""
+    known = ("vocab_size", "num_vocab")
+    return {k: with_vocabulary(v) if k == "text_config" else 4096 if k in known else v
+            for k, v in config.items()}  # fmt: skip
+
+
+def both(path: Path | str):
+    """The same model in memory and on disk."""
+    return Session.open(path), Session.open(path, LoadOptions(resident="none"))
+
+
+def store(session: Session) -> LayerStore:
+    found = LayerStore.of(session.model)
+    assert found is not None
+    return found
+
+
+def held(session: Session) -> int:
+    gc.collect()
+    mx.clear_cache()
+    return int(mx.get_active_memory())
+
+
+def same_statistics(first: Session, second: Session) -> None:
+    a, b = (one._observations.stats for one in (first, second))
+    assert a is not None
+    assert b is not None
+    assert (a.samples, a.tokens, a.state) == (b.samples, b.tokens, b.state)
+    for name, sums in a.sums.items():
+        np.testing.assert_array_equal(sums, b.sums[name], err_msg=name)
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(directory)): f.read_bytes()
+            for f in directory.rglob("*") if f.is_file()}  # fmt: skip
+
+
+def saved(session: Session, path: Path) -> dict[str, bytes]:
+    session.save(SaveOptions(path / "m"))
+    return files(path / "m")
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_collect_preview_and_save_are_those_of_the_resident_model(name, tmp_path) -> None:
+    resident, streamed = both(checkpoint(name, tmp_path / "model"))
+    before = held(streamed)
+    for session in (resident, streamed):
+        session.collect(COLLECT)
+    same_statistics(resident, streamed)
+    previews = []
+    for session in (resident, streamed):
+        session.prune(PruneOptions(n_prune=4 if name != "mixtral" else 2))
+        previews.append(session.preview(EVALUATE))
+        session.apply(ApplyOptions())
+    assert previews[0] == previews[1]
+    assert resident.state == streamed.state
+    assert saved(resident, tmp_path / "a") == saved(streamed, tmp_path / "b")
+    assert held(streamed) - before < store(streamed).largest
