@@ -61,7 +61,8 @@ class Loaded:
     the other files of the model. chat_template: where that is from, "" for none.
     given_template: the user gave it in place of the model's. read_rate: bytes a second that the
     weights were read with. streamed: decoder layers are not in memory; their parameters are unread
-    arrays (see mlxfun.model.places.LayerStore).
+    arrays (see mlxfun.model.places.LayerStore). scratch: where a streamed model puts what does not
+    fit in memory.
     """
 
     model: nn.Module
@@ -79,6 +80,7 @@ class Loaded:
     given_template: bool = False
     read_rate: float = 0.0
     streamed: bool = False
+    scratch: Path = Path()
 
     @property
     def changed(self) -> str:

@@ -22,12 +22,14 @@ RESIDENCIES: tuple[Residency, ...] = get_args(Residency)
 class LoadOptions:
     """revision: of a Hub model. chat_template: a file whose template is used instead of the
     model's. identities: a file that remembers the fingerprints of checkpoints, so that a large one
-    is not sampled again at each load; None to do without. resident: what is in memory."""
+    is not sampled again at each load; None to do without. resident: what is in memory. scratch: a
+    directory for hidden states and edited tensors of a model that is not; None for the system's."""
 
     revision: str | None = None
     chat_template: Path | None = None
     identities: Path | None = None
     resident: Residency = "all"
+    scratch: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

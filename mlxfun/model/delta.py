@@ -136,6 +136,12 @@ class Resident:
         with nullcontext() if self.store is None else self.store.layer(index):
             yield
 
+    @contextmanager
+    def module(self, path: str) -> Iterator[None]:
+        """The parameters of the module at `path` are in memory inside the block."""
+        with nullcontext() if self.store is None else self.store.module(path):
+            yield
+
     def fresh(self, path: str) -> mx.array:
         """The tensor at `path`; one that is on disk is read when this is evaluated, and nothing
         else holds it."""

@@ -147,22 +147,33 @@ class LayerStore:
     def layer(self, number: int) -> Iterator[None]:
         """Decoder layer `number` is in memory inside the block. Nests. Raises ModelError."""
         if not self._users[number]:
-            self._read(number)
+            self.before_read(number)
+            self._read(self.paths[number])
         self._users[number] += 1
         try:
             yield
         finally:
             self._users[number] -= 1
             if not self._users[number]:
-                self._let_go(number)
+                self._let_go(self.paths[number])
 
     def in_use(self, number: int) -> bool:
         """Whether a block holds that layer in memory."""
         return self._users[number] > 0
 
-    def _read(self, number: int) -> None:
-        self.before_read(number)
-        stored = [path for path in self.paths[number] if path in self._places]
+    @contextmanager
+    def module(self, module: str) -> Iterator[None]:
+        """The parameters of one module are in memory inside the block. Raises ModelError."""
+        paths = [path for path in self._number if path.startswith(f"{module}.")]
+        waiting = [path for path in paths if not self._users[self._number[path]]]
+        self._read(waiting)
+        try:
+            yield
+        finally:
+            self._let_go(waiting)
+
+    def _read(self, paths: Sequence[str]) -> None:
+        stored = [path for path in paths if path in self._places]
         for path in stored:
             self._tree.put(path, self.fresh(path))
         path = ""
@@ -170,18 +181,19 @@ class LayerStore:
             # One at a time: a cast holds two copies of what is evaluated together.
             for path in stored:
                 mx.eval(self._tree.get(path))
-            self._require_unchanged()
+            if stored:
+                self._require_unchanged()
         except (RuntimeError, ValueError) as error:
-            self._let_go(number)
+            self._let_go(paths)
             self._require_unchanged()
             said = " ".join(str(error).split())[:240]
             raise ModelError(f"{path} cannot be read: {said}") from error
         except BaseException:
-            self._let_go(number)
+            self._let_go(paths)
             raise
 
-    def _let_go(self, number: int) -> None:
-        for path in self.paths[number]:
+    def _let_go(self, paths: Sequence[str]) -> None:
+        for path in paths:
             if path in self._places:
                 self._tree.put(path, self._resting[path])
         mx.clear_cache()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import tempfile
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -69,6 +71,8 @@ class SessionBase:
         """
         o = options or LoadOptions()
         loaded = load(source, o.revision, ctx, o.chat_template, o.identities, o.resident)
+        if loaded.streamed:
+            loaded = replace(loaded, scratch=o.scratch or Path(tempfile.gettempdir()))
         return cls(loaded, undo_budget=undo_budget, seed=seed)
 
     @property

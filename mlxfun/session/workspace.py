@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
+from weakref import finalize
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -15,7 +17,7 @@ from mlxfun.checkpoint.unread import require_unchanged, unread
 from mlxfun.context import SILENT, Context
 from mlxfun.editing import save
 from mlxfun.editing.editor import Editor
-from mlxfun.editing.scratch import Scratch, scratch_for
+from mlxfun.editing.scratch import Scratch, own_directory, scratch_for
 from mlxfun.evaluation.evaluator import EvalSet, Evaluator
 from mlxfun.hooks.head import HeadTap
 from mlxfun.hooks.residency import LayerReader
@@ -51,7 +53,7 @@ class SessionWorkspace:
         self.map = map_model(self.model, loaded.config)
         self.anatomy = self.map.experts
         self.resident = Resident(self.model, self.anatomy, self.open_checkpoint)
-        self._session_scratch: Scratch | None = None
+        self._own_scratch: Scratch | None = None
         if loaded.streamed:
             self._keep_layers_on_disk()
         self.taps = Taps(self.model, self.anatomy, self.resident.layers)
@@ -75,6 +77,9 @@ class SessionWorkspace:
             lambda: require_unchanged(loaded),
         )
         LayerReader(self.model, store).attach()
+        store.scratch = own_directory(loaded.scratch)
+        finalize(self, shutil.rmtree, store.scratch, True)
+        self._own_scratch = Scratch(store.scratch, store.scratch)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -154,7 +159,8 @@ class SessionWorkspace:
 
     def hold(self, layer: LayerDelta) -> LayerDelta:
         """See ResidentModel.hold."""
-        return layer if self._scratch is None else self._scratch.keep(layer)
+        scratch = self._scratch or self._own_scratch
+        return layer if scratch is None else scratch.keep(layer)
 
     def trial(self, delta: Delta) -> AbstractContextManager[Trial]:
         """See ResidentModel.trial."""

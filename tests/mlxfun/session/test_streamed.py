@@ -18,6 +18,9 @@ from mlxfun.data.options import DatasetOptions
 from mlxfun.editing.options import ApplyOptions
 from mlxfun.evaluation.options import EvaluateOptions
 from mlxfun.model.places import LayerStore
+from mlxfun.techniques.ablate.options import AblateOptions
+from mlxfun.techniques.merge.options import MergeOptions
+from mlxfun.techniques.narrow.options import NarrowOptions
 from mlxfun.techniques.prune.options import PruneOptions
 from tests.mlxfun import tiny_checkpoints as tiny
 from tests.tiny_models import CONFIGS, RUNNABLE
@@ -90,3 +93,59 @@ def test_collect_preview_and_save_are_those_of_the_resident_model(name, tmp_path
     assert resident.state == streamed.state
     assert saved(resident, tmp_path / "a") == saved(streamed, tmp_path / "b")
     assert held(streamed) - before < store(streamed).largest
+
+
+PROMPTS = (
+    DatasetOptions("demo:harmful", max_samples=24, max_tokens=24),
+    DatasetOptions("demo:harmless", max_samples=24, max_tokens=24),
+)
+EDITS = {
+    "merge": MergeOptions(DATA, n_prune=4),
+    "merge, refitted": MergeOptions(DATA, n_prune=4, refit_experts=True, auto=True),
+    "prune, refitted": PruneOptions(n_prune=4, metric="output_error", refit_experts=True),
+    "prune, sequential": PruneOptions(n_prune=4, sequential=True),
+    "narrow": NarrowOptions(width=32),
+    "abliterate": AblateOptions(*PROMPTS, answer_tokens=2, strength="2"),
+}
+STAGE = {MergeOptions: "merge", PruneOptions: "prune", NarrowOptions: "narrow",
+         AblateOptions: "abliterate"}  # fmt: skip
+
+
+def edited(session: Session, edit: str, path: Path) -> tuple:
+    """(what was planned, the saved files, the state) of an edit."""
+    session.collect(COLLECT)
+    planned = getattr(session, STAGE[type(EDITS[edit])])(EDITS[edit])
+    session.apply(ApplyOptions())
+    return planned.kept, planned.warnings, saved(session, path), session.state
+
+
+# gemma4 and hunyuan hand more than hidden states from layer to layer; dbrx has a list of experts.
+@pytest.mark.parametrize(
+    ("name", "bits", "edit"),
+    [("qwen3_moe", bits, edit) for bits in (None, 4) for edit in EDITS]
+    + [
+        ("deepseek_v3", None, "merge, refitted"),
+        ("gpt_oss", None, "merge"),
+        ("gpt_oss", None, "abliterate"),
+        ("gemma4_text", None, "merge"),
+        ("gemma4_text", None, "abliterate"),
+        ("hunyuan", None, "prune, refitted"),
+        ("mixtral", 4, "prune, refitted"),
+        ("dbrx", None, "prune, sequential"),
+        ("qwen3_next", None, "merge"),
+    ],
+)
+def test_edits_are_saved_as_from_the_resident_model(name, bits, edit, tmp_path) -> None:
+    path = tmp_path / "model"
+    if name == "qwen3_moe":
+        tiny.write(path, tiny.QWEN3, bits=bits, shards=2)
+    else:
+        checkpoint(name, path, bits)
+    resident, streamed = both(path)
+    before = held(streamed)
+    found = edited(streamed, edit, tmp_path / "b")
+    assert held(streamed) - before < store(streamed).largest
+    assert edited(resident, edit, tmp_path / "a") == found
+    streamed.undo()
+    resident.undo()
+    assert saved(resident, tmp_path / "c") == saved(streamed, tmp_path / "d")
