@@ -9,9 +9,10 @@ the batches. Where layers cannot be replayed, it is read once for each batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -20,7 +21,7 @@ import numpy as np
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import BudgetError
 from mlxfun.events import Notice
-from mlxfun.hooks.replay import Replay
+from mlxfun.hooks.replay import Replay, all_layers
 from mlxfun.hooks.routing import Reduction, Taps
 from mlxfun.model.anatomy.types import MoEMap
 from mlxfun.model.device.batch_size import each_batch
@@ -60,15 +61,46 @@ def each_forward(
 
     Raises BudgetError where memory does not suffice.
     """
-    if LayerStore.of(model) is not None:
-        replay = Replay(model, anatomy, todo, ctx)
+    if LayerStore.of(model) is not None and todo:
+        replay = _replay(model, all_layers(model, anatomy), [batch.tokens for batch in todo], ctx)
         if replay.obstacle is None:
-            yield from _carried(replay, todo, watch, ctx, label)
+            watches = [watch(batch) for batch in todo]
+            largest = max(batch.tokens.size for batch in todo)
+            with _explained(largest):
+                yield from zip(todo, _carried(replay, watches, ctx, label), strict=True)
             return
         if len(todo) > 1:
             ctx.emit(Notice("warning", _once_a_batch(replay.obstacle, len(todo))))
         del replay
     yield from each_batch(todo, lambda batch: _watched(watch(batch)), ctx)
+
+
+def _replay(
+    model: nn.Module, layers: Sequence[nn.Module], tokens: Sequence[Array], ctx: Context
+) -> Replay:
+    run: Any = model
+    announce(ctx)
+    forwards = [partial(run, mx.array(one)) for one in tokens]
+    return Replay(model, layers, forwards, tokens[0][0], ctx)
+
+
+def one_step(
+    model: nn.Module, steps: Sequence[tuple[mx.array, Any]], ctx: Context = SILENT
+) -> list[mx.array]:
+    """One forward of each of several batches that have caches: logits [B, T, V] each, lazy.
+
+    steps: (tokens int [B, T], the caches of the batch). A model on disk is read once for all.
+    """
+    run: Any = model
+    calls = [partial(run, tokens, cache=cache) for tokens, cache in steps]
+    store = LayerStore.of(model)
+    if store is not None:
+        modules = dict(model.named_modules())
+        layers = [modules[path] for path in store.numbers]
+        replay = Replay(model, layers, calls, np.array(steps[0][0][0]), ctx)
+        if replay.obstacle is None:
+            return list(_carried(replay, [Watch(call) for call in calls], ctx))
+    return [call() for call in calls]
 
 
 def _once_a_batch(why: str, batches: int) -> str:
@@ -98,34 +130,35 @@ def _watched(watch: Watch[Result]) -> Result:
 
 
 def _carried(
-    replay: Replay,
-    todo: Sequence[Batch],
-    watch: Callable[[Batch], Watch[Result]],
-    ctx: Context,
-    label: str,
-) -> Iterator[tuple[Batch, Result]]:
-    announce(ctx)
-    watches = [watch(batch) for batch in todo]
-    try:
-        for number in range(len(replay.layers)):
-            with replay.reading(number):
-                for travel, one in zip(replay.travels, watches, strict=True):
-                    ctx.check()
-                    with one.attached():
-                        replay.advance(travel)
-                # What was queued of the layer must not keep it in memory.
-                mx.synchronize()
-                replay.next += 1
+    replay: Replay, watches: Sequence[Watch[Result]], ctx: Context, label: str = ""
+) -> Iterator[Result]:
+    """What each watch returns, once all batches have passed all layers."""
+    for number in range(len(replay.layers)):
+        with replay.reading(number):
+            for travel, one in zip(replay.travels, watches, strict=True):
+                ctx.check()
+                with one.attached():
+                    replay.advance(travel)
+            # What was queued of the layer must not keep it in memory.
+            mx.synchronize()
+            replay.next += 1
+        if label:
             ctx.progress(label, number + 1, len(replay.layers), "layers")
-        for batch, travel, one in zip(todo, replay.travels, watches, strict=True):
-            ctx.check()
-            with one.attached(), replay.behind(travel):
-                result = one.run()
-            yield batch, result
+    for travel, one in zip(replay.travels, watches, strict=True):
+        ctx.check()
+        with one.attached(), replay.behind(travel):
+            result = one.run()
+        yield result
+
+
+@contextmanager
+def _explained(largest: int) -> Iterator[None]:
+    """A failure for want of memory says what to do. largest: tokens of the largest batch."""
+    try:
+        yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        largest = max(batch.tokens.size for batch in todo)
         raise BudgetError(
             f"one decoder layer and batches of {largest:,} tokens do not fit in memory "
             f"({str(error)[:100]}); lower --batch-tokens or --max-tokens"

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from mlxfun.context import SILENT, Context
-from mlxfun.hooks.replay import Replay, Travel, children, intercepting
+from mlxfun.hooks.replay import Replay, Travel, all_layers, children, intercepting
 from mlxfun.hooks.routing import LayerTap, Record, Taps
 from mlxfun.model.anatomy.types import MoELayer
 
@@ -42,7 +43,11 @@ class Carrier(Replay):
         self, model: nn.Module, taps: Taps, batches: Sequence[Batch], ctx: Context = SILENT
     ) -> None:
         """Record the arguments of every layer. Taps must be attached."""
-        super().__init__(model, taps.anatomy, batches, ctx)
+        run: Any = model
+        self._batches = tuple(batches)
+        forwards = [partial(run, mx.array(batch.tokens)) for batch in self._batches]
+        probe = self._batches[0].tokens[0]
+        super().__init__(model, all_layers(model, taps.anatomy), forwards, probe, ctx)
         self._taps = taps
 
     @contextmanager

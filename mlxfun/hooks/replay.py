@@ -11,8 +11,9 @@ tested on one sequence, bit for bit (`Replay.obstacle`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -28,10 +29,12 @@ from mlxfun.model.places import LayerStore
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from mlxfun.data.datasets import Batch
+    from mlxfun.data.datasets import Tokens
 
 Handler = Callable[[int, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 """(number of the module, its own forward, positional arguments, keyword arguments) -> output."""
+
+Forward = Callable[[], object]
 
 # What a model raises when its layers return more than hidden states and get an identity instead.
 STUB_ERRORS = (TypeError, ValueError, AttributeError, IndexError, KeyError)
@@ -71,33 +74,40 @@ class Replay:
     """
 
     def __init__(
-        self, model: nn.Module, anatomy: MoEMap, batches: Sequence[Batch], ctx: Context = SILENT
+        self,
+        model: nn.Module,
+        layers: Sequence[nn.Module],
+        forwards: Sequence[Forward],
+        probe: Tokens,
+        ctx: Context = SILENT,
     ) -> None:
-        """Record the arguments of every layer."""
+        """Record the arguments of every layer.
+
+        layers: all decoder layers. forwards: each runs the model once, on one batch. probe: int [T],
+        one sequence to test with.
+        """
         self._model: Any = model
-        self._batches = tuple(batches)
         self.store = LayerStore.of(model)
         self.states = States(None if self.store is None else self.store.scratch)
         self.next = 0
         self.travels: list[Travel] = []
+        self.layers = list(layers)
         self.obstacle: str | None = None
         try:
-            modules = in_order(model)
-            self.layers = [modules[layer.path] for layer in decoder_layers(modules, anatomy)]
-            self._require_known_faithful()
-            for number, batch in enumerate(self._batches):
+            self._require_known_faithful(probe)
+            for number, forward in enumerate(forwards):
                 ctx.check()
-                hidden, calls = self._record(mx.array(batch.tokens))
+                hidden, calls = self._record(forward)
                 self.states.put(number, hidden)
                 self.travels.append(Travel(number, calls))
-                ctx.progress("recording layer arguments", number + 1, len(batches), "batches")
+                ctx.progress("recording layer arguments", number + 1, len(forwards), "batches")
         except NotReplayable as reason:
             self.obstacle, self.travels = str(reason), []
 
     # -- recording ----------------------------------------------------------------------------
 
-    def _record(self, tokens: mx.array) -> tuple[mx.array, list[Call]]:
-        """What enters the first decoder layer, and the arguments of all, on `tokens`, int [B, T]."""
+    def _record(self, forward: Forward) -> tuple[mx.array, list[Call]]:
+        """What enters the first decoder layer in a forward, and the arguments of all."""
         entered: list[mx.array] = []
         calls: list[Call] = []
         order: list[int] = []
@@ -112,7 +122,7 @@ class Replay:
 
         try:
             with intercepting(self.layers, note):
-                self._model(tokens)
+                forward()
         except STUB_ERRORS as error:
             raise NotReplayable(f"its layers return more than hidden states ({error})") from error
         if order != list(range(len(self.layers))):
@@ -120,9 +130,9 @@ class Replay:
         mx.eval([entered[0]], [[call.args, call.kwargs] for call in calls])
         return entered[0], calls
 
-    def _require_known_faithful(self) -> None:
+    def _require_known_faithful(self, probe: Tokens) -> None:
         """`_require_faithful`, once for a model that has to be read for it."""
-        tokens = mx.array(self._batches[0].tokens[:1])
+        tokens = mx.array(probe)[None]
         if self.store is None:
             self._require_faithful(tokens)
             return
@@ -156,7 +166,9 @@ class Replay:
 
     def _replayed(self, sequences: Sequence[mx.array]) -> mx.array:
         """What is behind the last layer of the first of `sequences`."""
-        states: list[tuple[Any, list[Call]]] = [self._record(tokens) for tokens in sequences]
+        states: list[tuple[Any, list[Call]]] = [
+            self._record(partial(self._model, tokens)) for tokens in sequences
+        ]
         for number, layer in enumerate(self.layers):
             with self.reading(number):
                 for place, (hidden, calls) in enumerate(states):
@@ -209,7 +221,8 @@ class Replay:
 
         with intercepting(children(layer) if pending else [], recall):
             hidden = layer(self.states.get(travel.number), *call.args, **call.kwargs)
-        mx.eval(hidden)
+        # All that is lazy keeps the layer's weights alive.
+        mx.eval(hidden, cache_states(*call.args, *call.kwargs.values()))
         travel.ahead = []
         self.states.put(travel.number, hidden)
 
@@ -217,12 +230,19 @@ class Replay:
     def behind(self, travel: Travel) -> Iterator[None]:
         """Forwards of that batch inside the block have run all layers already."""
 
-        def answer(*_: Any) -> mx.array:
-            return hidden
+        # Emptied at the end: a hook's class, and what it refers to, waits for the garbage collector.
+        held = [self.states.get(travel.number)]
+        with intercepting(self.layers, lambda *_: held[0]):
+            try:
+                yield
+            finally:
+                held.clear()
 
-        hidden = self.states.get(travel.number)
-        with intercepting(self.layers, answer):
-            yield
+
+def all_layers(model: nn.Module, anatomy: MoEMap) -> list[nn.Module]:
+    """Every decoder layer, MoE or not, in order."""
+    modules = in_order(model)
+    return [modules[layer.path] for layer in decoder_layers(modules, anatomy)]
 
 
 @contextmanager
@@ -231,10 +251,18 @@ def passing_layers(model: nn.Module, anatomy: MoEMap) -> Iterator[None]:
 
     A model whose layers return more than hidden states raises one of `STUB_ERRORS` then.
     """
-    modules = in_order(model)
-    layers = [modules[layer.path] for layer in decoder_layers(modules, anatomy)]
-    with intercepting(layers, lambda _, __, args, ___: args[0]):
+    with intercepting(all_layers(model, anatomy), lambda _, __, args, ___: args[0]):
         yield
+
+
+def cache_states(*arguments: Any) -> list[Any]:
+    """What the caches among the arguments of a layer hold by now."""
+    found = []
+    for value in arguments:
+        # A cache that this layer has not filled has no state yet.
+        with suppress(AttributeError, TypeError, IndexError):
+            found.append(value.state)
+    return found
 
 
 def children(layer: nn.Module) -> list[nn.Module]:

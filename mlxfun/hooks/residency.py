@@ -13,6 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxfun.hooks.intercept import Hooks
+from mlxfun.hooks.replay import cache_states
 from mlxfun.model.anatomy.layers import in_order
 from mlxfun.model.places import LayerStore
 
@@ -43,15 +44,7 @@ class LayerReader:
             with store.layer(number):
                 out = own(*args, **kwargs)
                 # What is lazy keeps the layer in memory.
-                mx.eval(out, [_state(value) for value in (*args, *kwargs.values())])
+                mx.eval(out, cache_states(*args, *kwargs.values()))
             return out
 
         return call
-
-
-def _state(value: Any) -> Any:
-    """What a cache holds by now, nothing of what is no cache."""
-    try:
-        return getattr(value, "state", [])
-    except (AttributeError, TypeError, IndexError):
-        return []  # a cache that this layer did not fill

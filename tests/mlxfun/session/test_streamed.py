@@ -16,7 +16,8 @@ from mlxfun.calibration.options import CollectOptions
 from mlxfun.checkpoint.options import LoadOptions, SaveOptions
 from mlxfun.data.options import DatasetOptions
 from mlxfun.editing.options import ApplyOptions
-from mlxfun.evaluation.options import EvaluateOptions
+from mlxfun.evaluation.options import EvaluateOptions, RefusalOptions
+from mlxfun.generation.options import GenerateOptions
 from mlxfun.model.places import LayerStore
 from mlxfun.techniques.ablate.options import AblateOptions
 from mlxfun.techniques.merge.options import MergeOptions
@@ -149,3 +150,19 @@ def test_edits_are_saved_as_from_the_resident_model(name, bits, edit, tmp_path) 
     streamed.undo()
     resident.undo()
     assert saved(resident, tmp_path / "c") == saved(streamed, tmp_path / "d")
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "qwen3_next", "gemma4_text"])
+def test_answers_are_those_of_the_resident_model(name, tmp_path) -> None:
+    resident, streamed = both(checkpoint(name, tmp_path / "model"))
+    options = RefusalOptions(*PROMPTS, tokens=3)
+    counts = []
+    for session in (resident, streamed):
+        session.collect(COLLECT)
+        session.prune(PruneOptions(n_prune=4))
+        counts.append(session.refusals(options))
+        session.chat("What is rain?", GenerateOptions(max_tokens=3))
+    assert counts[0] == counts[1]
+    talks = [session._conversation._messages for session in (resident, streamed)]
+    assert talks[0] == talks[1]
+    assert held(streamed) >= 0
