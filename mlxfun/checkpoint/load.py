@@ -7,6 +7,7 @@ never touches the files again.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from mlxfun.checkpoint.headers import (
     require_even,
 )
 from mlxfun.checkpoint.identity import Stamp, checkpoint_id, difference, stamps
-from mlxfun.checkpoint.options import Residency
+from mlxfun.checkpoint.options import IN_MEMORY, Residence
 from mlxfun.checkpoint.sources import companions, read_config, resolve, without_wildcards
 from mlxfun.checkpoint.tokenizer import open_tokenizer
 from mlxfun.context import SILENT, Context
@@ -94,10 +95,10 @@ def load(
     ctx: Context = SILENT,
     chat_template: Path | None = None,
     identities: Path | None = None,
-    resident: Residency = "all",
+    residence: Residence = IN_MEMORY,
 ) -> Loaded:
-    """Load `source` (directory, Hub id or "demo") and evaluate every array of it, or with resident
-    "none" every array outside its decoder layers.
+    """Load `source` (directory, Hub id or "demo") and evaluate every array of it; where no layer is
+    to be in memory, every array outside its decoder layers.
 
     chat_template: used instead of the model's. identities: see `checkpoint_id`. On the CPU 16-bit
     weights are cast to float32, as its `gather_mm` needs; each one's own dtype stays on record.
@@ -111,20 +112,18 @@ def load(
     headers = read_headers(found.path)
     _require_sound(config, headers, found.path)
     identity = checkpoint_id(found.path, identities)
-    streamed = resident == "none"
-    estimate = estimate_bytes(headers, config)
+    streamed = residence.resident == "none"
     if not streamed:
-        _require_memory(found.model_id, estimate)
+        _require_memory(found.model_id, estimate_bytes(headers, config))
     # Before the weights: a tokenizer that is missing is told before gigabytes are read.
     tokenizer, template, remarks = open_tokenizer(found.path, chat_template)
     model, full_config = _load_lazy(found.path, config)
     stored = {path: array.dtype for path, array in flatten(model.parameters())}
     cast = needs_float32(model)
-    unread = _unread(model, full_config) if streamed else frozenset()
     if streamed:
-        estimate = _streamed_bytes(model, unread, cast)
-        _require_memory(found.model_id, estimate)
-    rate = estimate / _evaluate(model, cast, ctx, unread)
+        estimate, seconds = _read_outside_layers(found.model_id, model, full_config, cast, ctx), 0.0
+    else:
+        estimate, seconds = estimate_bytes(headers, config), _evaluate(model, cast, ctx)
     require_dtypes(model, full_config)
     if changed := difference(found.path, files):
         raise ModelError(f"{changed} while the model was being loaded; load it again")
@@ -142,8 +141,9 @@ def load(
         estimate=estimate,
         chat_template=template,
         given_template=chat_template is not None,
-        read_rate=0.0 if streamed else rate,
+        read_rate=estimate / seconds if seconds else 0.0,
         streamed=streamed,
+        scratch=residence.scratch or Path(tempfile.gettempdir()),
         files=files,
         companions=tuple(str(f.relative_to(found.path)) for f in companions(found.path).files),
     )
@@ -215,7 +215,8 @@ def _require_memory(model_id: str, estimate: int) -> None:
     advice = (
         "free the loaded model first with load --drop"
         if alone
-        else "choose a smaller or a quantised version"
+        else "read it layer by layer with load --resident none, or choose a smaller or a quantised "
+        "version"
     )
     require(estimate, f"loading {model_id}", advice)
 
@@ -261,6 +262,18 @@ def needs_float32(model: nn.Module) -> bool:
     if any(isinstance(m, SwitchLinear) and m.weight.dtype in HALF for m in modules):
         return True
     return not any("scales" in module for module in modules)
+
+
+def _read_outside_layers(
+    model_id: str, model: nn.Module, config: dict[str, Any], cast: bool, ctx: Context
+) -> int:
+    """Evaluate what is in no decoder layer. Returns the bytes in memory while a layer runs, which
+    must fit."""
+    unread = _unread(model, config)
+    needed = _streamed_bytes(model, unread, cast)
+    _require_memory(model_id, needed)
+    _evaluate(model, cast, ctx, unread)
+    return needed
 
 
 def _unread(model: nn.Module, config: dict[str, Any]) -> frozenset[str]:

@@ -19,17 +19,27 @@ RESIDENCIES: tuple[Residency, ...] = get_args(Residency)
 
 
 @dataclass(frozen=True, slots=True)
+class Residence:
+    """Where a model is. scratch: a directory for hidden states and edited tensors of one that is
+    not all in memory; None for the system's."""
+
+    resident: Residency = "all"
+    scratch: Path | None = None
+
+
+IN_MEMORY = Residence()
+
+
+@dataclass(frozen=True, slots=True)
 class LoadOptions:
     """revision: of a Hub model. chat_template: a file whose template is used instead of the
     model's. identities: a file that remembers the fingerprints of checkpoints, so that a large one
-    is not sampled again at each load; None to do without. resident: what is in memory. scratch: a
-    directory for hidden states and edited tensors of a model that is not; None for the system's."""
+    is not sampled again at each load; None to do without. residence: how much of it is in memory."""
 
     revision: str | None = None
     chat_template: Path | None = None
     identities: Path | None = None
-    resident: Residency = "all"
-    scratch: Path | None = None
+    residence: Residence = IN_MEMORY
 
 
 @dataclass(frozen=True, slots=True)

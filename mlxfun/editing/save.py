@@ -12,12 +12,12 @@ from mlxfun.checkpoint.load import Loaded, short
 from mlxfun.checkpoint.options import SaveOptions
 from mlxfun.checkpoint.reports import SaveReport
 from mlxfun.checkpoint.save import Export, write
-from mlxfun.checkpoint.unread import require_unchanged, unread
 from mlxfun.context import SILENT, Context
 from mlxfun.editing.editor import Editor
 from mlxfun.editing.history import Node
 from mlxfun.editing.plans import SavedExperts
 from mlxfun.errors import ModelError
+from mlxfun.memory.streaming.unread import require_unchanged, unread
 from mlxfun.model.export import ExportView
 from mlxfun.model.places import Reader
 

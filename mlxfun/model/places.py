@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, cast
 
 import mlx.core as mx
@@ -116,7 +117,9 @@ class LayerStore:
         self._users = [0] * len(layers)
         self.scratch: Path | None = None  # a directory for what does not fit in memory
         self.verdict: str | None = None  # why layers cannot be replayed; "" if they can
-        self.before_read: Callable[[int], None] = lambda _: None
+        self.after_read: Callable[[int], object] = lambda _: None  # told of a layer's number
+        self.reads = 0  # of layers, so far
+        self._bytes, self._seconds = 0, 0.0
         vars(tree.modules[""])[_OWNER] = self
 
     @classmethod
@@ -141,14 +144,23 @@ class LayerStore:
         """Bytes that one reading of all layers takes in memory, one layer after the other."""
         return sum(self.nbytes(number) for number in range(len(self.paths)))
 
+    @property
+    def rate(self) -> float | None:
+        """Bytes of memory a second that layers were read with so far, None before the first."""
+        return self._bytes / max(self._seconds, 1e-9) if self.reads else None
+
     # -- running ------------------------------------------------------------------------------
 
     @contextmanager
     def layer(self, number: int) -> Iterator[None]:
         """Decoder layer `number` is in memory inside the block. Nests. Raises ModelError."""
         if not self._users[number]:
-            self.before_read(number)
+            began = perf_counter()
             self._read(self.paths[number])
+            self._seconds += perf_counter() - began
+            self._bytes += self.nbytes(number)
+            self.reads += 1
+            self.after_read(number)
         self._users[number] += 1
         try:
             yield

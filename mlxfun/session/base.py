@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import gc
-import tempfile
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -70,9 +68,7 @@ class SessionBase:
         Raises ModelError (missing, broken, unsupported) or BudgetError (does not fit).
         """
         o = options or LoadOptions()
-        loaded = load(source, o.revision, ctx, o.chat_template, o.identities, o.resident)
-        if loaded.streamed:
-            loaded = replace(loaded, scratch=o.scratch or Path(tempfile.gettempdir()))
+        loaded = load(source, o.revision, ctx, o.chat_template, o.identities, o.residence)
         return cls(loaded, undo_budget=undo_budget, seed=seed)
 
     @property

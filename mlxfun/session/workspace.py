@@ -11,17 +11,19 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from mlxfun.checkpoint.headers import read_headers
 from mlxfun.checkpoint.load import Loaded
 from mlxfun.checkpoint.save import checked_target
-from mlxfun.checkpoint.unread import require_unchanged, unread
 from mlxfun.context import SILENT, Context
 from mlxfun.editing import save
 from mlxfun.editing.editor import Editor
 from mlxfun.editing.scratch import Scratch, own_directory, scratch_for
 from mlxfun.evaluation.evaluator import EvalSet, Evaluator
 from mlxfun.hooks.head import HeadTap
-from mlxfun.hooks.residency import LayerReader
 from mlxfun.hooks.routing import Taps
+from mlxfun.memory.streaming.ahead import ReadAhead
+from mlxfun.memory.streaming.residency import LayerReader
+from mlxfun.memory.streaming.unread import require_unchanged, unread
 from mlxfun.model.delta import Delta, LayerDelta, Resident, Trial
 from mlxfun.model.device.memory import Need, fits, require
 from mlxfun.model.export import ExportView
@@ -77,6 +79,9 @@ class SessionWorkspace:
             lambda: require_unchanged(loaded),
         )
         LayerReader(self.model, store).attach()
+        ahead = ReadAhead(read_headers(loaded.path), layers)
+        store.after_read = lambda number: ahead.want(number + 1)
+        finalize(self, ahead.close)
         store.scratch = own_directory(loaded.scratch)
         finalize(self, shutil.rmtree, store.scratch, True)
         self._own_scratch = Scratch(store.scratch, store.scratch)

@@ -13,7 +13,7 @@ import pytest
 
 from mlxfun import Session
 from mlxfun.calibration.options import CollectOptions
-from mlxfun.checkpoint.options import LoadOptions, SaveOptions
+from mlxfun.checkpoint.options import LoadOptions, Residence, SaveOptions
 from mlxfun.data.options import DatasetOptions
 from mlxfun.editing.options import ApplyOptions
 from mlxfun.evaluation.options import EvaluateOptions, RefusalOptions
@@ -44,7 +44,7 @@ def with_vocabulary(config: dict) -> dict:
 
 def both(path: Path | str):
     """The same model in memory and on disk."""
-    return Session.open(path), Session.open(path, LoadOptions(resident="none"))
+    return Session.open(path), Session.open(path, LoadOptions(residence=Residence("none")))
 
 
 def store(session: Session) -> LayerStore:
