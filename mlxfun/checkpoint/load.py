@@ -31,7 +31,7 @@ from mlxfun.checkpoint.headers import (
 )
 from mlxfun.checkpoint.identity import Stamp, checkpoint_id, difference, stamps
 from mlxfun.checkpoint.options import IN_MEMORY, Residence
-from mlxfun.checkpoint.sources import companions, read_config, resolve, without_wildcards
+from mlxfun.checkpoint.sources import Source, companions, read_config, resolve, without_wildcards
 from mlxfun.checkpoint.tokenizer import open_tokenizer
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import ModelError
@@ -102,7 +102,6 @@ def load(
 
     chat_template: used instead of the model's. identities: see `checkpoint_id`. On the CPU 16-bit
     weights are cast to float32, as its `gather_mm` needs; each one's own dtype stays on record.
-
     Raises ModelError (missing, broken, unsupported), BudgetError (does not fit) and Cancelled.
     """
     found = resolve(source, revision, ctx)
@@ -112,41 +111,62 @@ def load(
     headers = read_headers(found.path)
     _require_sound(config, headers, found.path)
     identity = checkpoint_id(found.path, identities)
-    streamed = residence.resident == "none"
+    streamed, estimate = residence.resident == "none", estimate_bytes(headers, config)
     if not streamed:
-        _require_memory(found.model_id, estimate_bytes(headers, config))
+        _require_memory(found.model_id, estimate)
     # Before the weights: a tokenizer that is missing is told before gigabytes are read.
     tokenizer, template, remarks = open_tokenizer(found.path, chat_template)
-    model, full_config = _load_lazy(found.path, config)
-    stored = {path: array.dtype for path, array in flatten(model.parameters())}
-    cast = needs_float32(model)
-    if streamed:
-        estimate, seconds = _read_outside_layers(found.model_id, model, full_config, cast, ctx), 0.0
-    else:
-        estimate, seconds = estimate_bytes(headers, config), _evaluate(model, cast, ctx)
-    require_dtypes(model, full_config)
+    read = _read_weights(found, config, None if streamed else estimate, ctx)
     if changed := difference(found.path, files):
         raise ModelError(f"{changed} while the model was being loaded; load it again")
-    dropped = _dropped(headers, model)
+    dropped = _dropped(headers, read.model)
     notes = (*found.notes, *remarks, *_stale_shards(found.path), *dropped)
     return Loaded(
-        model=model,
+        model=read.model,
         tokenizer=tokenizer,
-        config=_own_config(config, full_config, dropped),
+        config=_own_config(config, read.config, dropped),
         path=found.path,
         model_id=found.model_id,
         checkpoint_id=identity,
-        stored_dtypes=stored,
-        notes=(*notes, *(_cast_notes(model, stored) if cast else ())),
-        estimate=estimate,
+        stored_dtypes=read.stored,
+        notes=(*notes, *read.notes),
+        estimate=read.held,
         chat_template=template,
         given_template=chat_template is not None,
-        read_rate=estimate / seconds if seconds else 0.0,
+        read_rate=read.rate,
         streamed=streamed,
         scratch=residence.scratch or Path(tempfile.gettempdir()),
         files=files,
         companions=tuple(str(f.relative_to(found.path)) for f in companions(found.path).files),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A model with its weights, see Loaded. held: bytes in memory while it runs."""
+
+    model: nn.Module
+    config: dict[str, Any]
+    stored: dict[str, mx.Dtype]
+    held: int
+    rate: float
+    notes: tuple[str, ...]
+
+
+def _read_weights(
+    found: Source, config: dict[str, Any], estimate: int | None, ctx: Context
+) -> _Read:
+    """The model of a directory. estimate: of its bytes in memory; None to leave decoder layers
+    unread."""
+    model, full = _load_lazy(found.path, config)
+    stored = {path: array.dtype for path, array in flatten(model.parameters())}
+    cast, rate = needs_float32(model), 0.0
+    if estimate is None:
+        held = _read_outside_layers(found.model_id, model, full, cast, ctx)
+    else:
+        held, rate = estimate, estimate / _evaluate(model, cast, ctx)
+    require_dtypes(model, full)
+    return _Read(model, full, stored, held, rate, _cast_notes(model, stored) if cast else ())
 
 
 def _dropped(headers: list[Header], model: nn.Module) -> tuple[str, ...]:
@@ -155,14 +175,14 @@ def _dropped(headers: list[Header], model: nn.Module) -> tuple[str, ...]:
     return dropped_notes(headers, sizes, _decoder_layers(sizes))
 
 
-def _cast_notes(model: nn.Module, stored: dict[str, mx.Dtype]) -> list[str]:
+def _cast_notes(model: nn.Module, stored: dict[str, mx.Dtype]) -> tuple[str, ...]:
     """That 16-bit weights are held in 32, and why; nothing if there are none."""
     if not any(dtype in HALF for dtype in stored.values()):
-        return []
+        return ()
     why = "the only type that MLX's CPU backend routes through experts"
     if not any(isinstance(m, SwitchLinear) for _, m in model.named_modules()):
         why = "in which MLX's CPU backend computes fastest"
-    return [f"16-bit weights are held as float32, {why}; saving restores each one's own type"]
+    return (f"16-bit weights are held as float32, {why}; saving restores each one's own type",)
 
 
 def estimate_bytes(headers: list[Header], config: dict[str, Any]) -> int:

@@ -21,7 +21,7 @@ import numpy as np
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import BudgetError
 from mlxfun.events import Notice
-from mlxfun.hooks.replay import Replay, all_layers
+from mlxfun.hooks.replay import NotReplayable, Replay, all_layers
 from mlxfun.hooks.routing import Reduction, Taps
 from mlxfun.model.anatomy.types import MoEMap
 from mlxfun.model.device.batch_size import each_batch
@@ -66,9 +66,14 @@ def each_forward(
         if replay.obstacle is None:
             watches = [watch(batch) for batch in todo]
             largest = max(batch.tokens.size for batch in todo)
-            with _explained(largest):
-                yield from zip(todo, _carried(replay, watches, ctx, label), strict=True)
-            return
+            try:
+                with _explained(largest):
+                    yield from zip(todo, _carried(replay, watches, ctx, label), strict=True)
+                return
+            except NotReplayable as reason:
+                replay.obstacle = str(reason)
+            finally:
+                replay.end()
         if len(todo) > 1:
             ctx.emit(Notice("warning", _once_a_batch(replay.obstacle, len(todo))))
         del replay
@@ -81,7 +86,7 @@ def _replay(
     run: Any = model
     announce(ctx)
     forwards = [partial(run, mx.array(one)) for one in tokens]
-    return Replay(model, layers, forwards, tokens[0][0], ctx)
+    return Replay(model, layers, forwards, tokens[0][0], ctx, along=True)
 
 
 def one_step(
@@ -132,18 +137,23 @@ def _watched(watch: Watch[Result]) -> Result:
 def _carried(
     replay: Replay, watches: Sequence[Watch[Result]], ctx: Context, label: str = ""
 ) -> Iterator[Result]:
-    """What each watch returns, once all batches have passed all layers."""
+    """What each watch returns, once all batches have passed all layers.
+
+    Raises NotReplayable, before the first is returned, where a probe came out otherwise.
+    """
     for number in range(len(replay.layers)):
         with replay.reading(number):
             for travel, one in zip(replay.travels, watches, strict=True):
                 ctx.check()
                 with one.attached():
                     replay.advance(travel)
+            replay.pass_probe()
             # What was queued of the layer must not keep it in memory.
             mx.synchronize()
             replay.next += 1
         if label:
             ctx.progress(label, number + 1, len(replay.layers), "layers")
+    replay.verify()
     for travel, one in zip(replay.travels, watches, strict=True):
         ctx.check()
         with one.attached(), replay.behind(travel):

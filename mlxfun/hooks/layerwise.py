@@ -80,7 +80,7 @@ class Carrier(Replay):
                     logits=True, inputs=True, positions=[position]
                 ) as recording:
                     if self.obstacle is not None:
-                        self._model(mx.array(batch.tokens))
+                        self.model(mx.array(batch.tokens))
                     else:
                         self._remember(self.travels[number], tap)
                     (records,) = recording.drain()

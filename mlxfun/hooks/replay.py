@@ -80,24 +80,27 @@ class Replay:
         forwards: Sequence[Forward],
         probe: Tokens,
         ctx: Context = SILENT,
+        along: bool = False,
     ) -> None:
         """Record the arguments of every layer.
 
         layers: all decoder layers. forwards: each runs the model once, on one batch. probe: int [T],
-        one sequence to test with.
+        one sequence to test with. along: of a model on disk that is done in the same reading; call
+        `pass_probe` in every layer and `verify` at the end.
         """
-        self._model: Any = model
+        self.model: Any = model
         self.store = LayerStore.of(model)
         self.states = States(None if self.store is None else self.store.scratch)
         self.next = 0
         self.travels: list[Travel] = []
         self.layers = list(layers)
         self.obstacle: str | None = None
+        self._probe: Probe | None = None
         try:
-            self._require_known_faithful(probe)
+            self._require_known_faithful(probe, along)
             for number, forward in enumerate(forwards):
                 ctx.check()
-                hidden, calls = self._record(forward)
+                hidden, calls = self.record(forward)
                 self.states.put(number, hidden)
                 self.travels.append(Travel(number, calls))
                 ctx.progress("recording layer arguments", number + 1, len(forwards), "batches")
@@ -106,7 +109,7 @@ class Replay:
 
     # -- recording ----------------------------------------------------------------------------
 
-    def _record(self, forward: Forward) -> tuple[mx.array, list[Call]]:
+    def record(self, forward: Forward) -> tuple[mx.array, list[Call]]:
         """What enters the first decoder layer in a forward, and the arguments of all."""
         entered: list[mx.array] = []
         calls: list[Call] = []
@@ -130,61 +133,60 @@ class Replay:
         mx.eval([entered[0]], [[call.args, call.kwargs] for call in calls])
         return entered[0], calls
 
-    def _require_known_faithful(self, probe: Tokens) -> None:
-        """`_require_faithful`, once for a model that has to be read for it."""
-        tokens = mx.array(probe)[None]
-        if self.store is None:
-            self._require_faithful(tokens)
-            return
-        if self.store.verdict is None:
-            try:
-                self._require_faithful(tokens)
-                self.store.verdict = ""
-            except NotReplayable as reason:
-                self.store.verdict = str(reason)
-        if self.store.verdict:
-            raise NotReplayable(self.store.verdict)
+    def _require_known_faithful(self, probe: Tokens, along: bool) -> None:
+        """Test it with a probe, once for a model that has to be read for it.
 
-    def _require_faithful(self, tokens: mx.array) -> None:
-        """Compare a replay with the plain forward, bit for bit, on one sequence.
-
-        Another sequence passes each layer after it, as in a pass over batches: what a layer leaves
-        in itself for a later one would be that of the other.
+        along: the probe passes the layers together with the batches (see `verify`).
         """
-        seen: list[Any] = []
-
-        def watch(_: int, own: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            out = own(*args, **kwargs)
-            seen.append(out)
-            return out
-
-        hidden = self._replayed([tokens, tokens[:, ::-1][:, :OTHER_TOKENS]])
-        with intercepting(self.layers[-1:], watch):
-            self._model(tokens)
-        if not mx.array_equal(hidden, seen[-1], equal_nan=True).item():
-            raise NotReplayable("its layers hand on more than hidden states")
-
-    def _replayed(self, sequences: Sequence[mx.array]) -> mx.array:
-        """What is behind the last layer of the first of `sequences`."""
-        states: list[tuple[Any, list[Call]]] = [
-            self._record(partial(self._model, tokens)) for tokens in sequences
-        ]
-        for number, layer in enumerate(self.layers):
-            with self.reading(number):
-                for place, (hidden, calls) in enumerate(states):
-                    states[place] = self._passed(layer, hidden, calls[number]), calls
-                mx.eval([hidden for hidden, _ in states])
-        found: mx.array = states[0][0]
-        return found
-
-    def _passed(self, layer: Any, hidden: mx.array, call: Call) -> mx.array:
+        if self.store is not None and self.store.verdict is not None:
+            if self.store.verdict:
+                raise NotReplayable(self.store.verdict)
+            return
         try:
-            out = layer(hidden, *call.args, **call.kwargs)
-        except STUB_ERRORS as error:
-            raise NotReplayable(f"a layer needs what another one left ({error})") from error
-        if not isinstance(out, mx.array):
-            raise NotReplayable("its layers return more than hidden states")
-        return out
+            self._probe = Probe(self, mx.array(probe)[None])
+            if along and self.store is not None and self._probe.capture():
+                return
+            for number in range(len(self.layers)):
+                with self.reading(number):
+                    self._probe.pass_layer(number)
+            self._probe.run_plain()
+            self.verify()
+        except NotReplayable as reason:
+            self._note_verdict(str(reason))
+            raise
+
+    def verify(self) -> None:
+        """Raise NotReplayable unless the probe, which has passed all layers, came out as it does of
+        a plain forward."""
+        if self._probe is None:
+            return
+        same, self._probe = self._probe.same, None
+        if not same:
+            reason = "its layers hand on more than hidden states"
+            self._note_verdict(reason)
+            raise NotReplayable(reason)
+        self._note_verdict("")
+
+    def end(self) -> None:
+        """The pass is over, or was broken off."""
+        self._probe = None
+        if self.store is not None:
+            self.store.forget_captured()
+
+    def _note_verdict(self, verdict: str) -> None:
+        if self.store is not None:
+            self.store.verdict = verdict
+            self.store.forget_captured()
+
+    def pass_probe(self) -> None:
+        """The probe, where one goes along, passes the next layer, which must be in memory."""
+        if self._probe is None:
+            return
+        try:
+            self._probe.pass_layer(self.next)
+        except NotReplayable as reason:
+            self._note_verdict(str(reason))
+            raise
 
     # -- moving -------------------------------------------------------------------------------
 
@@ -243,6 +245,74 @@ def all_layers(model: nn.Module, anatomy: MoEMap) -> list[nn.Module]:
     """Every decoder layer, MoE or not, in order."""
     modules = in_order(model)
     return [modules[layer.path] for layer in decoder_layers(modules, anatomy)]
+
+
+class Probe:
+    """One sequence, replayed layer by layer and run by a plain forward, to be compared bit for bit.
+
+    Another sequence passes each layer behind it, as in a pass over batches: what a layer leaves in
+    itself for a later one is that of the other then.
+    """
+
+    def __init__(self, replay: Replay, tokens: mx.array) -> None:
+        """tokens: int [1, T]."""
+        self._replay, self._tokens = replay, tokens
+        run: Any = replay.model
+        sequences = (tokens, tokens[:, ::-1][:, :OTHER_TOKENS])
+        self._states = [replay.record(partial(run, one)) for one in sequences]
+        self._plain: list[Any] = []
+
+    def pass_layer(self, number: int) -> None:
+        """Both sequences pass a layer, which must be in memory."""
+        if len(self._plain) > number:
+            mx.eval(self._plain[number])
+        layer: Any = self._replay.layers[number]
+        for place, (hidden, calls) in enumerate(self._states):
+            call = calls[number]
+            try:
+                out = layer(hidden, *call.args, **call.kwargs)
+            except STUB_ERRORS as error:
+                raise NotReplayable(f"a layer needs what another one left ({error})") from error
+            if not isinstance(out, mx.array):
+                raise NotReplayable("its layers return more than hidden states")
+            self._states[place] = out, calls
+        mx.eval([hidden for hidden, _ in self._states])
+
+    def run_plain(self) -> None:
+        """The plain forward, at once."""
+        run: Any = self._replay.model
+        self._plain = []
+        with intercepting(self._replay.layers, self._see):
+            run(self._tokens)
+
+    def capture(self) -> bool:
+        """Build the plain forward of a model on disk without reading it; each layer's part is read
+        when that layer is. False for a model that reads its weights while it is built."""
+        store = self._replay.store
+        assert store is not None
+        before, store.capturing = int(mx.get_active_memory()), True
+        try:
+            self.run_plain()
+        finally:
+            store.capturing = False
+        if int(mx.get_active_memory()) - before <= store.largest // 4:
+            return True
+        self._plain = []
+        store.forget_captured()
+        return False
+
+    def _see(self, _: int, own: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        out = own(*args, **kwargs)
+        self._plain.append(out)
+        return out
+
+    @property
+    def same(self) -> bool:
+        """Whether both came out alike, once they passed the last layer."""
+        if len(self._plain) != len(self._replay.layers):
+            return False
+        same = mx.array_equal(self._states[0][0], self._plain[-1], equal_nan=True)
+        return bool(same.item())
 
 
 @contextmanager

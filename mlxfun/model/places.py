@@ -115,6 +115,8 @@ class LayerStore:
         self._places: dict[str, Stored] = dict.fromkeys(self._number, FromCheckpoint(None))
         self._unread: dict[str, mx.array] = {}
         self._users = [0] * len(layers)
+        self._captured: dict[str, mx.array] = {}
+        self.capturing = False
         self.scratch: Path | None = None  # a directory for what does not fit in memory
         self.verdict: str | None = None  # why layers cannot be replayed; "" if they can
         self.after_read: Callable[[int], object] = lambda _: None  # told of a layer's number
@@ -169,6 +171,23 @@ class LayerStore:
             if not self._users[number]:
                 self._let_go(self.paths[number])
 
+    @contextmanager
+    def captured(self, number: int) -> Iterator[None]:
+        """What is built inside the block, without evaluating it, is of the arrays with which that
+        layer will be read the next time."""
+        for path in self.paths[number]:
+            if path in self._places:
+                self._captured[path] = self.fresh(path)
+                self._tree.put(path, self._captured[path])
+        try:
+            yield
+        finally:
+            self._rest(self.paths[number])
+
+    def forget_captured(self) -> None:
+        """Layers are read with arrays of their own again."""
+        self._captured.clear()
+
     def in_use(self, number: int) -> bool:
         """Whether a block holds that layer in memory."""
         return self._users[number] > 0
@@ -187,7 +206,8 @@ class LayerStore:
     def _read(self, paths: Sequence[str]) -> None:
         stored = [path for path in paths if path in self._places]
         for path in stored:
-            self._tree.put(path, self.fresh(path))
+            found = self._captured.pop(path, None)
+            self._tree.put(path, self.fresh(path) if found is None else found)
         path = ""
         try:
             # One at a time: a cast holds two copies of what is evaluated together.
@@ -205,10 +225,13 @@ class LayerStore:
             raise
 
     def _let_go(self, paths: Sequence[str]) -> None:
+        self._rest(paths)
+        mx.clear_cache()
+
+    def _rest(self, paths: Sequence[str]) -> None:
         for path in paths:
             if path in self._places:
                 self._tree.put(path, self._resting[path])
-        mx.clear_cache()
 
     # -- tensors ------------------------------------------------------------------------------
 
@@ -228,6 +251,7 @@ class LayerStore:
 
     def put(self, path: str, source: Source, array: mx.array) -> None:
         """The model holds `array` at `path` from now on, which is from `source`."""
+        self._captured.pop(path, None)
         if path not in self._number:
             self._tree.put(path, array)
             return

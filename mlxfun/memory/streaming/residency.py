@@ -41,6 +41,9 @@ class LayerReader:
         def call(own: Any, *args: Any, **kwargs: Any) -> Any:
             if store.in_use(number):
                 return own(*args, **kwargs)
+            if store.capturing:
+                with store.captured(number):
+                    return own(*args, **kwargs)
             with store.layer(number):
                 out = own(*args, **kwargs)
                 # What is lazy keeps the layer in memory.

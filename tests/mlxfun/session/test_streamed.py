@@ -166,3 +166,40 @@ def test_answers_are_those_of_the_resident_model(name, tmp_path) -> None:
     talks = [session._conversation._messages for session in (resident, streamed)]
     assert talks[0] == talks[1]
     assert held(streamed) >= 0
+
+
+def passes(session: Session, work) -> float:
+    """How often `work` reads the whole model."""
+    before = store(session).reads
+    work()
+    return (store(session).reads - before) / len(store(session).paths)
+
+
+def test_a_pass_over_many_batches_reads_the_model_once(tmp_path) -> None:
+    """Also the first, which finds out whether layers can be replayed."""
+    session = Session.open(
+        checkpoint("qwen3_moe", tmp_path / "model"), LoadOptions(residence=Residence("none"))
+    )
+    assert passes(session, lambda: session.collect(COLLECT)) == 1
+    assert store(session).verdict == ""
+    assert passes(session, lambda: session.collect(COLLECT)) == 1
+    assert passes(session, lambda: session.evaluate(EVALUATE)) == 1
+    assert passes(session, lambda: session.merge(MergeOptions(DATA, n_prune=4))) == 1
+    session.discard()
+    assert passes(session, lambda: session.narrow(NarrowOptions(width=16))) == 1
+    session.discard()
+    refitted = PruneOptions(n_prune=4, metric="output_error", refit_experts=True)
+    assert passes(session, lambda: session.prune(refitted)) == 1
+    session.discard()
+    assert passes(session, lambda: session.prune(PruneOptions(n_prune=4))) == 0
+    assert passes(session, lambda: session.preview(EVALUATE)) == 1  # the base was measured above
+
+
+@pytest.mark.parametrize("name", ["gemma4_text", "hunyuan", "dbrx"])
+def test_what_cannot_be_replayed_is_noticed_and_read_once_a_batch(name, tmp_path) -> None:
+    path = checkpoint(name, tmp_path / "model")
+    session = Session.open(path, LoadOptions(residence=Residence("none")))
+    session.collect(COLLECT)
+    assert bool(store(session).verdict) == (name != "dbrx")
+    count = passes(session, lambda: session.collect(COLLECT))
+    assert count == (1 if name == "dbrx" else 3)  # batches of 2, 2 and 2 samples
