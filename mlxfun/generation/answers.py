@@ -33,6 +33,7 @@ from mlxfun.data.options import DatasetOptions
 from mlxfun.data.rendered import as_rendered, asked_ids
 from mlxfun.errors import DatasetError
 from mlxfun.hooks.forwards import one_step
+from mlxfun.hooks.replay import tell_reading
 from mlxfun.model.places import LayerStore
 from mlxfun.tally import Tally
 
@@ -133,6 +134,9 @@ def greedy(
 ) -> list[Answer]:
     """The greedy answer to each prompt, at most `max_tokens` long. Raises Cancelled."""
     stops = set(tokenizer.eos_token_ids)
+    # Prompts are read a few at a time, and answers take a token each at once.
+    fills = -(-len(prompts) // PREFILL_ROWS)
+    tell_reading(model, ctx, -(-len(prompts) // _rows()) * max_tokens + fills)
     decode = _decode_ragged if takes_ragged_batches(model) else _decode_groups
     found: dict[int, Answer] = {}
     for index, tokens in decode(model, prompts, stops, max_tokens, ctx):

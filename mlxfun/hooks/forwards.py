@@ -21,7 +21,7 @@ import numpy as np
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import BudgetError
 from mlxfun.events import Notice
-from mlxfun.hooks.replay import NotReplayable, Replay, all_layers
+from mlxfun.hooks.replay import NotReplayable, Replay, all_layers, tell_reading
 from mlxfun.hooks.routing import Reduction, Taps
 from mlxfun.model.anatomy.types import MoEMap
 from mlxfun.model.device.batch_size import each_batch
@@ -74,8 +74,9 @@ def each_forward(
                 replay.obstacle = str(reason)
             finally:
                 replay.end()
-        if len(todo) > 1:
-            ctx.emit(Notice("warning", _once_a_batch(replay.obstacle, len(todo))))
+        store = LayerStore.of(model)
+        if len(todo) > 1 and store is not None:
+            ctx.emit(Notice("warning", _once_a_batch(replay.obstacle, len(todo), store)))
         del replay
     yield from each_batch(todo, lambda batch: _watched(watch(batch)), ctx)
 
@@ -85,6 +86,7 @@ def _replay(
 ) -> Replay:
     run: Any = model
     announce(ctx)
+    tell_reading(model, ctx)
     forwards = [partial(run, mx.array(one)) for one in tokens]
     return Replay(model, layers, forwards, tokens[0][0], ctx, along=True)
 
@@ -108,10 +110,10 @@ def one_step(
     return [call() for call in calls]
 
 
-def _once_a_batch(why: str, batches: int) -> str:
+def _once_a_batch(why: str, batches: int, store: LayerStore) -> str:
     return (
-        f"the model is read from disk {batches} times, once for each batch, since {why}; larger "
-        "batches (--batch-tokens) need fewer"
+        f"the model is read from disk {batches} times, once for each batch, since {why}: "
+        f"{store.cost(batches)}; larger batches (--batch-tokens) need fewer"
     )
 
 

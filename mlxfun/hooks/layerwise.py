@@ -21,7 +21,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxfun.context import SILENT, Context
-from mlxfun.hooks.replay import Replay, Travel, all_layers, children, intercepting
+from mlxfun.hooks.replay import Replay, Travel, all_layers, children, intercepting, tell_reading
 from mlxfun.hooks.routing import LayerTap, Record, Taps
 from mlxfun.model.anatomy.types import MoELayer
 
@@ -44,6 +44,7 @@ class Carrier(Replay):
     ) -> None:
         """Record the arguments of every layer. Taps must be attached."""
         run: Any = model
+        tell_reading(model, ctx)
         self._batches = tuple(batches)
         forwards = [partial(run, mx.array(batch.tokens)) for batch in self._batches]
         probe = self._batches[0].tokens[0]

@@ -20,6 +20,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxfun.context import SILENT, Context
+from mlxfun.events import Notice
 from mlxfun.hooks.intercept import Hooks
 from mlxfun.hooks.states import States
 from mlxfun.model.anatomy.layers import decoder_layers, in_order
@@ -239,6 +240,14 @@ class Replay:
                 yield
             finally:
                 held.clear()
+
+
+def tell_reading(model: nn.Module, ctx: Context, times: int = 1) -> None:
+    """Say what a pass reads from disk, where the model is there. times: at most."""
+    store = LayerStore.of(model)
+    if store is not None:
+        often = "once" if times == 1 else f"up to {times} times"
+        ctx.emit(Notice("info", f"the model is read from disk {often}: {store.cost(times)}"))
 
 
 def all_layers(model: nn.Module, anatomy: MoEMap) -> list[nn.Module]:

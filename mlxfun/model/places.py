@@ -19,6 +19,7 @@ import mlx.core as mx
 
 from mlxfun.errors import ModelError
 from mlxfun.model.parameters import ParameterTree
+from mlxfun.text import readable_bytes
 
 if TYPE_CHECKING:
     import mlx.nn as nn
@@ -121,6 +122,7 @@ class LayerStore:
         self.verdict: str | None = None  # why layers cannot be replayed; "" if they can
         self.after_read: Callable[[int], object] = lambda _: None  # told of a layer's number
         self.reads = 0  # of layers, so far
+        self.on_disk = self.total  # bytes that one reading takes from disk
         self._bytes, self._seconds = 0, 0.0
         vars(tree.modules[""])[_OWNER] = self
 
@@ -146,10 +148,14 @@ class LayerStore:
         """Bytes that one reading of all layers takes in memory, one layer after the other."""
         return sum(self.nbytes(number) for number in range(len(self.paths)))
 
-    @property
-    def rate(self) -> float | None:
-        """Bytes of memory a second that layers were read with so far, None before the first."""
-        return self._bytes / max(self._seconds, 1e-9) if self.reads else None
+    def cost(self, times: int = 1) -> str:
+        """What reading the model so many times takes, as part of a sentence: bytes, and seconds at
+        the rate that layers were read with so far."""
+        size = readable_bytes(times * self.on_disk)
+        if not self.reads:
+            return size
+        seconds = times * self.total * self._seconds / max(self._bytes, 1)
+        return f"{size}, {seconds:,.0f} s at the rate so far"
 
     # -- running ------------------------------------------------------------------------------
 

@@ -80,6 +80,7 @@ class SessionWorkspace:
         )
         LayerReader(self.model, store).attach()
         ahead = ReadAhead(read_headers(loaded.path), layers)
+        store.on_disk = sum(ahead.bytes_of(number) for number in range(len(layers)))
         store.after_read = lambda number: ahead.want(number + 1)
         finalize(self, ahead.close)
         store.scratch = own_directory(loaded.scratch)
@@ -177,6 +178,11 @@ class SessionWorkspace:
         if self._scratch is not None:
             self._scratch.require_space(need.disk + self.export().total_bytes())
             require(need.straight, what, advice, self.editor.replaced.let_go)
+            return
+        store = self.resident.store
+        if self._own_scratch is not None and store is not None:
+            self._own_scratch.require_space(sum(need.layers))
+            require(store.largest + need.straight, what, advice)
             return
         if fits(need.straight):
             advice = f"go straight to disk with --to PATH, or {advice}"

@@ -5,6 +5,8 @@ for bit, and holds no layer between passes.
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 from pathlib import Path
 
 import mlx.core as mx
@@ -14,9 +16,12 @@ import pytest
 from mlxfun import Session
 from mlxfun.calibration.options import CollectOptions
 from mlxfun.checkpoint.options import LoadOptions, Residence, SaveOptions
+from mlxfun.context import Context
 from mlxfun.data.options import DatasetOptions
 from mlxfun.editing.options import ApplyOptions
+from mlxfun.errors import Cancelled, ModelError
 from mlxfun.evaluation.options import EvaluateOptions, RefusalOptions
+from mlxfun.files import writer
 from mlxfun.generation.options import GenerateOptions
 from mlxfun.model.places import LayerStore
 from mlxfun.techniques.ablate.options import AblateOptions
@@ -203,3 +208,90 @@ def test_what_cannot_be_replayed_is_noticed_and_read_once_a_batch(name, tmp_path
     assert bool(store(session).verdict) == (name != "dbrx")
     count = passes(session, lambda: session.collect(COLLECT))
     assert count == (1 if name == "dbrx" else 3)  # batches of 2, 2 and 2 samples
+
+
+def in_a_row(session: Session, path: Path) -> tuple:
+    """Prune, merge what is left, ablate, amplify nothing; undo the last, redo it; save."""
+    session.collect(COLLECT)
+    session.prune(PruneOptions(n_prune=2))
+    session.apply(ApplyOptions())
+    session.merge(MergeOptions(DATA, n_prune=2))
+    shown = session.preview(EVALUATE)
+    session.flip()
+    session.flip()
+    session.apply(ApplyOptions())
+    between = session.state
+    session.abliterate(AblateOptions(*PROMPTS, answer_tokens=2, strength="2"))
+    session.apply(ApplyOptions())
+    session.undo()
+    assert session.state == between
+    session.redo()
+    return shown, session.evaluate(EVALUATE), session.state, saved(session, path)
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_edits_in_a_row_are_saved_as_from_the_resident_model(bits, tmp_path) -> None:
+    path = tiny.write(tmp_path / "model", tiny.QWEN3, bits=bits, shards=3)
+    resident, streamed = both(path)
+    before = held(streamed)
+    found = in_a_row(streamed, tmp_path / "b")
+    streamed._workspace.evaluator._references.clear()
+    assert held(streamed) - before < store(streamed).largest
+    assert in_a_row(resident, tmp_path / "a") == found
+
+
+def test_scratch_is_gone_with_the_session_and_that_of_dead_processes_at_the_next(tmp_path) -> None:
+    path, place = tiny.write(tmp_path / "model", tiny.QWEN3), tmp_path / "scratch"
+    one = "import os; print(os.getpid())"
+    pid = subprocess.run([sys.executable, "-c", one], capture_output=True, text=True, check=True)
+    dead = place / f".layers.saving-{writer().partition('-')[0]}-{pid.stdout.strip()}-00000000"
+    dead.mkdir(parents=True)
+    (dead / "00000.safetensors").write_bytes(bytes(8))
+    session = Session.open(path, LoadOptions(residence=Residence("none", place)))
+    session.merge(MergeOptions(DATA, n_prune=2))
+    assert not dead.exists()
+    assert len(list(place.rglob("*.safetensors"))) == 2
+    session.discard()
+    session.close()
+    gc.collect()
+    assert list(place.iterdir()) == []
+
+
+class CancelAfter(Context):
+    """Cancels once a pass has passed so many checks."""
+
+    def __init__(self, checks: int) -> None:
+        self.left = checks
+
+    def check(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Cancelled("cancelled")
+
+
+@pytest.mark.parametrize("checks", [0, 1, 3, 5, 7])
+@pytest.mark.parametrize("edit", ["merge", "prune, refitted", "abliterate"])
+def test_a_cancel_at_any_point_leaves_the_model_as_it_was(edit, checks, tmp_path) -> None:
+    path = tiny.write(tmp_path / "model", tiny.QWEN3)
+    session = Session.open(path, LoadOptions(residence=Residence("none")))
+    session.collect(COLLECT)
+    before, state = held(session), session.state
+    with pytest.raises(Cancelled):
+        getattr(session, STAGE[type(EDITS[edit])])(EDITS[edit], CancelAfter(checks))
+    assert (session.state, session.editor.live_state, session.editor.staged) == (state, state, None)
+    assert held(session) - before < store(session).largest
+    assert not any(store(session).in_use(n) for n in range(len(store(session).paths)))
+    fresh = Session.open(path)
+    fresh.collect(COLLECT)
+    assert session.evaluate(EVALUATE) == fresh.evaluate(EVALUATE)
+
+
+def test_files_that_change_between_passes_are_noticed(tmp_path) -> None:
+    path = tiny.write(tmp_path / "model", tiny.QWEN3)
+    session = Session.open(path, LoadOptions(residence=Residence("none")))
+    session.collect(COLLECT)
+    tiny.write(tmp_path / "other", tiny.QWEN3 | {"norm_topk_prob": False})
+    file = path / "model-00001-of-00001.safetensors"
+    file.write_bytes(file.read_bytes()[:-64] + bytes(64))
+    with pytest.raises(ModelError, match="since the model was loaded"):
+        session.collect(COLLECT)
