@@ -10,7 +10,7 @@ import mlx.nn as nn
 import numpy as np
 from rigs import Rig
 
-from mlxfun.hooks.layerwise import intercepting
+from mlxfun.hooks.replay import intercepting
 from mlxfun.model.components import COMPONENTS
 from mlxfun.model.delta import Delta
 from mlxfun.model.outputs import Output, residual_outputs

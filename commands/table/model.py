@@ -8,7 +8,7 @@ from commands.conditions import always
 from commands.declare import Call, command, positive
 from commands.scripts.resume import offer
 from commands.types import FilePath, Source
-from mlxfun.checkpoint.options import MODES, Mode, SaveOptions
+from mlxfun.checkpoint.options import MODES, RESIDENCIES, Mode, Residence, SaveOptions
 from mlxfun.errors import ModelError, SaveError, StateError, UsageError
 from mlxfun.report import Report, TextReport
 
@@ -24,15 +24,31 @@ MODEL = Source("model", {"demo": "the small Qwen3-MoE model that comes with mlxf
     type=FilePath((".jinja", ".json")),
     help="Use this template, not the model's.",
 )
+@click.option(
+    "--resident",
+    type=click.Choice(RESIDENCIES),
+    help="Hold all of it in memory (default), or none: layers are read from disk as they run.",
+)
+@click.option(
+    "--scratch",
+    type=FilePath(),
+    metavar="DIR",
+    help="With --resident none: where hidden states and edited tensors go.",
+)
 @click.option("--drop", is_flag=True, help="Free the loaded model first, for when both do not fit.")
 def load(call: Call) -> Report:
     """Make a model resident: a directory, a Hub id, or demo.
 
     Statistics, staged plan, steering and history of the model before are dropped. If the
     new one cannot be loaded, the old one stays, unless --drop was given.
+
+    With --resident none a model may be larger than memory: every pass over it (collect, scans,
+    evaluate, edits, save) reads it layer by layer, with the same results. Answers read it once
+    for each token.
     """
+    residence = Residence(call["resident"] or "all", call["scratch"])
     report = call.bench.load(
-        call["model"], call["revision"], call["drop"], call.ctx, call["chat_template"]
+        call["model"], call["revision"], call["drop"], call.ctx, call["chat_template"], residence
     )
     resumable = offer(call.bench)
     if resumable is not None:

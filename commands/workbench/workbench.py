@@ -19,7 +19,7 @@ from commands.workbench.journal import Journal
 from commands.workbench.session_file import Mark
 from commands.workbench.settings import Settings
 from commands.workbench.wiring import Wiring
-from mlxfun.checkpoint.options import LoadOptions
+from mlxfun.checkpoint.options import IN_MEMORY, LoadOptions, Residence
 from mlxfun.context import Context
 from mlxfun.data.options import Weighted
 from mlxfun.errors import DatasetError, SaveError, StateError, UsageError
@@ -111,6 +111,7 @@ class Workbench:
         drop: bool,
         ctx: Context,
         chat_template: Path | None = None,
+        residence: Residence = IN_MEMORY,
     ) -> Report:
         """Open a session for `source`; the old one is closed once the new one is there.
 
@@ -123,7 +124,7 @@ class Workbench:
         template = self.readable(chat_template) if chat_template is not None else None
         opened = self.wiring.session_class(ctx).open(
             found,
-            LoadOptions(revision, template, self.identities),
+            LoadOptions(revision, template, self.identities, self._placed(residence)),
             undo_budget=self.undo_budget,
             seed=self.settings.seed,
             ctx=ctx,
@@ -145,6 +146,14 @@ class Workbench:
         gc.collect()
         gc.freeze()
         return report
+
+    def _placed(self, residence: Residence) -> Residence:
+        """With a scratch directory: the one that was named, or one in the cache."""
+        if residence.scratch is not None:
+            return replace(residence, scratch=self.files.writable_directory(residence.scratch))
+        if self.identities is None:
+            return residence
+        return replace(residence, scratch=self.identities.parent / "streamed")
 
     def _local(self, source: str) -> str | Path:
         """A path if one exists or the text looks like one, otherwise the Hub id as typed."""

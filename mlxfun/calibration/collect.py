@@ -19,9 +19,9 @@ from mlxfun.calibration.routing_stats import SUMS, RoutingStats
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import Cancelled
 from mlxfun.events import RoutingFrame
+from mlxfun.hooks.forwards import Watch, each_forward, reduced
 from mlxfun.hooks.routing import Record, Taps
 from mlxfun.model.anatomy import MoELayer
-from mlxfun.model.device.batch_size import each_batch
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
@@ -110,7 +110,9 @@ def collect(
     stats, last_frame = start, 0.0
     total = sum(len(batch.rows) for batch in batches)
     done = 0
-    running = each_batch(batches, lambda batch: _run(model, taps, batch), ctx)
+    running = each_forward(
+        model, taps.anatomy, batches, lambda batch: _watch(model, taps, batch), ctx, "calibrating"
+    )
     while True:
         try:
             batch, sums = next(running)
@@ -128,14 +130,11 @@ def collect(
             last_frame = monotonic()
 
 
-def _run(model: Any, taps: Taps, batch: Batch) -> Array:
+def _watch(model: Any, taps: Taps, batch: Batch) -> Watch[Array]:
     """Sums of one batch, [L, S, E]."""
     mask = mx.array(batch.mask.reshape(-1).astype(np.float32))
-    with taps.reducing(lambda tap, record: layer_sums(tap.layer, [record], mask)) as reduction:
-        model(mx.array(batch.tokens))
-        sums = mx.stack(reduction.drain())
-    mx.eval(sums)
-    return np.array(sums)
+    reduction = taps.reduction(lambda tap, record: layer_sums(tap.layer, [record], mask))
+    return reduced(model, taps, batch, reduction)
 
 
 def frame(stats: RoutingStats, job: int) -> RoutingFrame:

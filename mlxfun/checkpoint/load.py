@@ -7,6 +7,7 @@ never touches the files again.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +30,13 @@ from mlxfun.checkpoint.headers import (
     require_even,
 )
 from mlxfun.checkpoint.identity import Stamp, checkpoint_id, difference, stamps
-from mlxfun.checkpoint.sources import companions, read_config, resolve, without_wildcards
+from mlxfun.checkpoint.options import IN_MEMORY, Residence
+from mlxfun.checkpoint.sources import Source, companions, read_config, resolve, without_wildcards
 from mlxfun.checkpoint.tokenizer import open_tokenizer
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import ModelError
 from mlxfun.model.device.memory import bound_cache, memory_limit, on_cpu, require
+from mlxfun.model.model_map import map_model
 from mlxfun.model.parameters import flatten
 
 HALF = (mx.bfloat16, mx.float16)
@@ -58,7 +61,9 @@ class Loaded:
     config.json and the weights as they were, to tell whether they still are. companions: names of
     the other files of the model. chat_template: where that is from, "" for none.
     given_template: the user gave it in place of the model's. read_rate: bytes a second that the
-    weights were read with.
+    weights were read with. streamed: decoder layers are not in memory; their parameters are unread
+    arrays (see mlxfun.model.places.LayerStore). scratch: where a streamed model puts what does not
+    fit in memory.
     """
 
     model: nn.Module
@@ -75,6 +80,8 @@ class Loaded:
     chat_template: str = ""
     given_template: bool = False
     read_rate: float = 0.0
+    streamed: bool = False
+    scratch: Path = Path()
 
     @property
     def changed(self) -> str:
@@ -88,12 +95,13 @@ def load(
     ctx: Context = SILENT,
     chat_template: Path | None = None,
     identities: Path | None = None,
+    residence: Residence = IN_MEMORY,
 ) -> Loaded:
-    """Load `source` (directory, Hub id or "demo") and evaluate every array of it.
+    """Load `source` (directory, Hub id or "demo") and evaluate every array of it; where no layer is
+    to be in memory, every array outside its decoder layers.
 
     chat_template: used instead of the model's. identities: see `checkpoint_id`. On the CPU 16-bit
     weights are cast to float32, as its `gather_mm` needs; each one's own dtype stays on record.
-
     Raises ModelError (missing, broken, unsupported), BudgetError (does not fit) and Cancelled.
     """
     found = resolve(source, revision, ctx)
@@ -103,35 +111,62 @@ def load(
     headers = read_headers(found.path)
     _require_sound(config, headers, found.path)
     identity = checkpoint_id(found.path, identities)
-    estimate = estimate_bytes(headers, config)
-    _require_memory(found.model_id, estimate)
+    streamed, estimate = residence.resident == "none", estimate_bytes(headers, config)
+    if not streamed:
+        _require_memory(found.model_id, estimate)
     # Before the weights: a tokenizer that is missing is told before gigabytes are read.
     tokenizer, template, remarks = open_tokenizer(found.path, chat_template)
-    model, full_config = _load_lazy(found.path, config)
-    stored = {path: array.dtype for path, array in flatten(model.parameters())}
-    cast = needs_float32(model)
-    rate = estimate / _evaluate(model, cast, ctx)
-    require_dtypes(model, full_config)
+    read = _read_weights(found, config, None if streamed else estimate, ctx)
     if changed := difference(found.path, files):
         raise ModelError(f"{changed} while the model was being loaded; load it again")
-    dropped = _dropped(headers, model)
+    dropped = _dropped(headers, read.model)
     notes = (*found.notes, *remarks, *_stale_shards(found.path), *dropped)
     return Loaded(
-        model=model,
+        model=read.model,
         tokenizer=tokenizer,
-        config=_own_config(config, full_config, dropped),
+        config=_own_config(config, read.config, dropped),
         path=found.path,
         model_id=found.model_id,
         checkpoint_id=identity,
-        stored_dtypes=stored,
-        notes=(*notes, *(_cast_notes(model, stored) if cast else ())),
-        estimate=estimate,
+        stored_dtypes=read.stored,
+        notes=(*notes, *read.notes),
+        estimate=read.held,
         chat_template=template,
         given_template=chat_template is not None,
-        read_rate=rate,
+        read_rate=read.rate,
+        streamed=streamed,
+        scratch=residence.scratch or Path(tempfile.gettempdir()),
         files=files,
         companions=tuple(str(f.relative_to(found.path)) for f in companions(found.path).files),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A model with its weights, see Loaded. held: bytes in memory while it runs."""
+
+    model: nn.Module
+    config: dict[str, Any]
+    stored: dict[str, mx.Dtype]
+    held: int
+    rate: float
+    notes: tuple[str, ...]
+
+
+def _read_weights(
+    found: Source, config: dict[str, Any], estimate: int | None, ctx: Context
+) -> _Read:
+    """The model of a directory. estimate: of its bytes in memory; None to leave decoder layers
+    unread."""
+    model, full = _load_lazy(found.path, config)
+    stored = {path: array.dtype for path, array in flatten(model.parameters())}
+    cast, rate = needs_float32(model), 0.0
+    if estimate is None:
+        held = _read_outside_layers(found.model_id, model, full, cast, ctx)
+    else:
+        held, rate = estimate, estimate / _evaluate(model, cast, ctx)
+    require_dtypes(model, full)
+    return _Read(model, full, stored, held, rate, _cast_notes(model, stored) if cast else ())
 
 
 def _dropped(headers: list[Header], model: nn.Module) -> tuple[str, ...]:
@@ -140,14 +175,14 @@ def _dropped(headers: list[Header], model: nn.Module) -> tuple[str, ...]:
     return dropped_notes(headers, sizes, _decoder_layers(sizes))
 
 
-def _cast_notes(model: nn.Module, stored: dict[str, mx.Dtype]) -> list[str]:
+def _cast_notes(model: nn.Module, stored: dict[str, mx.Dtype]) -> tuple[str, ...]:
     """That 16-bit weights are held in 32, and why; nothing if there are none."""
     if not any(dtype in HALF for dtype in stored.values()):
-        return []
+        return ()
     why = "the only type that MLX's CPU backend routes through experts"
     if not any(isinstance(m, SwitchLinear) for _, m in model.named_modules()):
         why = "in which MLX's CPU backend computes fastest"
-    return [f"16-bit weights are held as float32, {why}; saving restores each one's own type"]
+    return (f"16-bit weights are held as float32, {why}; saving restores each one's own type",)
 
 
 def estimate_bytes(headers: list[Header], config: dict[str, Any]) -> int:
@@ -200,7 +235,8 @@ def _require_memory(model_id: str, estimate: int) -> None:
     advice = (
         "free the loaded model first with load --drop"
         if alone
-        else "choose a smaller or a quantised version"
+        else "read it layer by layer with load --resident none, or choose a smaller or a quantised "
+        "version"
     )
     require(estimate, f"loading {model_id}", advice)
 
@@ -248,13 +284,53 @@ def needs_float32(model: nn.Module) -> bool:
     return not any("scales" in module for module in modules)
 
 
-def _evaluate(model: nn.Module, cast: bool, ctx: Context) -> float:
+def _read_outside_layers(
+    model_id: str, model: nn.Module, config: dict[str, Any], cast: bool, ctx: Context
+) -> int:
+    """Evaluate what is in no decoder layer. Returns the bytes in memory while a layer runs, which
+    must fit."""
+    unread = _unread(model, config)
+    needed = _streamed_bytes(model, unread, cast)
+    _require_memory(model_id, needed)
+    _evaluate(model, cast, ctx, unread)
+    return needed
+
+
+def _unread(model: nn.Module, config: dict[str, Any]) -> frozenset[str]:
+    """The parameters of decoder layers."""
+    layers = tuple(f"{layer.path}." for layer in map_model(model, config).layers)
+    return frozenset(path for path, _ in flatten(model.parameters()) if path.startswith(layers))
+
+
+def _streamed_bytes(model: nn.Module, unread: frozenset[str], cast: bool) -> int:
+    """Bytes in memory while the largest decoder layer runs, besides what runs through it."""
+    rest, layers = 0, dict[str, int]()
+    for path, array in flatten(model.parameters()):
+        size = array.nbytes * (2 if cast and array.dtype in HALF else 1)
+        if path not in unread:
+            rest += size
+            continue
+        place = next(i for i, part in enumerate(path.split(".")) if part.isdigit())
+        layer = ".".join(path.split(".")[: place + 1])
+        layers[layer] = layers.get(layer, 0) + size
+    return rest + max(layers.values(), default=0)
+
+
+def _evaluate(
+    model: nn.Module, cast: bool, ctx: Context, unread: frozenset[str] = frozenset()
+) -> float:
     """Evaluate parameter by parameter, so that a cast never holds two copies of the model; the
-    seconds that it took."""
+    seconds that it took. unread: those that are left as they are."""
     began = perf_counter()
-    names = [(path, array.nbytes) for path, array in flatten(model.parameters())]
+    if cast:
+        lazy = [(path, a) for path, a in flatten(model.parameters()) if path in unread]
+        wide = [(path, a.astype(mx.float32)) for path, a in lazy if a.dtype in HALF]
+        model.update(tree_unflatten(wide))
+    kept = [(path, a) for path, a in flatten(model.parameters()) if path not in unread]
+    names = [(path, array.nbytes) for path, array in kept]
     total = sum(count for _, count in names)
-    arrays = dict(flatten(model.parameters()))
+    arrays = dict(kept)
+    del kept
     done = 0
     for path, count in names:
         ctx.check()

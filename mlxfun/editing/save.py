@@ -6,22 +6,20 @@ from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.utils import load_model
 
 from mlxfun.checkpoint.identity import earlier_id
-from mlxfun.checkpoint.load import LOAD_ERRORS, Loaded, short
+from mlxfun.checkpoint.load import Loaded, short
 from mlxfun.checkpoint.options import SaveOptions
 from mlxfun.checkpoint.reports import SaveReport
 from mlxfun.checkpoint.save import Export, write
-from mlxfun.checkpoint.sources import without_wildcards
 from mlxfun.context import SILENT, Context
 from mlxfun.editing.editor import Editor
 from mlxfun.editing.history import Node
 from mlxfun.editing.plans import SavedExperts
 from mlxfun.errors import ModelError
-from mlxfun.model.delta import Reader
+from mlxfun.memory.streaming.unread import require_unchanged, unread
 from mlxfun.model.export import ExportView
-from mlxfun.model.parameters import flatten
+from mlxfun.model.places import Reader
 
 
 def open_checkpoint(loaded: Loaded, dtypes: Callable[[str], mx.Dtype]) -> Reader:
@@ -30,36 +28,20 @@ def open_checkpoint(loaded: Loaded, dtypes: Callable[[str], mx.Dtype]) -> Reader
     The model is built lazily, so only the tensors that are asked for are read. dtypes: the
     resident dtype of a parameter. Raises ModelError if the files are not those that were loaded.
     """
-    _require_unchanged(loaded)
-    try:
-        with without_wildcards(loaded.path) as plain:
-            model, _ = load_model(plain, lazy=True)
-    except LOAD_ERRORS as error:
-        _require_unchanged(loaded)
-        raise ModelError(f"{loaded.path} cannot be opened again: {short(error)}") from error
-    arrays = dict(flatten(model.parameters()))
+    arrays = unread(loaded)
 
     def read(path: str) -> mx.array:
         array = arrays[path].astype(dtypes(path))
         try:
             mx.eval(array)
         except (RuntimeError, ValueError) as error:
-            _require_unchanged(loaded)
+            require_unchanged(loaded)
             raise ModelError(f"{path} cannot be read back: {short(error)}") from error
         # Only after the read is it certain that it was of the files that were loaded.
-        _require_unchanged(loaded)
+        require_unchanged(loaded)
         return array
 
     return read
-
-
-def _require_unchanged(loaded: Loaded) -> None:
-    if changed := loaded.changed:
-        raise ModelError(
-            f"{changed} since the model was loaded from it, so tensors that are not in memory "
-            "cannot be read back; put the file back as it was, or save the model as it is and "
-            "load that"
-        )
 
 
 def earlier_checkpoint_id(loaded: Loaded) -> str:

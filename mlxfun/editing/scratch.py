@@ -13,8 +13,10 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from mlxfun.checkpoint import atomic
 from mlxfun.checkpoint.save import beside, failures, require_space
-from mlxfun.model.delta import FromFile, LayerDelta, Source
+from mlxfun.model.delta import LayerDelta
+from mlxfun.model.places import FromFile, Source
 
 
 class Scratch:
@@ -57,3 +59,14 @@ def scratch_for(target: Path) -> Iterator[Scratch]:
         with failures(target):
             directory = stack.enter_context(beside(target))
         yield Scratch(directory, target)
+
+
+def own_directory(parent: Path) -> Path:
+    """A new directory in `parent` for this process; those of dead processes are removed there.
+
+    Raises SaveError for whatever the file system refuses.
+    """
+    with failures(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        atomic.sweep(parent)
+        return atomic.temporary_sibling(parent / "layers")

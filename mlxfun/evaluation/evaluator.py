@@ -16,11 +16,11 @@ sequences, not tokens, as the independent units (ratio estimator, normal approxi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -28,14 +28,19 @@ import numpy as np
 
 from mlxfun.context import SILENT, Context
 from mlxfun.data.datasets import Batch, batches
+from mlxfun.hooks.forwards import Watch, each_forward
 from mlxfun.hooks.head import HeadTap, Logits
 from mlxfun.hooks.pace import Paced
+from mlxfun.hooks.replay import STUB_ERRORS, passing_layers
 from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.device.batch_size import BatchSize, batch_size, each_batch
 from mlxfun.model.distributions import log_softmax
+from mlxfun.model.places import LayerStore
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
+
+Result = TypeVar("Result")
 
 LOGITS_BYTES = 256 << 20
 """Target size of one batch's float32 logits."""
@@ -143,8 +148,15 @@ class Evaluator:
     def _in_chunks(self) -> bool:
         """Whether logits can be made from hidden states alone; found out with a short forward."""
         if self._after_head is None:
-            self._after_head = _after_head(self._model, self._head)
+            self._after_head = self._found_after_head()
         return self._after_head != "unknown"
+
+    def _found_after_head(self) -> AfterHead:
+        # A model on disk is not read for it: what its layers do makes no difference.
+        if LayerStore.of(self._model) is not None:
+            with suppress(*STUB_ERRORS), passing_layers(self._model, self._anatomy):
+                return _after_head(self._model, self._head)
+        return _after_head(self._model, self._head)
 
     def reference(self, key: StateKey, data: EvalSet, ctx: Context = SILENT) -> Reference:
         """The live weights as a reference named `key`, from the cache if they were seen before."""
@@ -170,7 +182,7 @@ class Evaluator:
         nll, sequence = [], []
         hidden: dict[int, mx.array] = {}
         done = 0
-        for batch, (states, losses) in each_batch(self.batches(data), self._losses, ctx):
+        for batch, (states, losses) in self._each(data, self._losses, ctx, label):
             nll.append(losses)
             sequence.append(_sequences(batch))
             if states is not None:
@@ -181,6 +193,19 @@ class Evaluator:
         if not self._in_chunks or self._head is None:
             return Reference(likelihood, None)
         return Reference(likelihood, hidden, self._head.frozen())
+
+    def _each(
+        self, data: EvalSet, work: Callable[[Batch], Result], ctx: Context, label: str
+    ) -> Iterator[tuple[Batch, Result]]:
+        """`work` on each batch. Where it may run the model twice, as two states, batches are not
+        carried through the layers together."""
+        todo = self.batches(data)
+        if not self._in_chunks:
+            return each_batch(todo, work, ctx)
+        model, anatomy = self._model, self._anatomy
+        return each_forward(
+            model, anatomy, todo, lambda batch: Watch(partial(work, batch)), ctx, label
+        )
 
     def _losses(self, batch: Batch) -> tuple[mx.array | None, Array]:
         """Hidden states [n, D], evaluated, and losses float64 [n] of a batch."""
@@ -212,14 +237,15 @@ class Evaluator:
         def work(batch: Batch) -> tuple[Array, list[Comparison]]:
             return self._compared(batch, references, again)
 
-        for batch, (losses, compared) in each_batch(self.batches(data), work, ctx):
+        label = f"evaluating {data.name}"
+        for batch, (losses, compared) in self._each(data, work, ctx, label):
             nll.append(losses)
             sequence.append(_sequences(batch))
             for r, comparison in enumerate(compared):
                 kls[r].append(comparison.kl)
                 agrees[r].append(comparison.agree)
             done += len(batch.rows)
-            ctx.progress(f"evaluating {data.name}", done, len(data.sequences), "samples")
+            ctx.progress(label, done, len(data.sequences), "samples")
         return Likelihood(np.concatenate(nll), np.concatenate(sequence)), [
             Comparison(np.maximum(np.concatenate(k), 0.0), np.concatenate(a))
             for k, a in zip(kls, agrees, strict=True)

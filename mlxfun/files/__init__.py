@@ -28,6 +28,8 @@ _PARTIAL = re.compile(
 _DAY = 86400.0
 
 
+_PIECE = 1 << 20
+
 DATA_BYTES = 4 << 30
 """The most that is read of a data set's file."""
 
@@ -42,9 +44,19 @@ def read_file(path: Path, most: int = DOCUMENT_BYTES) -> bytes:
     or never begin, and a file that is larger, or goes on growing while it is read.
     """
     with open_file(path) as file:
-        data = file.read(most + 1) if os.fstat(file.fileno()).st_size <= most else None
+        size = os.fstat(file.fileno()).st_size
+        data = _content(file, size, most) if size <= most else None
     if data is None or len(data) > most:
         raise OSError(errno.EFBIG, f"it has more than {most >> 20:,} MiB")
+    return data
+
+
+def _content(file: BinaryIO, size: int, most: int) -> bytes:
+    """At most `most` + 1 bytes, in the memory of what there is: a read sets aside all it is asked
+    for. size: as the file says, which may grow, or say none (as those of /proc)."""
+    data = file.read(size + 1)
+    while len(data) <= most and (more := file.read(min(_PIECE, most + 1 - len(data)))):
+        data += more
     return data
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
@@ -32,7 +32,13 @@ from mlxfun.data.lines import BrokenLines
 from mlxfun.data.options import DatasetOptions
 from mlxfun.data.rendered import as_rendered, asked_ids
 from mlxfun.errors import DatasetError
+from mlxfun.hooks.forwards import one_step
+from mlxfun.hooks.replay import tell_reading
+from mlxfun.model.places import LayerStore
 from mlxfun.tally import Tally
+
+if TYPE_CHECKING:
+    from mlxfun.arrays import Array
 
 TAIL = 12
 """Tokens of a generation prompt among which an opened thinking block is looked for."""
@@ -128,6 +134,9 @@ def greedy(
 ) -> list[Answer]:
     """The greedy answer to each prompt, at most `max_tokens` long. Raises Cancelled."""
     stops = set(tokenizer.eos_token_ids)
+    # Prompts are read a few at a time, and answers take a token each at once.
+    fills = -(-len(prompts) // PREFILL_ROWS)
+    tell_reading(model, ctx, -(-len(prompts) // _rows()) * max_tokens + fills)
     decode = _decode_ragged if takes_ragged_batches(model) else _decode_groups
     found: dict[int, Answer] = {}
     for index, tokens in decode(model, prompts, stops, max_tokens, ctx):
@@ -183,9 +192,14 @@ def _decode_groups(
     model: Any, prompts: Sequence[Tokens], stops: set[int], max_tokens: int, ctx: Context
 ) -> Iterator[tuple[int, list[int]]]:
     """(index of a prompt, its tokens): prompts of one length together, which needs no padding."""
-    for group in equal_lengths(prompts, _rows()):
-        rows = _decode(model, np.stack([prompts[i] for i in group]), stops, max_tokens, ctx)
-        yield from zip(group, rows, strict=True)
+    groups = equal_lengths(prompts, _rows())
+    # A model on disk is read once a token for all groups.
+    parts = [groups] if LayerStore.of(model) is not None else [[group] for group in groups]
+    for part in parts:
+        batches = [np.stack([prompts[i] for i in group]) for group in part]
+        answers = _decode(model, batches, stops, max_tokens, ctx)
+        for group, rows in zip(part, answers, strict=True):
+            yield from zip(group, rows, strict=True)
 
 
 def equal_lengths(prompts: Sequence[Tokens], rows: int) -> list[list[int]]:
@@ -200,21 +214,43 @@ def equal_lengths(prompts: Sequence[Tokens], rows: int) -> list[list[int]]:
     ]
 
 
+@dataclass(slots=True)
+class _Rows:
+    """A batch that is being decoded. rows: tokens of each row, the one that ends it included."""
+
+    tokens: mx.array
+    cache: Any
+    rows: list[list[int]]
+    going: Array
+
+    def take(self, logits: mx.array, stops: set[int]) -> None:
+        """The best next token of each row that goes on. logits: [B, T, V]."""
+        best = np.array(mx.argmax(logits[:, -1], axis=-1))
+        for row in np.flatnonzero(self.going):
+            self.rows[row].append(int(best[row]))
+            self.going[row] = self.rows[row][-1] not in stops
+        self.tokens = mx.array(best[:, None])
+
+
 def _decode(
-    model: Any, prompts: Tokens, stops: set[int], max_tokens: int, ctx: Context
-) -> list[list[int]]:
-    """Tokens of each row of prompts [B, T], the one that ends it included."""
-    cache = make_prompt_cache(model)
-    rows: list[list[int]] = [[] for _ in prompts]
-    going = np.ones(len(prompts), dtype=np.bool_)
-    tokens = mx.array(prompts)
+    model: Any, prompts: Sequence[Tokens], stops: set[int], max_tokens: int, ctx: Context
+) -> list[list[list[int]]]:
+    """Tokens of each row of each batch of prompts [B, T]."""
+    batches = [
+        _Rows(
+            mx.array(one),
+            make_prompt_cache(model),
+            [[] for _ in one],
+            np.ones(len(one), dtype=np.bool_),
+        )
+        for one in prompts
+    ]
     for _ in range(max_tokens):
         ctx.check()
-        best = np.array(mx.argmax(model(tokens, cache=cache)[:, -1], axis=-1))
-        for row in np.flatnonzero(going):
-            rows[row].append(int(best[row]))
-            going[row] = rows[row][-1] not in stops
-        if not going.any():
+        going = [batch for batch in batches if batch.going.any()]
+        if not going:
             break
-        tokens = mx.array(best[:, None])
-    return rows
+        steps = [(batch.tokens, batch.cache) for batch in going]
+        for batch, logits in zip(going, one_step(model, steps, ctx), strict=True):
+            batch.take(logits, stops)
+    return [batch.rows for batch in batches]

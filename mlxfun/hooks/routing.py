@@ -316,22 +316,26 @@ class Taps:
         """
         wanted = Wanted(norms, logits, inputs, peaks)
         recording = Recording(wanted, self._positions(positions))
-        with self._telling(recording, recording.positions):
+        with self.telling(recording):
             yield recording
 
-    @contextmanager
-    def reducing(
+    def reduction(
         self, reduce: Reduce, *, norms: bool = True, peaks: bool = False, join: Join = operator.add
-    ) -> Iterator[Reduction]:
-        """Reduce each layer's record to a small array and schedule that as it arises.
+    ) -> Reduction:
+        """Reduces each layer's record to a small array, and schedules that as it arises, of the
+        forwards inside `telling`.
 
         For forwards over many tokens: see Reduction. Not for decoding, where the schedule would
         stall the pipeline. reduce: (tap, record) -> array, without evaluating anything. join: of
         two forwards' arrays of one layer.
         """
-        wanted = Wanted(norms, peaks=peaks)
-        reduction = Reduction(wanted, self._positions(None), reduce, join)
-        with self._telling(reduction, reduction.positions):
+        return Reduction(Wanted(norms, peaks=peaks), self._positions(None), reduce, join)
+
+    @contextmanager
+    def reducing(self, reduce: Reduce, *, norms: bool = True) -> Iterator[Reduction]:
+        """A `reduction` that is told of every forward inside the block."""
+        reduction = self.reduction(reduce, norms=norms)
+        with self.telling(reduction):
             yield reduction
 
     @contextmanager
@@ -354,8 +358,9 @@ class Taps:
         return tuple(range(len(self.layers))) if positions is None else tuple(positions)
 
     @contextmanager
-    def _telling(self, client: Client, positions: Sequence[int]) -> Iterator[None]:
-        taps = [self.layers[position] for position in positions]
+    def telling(self, client: Recording | Reduction) -> Iterator[None]:
+        """`client` is told of every forward inside the block."""
+        taps = [self.layers[position] for position in client.positions]
         for tap in taps:
             tap.listen([*tap.clients, client], tap.step)
         try:

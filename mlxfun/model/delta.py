@@ -12,72 +12,28 @@ to disk. Only tensors that an edit made are kept, and counted.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from mlxfun.context import SILENT, Context
-from mlxfun.errors import ModelError
 from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.anatomy.types import SlicedRole
 from mlxfun.model.experts import neurons_of
 from mlxfun.model.identity import Ledger, Rows
 from mlxfun.model.live_experts import LiveExperts
 from mlxfun.model.parameters import ParameterTree, take_rows
-
-
-@dataclass(frozen=True, slots=True)
-class FromCheckpoint:
-    """Rows of the checkpoint's tensor at the same path; None is the whole tensor."""
-
-    rows: tuple[int, ...] | None
-
-
-@dataclass(frozen=True, slots=True)
-class FromResident:
-    """Rows of the tensor that the model holds at the same path."""
-
-    rows: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class FromFile:
-    """A whole tensor in a safetensors file that this process wrote, under `name`."""
-
-    file: Path
-    name: str
-    shape: tuple[int, ...]
-    dtype: mx.Dtype
-
-    def lazy(self) -> mx.array:
-        """The tensor, read when it is evaluated."""
-        held = cast(dict[str, mx.array], mx.load(str(self.file)))
-        return held[self.name]
-
-    def read(self) -> mx.array:
-        """The tensor, evaluated. Raises ModelError."""
-        try:
-            array = self.lazy()
-            mx.eval(array)
-        except (RuntimeError, ValueError, KeyError, OSError) as error:
-            raise ModelError(f"{self.name} cannot be read from {self.file}: {error}") from error
-        return array
-
-    def placeholder(self) -> mx.array:
-        """An array of this shape and dtype that takes no memory; its values mean nothing."""
-        return mx.broadcast_to(mx.zeros((), self.dtype), self.shape)
-
-
-Source = mx.array | FromCheckpoint | FromResident | FromFile
-Reader = Callable[[str], mx.array]
-"""Reads a whole parameter back from the checkpoint, as it was loaded."""
-
-OpenCheckpoint = Callable[[], Reader]
-"""Checks that the checkpoint is still the one that was loaded and opens it, for one swap."""
+from mlxfun.model.places import (
+    FromCheckpoint,
+    FromFile,
+    FromResident,
+    LayerStore,
+    OpenCheckpoint,
+    Reader,
+    Source,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +128,24 @@ class Resident:
         self._widths = self.expert_widths
         self._checkpoint = checkpoint
         self._reader: Reader | None = None
+        self.store: LayerStore | None = None  # of a model that is read layer by layer
+
+    @contextmanager
+    def layer(self, index: int) -> Iterator[None]:
+        """Decoder layer `index` is in memory inside the block, as it always is of most models."""
+        with nullcontext() if self.store is None else self.store.layer(index):
+            yield
+
+    @contextmanager
+    def module(self, path: str) -> Iterator[None]:
+        """The parameters of the module at `path` are in memory inside the block."""
+        with nullcontext() if self.store is None else self.store.module(path):
+            yield
+
+    def fresh(self, path: str) -> mx.array:
+        """The tensor at `path`; one that is on disk is read when this is evaluated, and nothing
+        else holds it."""
+        return self.tree.get(path) if self.store is None else self.store.fresh(path)
 
     def require_checkpoint(self) -> None:
         """Raise ModelError if what a release lets go of could not be read back."""
@@ -181,7 +155,11 @@ class Resident:
         """Bytes of edit-made arrays that swapping `delta` in would take out of the model, which is
         what its inverse would hold."""
         paths = (path for layer in delta.layers for path in layer.arrays)
-        return sum(self.tree.get(path).nbytes for path in paths if path in self.made)
+        held = (path for path in paths if path in self.made and self._place(path) is None)
+        return sum(self.tree.get(path).nbytes for path in held)
+
+    def _place(self, path: str) -> Source | None:
+        return None if self.store is None else self.store.place(path)
 
     def swap(
         self,
@@ -240,7 +218,7 @@ class Resident:
             path: self._resolve(path, source, old_arrays[path])
             for path, source in delta.arrays.items()
         }
-        mx.eval(list(new.values()))
+        mx.eval([array for path, array in new.items() if not self._rests(path, delta.arrays[path])])
         inverse = LayerDelta(
             position=delta.position,
             live=() if delta.position is None else self.layers[delta.position].live,
@@ -331,7 +309,7 @@ class Resident:
                 self.made.add(path)
             elif not isinstance(delta.arrays[path], FromResident):
                 self.made.discard(path)
-            self.tree.put(path, array)
+            self._put(path, delta.arrays[path], array)
         for list_path, modules in delta.modules.items():
             self.tree.put_list(list_path, modules)
         for (module, name), value in delta.counts.items():
@@ -345,7 +323,18 @@ class Resident:
             self.stack[delta.position] = delta.resident
             self.layers[delta.position].set(delta.live, delta.resident)
 
+    def _put(self, path: str, source: Source, array: mx.array) -> None:
+        if self.store is None:
+            self.tree.put(path, array)
+        else:
+            self.store.put(path, source, array)
+
+    def _rests(self, path: str, source: Source) -> bool:
+        return self.store is not None and self.store.holds(path, source)
+
     def _resolve(self, path: str, source: Source, old: mx.array) -> mx.array:
+        if self.store is not None and self.store.holds(path, source):
+            return self.store.resting(path, source)
         if isinstance(source, FromResident):
             return take_rows(old, source.rows)
         if isinstance(source, FromCheckpoint):
@@ -358,6 +347,9 @@ class Resident:
     def _inverse_source(
         self, path: str, source: Source, old: mx.array, delta: LayerDelta, release: bool
     ) -> Source:
+        place = self._place(path)
+        if place is not None:
+            return place
         if not release or path in self.made:
             return old
         stack = () if delta.position is None else self.stack[delta.position]

@@ -13,8 +13,9 @@ import mlx.nn as nn
 
 from mlxfun.model.anatomy import MoELayer, MoEMap
 from mlxfun.model.anatomy.width import width_keys
-from mlxfun.model.delta import FromFile, Resident
+from mlxfun.model.delta import Resident
 from mlxfun.model.parameters import flatten, nbytes_as, take_rows, unpacked_shape
+from mlxfun.model.places import FromFile
 
 
 class ExportView:
@@ -82,11 +83,16 @@ class ExportView:
     def tensor(self, name: str) -> mx.array:
         """The tensor to save, sliced to the live experts and in its stored dtype."""
         path = self._names[name]
-        array = self._aside[path].lazy() if path in self._aside else self._arrays[path]
+        array = self._aside[path].lazy() if path in self._aside else self._held(path)
         layer = self._layer_of.get(path)
         if layer is not None:
             array = take_rows(array, self._rows(layer))
         return array.astype(self.dtype(name))
+
+    def _held(self, path: str) -> mx.array:
+        """What the model holds; one that is on disk as an array that only the caller holds."""
+        store = self._resident.store
+        return self._arrays[path] if store is None else store.fresh(path)
 
     def nbytes(self, name: str) -> int:
         """Bytes of `tensor(name)`, without making it."""

@@ -5,9 +5,10 @@ too.
 from __future__ import annotations
 
 from mlxfun.model.anatomy import MoELayer
-from mlxfun.model.delta import Delta, FromResident, LayerDelta, Resident
+from mlxfun.model.delta import Delta, LayerDelta, Resident
 from mlxfun.model.identity import RowId, Rows
 from mlxfun.model.parameters import take_rows
+from mlxfun.model.places import FromResident
 
 
 def prune_layer(
@@ -17,8 +18,7 @@ def prune_layer(
     where = {expert: row for row, expert in enumerate(live)}
     picked = [where[expert] for expert in keep]
     arrays = {
-        p.path: take_rows(resident.tree.get(p.path), picked, p.tail)
-        for p in layer.router_parameters()
+        p.path: take_rows(resident.fresh(p.path), picked, p.tail) for p in layer.router_parameters()
     }
     paths = [(p.path, p.tail) for p in layer.parameters]
     if layer.experts_list:

@@ -30,9 +30,10 @@ from mlxfun.data.datasets import (
 from mlxfun.data.lines import BrokenLines
 from mlxfun.data.rendered import as_rendered, rendered_ids
 from mlxfun.errors import DatasetError, UsageError
+from mlxfun.hooks.forwards import Watch, each_forward, reduced
 from mlxfun.hooks.routing import Record, Taps
 from mlxfun.model.anatomy import MoELayer
-from mlxfun.model.device.batch_size import batch_size, each_batch
+from mlxfun.model.device.batch_size import batch_size
 from mlxfun.scans.contrast import SampleRouting
 from mlxfun.tally import Tally
 
@@ -117,16 +118,20 @@ def scan(
     answers = np.zeros(shape[1:])
     done = 0
     todo = batch_size(model, taps.anatomy).split([sample.tokens for sample in found])
-    for batch, sums in each_batch(
-        todo, lambda b: _run(model, taps, b, _answer_mask(b, found)), ctx
-    ):
+    label = label or "scanning"
+
+    def watch(batch: Batch) -> Watch[Array]:
+        return _watch(model, taps, batch, _answer_mask(batch, found))
+
+    for batch, made in each_forward(model, taps.anatomy, todo, watch, ctx, label):
+        sums = made.astype(np.float64)
         require_finite(sums)
         rows = list(batch.rows)
         selected[rows] = sums[:, :, 0].swapaxes(0, 1)
         weight[rows] = sums[:, :, 1].swapaxes(0, 1)
         answers += sums[:, :, 2].sum(axis=1)
         done += len(rows)
-        ctx.progress(label or "scanning", done, len(found), "samples")
+        ctx.progress(label, done, len(found), "samples")
     tokens = np.array([len(sample.tokens) for sample in found], dtype=np.int64)
     per_token = 1.0 / tokens[:, None, None]
     in_answers = sum(len(s.tokens) - s.answer for s in found if s.answer is not None)
@@ -142,14 +147,11 @@ def _answer_mask(batch: Batch, found: Sequence[Sample]) -> Array:
     return mask
 
 
-def _run(model: Any, taps: Taps, batch: Batch, in_answer: Array) -> Array:
-    """Sums of one batch, float64 [L, B, 3, E]."""
+def _watch(model: Any, taps: Taps, batch: Batch, in_answer: Array) -> Watch[Array]:
+    """Sums of one batch, float32 [L, B, 3, E]."""
     masks = mx.array(np.stack([batch.mask, in_answer]).astype(np.float32))
-    with taps.reducing(lambda tap, r: row_sums(tap.layer, [r], masks), norms=False) as reduction:
-        model(mx.array(batch.tokens))
-        sums = mx.stack(reduction.drain())
-    mx.eval(sums)
-    return np.array(sums).astype(np.float64)
+    reduction = taps.reduction(lambda tap, r: row_sums(tap.layer, [r], masks), norms=False)
+    return reduced(model, taps, batch, reduction)
 
 
 def row_sums(layer: MoELayer, records: Sequence[Record], masks: mx.array) -> mx.array:

@@ -68,7 +68,7 @@ class SessionBase:
         Raises ModelError (missing, broken, unsupported) or BudgetError (does not fit).
         """
         o = options or LoadOptions()
-        loaded = load(source, o.revision, ctx, o.chat_template, o.identities)
+        loaded = load(source, o.revision, ctx, o.chat_template, o.identities, o.residence)
         return cls(loaded, undo_budget=undo_budget, seed=seed)
 
     @property

@@ -13,8 +13,8 @@ from mlxfun.context import SILENT, Context
 from mlxfun.data.datasets import prompt_tokens
 from mlxfun.errors import UsageError
 from mlxfun.generation.options import GenerateOptions
-from mlxfun.model.delta import Reader
 from mlxfun.model.parameters import finite, flatten
+from mlxfun.model.places import Reader
 from mlxfun.session.reports import SmokeReport
 
 if TYPE_CHECKING:

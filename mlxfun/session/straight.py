@@ -14,7 +14,8 @@ from mlxfun.checkpoint.options import SaveOptions
 from mlxfun.checkpoint.reports import SaveReport
 from mlxfun.context import SILENT, Context
 from mlxfun.editing.reports import WrittenReport
-from mlxfun.model.delta import Delta, FromFile, Source
+from mlxfun.model.delta import Delta
+from mlxfun.model.places import FromFile, Source
 from mlxfun.session.workspace import SessionWorkspace
 from mlxfun.techniques.prune import manual_mask
 from mlxfun.techniques.technique import Proposal, Technique, described, require_change

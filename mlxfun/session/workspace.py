@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
+from weakref import finalize
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from mlxfun.checkpoint.headers import read_headers
 from mlxfun.checkpoint.load import Loaded
 from mlxfun.checkpoint.save import checked_target
 from mlxfun.context import SILENT, Context
 from mlxfun.editing import save
 from mlxfun.editing.editor import Editor
-from mlxfun.editing.scratch import Scratch, scratch_for
+from mlxfun.editing.scratch import Scratch, own_directory, scratch_for
 from mlxfun.evaluation.evaluator import EvalSet, Evaluator
 from mlxfun.hooks.head import HeadTap
 from mlxfun.hooks.routing import Taps
-from mlxfun.model.delta import Delta, FromFile, LayerDelta, Reader, Resident, Trial
+from mlxfun.memory.streaming.ahead import ReadAhead
+from mlxfun.memory.streaming.residency import LayerReader
+from mlxfun.memory.streaming.unread import require_unchanged, unread
+from mlxfun.model.delta import Delta, LayerDelta, Resident, Trial
 from mlxfun.model.device.memory import Need, fits, require
 from mlxfun.model.export import ExportView
 from mlxfun.model.model_map import map_model
+from mlxfun.model.places import FromFile, LayerStore, Reader
 from mlxfun.session.observations import Observations
 
 if TYPE_CHECKING:
@@ -48,6 +55,9 @@ class SessionWorkspace:
         self.map = map_model(self.model, loaded.config)
         self.anatomy = self.map.experts
         self.resident = Resident(self.model, self.anatomy, self.open_checkpoint)
+        self._own_scratch: Scratch | None = None
+        if loaded.streamed:
+            self._keep_layers_on_disk()
         self.taps = Taps(self.model, self.anatomy, self.resident.layers)
         self.taps.attach()
         began = f"load {loaded.model_id}"
@@ -59,6 +69,23 @@ class SessionWorkspace:
         head = HeadTap(self.model, self.anatomy.head) if self.anatomy.head else None
         self.evaluator = Evaluator(self.model, head, self.anatomy)
         self.observations = Observations(loaded, self.anatomy, self.taps, self.editor)
+
+    def _keep_layers_on_disk(self) -> None:
+        loaded, layers = self._loaded, [layer.path for layer in self.map.layers]
+        self.resident.store = store = LayerStore(
+            self.resident.tree,
+            layers,
+            lambda: unread(loaded),
+            lambda: require_unchanged(loaded),
+        )
+        LayerReader(self.model, store).attach()
+        ahead = ReadAhead(read_headers(loaded.path), layers)
+        store.on_disk = sum(ahead.bytes_of(number) for number in range(len(layers)))
+        store.after_read = lambda number: ahead.want(number + 1)
+        finalize(self, ahead.close)
+        store.scratch = own_directory(loaded.scratch)
+        finalize(self, shutil.rmtree, store.scratch, True)
+        self._own_scratch = Scratch(store.scratch, store.scratch)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -138,7 +165,8 @@ class SessionWorkspace:
 
     def hold(self, layer: LayerDelta) -> LayerDelta:
         """See ResidentModel.hold."""
-        return layer if self._scratch is None else self._scratch.keep(layer)
+        scratch = self._scratch or self._own_scratch
+        return layer if scratch is None else scratch.keep(layer)
 
     def trial(self, delta: Delta) -> AbstractContextManager[Trial]:
         """See ResidentModel.trial."""
@@ -150,6 +178,11 @@ class SessionWorkspace:
         if self._scratch is not None:
             self._scratch.require_space(need.disk + self.export().total_bytes())
             require(need.straight, what, advice, self.editor.replaced.let_go)
+            return
+        store = self.resident.store
+        if self._own_scratch is not None and store is not None:
+            self._own_scratch.require_space(sum(need.layers))
+            require(store.largest + need.straight, what, advice)
             return
         if fits(need.straight):
             advice = f"go straight to disk with --to PATH, or {advice}"

@@ -59,7 +59,7 @@ def test_reading_the_prompts_is_one_pass(session: Session) -> None:
         for batch in given:
             mx.eval(backbone(mx.array(batch.tokens)))
 
-    found = ratio(lambda: residual_means(session.model, layers, given), forward)
+    found = ratio(lambda: residual_means(session.model, session.anatomy, layers, given), forward)
     print(f"reading the residual stream: {found:.3f} of a plain forward without its head")
     assert found <= 1.1
 

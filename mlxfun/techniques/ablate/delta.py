@@ -19,7 +19,7 @@ exact for unquantised weights, and no weight is touched (`projecting`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,10 +71,26 @@ def projections(
         chosen = _chosen(output, plan, resident)
         if not strength or not _edited(output, plan) or chosen == ():
             continue
-        direction = local_direction(resident.tree.modules, output, wanted)
+        direction = _in_memory_direction(resident, output, wanted)
         found.append(Projection(output, direction, strength, chosen))
     mx.eval([p.direction for p in found])
     return found
+
+
+def _in_memory_direction(resident: Resident, output: Output, wanted: mx.array) -> mx.array:
+    """`local_direction`, evaluated while what it needs is in memory."""
+    with ExitStack() as stack:
+        for path in _needed(output):
+            stack.enter_context(resident.module(path))
+        direction = local_direction(resident.tree.modules, output, wanted)
+        mx.eval(direction)
+    return direction
+
+
+def _needed(output: Output) -> list[str]:
+    """The modules whose parameters `local_direction` reads."""
+    back = [] if output.through is None else [output.through.path, *_needed(output.through)]
+    return list(dict.fromkeys([*output.norms, *back]))
 
 
 def _edited(output: Output, plan: AblationPlan) -> bool:
@@ -141,8 +157,9 @@ def ablate_delta(
         for projection in by_layer[index]:
             ctx.check()
             edit = _Edit(projection, resident, stored)
-            for path, (array, identity) in edit.run().items():
-                arrays[path], rows[path] = array, identity
+            with resident.module(projection.output.path):
+                for path, (array, identity) in edit.run().items():
+                    arrays[path], rows[path] = array, identity
         if arrays:
             position = by_layer[index][0].output.position
             layers.append(hold(_layer_delta(position, resident, arrays, rows)))

@@ -21,8 +21,10 @@ import numpy as np
 
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import ModelError, PlanError, UsageError
-from mlxfun.hooks.layerwise import intercepting
+from mlxfun.hooks.forwards import Watch, each_forward
 from mlxfun.hooks.pace import Pace
+from mlxfun.hooks.replay import intercepting
+from mlxfun.model.anatomy import MoEMap
 from mlxfun.techniques.ablate.options import POSITIONS, Position, parse_range
 
 if TYPE_CHECKING:
@@ -66,6 +68,7 @@ def difference(harmful: Array, harmless: Array) -> Directions:
 
 def residual_means(
     model: Any,
+    anatomy: MoEMap,
     layers: Sequence[nn.Module],
     batches: Sequence[Batch],
     ctx: Context = SILENT,
@@ -78,16 +81,21 @@ def residual_means(
     """
     total: Any = 0.0
     count = 0
-    for number, batch in enumerate(batches):
-        ctx.check()
-        total = total + _sums(model, layers, batch)
+
+    def watch(batch: Batch) -> Watch[Array]:
+        return _watch(model, layers, batch)
+
+    forwards = each_forward(model, anatomy, batches, watch, ctx, label)
+    for number, (batch, sums) in enumerate(forwards):
+        total = total + sums
         count += len(batch.rows)
         ctx.progress(label, number + 1, len(batches), "batches")
     means: Array = total / count
     return means
 
 
-def _sums(model: Any, layers: Sequence[nn.Module], batch: Batch) -> Array:
+def _watch(model: Any, layers: Sequence[nn.Module], batch: Batch) -> Watch[Array]:
+    """Sums of one batch over its rows, float64 [P, L, D]."""
     lengths = batch.mask.sum(axis=1)
     last = np.zeros(batch.mask.shape, np.float32)
     last[np.arange(len(last)), lengths - 1] = 1.0
@@ -96,7 +104,7 @@ def _sums(model: Any, layers: Sequence[nn.Module], batch: Batch) -> Array:
     sums: list[mx.array] = []
     pace = Pace()
 
-    def watch(_: int, own: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def see(_: int, own: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         out = own(*args, **kwargs)
         hidden = out[0] if isinstance(out, tuple) else out
         if hidden.ndim == 4:  # several streams side by side: what they hold on average
@@ -105,16 +113,18 @@ def _sums(model: Any, layers: Sequence[nn.Module], batch: Batch) -> Array:
         pace(sums[-1])
         return out
 
-    with intercepting(layers, watch):
+    def run() -> Array:
         model(mx.array(batch.tokens))
-    if len(sums) != len(layers):
-        raise ModelError(
-            f"the forward ran decoder layers {len(sums)} times, not each of the {len(layers)} once, "
-            "so there is no one residual stream behind each of them to read"
-        )
-    stacked = mx.stack(sums, axis=1)
-    mx.eval(stacked)
-    return np.array(stacked, dtype=np.float64)
+        if len(sums) != len(layers):
+            raise ModelError(
+                f"the forward ran decoder layers {len(sums)} times, not each of the {len(layers)} "
+                "once, so there is no one residual stream behind each of them to read"
+            )
+        stacked = mx.stack(sums, axis=1)
+        mx.eval(stacked)
+        return np.array(stacked, dtype=np.float64)
+
+    return Watch(run, lambda: intercepting(layers, see))
 
 
 def candidates(spec: str, layers: int) -> tuple[int, ...]:

@@ -206,6 +206,7 @@ class Finder:
         means = [
             directions.residual_means(
                 self._model.network,
+                self._model.editor.resident.anatomy,
                 layers,
                 size.split(part),
                 self._ctx,

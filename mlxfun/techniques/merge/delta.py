@@ -135,16 +135,19 @@ class Merger:
         again = self._recalibration() if self._options.refit_experts else None
         with Follow(self._workspace, carrier) as follow:
             for position, moe in enumerate(layers):
-                observed = observe(carrier, moe, picks, ctx)
-                if self._saliency is not None:
-                    observed = replace(observed, stats=_layer(self._saliency, position))
-                watch = self._watch(carrier, moe, ctx)
-                layer = self._merge_layer(watch, moe, observed, choose(position, observed.stats))
-                if again is not None and watch is not None and layer.delta.live != moe.live:
-                    layer = replace(layer, delta=self._refitted(again, watch, layer.delta, ctx))
-                held = follow.passed(moe, layer.delta, ctx)
-                merged[moe.layer.index] = replace(layer, delta=held)
-                del layer, watch, observed
+                with carrier.at(moe.layer, ctx):
+                    observed = observe(carrier, moe, picks, ctx)
+                    if self._saliency is not None:
+                        observed = replace(observed, stats=_layer(self._saliency, position))
+                    watch = self._watch(carrier, moe, ctx)
+                    layer = self._merge_layer(
+                        watch, moe, observed, choose(position, observed.stats)
+                    )
+                    if again is not None and watch is not None and layer.delta.live != moe.live:
+                        layer = replace(layer, delta=self._refitted(again, watch, layer.delta, ctx))
+                    held = follow.passed(moe, layer.delta, ctx)
+                    merged[moe.layer.index] = replace(layer, delta=held)
+                    del layer, watch, observed
                 ctx.progress("merging", position + 1, len(layers), "layers")
         plan = MergePlan(
             groups={index: layer.groups for index, layer in merged.items()},

@@ -202,7 +202,8 @@ class _Narrowing:
         refitting = Recalibration(workspace, follow=False, refit_experts=True, ridges=RIDGES)
         deltas, layers = [], workspace.resident.layers
         for number, moe in enumerate(layers):
-            deltas.append(workspace.hold(self._layer(carrier, refitting, moe, ctx)))
+            with carrier.at(moe.layer, ctx):
+                deltas.append(workspace.hold(self._layer(carrier, refitting, moe, ctx)))
             ctx.progress("narrowing", number + 1, len(layers), "layers")
         return deltas
 

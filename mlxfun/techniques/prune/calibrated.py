@@ -31,6 +31,7 @@ from mlxfun.calibration.options import METRICS, Metric
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import PlanError, StateError, UsageError
 from mlxfun.evaluation.evaluator import EvalSet, Evaluator
+from mlxfun.hooks.replay import tell_reading
 from mlxfun.model.delta import Delta
 from mlxfun.model.device.batch_size import batch_size
 from mlxfun.model.device.memory import Need
@@ -82,6 +83,9 @@ def plan_with_forwards(
         allocation.require_options(options)
         allocation.require_paddable(workspace.anatomy)
     _require_text(workspace, options)
+    if options.metric == "auto" or options.budget == "global":
+        tries = len(METRICS) * len(workspace.anatomy.layers)
+        tell_reading(workspace.model, ctx, tries)
     if options.budget == "global":
         return _with_budget(workspace, options, spared, ctx)
     with workspace.editor.live("base"), workspace.editor.unsteered():

@@ -19,9 +19,10 @@ from mlxfun.arrays import Mask
 from mlxfun.calibration.routing_stats import require_finite
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import StateError, UsageError
+from mlxfun.hooks.forwards import Watch, each_forward, reduced
 from mlxfun.hooks.routing import LayerTap, Record
 from mlxfun.model.anatomy.masks import mask_of
-from mlxfun.model.device.batch_size import batch_size, each_batch
+from mlxfun.model.device.batch_size import batch_size
 from mlxfun.techniques.prune.options import PruneOptions
 from mlxfun.techniques.workspace import Workspace
 
@@ -111,26 +112,28 @@ def _peaks(workspace: Workspace, ctx: Context) -> Array:
     found = np.zeros((len(anatomy.layers), anatomy.num_experts))
     given = batch_size(workspace.model, anatomy).split(workspace.calibration)
     total, done = sum(len(batch.rows) for batch in given), 0
-    for batch, peaks in each_batch(given, lambda batch: _run(workspace, batch), ctx):
+    label = "finding super experts"
+    for batch, made in each_forward(
+        workspace.model, anatomy, given, lambda batch: _watch(workspace, batch), ctx, label
+    ):
+        peaks = made.astype(np.float64)
         require_finite(peaks)
         found = np.maximum(found, peaks)
         done += len(batch.rows)
-        ctx.progress("finding super experts", done, total, "samples")
+        ctx.progress(label, done, total, "samples")
     return found
 
 
-def _run(workspace: Workspace, batch: Batch) -> Array:
-    """Those of one batch, [L, E]."""
+def _watch(workspace: Workspace, batch: Batch) -> Watch[Array]:
+    """Those of one batch, float32 [L, E]."""
     mask = mx.array(batch.mask.reshape(-1).astype(np.float32))
 
     def reduce(tap: LayerTap, record: Record) -> mx.array:
         return layer_peaks(tap, record, mask)
 
-    with workspace.taps.reducing(reduce, norms=False, peaks=True, join=mx.maximum) as reduction:
-        workspace.model(mx.array(batch.tokens))
-        peaks = mx.stack(reduction.drain())
-    mx.eval(peaks)
-    return np.array(peaks).astype(np.float64)
+    taps = workspace.taps
+    reduction = taps.reduction(reduce, norms=False, peaks=True, join=mx.maximum)
+    return reduced(workspace.model, taps, batch, reduction)
 
 
 def layer_peaks(tap: LayerTap, record: Record, mask: mx.array) -> mx.array:

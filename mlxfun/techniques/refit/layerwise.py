@@ -145,19 +145,21 @@ class Recalibration:
         follow = Follow(self._workspace, carrier, self._whole) if self._follow else None
         with follow or nullcontext():
             for number, moe in enumerate(layers):
-                observed = observe(carrier, moe, ctx)
-                kept = choose(moe, observed)
-                keep[moe.layer.index] = kept
-                if kept != moe.live:
-                    delta, fit = self._cut(carrier, moe, observed, kept, ctx)
-                    fits += [fit] if fit is not None else []
-                    held = (
-                        self._workspace.hold(delta)
-                        if follow is None
-                        else (follow.passed(moe, delta, ctx))
-                    )
-                    deltas.append(held)
-                    del delta
+                with carrier.at(moe.layer, ctx):
+                    observed = observe(carrier, moe, ctx)
+                    kept = choose(moe, observed)
+                    keep[moe.layer.index] = kept
+                    if kept != moe.live:
+                        delta, fit = self._cut(carrier, moe, observed, kept, ctx)
+                        fits += [fit] if fit is not None else []
+                        held = (
+                            self._workspace.hold(delta)
+                            if follow is None
+                            else follow.passed(moe, delta, ctx)
+                        )
+                        deltas.append(held)
+                        del delta
+                    del observed
                 ctx.progress("pruning", number + 1, len(layers), "layers")
         return Outcome(keep, Delta(tuple(deltas)), tuple(fits))
 

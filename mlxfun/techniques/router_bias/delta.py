@@ -76,21 +76,26 @@ def folds(carrier: Carrier, taps: Sequence[LiveExperts], ctx: Context = SILENT) 
     """{position: Fold} of the layers of `taps`, in one pass over the model."""
     found = {}
     for done, moe in enumerate(taps):
-        inputs, logits = [], []
-        for batch, records in carrier.observe(moe.layer.position, ctx):
-            seen, z = records[-1].router_inputs, records[-1].logits
-            if seen is None or z is None:
-                raise RuntimeError(f"the router of decoder layer {moe.layer.index} was not seen")
-            real = mx.array(np.flatnonzero(batch.mask.reshape(-1)).astype(np.uint32))
-            x = seen.reshape(-1, seen.shape[-1])[real].astype(mx.float32)
-            span = z.reshape(-1, z.shape[-1])[real].astype(mx.float32)
-            span = mx.max(span, axis=-1) - mx.min(span, axis=-1)
-            mx.eval(x, span)
-            inputs.append(np.array(x))
-            logits.append(np.array(span))
-        found[moe.layer.position] = fit(np.concatenate(inputs), float(np.concatenate(logits).max()))
+        with carrier.at(moe.layer, ctx):
+            found[moe.layer.position] = _fold(carrier, moe, ctx)
         ctx.progress("fitting routers", done + 1, len(taps), "layers")
     return found
+
+
+def _fold(carrier: Carrier, moe: LiveExperts, ctx: Context) -> Fold:
+    inputs, logits = [], []
+    for batch, records in carrier.observe(moe.layer.position, ctx):
+        seen, z = records[-1].router_inputs, records[-1].logits
+        if seen is None or z is None:
+            raise RuntimeError(f"the router of decoder layer {moe.layer.index} was not seen")
+        real = mx.array(np.flatnonzero(batch.mask.reshape(-1)).astype(np.uint32))
+        x = seen.reshape(-1, seen.shape[-1])[real].astype(mx.float32)
+        span = z.reshape(-1, z.shape[-1])[real].astype(mx.float32)
+        span = mx.max(span, axis=-1) - mx.min(span, axis=-1)
+        mx.eval(x, span)
+        inputs.append(np.array(x))
+        logits.append(np.array(span))
+    return fit(np.concatenate(inputs), float(np.concatenate(logits).max()))
 
 
 def fit(x: Array, reach: float = 0.0) -> Fold:
@@ -134,7 +139,8 @@ class Edit(RouterEdit):
         layer, way = moe.layer, way_of(moe.layer, self.modules)
         if way == ROWS:
             assert fold is not None
-            return self._rows(moe, addends, fold)
+            with self.resident.module(layer.logits):
+                return self._rows(moe, addends, fold)
         path = (
             f"{layer.bias_owner}.{layer.bias_name}" if way == SELECTION else f"{layer.logits}.bias"
         )

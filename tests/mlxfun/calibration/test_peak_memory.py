@@ -65,5 +65,5 @@ def test_directions(deep, plain: int) -> None:
     modules = deep.resident.tree.modules
     layers = [modules[layer.path] for layer in deep.map.layers]
     todo = batches(SEQUENCES, 2048, 4)
-    used = peak(lambda: residual_means(deep.model, layers, todo))
+    used = peak(lambda: residual_means(deep.model, deep.anatomy, layers, todo))
     assert used <= 1.3 * plain

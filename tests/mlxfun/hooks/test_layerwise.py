@@ -11,7 +11,8 @@ from rigs import keep_fewer
 from mlxfun.context import Context
 from mlxfun.data.datasets import batches
 from mlxfun.errors import Cancelled
-from mlxfun.hooks.layerwise import Carrier, _decoder_layers, intercepting
+from mlxfun.hooks.layerwise import Carrier
+from mlxfun.hooks.replay import intercepting
 
 SEQUENCES = [
     np.array([(7 * i + i * i) % 61 for i in range(23)], np.int32),
@@ -22,6 +23,10 @@ RERUN = {"hunyuan", "deepseek_v41", "kimi_k3", "gemma4_text", "gemma4"}
 """Architectures whose layers hand on more than hidden states: observed by whole forwards."""
 RERUN_DENSE = {"gptj", "iquestloopcoder", "rwkv7", "talkie", "gemma4_text_dense", "gemma3n", "afm7"}
 """The same, or whose layers are not called one after the other with hidden states."""
+
+
+def _decoder_layers(r):
+    return [r.resident.tree.modules[layer.path] for layer in r.map.layers]
 
 
 def two_batches():
@@ -72,12 +77,12 @@ def test_dense_layers_are_replayed_bit_for_bit(rig, name):
         entered.append(args[0])
         return own(*args, **kwargs)
 
-    with intercepting([_decoder_layers(r.model, r.taps)[last]], note):
+    with intercepting([_decoder_layers(r)[last]], note):
         for batch in two_batches():
             mx.eval(r.model(mx.array(batch.tokens)))
-    assert len(entered) == len(carrier._travels) == 2
-    for travel, expected in zip(carrier._travels, entered, strict=True):
-        assert equal(travel.hidden, expected)
+    assert len(entered) == len(carrier.travels) == 2
+    for travel, expected in zip(carrier.travels, entered, strict=True):
+        assert equal(carrier.states.get(travel.number), expected)
 
 
 @pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss", "gemma4_text", "dbrx"])
@@ -107,7 +112,7 @@ def test_attention_runs_once_for_observing_and_moving_on(rig):
         calls.append(number)
         return own(*args, **kwargs)
 
-    layers = _decoder_layers(r.model, r.taps)
+    layers = _decoder_layers(r)
     with intercepting([layer.self_attn for layer in layers], count):
         for position in range(len(layers)):
             list(carrier.observe(position))
@@ -123,7 +128,7 @@ def test_a_model_whose_layers_share_more_than_hidden_states_is_noticed(rig):
         memory.append(number)
         return own(*args, **kwargs) * float(len(memory))
 
-    with intercepting(_decoder_layers(r.model, r.taps), remembers):
+    with intercepting(_decoder_layers(r), remembers):
         carrier = Carrier(r.model, r.taps, two_batches())
     assert carrier.obstacle == "its layers hand on more than hidden states"
 

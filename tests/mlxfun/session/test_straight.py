@@ -21,7 +21,7 @@ from mlxfun.data.expert_lists import write_expert_list
 from mlxfun.data.options import DatasetOptions
 from mlxfun.editing.options import ApplyOptions
 from mlxfun.errors import BudgetError, Cancelled, PlanError, SaveError
-from mlxfun.model.delta import FromFile
+from mlxfun.model.places import FromFile
 from mlxfun.steering.options import SteerOptions
 from mlxfun.techniques.ablate.options import AblateOptions
 from mlxfun.techniques.merge.options import MergeOptions

@@ -23,10 +23,10 @@ from rigs import make_rig
 from mlxfun.context import Context
 from mlxfun.errors import Cancelled, ModelError
 from mlxfun.model.anatomy.facts import LEAKS
-from mlxfun.model.delta import FromCheckpoint
 from mlxfun.model.identity import state_id
 from mlxfun.model.outputs import leaks
 from mlxfun.model.parameters import dequantised
+from mlxfun.model.places import FromCheckpoint
 from mlxfun.model.slicing import compact_delta
 from mlxfun.techniques.ablate.delta import Projector, ablate_delta, projections
 

@@ -11,7 +11,7 @@ import pytest
 from mlxfun.data.datasets import Line, batches
 from mlxfun.errors import PlanError, UsageError
 from mlxfun.generation.answers import ask
-from mlxfun.hooks.layerwise import intercepting
+from mlxfun.hooks.replay import intercepting
 from mlxfun.techniques.ablate.directions import (
     Directions,
     candidates,
@@ -51,7 +51,7 @@ def test_one_padded_pass_is_the_mean_over_prompts(rig, name):
     r = rig(name)
     modules = r.resident.tree.modules
     layers = [modules[layer.path] for layer in r.map.layers]
-    means = residual_means(r.model, layers, batches(SEQUENCES, 64, 4))
+    means = residual_means(r.model, r.anatomy, layers, batches(SEQUENCES, 64, 4))
     assert means.shape[:2] == (2, r.anatomy.decoder_layers)
     np.testing.assert_allclose(means, slow_means(r, layers), rtol=2e-4, atol=2e-5)
 

@@ -13,9 +13,10 @@ from rigs import keep_fewer
 
 from mlxfun.context import Context
 from mlxfun.errors import Cancelled
-from mlxfun.model.delta import Delta, FromCheckpoint
+from mlxfun.model.delta import Delta
 from mlxfun.model.experts import Bank
 from mlxfun.model.identity import state_id
+from mlxfun.model.places import FromCheckpoint
 from mlxfun.model.slicing import compact_delta
 
 PREFILL = [[3, 14, 15, 9, 26, 5, 35, 8, 9, 7, 9, 32, 38, 46, 26, 43, 3, 8, 32, 7]]

@@ -146,10 +146,11 @@ def peaks_of(r, most: int) -> np.ndarray:
     found = np.zeros((len(r.anatomy.layers), r.anatomy.num_experts))
     for batch in batches(SEQUENCES, 64, most):
         mask = mx.array(batch.mask.reshape(-1).astype(np.float32))
-        with r.taps.reducing(
+        reduction = r.taps.reduction(
             lambda tap, record, mask=mask: layer_peaks(tap, record, mask),
             norms=False, peaks=True, join=mx.maximum,
-        ) as reduction:  # fmt: skip
+        )  # fmt: skip
+        with r.taps.telling(reduction):
             r.model(mx.array(batch.tokens))
             found = np.maximum(found, np.array(mx.stack(reduction.drain())))
     return found

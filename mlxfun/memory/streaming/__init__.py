@@ -1,0 +1,1 @@
+"""Models whose decoder layers are in memory only while they run."""
