@@ -41,3 +41,7 @@ class SaveError(MlxfunError):
 
 class Cancelled(MlxfunError):
     """The job was cancelled; whatever it was editing is as it was before."""
+
+
+class WorkerError(MlxfunError):
+    """A worker process that ended, hung, failed, or holds another model; names it and its log."""

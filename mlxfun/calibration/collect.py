@@ -19,6 +19,7 @@ from mlxfun.calibration.routing_stats import SUMS, RoutingStats
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import Cancelled
 from mlxfun.events import RoutingFrame
+from mlxfun.hooks.elsewhere import Task
 from mlxfun.hooks.forwards import Watch, each_forward, reduced
 from mlxfun.hooks.routing import Record, Taps
 from mlxfun.model.anatomy import MoELayer
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from mlxfun.data.datasets import Batch
 
 FRAMES_PER_SECOND = 12
+PASS = "routing sums"
 
 
 def layer_sums(layer: MoELayer, records: Sequence[Record], mask: mx.array) -> mx.array:
@@ -111,7 +113,12 @@ def collect(
     total = sum(len(batch.rows) for batch in batches)
     done = 0
     running = each_forward(
-        model, taps.anatomy, batches, lambda batch: _watch(model, taps, batch), ctx, "calibrating"
+        model,
+        taps.anatomy,
+        batches,
+        lambda batch: watch(model, taps, batch),
+        ctx,
+        Task("calibrating", PASS),
     )
     while True:
         try:
@@ -130,7 +137,7 @@ def collect(
             last_frame = monotonic()
 
 
-def _watch(model: Any, taps: Taps, batch: Batch) -> Watch[Array]:
+def watch(model: Any, taps: Taps, batch: Batch) -> Watch[Array]:
     """Sums of one batch, [L, S, E]."""
     mask = mx.array(batch.mask.reshape(-1).astype(np.float32))
     reduction = taps.reduction(lambda tap, record: layer_sums(tap.layer, [record], mask))

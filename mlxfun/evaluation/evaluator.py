@@ -28,6 +28,7 @@ import numpy as np
 
 from mlxfun.context import SILENT, Context
 from mlxfun.data.datasets import Batch, batches
+from mlxfun.hooks.elsewhere import Task
 from mlxfun.hooks.forwards import Watch, each_forward
 from mlxfun.hooks.head import HeadTap, Logits
 from mlxfun.hooks.pace import Paced
@@ -204,7 +205,7 @@ class Evaluator:
             return each_batch(todo, work, ctx)
         model, anatomy = self._model, self._anatomy
         return each_forward(
-            model, anatomy, todo, lambda batch: Watch(partial(work, batch)), ctx, label
+            model, anatomy, todo, lambda batch: Watch(partial(work, batch)), ctx, Task(label)
         )
 
     def _losses(self, batch: Batch) -> tuple[mx.array | None, Array]:

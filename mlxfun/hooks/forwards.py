@@ -21,6 +21,7 @@ import numpy as np
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import BudgetError
 from mlxfun.events import Notice
+from mlxfun.hooks.elsewhere import Task, elsewhere_of
 from mlxfun.hooks.replay import NotReplayable, Replay, all_layers, tell_reading
 from mlxfun.hooks.routing import Reduction, Taps
 from mlxfun.model.anatomy.types import MoEMap
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from mlxfun.data.datasets import Batch
 
 Result = TypeVar("Result")
+READING = Task("reading layers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +57,20 @@ def each_forward(
     todo: Sequence[Batch],
     watch: Callable[[Batch], Watch[Result]],
     ctx: Context = SILENT,
-    label: str = "reading layers",
+    task: Task = READING,
 ) -> Iterator[tuple[Batch, Result]]:
     """Each batch with what its watch returns, in order. Checks for a cancel before each forward.
 
+    task: what the pass is called and, if it may run in other processes, the same as plain data.
+
     Raises BudgetError where memory does not suffice.
     """
+    elsewhere = elsewhere_of(model)
+    if task.name and elsewhere is not None:
+        found: Any = elsewhere.forwards(task, todo, ctx)
+        if found is not None:
+            yield from found
+            return
     if LayerStore.of(model) is not None and todo:
         replay = _replay(model, all_layers(model, anatomy), [batch.tokens for batch in todo], ctx)
         if replay.obstacle is None:
@@ -68,7 +78,7 @@ def each_forward(
             largest = max(batch.tokens.size for batch in todo)
             try:
                 with _explained(largest):
-                    yield from zip(todo, _carried(replay, watches, ctx, label), strict=True)
+                    yield from zip(todo, _carried(replay, watches, ctx, task.label), strict=True)
                 return
             except NotReplayable as reason:
                 replay.obstacle = str(reason)

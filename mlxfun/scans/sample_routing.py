@@ -30,6 +30,7 @@ from mlxfun.data.datasets import (
 from mlxfun.data.lines import BrokenLines
 from mlxfun.data.rendered import as_rendered, rendered_ids
 from mlxfun.errors import DatasetError, UsageError
+from mlxfun.hooks.elsewhere import Task
 from mlxfun.hooks.forwards import Watch, each_forward, reduced
 from mlxfun.hooks.routing import Record, Taps
 from mlxfun.model.anatomy import MoELayer
@@ -39,6 +40,9 @@ from mlxfun.tally import Tally
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
+
+
+PASS = "sample routing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +124,11 @@ def scan(
     todo = batch_size(model, taps.anatomy).split([sample.tokens for sample in found])
     label = label or "scanning"
 
-    def watch(batch: Batch) -> Watch[Array]:
-        return _watch(model, taps, batch, _answer_mask(batch, found))
+    def watched(batch: Batch) -> Watch[Array]:
+        return watch(model, taps, batch, _answer_mask(batch, found))
 
-    for batch, made in each_forward(model, taps.anatomy, todo, watch, ctx, label):
+    task = Task(label, PASS, given=lambda batch: {"answers": _answer_mask(batch, found)})
+    for batch, made in each_forward(model, taps.anatomy, todo, watched, ctx, task):
         sums = made.astype(np.float64)
         require_finite(sums)
         rows = list(batch.rows)
@@ -147,7 +152,7 @@ def _answer_mask(batch: Batch, found: Sequence[Sample]) -> Array:
     return mask
 
 
-def _watch(model: Any, taps: Taps, batch: Batch, in_answer: Array) -> Watch[Array]:
+def watch(model: Any, taps: Taps, batch: Batch, in_answer: Array) -> Watch[Array]:
     """Sums of one batch, float32 [L, B, 3, E]."""
     masks = mx.array(np.stack([batch.mask, in_answer]).astype(np.float32))
     reduction = taps.reduction(lambda tap, r: row_sums(tap.layer, [r], masks), norms=False)

@@ -21,6 +21,7 @@ import numpy as np
 
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import ModelError, PlanError, UsageError
+from mlxfun.hooks.elsewhere import Task
 from mlxfun.hooks.forwards import Watch, each_forward
 from mlxfun.hooks.pace import Pace
 from mlxfun.hooks.replay import intercepting
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from mlxfun.data.datasets import Batch
 
 AUTO_SHARE = 0.8
+PASS = "residual means"
 """The share of layers, from the first, that "auto" looks at: the last ones write words."""
 
 
@@ -82,10 +84,12 @@ def residual_means(
     total: Any = 0.0
     count = 0
 
-    def watch(batch: Batch) -> Watch[Array]:
-        return _watch(model, layers, batch)
+    def watched(batch: Batch) -> Watch[Array]:
+        return watch(model, layers, batch)
 
-    forwards = each_forward(model, anatomy, batches, watch, ctx, label)
+    paths = {id(module): path for path, module in model.named_modules()}
+    task = Task(label, PASS, {"layers": [paths[id(layer)] for layer in layers]})
+    forwards = each_forward(model, anatomy, batches, watched, ctx, task)
     for number, (batch, sums) in enumerate(forwards):
         total = total + sums
         count += len(batch.rows)
@@ -94,7 +98,7 @@ def residual_means(
     return means
 
 
-def _watch(model: Any, layers: Sequence[nn.Module], batch: Batch) -> Watch[Array]:
+def watch(model: Any, layers: Sequence[nn.Module], batch: Batch) -> Watch[Array]:
     """Sums of one batch over its rows, float64 [P, L, D]."""
     lengths = batch.mask.sum(axis=1)
     last = np.zeros(batch.mask.shape, np.float32)

@@ -10,7 +10,7 @@ last ones are what the output head reads).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
@@ -19,8 +19,9 @@ from mlxfun.arrays import Mask
 from mlxfun.calibration.routing_stats import require_finite
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import StateError, UsageError
+from mlxfun.hooks.elsewhere import Task
 from mlxfun.hooks.forwards import Watch, each_forward, reduced
-from mlxfun.hooks.routing import LayerTap, Record
+from mlxfun.hooks.routing import LayerTap, Record, Taps
 from mlxfun.model.anatomy.masks import mask_of
 from mlxfun.model.device.batch_size import batch_size
 from mlxfun.techniques.prune.options import PruneOptions
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from mlxfun.data.datasets import Batch
 
 PERCENTILE = 99.5
+PASS = "expert peaks"
 OF_THE_LARGEST = 0.1
 FIRST_LAYERS = 0.75
 SHOWN = 5
@@ -113,8 +115,9 @@ def _peaks(workspace: Workspace, ctx: Context) -> Array:
     given = batch_size(workspace.model, anatomy).split(workspace.calibration)
     total, done = sum(len(batch.rows) for batch in given), 0
     label = "finding super experts"
+    model, taps = workspace.model, workspace.taps
     for batch, made in each_forward(
-        workspace.model, anatomy, given, lambda batch: _watch(workspace, batch), ctx, label
+        model, anatomy, given, lambda batch: watch(model, taps, batch), ctx, Task(label, PASS)
     ):
         peaks = made.astype(np.float64)
         require_finite(peaks)
@@ -124,16 +127,15 @@ def _peaks(workspace: Workspace, ctx: Context) -> Array:
     return found
 
 
-def _watch(workspace: Workspace, batch: Batch) -> Watch[Array]:
+def watch(model: Any, taps: Taps, batch: Batch) -> Watch[Array]:
     """Those of one batch, float32 [L, E]."""
     mask = mx.array(batch.mask.reshape(-1).astype(np.float32))
 
     def reduce(tap: LayerTap, record: Record) -> mx.array:
         return layer_peaks(tap, record, mask)
 
-    taps = workspace.taps
     reduction = taps.reduction(reduce, norms=False, peaks=True, join=mx.maximum)
-    return reduced(workspace.model, taps, batch, reduction)
+    return reduced(model, taps, batch, reduction)
 
 
 def layer_peaks(tap: LayerTap, record: Record, mask: mx.array) -> mx.array:

@@ -1,0 +1,56 @@
+"""The group of workers, joined by mx.distributed: each hands bytes to all others."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from mlxfun.distributed.hosts import Backend
+
+
+class Ranks:
+    """This process's place in the group. rank: 0 <= rank < size."""
+
+    def __init__(self, rank: int, addresses: Sequence[str], backend: Backend) -> None:
+        """Join the group; waits until all have. addresses: "ip:port" of each rank."""
+        self.rank, self.size = rank, len(addresses)
+        self._group: mx.distributed.Group | None = None
+        # The exchange is bytes on the host: only NCCL moves them from the device.
+        self._stream = mx.gpu if backend == "nccl" else mx.cpu
+        if self.size > 1:
+            self._group = _joined(rank, addresses, backend)
+
+    def gather(self, mine: bytes) -> list[bytes]:
+        """What each rank handed over, in the order of ranks. All must call it."""
+        if self._group is None:
+            return [mine]
+        lengths = self._all(np.array([len(mine)], np.int32)).reshape(-1)
+        width = int(lengths.max())
+        padded = np.zeros(width, np.uint8)
+        padded[: len(mine)] = np.frombuffer(mine, np.uint8)
+        rows = self._all(padded).reshape(self.size, width)
+        return [rows[rank, :length].tobytes() for rank, length in enumerate(lengths)]
+
+    def _all(self, array: np.ndarray) -> np.ndarray:
+        found = mx.distributed.all_gather(mx.array(array), group=self._group, stream=self._stream)
+        return np.array(found)
+
+
+def _joined(rank: int, addresses: Sequence[str], backend: Backend) -> mx.distributed.Group:
+    os.environ["MLX_RANK"] = str(rank)
+    if backend == "nccl":
+        host, _, port = addresses[0].rpartition(":")
+        os.environ["MLX_WORLD_SIZE"] = str(len(addresses))
+        os.environ["NCCL_HOST_IP"], os.environ["NCCL_PORT"] = host, port
+        return mx.distributed.init(strict=True, backend="nccl")
+    with tempfile.TemporaryDirectory(prefix="mlxfun-hosts-") as directory:
+        hostfile = Path(directory) / "hosts.json"
+        hostfile.write_text(json.dumps([[address] for address in addresses]))
+        os.environ["MLX_HOSTFILE"] = str(hostfile)
+        return mx.distributed.init(strict=True, backend="ring")
