@@ -55,6 +55,8 @@ class Start:
     keep_going: bool
     resume: bool = False
     chat_template: Path | None = None
+    workers: int | None = None
+    hostfile: Path | None = None
     config: Config = field(default_factory=Config)
     serve: serving.Serve | None = None
 
@@ -67,6 +69,10 @@ class Start:
             if self.chat_template is not None:
                 words += ["--chat-template", str(self.chat_template)]
             found.append(shlex.join(words))
+            if self.workers is not None:
+                found.append(f"workers {self.workers}")
+            if self.hostfile is not None:
+                found.append(shlex.join(["workers", "--hostfile", str(self.hostfile)]))
         # Behind the load, which becomes the header of a recording; in it, so that a replay
         # elsewhere does the same.
         for name, value in self.config.defaults.items():
@@ -95,6 +101,13 @@ class Start:
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="Use this chat template, not the model's.",
+)
+@click.option("--workers", metavar="N", type=int, help="Run passes on N processes here.")
+@click.option(
+    "--hostfile",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Run passes on the hosts of this file.",
 )
 @click.option(
     "--output-root",
@@ -151,6 +164,10 @@ def _check(start: Start) -> None:
         raise click.UsageError(f"--demo and the model {start.model} exclude each other")
     if start.chat_template is not None and not (start.demo or start.model):
         raise click.UsageError("--chat-template goes with a model: name one, or add --demo")
+    if start.workers is not None and start.hostfile is not None:
+        raise click.UsageError("--workers and --hostfile exclude each other")
+    if (start.workers or start.hostfile) and not (start.demo or start.model):
+        raise click.UsageError("--workers and --hostfile go with a model: name one, or add --demo")
     if start.resume and len(start.lines) > 1:
         raise click.UsageError("--resume brings its own model and commands: leave out the others")
     if start.as_json and start.front_end != "headless":

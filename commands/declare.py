@@ -37,7 +37,18 @@ Group = Literal["model", "observe", "edit", "measure", "chat", "history", "shell
 GROUPS: tuple[Group, ...] = get_args(Group)
 """The groups of commands, in the order of help."""
 
-STEADY = ("info", "layers", "smoke-test", "history", "name", "plan show", "set", "record", "expect")
+STEADY = (
+    "info",
+    "layers",
+    "smoke-test",
+    "history",
+    "name",
+    "plan show",
+    "set",
+    "record",
+    "expect",
+    "workers",
+)
 """Commands of other groups that change neither weights nor steering."""
 
 DATASET = Source("dataset", {f"demo:{k}": v for k, v in DATASETS.items()}, RECORD_SUFFIXES)

@@ -38,7 +38,7 @@ class Frame:
 
 def packed(frame: Frame) -> bytes:
     """The bytes of a frame."""
-    arrays = {name: np.ascontiguousarray(array) for name, array in frame.arrays.items()}
+    arrays = {name: np.asarray(array, order="C") for name, array in frame.arrays.items()}
     head = {
         "kind": frame.kind,
         "data": frame.data,

@@ -18,6 +18,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -58,6 +59,7 @@ class _Member:
     hello: Frame | None = None
     heard: float = field(default_factory=monotonic)
     busy: bool = False
+    listener: threading.Thread | None = None
     batches: int = 0
 
     @property
@@ -135,9 +137,10 @@ class Pool:
             )
         member = _Member(rank, host, process, log)
         assert process.stdout is not None
-        threading.Thread(
+        member.listener = threading.Thread(
             target=self._listen, args=(rank, process.stdout), daemon=True, name=f"worker-{rank}"
-        ).start()
+        )
+        member.listener.start()
         return member
 
     def _environment(self, rank: int, size: int) -> dict[str, str]:
@@ -151,14 +154,15 @@ class Pool:
         return found
 
     def _listen(self, rank: int, stdout: IO[bytes]) -> None:
-        while True:
-            try:
-                frame = unpacked(stdout)
-            except (StateError, OSError, ValueError):
-                frame = None
-            self._inbox.put((rank, frame))
-            if frame is None:
-                return
+        with stdout:
+            while True:
+                try:
+                    frame = unpacked(stdout)
+                except (StateError, OSError, ValueError):
+                    frame = None
+                self._inbox.put((rank, frame))
+                if frame is None:
+                    return
 
     def _require_same(self, member: _Member) -> None:
         """Raise WorkerError for another checkpoint or other versions than here."""
@@ -179,6 +183,11 @@ class Pool:
         """How many workers there are."""
         return len(self._members)
 
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The process of each worker on this machine, of ssh for the others."""
+        return tuple(member.process.pid for member in self._members)
+
     def report(self) -> WorkersReport:
         """Who they are."""
         rows = []
@@ -196,12 +205,9 @@ class Pool:
         register(self._session.model, None)
         members, self._members = self._members, []
         for member in members:
-            try:
+            assert member.process.stdin is not None
+            with suppress(OSError), member.process.stdin:
                 member.send(packed(Frame("quit")))
-                assert member.process.stdin is not None
-                member.process.stdin.close()
-            except OSError:
-                pass
         deadline = monotonic() + STOP_SECONDS
         for member in members:
             try:
@@ -209,12 +215,15 @@ class Pool:
             except subprocess.TimeoutExpired:
                 member.process.kill()
                 member.process.wait()
+            if member.listener is not None:
+                member.listener.join(STOP_SECONDS)
         self._directory.cleanup()
 
     # -- listening ----------------------------------------------------------------------------
 
-    def _next(self, ctx: Context, seconds: float = SILENT_SECONDS) -> tuple[_Member, Frame]:
-        """The next frame of a worker that is more than a sign of life.
+    def _next(self, ctx: Context, seconds: float | None = None) -> tuple[_Member, Frame]:
+        """The next frame of a worker that is more than a sign of life. seconds: how long one may
+        be silent, SILENT_SECONDS by default.
 
         Raises Cancelled, WorkerError for a worker that ended, failed or hangs.
         """
@@ -223,7 +232,7 @@ class Pool:
             try:
                 rank, frame = self._inbox.get(timeout=WAIT_SECONDS)
             except queue.Empty:
-                self._require_alive(seconds)
+                self._require_alive(SILENT_SECONDS if seconds is None else seconds)
                 continue
             member = self._members[rank]
             member.heard = monotonic()

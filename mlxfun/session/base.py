@@ -93,6 +93,11 @@ class SessionBase:
         """Identity of the checkpoint that was loaded."""
         return self._loaded.checkpoint_id
 
+    @property
+    def source(self) -> Path:
+        """The directory that the checkpoint was loaded from."""
+        return self._loaded.path
+
     def recognises(self, checkpoint: str) -> bool:
         """Whether an earlier version gave the resident checkpoint the identity `checkpoint`."""
         return self.editor.earlier.recognises(checkpoint)

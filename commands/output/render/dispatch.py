@@ -29,6 +29,7 @@ from mlxfun.calibration.reports import (
 )
 from mlxfun.checkpoint.reports import SaveReport
 from mlxfun.data.reports import DatasetReport
+from mlxfun.distributed.reports import WorkersReport
 from mlxfun.editing.reports import HistoryReport, PlanReport, WrittenReport
 from mlxfun.evaluation.reports import CompareReport, EvaluateReport, RefusalReport
 from mlxfun.generation.reports import ABReport, ChatReport
@@ -59,6 +60,7 @@ RENDERERS: dict[type[Report], Callable[[Any], RenderableType]] = {
     SaveReport: model.save,
     WrittenReport: written,
     SmokeReport: model.smoke,
+    WorkersReport: model.workers,
     StatsReport: calibration.stats,
     DiffReport: calibration.diff,
     RankReport: calibration.rank,

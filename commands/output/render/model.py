@@ -10,6 +10,7 @@ from rich.table import Table
 from commands.output.render.base import new_table, pairs, text, with_notes
 from mlxfun.checkpoint.reports import SaveReport
 from mlxfun.data.reports import DatasetReport
+from mlxfun.distributed.reports import WorkersReport
 from mlxfun.session.reports import InfoReport, LayersReport, SmokeReport
 from mlxfun.text import counted, readable_bytes
 
@@ -85,6 +86,16 @@ def save(report: SaveReport) -> RenderableType:
 def smoke(report: SmokeReport) -> RenderableType:
     """The checks and the text that was generated."""
     return Group(text(report.summary()), pairs(report.checks.items()), text(report.text))
+
+
+def workers(report: WorkersReport) -> RenderableType:
+    """The workers, one a line."""
+    if not report.workers:
+        return text(report.summary())
+    table = new_table("worker", "machine", "device", "batches", numbers=("worker", "batches"))
+    for row in report.workers:
+        table.add_row(str(row.rank), row.host, row.device, f"{row.batches:,}")
+    return Group(text(report.summary()), table)
 
 
 def dataset(report: DatasetReport) -> RenderableType:
