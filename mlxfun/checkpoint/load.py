@@ -7,7 +7,7 @@ never touches the files again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -58,7 +58,7 @@ class Loaded:
     config.json and the weights as they were, to tell whether they still are. companions: names of
     the other files of the model. chat_template: where that is from, "" for none.
     given_template: the user gave it in place of the model's. read_rate: bytes a second that the
-    weights were read with.
+    weights were read with. on_disk: the parameters of which the model has only placeholders.
     """
 
     model: nn.Module
@@ -75,11 +75,29 @@ class Loaded:
     chat_template: str = ""
     given_template: bool = False
     read_rate: float = 0.0
+    on_disk: frozenset[str] = frozenset()
 
     @property
     def changed(self) -> str:
         """Which file is not the one that was loaded, as a sentence's beginning; "" for none."""
         return difference(self.path, self.files)
+
+
+@dataclass(frozen=True, slots=True)
+class Lazy:
+    """A model of which nothing is read yet. estimate: bytes it would take. cast: whether 16-bit
+    weights will be held in 32. headers: of the files with weights; files: their stamps."""
+
+    model: nn.Module
+    config: dict[str, Any]
+    headers: list[Header]
+    files: tuple[Stamp, ...]
+    estimate: int
+    cast: bool
+
+
+LeaveOnDisk = Callable[[Lazy], frozenset[str]]
+"""Which parameters are not to be read; checks that the others fit in memory."""
 
 
 def load(
@@ -88,10 +106,12 @@ def load(
     ctx: Context = SILENT,
     chat_template: Path | None = None,
     identities: Path | None = None,
+    leave: LeaveOnDisk | None = None,
 ) -> Loaded:
     """Load `source` (directory, Hub id or "demo") and evaluate every array of it.
 
-    chat_template: used instead of the model's. identities: see `checkpoint_id`. On the CPU 16-bit
+    chat_template: used instead of the model's. identities: see `checkpoint_id`. leave: what stays
+    on disk, of which the model gets placeholders. On the CPU 16-bit
     weights are cast to float32, as its `gather_mm` needs; each one's own dtype stays on record.
 
     Raises ModelError (missing, broken, unsupported), BudgetError (does not fit) and Cancelled.
@@ -104,13 +124,20 @@ def load(
     _require_sound(config, headers, found.path)
     identity = checkpoint_id(found.path, identities)
     estimate = estimate_bytes(headers, config)
-    _require_memory(found.model_id, estimate)
+    if leave is None:
+        _require_memory(found.model_id, estimate)
     # Before the weights: a tokenizer that is missing is told before gigabytes are read.
     tokenizer, template, remarks = open_tokenizer(found.path, chat_template)
     model, full_config = _load_lazy(found.path, config)
     stored = {path: array.dtype for path, array in flatten(model.parameters())}
     cast = needs_float32(model)
-    rate = estimate / _evaluate(model, cast, ctx)
+    on_disk = frozenset[str]()
+    if leave is not None:
+        on_disk = leave(Lazy(model, full_config, headers, files, estimate, cast))
+        if not on_disk:
+            _require_memory(found.model_id, estimate)
+    _set_aside(model, on_disk, cast)
+    rate = _evaluate(model, on_disk, cast, ctx)
     require_dtypes(model, full_config)
     if changed := difference(found.path, files):
         raise ModelError(f"{changed} while the model was being loaded; load it again")
@@ -129,6 +156,7 @@ def load(
         chat_template=template,
         given_template=chat_template is not None,
         read_rate=rate,
+        on_disk=on_disk,
         files=files,
         companions=tuple(str(f.relative_to(found.path)) for f in companions(found.path).files),
     )
@@ -248,14 +276,26 @@ def needs_float32(model: nn.Module) -> bool:
     return not any("scales" in module for module in modules)
 
 
-def _evaluate(model: nn.Module, cast: bool, ctx: Context) -> float:
-    """Evaluate parameter by parameter, so that a cast never holds two copies of the model; the
-    seconds that it took."""
+def _set_aside(model: nn.Module, on_disk: frozenset[str], cast: bool) -> None:
+    """Put placeholders where parameters stay on disk: they take no memory, and what is computed
+    with one by mistake is not a number, and is noticed."""
+    for path, array in flatten(model.parameters()):
+        if path in on_disk:
+            dtype = mx.float32 if cast and array.dtype in HALF else array.dtype
+            worthless = float("nan") if mx.issubdtype(dtype, mx.floating) else 0
+            stands_in = mx.broadcast_to(mx.array(worthless, dtype), array.shape)
+            model.update(tree_unflatten([(path, stands_in)]))
+
+
+def _evaluate(model: nn.Module, on_disk: frozenset[str], cast: bool, ctx: Context) -> float:
+    """Evaluate parameter by parameter, so that a cast never holds two copies of the model; bytes a
+    second, as held."""
     began = perf_counter()
-    names = [(path, array.nbytes) for path, array in flatten(model.parameters())]
-    total = sum(count for _, count in names)
     arrays = dict(flatten(model.parameters()))
-    done = 0
+    names = [(path, array.nbytes) for path, array in arrays.items() if path not in on_disk]
+    total = sum(count for _, count in names)
+    mx.eval([arrays.pop(path) for path in on_disk])
+    done = held = 0
     for path, count in names:
         ctx.check()
         array = arrays.pop(path)
@@ -266,11 +306,11 @@ def _evaluate(model: nn.Module, cast: bool, ctx: Context) -> float:
             mx.eval(array)
         except (RuntimeError, ValueError) as error:
             raise ModelError(f"{path} cannot be read: {short(error)}") from error
-        done += count
+        done, held = done + count, held + array.nbytes
         ctx.progress("load", done, total, "B")
     mx.eval(list(_private_arrays(model)))
     bound_cache()
-    return max(perf_counter() - began, 1e-9)
+    return held / max(perf_counter() - began, 1e-9)
 
 
 def _private_arrays(model: nn.Module) -> Iterator[mx.array]:

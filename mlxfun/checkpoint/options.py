@@ -13,15 +13,33 @@ MODES: dict[Mode, tuple[int, int]] = {"mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4
 """(bits, group size) of the modes that have one of each."""
 
 
+Resident = Literal["auto", "all", "none"] | int
+"""What is held of a model: all of it, what fits, or at most so many bytes, with the experts that do
+not fit read from disk when they are wanted; or nothing, and every pass runs layer by layer."""
+
+Miss = Literal["read", "skip"]
+"""What becomes of a choice of the router that is not in memory: it is read first, or left out, and
+the weights of the others grow to the same sum. Skipping changes what the model says."""
+
+
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
     """revision: of a Hub model. chat_template: a file whose template is used instead of the
     model's. identities: a file that remembers the fingerprints of checkpoints, so that a large one
-    is not sampled again at each load; None to do without."""
+    is not sampled again at each load; None to do without.
+
+    resident: how much of the model is held in memory, see `Resident`. capacity: experts of each
+    layer that are held, in place of a size. profile: a file that says which, see
+    mlxfun.memory.profile. miss: see `Miss`.
+    """
 
     revision: str | None = None
     chat_template: Path | None = None
     identities: Path | None = None
+    resident: Resident = "all"
+    capacity: int | None = None
+    profile: Path | None = None
+    miss: Miss = "read"
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from mlxfun.errors import StateError
 from mlxfun.generation.conversation import Conversation
 from mlxfun.generation.decoder import Decoded, Decoder
 from mlxfun.generation.options import GenerateOptions
+from mlxfun.memory.slots.partly import Partly, whole
 from mlxfun.model.anatomy.context_length import context_length
 from mlxfun.session.measurements import Measurements
 from mlxfun.session.reports import InfoReport
@@ -30,7 +31,14 @@ from mlxfun.techniques.ablate.technique import Abliterate
 class SessionBase:
     """Opens and closes a session, and keeps it on the thread that opened it."""
 
-    def __init__(self, loaded: Loaded, *, undo_budget: int | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        *,
+        undo_budget: int | None = None,
+        seed: int = 0,
+        partly: Partly | None = None,
+    ) -> None:
         """Wrap an already loaded model. Raises ModelError for an unknown architecture."""
         self._thread = threading.get_ident()
         self._loaded = loaded
@@ -38,7 +46,7 @@ class SessionBase:
         self.config = loaded.config
         self.seed = seed
         self.command = ""
-        self._workspace = workspace = SessionWorkspace(loaded, undo_budget)
+        self._workspace = workspace = SessionWorkspace(loaded, undo_budget, partly)
         self.model, self.map, self.taps = workspace.model, workspace.map, workspace.taps
         self.anatomy = workspace.anatomy
         self.editor = workspace.editor
@@ -68,8 +76,14 @@ class SessionBase:
         Raises ModelError (missing, broken, unsupported) or BudgetError (does not fit).
         """
         o = options or LoadOptions()
-        loaded = load(source, o.revision, ctx, o.chat_template, o.identities)
-        return cls(loaded, undo_budget=undo_budget, seed=seed)
+        partly = None if whole(o) else Partly(o)
+        try:
+            loaded = load(source, o.revision, ctx, o.chat_template, o.identities, partly)
+            return cls(loaded, undo_budget=undo_budget, seed=seed, partly=partly)
+        except BaseException:
+            if partly is not None and partly.reader is not None:
+                partly.reader.close()
+            raise
 
     @property
     def state(self) -> str:
@@ -121,6 +135,8 @@ class SessionBase:
         for let_go in self.before_close:
             let_go()
         self.taps.detach()
+        if self._workspace.slots is not None:
+            self._workspace.slots.close()
         self._decoder.clear()
         # Modules, taps and editor refer to each other in circles. Without what leads there from
         # here they can be collected while the caller still holds this object.

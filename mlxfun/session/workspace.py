@@ -18,6 +18,8 @@ from mlxfun.editing.scratch import Scratch, scratch_for
 from mlxfun.evaluation.evaluator import EvalSet, Evaluator
 from mlxfun.hooks.head import HeadTap
 from mlxfun.hooks.routing import Taps
+from mlxfun.memory.slots.partly import Partly
+from mlxfun.memory.slots.slots import ExpertSlots
 from mlxfun.model.delta import Delta, FromFile, LayerDelta, Reader, Resident, Trial
 from mlxfun.model.device.memory import Need, fits, require
 from mlxfun.model.export import ExportView
@@ -39,8 +41,13 @@ if TYPE_CHECKING:
 class SessionWorkspace:
     """A session makes one and hands it to the techniques."""
 
-    def __init__(self, loaded: Loaded, undo_budget: int | None = None) -> None:
-        """Wrap an already loaded model. Raises ModelError for an unknown architecture."""
+    def __init__(
+        self, loaded: Loaded, undo_budget: int | None = None, partly: Partly | None = None
+    ) -> None:
+        """Wrap an already loaded model. Raises ModelError for an unknown architecture.
+
+        partly: what was decided about experts that are not held.
+        """
         self._loaded = loaded
         self._scratch: Scratch | None = None
         self.model: nn.Module = loaded.model
@@ -48,6 +55,8 @@ class SessionWorkspace:
         self.map = map_model(self.model, loaded.config)
         self.anatomy = self.map.experts
         self.resident = Resident(self.model, self.anatomy, self.open_checkpoint)
+        # Inside the taps: what they pass on are rows of the whole stacks.
+        self.slots = ExpertSlots(self.model, partly) if partly and partly.layers else None
         self.taps = Taps(self.model, self.anatomy, self.resident.layers)
         self.taps.attach()
         began = f"load {loaded.model_id}"

@@ -1,0 +1,1 @@
+"""Models larger than memory: experts in slots, and what fits how."""
