@@ -40,12 +40,13 @@ MODULES = (
 
 COMMANDS: dict[str, Command] = {c.name: c for module in MODULES for c in module.COMMANDS}
 # A family typed without its second word means this member.
-FAMILIES = {"stats": "stats show", "plan": "plan show"}
+FAMILIES = {"stats": "stats show", "plan": "plan show", "profile": "profile save"}
 
 SYNONYMS = {
     "load": "open download",
     "info": "model status",
     "info --verify": "verify digest",
+    "residency": "memory slots resident cache",
     "layers": "anatomy expert experts",
     "save": "write w store",
     "save --quantize": "quantize quantise",

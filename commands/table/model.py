@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import click
 
-from commands.conditions import always
+from commands.conditions import always, with_experts
 from commands.declare import Call, command, positive
 from commands.scripts.resume import offer
 from commands.types import FilePath, Source
+from commands.workbench.residency import Residency, residency_options
 from mlxfun.checkpoint.options import MODES, Mode, SaveOptions
 from mlxfun.errors import ModelError, SaveError, StateError, UsageError
 from mlxfun.report import Report, TextReport
@@ -24,15 +25,22 @@ MODEL = Source("model", {"demo": "the small Qwen3-MoE model that comes with mlxf
     type=FilePath((".jinja", ".json")),
     help="Use this template, not the model's.",
 )
+@residency_options
 @click.option("--drop", is_flag=True, help="Free the loaded model first, for when both do not fit.")
 def load(call: Call) -> Report:
     """Make a model resident: a directory, a Hub id, or demo.
 
     Statistics, staged plan, steering and history of the model before are dropped. If the
-    new one cannot be loaded, the old one stays, unless --drop was given.
+    new one cannot be loaded, the old one stays, unless --drop was given. See the guide memory for
+    models that do not fit.
     """
     report = call.bench.load(
-        call["model"], call["revision"], call["drop"], call.ctx, call["chat_template"]
+        call["model"],
+        call["revision"],
+        call["drop"],
+        call.ctx,
+        call["chat_template"],
+        Residency.taken(call.params),
     )
     resumable = offer(call.bench)
     if resumable is not None:
@@ -105,6 +113,33 @@ def smoke_test(call: Call) -> Report:
     return report
 
 
+@command("residency", group="model")
+@click.option("--reset", is_flag=True, help="Count from now on.")
+def residency(call: Call) -> Report:
+    """Show what of the model is in memory: slots, hits, bytes read a token, speed of the disk."""
+    return call.session.forget_residency() if call["reset"] else call.session.residency()
+
+
+@command("profile save", group="model", when=with_experts, read_only=True)
+@click.argument("path", type=FilePath((".json",)))
+def profile_save(call: Call) -> Report:
+    """Write how much each expert is used, for load --profile: plain JSON of layer -> experts.
+
+    Counted while a partly resident model answers; of one that is whole in memory, by collect.
+    """
+    return call.session.save_profile(call.bench.writable(call["path"]))
+
+
+@command("profile load", group="model", when=with_experts, recorded=False)
+@click.argument("path", type=FilePath((".json", ".npz")))
+def profile_load(call: Call) -> Report:
+    """Hold the experts that a profile, or a file of statistics, says are used most.
+
+    Profiles of mlx-moe are understood, and tables of layer -> experts.
+    """
+    return call.session.load_profile(call.bench.readable(call["path"]))
+
+
 @command("recover", group="model", when=always, recorded=False)
 @click.argument("directory", required=False, type=FilePath(), default=".")
 def recover(call: Call) -> Report:
@@ -121,4 +156,4 @@ def recover(call: Call) -> Report:
     return TextReport(f"put back {', '.join(places)}")
 
 
-COMMANDS = (load, info, layers, save, recover, smoke_test)
+COMMANDS = (load, info, layers, residency, profile_save, profile_load, save, recover, smoke_test)

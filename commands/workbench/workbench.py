@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from commands.workbench.files import Files, Loaded, exists
 from commands.workbench.journal import Journal
+from commands.workbench.residency import Residency
 from commands.workbench.session_file import Mark
 from commands.workbench.settings import Settings
 from commands.workbench.wiring import Wiring
@@ -111,19 +112,24 @@ class Workbench:
         drop: bool,
         ctx: Context,
         chat_template: Path | None = None,
+        residency: Residency | None = None,
     ) -> Report:
         """Open a session for `source`; the old one is closed once the new one is there.
 
         drop: close the old one first.
         """
+        held = residency or Residency()
+        template = self.readable(chat_template) if chat_template is not None else None
+        if held.profile is not None:
+            held = replace(held, profile=self.readable(held.profile))
+        options = held.added_to(LoadOptions(revision, template, self.identities))
         if drop:
             self.close()
         found = source if source == "demo" else self._local(source)
         _offer_recovery(Path(found).parent, ctx)
-        template = self.readable(chat_template) if chat_template is not None else None
         opened = self.wiring.session_class(ctx).open(
             found,
-            LoadOptions(revision, template, self.identities),
+            options,
             undo_budget=self.undo_budget,
             seed=self.settings.seed,
             ctx=ctx,
@@ -139,6 +145,7 @@ class Workbench:
             opened.state,
             Path(report.source).absolute(),
             str(chat_template) if chat_template is not None else None,
+            shlex.join((residency or Residency()).words),
         )
         # Loading imports transformers, hundreds of thousands of objects that live for ever. A full
         # collection visits them all under the interpreter's lock, and the screen freezes.

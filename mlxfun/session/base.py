@@ -79,11 +79,16 @@ class SessionBase:
         partly = None if whole(o) else Partly(o)
         try:
             loaded = load(source, o.revision, ctx, o.chat_template, o.identities, partly)
-            return cls(loaded, undo_budget=undo_budget, seed=seed, partly=partly)
+            session = cls(loaded, undo_budget=undo_budget, seed=seed, partly=partly)
+            session._opened(o)
+            return session
         except BaseException:
             if partly is not None and partly.reader is not None:
                 partly.reader.close()
             raise
+
+    def _opened(self, options: LoadOptions) -> None:
+        """The session is there; what the options of loading ask for besides."""
 
     @property
     def state(self) -> str:

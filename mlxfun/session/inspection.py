@@ -20,12 +20,12 @@ from mlxfun.errors import ModelError
 from mlxfun.evaluation.options import ProbeOptions
 from mlxfun.scans.reports import DossierReport
 from mlxfun.session import smoke, views
-from mlxfun.session.base import SessionBase
 from mlxfun.session.observations import ChatCounter
 from mlxfun.session.reports import InfoReport, LayersReport, SessionView, SmokeReport
+from mlxfun.session.residency import Residency
 
 
-class Inspection(SessionBase):
+class Inspection(Residency):
     """Looking at the model, and keeping its routing statistics."""
 
     def view(self) -> SessionView:
@@ -57,9 +57,12 @@ class Inspection(SessionBase):
         self._own()
         if verify and (changed := self._loaded.changed):
             raise ModelError(f"{changed} since the model was loaded; load it again to verify it")
+        held = None if self._workspace.slots is None else self._workspace.slots.report()
         digest = full_digest(self._loaded.path, ctx) if verify else None
         with self.editor.live("base"):
-            return views.info(self._loaded, self.map, self.editor, self._workspace.export(), digest)
+            return views.info(
+                self._loaded, self.map, self.editor, self._workspace.export(), digest, held
+            )
 
     def _cheap_info(self) -> InfoReport:
         key = (self.state, self.editor.history.current.id)
@@ -114,7 +117,9 @@ class Inspection(SessionBase):
         if report.passed:
             return report
         edited = self.editor.live_state != self.editor.root_state
-        told = smoke.advice(self.model, edited, self._workspace.open_checkpoint)
+        told = smoke.advice(
+            self.model, edited, self._workspace.open_checkpoint, self._loaded.on_disk
+        )
         return replace(report, advice=told)
 
     # -- statistics ---------------------------------------------------------------------------

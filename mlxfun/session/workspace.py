@@ -22,7 +22,7 @@ from mlxfun.memory.slots.partly import Partly
 from mlxfun.memory.slots.slots import ExpertSlots
 from mlxfun.model.delta import Delta, FromFile, LayerDelta, Reader, Resident, Trial
 from mlxfun.model.device.memory import Need, fits, require
-from mlxfun.model.export import ExportView
+from mlxfun.model.export import Aside, ExportView
 from mlxfun.model.model_map import map_model
 from mlxfun.session.observations import Observations
 
@@ -57,6 +57,8 @@ class SessionWorkspace:
         self.resident = Resident(self.model, self.anatomy, self.open_checkpoint)
         # Inside the taps: what they pass on are rows of the whole stacks.
         self.slots = ExpertSlots(self.model, partly) if partly and partly.layers else None
+        for moe in self.resident.layers:
+            moe.on_disk = self.slots is not None
         self.taps = Taps(self.model, self.anatomy, self.resident.layers)
         self.taps.attach()
         began = f"load {loaded.model_id}"
@@ -68,6 +70,11 @@ class SessionWorkspace:
         head = HeadTap(self.model, self.anatomy.head) if self.anatomy.head else None
         self.evaluator = Evaluator(self.model, head, self.anatomy)
         self.observations = Observations(loaded, self.anatomy, self.taps, self.editor)
+
+    def drop_pruned(self) -> None:
+        """Let experts that no router can choose leave their slots."""
+        if self.slots is not None:
+            self.slots.keep_only(self.editor.committed)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -120,7 +127,9 @@ class SessionWorkspace:
     def export(self, aside: Mapping[str, FromFile] | None = None) -> ExportView:
         """The live side as it would be saved. aside: see ExportView."""
         dtypes = self._loaded.stored_dtypes
-        return ExportView(self.model, self.resident, self.anatomy, dtypes, aside)
+        on_disk: dict[str, Aside] = {} if self.slots is None else dict(self.slots.aside)
+        on_disk |= aside or {}
+        return ExportView(self.model, self.resident, self.anatomy, dtypes, on_disk)
 
     def save(
         self,

@@ -32,6 +32,7 @@ from mlxfun.data.reports import DatasetReport
 from mlxfun.editing.reports import HistoryReport, PlanReport, WrittenReport
 from mlxfun.evaluation.reports import CompareReport, EvaluateReport, RefusalReport
 from mlxfun.generation.reports import ABReport, ChatReport
+from mlxfun.memory.reports import ResidencyReport
 from mlxfun.report import Report
 from mlxfun.scans.reports import DossierReport, ScanReport
 from mlxfun.session.reports import InfoReport, LayersReport, SmokeReport
@@ -56,6 +57,7 @@ RENDERERS: dict[type[Report], Callable[[Any], RenderableType]] = {
     GuideReport: guide,
     InfoReport: model.info,
     LayersReport: model.layers,
+    ResidencyReport: model.residency,
     SaveReport: model.save,
     WrittenReport: written,
     SmokeReport: model.smoke,

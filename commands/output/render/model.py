@@ -10,6 +10,7 @@ from rich.table import Table
 from commands.output.render.base import new_table, pairs, text, with_notes
 from mlxfun.checkpoint.reports import SaveReport
 from mlxfun.data.reports import DatasetReport
+from mlxfun.memory.reports import ResidencyReport, skipping
 from mlxfun.session.reports import InfoReport, LayersReport, SmokeReport
 from mlxfun.text import counted, readable_bytes
 
@@ -39,6 +40,30 @@ def info(report: InfoReport) -> RenderableType:
         ("digest", report.digest),
     ]
     return with_notes(pairs(rows), report.notes)
+
+
+def residency(report: ResidencyReport) -> RenderableType:
+    """Slots, and what reading the other experts has cost."""
+    if report.whole:
+        return text(report.summary())
+    rows: list[tuple[str, Any]] = [
+        (
+            "slots",
+            f"{report.capacity} of {report.experts} experts in each of {report.layers} layers",
+        ),
+        ("in slots", readable_bytes(report.slot_bytes)),
+        ("besides", f"{readable_bytes(report.kept_bytes)} of everything but experts"),
+        ("whole model", readable_bytes(report.whole_bytes)),
+        ("tokens", f"{report.tokens:,}"),
+        ("hits", f"{report.hits:,} of {report.hits + report.misses:,} ({report.hit_rate:.1%})"),
+        ("read ahead", f"{report.ahead:,} used, {report.ahead_unused:,} not"),
+        ("evictions", f"{report.evictions:,}"),
+        ("read", f"{readable_bytes(report.bytes_read)} in {report.seconds:.2f} s"),
+        ("a token", readable_bytes(report.bytes_per_token)),
+        ("disk", f"{readable_bytes(report.bandwidth)}/s while reading"),
+    ]
+    notes = [skipping(report.miss, report.skipped)[2:]] if report.miss == "skip" else []
+    return with_notes(pairs(rows), notes)
 
 
 def layers(report: LayersReport) -> RenderableType:

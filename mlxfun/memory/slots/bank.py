@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
@@ -111,6 +112,24 @@ class LayerBank:
             row = mx.array(rows[path]).view(source.dtype).reshape(source.shape)
             # With a whole number as index this writes in place, if nothing else holds the array.
             self.arrays[path][slot] = row.astype(self._dtypes[path])
+
+
+@dataclass(frozen=True, slots=True)
+class StackOnDisk:
+    """A whole stack as it is stored, which a model of which experts are in slots is saved with."""
+
+    source: StackSource
+    reader: FileReader
+
+    def lazy(self) -> mx.array:
+        """The stack [E, *shape], read now. Raises ModelError."""
+        source = self.source
+        rows = np.empty((len(source.places), source.nbytes), np.uint8)
+        self.reader.read(
+            Wanted(file, start, row.data)
+            for row, (file, start) in zip(rows, source.places, strict=True)
+        )
+        return mx.array(rows).view(source.dtype).reshape(len(rows), *source.shape)
 
 
 Buffers = Mapping[str, "Array"]

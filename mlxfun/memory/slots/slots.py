@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import mlx.nn as nn
@@ -11,9 +11,11 @@ from mlx_lm.models.switch_layers import SwitchGLU, SwitchMLP
 
 from mlxfun.errors import HookError
 from mlxfun.hooks.intercept import Hooks
-from mlxfun.memory.slots.bank import ABSENT, Buffers, LayerBank
-from mlxfun.memory.slots.layer import SlotLayer
+from mlxfun.memory.reports import ResidencyReport
+from mlxfun.memory.slots.bank import ABSENT, Buffers, LayerBank, StackOnDisk
+from mlxfun.memory.slots.layer import Counts, SlotLayer
 from mlxfun.memory.slots.partly import Partly
+from mlxfun.memory.slots.reader import Traffic
 from mlxfun.model.parameters import ParameterTree
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ class ExpertSlots:
         """Make the slots, empty. Raises HookError if a layer's experts would run without them."""
         assert decided.reader is not None
         self.decided, self._reader = decided, decided.reader
+        self._reader.traffic = Traffic()  # without what loading compared
         tree = ParameterTree(model)
         self.layers = tuple(
             SlotLayer(
@@ -70,12 +73,46 @@ class ExpertSlots:
             "architecture"
         )
 
-    def fill(self, wanted: Mapping[int, Sequence[int]]) -> None:
-        """Have experts in slots before they are asked for. wanted: position of a layer -> experts,
-        the most useful first; as many as there are slots."""
-        for position, experts in wanted.items():
-            bank = self.layers[position].bank
-            bank.hold(list(dict.fromkeys(experts))[: bank.capacity])
+    def seed(self, scores: Array) -> None:
+        """Begin with recorded use, float64 [L, E], and have the most used in slots."""
+        for layer, row in zip(self.layers, scores, strict=True):
+            layer.bank.usage.seed(row[: layer.bank.experts])
+            ranked = layer.bank.usage.ranked(range(layer.bank.experts))
+            layer.bank.hold(ranked[-layer.bank.capacity :])
+
+    def scores(self, experts: int) -> Array:
+        """How much each expert was used of late, float64 [L, E]."""
+        found = np.zeros((len(self.layers), experts))
+        for row, layer in zip(found, self.layers, strict=True):
+            row[: layer.bank.experts] = layer.bank.usage.scores
+        return found
+
+    def report(self) -> ResidencyReport:
+        """What is held, and what was read so far."""
+        counts = [layer.counts for layer in self.layers]
+        traffic = self._reader.traffic
+        return ResidencyReport(
+            layers=len(self.layers),
+            experts=max(layer.bank.experts for layer in self.layers),
+            capacity=self.decided.capacity,
+            slot_bytes=self.nbytes,
+            kept_bytes=self.decided.kept_bytes,
+            whole_bytes=self.decided.whole_bytes,
+            tokens=max(one.tokens for one in counts),
+            hits=sum(one.hits for one in counts),
+            misses=sum(one.misses for one in counts),
+            ahead=sum(one.ahead for one in counts),
+            evictions=sum(layer.bank.evictions for layer in self.layers),
+            bytes_read=traffic.bytes,
+            seconds=traffic.seconds,
+            miss=self.decided.options.miss,
+        )
+
+    def forget_counts(self) -> None:
+        """Count from now on."""
+        self._reader.traffic = Traffic()
+        for layer in self.layers:
+            layer.counts, layer.bank.evictions = Counts(), 0
 
     @property
     def nbytes(self) -> int:
@@ -88,6 +125,20 @@ class ExpertSlots:
         for row, layer in zip(found, self.layers, strict=True):
             row[: layer.bank.experts] = layer.bank.slot_of != ABSENT
         return found
+
+    def keep_only(self, live: Sequence[Sequence[int]]) -> None:
+        """Let all experts but `live`, [L][kept], leave their slots."""
+        for layer, some in zip(self.layers, live, strict=True):
+            layer.bank.drop(set(layer.bank.resident) - set(some))
+
+    @property
+    def aside(self) -> dict[str, StackOnDisk]:
+        """The whole stacks by path of the parameter."""
+        return {
+            path: StackOnDisk(source, self._reader)
+            for sources in self.decided.sources
+            for path, source in sources.items()
+        }
 
     def close(self) -> None:
         """Give the layers their own classes back and close the files."""

@@ -1,0 +1,100 @@
+"""The options that say how much of a model is held in memory: of `load`, and of the program."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+from commands.types import FilePath, HowMuch
+
+if TYPE_CHECKING:
+    from mlxfun.checkpoint.options import LoadOptions, Miss, Resident
+
+_OPTIONS = (
+    click.option(
+        "--resident",
+        type=HowMuch(),
+        metavar="auto|all|none|SIZE",
+        help="How much to hold in memory; experts that do not fit are read when they are wanted "
+        "(default: all).",
+    ),
+    click.option(
+        "--capacity",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Hold N experts of each layer, in place of --resident.",
+    ),
+    click.option(
+        "--profile",
+        type=FilePath((".json", ".npz")),
+        metavar="FILE",
+        help="Hold the experts that a profile, or statistics, say are used most.",
+    ),
+    click.option(
+        "--miss",
+        type=click.Choice(["read", "skip"]),
+        help="skip leaves out experts that are not in memory, which changes answers "
+        "(default: read).",
+    ),
+)
+NAMES = ("resident", "capacity", "profile", "miss")
+
+
+def residency_options(function: Any) -> Any:
+    """Add the options to a command, or to the program."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+@dataclass(frozen=True, slots=True)
+class Residency:
+    """What the options say; None where they say nothing."""
+
+    resident: str | int | None = None
+    capacity: int | None = None
+    profile: Path | None = None
+    miss: str | None = None
+
+    @classmethod
+    def taken(cls, params: Mapping[str, Any]) -> Residency:
+        """From the parameters of a command."""
+        return cls(*(params.get(name) for name in NAMES))
+
+    @property
+    def words(self) -> list[str]:
+        """The same as words of a command line."""
+        given = [(name, getattr(self, name)) for name in NAMES]
+        return [
+            word for name, value in given if value is not None for word in (f"--{name}", str(value))
+        ]
+
+    def added_to(self, options: LoadOptions) -> LoadOptions:
+        """Options of loading with these. Raises UsageError for some that exclude each other."""
+        from dataclasses import replace
+
+        from mlxfun.errors import UsageError
+
+        if self.capacity is not None and self.resident is not None:
+            raise UsageError(
+                f"--capacity {self.capacity} and --resident {self.resident} both say how much to "
+                "hold: give one"
+            )
+        partly = self.capacity is not None or self.resident not in (None, "all")
+        odd = "--profile" if self.profile is not None else "--miss" if self.miss == "skip" else ""
+        if odd and not partly:
+            raise UsageError(
+                f"{odd} is about experts that are not in memory: give --resident auto, a size, or "
+                "--capacity with it"
+            )
+        return replace(
+            options,
+            resident=cast("Resident", self.resident or "all"),
+            capacity=self.capacity,
+            profile=self.profile,
+            miss=cast("Miss", self.miss or "read"),
+        )
