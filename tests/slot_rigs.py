@@ -16,7 +16,7 @@ from mlx_lm.utils import load_model
 
 from mlxfun.checkpoint.headers import read_headers
 from mlxfun.checkpoint.identity import stamps
-from mlxfun.checkpoint.load import Lazy, _evaluate, _set_aside, estimate_bytes, needs_float32
+from mlxfun.checkpoint.load import Lazy, _evaluate, estimate_bytes, left_on_disk, needs_float32
 from mlxfun.checkpoint.options import LoadOptions
 from mlxfun.context import SILENT
 from mlxfun.memory.slots.partly import Partly
@@ -63,9 +63,8 @@ class Slotted:
         cast = needs_float32(model)
         partly = Partly(LoadOptions(capacity=capacity, **more))
         lazy = Lazy(model, config, headers, stamps(path), estimate_bytes(headers, config), cast)
-        left = partly(lazy)
+        left = left_on_disk(lazy, partly, str(path))
         assert left
-        _set_aside(model, left, cast)
         _evaluate(model, left, cast, SILENT)
         return cls(model, ExpertSlots(model, partly), partly)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from commands.conditions import always, with_experts
-from commands.declare import Call, command, positive
+from commands.declare import Call, command, count_option, positive
 from commands.scripts.resume import offer
 from commands.types import FilePath, Source
 from commands.workbench.residency import Residency, residency_options
@@ -120,6 +120,20 @@ def residency(call: Call) -> Report:
     return call.session.forget_residency() if call["reset"] else call.session.residency()
 
 
+@command("residency sweep", group="model", read_only=True)
+@click.option(
+    "--capacity", type=positive, multiple=True, metavar="N", help="Try N slots a layer. Repeatable."
+)
+@count_option("--max-tokens", "Length of each answer", 64)
+def residency_sweep(call: Call) -> Report:
+    """Find the number of slots that is fastest: the largest is not, when files fall out of the
+    system's cache.
+
+    Answers the same question with several numbers of slots, and puts back what there was.
+    """
+    return call.session.sweep_residency(call["capacity"], call["max_tokens"], call.ctx)
+
+
 @command("profile save", group="model", when=with_experts, read_only=True)
 @click.argument("path", type=FilePath((".json",)))
 def profile_save(call: Call) -> Report:
@@ -156,4 +170,15 @@ def recover(call: Call) -> Report:
     return TextReport(f"put back {', '.join(places)}")
 
 
-COMMANDS = (load, info, layers, residency, profile_save, profile_load, save, recover, smoke_test)
+COMMANDS = (
+    load,
+    info,
+    layers,
+    residency,
+    residency_sweep,
+    profile_save,
+    profile_load,
+    save,
+    recover,
+    smoke_test,
+)

@@ -117,32 +117,25 @@ def load(
     Raises ModelError (missing, broken, unsupported), BudgetError (does not fit) and Cancelled.
     """
     found = resolve(source, revision, ctx)
-    config = read_config(found.path)
-    _require_supported(config, found.path)
-    files = stamps(found.path)
-    headers = read_headers(found.path)
-    _require_sound(config, headers, found.path)
+    config, files, headers = _checked(found.path)
     identity = checkpoint_id(found.path, identities)
-    estimate = estimate_bytes(headers, config)
-    if leave is None:
-        _require_memory(found.model_id, estimate)
+    if leave is None:  # else that decides, when the shapes are known
+        _require_memory(found.model_id, estimate_bytes(headers, config))
     # Before the weights: a tokenizer that is missing is told before gigabytes are read.
     tokenizer, template, remarks = open_tokenizer(found.path, chat_template)
     model, full_config = _load_lazy(found.path, config)
     stored = {path: array.dtype for path, array in flatten(model.parameters())}
-    cast = needs_float32(model)
-    on_disk = frozenset[str]()
-    if leave is not None:
-        on_disk = leave(Lazy(model, full_config, headers, files, estimate, cast))
-        if not on_disk:
-            _require_memory(found.model_id, estimate)
-    _set_aside(model, on_disk, cast)
-    rate = _evaluate(model, on_disk, cast, ctx)
+    lazy = Lazy(
+        model, full_config, headers, files, estimate_bytes(headers, config), needs_float32(model)
+    )
+    on_disk = left_on_disk(lazy, leave, found.model_id)
+    rate = _evaluate(model, on_disk, lazy.cast, ctx)
     require_dtypes(model, full_config)
     if changed := difference(found.path, files):
         raise ModelError(f"{changed} while the model was being loaded; load it again")
     dropped = _dropped(headers, model)
     notes = (*found.notes, *remarks, *_stale_shards(found.path), *dropped)
+    notes += tuple(_cast_notes(model, stored)) if lazy.cast else ()
     return Loaded(
         model=model,
         tokenizer=tokenizer,
@@ -151,8 +144,8 @@ def load(
         model_id=found.model_id,
         checkpoint_id=identity,
         stored_dtypes=stored,
-        notes=(*notes, *(_cast_notes(model, stored) if cast else ())),
-        estimate=estimate,
+        notes=notes,
+        estimate=lazy.estimate,
         chat_template=template,
         given_template=chat_template is not None,
         read_rate=rate,
@@ -274,6 +267,27 @@ def needs_float32(model: nn.Module) -> bool:
     if any(isinstance(m, SwitchLinear) and m.weight.dtype in HALF for m in modules):
         return True
     return not any("scales" in module for module in modules)
+
+
+def _checked(path: Path) -> tuple[dict[str, Any], tuple[Stamp, ...], list[Header]]:
+    """config.json, the stamps and the headers of a directory that can be loaded."""
+    config = read_config(path)
+    _require_supported(config, path)
+    files = stamps(path)
+    headers = read_headers(path)
+    _require_sound(config, headers, path)
+    return config, files, headers
+
+
+def left_on_disk(lazy: Lazy, leave: LeaveOnDisk | None, name: str) -> frozenset[str]:
+    """The parameters that are not to be read; the model has placeholders of them afterwards."""
+    if leave is None:
+        return frozenset()
+    found = leave(lazy)
+    if not found:
+        _require_memory(name, lazy.estimate)
+    _set_aside(lazy.model, found, lazy.cast)
+    return found
 
 
 def _set_aside(model: nn.Module, on_disk: frozenset[str], cast: bool) -> None:

@@ -86,6 +86,41 @@ class ResidencyReport(Report):
         }
 
 
+@dataclass(frozen=True, slots=True)
+class SweepRow:
+    """One number of slots. bytes: of all slots; tokens_per_second: of decoding."""
+
+    capacity: int
+    bytes: int
+    tokens_per_second: float
+    hit_rate: float
+    bytes_per_token: float
+
+
+@dataclass(frozen=True, slots=True)
+class SweepReport(Report):
+    """Tokens a second at several numbers of slots. tokens: decoded at each. before: slots a layer
+    that the model had, and has again."""
+
+    kind: ClassVar[str] = "residency sweep"
+    rows: tuple[SweepRow, ...]
+    tokens: int
+    before: int
+
+    @property
+    def fastest(self) -> SweepRow:
+        """The row with the most tokens a second; of equals the one with fewer slots."""
+        return max(self.rows, key=lambda row: (row.tokens_per_second, -row.capacity))
+
+    def summary(self) -> str:
+        best = self.fastest
+        return (
+            f"fastest with {best.capacity} experts a layer ({readable_bytes(best.bytes)}): "
+            f"{best.tokens_per_second:.1f} tokens/s, {best.hit_rate:.1%} hits; "
+            f"load the model with --capacity {best.capacity}"
+        )
+
+
 def skipping(miss: Miss, skipped: int | None = None) -> str:
     """What a report says where experts are left out; "" where none are."""
     if miss == "read":

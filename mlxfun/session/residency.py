@@ -3,19 +3,55 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, cast
 
 from mlxfun.calibration.routing_stats import RoutingStats
 from mlxfun.checkpoint.options import LoadOptions
-from mlxfun.errors import StateError
+from mlxfun.context import SILENT, Context
+from mlxfun.data.datasets import Tokenizer
+from mlxfun.errors import ModelError, StateError, UsageError
+from mlxfun.generation.decoder import Decoder
+from mlxfun.generation.options import GenerateOptions
 from mlxfun.memory.profile import Layers, read_profile, write_profile
-from mlxfun.memory.reports import ResidencyReport
+from mlxfun.memory.reports import ResidencyReport, SweepReport, SweepRow
+from mlxfun.memory.slots.partly import AUTO_SHARE
 from mlxfun.memory.slots.slots import ExpertSlots
+from mlxfun.model.device.memory import free_bytes
 from mlxfun.report import TextReport
 from mlxfun.session.base import SessionBase
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
+
+
+STEPS = 6
+"""How many numbers of slots a sweep tries by itself."""
+
+SWEEP_PROMPT = "Explain in a few paragraphs how a mortgage works and who should take one."
+
+
+class _Endless:
+    """A tokenizer without a token that ends an answer: all answers are of one length."""
+
+    eos_token_ids: frozenset[int] = frozenset()
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+
+def _steps(slots: ExpertSlots, least: int) -> tuple[int, ...]:
+    """Numbers of slots from `least` to what fits, each larger than the last by the same factor."""
+    most = max(layer.bank.experts for layer in slots.layers) - 1
+    free = free_bytes()
+    if free is not None:
+        most = min(most, slots.report().capacity + int(free * AUTO_SHARE) // slots.slot_bytes)
+    most = max(most, least)
+    steps = {round(least * (most / least) ** (i / (STEPS - 1))) for i in range(STEPS)}
+    return tuple(sorted(steps))
 
 
 class Residency(SessionBase):
@@ -40,6 +76,68 @@ class Residency(SessionBase):
         if self._workspace.slots is not None:
             self._workspace.slots.forget_counts()
         return before
+
+    def sweep_residency(
+        self, capacities: tuple[int, ...], tokens: int, ctx: Context = SILENT
+    ) -> SweepReport:
+        """Decode `tokens` tokens at each number of slots, none given for six of them.
+
+        The slots are as many as before afterwards, whatever happens. Raises StateError for a model
+        that is whole, UsageError for a number that no layer can have, BudgetError for one that does
+        not fit.
+        """
+        slots = self._slots("compare numbers of slots")
+        before, shape = slots.report().capacity, self._layers
+        least = self.anatomy.top_k
+        wrong = [n for n in capacities if not least <= n < shape.experts]
+        if wrong:
+            raise UsageError(
+                f"--capacity {wrong[0]}: give {least} (what a token uses) to {shape.experts - 1}"
+            )
+        rows, said = [], set()
+        try:
+            for number, one in enumerate(capacities or _steps(slots, least)):
+                ctx.progress("slots", number, len(capacities) or STEPS, "sizes")
+                slots.resize(one)
+                row, answer = self._decoded_with(slots, tokens, ctx)
+                rows.append(row)
+                said.add(answer)
+        finally:
+            slots.resize(before)
+        if len(said) > 1:
+            raise ModelError(
+                "the answers differ with the number of slots, which must not be: load the model "
+                "with --resident all, and report the architecture"
+            )
+        return SweepReport(tuple(rows), tokens, before)
+
+    def _decoded_with(
+        self, slots: ExpertSlots, tokens: int, ctx: Context
+    ) -> tuple[SweepRow, tuple[int, ...]]:
+        """The figures of an answer without its prompt, after one that has filled the slots."""
+        prompt, options = self.tokenizer.encode(SWEEP_PROMPT), GenerateOptions(max_tokens=tokens)
+        began, end = 0.0, 0.0
+
+        def timed(index: int, *_: object) -> None:
+            nonlocal began, end
+            end = perf_counter()
+            if index == 0:
+                began = end
+                slots.forget_counts()
+
+        decoder = Decoder(self.model, cast("Tokenizer", _Endless(self.tokenizer)), self.taps)
+        decoder.run(prompt, options, self.editor.key, timed, ctx=ctx)
+        decoder.clear()  # or the second would find the prompt read
+        answer = decoder.run(prompt, options, self.editor.key, timed, ctx=ctx)
+        now, steps = slots.report(), max(len(answer.tokens) - 1, 1)
+        row = SweepRow(
+            now.capacity,
+            now.slot_bytes,
+            steps / max(end - began, 1e-9),
+            now.hit_rate,
+            now.bytes_per_token,
+        )
+        return row, answer.tokens
 
     def save_profile(self, path: Path) -> TextReport:
         """Write how much each expert is used: by the slots' own count, and by the statistics in hand

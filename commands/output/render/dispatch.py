@@ -32,7 +32,7 @@ from mlxfun.data.reports import DatasetReport
 from mlxfun.editing.reports import HistoryReport, PlanReport, WrittenReport
 from mlxfun.evaluation.reports import CompareReport, EvaluateReport, RefusalReport
 from mlxfun.generation.reports import ABReport, ChatReport
-from mlxfun.memory.reports import ResidencyReport
+from mlxfun.memory.reports import ResidencyReport, SweepReport
 from mlxfun.report import Report
 from mlxfun.scans.reports import DossierReport, ScanReport
 from mlxfun.session.reports import InfoReport, LayersReport, SmokeReport
@@ -58,6 +58,7 @@ RENDERERS: dict[type[Report], Callable[[Any], RenderableType]] = {
     InfoReport: model.info,
     LayersReport: model.layers,
     ResidencyReport: model.residency,
+    SweepReport: model.sweep,
     SaveReport: model.save,
     WrittenReport: written,
     SmokeReport: model.smoke,

@@ -10,7 +10,7 @@ from rich.table import Table
 from commands.output.render.base import new_table, pairs, text, with_notes
 from mlxfun.checkpoint.reports import SaveReport
 from mlxfun.data.reports import DatasetReport
-from mlxfun.memory.reports import ResidencyReport, skipping
+from mlxfun.memory.reports import ResidencyReport, SweepReport, skipping
 from mlxfun.session.reports import InfoReport, LayersReport, SmokeReport
 from mlxfun.text import counted, readable_bytes
 
@@ -64,6 +64,22 @@ def residency(report: ResidencyReport) -> RenderableType:
     ]
     notes = [skipping(report.miss, report.skipped)[2:]] if report.miss == "skip" else []
     return with_notes(pairs(rows), notes)
+
+
+def sweep(report: SweepReport) -> RenderableType:
+    """Speed and hits at each number of slots."""
+    names = ("slots a layer", "memory", "tokens/s", "hits", "read a token")
+    table = new_table(*names, numbers=names)
+    for row in report.rows:
+        cells = (
+            str(row.capacity),
+            readable_bytes(row.bytes),
+            f"{row.tokens_per_second:.1f}",
+            f"{row.hit_rate:.1%}",
+            readable_bytes(row.bytes_per_token),
+        )
+        table.add_row(*(text(cell) for cell in cells))
+    return Group(table, text(report.summary()))
 
 
 def layers(report: LayersReport) -> RenderableType:

@@ -38,15 +38,25 @@ class LayerBank:
     ) -> None:
         self.sources, self._dtypes, self._reader = sources, dtypes, reader
         self.experts = min(len(source.places) for source in sources.values())
+        self.usage = Usage(self.experts)
+        self.evictions = 0
+        self._allocate(capacity)
+
+    def _allocate(self, capacity: int) -> None:
         self.capacity = min(capacity, self.experts)
         self.arrays = {
-            path: mx.zeros((self.capacity, *source.shape), dtypes[path])
-            for path, source in sources.items()
+            path: mx.zeros((self.capacity, *source.shape), self._dtypes[path])
+            for path, source in self.sources.items()
         }
         mx.eval(list(self.arrays.values()))
         self.slot_of: Array = np.full(self.experts, ABSENT, np.int64)
-        self.usage = Usage(self.experts)
-        self.evictions = 0
+
+    def resize(self, capacity: int) -> None:
+        """Have another number of slots, with the most used experts of those held in them."""
+        keep = self.usage.ranked(self.resident)[-capacity:]
+        self.arrays.clear()  # before the new ones take memory
+        self._allocate(capacity)
+        self.hold(keep)
 
     @property
     def expert_bytes(self) -> int:

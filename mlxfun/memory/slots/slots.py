@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx_lm.models.switch_layers import SwitchGLU, SwitchMLP
@@ -16,6 +17,7 @@ from mlxfun.memory.slots.bank import ABSENT, Buffers, LayerBank, StackOnDisk
 from mlxfun.memory.slots.layer import Counts, SlotLayer
 from mlxfun.memory.slots.partly import Partly
 from mlxfun.memory.slots.reader import Traffic
+from mlxfun.model.device.memory import require
 from mlxfun.model.parameters import ParameterTree
 
 if TYPE_CHECKING:
@@ -107,6 +109,20 @@ class ExpertSlots:
             seconds=traffic.seconds,
             miss=self.decided.options.miss,
         )
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of one slot in every layer."""
+        return sum(layer.bank.nbytes // layer.bank.capacity for layer in self.layers)
+
+    def resize(self, capacity: int) -> None:
+        """Have `capacity` slots in every layer. Raises BudgetError if they do not fit."""
+        more = (capacity - self.decided.capacity) * self.slot_bytes
+        require(max(more, 0), f"{capacity} slots a layer", "try fewer")
+        for layer in self.layers:
+            layer.bank.resize(capacity)
+        self.decided.capacity = capacity
+        mx.clear_cache()
 
     def forget_counts(self) -> None:
         """Count from now on."""
