@@ -129,10 +129,7 @@ def load(
         model, full_config, headers, files, estimate_bytes(headers, config), needs_float32(model)
     )
     on_disk = left_on_disk(lazy, leave, found.model_id)
-    rate = _evaluate(model, on_disk, lazy.cast, ctx)
-    require_dtypes(model, full_config)
-    if changed := difference(found.path, files):
-        raise ModelError(f"{changed} while the model was being loaded; load it again")
+    rate = _read(lazy, found.path, on_disk, ctx)
     dropped = _dropped(headers, model)
     notes = (*found.notes, *remarks, *_stale_shards(found.path), *dropped)
     notes += tuple(_cast_notes(model, stored)) if lazy.cast else ()
@@ -288,6 +285,15 @@ def left_on_disk(lazy: Lazy, leave: LeaveOnDisk | None, name: str) -> frozenset[
         _require_memory(name, lazy.estimate)
     _set_aside(lazy.model, found, lazy.cast)
     return found
+
+
+def _read(lazy: Lazy, path: Path, on_disk: frozenset[str], ctx: Context) -> float:
+    """Read what is not to stay on disk; bytes a second."""
+    rate = _evaluate(lazy.model, on_disk, lazy.cast, ctx)
+    require_dtypes(lazy.model, lazy.config)
+    if changed := difference(path, lazy.files):
+        raise ModelError(f"{changed} while the model was being loaded; load it again")
+    return rate
 
 
 def _set_aside(model: nn.Module, on_disk: frozenset[str], cast: bool) -> None:
