@@ -46,6 +46,7 @@ SYNONYMS = {
     "load": "open download",
     "info": "model status",
     "info --verify": "verify digest",
+    "plan": "fits estimate",
     "residency": "memory slots resident cache",
     "layers": "anatomy expert experts",
     "save": "write w store",
@@ -198,7 +199,7 @@ def resolve(tokens: list[str]) -> tuple[Command, list[str]]:
     two = " ".join(tokens[:2])
     if two in COMMANDS:
         return COMMANDS[two], tokens[2:]
-    if first in COMMANDS:
+    if first in COMMANDS and not (first in FAMILIES and len(tokens) == 1):
         return COMMANDS[first], tokens[1:]
     if first in FAMILIES:
         if len(tokens) == 1 or tokens[1].startswith("-"):

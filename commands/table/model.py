@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import click
 
 from commands.conditions import always, with_experts
 from commands.declare import Call, command, count_option, positive
 from commands.scripts.resume import offer
-from commands.types import FilePath, Source
+from commands.types import FilePath, Size, Source
 from commands.workbench.residency import Residency, residency_options
 from mlxfun.checkpoint.options import MODES, Mode, SaveOptions
 from mlxfun.errors import ModelError, SaveError, StateError, UsageError
@@ -154,6 +156,50 @@ def profile_load(call: Call) -> Report:
     return call.session.load_profile(call.bench.readable(call["path"]))
 
 
+@command("plan", group="model", when=always, read_only=True)
+@click.argument("model", type=MODEL)
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of a Hub model.")
+@click.option(
+    "--memory",
+    type=Size(),
+    metavar="SIZE",
+    help="What the model may take (default: what this machine has).",
+)
+@click.option(
+    "--bandwidth",
+    type=Size(),
+    metavar="SIZE",
+    help="Bytes a second of the disk (default: measured, of a model on this machine).",
+)
+@click.option(
+    "--profile",
+    type=FilePath((".json", ".npz")),
+    metavar="FILE",
+    help="Foretell hits by a profile, or by statistics.",
+)
+@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+def plan(call: Call) -> Report:
+    """Say what a model needs and what of it fits, before it is loaded or downloaded.
+
+    From the headers of its files: bytes by part, whole or with how many experts a layer, tokens/s
+    that the disk allows, and what prunes would need. plan alone means plan show.
+    """
+    from mlxfun.session.plan_memory import MemoryOptions, plan_memory
+
+    profile = call["profile"]
+    report = plan_memory(
+        MemoryOptions(
+            call.bench.source(call["model"]),
+            call["revision"],
+            call["memory"],
+            call["bandwidth"],
+            call.bench.readable(profile) if profile is not None else None,
+        ),
+        call.ctx,
+    )
+    return TextReport(json.dumps(report.data(), indent=2)) if call["as_json"] else report
+
+
 @command("recover", group="model", when=always, recorded=False)
 @click.argument("directory", required=False, type=FilePath(), default=".")
 def recover(call: Call) -> Report:
@@ -172,6 +218,7 @@ def recover(call: Call) -> Report:
 
 COMMANDS = (
     load,
+    plan,
     info,
     layers,
     residency,

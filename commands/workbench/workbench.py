@@ -125,7 +125,7 @@ class Workbench:
         options = held.added_to(LoadOptions(revision, template, self.identities))
         if drop:
             self.close()
-        found = source if source == "demo" else self._local(source)
+        found = self.source(source)
         _offer_recovery(Path(found).parent, ctx)
         opened = self.wiring.session_class(ctx).open(
             found,
@@ -153,8 +153,10 @@ class Workbench:
         gc.freeze()
         return report
 
-    def _local(self, source: str) -> str | Path:
-        """A path if one exists or the text looks like one, otherwise the Hub id as typed."""
+    def source(self, source: str) -> str | Path:
+        """The demo by its name, a path if one exists or the text looks like one, otherwise the Hub id as typed."""
+        if source == "demo":
+            return source
         path = self.files.readable(Path(source))
         return path if exists(path) or source.startswith((".", "/", "~")) else source
 

@@ -24,7 +24,7 @@ NAMES = {
     "abliterate", "refusals", "narrow", "compress",
     "amplify", "bake", "recipe",
     "select", "probe", "ab", "stats rank", "name", "compare", "dossier", "dataset",
-    "residency", "residency sweep", "profile save", "profile load",
+    "plan", "residency", "residency sweep", "profile save", "profile load",
 }  # fmt: skip
 
 

@@ -32,6 +32,7 @@ from mlxfun.data.reports import DatasetReport
 from mlxfun.editing.reports import HistoryReport, PlanReport, WrittenReport
 from mlxfun.evaluation.reports import CompareReport, EvaluateReport, RefusalReport
 from mlxfun.generation.reports import ABReport, ChatReport
+from mlxfun.memory.plan.report import FitReport
 from mlxfun.memory.reports import ResidencyReport, SweepReport
 from mlxfun.report import Report
 from mlxfun.scans.reports import DossierReport, ScanReport
@@ -57,6 +58,7 @@ RENDERERS: dict[type[Report], Callable[[Any], RenderableType]] = {
     GuideReport: guide,
     InfoReport: model.info,
     LayersReport: model.layers,
+    FitReport: model.fit,
     ResidencyReport: model.residency,
     SweepReport: model.sweep,
     SaveReport: model.save,
