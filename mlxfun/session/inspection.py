@@ -37,7 +37,11 @@ class Inspection(Residency):
             live=self.editor.side,
             model=self._cheap_info(),
             heat=views.heat(
-                self.anatomy, self.editor, self._observations.stats, self._workspace.protected
+                self.anatomy,
+                self.editor,
+                self._observations.stats,
+                self._workspace.protected,
+                self._held(),
             ),
             plan=staged.report if staged else None,
             scores=self._measurements.previewed,
@@ -128,7 +132,7 @@ class Inspection(Residency):
         """Calibrate on the committed weights without steering. A cancel keeps what was collected."""
         self._own()
         self.map.require_experts("collect statistics of")
-        return self._observations.collect(options, self.command, ctx)
+        return self._observations.collect(options, self.command, self._watched(ctx))
 
     def stats(self, action: StatsAction = "show") -> StatsReport:
         """The statistics in hand. Raises StateError without any."""

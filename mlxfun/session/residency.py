@@ -11,6 +11,7 @@ from mlxfun.checkpoint.options import LoadOptions
 from mlxfun.context import SILENT, Context
 from mlxfun.data.datasets import Tokenizer
 from mlxfun.errors import ModelError, StateError, UsageError
+from mlxfun.events import Event, ResidencyFrame, RoutingFrame, Token
 from mlxfun.generation.decoder import Decoder
 from mlxfun.generation.options import GenerateOptions
 from mlxfun.memory.profile import Layers, read_profile, write_profile
@@ -20,6 +21,7 @@ from mlxfun.memory.slots.slots import ExpertSlots
 from mlxfun.model.device.memory import free_bytes
 from mlxfun.report import TextReport
 from mlxfun.session.base import SessionBase
+from mlxfun.tally import Tally
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
@@ -28,7 +30,41 @@ if TYPE_CHECKING:
 STEPS = 6
 """How many numbers of slots a sweep tries by itself."""
 
+FRAME_SECONDS = 0.1
+
 SWEEP_PROMPT = "Explain in a few paragraphs how a mortgage works and who should take one."
+
+
+class _Watched(Context):
+    """A context that is told where experts are, a few times a second, while tokens pass."""
+
+    def __init__(self, ctx: Context, slots: ExpertSlots, experts: int) -> None:
+        self._ctx, self._slots, self._experts = ctx, slots, experts
+        self._last = 0.0
+
+    def progress(self, label: str, done: int, total: int | None = None, unit: str = "") -> None:
+        """See Context."""
+        self._ctx.progress(label, done, total, unit)
+
+    def check(self) -> None:
+        """See Context."""
+        self._ctx.check()
+
+    def reading(self) -> Tally:
+        """See Context."""
+        return self._ctx.reading()
+
+    def interlude(self) -> None:
+        """See Context."""
+        self._ctx.interlude()
+
+    def emit(self, event: Event) -> None:
+        """Hand on the event, and how things stand if it shows that tokens have passed."""
+        self._ctx.emit(event)
+        now = perf_counter()
+        if isinstance(event, Token | RoutingFrame) and now - self._last > FRAME_SECONDS:
+            self._last = now
+            self._ctx.emit(ResidencyFrame(0, self._slots.frame(self._experts)))
 
 
 class _Endless:
@@ -56,6 +92,16 @@ def _steps(slots: ExpertSlots, least: int) -> tuple[int, ...]:
 
 class Residency(SessionBase):
     """Sessions whose experts may be in slots."""
+
+    def _held(self) -> Array | None:
+        """Where the experts are, None where all are in memory."""
+        slots = self._workspace.slots
+        return None if slots is None else slots.frame(self._layers.experts, fresh=False)
+
+    def _watched(self, ctx: Context) -> Context:
+        """`ctx`, told of where experts are as well where some are on disk."""
+        slots = self._workspace.slots
+        return ctx if slots is None else _Watched(ctx, slots, self._layers.experts)
 
     def _opened(self, options: LoadOptions) -> None:
         if options.profile is not None and self._workspace.slots is not None:

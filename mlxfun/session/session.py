@@ -236,6 +236,7 @@ class Session(Inspection):
     def chat(self, text: str, options: GenerateOptions, ctx: Context = SILENT) -> ChatReport:
         """Answer `text` in the running conversation, emitting a Token for each token."""
         self._own()
+        ctx = self._watched(ctx)
         counter = self._observations.chat_counter(ctx)
         report = self._conversation.answer(text, options, counter, ctx)
         if counter is not None:
@@ -268,7 +269,9 @@ class Session(Inspection):
         Raises StateError when there are no two sides: see mlxfun.generation.ab.
         """
         self._own()
-        return sides.compare(self.model, self._decoder, self.editor, (text, options), ctx)
+        return sides.compare(
+            self.model, self._decoder, self.editor, (text, options), self._watched(ctx)
+        )
 
     # -- history ------------------------------------------------------------------------------
 

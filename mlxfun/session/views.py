@@ -178,7 +178,11 @@ def levelled(anatomy: MoEMap, editor: Editor, sign: int) -> Array:
 
 
 def heat(
-    anatomy: MoEMap, editor: Editor, stats: RoutingStats | None, protected: Array
+    anatomy: MoEMap,
+    editor: Editor,
+    stats: RoutingStats | None,
+    protected: Array,
+    held: Array | None = None,
 ) -> HeatView | None:
     """Everything that a heatmap draws, None for a model without experts."""
     if not anatomy.layers:
@@ -199,6 +203,7 @@ def heat(
         samples=stats.samples if stats is not None else 0,
         tokens=stats.tokens if stats is not None else 0,
         stale=stats is not None and stats.state != editor.state,
+        held=held,
     )
 
 

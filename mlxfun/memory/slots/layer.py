@@ -59,6 +59,7 @@ class SlotLayer:
         self, position: int, bank: LayerBank, modules: dict[str, nn.Module], watcher: Watcher
     ) -> None:
         self.position, self.bank, self.counts = position, bank, Counts()
+        self.fresh: set[int] = set()  # read since somebody looked
         self._watcher = watcher
         self._places = [
             (modules[path.rpartition(".")[0]], path.rpartition(".")[2], path)
@@ -95,6 +96,7 @@ class SlotLayer:
     def _hold(self, experts: list[int]) -> None:
         ready = self._watcher.ready(self.position)
         read = self.bank.hold(experts, ready)
+        self.fresh.update(read)
         self.counts.ahead += sum(1 for expert in read if expert in ready)
         self._watcher.chosen(self.position, np.array(experts))
 

@@ -11,6 +11,7 @@ import numpy as np
 from mlx_lm.models.switch_layers import SwitchGLU, SwitchMLP
 
 from mlxfun.errors import HookError
+from mlxfun.events import HELD, READ
 from mlxfun.hooks.intercept import Hooks
 from mlxfun.memory.reports import ResidencyReport
 from mlxfun.memory.slots.bank import ABSENT, Buffers, LayerBank, StackOnDisk
@@ -140,6 +141,16 @@ class ExpertSlots:
         found = np.zeros((len(self.layers), experts), np.bool_)
         for row, layer in zip(found, self.layers, strict=True):
             row[: layer.bank.experts] = layer.bank.slot_of != ABSENT
+        return found
+
+    def frame(self, experts: int, fresh: bool = True) -> Array:
+        """Where each expert is, int8 [L, E], see mlxfun.events.ON_DISK. fresh: tell those that were
+        read since the last frame from the others."""
+        found = self.resident(experts).astype(np.int8) * HELD
+        for row, layer in zip(found, self.layers, strict=True):
+            if fresh:
+                row[[e for e in layer.fresh if row[e] == HELD]] = READ
+                layer.fresh.clear()
         return found
 
     def keep_only(self, live: Sequence[Sequence[int]]) -> None:
