@@ -76,6 +76,7 @@ def heat_model(state: AppState) -> HeatModel | None:
         codes = encode(heat, values, seen, state.heat)
     held = heat.held if state.held is None else state.held
     if held is not None and held.shape == codes.shape:
+        heat = replace(heat, held=held)
         dim(codes, held)
     if state.lit is not None:
         light(codes, state.lit)

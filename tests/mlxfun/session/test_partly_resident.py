@@ -15,12 +15,15 @@ import pytest
 from mlxfun import Session
 from mlxfun.calibration.options import CollectOptions
 from mlxfun.checkpoint.options import LoadOptions, SaveOptions
+from mlxfun.context import Context
 from mlxfun.data.options import DatasetOptions
 from mlxfun.editing.options import ApplyOptions
 from mlxfun.errors import PlanError, StateError
 from mlxfun.evaluation.options import EvaluateOptions, RefusalOptions
+from mlxfun.events import HELD, ON_DISK, READ, Event, ResidencyFrame, Token
 from mlxfun.generation.options import GenerateOptions
 from mlxfun.scans.options import ScanOptions
+from mlxfun.session import residency
 from mlxfun.steering.options import SteerOptions
 from mlxfun.techniques.ablate.options import AblateOptions
 from mlxfun.techniques.merge.options import MergeOptions
@@ -213,6 +216,38 @@ def test_what_is_said_of_memory(pair: tuple[Session, Session]) -> None:
     assert partly.checkpoint_bytes == whole.checkpoint_bytes
     assert partly.parameters == whole.parameters
     assert any("4 of 16 experts" in note for note in partly.notes)
+
+
+class Heard(Context):
+    """Keeps what is emitted."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def emit(self, event: Event) -> None:
+        self.events.append(event)
+
+
+def test_where_experts_are_is_told_while_tokens_pass(
+    pair: tuple[Session, Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(residency, "FRAME_SECONDS", 0.0)
+    whole, partly = pair
+    heard = Heard()
+    partly.chat("What is a mortgage?", SHORT, heard)
+    frames = [event for event in heard.events if isinstance(event, ResidencyFrame)]
+    tokens = [event for event in heard.events if isinstance(event, Token)]
+    assert len(frames) == len(tokens)
+    for frame in frames:
+        assert ((frame.held != ON_DISK).sum(axis=1) <= 4).all()
+    assert any((frame.held == READ).any() for frame in frames)
+    view = partly.view().heat
+    assert view is not None
+    assert view.held is not None
+    assert ((view.held == HELD).sum(axis=1) == 4).all()
+    heard = Heard()
+    whole.chat("What is a mortgage?", SHORT, heard)
+    assert not any(isinstance(event, ResidencyFrame) for event in heard.events)
 
 
 def test_closing_gives_the_memory_back() -> None:
