@@ -80,6 +80,11 @@ class Workbench:
             raise StateError("no model is loaded: type load PATH, or load demo")
         return self._session
 
+    @property
+    def caveat(self) -> str:
+        """What is different about the answers of the model, "" for nothing: see Report."""
+        return self._session.caveat if self._session is not None else ""
+
     def view(self) -> SessionView:
         """The session at this moment; the empty view without a model."""
         return self._session.view() if self._session is not None else SessionView()

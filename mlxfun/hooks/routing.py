@@ -94,6 +94,9 @@ class LayerTap:
         self.clients: list[Client] = []
         self.step: Stepping | None = None
         self._wanted = Wanted(False, False, False)  # by any of the clients
+        self.present: mx.array | None = (
+            None  # bool [..., K]: the choices of this forward that are not left out
+        )
         self._router_weights: mx.array | None = None
         self._awaited = False  # whether the weights of the forward in progress are not known yet
         self._record: Record | None = None  # of the forward in progress
@@ -371,8 +374,9 @@ def _experts(tap: LayerTap) -> Callable[..., mx.array]:
     def call(own: Any, x: mx.array, indices: mx.array, *args: Any, **kwargs: Any) -> mx.array:
         mapped = tap.experts.index_map
         y: mx.array = own(x, indices if mapped is None else mapped[indices], *args, **kwargs)
-        if tap.step is not None or tap.clients:
+        if tap.observed:
             tap.open(x, indices, y)
+        if tap.observed or tap.present is not None:
             y.__class__ = product
         return y
 

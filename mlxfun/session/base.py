@@ -20,6 +20,7 @@ from mlxfun.errors import StateError
 from mlxfun.generation.conversation import Conversation
 from mlxfun.generation.decoder import Decoded, Decoder
 from mlxfun.generation.options import GenerateOptions
+from mlxfun.memory.reports import skipping
 from mlxfun.memory.slots.partly import Partly, whole
 from mlxfun.model.anatomy.context_length import context_length
 from mlxfun.session.measurements import Measurements
@@ -89,6 +90,12 @@ class SessionBase:
 
     def _opened(self, options: LoadOptions) -> None:
         """The session is there; what the options of loading ask for besides."""
+
+    @property
+    def caveat(self) -> str:
+        """What is different about the model's answers, "" for nothing."""
+        slots = self._workspace.slots
+        return "" if slots is None else skipping(slots.decided.options.miss)[2:]
 
     @property
     def state(self) -> str:

@@ -61,6 +61,8 @@ class SessionWorkspace:
             moe.on_disk = self.slots is not None
         self.taps = Taps(self.model, self.anatomy, self.resident.layers)
         self.taps.attach()
+        if self.slots is not None and partly is not None and partly.options.miss == "skip":
+            self.slots.leave_out(self.taps.layers)
         began = f"load {loaded.model_id}"
         self.editor = Editor(self.resident, self.taps, loaded.checkpoint_id, began, undo_budget)
         self.editor.model_name = loaded.model_id

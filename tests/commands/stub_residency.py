@@ -11,6 +11,8 @@ from tests.commands.stub_state import EXPERTS, LAYERS, StubState
 class ResidencyStub(StubState):
     """What is held in memory."""
 
+    caveat = ""
+
     @as_in_session
     def residency(self, given: Given) -> ResidencyReport:
         return ResidencyReport(len(LAYERS), EXPERTS, 3, 300, 100, 900, 10, 6, 4, bytes_read=50)

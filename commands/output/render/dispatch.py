@@ -18,7 +18,7 @@ from commands.output.render import (
     plans,
     scans,
 )
-from commands.output.render.base import text, with_inputs
+from commands.output.render.base import text, with_inputs, with_notes
 from mlxfun.calibration.reports import (
     CombineReport,
     DiffReport,
@@ -92,4 +92,5 @@ def render(report: Report) -> RenderableType:
     """Draw a report; one without a renderer as its one sentence."""
     found = RENDERERS.get(type(report))
     drawn = found(report) if found is not None else text(report.summary())
+    drawn = with_notes(drawn, [report.caveat] if report.caveat else [])
     return with_inputs(drawn, report.inputs)

@@ -30,11 +30,12 @@ if TYPE_CHECKING:
 @dataclass(slots=True)
 class Counts:
     """Experts that were in a slot when they were wanted, those that were not, and those of the
-    latter that had been read ahead; tokens that passed."""
+    latter that had been read ahead; choices that were left out; tokens that passed."""
 
     hits: int = 0
     misses: int = 0
     ahead: int = 0
+    skipped: int = 0
     tokens: int = 0
 
 
@@ -48,8 +49,14 @@ class Watcher(Protocol):
         """The layer has its experts: the next may be read ahead."""
 
 
+Present = Callable[[mx.array], None]
+"""Told which choices of a forward, bool [..., K], are in memory: the others are to be left out."""
+
+
 class SlotLayer:
     """Answers the calls of one layer's experts.
+
+    leave_out: given where experts that are not in memory are left out while decoding.
 
     modules: path -> module, of the projections whose arrays the bank holds. packed: whether they
     are quantised, which decides the kernel. position: of the MoE layer.
@@ -59,6 +66,7 @@ class SlotLayer:
         self, position: int, bank: LayerBank, modules: dict[str, nn.Module], watcher: Watcher
     ) -> None:
         self.position, self.bank, self.counts = position, bank, Counts()
+        self.leave_out: Present | None = None
         self.fresh: set[int] = set()  # read since somebody looked
         self._watcher = watcher
         self._places = [
@@ -74,6 +82,8 @@ class SlotLayer:
         chosen = np.array(indices)
         bank, wanted = self.bank, self._note(chosen)
         call = _Call(own, more, named)
+        if self.leave_out is not None and _decoding(x):
+            return self._with_what_is_there(call, x, chosen, self.leave_out)
         if len(wanted) <= bank.capacity and same_kernel(
             chosen.size, bank.experts, bank.capacity, self._packed
         ):
@@ -99,6 +109,25 @@ class SlotLayer:
         self.fresh.update(read)
         self.counts.ahead += sum(1 for expert in read if expert in ready)
         self._watcher.chosen(self.position, np.array(experts))
+
+    def _with_what_is_there(
+        self, call: _Call, x: mx.array, chosen: Array, leave_out: Present
+    ) -> mx.array:
+        """The output of the experts that are in slots; a token of which none is gets all read."""
+        bank = self.bank
+        there = bank.slot_of[chosen] != ABSENT
+        none = ~there.any(axis=-1)
+        if none.any():
+            wanted = np.unique(np.concatenate([chosen[none].reshape(-1), chosen[there]]))
+            if len(wanted) > bank.capacity:
+                wanted = np.unique(chosen[none])
+            if len(wanted) <= bank.capacity:
+                self._hold(wanted.tolist())
+                there = bank.slot_of[chosen] != ABSENT
+        self.counts.skipped += int((~there).sum())
+        leave_out(mx.array(there))
+        # The row of another expert stands for one that is left out: its weight becomes 0.
+        return self._run(call, x, np.where(there, bank.slot_of[chosen], 0))
 
     def _run(self, call: _Call, x: mx.array, slots: Array) -> mx.array:
         with self._in_place():
@@ -152,6 +181,11 @@ class SlotLayer:
         finally:
             for (module, name, _), array in zip(self._places, before, strict=True):
                 module[name] = array
+
+
+def _decoding(x: mx.array) -> bool:
+    """Whether x, [B, T, D] or [T, D], is one token of each text: a prompt is always read whole."""
+    return x.ndim > 1 and x.shape[-2] == 1
 
 
 @dataclass(frozen=True, slots=True)

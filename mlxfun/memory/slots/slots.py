@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
@@ -10,9 +11,10 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.models.switch_layers import SwitchGLU, SwitchMLP
 
-from mlxfun.errors import HookError
+from mlxfun.errors import HookError, UsageError
 from mlxfun.events import HELD, READ
 from mlxfun.hooks.intercept import Hooks
+from mlxfun.hooks.routing import LayerTap
 from mlxfun.memory.reports import ResidencyReport
 from mlxfun.memory.slots.bank import ABSENT, Buffers, LayerBank, StackOnDisk
 from mlxfun.memory.slots.layer import Counts, SlotLayer
@@ -76,6 +78,18 @@ class ExpertSlots:
             "architecture"
         )
 
+    def leave_out(self, taps: Sequence[LayerTap]) -> None:
+        """While decoding, leave out experts that are not in memory. taps: of the layers, which
+        apply the weights. Raises UsageError for families whose weights are applied elsewhere."""
+        for tap, layer in zip(taps, self.layers, strict=True):
+            facts = tap.layer.facts
+            if facts.weights_inside or facts.weights_from_router:
+                raise UsageError(
+                    f"--miss skip: {tap.layer.family} applies the experts' weights where none can "
+                    "be taken away; leave the option out"
+                )
+            layer.leave_out = partial(setattr, tap, "present")
+
     def seed(self, scores: Array) -> None:
         """Begin with recorded use, float64 [L, E], and have the most used in slots."""
         for layer, row in zip(self.layers, scores, strict=True):
@@ -105,6 +119,7 @@ class ExpertSlots:
             hits=sum(one.hits for one in counts),
             misses=sum(one.misses for one in counts),
             ahead=sum(one.ahead for one in counts),
+            skipped=sum(one.skipped for one in counts),
             evictions=sum(layer.bank.evictions for layer in self.layers),
             bytes_read=traffic.bytes,
             seconds=traffic.seconds,
