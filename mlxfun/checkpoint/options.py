@@ -30,7 +30,8 @@ class LoadOptions:
 
     resident: how much of the model is held in memory, see `Resident`. capacity: experts of each
     layer that are held, in place of a size. profile: a file that says which, see
-    mlxfun.memory.profile. miss: see `Miss`.
+    mlxfun.memory.profile. miss: see `Miss`. read_ahead: experts of the next layer that are read
+    before its router has chosen, 0 for none.
     """
 
     revision: str | None = None
@@ -40,6 +41,7 @@ class LoadOptions:
     capacity: int | None = None
     profile: Path | None = None
     miss: Miss = "read"
+    read_ahead: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,6 +79,12 @@ class _Endless:
         return getattr(self._tokenizer, name)
 
 
+def endless_decoder(session: SessionBase) -> Decoder:
+    """A decoder whose answers all have the length that is asked for, to measure speed with."""
+    tokenizer = cast("Tokenizer", _Endless(session.tokenizer))
+    return Decoder(session.model, tokenizer, session.taps)
+
+
 def _steps(slots: ExpertSlots, least: int) -> tuple[int, ...]:
     """Numbers of slots from `least` to what fits, each larger than the last by the same factor."""
     most = max(layer.bank.experts for layer in slots.layers) - 1
@@ -171,7 +177,7 @@ class Residency(SessionBase):
                 began = end
                 slots.forget_counts()
 
-        decoder = Decoder(self.model, cast("Tokenizer", _Endless(self.tokenizer)), self.taps)
+        decoder = endless_decoder(self)
         decoder.run(prompt, options, self.editor.key, timed, ctx=ctx)
         decoder.clear()  # or the second would find the prompt read
         answer = decoder.run(prompt, options, self.editor.key, timed, ctx=ctx)

@@ -11,7 +11,7 @@ where they belong. Weighting and summing them is the model's, after that, in its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -42,11 +42,11 @@ class Counts:
 class Watcher(Protocol):
     """Who is told of a layer's choices, and may have read experts before they are wanted."""
 
-    def ready(self, position: int) -> dict[int, Buffers]:
-        """What was read ahead for the layer, taken out."""
+    def ready(self, position: int, missing: Sequence[int]) -> dict[int, Buffers]:
+        """What was read ahead of the layer's missing experts, taken out."""
 
-    def chosen(self, position: int, experts: Array) -> None:
-        """The layer has its experts: the next may be read ahead."""
+    def chosen(self, position: int, experts: Array, tokens: int) -> None:
+        """The layer has chosen `experts` for so many tokens: the next may be read ahead."""
 
 
 Present = Callable[[mx.array], None]
@@ -101,14 +101,14 @@ class SlotLayer:
         self.counts.misses += missing
         self.counts.tokens += tokens
         self.bank.usage.note(counts, tokens)
+        self._watcher.chosen(self.position, np.array(wanted), tokens)
         return wanted
 
     def _hold(self, experts: list[int]) -> None:
-        ready = self._watcher.ready(self.position)
+        ready = self._watcher.ready(self.position, self.bank.absent(experts))
         read = self.bank.hold(experts, ready)
         self.fresh.update(read)
         self.counts.ahead += sum(1 for expert in read if expert in ready)
-        self._watcher.chosen(self.position, np.array(experts))
 
     def _with_what_is_there(
         self, call: _Call, x: mx.array, chosen: Array, leave_out: Present

@@ -16,6 +16,7 @@ from mlxfun.events import HELD, READ
 from mlxfun.hooks.intercept import Hooks
 from mlxfun.hooks.routing import LayerTap
 from mlxfun.memory.reports import ResidencyReport
+from mlxfun.memory.slots.ahead import ReadAhead
 from mlxfun.memory.slots.bank import ABSENT, Buffers, LayerBank, StackOnDisk
 from mlxfun.memory.slots.layer import Counts, SlotLayer
 from mlxfun.memory.slots.partly import Partly
@@ -53,6 +54,9 @@ class ExpertSlots:
             )
             for number, sources in enumerate(decided.sources)
         )
+        most = decided.options.read_ahead
+        banks = [layer.bank for layer in self.layers]
+        self._ahead = ReadAhead(banks, self._reader, most) if most else None
         self._hooks = Hooks(tree.modules)
         for layer, answers in zip(decided.layers, self.layers, strict=True):
             self._hooks.on_call(layer.experts, answers, required=False)
@@ -119,6 +123,7 @@ class ExpertSlots:
             hits=sum(one.hits for one in counts),
             misses=sum(one.misses for one in counts),
             ahead=sum(one.ahead for one in counts),
+            ahead_unused=0 if self._ahead is None else self._ahead.unused,
             skipped=sum(one.skipped for one in counts),
             evictions=sum(layer.bank.evictions for layer in self.layers),
             bytes_read=traffic.bytes,
@@ -145,6 +150,8 @@ class ExpertSlots:
         self._reader.traffic = Traffic()
         for layer in self.layers:
             layer.counts, layer.bank.evictions = Counts(), 0
+        if self._ahead is not None:
+            self._ahead.unused = 0
 
     @property
     def nbytes(self) -> int:
@@ -185,13 +192,17 @@ class ExpertSlots:
     def close(self) -> None:
         """Give the layers their own classes back and close the files."""
         self._hooks.detach()
+        if self._ahead is not None:
+            self._ahead.close()
         self._reader.close()
 
     # -- told by the layers ---------------------------------------------------------------------
 
-    def ready(self, position: int) -> dict[int, Buffers]:
+    def ready(self, position: int, missing: Sequence[int]) -> dict[int, Buffers]:
         """See Watcher."""
-        return {}
+        return {} if self._ahead is None else self._ahead.ready(position, missing)
 
-    def chosen(self, position: int, experts: Array) -> None:
+    def chosen(self, position: int, experts: Array, tokens: int) -> None:
         """See Watcher."""
+        if self._ahead is not None:
+            self._ahead.chosen(position, experts, tokens)
