@@ -40,8 +40,14 @@ _OPTIONS = (
         help="skip leaves out experts that are not in memory, which changes answers "
         "(default: read).",
     ),
+    click.option(
+        "--read-ahead",
+        type=click.IntRange(min=0),
+        metavar="N",
+        help="Read up to N experts of the next layer before it asks (default: 0).",
+    ),
 )
-NAMES = ("resident", "capacity", "profile", "miss")
+NAMES = ("resident", "capacity", "profile", "miss", "read_ahead")
 
 
 def residency_options(function: Any) -> Any:
@@ -59,6 +65,7 @@ class Residency:
     capacity: int | None = None
     profile: Path | None = None
     miss: str | None = None
+    read_ahead: int | None = None
 
     @classmethod
     def taken(cls, params: Mapping[str, Any]) -> Residency:
@@ -70,7 +77,10 @@ class Residency:
         """The same as words of a command line."""
         given = [(name, getattr(self, name)) for name in NAMES]
         return [
-            word for name, value in given if value is not None for word in (f"--{name}", str(value))
+            word
+            for name, value in given
+            if value is not None
+            for word in (f"--{name.replace('_', '-')}", str(value))
         ]
 
     def added_to(self, options: LoadOptions) -> LoadOptions:
@@ -85,10 +95,15 @@ class Residency:
                 "hold: give one"
             )
         partly = self.capacity is not None or self.resident not in (None, "all")
-        odd = "--profile" if self.profile is not None else "--miss" if self.miss == "skip" else ""
-        if odd and not partly:
+        odd = (
+            (self.profile is not None, "--profile"),
+            (self.miss == "skip", "--miss"),
+            (bool(self.read_ahead), "--read-ahead"),
+        )
+        if any(given for given, _ in odd) and not partly:
+            first = next(name for given, name in odd if given)
             raise UsageError(
-                f"{odd} is about experts that are not in memory: give --resident auto, a size, or "
+                f"{first} is about experts that are not in memory: give --resident auto, a size, or "
                 "--capacity with it"
             )
         return replace(
@@ -97,4 +112,5 @@ class Residency:
             capacity=self.capacity,
             profile=self.profile,
             miss=cast("Miss", self.miss or "read"),
+            read_ahead=self.read_ahead or 0,
         )

@@ -18,7 +18,7 @@ from mlxfun.data.scan_reports import Identity
 from mlxfun.editing.earlier import present
 from mlxfun.errors import StateError
 from mlxfun.generation.conversation import Conversation
-from mlxfun.generation.decoder import Decoded, Decoder
+from mlxfun.generation.decoder import Decoded, Decoder, Steps
 from mlxfun.generation.options import GenerateOptions
 from mlxfun.memory.reports import skipping
 from mlxfun.memory.slots.partly import Partly, whole
@@ -135,6 +135,15 @@ class SessionBase:
         """Continue token ids with the live side, outside the conversation."""
         self._own()
         return self._decoder.run(prompt, options, self.editor.key, lambda *_: None, ctx=ctx)
+
+    def answer_steps(
+        self, prompt: list[int], options: GenerateOptions, on_text: Callable[[str], None]
+    ) -> Steps:
+        """An answer of the live side to token ids, outside the conversation, step by step."""
+        self._own()
+        return self._decoder.steps(
+            prompt, options, self.editor.key, lambda _i, _t, text, *_: on_text(text)
+        )
 
     def close(self) -> None:
         """Detach the taps and let go of the model; the session cannot be used after that.

@@ -1,7 +1,7 @@
 """What it costs to hold only some of a model's experts, against holding all and against mmap.
 
     python tests/bench/slots_cost.py                          # the 30B shape, 16 GB, made on the spot
-    python tests/bench/slots_cost.py --preset disk            # 1.9 GB, for a laptop
+    python tests/bench/slots_cost.py --preset disk            # 1.6 GB, for the CPU backend
     python tests/bench/slots_cost.py --model DIRECTORY --capacity 8,16,32 --ahead 0,4 --cold
 
 Prints, for each number of slots: tokens a second of decoding, hits, bytes read a token, and the disk's
@@ -27,7 +27,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 
 from random_model import PRESETS, Shape, make, words
 
-SHAPES = PRESETS | {"disk": Shape(16, 64, 8, 1024, 1024, 8, 2, 64, 8192)}
+SHAPES = PRESETS | {"disk": Shape(8, 32, 4, 512, 1024, 8, 2, 64, 8192, bits=0)}
 MOST_READ = 512
 
 

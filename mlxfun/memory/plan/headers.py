@@ -16,7 +16,7 @@ import huggingface_hub
 import huggingface_hub.errors as hub_errors
 
 from mlxfun.checkpoint.headers import read_headers
-from mlxfun.checkpoint.hub import is_hub_id
+from mlxfun.checkpoint.hub import HTTP_ERROR, explain, is_hub_id
 from mlxfun.checkpoint.sources import read_config
 from mlxfun.data import demo
 from mlxfun.errors import ModelError
@@ -69,13 +69,13 @@ def _on_hub(repo: str, revision: str | None) -> Outline:
         file = huggingface_hub.hf_hub_download(repo, "config.json", revision=revision)
         text = Path(file).read_bytes()[:CONFIG_BYTES]
         config = json.loads(text)
-    except (hub_errors.HfHubHTTPError, hub_errors.HFValidationError) as error:
-        raise ModelError(f"{repo} cannot be looked at on the Hub: {_short(error)}") from error
-    except (OSError, ValueError, hub_errors.NotASafetensorsRepoError) as error:
+    except (hub_errors.NotASafetensorsRepoError, ValueError) as error:
         raise ModelError(
-            f"{repo} has no weights that can be looked at on the Hub ({_short(error)}); check the "
-            "name, or download it and give the directory"
+            f"{repo} has no safetensors files that could be looked at ({_short(error)}); take a "
+            "version of the model that has"
         ) from error
+    except (HTTP_ERROR, hub_errors.HFValidationError, OSError) as error:
+        raise ModelError(explain(repo, revision, error)) from error
     if not isinstance(config, dict):
         raise ModelError(f"{repo}: config.json holds no JSON object, so it is no model")
     entries = tuple(

@@ -97,9 +97,10 @@ class ReadAhead:
             return {}
         experts, job = waiting
         useful = set(experts) & set(missing)
+        if not useful and job.cancel():
+            return {}  # nothing was read
         self._count(len(experts), len(useful))
         if not useful:
-            job.cancel()
             return {}
         try:
             found = job.result()
