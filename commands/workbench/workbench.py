@@ -127,7 +127,9 @@ class Workbench:
         template = self.readable(chat_template) if chat_template is not None else None
         if held.profile is not None:
             held = replace(held, profile=self.readable(held.profile))
-        options = held.added_to(LoadOptions(revision, template, self.identities))
+        profiles = self.identities.parent / "profiles" if self.identities is not None else None
+        plain = LoadOptions(revision, template, self.identities, profiles=profiles)
+        options = held.added_to(plain)
         if drop:
             self.close()
         found = self.source(source)

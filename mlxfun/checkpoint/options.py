@@ -31,7 +31,8 @@ class LoadOptions:
     resident: how much of the model is held in memory, see `Resident`. capacity: experts of each
     layer that are held, in place of a size. profile: a file that says which, see
     mlxfun.memory.profile. miss: see `Miss`. read_ahead: experts of the next layer that are read
-    before its router has chosen, 0 for none.
+    before its router has chosen, 0 for none. profiles: a folder that remembers which experts a model
+    used last, where no profile is given; None to do without.
     """
 
     revision: str | None = None
@@ -42,6 +43,7 @@ class LoadOptions:
     profile: Path | None = None
     miss: Miss = "read"
     read_ahead: int = 0
+    profiles: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
@@ -10,7 +12,7 @@ from mlxfun.calibration.routing_stats import RoutingStats
 from mlxfun.checkpoint.options import LoadOptions
 from mlxfun.context import SILENT, Context
 from mlxfun.data.datasets import Tokenizer
-from mlxfun.errors import ModelError, StateError, UsageError
+from mlxfun.errors import ModelError, PlanError, SaveError, StateError, UsageError
 from mlxfun.events import Event, ResidencyFrame, RoutingFrame, Token
 from mlxfun.generation.decoder import Decoder
 from mlxfun.generation.options import GenerateOptions
@@ -110,8 +112,26 @@ class Residency(SessionBase):
         return ctx if slots is None else _Watched(ctx, slots, self._layers.experts)
 
     def _opened(self, options: LoadOptions) -> None:
-        if options.profile is not None and self._workspace.slots is not None:
+        slots = self._workspace.slots
+        if slots is None:
+            return
+        if options.profile is not None:
             self.load_profile(options.profile)
+        # Which experts are there must not depend on earlier runs where the others are left out.
+        elif options.profiles is not None and options.miss == "read":
+            remembered = options.profiles / f"{self.checkpoint_id.replace(':', '-')}.json"
+            with suppress(PlanError):  # there is none yet, or it is of no use
+                self.load_profile(remembered)
+            slots.forget_counts()
+            self.before_close.append(partial(self._remember, remembered))
+
+    def _remember(self, path: Path) -> None:
+        """Keep for the next time which experts were used, if any were."""
+        slots = self._workspace.slots
+        if slots is not None and slots.report().tokens:
+            with suppress(SaveError, OSError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self.save_profile(path)
 
     def residency(self) -> ResidencyReport:
         """What is in memory, and what reading the rest has cost."""

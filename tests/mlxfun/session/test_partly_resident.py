@@ -190,6 +190,24 @@ def test_a_profile_holds_what_was_used(pair: tuple[Session, Session], tmp_path: 
     seeded.close()
 
 
+def test_the_next_start_holds_what_was_used_last(tmp_path: Path) -> None:
+    options = replace(PARTLY, profiles=tmp_path / "profiles")
+    first = Session.open("demo", options)
+    said = first.chat("What is a mortgage?", SHORT).text
+    cold = first.residency().misses
+    first.close()
+    second = Session.open("demo", options)
+    assert second.residency().hits == 0  # what the start read is not counted
+    assert second.chat("What is a mortgage?", SHORT).text == said
+    assert second.residency().misses < cold
+    second.close()
+    (file,) = (tmp_path / "profiles").iterdir()
+    file.write_text("broken")
+    third = Session.open("demo", options)
+    assert third.chat("What is a mortgage?", SHORT).text == said
+    third.close()
+
+
 def test_a_whole_model_has_no_slots_to_fill(pair: tuple[Session, Session], tmp_path: Path) -> None:
     with pytest.raises(StateError, match="nothing is known"):
         pair[0].save_profile(tmp_path / "p.json")
