@@ -87,7 +87,7 @@ class ReadAhead:
         order = np.argsort(-likely, kind="stable")[: self._most]
         wanted = tuple(bank.absent(int(e) for e in order if likely[e] >= LIKELY))
         if wanted and position not in self._waiting:
-            job = self._pool.submit(read, bank.sources, wanted, self._reader)
+            job = self._pool.submit(read, bank.source.stacks, wanted, self._reader)
             self._waiting[position] = (wanted, job)
 
     def ready(self, position: int, missing: Sequence[int]) -> dict[int, Buffers]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
@@ -11,7 +11,7 @@ import numpy as np
 
 from mlxfun.memory.slots.choice import Usage
 from mlxfun.memory.slots.reader import FileReader, Wanted
-from mlxfun.memory.slots.sources import StackSource
+from mlxfun.memory.slots.sources import LayerSource, StackSource
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
@@ -25,19 +25,19 @@ MOST_WAITING = 32 << 20
 class LayerBank:
     """C slots, of which each holds one expert of all stacked parameters of a layer.
 
-    sources: by path. dtypes: that each is held in. arrays: path -> [C, ...], written in place.
+    source: where they lie. dtypes: that each parameter is held in, by path. arrays: path -> [C, ...], written in place.
     slot_of: int [E], ABSENT for an expert that is on disk only.
     """
 
     def __init__(
         self,
-        sources: Mapping[str, StackSource],
+        source: LayerSource,
         dtypes: Mapping[str, mx.Dtype],
         capacity: int,
         reader: FileReader,
     ) -> None:
-        self.sources, self._dtypes, self._reader = sources, dtypes, reader
-        self.experts = min(len(source.places) for source in sources.values())
+        self.source, self._dtypes, self._reader = source, dtypes, reader
+        self.experts = source.experts
         self.usage = Usage(self.experts)
         self.evictions = 0
         self._allocate(capacity)
@@ -45,8 +45,8 @@ class LayerBank:
     def _allocate(self, capacity: int) -> None:
         self.capacity = min(capacity, self.experts)
         self.arrays = {
-            path: mx.zeros((self.capacity, *source.shape), self._dtypes[path])
-            for path, source in self.sources.items()
+            path: mx.zeros((self.capacity, *shape), self._dtypes[path])
+            for path, (shape, _) in self.source.held.items()
         }
         mx.eval(list(self.arrays.values()))
         self.slot_of: Array = np.full(self.experts, ABSENT, np.int64)
@@ -61,7 +61,7 @@ class LayerBank:
     @property
     def expert_bytes(self) -> int:
         """Bytes of one expert on disk."""
-        return sum(source.nbytes for source in self.sources.values())
+        return sum(source.nbytes for source in self.source.stacks.values())
 
     @property
     def nbytes(self) -> int:
@@ -89,7 +89,7 @@ class LayerBank:
         ahead = ready or {}
         unread = [e for e in missing if e not in ahead]
         buffers = {e: ahead[e] for e in missing if e in ahead} | read(
-            self.sources, unread, self._reader
+            self.source.stacks, unread, self._reader
         )
         slots, waiting = self._room(len(missing), set(experts)), 0
         for expert, slot in zip(missing, slots, strict=True):
@@ -118,32 +118,37 @@ class LayerBank:
         return slots
 
     def _write(self, slot: int, rows: Buffers) -> None:
-        for path, source in self.sources.items():
-            row = mx.array(rows[path]).view(source.dtype).reshape(source.shape)
+        made = self.source.made({name: row[None] for name, row in rows.items()})
+        for path, (shape, _) in self.source.held.items():
             # With a whole number as index this writes in place, if nothing else holds the array.
-            self.arrays[path][slot] = row.astype(self._dtypes[path])
+            self.arrays[path][slot] = made[path].reshape(shape).astype(self._dtypes[path])
 
 
 @dataclass(frozen=True, slots=True)
 class StackOnDisk:
     """A whole stack as it is stored, which a model of which experts are in slots is saved with."""
 
-    source: StackSource
+    path: str
+    source: LayerSource
     reader: FileReader
 
     def lazy(self) -> mx.array:
-        """The stack [E, *shape], read now. Raises ModelError."""
-        source = self.source
-        rows = np.empty((len(source.places), source.nbytes), np.uint8)
+        """The stack [E, *shape] as stored, read now. Raises ModelError."""
+        stacks = self.source.stacks
+        needed = stacks if self.source.convert else {self.path: stacks[self.path]}
+        rows = {
+            name: np.empty((len(one.places), one.nbytes), np.uint8) for name, one in needed.items()
+        }
         self.reader.read(
             Wanted(file, start, row.data)
-            for row, (file, start) in zip(rows, source.places, strict=True)
+            for name, one in needed.items()
+            for row, (file, start) in zip(rows[name], one.places, strict=True)
         )
-        return mx.array(rows).view(source.dtype).reshape(len(rows), *source.shape)
+        return replace(self.source, stacks=needed).made(rows)[self.path]
 
 
 Buffers = Mapping[str, "Array"]
-"""The bytes of one expert by path of the parameter, uint8 [nbytes]."""
+"""The bytes of one expert by name of what is read, uint8 [nbytes]."""
 
 
 def read(

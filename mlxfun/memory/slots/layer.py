@@ -71,7 +71,7 @@ class SlotLayer:
         self._watcher = watcher
         self._places = [
             (modules[path.rpartition(".")[0]], path.rpartition(".")[2], path)
-            for path in bank.sources
+            for path in bank.source.held
         ]
         self._packed = any(name == "scales" for _, name, _ in self._places)
 

@@ -13,7 +13,7 @@ from mlxfun.checkpoint.options import LoadOptions
 from mlxfun.errors import BudgetError, ModelError, StateError, UsageError
 from mlxfun.memory.slots.bank import read
 from mlxfun.memory.slots.reader import FileReader
-from mlxfun.memory.slots.sources import REMEDY, StackSource, find_sources
+from mlxfun.memory.slots.sources import REMEDY, LayerSource, find_sources
 from mlxfun.model.anatomy import MoELayer
 from mlxfun.model.anatomy.discover import discover
 from mlxfun.model.device.memory import fits, free_bytes, require
@@ -40,14 +40,14 @@ def whole(options: LoadOptions) -> bool:
 class Partly:
     """What `load` asks how much to hold; afterwards what was decided.
 
-    layers: the layers whose experts are in slots, none where the model is held whole. sources: per
-    layer, path -> where the experts of it are. capacity: slots of each layer. whole_bytes: what the
+    layers: the layers whose experts are in slots, none where the model is held whole. sources: where
+    the experts of each are. capacity: slots of each layer. whole_bytes: what the
     whole model takes; kept_bytes: what is held of it besides slots.
     """
 
     options: LoadOptions
     layers: tuple[MoELayer, ...] = ()
-    sources: tuple[dict[str, StackSource], ...] = ()
+    sources: tuple[LayerSource, ...] = ()
     capacity: int = 0
     whole_bytes: int = 0
     kept_bytes: int = 0
@@ -84,12 +84,12 @@ class Partly:
         if self.capacity >= max(experts):
             return frozenset()
         self.layers = layers
-        found = find_sources(lazy.model, [p for some in paths for p in some], lazy.headers)
-        self.sources = tuple({p: found[p] for p in some} for some in paths)
+        by_layer = {layer.index: some for layer, some in zip(layers, paths, strict=True)}
+        self.sources = find_sources(lazy.model, by_layer, lazy.headers)
         stamps = {stamp.name: stamp for stamp in lazy.files}
         self.reader = FileReader([(h.path, stamps[h.path.name]) for h in lazy.headers])
         self._require_equal(arrays)
-        return frozenset(found)
+        return frozenset(path for some in paths for path in some)
 
     def _slots(self, one: int, experts: int, top_k: int) -> int:
         """How many slots a layer gets. one: bytes of one expert in every layer."""
@@ -119,22 +119,24 @@ class Partly:
         return slots
 
     def _require_equal(self, arrays: dict[str, mx.array]) -> None:
-        """Compare the first layer's experts, as stock loading makes them, with what is read here.
+        """Compare experts of the first and the last layer, as stock loading makes them, with what is
+        read here.
 
         Raises ModelError: a wrong place would be a wrong weight.
         """
         assert self.reader is not None
-        some = self.sources[0]
-        last = len(next(iter(some.values())).places) - 1
-        rows = read(some, [0, last], self.reader)
-        for path, source in some.items():
-            for expert in (0, last):
-                stock = np.array(arrays[path][expert].reshape(-1).view(mx.uint8))
-                if not np.array_equal(stock, rows[expert][path]):
-                    raise ModelError(
-                        f"expert {expert} at {path} is not what its bytes on disk say "
-                        f"({source.nbytes} bytes were compared); {REMEDY}"
-                    )
+        for source in {id(one): one for one in (self.sources[0], self.sources[-1])}.values():
+            some = sorted({0, source.experts // 2, source.experts - 1})
+            rows = read(source.stacks, some, self.reader)
+            for expert in some:
+                made = source.made({name: row[None] for name, row in rows[expert].items()})
+                for path in source.held:
+                    stock = np.array(arrays[path][expert].reshape(-1).view(mx.uint8))
+                    if not np.array_equal(stock, np.array(made[path].reshape(-1).view(mx.uint8))):
+                        raise ModelError(
+                            f"expert {expert} at {path} is not what its bytes on disk say "
+                            f"({stock.size:,} bytes were compared); {REMEDY}"
+                        )
 
 
 def _stacks(layer: MoELayer, model: nn.Module) -> list[str]:

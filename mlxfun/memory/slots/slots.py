@@ -44,15 +44,15 @@ class ExpertSlots:
             SlotLayer(
                 number,
                 LayerBank(
-                    sources,
-                    {path: tree.get(path).dtype for path in sources},
+                    source,
+                    {path: tree.get(path).dtype for path in source.held},
                     decided.capacity,
                     self._reader,
                 ),
                 tree.modules,
                 self,
             )
-            for number, sources in enumerate(decided.sources)
+            for number, source in enumerate(decided.sources)
         )
         most = decided.options.read_ahead
         banks = [layer.bank for layer in self.layers]
@@ -184,9 +184,9 @@ class ExpertSlots:
     def aside(self) -> dict[str, StackOnDisk]:
         """The whole stacks by path of the parameter."""
         return {
-            path: StackOnDisk(source, self._reader)
-            for sources in self.decided.sources
-            for path, source in sources.items()
+            path: StackOnDisk(path, source, self._reader)
+            for source in self.decided.sources
+            for path in source.held
         }
 
     def close(self) -> None:

@@ -4,16 +4,20 @@ Stock loading passes the tensors of a checkpoint through the model's `sanitize`,
 and stacks those that are stored one per expert. What it does is found out by giving it stand-ins:
 for a tensor that is stored as a stack an array without memory, recognised by identity in what comes
 out; for a tensor of one expert a few numbers of its own, in an order of rows and columns that a
-transposition, a split or arithmetic would disturb. What does not come out as it went in is not made
-of bytes that could be read one expert at a time, and is refused.
+transposition, a split or arithmetic would disturb.
+
+Some checkpoints hold stacks that `sanitize` splits, turns or views as another type, each expert for
+itself (gpt-oss and Qwen3.5 on the Hub). Of those the rows of one expert are read, and passed through
+`sanitize` when they are needed. Whatever is found is compared with what stock loading makes before
+anything runs on it (mlxfun.memory.slots.partly). Experts that are changed in another way are refused.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -22,7 +26,11 @@ import numpy as np
 from mlxfun.checkpoint.headers import Header, TensorInfo
 from mlxfun.checkpoint.load import LOAD_ERRORS, short
 from mlxfun.errors import ModelError
+from mlxfun.model.anatomy.stored_names import layer_of, part_of
 from mlxfun.model.parameters import flatten
+
+if TYPE_CHECKING:
+    from mlxfun.arrays import Array
 
 DTYPES: dict[str, mx.Dtype] = {
     "BOOL": mx.bool_, "U8": mx.uint8, "I8": mx.int8, "F8_E4M3": mx.uint8, "F8_E5M2": mx.uint8,
@@ -58,12 +66,42 @@ class _Stored:
     info: TensorInfo
 
 
-def find_sources(
-    model: nn.Module, paths: Iterable[str], headers: Sequence[Header]
-) -> dict[str, StackSource]:
-    """The source of each stacked parameter in `paths` of a lazily loaded model.
+Arrays = Mapping[str, mx.array]
 
-    Raises ModelError naming the first one that is not stored expert by expert as it is held.
+
+@dataclass(frozen=True, slots=True)
+class LayerSource:
+    """The experts of one layer on disk.
+
+    stacks: what is read of each, by name. held: path of a parameter -> shape [*shape] and stored
+    dtype of one expert's part. convert: makes the parameters [n, *shape] by path of what was read,
+    [n, *shape] by name; None where that is the same.
+    """
+
+    stacks: Mapping[str, StackSource]
+    held: Mapping[str, tuple[tuple[int, ...], mx.Dtype]]
+    convert: Callable[[Arrays], Arrays] | None = None
+
+    @property
+    def experts(self) -> int:
+        """E."""
+        return min(len(source.places) for source in self.stacks.values())
+
+    def made(self, rows: Mapping[str, Array]) -> Arrays:
+        """The parameters by path, [n, *shape] in the stored dtype, of uint8 [n, nbytes] by name."""
+        read = {
+            name: mx.array(rows[name]).view(source.dtype).reshape(len(rows[name]), *source.shape)
+            for name, source in self.stacks.items()
+        }
+        return read if self.convert is None else self.convert(read)
+
+
+def find_sources(
+    model: nn.Module, layers: Mapping[int, Sequence[str]], headers: Sequence[Header]
+) -> tuple[LayerSource, ...]:
+    """The sources of the stacked parameters of a lazily loaded model. layers: by decoder layer.
+
+    Raises ModelError naming the first parameter that cannot be read one expert at a time.
     """
     stored = {
         name: _Stored(number, info)
@@ -71,17 +109,56 @@ def find_sources(
         for name, info in header.tensors.items()
     }
     probe = _Probe(stored)
-    made = _sanitized(model, probe.stand_ins())
+    try:
+        made = _sanitized(model, probe.stand_ins())
+    except ModelError:
+        made = {}  # numbers in the place of weights are not always taken
     arrays = dict(flatten(model.parameters()))
-    return {path: probe.source(path, arrays[path], made.get(path)) for path in paths}
+    return tuple(
+        _of_layer(model, probe, index, {path: arrays[path] for path in paths}, made)
+        for index, paths in layers.items()
+    )
 
 
-def _sanitized(model: nn.Module, weights: dict[str, mx.array]) -> Mapping[str, mx.array]:
+def _of_layer(
+    model: nn.Module, probe: _Probe, index: int, arrays: Arrays, made: Arrays
+) -> LayerSource:
+    held = {path: (tuple(array.shape[1:]), array.dtype) for path, array in arrays.items()}
+    try:
+        found = {path: probe.source(path, array, made.get(path)) for path, array in arrays.items()}
+        return LayerSource(found, held)
+    except ModelError:
+        experts = next(iter(arrays.values())).shape[0]
+        stacks = probe.stacks_of(index, experts)
+
+        def convert(rows: Arrays) -> Arrays:
+            return _sanitized(model, dict(rows))
+
+        zeros = {
+            name: mx.broadcast_to(mx.zeros((), one.dtype), (1, *one.shape))
+            for name, one in stacks.items()
+        }
+        try:
+            tried = convert(zeros) if zeros else {}
+        except ModelError:
+            tried = {}
+        fits = all(
+            path in tried
+            and (tuple(tried[path].shape[1:]), tried[path].dtype) == held[path]
+            and len(tried[path]) == 1
+            for path in arrays
+        )
+        if not fits:
+            raise
+        return LayerSource(stacks, held, convert)
+
+
+def _sanitized(model: nn.Module, weights: dict[str, mx.array]) -> Arrays:
     sanitize = getattr(model, "sanitize", None)
     if sanitize is None:
         return weights
     try:
-        made: Mapping[str, mx.array] = sanitize(weights)
+        made: Arrays = sanitize(weights)
         return made
     except LOAD_ERRORS as error:
         raise ModelError(
@@ -118,6 +195,19 @@ class _Probe:
                 found[name] = mx.broadcast_to(zero, info.shape)
             self._name_of[id(found[name])] = name
             self._held.append(found[name])
+        return found
+
+    def stacks_of(self, layer: int, experts: int) -> dict[str, StackSource]:
+        """The tensors of a decoder layer that are stacks of its experts, by name."""
+        found = {}
+        for name, one in self._stored.items():
+            info = one.info
+            if layer_of(name) != layer or part_of(name) != "experts" or not info.shape:
+                continue
+            if info.shape[0] == experts and info.dtype in DTYPES:
+                size = info.nbytes // experts
+                places = tuple((one.file, info.start + e * size) for e in range(experts))
+                found[name] = StackSource(name, DTYPES[info.dtype], info.shape[1:], places, size)
         return found
 
     def source(self, path: str, held: mx.array, made: mx.array | None) -> StackSource:

@@ -46,7 +46,7 @@ class Bank:
     experts = 8
 
     def __init__(self) -> None:
-        self.sources: dict[str, Any] = {}
+        self.source = SimpleNamespace(stacks={})
 
     def absent(self, experts: Any) -> list[int]:
         return sorted(experts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from slot_rigs import (
     unstacked,
     whole_model,
 )
+
+from mlxfun.model.parameters import flatten
 
 TOKENS = np.random.default_rng(0).integers(0, 60, (2, 40)).tolist()
 """Enough choices for mlx-lm to sort them, and for every expert to be wanted at once."""
@@ -39,15 +42,24 @@ def packed(name: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, 
     return model, tiny_models.quantise(model, config, mode)
 
 
+def wide(array: mx.array) -> mx.array:
+    """NumPy has no bfloat16."""
+    return array.astype(mx.float32) if array.dtype == mx.bfloat16 else array
+
+
 def require_same(path: Path, budgets: tuple[int, ...], count: int) -> None:
     whole = whole_model(path)
     expected, answer = logits(whole, TOKENS), continued(whole, PROMPT, count)
     assert np.isfinite(expected).all()
+    held = {path: wide(array) for path, array in flatten(whole.parameters())}
     for slots in budgets:
         some = Slotted.open(path, slots)
         assert np.array_equal(logits(some.model, TOKENS), expected), slots
         assert continued(some.model, PROMPT, count) == answer, slots
         assert np.array_equal(logits(some.model, TOKENS[::-1]), expected[::-1]), slots
+        for path in some.partly.sources[-1].held:  # what a save writes
+            stack, own = some.slots.aside[path].lazy(), held[path]
+            assert np.array_equal(np.array(stack.astype(own.dtype)), np.array(own)), path
         assert some.evictions > 0 or slots > 4  # or nothing was tested
         some.close()
 
@@ -118,6 +130,71 @@ def test_packed_experts_that_are_stored_one_by_one(
 ) -> None:
     model, config = packed("mixtral", "affine4", monkeypatch)
     require_same(unstacked(on_disk(tmp_path, model, config), HUB["mixtral"]), (3,), 16)
+
+
+def rewritten(path: Path, change: Callable[[dict[str, mx.array]], dict[str, mx.array]]) -> Path:
+    """The checkpoint with other tensors."""
+    (file,) = path.glob("model*.safetensors")
+    arrays = dict(mx.load(str(file)))  # type: ignore[call-overload]
+    mx.eval(arrays)
+    mx.save_safetensors(str(file), change(arrays))
+    return path
+
+
+def fused(arrays: dict[str, mx.array], join: Callable[..., mx.array]) -> dict[str, mx.array]:
+    """Gate and up projections as one, under the Hub's name."""
+    made = dict(arrays)
+    for name in arrays:
+        if "gate_proj" in name and ("switch_mlp" in name or ".experts." in name):
+            gate, up = made.pop(name), made.pop(name.replace("gate_proj", "up_proj"))
+            made[name.replace("gate_proj", "gate_up_proj")] = join(gate, up)
+    return made
+
+
+def test_stacks_that_are_fused_on_the_hub(tmp_path: Path) -> None:
+    """Qwen3.5: gate above up, in one."""
+
+    def as_on_the_hub(arrays: dict[str, mx.array]) -> dict[str, mx.array]:
+        joined = fused(arrays, lambda gate, up: mx.concatenate([gate, up], axis=-2))
+        return {
+            name.replace("mlp.switch_mlp.", "mlp.experts.").removesuffix(".weight")
+            if "switch_mlp" in name
+            else name: array
+            for name, array in joined.items()
+        }
+
+    model, config = tiny_models.build("qwen3_5_moe")
+    require_same(rewritten(on_disk(tmp_path, model, config), as_on_the_hub), (3,), 16)
+
+
+def test_stacks_that_are_interleaved_and_of_another_type_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gpt-oss: rows of gate and up take turns, and words are stored as bytes."""
+
+    def interleaved(gate: mx.array, up: mx.array) -> mx.array:
+        both = mx.stack([gate, up], axis=2)
+        return both.reshape(gate.shape[0], -1, *gate.shape[2:])
+
+    def renamed(name: str, array: mx.array) -> tuple[str, mx.array]:
+        if ".experts." not in name:
+            return name, array
+        if name.endswith(".bias"):
+            return name.replace("_proj.bias", "_proj_bias"), array
+        if name.endswith(".scales"):
+            return name.replace("_proj.scales", "_proj_scales"), array
+        blocks = array.view(mx.uint8).reshape(*array.shape[:2], -1, 16)
+        return name.replace("_proj.weight", "_proj_blocks"), blocks
+
+    def as_on_the_hub(arrays: dict[str, mx.array]) -> dict[str, mx.array]:
+        joined = fused(arrays, interleaved)
+        return dict(renamed(name, array) for name, array in joined.items())
+
+    model, config = packed("gpt_oss", "mxfp4", monkeypatch)
+    config["quantization_config"] = {"quant_method": "mxfp4"}
+    del config["quantization"]
+    path = rewritten(on_disk(tmp_path, model, config), as_on_the_hub)
+    require_same(path, (3,), 8)
 
 
 def test_a_storm_of_evictions(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import tiny_models
-from slot_rigs import PROMPT, Slotted, logits, on_disk, whole_model
+from mlx_lm.models import qwen3_moe
+from slot_rigs import PROMPT, Slotted, logits, on_disk, unstacked, whole_model
 
 from mlxfun.errors import BudgetError, HookError, ModelError, StateError, UsageError
 from mlxfun.memory.slots import bank, kernels
@@ -94,37 +96,22 @@ def test_a_file_that_changes_during_a_miss_fails_the_call_and_harms_nothing(
     some.close()
 
 
-def test_experts_that_are_changed_while_loading_are_refused_in_a_sentence(tmp_path: Path) -> None:
-    """mlx-lm splits what Qwen3.5 stores as gate and up in one."""
-    path = qwen(tmp_path)
-    file = path / "model-00001-of-00001.safetensors"
-    arrays = dict(mx.load(str(file)))  # type: ignore[call-overload]
-    mx.eval(arrays)
-    odd = {
-        name.replace(".weight", ".weight.odd") if "switch_mlp" in name else name: array
-        for name, array in arrays.items()
-    }
-    mx.save_safetensors(str(file), odd)
+def test_experts_that_are_changed_one_by_one_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    """As 8-bit floats are, which mlx-lm unpacks before it stacks them."""
+    path = unstacked(qwen(tmp_path), {"mlp.switch_mlp.": "mlp.experts.{e}."})
+    own = qwen3_moe.Model.sanitize
 
     def sanitize(self: Any, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-        return {
-            name.removesuffix(".odd"): array * 2 if name.endswith(".odd") else array
-            for name, array in weights.items()
-        }
-
-    from mlx_lm.models import qwen3_moe
+        return own(self, {k: v * 2 if ".experts." in k else v for k, v in weights.items()})
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(qwen3_moe.Model, "sanitize", sanitize)
-        with pytest.raises(ModelError, match=r"switch_mlp.* cannot be\s+read one at a time"):
+        with pytest.raises(ModelError, match="cannot be read one at a time; convert the model"):
             Slotted.open(path, 3)
 
 
 def test_transposed_experts_are_not_taken_for_rows(tmp_path: Path) -> None:
     """Square matrices: no shape tells."""
-    from mlx_lm.models import qwen3_moe
-    from slot_rigs import unstacked
-
     path = unstacked(
         qwen(tmp_path, hidden_size=32, moe_intermediate_size=32),
         {"mlp.switch_mlp.": "mlp.experts.{e}."},
@@ -147,10 +134,10 @@ def test_a_source_that_is_wrong_is_found_before_anything_runs(
     from mlxfun.memory.slots import partly, sources
 
     def shifted(*given: Any) -> Any:
-        found = sources.find_sources(*given)
-        path, one = next(iter(found.items()))
-        places = (*one.places[:-1], one.places[0])
-        return found | {path: sources.StackSource(path, one.dtype, one.shape, places, one.nbytes)}
+        *others, last = sources.find_sources(*given)
+        name, one = next(iter(last.stacks.items()))
+        wrong = replace(one, places=(*one.places[:-1], one.places[0]))
+        return (*others, replace(last, stacks={**last.stacks, name: wrong}))
 
     monkeypatch.setattr(partly, "find_sources", shifted)
     with pytest.raises(ModelError, match="is not what its bytes on disk say"):
