@@ -57,9 +57,9 @@ def require_same(path: Path, budgets: tuple[int, ...], count: int) -> None:
         assert np.array_equal(logits(some.model, TOKENS), expected), slots
         assert continued(some.model, PROMPT, count) == answer, slots
         assert np.array_equal(logits(some.model, TOKENS[::-1]), expected[::-1]), slots
-        for path in some.partly.sources[-1].held:  # what a save writes
-            stack, own = some.slots.aside[path].lazy(), held[path]
-            assert np.array_equal(np.array(stack.astype(own.dtype)), np.array(own)), path
+        for name in some.partly.sources[-1].held:  # what a save writes
+            stack, own = some.slots.aside[name].lazy(), held[name]
+            assert np.array_equal(np.array(stack.astype(own.dtype)), np.array(own)), name
         assert some.evictions > 0 or slots > 4  # or nothing was tested
         some.close()
 
@@ -79,7 +79,16 @@ def test_every_family_over_64_tokens(name: str, tmp_path: Path) -> None:
     require_same(on_disk(tmp_path, model, config), (2, 3, 4, 6), 64)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+SOME = {
+    "qwen3_moe", "gpt_oss", "deepseek_v3", "granitemoe", "gemma4", "llama4", "longcat_flash",
+    "qwen3_next",
+}  # fmt: skip
+"""Families whose blocks differ most; the others run with the slow tests."""
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in SOME else pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES]
+)
 def test_every_family_in_4_bits_and_shards(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
