@@ -50,13 +50,15 @@ def wide(array: mx.array) -> mx.array:
 def require_same(path: Path, budgets: tuple[int, ...], count: int) -> None:
     whole = whole_model(path)
     expected, answer = logits(whole, TOKENS), continued(whole, PROMPT, count)
+    # Not the rows of `expected` turned round: OpenBLAS rounds by a row's place in the batch.
+    turned = logits(whole, TOKENS[::-1])
     assert np.isfinite(expected).all()
     held = {path: wide(array) for path, array in flatten(whole.parameters())}
     for slots in budgets:
         some = Slotted.open(path, slots)
         assert np.array_equal(logits(some.model, TOKENS), expected), slots
         assert continued(some.model, PROMPT, count) == answer, slots
-        assert np.array_equal(logits(some.model, TOKENS[::-1]), expected[::-1]), slots
+        assert np.array_equal(logits(some.model, TOKENS[::-1]), turned), slots
         for name in some.partly.sources[-1].held:  # what a save writes
             stack, own = some.slots.aside[name].lazy(), held[name]
             assert np.array_equal(np.array(stack.astype(own.dtype)), np.array(own)), name
