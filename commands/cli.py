@@ -6,19 +6,20 @@ Only the standard library and Click are imported at the top, so that --help is i
 from __future__ import annotations
 
 import os
-import shlex
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from commands import interrupts, serving, streams
 from commands.config import Config, read_config
 from commands.guides.index import GUIDES
+from commands.start import FrontEnd, Start
 from commands.types import Seed
+from commands.workbench.residency import NAMES, Residency, residency_options
 from mlxfun import __version__
 
 if TYPE_CHECKING:
@@ -33,53 +34,6 @@ BROKEN_PIPE = 128 + 13  # what a shell reports for a program that SIGPIPE ended
 # Found at run time: `commands` lies below `tui` and must not import it, yet the program that starts
 # the screen is the one that parses the command line.
 SCREEN = ("tui.app", "run")
-
-
-FrontEnd = Literal["screen", "plain", "headless"]
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """What the command line asks for."""
-
-    model: str | None
-    demo: bool
-    front_end: FrontEnd
-    commands: tuple[str, ...]
-    replay: Path | None
-    record: Path | None
-    output_root: Path | None
-    as_json: bool
-    seed: int | None
-    undo_budget: str | None
-    keep_going: bool
-    resume: bool = False
-    chat_template: Path | None = None
-    workers: int | None = None
-    hostfile: Path | None = None
-    config: Config = field(default_factory=Config)
-    serve: serving.Serve | None = None
-
-    @property
-    def lines(self) -> tuple[str, ...]:
-        """Every command line to run, in order."""
-        found = ["resume"] if self.resume else []
-        if self.demo or self.model is not None:
-            words = ["load", "demo" if self.demo else str(self.model)]
-            if self.chat_template is not None:
-                words += ["--chat-template", str(self.chat_template)]
-            found.append(shlex.join(words))
-            if self.workers is not None:
-                found.append(f"workers {self.workers}")
-            if self.hostfile is not None:
-                found.append(shlex.join(["workers", "--hostfile", str(self.hostfile)]))
-        # Behind the load, which becomes the header of a recording; in it, so that a replay
-        # elsewhere does the same.
-        for name, value in self.config.defaults.items():
-            found.append(shlex.join(["set", name, str(value)]))
-        if self.replay is not None:
-            found.append(shlex.join(["replay", str(self.replay)]))
-        return (*found, *(self.serve.lines if self.serve else ()), *self.commands)
 
 
 @click.command(
@@ -125,6 +79,7 @@ class Start:
     help="Read this configuration, not the user's. Not for headless runs and replays.",
 )
 @click.option("--keep-going", is_flag=True, help="Headless: go on after a command that fails.")
+@residency_options
 @serving.serve_options
 @click.version_option(__version__, prog_name=NAME)
 def shell(plain: bool, headless: bool, config: Path | None, **options: Any) -> Start:
@@ -136,7 +91,8 @@ def shell(plain: bool, headless: bool, config: Path | None, **options: Any) -> S
     if plain and headless:
         raise click.UsageError("--plain and --headless exclude each other")
     front_end: FrontEnd = "plain" if plain else "headless" if headless else "screen"
-    start = Start(front_end=front_end, serve=serving.taken(options), **options)
+    held = Residency.taken({name: options.pop(name) for name in NAMES})
+    start = Start(front_end=front_end, serve=serving.taken(options), residency=held, **options)
     _check(start)
     return replace(start, config=_config(start, config))
 
@@ -162,12 +118,10 @@ def _check(start: Start) -> None:
     """Raise click.UsageError for options that do not go together."""
     if start.demo and start.model is not None:
         raise click.UsageError(f"--demo and the model {start.model} exclude each other")
-    if start.chat_template is not None and not (start.demo or start.model):
-        raise click.UsageError("--chat-template goes with a model: name one, or add --demo")
     if start.workers is not None and start.hostfile is not None:
         raise click.UsageError("--workers and --hostfile exclude each other")
-    if (start.workers or start.hostfile) and not (start.demo or start.model):
-        raise click.UsageError("--workers and --hostfile go with a model: name one, or add --demo")
+    if start.of_model and not (start.demo or start.model):
+        raise click.UsageError(f"{start.of_model} goes with a model: name one, or add --demo")
     if start.resume and len(start.lines) > 1:
         raise click.UsageError("--resume brings its own model and commands: leave out the others")
     if start.as_json and start.front_end != "headless":

@@ -232,6 +232,8 @@ class Engine:
             raise
         uses = ctx.reading().uses()
         report = replace(report, inputs=uses) if uses else report
+        if bench.caveat:
+            report = replace(report, caveat=bench.caveat)
         self._remember(command, report, None)
         self._write_down(command, report, written)
         return report

@@ -40,12 +40,14 @@ MODULES = (
 
 COMMANDS: dict[str, Command] = {c.name: c for module in MODULES for c in module.COMMANDS}
 # A family typed without its second word means this member.
-FAMILIES = {"stats": "stats show", "plan": "plan show"}
+FAMILIES = {"stats": "stats show", "plan": "plan show", "profile": "profile save"}
 
 SYNONYMS = {
     "load": "open download",
     "info": "model status",
     "info --verify": "verify digest",
+    "plan": "fits estimate",
+    "residency": "memory slots resident cache",
     "layers": "anatomy expert experts",
     "save": "write w store",
     "save --quantize": "quantize quantise",
@@ -197,7 +199,7 @@ def resolve(tokens: list[str]) -> tuple[Command, list[str]]:
     two = " ".join(tokens[:2])
     if two in COMMANDS:
         return COMMANDS[two], tokens[2:]
-    if first in COMMANDS:
+    if first in COMMANDS and not (first in FAMILIES and len(tokens) == 1):
         return COMMANDS[first], tokens[1:]
     if first in FAMILIES:
         if len(tokens) == 1 or tokens[1].startswith("-"):

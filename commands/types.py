@@ -162,6 +162,23 @@ class Size(_Parsed):
         return int(size)
 
 
+class HowMuch(_Parsed):
+    """`"auto"`, `"all"`, `"none"`, or a size as bytes."""
+
+    name = "resident"
+    words = ("auto", "all", "none")
+
+    @classmethod
+    def parse(cls, text: str) -> str | int:
+        if text in cls.words:
+            return text
+        try:
+            return Size.parse(text)
+        except ValueError:
+            known = ", ".join(cls.words)
+            raise ValueError(f"{shown(text)} is none of {known}, and no size like 20GiB") from None
+
+
 class Number(click.FloatRange):
     """A finite number within bounds; click.FloatRange accepts infinity and NaN."""
 

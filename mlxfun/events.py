@@ -69,6 +69,18 @@ class RoutingFrame(Event):
     tokens: int
 
 
+ON_DISK, HELD, READ = range(3)
+"""Where an expert is: on disk only; in memory; there since a moment ago, read because it was wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResidencyFrame(Event):
+    """Where the experts of a partly resident model are now. held: int8 [L, E], see ON_DISK."""
+
+    job: int
+    held: Array
+
+
 @dataclass(frozen=True, slots=True)
 class Token(Event):
     """One generated token; it ends the step that its job sent Progress of (reading the prompt).

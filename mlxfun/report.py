@@ -26,10 +26,12 @@ def plain(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Base class. inputs: what became of the data sets that the command read."""
+    """Base class. inputs: what became of the data sets that the command read. caveat: what was
+    different about the model, "" where it was as it is: experts were left out of its answers."""
 
     kind: ClassVar[str] = "report"
     inputs: tuple[DataUse, ...] = field(default=(), kw_only=True)
+    caveat: str = field(default="", kw_only=True)
 
     def summary(self) -> str:
         """One sentence for a status line."""
@@ -38,8 +40,11 @@ class Report:
     def data(self) -> dict[str, Any]:
         """The fields, JSON-able."""
         found = {f.name: plain(getattr(self, f.name)) for f in fields(self)}
-        inputs = found.pop("inputs")
-        return found | {"inputs": inputs} if inputs else found
+        # Most reports have neither.
+        for name in ("inputs", "caveat"):
+            if not found[name]:
+                del found[name]
+        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from threading import Lock
 
-from mlxfun.events import Event, JobStarted, Progress, RoutingFrame, Token
+from mlxfun.events import Event, JobStarted, Progress, ResidencyFrame, RoutingFrame, Token
 
-_LATEST_WINS = (RoutingFrame, Progress)
-_NEXT_FRAME = (RoutingFrame, Progress, Token)
+_LATEST_WINS = (RoutingFrame, ResidencyFrame, Progress)
+_NEXT_FRAME = (RoutingFrame, ResidencyFrame, Progress, Token)
 
 
 class EventQueue:

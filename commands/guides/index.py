@@ -82,6 +82,11 @@ _ALL = (
         "Recording and replaying sessions; recovery after a crash",
         ("record", "replay", "resume", "expect"),
     ),
+    Guide(
+        "memory",
+        "Models larger than memory: planning, experts on disk, profiles",
+        ("plan", "load", "residency", "residency sweep", "profile save", "profile load"),
+    ),
     Guide("serving", "Serving OpenAI's and Anthropic's clients while you edit"),
     Guide(
         "several-machines", "Calibration and scans on several processes or machines", ("workers",)

@@ -167,6 +167,7 @@ class ScriptRun:
                 words += ["--revision", header["revision"]]
             if "chat-template" in header:
                 words += ["--chat-template", header["chat-template"]]
+            words += shlex.split(header.get("residency", ""))
             self._must(self._nested(shlex.join(words), ctx), f"the model {source} of the header")
         self._check_checkpoint(source, header.get("checkpoint"), ctx)
 

@@ -1,14 +1,17 @@
-"""The model as a whole: `load`, `info`, `layers`, `save`, `recover`, `smoke-test`."""
+"""The model as a whole: `load`, `info`, `layers`, `save`, `recover`, `workers`..."""
 
 from __future__ import annotations
 
+import json
+
 import click
 
-from commands.conditions import always
-from commands.declare import Call, command, positive
+from commands.conditions import always, with_experts
+from commands.declare import Call, command, count_option, positive
 from commands.scripts.resume import offer
-from commands.types import FilePath, Source
-from mlxfun.checkpoint.options import MODES, RESIDENCIES, Mode, Residence, SaveOptions
+from commands.types import FilePath, Size, Source
+from commands.workbench.residency import Residency, residency_options
+from mlxfun.checkpoint.options import MODES, Mode, SaveOptions
 from mlxfun.errors import ModelError, SaveError, StateError, UsageError
 from mlxfun.report import Report, TextReport
 
@@ -24,17 +27,7 @@ MODEL = Source("model", {"demo": "the small Qwen3-MoE model that comes with mlxf
     type=FilePath((".jinja", ".json")),
     help="Use this template, not the model's.",
 )
-@click.option(
-    "--resident",
-    type=click.Choice(RESIDENCIES),
-    help="Hold all of it in memory (default), or none: layers are read from disk as they run.",
-)
-@click.option(
-    "--scratch",
-    type=FilePath(),
-    metavar="DIR",
-    help="With --resident none: where hidden states and edited tensors go.",
-)
+@residency_options
 @click.option("--drop", is_flag=True, help="Free the loaded model first, for when both do not fit.")
 def load(call: Call) -> Report:
     """Make a model resident: a directory, a Hub id, or demo.
@@ -42,13 +35,17 @@ def load(call: Call) -> Report:
     Statistics, staged plan, steering and history of the model before are dropped. If the
     new one cannot be loaded, the old one stays, unless --drop was given.
 
-    With --resident none a model may be larger than memory: every pass over it (collect, scans,
-    evaluate, edits, save) reads it layer by layer, with the same results. Answers read it once
-    for each token.
+    A model may be larger than memory: with --resident auto or a size, experts that do not fit are
+    read when they are wanted; with --resident none, every pass (collect, scans, evaluate, edits,
+    save) reads it layer by layer. Results are the same. See the guide memory.
     """
-    residence = Residence(call["resident"] or "all", call["scratch"])
     report = call.bench.load(
-        call["model"], call["revision"], call["drop"], call.ctx, call["chat_template"], residence
+        call["model"],
+        call["revision"],
+        call["drop"],
+        call.ctx,
+        call["chat_template"],
+        Residency.taken(call.params),
     )
     resumable = offer(call.bench)
     if resumable is not None:
@@ -121,6 +118,91 @@ def smoke_test(call: Call) -> Report:
     return report
 
 
+@command("residency", group="model")
+@click.option("--reset", is_flag=True, help="Count from now on.")
+def residency(call: Call) -> Report:
+    """Show what of the model is in memory: slots, hits, bytes read a token, speed of the disk."""
+    return call.session.forget_residency() if call["reset"] else call.session.residency()
+
+
+@command("residency sweep", group="model", read_only=True)
+@click.option(
+    "--capacity", type=positive, multiple=True, metavar="N", help="Try N slots a layer. Repeatable."
+)
+@count_option("--max-tokens", "Length of each answer", 64)
+def residency_sweep(call: Call) -> Report:
+    """Find the number of slots that is fastest: the largest is not, when files fall out of the
+    system's cache.
+
+    Answers the same question with several numbers of slots, and puts back what there was.
+    """
+    return call.session.sweep_residency(call["capacity"], call["max_tokens"], call.ctx)
+
+
+@command("profile save", group="model", when=with_experts, read_only=True)
+@click.argument("path", type=FilePath((".json",)))
+def profile_save(call: Call) -> Report:
+    """Write how much each expert is used, for load --profile: plain JSON of layer -> experts.
+
+    Counted while a partly resident model answers; of one that is whole in memory, by collect.
+    """
+    return call.session.save_profile(call.bench.writable(call["path"]))
+
+
+@command("profile load", group="model", when=with_experts, recorded=False)
+@click.argument("path", type=FilePath((".json", ".npz")))
+def profile_load(call: Call) -> Report:
+    """Hold the experts that a profile, or a file of statistics, says are used most.
+
+    Profiles of mlx-moe are understood, and tables of layer -> experts.
+    """
+    return call.session.load_profile(call.bench.readable(call["path"]))
+
+
+@command("plan", group="model", when=always, read_only=True)
+@click.argument("model", type=MODEL)
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of a Hub model.")
+@click.option(
+    "--memory",
+    type=Size(),
+    metavar="SIZE",
+    help="What the model may take (default: what this machine has).",
+)
+@click.option(
+    "--bandwidth",
+    type=Size(),
+    metavar="SIZE",
+    help="Bytes a second of the disk (default: measured, of a model on this machine).",
+)
+@click.option(
+    "--profile",
+    type=FilePath((".json", ".npz")),
+    metavar="FILE",
+    help="Foretell hits by a profile, or by statistics.",
+)
+@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+def plan(call: Call) -> Report:
+    """Say what a model needs and what of it fits, before it is loaded or downloaded.
+
+    From the headers of its files: bytes by part, whole or with how many experts a layer, tokens/s
+    that the disk allows, and what prunes would need. plan alone means plan show.
+    """
+    from mlxfun.session.plan_memory import MemoryOptions, plan_memory
+
+    profile = call["profile"]
+    report = plan_memory(
+        MemoryOptions(
+            call.bench.source(call["model"]),
+            call["revision"],
+            call["memory"],
+            call["bandwidth"],
+            call.bench.readable(profile) if profile is not None else None,
+        ),
+        call.ctx,
+    )
+    return TextReport(json.dumps(report.data(), indent=2)) if call["as_json"] else report
+
+
 @command("recover", group="model", when=always, recorded=False)
 @click.argument("directory", required=False, type=FilePath(), default=".")
 def recover(call: Call) -> Report:
@@ -137,4 +219,50 @@ def recover(call: Call) -> Report:
     return TextReport(f"put back {', '.join(places)}")
 
 
-COMMANDS = (load, info, layers, save, recover, smoke_test)
+@command("workers", group="model", recorded=False)
+@click.argument("count", required=False, type=click.IntRange(min=0))
+@click.option(
+    "--hostfile",
+    type=FilePath((".json",)),
+    help="Start one on each host of this file, as mlx.distributed_config writes it.",
+)
+@click.option(
+    "--backend",
+    type=click.Choice(["ring", "nccl"]),
+    default="ring",
+    help="How they are joined: ring (default), or nccl for one on each CUDA GPU.",
+)
+def workers(call: Call) -> Report:
+    """Run passes on several processes: start COUNT here or some on other machines; 0 stops them.
+
+    Each worker holds the model. The batches of collect, of scans, of --super-experts and of
+    abliterate's directions are dealt out to them, with the same results as here, bit for bit, on
+    machines of one kind. Edits follow by themselves. Without arguments it lists them.
+    """
+    # It needs the session and MLX, which declaring a command must not load.
+    from mlxfun.distributed.start import start, stop, workers_of
+
+    count, hostfile = call["count"], call["hostfile"]
+    if count is not None and hostfile is not None:
+        raise UsageError(f"workers {count} and --hostfile {hostfile} exclude each other")
+    if count == 0:
+        stop(call.session)
+    elif count is not None or hostfile is not None:
+        start(call.session, count, hostfile, call["backend"], call.ctx)
+    return workers_of(call.session)
+
+
+COMMANDS = (
+    load,
+    plan,
+    info,
+    layers,
+    residency,
+    residency_sweep,
+    profile_save,
+    profile_load,
+    save,
+    recover,
+    workers,
+    smoke_test,
+)

@@ -13,7 +13,8 @@ from mlxfun.errors import UsageError
 class Loaded:
     """The resident model as a session file names it.
 
-    chat_template: the file given with --chat-template. state: the one right after loading. directory: where its files are, to which nothing is written.
+    chat_template: the file given with --chat-template. residency: the options that said how much to
+    hold, "" for none. state: the one right after loading. directory: where its files are, to which nothing is written.
     """
 
     source: str
@@ -22,6 +23,7 @@ class Loaded:
     state: str
     directory: Path
     chat_template: str | None = None
+    residency: str = ""
 
     def owns(self, path: Path) -> bool:
         """Whether `path` lies inside the model's directory, or is a file that it links to."""

@@ -190,6 +190,8 @@ class Journal:
             self._write(f"#: revision {encode(model.revision)}\n")
         if model.chat_template:
             self._write(f"#: chat-template {encode(model.chat_template)}\n")
+        if model.residency:
+            self._write(f"#: residency {encode(model.residency)}\n")
         self._write(f"#: checkpoint {encode(model.checkpoint)}\n")
 
     def begin(self, line: str) -> None:

@@ -37,7 +37,7 @@ FORMATS = (1, 2)
 """What is read."""
 
 KEYS = ("mlxfun", "mlx", "mlx-lm", "model", "revision", "checkpoint", "seed", "directory",
-        "chat-template")  # fmt: skip
+        "chat-template", "residency")  # fmt: skip
 
 _DURING = re.compile(r"#~\s*after\s+(\d+)\s+tokens of the answer above\s*\Z")
 

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 
 from commands.workbench.files import Files, Loaded, exists
 from commands.workbench.journal import Journal
+from commands.workbench.residency import Residency
 from commands.workbench.session_file import Mark
 from commands.workbench.settings import Settings
 from commands.workbench.wiring import Wiring
-from mlxfun.checkpoint.options import IN_MEMORY, LoadOptions, Residence
+from mlxfun.checkpoint.options import LoadOptions
 from mlxfun.context import Context
 from mlxfun.data.options import Weighted
 from mlxfun.errors import DatasetError, SaveError, StateError, UsageError
@@ -79,6 +80,11 @@ class Workbench:
             raise StateError("no model is loaded: type load PATH, or load demo")
         return self._session
 
+    @property
+    def caveat(self) -> str:
+        """What is different about the answers of the model, "" for nothing: see Report."""
+        return self._session.caveat if self._session is not None else ""
+
     def view(self) -> SessionView:
         """The session at this moment; the empty view without a model."""
         return self._session.view() if self._session is not None else SessionView()
@@ -111,20 +117,28 @@ class Workbench:
         drop: bool,
         ctx: Context,
         chat_template: Path | None = None,
-        residence: Residence = IN_MEMORY,
+        residency: Residency | None = None,
     ) -> Report:
         """Open a session for `source`; the old one is closed once the new one is there.
 
         drop: close the old one first.
         """
+        held = residency or Residency()
+        template = self.readable(chat_template) if chat_template is not None else None
+        if held.profile is not None:
+            held = replace(held, profile=self.readable(held.profile))
+        if held.resident == "none":
+            held = replace(held, scratch=self._scratch(held.scratch))
+        profiles = self.identities.parent / "profiles" if self.identities is not None else None
+        plain = LoadOptions(revision, template, self.identities, profiles=profiles)
+        options = held.added_to(plain)
         if drop:
             self.close()
-        found = source if source == "demo" else self._local(source)
+        found = self.source(source)
         _offer_recovery(Path(found).parent, ctx)
-        template = self.readable(chat_template) if chat_template is not None else None
         opened = self.wiring.session_class(ctx).open(
             found,
-            LoadOptions(revision, template, self.identities, self._placed(residence)),
+            options,
             undo_budget=self.undo_budget,
             seed=self.settings.seed,
             ctx=ctx,
@@ -140,6 +154,7 @@ class Workbench:
             opened.state,
             Path(report.source).absolute(),
             str(chat_template) if chat_template is not None else None,
+            shlex.join((residency or Residency()).words),
         )
         # Loading imports transformers, hundreds of thousands of objects that live for ever. A full
         # collection visits them all under the interpreter's lock, and the screen freezes.
@@ -147,16 +162,16 @@ class Workbench:
         gc.freeze()
         return report
 
-    def _placed(self, residence: Residence) -> Residence:
-        """With a scratch directory: the one that was named, or one in the cache."""
-        if residence.scratch is not None:
-            return replace(residence, scratch=self.files.writable_directory(residence.scratch))
-        if self.identities is None:
-            return residence
-        return replace(residence, scratch=self.identities.parent / "streamed")
+    def _scratch(self, named: Path | None) -> Path | None:
+        """The scratch directory that was named, or one in the cache."""
+        if named is not None:
+            return self.files.writable_directory(named)
+        return None if self.identities is None else self.identities.parent / "streamed"
 
-    def _local(self, source: str) -> str | Path:
-        """A path if one exists or the text looks like one, otherwise the Hub id as typed."""
+    def source(self, source: str) -> str | Path:
+        """The demo by its name, a path if one exists or the text looks like one, otherwise the Hub id as typed."""
+        if source == "demo":
+            return source
         path = self.files.readable(Path(source))
         return path if exists(path) or source.startswith((".", "/", "~")) else source
 

@@ -21,7 +21,8 @@ from mlx.utils import tree_map
 from mlx_lm.utils import load_model
 
 from mlxfun.checkpoint.headers import read_headers
-from mlxfun.checkpoint.load import HALF, LOAD_ERRORS, needs_float32, short
+from mlxfun.checkpoint.load import LOAD_ERRORS, needs_float32, short
+from mlxfun.checkpoint.on_disk import HALF
 from mlxfun.checkpoint.sources import without_wildcards
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import ModelError, SaveError

@@ -26,7 +26,7 @@ PATTERNS = (
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Absent from some releases of the Hub's client; OSError is caught beside it anyway.
-_HTTPError: type[Exception] = getattr(hub_errors, "HTTPError", OSError)
+HTTP_ERROR: type[Exception] = getattr(hub_errors, "HTTPError", OSError)
 
 
 def is_hub_id(source: str) -> bool:
@@ -44,15 +44,15 @@ def fetch(
     bars = _bar_class(repo, ctx)
     try:
         path = _download(repo, revision, bars)
-    except (_HTTPError, OSError) as error:
+    except (HTTP_ERROR, OSError) as error:
         ctx.check()
         if isinstance(error, hub_errors.HfHubHTTPError | hub_errors.LocalEntryNotFoundError):
-            raise ModelError(_explain(repo, revision, error)) from error
+            raise ModelError(explain(repo, revision, error)) from error
         path = _cached(repo, revision, error)
         return path, (f"{repo}: the Hub cannot be reached, opened the copy in the local cache",)
     except (hub_errors.HFValidationError, RuntimeError) as error:
         ctx.check()
-        raise ModelError(_explain(repo, revision, error)) from error
+        raise ModelError(explain(repo, revision, error)) from error
     # A cancel that came while a native download thread swallowed our exception still counts.
     ctx.check()
     if bars.started:
@@ -76,10 +76,10 @@ def _cached(repo: str, revision: str | None, cause: Exception) -> Path:
     try:
         return _download(repo, revision, None, local_only=True)
     except OSError as error:
-        raise ModelError(_explain(repo, revision, cause)) from error
+        raise ModelError(explain(repo, revision, cause)) from error
 
 
-def _explain(repo: str, revision: str | None, error: Exception) -> str:
+def explain(repo: str, revision: str | None, error: Exception) -> str:
     """One sentence for the user; the order follows the exceptions' inheritance."""
     page = f"https://huggingface.co/{repo}"
     if isinstance(error, hub_errors.GatedRepoError):

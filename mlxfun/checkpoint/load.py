@@ -7,7 +7,6 @@ never touches the files again.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,16 +29,23 @@ from mlxfun.checkpoint.headers import (
     require_even,
 )
 from mlxfun.checkpoint.identity import Stamp, checkpoint_id, difference, stamps
-from mlxfun.checkpoint.options import IN_MEMORY, Residence
+from mlxfun.checkpoint.on_disk import (
+    HALF,
+    LayersOnDisk,
+    Lazy,
+    LeaveOnDisk,
+    layer_parameters,
+    set_aside,
+    streamed_bytes,
+    widen,
+)
 from mlxfun.checkpoint.sources import Source, companions, read_config, resolve, without_wildcards
 from mlxfun.checkpoint.tokenizer import open_tokenizer
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import ModelError
 from mlxfun.model.device.memory import bound_cache, memory_limit, on_cpu, require
-from mlxfun.model.model_map import map_model
 from mlxfun.model.parameters import flatten
 
-HALF = (mx.bfloat16, mx.float16)
 # quant_method values whose weights stay packed; others are unpacked to 16 bits while loading.
 _PACKED_METHODS = {"mxfp4", "mxfp8", "awq", "gptq", "compressed-tensors", "modelopt", "bitnet"}
 # What stock code raises on weights or settings that do not fit the architecture.
@@ -61,9 +67,9 @@ class Loaded:
     config.json and the weights as they were, to tell whether they still are. companions: names of
     the other files of the model. chat_template: where that is from, "" for none.
     given_template: the user gave it in place of the model's. read_rate: bytes a second that the
-    weights were read with. streamed: decoder layers are not in memory; their parameters are unread
-    arrays (see mlxfun.model.places.LayerStore). scratch: where a streamed model puts what does not
-    fit in memory.
+    weights were read with. on_disk: the parameters of which the model has only placeholders.
+    streamed: decoder layers are not in memory; their parameters are unread arrays (see
+    mlxfun.model.places.LayerStore). scratch: where such a model puts what does not fit in memory.
     """
 
     model: nn.Module
@@ -80,6 +86,7 @@ class Loaded:
     chat_template: str = ""
     given_template: bool = False
     read_rate: float = 0.0
+    on_disk: frozenset[str] = frozenset()
     streamed: bool = False
     scratch: Path = Path()
 
@@ -95,78 +102,50 @@ def load(
     ctx: Context = SILENT,
     chat_template: Path | None = None,
     identities: Path | None = None,
-    residence: Residence = IN_MEMORY,
+    held: LeaveOnDisk | LayersOnDisk | None = None,
 ) -> Loaded:
     """Load `source` (directory, Hub id or "demo") and evaluate every array of it; where no layer is
     to be in memory, every array outside its decoder layers.
 
-    chat_template: used instead of the model's. identities: see `checkpoint_id`. On the CPU 16-bit
-    weights are cast to float32, as its `gather_mm` needs; each one's own dtype stays on record.
+    chat_template: used instead of the model's. identities: see `checkpoint_id`. held: what is in
+    memory, None for all of it. On the CPU 16-bit weights are cast to float32, as its `gather_mm` needs; each one's own dtype stays on record.
     Raises ModelError (missing, broken, unsupported), BudgetError (does not fit) and Cancelled.
     """
     found = resolve(source, revision, ctx)
-    config = read_config(found.path)
-    _require_supported(config, found.path)
-    files = stamps(found.path)
-    headers = read_headers(found.path)
-    _require_sound(config, headers, found.path)
+    config, files, headers = _checked(found.path)
     identity = checkpoint_id(found.path, identities)
-    streamed, estimate = residence.resident == "none", estimate_bytes(headers, config)
-    if not streamed:
-        _require_memory(found.model_id, estimate)
+    if held is None:  # else that decides, when the shapes are known
+        _require_memory(found.model_id, estimate_bytes(headers, config))
     # Before the weights: a tokenizer that is missing is told before gigabytes are read.
     tokenizer, template, remarks = open_tokenizer(found.path, chat_template)
-    read = _read_weights(found, config, None if streamed else estimate, ctx)
-    if changed := difference(found.path, files):
-        raise ModelError(f"{changed} while the model was being loaded; load it again")
-    dropped = _dropped(headers, read.model)
+    model, full_config = _load_lazy(found.path, config)
+    stored = {path: array.dtype for path, array in flatten(model.parameters())}
+    lazy = Lazy(
+        model, full_config, headers, files, estimate_bytes(headers, config), needs_float32(model)
+    )
+    read = _read(lazy, found, held, ctx)
+    dropped = _dropped(headers, model)
     notes = (*found.notes, *remarks, *_stale_shards(found.path), *dropped)
+    notes += tuple(_cast_notes(model, stored)) if lazy.cast else ()
     return Loaded(
-        model=read.model,
+        model=model,
         tokenizer=tokenizer,
-        config=_own_config(config, read.config, dropped),
+        config=_own_config(config, full_config, dropped),
         path=found.path,
         model_id=found.model_id,
         checkpoint_id=identity,
-        stored_dtypes=read.stored,
-        notes=(*notes, *read.notes),
-        estimate=read.held,
+        stored_dtypes=stored,
+        notes=notes,
+        estimate=read.bytes,
         chat_template=template,
         given_template=chat_template is not None,
         read_rate=read.rate,
-        streamed=streamed,
-        scratch=residence.scratch or Path(tempfile.gettempdir()),
+        on_disk=read.on_disk,
+        streamed=isinstance(held, LayersOnDisk),
+        scratch=held.scratch if isinstance(held, LayersOnDisk) else Path(),
         files=files,
         companions=tuple(str(f.relative_to(found.path)) for f in companions(found.path).files),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """A model with its weights, see Loaded. held: bytes in memory while it runs."""
-
-    model: nn.Module
-    config: dict[str, Any]
-    stored: dict[str, mx.Dtype]
-    held: int
-    rate: float
-    notes: tuple[str, ...]
-
-
-def _read_weights(
-    found: Source, config: dict[str, Any], estimate: int | None, ctx: Context
-) -> _Read:
-    """The model of a directory. estimate: of its bytes in memory; None to leave decoder layers
-    unread."""
-    model, full = _load_lazy(found.path, config)
-    stored = {path: array.dtype for path, array in flatten(model.parameters())}
-    cast, rate = needs_float32(model), 0.0
-    if estimate is None:
-        held = _read_outside_layers(found.model_id, model, full, cast, ctx)
-    else:
-        held, rate = estimate, estimate / _evaluate(model, cast, ctx)
-    require_dtypes(model, full)
-    return _Read(model, full, stored, held, rate, _cast_notes(model, stored) if cast else ())
 
 
 def _dropped(headers: list[Header], model: nn.Module) -> tuple[str, ...]:
@@ -284,54 +263,56 @@ def needs_float32(model: nn.Module) -> bool:
     return not any("scales" in module for module in modules)
 
 
-def _read_outside_layers(
-    model_id: str, model: nn.Module, config: dict[str, Any], cast: bool, ctx: Context
-) -> int:
-    """Evaluate what is in no decoder layer. Returns the bytes in memory while a layer runs, which
-    must fit."""
-    unread = _unread(model, config)
-    needed = _streamed_bytes(model, unread, cast)
-    _require_memory(model_id, needed)
-    _evaluate(model, cast, ctx, unread)
-    return needed
+def _checked(path: Path) -> tuple[dict[str, Any], tuple[Stamp, ...], list[Header]]:
+    """config.json, the stamps and the headers of a directory that can be loaded."""
+    config = read_config(path)
+    _require_supported(config, path)
+    files = stamps(path)
+    headers = read_headers(path)
+    _require_sound(config, headers, path)
+    return config, files, headers
 
 
-def _unread(model: nn.Module, config: dict[str, Any]) -> frozenset[str]:
-    """The parameters of decoder layers."""
-    layers = tuple(f"{layer.path}." for layer in map_model(model, config).layers)
-    return frozenset(path for path, _ in flatten(model.parameters()) if path.startswith(layers))
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """bytes: in memory while the model runs. rate: bytes a second. on_disk: see Loaded."""
+
+    bytes: int
+    rate: float = 0.0
+    on_disk: frozenset[str] = frozenset()
 
 
-def _streamed_bytes(model: nn.Module, unread: frozenset[str], cast: bool) -> int:
-    """Bytes in memory while the largest decoder layer runs, besides what runs through it."""
-    rest, layers = 0, dict[str, int]()
-    for path, array in flatten(model.parameters()):
-        size = array.nbytes * (2 if cast and array.dtype in HALF else 1)
-        if path not in unread:
-            rest += size
-            continue
-        place = next(i for i, part in enumerate(path.split(".")) if part.isdigit())
-        layer = ".".join(path.split(".")[: place + 1])
-        layers[layer] = layers.get(layer, 0) + size
-    return rest + max(layers.values(), default=0)
+def _read(
+    lazy: Lazy, found: Source, held: LeaveOnDisk | LayersOnDisk | None, ctx: Context
+) -> _Read:
+    """Read what is to be in memory, which must fit."""
+    if isinstance(held, LayersOnDisk):
+        unread = layer_parameters(lazy)
+        read = _Read(streamed_bytes(lazy, unread))
+        _require_memory(found.model_id, read.bytes)
+        widen(lazy, unread)
+        _evaluate(lazy, unread, ctx)
+    else:
+        on_disk = frozenset[str]() if held is None else held(lazy)
+        if held is not None and not on_disk:
+            _require_memory(found.model_id, lazy.estimate)
+        set_aside(lazy, on_disk)
+        read = _Read(lazy.estimate, _evaluate(lazy, on_disk, ctx), on_disk)
+    require_dtypes(lazy.model, lazy.config)
+    if changed := difference(found.path, lazy.files):
+        raise ModelError(f"{changed} while the model was being loaded; load it again")
+    return read
 
 
-def _evaluate(
-    model: nn.Module, cast: bool, ctx: Context, unread: frozenset[str] = frozenset()
-) -> float:
-    """Evaluate parameter by parameter, so that a cast never holds two copies of the model; the
-    seconds that it took. unread: those that are left as they are."""
+def _evaluate(lazy: Lazy, unread: frozenset[str], ctx: Context) -> float:
+    """Evaluate parameter by parameter, so that a cast never holds two copies of the model; bytes a
+    second, as held. unread: those that are left as they are."""
     began = perf_counter()
-    if cast:
-        lazy = [(path, a) for path, a in flatten(model.parameters()) if path in unread]
-        wide = [(path, a.astype(mx.float32)) for path, a in lazy if a.dtype in HALF]
-        model.update(tree_unflatten(wide))
-    kept = [(path, a) for path, a in flatten(model.parameters()) if path not in unread]
-    names = [(path, array.nbytes) for path, array in kept]
+    model, cast = lazy.model, lazy.cast
+    arrays = {path: a for path, a in flatten(model.parameters()) if path not in unread}
+    names = [(path, array.nbytes) for path, array in arrays.items()]
     total = sum(count for _, count in names)
-    arrays = dict(kept)
-    del kept
-    done = 0
+    done = held = 0
     for path, count in names:
         ctx.check()
         array = arrays.pop(path)
@@ -342,11 +323,11 @@ def _evaluate(
             mx.eval(array)
         except (RuntimeError, ValueError) as error:
             raise ModelError(f"{path} cannot be read: {short(error)}") from error
-        done += count
+        done, held = done + count, held + array.nbytes
         ctx.progress("load", done, total, "B")
     mx.eval(list(_private_arrays(model)))
     bound_cache()
-    return max(perf_counter() - began, 1e-9)
+    return held / max(perf_counter() - began, 1e-9)
 
 
 def _private_arrays(model: nn.Module) -> Iterator[mx.array]:

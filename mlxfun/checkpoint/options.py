@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 Mode = Literal["affine", "mxfp4", "mxfp8", "nvfp4"]
 """How MLX packs weights."""
@@ -12,34 +12,39 @@ Mode = Literal["affine", "mxfp4", "mxfp8", "nvfp4"]
 MODES: dict[Mode, tuple[int, int]] = {"mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16)}
 """(bits, group size) of the modes that have one of each."""
 
-Residency = Literal["all", "none"]
-"""How much of a model is in memory: all of it, or no decoder layer but the one that runs."""
+Resident = Literal["auto", "all", "none"] | int
+"""What is held of a model: all of it, what fits, or at most so many bytes, with the experts that do
+not fit read from disk when they are wanted; or nothing, and every pass runs layer by layer."""
 
-RESIDENCIES: tuple[Residency, ...] = get_args(Residency)
-
-
-@dataclass(frozen=True, slots=True)
-class Residence:
-    """Where a model is. scratch: a directory for hidden states and edited tensors of one that is
-    not all in memory; None for the system's."""
-
-    resident: Residency = "all"
-    scratch: Path | None = None
-
-
-IN_MEMORY = Residence()
+Miss = Literal["read", "skip"]
+"""What becomes of a choice of the router that is not in memory: it is read first, or left out, and
+the weights of the others grow to the same sum. Skipping changes what the model says."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
     """revision: of a Hub model. chat_template: a file whose template is used instead of the
     model's. identities: a file that remembers the fingerprints of checkpoints, so that a large one
-    is not sampled again at each load; None to do without. residence: how much of it is in memory."""
+    is not sampled again at each load; None to do without.
+
+    resident: how much of the model is held in memory, see `Resident`. capacity: experts of each
+    layer that are held, in place of a size. profile: a file that says which, see
+    mlxfun.memory.profile. miss: see `Miss`. read_ahead: experts of the next layer that are read
+    before its router has chosen, 0 for none. profiles: a folder that remembers which experts a model
+    used last, where no profile is given; None to do without. scratch: with resident "none", a
+    directory for hidden states and edited tensors; the system's by default.
+    """
 
     revision: str | None = None
     chat_template: Path | None = None
     identities: Path | None = None
-    residence: Residence = IN_MEMORY
+    resident: Resident = "all"
+    capacity: int | None = None
+    profile: Path | None = None
+    miss: Miss = "read"
+    read_ahead: int = 0
+    profiles: Path | None = None
+    scratch: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ class Tap(Protocol):
     """What the stand-ins need of mlxfun.hooks.routing.LayerTap."""
 
     experts: LiveExperts
+    present: mx.array | None
 
     @property
     def layer(self) -> MoELayer: ...
@@ -32,23 +33,37 @@ class Tap(Protocol):
     def routed_logits(self) -> mx.array: ...
 
 
+def without_absent(weights: mx.array, present: mx.array) -> mx.array:
+    """`weights` [..., K] with those of absent experts 0, and the others grown to the same sum.
+
+    present: bool [..., K]. A token without any present expert keeps no weight.
+    """
+    kept = mx.where(present, weights, mx.zeros_like(weights))
+    left = kept.sum(axis=-1, keepdims=True)
+    whole = weights.sum(axis=-1, keepdims=True)
+    return kept * (whole / mx.where(left == 0, mx.ones_like(left), left))
+
+
 def product_class(tap: Tap) -> type[mx.array]:
-    """An `mx.array` subclass that notes the operand of `y * w[..., None]` in the open record."""
+    """An `mx.array` subclass that notes the operand of `y * w[..., None]` in the open record, and
+    takes the weights of experts that are left out away from it."""
 
     times, reflected_times = mx.array.__mul__, mx.array.__rmul__
 
-    def is_factor(y: mx.array, other: Any) -> bool:
-        return isinstance(other, mx.array) and other.ndim == y.ndim and other.shape[-1] == 1
+    def noted(y: mx.array, other: Any) -> Any:
+        if isinstance(other, mx.array) and other.ndim == y.ndim and other.shape[-1] == 1:
+            present = tap.present
+            if present is not None:
+                tap.present = None
+                other = without_absent(other[..., 0], present)[..., None]
+            tap.multiplied(other)
+        return other
 
     def multiply(self: mx.array, other: Any) -> mx.array:
-        if is_factor(self, other):
-            tap.multiplied(other)
-        return times(self, other)
+        return times(self, noted(self, other))
 
     def reflected(self: mx.array, other: Any) -> mx.array:
-        if is_factor(self, other):
-            tap.multiplied(other)
-        return reflected_times(self, other)
+        return reflected_times(self, noted(self, other))
 
     def astype(self: mx.array, *args: Any, **kwargs: Any) -> mx.array:
         result = mx.array.astype(self, *args, **kwargs)

@@ -99,6 +99,9 @@ class LayerTap:
         self.clients: list[Client] = []
         self.step: Stepping | None = None
         self._wanted = Wanted(False, False, False)  # by any of the clients
+        self.present: mx.array | None = (
+            None  # bool [..., K]: the choices of this forward that are not left out
+        )
         self._router_weights: mx.array | None = None
         self._awaited = False  # whether the weights of the forward in progress are not known yet
         self._record: Record | None = None  # of the forward in progress
@@ -399,8 +402,10 @@ def _experts(tap: LayerTap) -> Callable[..., mx.array]:
     def call(own: Any, x: mx.array, indices: mx.array, *args: Any, **kwargs: Any) -> mx.array:
         rows = tap.experts.mapped(indices)
         y: mx.array = own(x, rows, *args, **kwargs)
-        if tap.step is not None or tap.clients:
+        observed = tap.step is not None or bool(tap.clients)
+        if observed:
             tap.open(x, indices, y, rows)
+        if observed or tap.present is not None:
             y.__class__ = product
         return y
 

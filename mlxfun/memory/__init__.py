@@ -1,1 +1,1 @@
-"""Models that do not fit in memory."""
+"""Models larger than memory: experts in slots, streamed layers, and what fits how."""

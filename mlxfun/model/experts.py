@@ -54,6 +54,11 @@ class Bank:
                 f"layer {layer.index} keeps its experts as separate modules ({layer.family}), which "
                 "cannot be merged as one stack; prune this model instead"
             )
+        if moe.on_disk:
+            raise PlanError(
+                f"the experts of layer {layer.index} are partly on disk, and all of them are looked "
+                "at here: load the model with --resident all"
+            )
         experts = modules[layer.experts]
         for inward, outward in PROJECTIONS:
             if outward in experts:

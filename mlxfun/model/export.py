@@ -6,7 +6,7 @@ Tensors are made one at a time, so writing needs the memory of one of them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -15,14 +15,20 @@ from mlxfun.model.anatomy import MoELayer, MoEMap
 from mlxfun.model.anatomy.width import width_keys
 from mlxfun.model.delta import Resident
 from mlxfun.model.parameters import flatten, nbytes_as, take_rows, unpacked_shape
-from mlxfun.model.places import FromFile
+
+
+class Aside(Protocol):
+    """A whole tensor that is on disk; FromFile is one."""
+
+    def lazy(self) -> mx.array:
+        """The tensor, in the dtype it is stored in."""
 
 
 class ExportView:
     """Read-only view of a resident model's live side as the checkpoint it would become.
 
     stored: each parameter's own dtype on disk (the CPU backend holds 16-bit models in float32).
-    aside: path -> the tensor in a file, of parameters whose place in the model a placeholder has.
+    aside: path -> the tensor on disk, of parameters whose place in the model a placeholder has.
     """
 
     def __init__(
@@ -31,7 +37,7 @@ class ExportView:
         resident: Resident,
         anatomy: MoEMap,
         stored: Mapping[str, mx.Dtype],
-        aside: Mapping[str, FromFile] | None = None,
+        aside: Mapping[str, Aside] | None = None,
     ) -> None:
         self.model = model
         self._aside = aside or {}
@@ -175,8 +181,8 @@ class ExportView:
         return found
 
     def resident_arrays(self) -> tuple[mx.array, ...]:
-        """Every parameter as held in memory."""
-        return tuple(self._arrays.values())
+        """Every parameter that is held in memory."""
+        return tuple(array for path, array in self._arrays.items() if path not in self._aside)
 
     def parameter_count(self) -> int:
         """Values in the model as saved: packed weights unpacked, scales and pruned rows not counted."""

@@ -38,6 +38,7 @@ class LiveExperts:
         self.rows: tuple[int, ...] = self.live
         self.index_map: mx.array | None = None
         self.labels: mx.array | None = None
+        self.on_disk = False  # the stacks are placeholders: see mlxfun.memory.slots
         self._known: dict[tuple[Experts, Experts], Numbering] = {}
 
     def set(self, live: Sequence[int], resident: Sequence[int]) -> None:

@@ -11,6 +11,7 @@ from typing import Self
 import mlx.core as mx
 
 from mlxfun.checkpoint.load import Loaded, load
+from mlxfun.checkpoint.on_disk import LayersOnDisk, LeaveOnDisk
 from mlxfun.checkpoint.options import LoadOptions
 from mlxfun.context import SILENT, Context
 from mlxfun.data.datasets import Tokenizer
@@ -18,8 +19,10 @@ from mlxfun.data.scan_reports import Identity
 from mlxfun.editing.earlier import present
 from mlxfun.errors import StateError
 from mlxfun.generation.conversation import Conversation
-from mlxfun.generation.decoder import Decoded, Decoder
+from mlxfun.generation.decoder import Decoded, Decoder, Steps
 from mlxfun.generation.options import GenerateOptions
+from mlxfun.memory.reports import skipping
+from mlxfun.memory.slots.partly import Partly, whole
 from mlxfun.model.anatomy.context_length import context_length
 from mlxfun.session.measurements import Measurements
 from mlxfun.session.reports import InfoReport
@@ -30,7 +33,14 @@ from mlxfun.techniques.ablate.technique import Abliterate
 class SessionBase:
     """Opens and closes a session, and keeps it on the thread that opened it."""
 
-    def __init__(self, loaded: Loaded, *, undo_budget: int | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        *,
+        undo_budget: int | None = None,
+        seed: int = 0,
+        partly: Partly | None = None,
+    ) -> None:
         """Wrap an already loaded model. Raises ModelError for an unknown architecture."""
         self._thread = threading.get_ident()
         self._loaded = loaded
@@ -38,7 +48,7 @@ class SessionBase:
         self.config = loaded.config
         self.seed = seed
         self.command = ""
-        self._workspace = workspace = SessionWorkspace(loaded, undo_budget)
+        self._workspace = workspace = SessionWorkspace(loaded, undo_budget, partly)
         self.model, self.map, self.taps = workspace.model, workspace.map, workspace.taps
         self.anatomy = workspace.anatomy
         self.editor = workspace.editor
@@ -68,8 +78,28 @@ class SessionBase:
         Raises ModelError (missing, broken, unsupported) or BudgetError (does not fit).
         """
         o = options or LoadOptions()
-        loaded = load(source, o.revision, ctx, o.chat_template, o.identities, o.residence)
-        return cls(loaded, undo_budget=undo_budget, seed=seed)
+        partly = None if whole(o) or o.resident == "none" else Partly(o)
+        held: LeaveOnDisk | LayersOnDisk | None = partly
+        if o.resident == "none":
+            held = LayersOnDisk() if o.scratch is None else LayersOnDisk(o.scratch)
+        try:
+            loaded = load(source, o.revision, ctx, o.chat_template, o.identities, held)
+            session = cls(loaded, undo_budget=undo_budget, seed=seed, partly=partly)
+            session._opened(o)
+            return session
+        except BaseException:
+            if partly is not None and partly.reader is not None:
+                partly.reader.close()
+            raise
+
+    def _opened(self, options: LoadOptions) -> None:
+        """The session is there; what the options of loading ask for besides."""
+
+    @property
+    def caveat(self) -> str:
+        """What is different about the model's answers, "" for nothing."""
+        slots = self._workspace.slots
+        return "" if slots is None else skipping(slots.decided.options.miss)[2:]
 
     @property
     def state(self) -> str:
@@ -115,6 +145,15 @@ class SessionBase:
         self._own()
         return self._decoder.run(prompt, options, self.editor.key, lambda *_: None, ctx=ctx)
 
+    def answer_steps(
+        self, prompt: list[int], options: GenerateOptions, on_text: Callable[[str], None]
+    ) -> Steps:
+        """An answer of the live side to token ids, outside the conversation, step by step."""
+        self._own()
+        return self._decoder.steps(
+            prompt, options, self.editor.key, lambda _i, _t, text, *_: on_text(text)
+        )
+
     def close(self) -> None:
         """Detach the taps and let go of the model; the session cannot be used after that.
 
@@ -126,6 +165,8 @@ class SessionBase:
         for let_go in self.before_close:
             let_go()
         self.taps.detach()
+        if self._workspace.slots is not None:
+            self._workspace.slots.close()
         self._decoder.clear()
         # Modules, taps and editor refer to each other in circles. Without what leads there from
         # here they can be collected while the caller still holds this object.

@@ -20,12 +20,12 @@ from mlxfun.errors import ModelError
 from mlxfun.evaluation.options import ProbeOptions
 from mlxfun.scans.reports import DossierReport
 from mlxfun.session import smoke, views
-from mlxfun.session.base import SessionBase
 from mlxfun.session.observations import ChatCounter
 from mlxfun.session.reports import InfoReport, LayersReport, SessionView, SmokeReport
+from mlxfun.session.residency import Residency
 
 
-class Inspection(SessionBase):
+class Inspection(Residency):
     """Looking at the model, and keeping its routing statistics."""
 
     def view(self) -> SessionView:
@@ -37,7 +37,11 @@ class Inspection(SessionBase):
             live=self.editor.side,
             model=self._cheap_info(),
             heat=views.heat(
-                self.anatomy, self.editor, self._observations.stats, self._workspace.protected
+                self.anatomy,
+                self.editor,
+                self._observations.stats,
+                self._workspace.protected,
+                self._held(),
             ),
             plan=staged.report if staged else None,
             scores=self._measurements.previewed,
@@ -57,9 +61,12 @@ class Inspection(SessionBase):
         self._own()
         if verify and (changed := self._loaded.changed):
             raise ModelError(f"{changed} since the model was loaded; load it again to verify it")
+        held = None if self._workspace.slots is None else self._workspace.slots.report()
         digest = full_digest(self._loaded.path, ctx) if verify else None
         with self.editor.live("base"):
-            return views.info(self._loaded, self.map, self.editor, self._workspace.export(), digest)
+            return views.info(
+                self._loaded, self.map, self.editor, self._workspace.export(), digest, held
+            )
 
     def _cheap_info(self) -> InfoReport:
         key = (self.state, self.editor.history.current.id)
@@ -114,7 +121,9 @@ class Inspection(SessionBase):
         if report.passed:
             return report
         edited = self.editor.live_state != self.editor.root_state
-        told = smoke.advice(self.model, edited, self._workspace.open_checkpoint)
+        told = smoke.advice(
+            self.model, edited, self._workspace.open_checkpoint, self._loaded.on_disk
+        )
         return replace(report, advice=told)
 
     # -- statistics ---------------------------------------------------------------------------
@@ -123,7 +132,7 @@ class Inspection(SessionBase):
         """Calibrate on the committed weights without steering. A cancel keeps what was collected."""
         self._own()
         self.map.require_experts("collect statistics of")
-        return self._observations.collect(options, self.command, ctx)
+        return self._observations.collect(options, self.command, self._watched(ctx))
 
     def stats(self, action: StatsAction = "show") -> StatsReport:
         """The statistics in hand. Raises StateError without any."""

@@ -138,7 +138,8 @@ class SmokeReport(Report):
 class HeatView:
     """Everything a heatmap draws. Arrays are float64 or bool [L, E]; metrics may be empty.
 
-    stale: the metrics were measured on another state of the weights than the committed one.
+    stale: the metrics were measured on another state of the weights than the committed one. held:
+    int8 [L, E], where experts are (see mlxfun.events.ON_DISK), None where all are in memory.
     """
 
     layers: tuple[int, ...]
@@ -152,6 +153,7 @@ class HeatView:
     samples: int
     tokens: int
     stale: bool = False
+    held: Array | None = None
 
 
 @dataclass(frozen=True, slots=True)

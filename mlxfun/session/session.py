@@ -24,7 +24,7 @@ from mlxfun.data.options import ScanKind
 from mlxfun.editing.earlier import present
 from mlxfun.editing.options import ApplyOptions
 from mlxfun.editing.reports import HistoryReport, PlanReport, StepReport, WrittenReport
-from mlxfun.errors import UsageError
+from mlxfun.errors import StateError, UsageError
 from mlxfun.evaluation import measure
 from mlxfun.evaluation.options import EvaluateOptions, ProbeOptions, RefusalOptions
 from mlxfun.evaluation.refusals import count_refusals
@@ -49,6 +49,7 @@ from mlxfun.techniques.merge.technique import Merge
 from mlxfun.techniques.narrow.options import NarrowOptions
 from mlxfun.techniques.narrow.technique import Narrow
 from mlxfun.techniques.prune import manual_mask
+from mlxfun.techniques.prune.calibrated import needs_forward
 from mlxfun.techniques.prune.manual import Select
 from mlxfun.techniques.prune.options import PruneOptions, SelectOptions
 from mlxfun.techniques.prune.technique import Prune
@@ -90,8 +91,21 @@ class Session(Inspection):
         """Plan, and stage in place of a staged plan. A cancel or failure leaves all as it was."""
         self._own()
         technique.require(self.map)
+        self._require_held(options)
         mx.reset_peak_memory()  # what a plan says of its peak is that of the call which staged it
         return stage(self._workspace, technique.plan(self._workspace, options, self.command, ctx))
+
+    def _require_held(self, options: Any) -> None:
+        """Raise StateError for an edit that makes tensors of experts, of which some are on disk."""
+        match options:
+            case MergeOptions():
+                self._require_whole("merge")
+            case NarrowOptions():
+                self._require_whole("narrow")
+            case AblateOptions():
+                self._require_whole("abliterate")
+            case PruneOptions() if needs_forward(options):
+                self._require_whole("a prune that measures experts' outputs or refits them")
 
     def write_edit(
         self,
@@ -115,6 +129,7 @@ class Session(Inspection):
             case AblateOptions():
                 technique = self._abliterate
         technique.require(self.map)
+        self._require_held(options)
         mx.reset_peak_memory()
         if not isinstance(options, PruneOptions) or options.saliency is None:
             return write_edit(self._workspace, technique, options, to, self.command, ctx)
@@ -221,6 +236,7 @@ class Session(Inspection):
     def chat(self, text: str, options: GenerateOptions, ctx: Context = SILENT) -> ChatReport:
         """Answer `text` in the running conversation, emitting a Token for each token."""
         self._own()
+        ctx = self._watched(ctx)
         counter = self._observations.chat_counter(ctx)
         report = self._conversation.answer(text, options, counter, ctx)
         if counter is not None:
@@ -253,7 +269,9 @@ class Session(Inspection):
         Raises StateError when there are no two sides: see mlxfun.generation.ab.
         """
         self._own()
-        return sides.compare(self.model, self._decoder, self.editor, (text, options), ctx)
+        return sides.compare(
+            self.model, self._decoder, self.editor, (text, options), self._watched(ctx)
+        )
 
     # -- history ------------------------------------------------------------------------------
 
@@ -268,7 +286,9 @@ class Session(Inspection):
         manual_mask.require_even(staged.report)
         self._measurements.guard(staged, options, ctx)
         previewed = self._measurements.previewed
-        return self.editor.apply(measure.scores(previewed) if previewed else {}, ctx)
+        step = self.editor.apply(measure.scores(previewed) if previewed else {}, ctx)
+        self._workspace.drop_pruned()
+        return step
 
     def discard(self) -> StepReport:
         """Drop the staged plan."""
@@ -284,6 +304,11 @@ class Session(Inspection):
         """Free the memory of pruned experts; undo reads them back from the checkpoint."""
         self._own()
         self.map.require_experts("compact")
+        if self._workspace.slots is not None:
+            raise StateError(
+                "there is nothing to compact: of this model only some experts are in memory, and "
+                "pruned ones have left their slots; save writes the model without them"
+            )
         return self.editor.compact(self.command or "compact", ctx)
 
     def undo(self, ctx: Context = SILENT) -> StepReport:

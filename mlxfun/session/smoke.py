@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, Protocol
 
 import mlx.core as mx
@@ -75,12 +75,19 @@ def smoke_test(
     return SmokeReport(passed, checks, decoded.text)
 
 
-def advice(model: Any, edited: bool, open_checkpoint: Callable[[], Reader]) -> str:
+def advice(
+    model: Any,
+    edited: bool,
+    open_checkpoint: Callable[[], Reader],
+    on_disk: Collection[str] = (),
+) -> str:
     """Where the live weights hold NaN or infinity, and whether the checkpoint does.
 
-    edited: the live weights may differ from the checkpoint's.
+    edited: the live weights may differ from the checkpoint's. on_disk: parameters that are not in
+    memory, which is not looked at.
     """
-    broken = [path for path, array in flatten(model.parameters()) if not finite(array)]
+    held = [one for one in flatten(model.parameters()) if one[0] not in on_disk]
+    broken = [path for path, array in held if not finite(array)]
     if broken:
         read = open_checkpoint()
         own = [path for path in broken if not finite(read(path))]

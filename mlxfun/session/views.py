@@ -15,6 +15,7 @@ from mlxfun.calibration.routing_stats import RoutingStats
 from mlxfun.checkpoint.load import Loaded
 from mlxfun.editing.editor import Editor
 from mlxfun.errors import UsageError
+from mlxfun.memory.reports import ResidencyReport, skipping
 from mlxfun.model.anatomy import MoELayer, MoEMap
 from mlxfun.model.anatomy.masks import mask_of, sets_mask
 from mlxfun.model.anatomy.types import DecoderLayer
@@ -50,12 +51,19 @@ def describe_router(layer: MoELayer) -> str:
 
 
 def info(
-    loaded: Loaded, found: ModelMap, editor: Editor, view: ExportView, digest: str | None
+    loaded: Loaded,
+    found: ModelMap,
+    editor: Editor,
+    view: ExportView,
+    digest: str | None,
+    held: ResidencyReport | None = None,
 ) -> InfoReport:
-    """The resident model."""
+    """The resident model. held: what is held of its experts, None for all."""
     anatomy = found.experts
     first = anatomy.layers[0] if anatomy.layers else None
     resident = sum(array.nbytes for array in view.resident_arrays())
+    if held is not None:
+        resident += held.slot_bytes
     return InfoReport(
         source=str(loaded.path),
         model_id=loaded.model_id,
@@ -76,13 +84,23 @@ def info(
         device=str(mx.default_device().type).rpartition(".")[2],
         memory_active=int(mx.get_active_memory()),
         memory_limit=memory_limit(),
-        notes=(*loaded.notes, *filter(None, [blas_hint()])),
+        notes=(*loaded.notes, *_held_note(held), *filter(None, [blas_hint()])),
         digest=digest,
         expert_bytes=view.expert_bytes(),
         open_groups=first.topk_group if first else 1,
         chat_template=loaded.chat_template,
-        compactable=bool(compact_delta(editor.resident).layers),
+        compactable=held is None and bool(compact_delta(editor.resident).layers),
     )
+
+
+def _held_note(held: ResidencyReport | None) -> list[str]:
+    """How many experts are in memory, where not all are."""
+    if held is None:
+        return []
+    return [
+        f"{held.capacity} of {held.experts} experts a layer are in memory, the others are read when "
+        f"they are wanted{skipping(held.miss)}"
+    ]
 
 
 def _main_dtype(view: ExportView) -> str:
@@ -160,7 +178,11 @@ def levelled(anatomy: MoEMap, editor: Editor, sign: int) -> Array:
 
 
 def heat(
-    anatomy: MoEMap, editor: Editor, stats: RoutingStats | None, protected: Array
+    anatomy: MoEMap,
+    editor: Editor,
+    stats: RoutingStats | None,
+    protected: Array,
+    held: Array | None = None,
 ) -> HeatView | None:
     """Everything that a heatmap draws, None for a model without experts."""
     if not anatomy.layers:
@@ -181,6 +203,7 @@ def heat(
         samples=stats.samples if stats is not None else 0,
         tokens=stats.tokens if stats is not None else 0,
         stale=stats is not None and stats.state != editor.state,
+        held=held,
     )
 
 

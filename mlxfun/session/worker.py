@@ -20,7 +20,16 @@ from typing import Protocol
 
 from mlxfun.context import Context, as_running
 from mlxfun.errors import Cancelled, MlxfunError, UsageError
-from mlxfun.events import Event, JobEnded, JobQueued, JobStarted, Progress, RoutingFrame, Token
+from mlxfun.events import (
+    Event,
+    JobEnded,
+    JobQueued,
+    JobStarted,
+    Progress,
+    ResidencyFrame,
+    RoutingFrame,
+    Token,
+)
 from mlxfun.report import Report
 from mlxfun.tally import Tally
 from mlxfun.text import brief, cut
@@ -109,7 +118,10 @@ class JobContext(Context):
             # It ends the step: nothing of that may come later, and the next begins anew.
             self.flush()
             self._label = None
-        if isinstance(event, RoutingFrame | Token | Progress) and event.job != self.job:
+        if (
+            isinstance(event, RoutingFrame | ResidencyFrame | Token | Progress)
+            and event.job != self.job
+        ):
             event = replace(event, job=self.job)
         self._emit(event)
 

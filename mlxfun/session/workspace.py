@@ -21,12 +21,14 @@ from mlxfun.editing.scratch import Scratch, own_directory, scratch_for
 from mlxfun.evaluation.evaluator import EvalSet, Evaluator
 from mlxfun.hooks.head import HeadTap
 from mlxfun.hooks.routing import Taps
+from mlxfun.memory.slots.partly import Partly
+from mlxfun.memory.slots.slots import ExpertSlots
 from mlxfun.memory.streaming.ahead import ReadAhead
 from mlxfun.memory.streaming.residency import LayerReader
 from mlxfun.memory.streaming.unread import require_unchanged, unread
 from mlxfun.model.delta import Delta, LayerDelta, Resident, Trial
 from mlxfun.model.device.memory import Need, fits, require
-from mlxfun.model.export import ExportView
+from mlxfun.model.export import Aside, ExportView
 from mlxfun.model.model_map import map_model
 from mlxfun.model.places import FromFile, LayerStore, Reader
 from mlxfun.session.observations import Observations
@@ -46,8 +48,13 @@ if TYPE_CHECKING:
 class SessionWorkspace:
     """A session makes one and hands it to the techniques."""
 
-    def __init__(self, loaded: Loaded, undo_budget: int | None = None) -> None:
-        """Wrap an already loaded model. Raises ModelError for an unknown architecture."""
+    def __init__(
+        self, loaded: Loaded, undo_budget: int | None = None, partly: Partly | None = None
+    ) -> None:
+        """Wrap an already loaded model. Raises ModelError for an unknown architecture.
+
+        partly: what was decided about experts that are not held.
+        """
         self._loaded = loaded
         self._scratch: Scratch | None = None
         self.model: nn.Module = loaded.model
@@ -58,8 +65,14 @@ class SessionWorkspace:
         self._own_scratch: Scratch | None = None
         if loaded.streamed:
             self._keep_layers_on_disk()
+        # Inside the taps: what they pass on are rows of the whole stacks.
+        self.slots = ExpertSlots(self.model, partly) if partly and partly.layers else None
+        for moe in self.resident.layers:
+            moe.on_disk = self.slots is not None
         self.taps = Taps(self.model, self.anatomy, self.resident.layers)
         self.taps.attach()
+        if self.slots is not None and partly is not None and partly.options.miss == "skip":
+            self.slots.leave_out(self.taps.layers)
         began = f"load {loaded.model_id}"
         self.editor = Editor(self.resident, self.taps, loaded.checkpoint_id, began, undo_budget)
         self.editor.model_name = loaded.model_id
@@ -86,6 +99,11 @@ class SessionWorkspace:
         store.scratch = own_directory(loaded.scratch)
         finalize(self, shutil.rmtree, store.scratch, True)
         self._own_scratch = Scratch(store.scratch, store.scratch)
+
+    def drop_pruned(self) -> None:
+        """Let experts that no router can choose leave their slots."""
+        if self.slots is not None:
+            self.slots.keep_only(self.editor.committed)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -138,7 +156,9 @@ class SessionWorkspace:
     def export(self, aside: Mapping[str, FromFile] | None = None) -> ExportView:
         """The live side as it would be saved. aside: see ExportView."""
         dtypes = self._loaded.stored_dtypes
-        return ExportView(self.model, self.resident, self.anatomy, dtypes, aside)
+        on_disk: dict[str, Aside] = {} if self.slots is None else dict(self.slots.aside)
+        on_disk |= aside or {}
+        return ExportView(self.model, self.resident, self.anatomy, dtypes, on_disk)
 
     def save(
         self,

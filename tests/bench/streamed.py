@@ -31,7 +31,7 @@ from random_model import PRESETS, Shape, make, write_lines
 
 from mlxfun import Session
 from mlxfun.calibration.options import CollectOptions
-from mlxfun.checkpoint.options import LoadOptions, Residence, Residency, SaveOptions
+from mlxfun.checkpoint.options import LoadOptions, Resident, SaveOptions
 from mlxfun.data.options import DatasetOptions
 from mlxfun.editing.options import ApplyOptions
 from mlxfun.evaluation.options import EvaluateOptions
@@ -48,9 +48,9 @@ STEPS = ("collect", "evaluate", "prune", "merge", "abliterate", "save")
 class Run:
     """The steps of one mode, in order, each measured."""
 
-    def __init__(self, model: Path, data: Path, mode: Residency, scratch: Path) -> None:
+    def __init__(self, model: Path, data: Path, mode: Resident, scratch: Path) -> None:
         began = time.perf_counter()
-        options = LoadOptions(residence=Residence(mode, scratch))
+        options = LoadOptions(resident=mode, scratch=scratch)
         self._session, self._scratch = Session.open(model, options=options), scratch
         self._data, self._mode = DatasetOptions(str(data), max_tokens=512), mode
         self.found: dict[str, Any] = {"load": {"seconds": time.perf_counter() - began}}

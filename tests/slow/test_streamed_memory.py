@@ -24,7 +24,7 @@ from pathlib import Path
 import mlx.core as mx
 from mlxfun import Session
 from mlxfun.calibration.options import CollectOptions
-from mlxfun.checkpoint.options import LoadOptions, Residence, SaveOptions
+from mlxfun.checkpoint.options import LoadOptions, SaveOptions
 from mlxfun.data.options import DatasetOptions
 from mlxfun.editing.options import ApplyOptions
 from mlxfun.techniques.ablate.options import AblateOptions
@@ -32,7 +32,7 @@ from mlxfun.techniques.merge.options import MergeOptions
 from mlxfun.techniques.prune.options import PruneOptions
 
 root, residence = Path(sys.argv[1]), sys.argv[2]
-session = Session.open(root / "model", LoadOptions(residence=Residence(residence, root / "scratch")))
+session = Session.open(root / "model", LoadOptions(resident=residence, scratch=root / "scratch"))
 text, one, other = (DatasetOptions(str(root / f"{n}.jsonl")) for n in ("text", "one", "other"))
 session.collect(CollectOptions(text))
 session.prune(PruneOptions(n_prune=8))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mlxfun.arrays import Array
+from mlxfun.events import ON_DISK, READ
 from mlxfun.session.reports import HeatView
 from tui.heat.metrics import DIFFERENCE, chosen_metric, empty_heat, metric_values
 from tui.heat.order import order_of
@@ -18,8 +19,9 @@ from tui.state.app_state import AppState, HeatOptions, Scale
 
 LEVELS = 24
 # Ordered by what must stay visible when several experts share one cell: the later one wins.
-(PRUNED, UNSEEN, HEAT, APART, PROTECTED, CONDEMNED, SHARE, DOWN, UP, LIT, CURSOR,
- VOID) = range(12)  # fmt: skip
+(PRUNED, UNSEEN, ABSENT, HEAT, APART, PROTECTED, CONDEMNED, SHARE, DOWN, UP, LIT, LOADED, CURSOR,
+ VOID) = range(14)  # fmt: skip
+# ABSENT: not in memory; LOADED: read a moment ago, because it was wanted.
 # SHARE: of experts in one cell some are to be pruned; its level is the fraction.
 RAMPED = (HEAT, APART, PROTECTED, CONDEMNED, DOWN, UP)
 STEPS = LEVELS // 2
@@ -72,8 +74,14 @@ def heat_model(state: AppState) -> HeatModel | None:
         codes = encode_apart(heat, values, state.heat)
     else:
         codes = encode(heat, values, seen, state.heat)
+    held = heat.held if state.held is None else state.held
+    if held is not None and held.shape == codes.shape:
+        heat = replace(heat, held=held)
+        dim(codes, held)
     if state.lit is not None:
         light(codes, state.lit)
+    if held is not None and held.shape == codes.shape:
+        codes[(held == READ) & (codes // LEVELS != PRUNED)] = LOADED * LEVELS
     frame = state.frame
     order = order_of(state)
     if order is not None:
@@ -185,6 +193,14 @@ def encode(heat: HeatView, values: Array | None, seen: Array | None, options: He
         level = levels(np.where(heat.alive, values, 0.0), options)
     level[(kinds == UNSEEN) | (kinds == PRUNED)] = 0
     return kinds * LEVELS + level
+
+
+def dim(codes: Array, held: Array) -> None:
+    """Mark in `codes` [L, E] the experts that are on disk only, and have no other mark; they keep
+    their heat. held: int8 [L, E], see mlxfun.events.ON_DISK."""
+    kinds, level = np.divmod(codes, LEVELS)
+    plain = (held == ON_DISK) & ((kinds == HEAT) | (kinds == UNSEEN))
+    codes[plain] = ABSENT * LEVELS + level[plain]
 
 
 def light(codes: Array, experts: Array) -> None:

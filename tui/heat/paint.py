@@ -17,6 +17,7 @@ from rich.style import Style
 from commands.output.gradient import RGB, blend
 from tui.heat.grid import BASE
 from tui.heat.model import (
+    ABSENT,
     APART,
     CONDEMNED,
     CURSOR,
@@ -24,6 +25,7 @@ from tui.heat.model import (
     HEAT,
     LEVELS,
     LIT,
+    LOADED,
     PROTECTED,
     PRUNED,
     RAMPED,
@@ -55,6 +57,7 @@ class HeatColours:
     magenta: RGB
     gold: RGB
     lit: RGB
+    loaded: RGB
     cursor: RGB
 
 
@@ -73,6 +76,7 @@ DARK = HeatColours(
     magenta=(240, 120, 230),
     gold=(240, 200, 90),
     lit=(255, 224, 64),
+    loaded=(120, 255, 214),
     cursor=(255, 150, 40),
 )  # fmt: skip
 LIGHT = HeatColours(
@@ -90,6 +94,7 @@ LIGHT = HeatColours(
     magenta=(160, 20, 150),
     gold=(150, 104, 0),
     lit=(255, 170, 0),
+    loaded=(0, 128, 104),
     cursor=(220, 90, 0),
 )  # fmt: skip
 
@@ -106,7 +111,11 @@ def ramp_colour(inks: HeatColours, kind: int, level: int) -> RGB:
         return blend(inks.more if more else inks.less, step / (STEPS - 1))
     if kind in RAMPED:
         return blend(inks.ramp, x)
-    plain = {PRUNED: inks.pruned, UNSEEN: inks.unseen, LIT: inks.lit, CURSOR: inks.cursor}
+    if kind == ABSENT:
+        # Its heat still shows, nearer to the background.
+        return blend((inks.ground, blend(inks.ramp, x)), 0.35)
+    plain = {PRUNED: inks.pruned, UNSEEN: inks.unseen, LIT: inks.lit, CURSOR: inks.cursor,
+             LOADED: inks.loaded}  # fmt: skip
     return plain.get(kind, inks.ground)
 
 
@@ -144,7 +153,8 @@ def sign(kind: int) -> str:
 def expert_colour(inks: HeatColours, kind: int) -> RGB:
     """The colour of a kind of expert where a bar's length shows its heat."""
     named = {CONDEMNED: inks.red, UP: inks.green, DOWN: inks.magenta, PROTECTED: inks.gold,
-             LIT: inks.lit, UNSEEN: inks.faint, PRUNED: inks.faint}  # fmt: skip
+             LIT: inks.lit, UNSEEN: inks.faint, PRUNED: inks.faint, ABSENT: inks.faint,
+             LOADED: inks.loaded}  # fmt: skip
     return named.get(kind) or blend(inks.ramp, 0.55)
 
 
@@ -203,7 +213,7 @@ class Blocks(dict[int, Segment]):
         return segment
 
 
-_SIGNS = {UP: "▲", DOWN: "▼", PROTECTED: "◆", UNSEEN: "·", PRUNED: "×"}
+_SIGNS = {UP: "▲", DOWN: "▼", PROTECTED: "◆", UNSEEN: "·", PRUNED: "×", ABSENT: "-", LOADED: "↓"}
 
 
 def _sign_colours(inks: HeatColours, kind: int, back: RGB) -> tuple[RGB, RGB]:
@@ -227,6 +237,8 @@ MEANING = {
     PROTECTED: "protected",
     PRUNED: "pruned",
     LIT: "routed now",
+    ABSENT: "on disk",
+    LOADED: "just read",
 }
 """What the marks of cells mean, in the order in which the legend names them."""
 

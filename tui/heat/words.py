@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mlxfun.arrays import Array
+from mlxfun.events import ON_DISK
 from mlxfun.steering.reports import SteerReport
 from tui.heat.metrics import DIFFERENCE
 from tui.heat.model import HeatModel
@@ -52,6 +53,8 @@ def status(
         )
         if flags[position, expert]
     ]
+    if heat.held is not None and heat.held[position, expert] == ON_DISK:
+        words.append("on disk, not in memory")
     return ", ".join(words)
 
 

@@ -126,6 +126,8 @@ class AppState:
     jobs: what runs, the innermost last: a replay runs its lines as jobs inside its own.
     queued: (job, line) of those that wait.
     frame: the running calibration's newest heat.
+    held: int8 [L, E], where the experts are while a job runs (see mlxfun.events.ON_DISK); None where
+        `view` says it.
     traffic: float64 [L, E], how many tokens of the newest answer each expert served.
     lit: int32 [L, K], the experts of the newest token while one is generated, or of the token under
         the transcript's cursor. When both sides answer, traffic and lit are those of the live side.
@@ -157,6 +159,7 @@ class AppState:
     jobs: tuple[Job, ...] = ()
     queued: tuple[tuple[int, str], ...] = ()
     frame: RoutingFrame | None = None
+    held: Array | None = None
     traffic: Array | None = None
     lit: Array | None = None
     turns: tuple[Turn, ...] = ()

@@ -17,6 +17,7 @@ from mlxfun.events import (
     JobStarted,
     Notice,
     Progress,
+    ResidencyFrame,
     RoutingFrame,
     Token,
 )
@@ -57,6 +58,8 @@ def reduce(state: AppState, event: Event, now: float) -> AppState:
             return replace(state, jobs=jobs)
         case RoutingFrame():
             return replace(state, frame=event)
+        case ResidencyFrame():
+            return replace(state, held=event.held)
         case Token():
             return _token(state, event, now)
         case Notice() if event.level == "offer":
@@ -125,7 +128,7 @@ def _ended(state: AppState, event: JobEnded) -> AppState:
     state = replace(state, queued=tuple(q for q in state.queued if q[0] != event.job))
     if any(job.id == event.job for job in state.jobs):
         jobs = tuple(job for job in state.jobs if job.id != event.job)
-        state = replace(state, jobs=jobs, frame=None, lit=None, token=None)
+        state = replace(state, jobs=jobs, frame=None, held=None, lit=None, token=None)
     state = replace(state, turns=chat_turns.finish(state.turns, event))
     if event.error is None and chat_turns.begins_anew(event.line):
         state = replace(state, turns=(), token=None)

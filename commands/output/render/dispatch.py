@@ -18,7 +18,7 @@ from commands.output.render import (
     plans,
     scans,
 )
-from commands.output.render.base import text, with_inputs
+from commands.output.render.base import text, with_inputs, with_notes
 from mlxfun.calibration.reports import (
     CombineReport,
     DiffReport,
@@ -33,6 +33,8 @@ from mlxfun.distributed.reports import WorkersReport
 from mlxfun.editing.reports import HistoryReport, PlanReport, WrittenReport
 from mlxfun.evaluation.reports import CompareReport, EvaluateReport, RefusalReport
 from mlxfun.generation.reports import ABReport, ChatReport
+from mlxfun.memory.plan.report import FitReport
+from mlxfun.memory.reports import ResidencyReport, SweepReport
 from mlxfun.report import Report
 from mlxfun.scans.reports import DossierReport, ScanReport
 from mlxfun.session.reports import InfoReport, LayersReport, SmokeReport
@@ -57,6 +59,9 @@ RENDERERS: dict[type[Report], Callable[[Any], RenderableType]] = {
     GuideReport: guide,
     InfoReport: model.info,
     LayersReport: model.layers,
+    FitReport: model.fit,
+    ResidencyReport: model.residency,
+    SweepReport: model.sweep,
     SaveReport: model.save,
     WrittenReport: written,
     SmokeReport: model.smoke,
@@ -89,4 +94,5 @@ def render(report: Report) -> RenderableType:
     """Draw a report; one without a renderer as its one sentence."""
     found = RENDERERS.get(type(report))
     drawn = found(report) if found is not None else text(report.summary())
+    drawn = with_notes(drawn, [report.caveat] if report.caveat else [])
     return with_inputs(drawn, report.inputs)

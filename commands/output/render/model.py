@@ -11,6 +11,8 @@ from commands.output.render.base import new_table, pairs, text, with_notes
 from mlxfun.checkpoint.reports import SaveReport
 from mlxfun.data.reports import DatasetReport
 from mlxfun.distributed.reports import WorkersReport
+from mlxfun.memory.plan.report import Fit, FitReport
+from mlxfun.memory.reports import ResidencyReport, SweepReport, skipping
 from mlxfun.session.reports import InfoReport, LayersReport, SmokeReport
 from mlxfun.text import counted, readable_bytes
 
@@ -40,6 +42,88 @@ def info(report: InfoReport) -> RenderableType:
         ("digest", report.digest),
     ]
     return with_notes(pairs(rows), report.notes)
+
+
+def residency(report: ResidencyReport) -> RenderableType:
+    """Slots, and what reading the other experts has cost."""
+    if report.whole:
+        return text(report.summary())
+    rows: list[tuple[str, Any]] = [
+        (
+            "slots",
+            f"{report.capacity} of {report.experts} experts in each of {report.layers} layers",
+        ),
+        ("in slots", readable_bytes(report.slot_bytes)),
+        ("besides", f"{readable_bytes(report.kept_bytes)} of everything but experts"),
+        ("whole model", readable_bytes(report.whole_bytes)),
+        ("tokens", f"{report.tokens:,}"),
+        ("hits", f"{report.hits:,} of {report.hits + report.misses:,} ({report.hit_rate:.1%})"),
+        ("read ahead", f"{report.ahead:,} used, {report.ahead_unused:,} not"),
+        ("evictions", f"{report.evictions:,}"),
+        ("read", f"{readable_bytes(report.bytes_read)} in {report.seconds:.2f} s"),
+        ("a token", readable_bytes(report.bytes_per_token)),
+        ("disk", f"{readable_bytes(report.bandwidth)}/s while reading"),
+    ]
+    notes = [skipping(report.miss, report.skipped)[2:]] if report.miss == "skip" else []
+    return with_notes(pairs(rows), notes)
+
+
+def sweep(report: SweepReport) -> RenderableType:
+    """Speed and hits at each number of slots."""
+    names = ("slots a layer", "memory", "tokens/s", "hits", "read a token")
+    table = new_table(*names, numbers=names)
+    for row in report.rows:
+        cells = (
+            str(row.capacity),
+            readable_bytes(row.bytes),
+            f"{row.tokens_per_second:.1f}",
+            f"{row.hit_rate:.1%}",
+            readable_bytes(row.bytes_per_token),
+        )
+        table.add_row(*(text(cell) for cell in cells))
+    return Group(table, text(report.summary()))
+
+
+HOW: dict[Fit, str] = {
+    "whole": "whole",
+    "partly": "with some experts in memory, the others read when they are wanted",
+    "streamed": "layer by layer only",
+    "no": "in no way",
+}
+
+
+def fit(report: FitReport) -> RenderableType:
+    """Bytes by part, what of the model fits, and what prunes would need."""
+    rows: list[tuple[str, Any]] = [
+        *((part, readable_bytes(size)) for part, size in report.parts.items()),
+        ("whole", readable_bytes(report.whole)),
+        ("a token passes", readable_bytes(report.active)),
+        ("memory", readable_bytes(report.memory)),
+        ("fits", HOW[report.fit]),
+    ]
+    if report.fit == "partly":
+        use = "by the given use" if report.measured_use else "if all were used alike"
+        rows += [
+            ("slots", f"{report.capacity} of {report.experts} experts in each layer"),
+            ("held", readable_bytes(report.held)),
+            ("hits", f"{report.hit_rate:.1%} {use}"),
+            ("disk", _rate(report.bandwidth)),
+            ("at most", _tokens(report.tokens_per_second)),
+        ]
+    rows.append(("layer by layer", readable_bytes(report.streamed)))
+    for level in report.levels:
+        fits = "fits" if level.fits else "does not fit"
+        size = f"{level.left} experts a layer, {readable_bytes(level.bytes)}, {fits}"
+        rows.append((f"prune {level.share:.0%}", size))
+    return Group(pairs(rows), text(report.summary()))
+
+
+def _rate(bandwidth: float | None) -> str | None:
+    return None if bandwidth is None else f"{readable_bytes(bandwidth)}/s"
+
+
+def _tokens(rate: float | None) -> str | None:
+    return None if rate is None else f"{rate:.1f} tokens/s, by the disk alone"
 
 
 def layers(report: LayersReport) -> RenderableType:

@@ -15,7 +15,7 @@ import pytest
 
 from mlxfun import Session
 from mlxfun.calibration.options import CollectOptions
-from mlxfun.checkpoint.options import LoadOptions, Residence, SaveOptions
+from mlxfun.checkpoint.options import LoadOptions, SaveOptions
 from mlxfun.context import Context
 from mlxfun.data.options import DatasetOptions
 from mlxfun.editing.options import ApplyOptions
@@ -49,7 +49,7 @@ def with_vocabulary(config: dict) -> dict:
 
 def both(path: Path | str):
     """The same model in memory and on disk."""
-    return Session.open(path), Session.open(path, LoadOptions(residence=Residence("none")))
+    return Session.open(path), Session.open(path, LoadOptions(resident="none"))
 
 
 def store(session: Session) -> LayerStore:
@@ -183,7 +183,7 @@ def passes(session: Session, work) -> float:
 def test_a_pass_over_many_batches_reads_the_model_once(tmp_path) -> None:
     """Also the first, which finds out whether layers can be replayed."""
     session = Session.open(
-        checkpoint("qwen3_moe", tmp_path / "model"), LoadOptions(residence=Residence("none"))
+        checkpoint("qwen3_moe", tmp_path / "model"), LoadOptions(resident="none")
     )
     assert passes(session, lambda: session.collect(COLLECT)) == 1
     assert store(session).verdict == ""
@@ -203,7 +203,7 @@ def test_a_pass_over_many_batches_reads_the_model_once(tmp_path) -> None:
 @pytest.mark.parametrize("name", ["gemma4_text", "hunyuan", "dbrx"])
 def test_what_cannot_be_replayed_is_noticed_and_read_once_a_batch(name, tmp_path) -> None:
     path = checkpoint(name, tmp_path / "model")
-    session = Session.open(path, LoadOptions(residence=Residence("none")))
+    session = Session.open(path, LoadOptions(resident="none"))
     session.collect(COLLECT)
     assert bool(store(session).verdict) == (name != "dbrx")
     count = passes(session, lambda: session.collect(COLLECT))
@@ -247,7 +247,7 @@ def test_scratch_is_gone_with_the_session_and_that_of_dead_processes_at_the_next
     dead = place / f".layers.saving-{writer().partition('-')[0]}-{pid.stdout.strip()}-00000000"
     dead.mkdir(parents=True)
     (dead / "00000.safetensors").write_bytes(bytes(8))
-    session = Session.open(path, LoadOptions(residence=Residence("none", place)))
+    session = Session.open(path, LoadOptions(resident="none", scratch=place))
     session.merge(MergeOptions(DATA, n_prune=2))
     assert not dead.exists()
     assert len(list(place.rglob("*.safetensors"))) == 2
@@ -273,7 +273,7 @@ class CancelAfter(Context):
 @pytest.mark.parametrize("edit", ["merge", "prune, refitted", "abliterate"])
 def test_a_cancel_at_any_point_leaves_the_model_as_it_was(edit, checks, tmp_path) -> None:
     path = tiny.write(tmp_path / "model", tiny.QWEN3)
-    session = Session.open(path, LoadOptions(residence=Residence("none")))
+    session = Session.open(path, LoadOptions(resident="none"))
     session.collect(COLLECT)
     before, state = held(session), session.state
     with pytest.raises(Cancelled):
@@ -288,7 +288,7 @@ def test_a_cancel_at_any_point_leaves_the_model_as_it_was(edit, checks, tmp_path
 
 def test_files_that_change_between_passes_are_noticed(tmp_path) -> None:
     path = tiny.write(tmp_path / "model", tiny.QWEN3)
-    session = Session.open(path, LoadOptions(residence=Residence("none")))
+    session = Session.open(path, LoadOptions(resident="none"))
     session.collect(COLLECT)
     tiny.write(tmp_path / "other", tiny.QWEN3 | {"norm_topk_prob": False})
     file = path / "model-00001-of-00001.safetensors"

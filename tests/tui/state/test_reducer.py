@@ -15,6 +15,7 @@ from mlxfun.events import (
     JobStarted,
     Notice,
     Progress,
+    ResidencyFrame,
     RoutingFrame,
     Token,
 )
@@ -86,6 +87,14 @@ def test_progress_of_another_job_is_ignored() -> None:
     state = after(JobStarted(1, "collect"), Progress(9, "x", 1, 2, "", 1.0))
     assert state.job is not None
     assert state.job.progress is None
+
+
+def test_where_experts_are_is_told_as_long_as_the_job_runs() -> None:
+    held = np.array([[0, 2]], np.int8)
+    state = after(JobStarted(1, "chat hi"), ResidencyFrame(1, held))
+    assert state.held is held
+    state = after(JobEnded(1, "chat hi", TextReport("fine"), None, 0.1, ""), state=state)
+    assert state.held is None  # the view says it now
 
 
 def test_a_frame_lives_as_long_as_its_job() -> None:

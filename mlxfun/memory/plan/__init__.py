@@ -1,0 +1,1 @@
+"""What a model needs, from the headers of its files alone."""

@@ -1,0 +1,77 @@
+"""The report on what fits how. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from mlxfun.report import Report
+from mlxfun.text import readable_bytes
+
+Fit = Literal["whole", "partly", "streamed", "no"]
+"""How a model fits: in memory; with some experts there; layer by layer; not at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """A prune. share: of the experts that go; left: a layer. bytes: of the model after it."""
+
+    share: float
+    left: int
+    bytes: int
+    fits: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FitReport(Report):
+    """What a model needs, from the headers of its files.
+
+    memory: bytes it may take. parts: {part: bytes}, see mlxfun.model.anatomy.stored_names. whole:
+    all of it; kept: without experts. expert_bytes: of one expert in every layer; active: bytes that
+    a token passes. capacity: experts a layer that fit, 0 for too few; held: bytes with so many.
+    hit_rate: share of choices that find their expert in memory; measured_use: from recorded routing,
+    else as if all experts were used alike. bandwidth: bytes a second of the disk; tokens_per_second:
+    the most that it allows. streamed: bytes of a pass layer by layer. levels: what prunes would need.
+    """
+
+    kind: ClassVar[str] = "plan of memory"
+    model: str
+    memory: int
+    bandwidth: float | None
+    parts: Mapping[str, int]
+    whole: int
+    kept: int
+    layers: int
+    experts: int
+    top_k: int
+    expert_bytes: int
+    active: int
+    fit: Fit
+    capacity: int
+    held: int
+    hit_rate: float | None
+    measured_use: bool
+    tokens_per_second: float | None
+    streamed: int
+    levels: tuple[Level, ...]
+
+    def summary(self) -> str:
+        sizes = f"{readable_bytes(self.whole)} in {readable_bytes(self.memory)}"
+        if self.fit == "whole":
+            return f"{self.model} fits whole: {sizes}"
+        if self.fit == "partly":
+            return (
+                f"{self.model} does not fit whole ({sizes}), with {self.capacity} of {self.experts} "
+                f"experts a layer it does: load {self.model} --capacity {self.capacity}"
+            )
+        if self.fit == "streamed":
+            return (
+                f"{self.model} only fits layer by layer ({sizes}): that takes "
+                f"{readable_bytes(self.streamed)}"
+            )
+        return f"{self.model} does not fit in any way: {sizes}; {self._least}"
+
+    @property
+    def _least(self) -> str:
+        return f"one layer at a time takes {readable_bytes(self.streamed)}"

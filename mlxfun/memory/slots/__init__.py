@@ -1,0 +1,1 @@
+"""Experts that are read from the checkpoint when a token is routed to them."""
