@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlxfun.session.session import Session as Session
+    from mlxfun.tracing.model import Model as Model
 
 __version__ = "0.1.0"
-__all__ = ["Session", "__version__"]
+__all__ = ["Model", "Session", "__version__"]
 
 # On CUDA, MLX multiplies float32 matrices in TF32, with ten bits of mantissa, unless it is told not
 # to before the first product. Least squares, KL and norms are computed in float32 for its precision.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
-_LAZY = {"Session": "mlxfun.session.session"}
+_LAZY = {"Model": "mlxfun.tracing.model", "Session": "mlxfun.session.session"}
 
 
 def __getattr__(name: str) -> Any:

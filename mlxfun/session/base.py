@@ -25,6 +25,8 @@ from mlxfun.session.measurements import Measurements
 from mlxfun.session.reports import InfoReport
 from mlxfun.session.workspace import SessionWorkspace
 from mlxfun.techniques.ablate.technique import Abliterate
+from mlxfun.tracing.parts import Parts
+from mlxfun.tracing.tracer import Tracer
 
 
 class SessionBase:
@@ -43,6 +45,9 @@ class SessionBase:
         self.anatomy = workspace.anatomy
         self.editor = workspace.editor
         self._observations = workspace.observations
+        self._tracer = Tracer(
+            Parts(self.model, self.map, self.tokenizer, workspace.resident.layers)
+        )
         self._decoder = Decoder(self.model, self.tokenizer, self.taps)
         self._conversation = Conversation(
             self.tokenizer, self._decoder, self.editor, context_length(self.config)
