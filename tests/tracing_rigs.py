@@ -18,7 +18,7 @@ class Letters:
     """A tokenizer whose tokens are letters: a is 1, b is 2, ..."""
 
     has_chat_template = False
-    eos_token_ids = (0,)
+    eos_token_ids = ()
 
     def encode(self, text: str, **_: Any) -> list[int]:
         return [ord(letter) - 96 for letter in text]

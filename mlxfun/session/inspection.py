@@ -77,14 +77,19 @@ class Inspection(SessionBase):
         return self._tracer
 
     def trace(
-        self, prompts: Prompts, *, padding: Padding = "right", dry_run: bool = False
+        self,
+        prompts: Prompts,
+        *,
+        padding: Padding = "right",
+        dry_run: bool = False,
+        max_tokens: int | None = None,
     ) -> Trace:
         """A forward of the live side, steering included, in which values are saved and changed.
 
         As `Model.trace`; names are attributes of what this returns.
         """
         self._own()
-        return self._tracer.trace(prompts, padding=padding, dry_run=dry_run)
+        return self._tracer.trace(prompts, padding=padding, dry_run=dry_run, max_tokens=max_tokens)
 
     def layers(self) -> LayersReport:
         """The decoder layers, and those of them that have experts, as tables."""

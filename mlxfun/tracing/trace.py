@@ -19,6 +19,7 @@ import mlx.core as mx
 
 from mlxfun.errors import StateError, UsageError
 from mlxfun.tracing.axes import Positions
+from mlxfun.tracing.generate import Generated, Sampling, generate
 from mlxfun.tracing.interventions import Intervention, intervention
 from mlxfun.tracing.names import Point
 from mlxfun.tracing.node import Node
@@ -86,16 +87,26 @@ def _expanded(name: str, change: Intervention) -> list[tuple[str, Intervention]]
     return [(name, change)]
 
 
+OWN = ("saved", "edits", "done", "batch", "tokens", "generated")
+"""Attributes of a trace that are no names of the model."""
+
+
 class Trace(Recorder):
     """One traced forward. Names are attributes of it, as they are of the model.
 
-    Made by `Model.trace` and `Session.trace`.
+    Made by `Model.trace` and `Session.trace`. tokens: those of each prompt. generated: the answer,
+    where one was asked for.
     """
 
-    def __init__(self, parts: Parts, batch: Batch, dry_run: bool = False) -> None:
+    def __init__(
+        self, parts: Parts, batch: Batch, dry_run: bool = False, sampling: Sampling | None = None
+    ) -> None:
         super().__init__(parts)
-        self.batch, self._dry = batch, dry_run
+        if sampling is not None and (dry_run or len(batch.tokens) != 1):
+            raise UsageError("an answer is generated to one prompt, and not in a dry run")
+        self.batch, self._dry, self._sampling = batch, dry_run, sampling
         self.tokens = batch.rows
+        self.generated: Generated | None = None
 
     @property
     def names(self) -> Node:
@@ -112,6 +123,15 @@ class Trace(Recorder):
         self._parts.names.several(name)
         return Node(self._parts.names, self, name)
 
+    def __setitem__(self, name: str, change: Any) -> None:
+        self.edit(name, change)
+
+    def __setattr__(self, attribute: str, value: Any) -> None:
+        if attribute.startswith("_") or attribute in OWN:
+            super().__setattr__(attribute, value)
+        else:
+            setattr(self.names, attribute, value)
+
     def __enter__(self) -> Trace:
         return self
 
@@ -119,8 +139,13 @@ class Trace(Recorder):
         self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
     ) -> None:
         self.done = True
-        if kind is None:
+        if kind is not None:
+            return
+        if self._sampling is None:
             run_once(self._parts, self.batch, self.edits, self.saved, evaluate=not self._dry)
+        else:
+            asked = self.edits, self.saved
+            self.generated = generate(self._parts, self.tokens[0], *asked, self._sampling)
 
 
 def run_once(

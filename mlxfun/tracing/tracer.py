@@ -7,15 +7,17 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlxfun.context import SILENT, Context
 from mlxfun.errors import StateError
 from mlxfun.tracing.axes import Positions
+from mlxfun.tracing.generate import Generated, Sampling, generate
 from mlxfun.tracing.interventions import Intervention
 from mlxfun.tracing.names import Point
 from mlxfun.tracing.node import Node
 from mlxfun.tracing.parts import Parts
 from mlxfun.tracing.prompts import Batch, Padding, Prompts, encode, padded
 from mlxfun.tracing.run import Run
-from mlxfun.tracing.trace import Trace
+from mlxfun.tracing.trace import Recorder, Trace
 from mlxfun.tracing.values import Saved, SavedExpert, Shape
 
 
@@ -65,6 +67,9 @@ class Tracer:
         self.parts.names.several(name)
         return Node(self.parts.names, self, name)
 
+    def __setitem__(self, name: str, change: Any) -> None:
+        self.edit(name, change)
+
     # -- traces -----------------------------------------------------------------------------------
 
     def batch(self, prompts: Prompts | Batch, padding: Padding = "right") -> Batch:
@@ -74,16 +79,41 @@ class Tracer:
         return padded(encode(self.parts.tokenizer, prompts, self.parts.map.vocabulary), padding)
 
     def trace(
-        self, prompts: Prompts | Batch, *, padding: Padding = "right", dry_run: bool = False
+        self,
+        prompts: Prompts | Batch,
+        *,
+        padding: Padding = "right",
+        dry_run: bool = False,
+        max_tokens: int | None = None,
     ) -> Trace:
         """A forward over `prompts` in which values are saved and changed; see mlxfun.tracing.trace.
 
         prompts: a text, token ids, or several of either. padding: side on which shorter prompts of
         a batch are padded. dry_run: nothing is evaluated, saved values have shape and dtype only.
+        max_tokens: generate an answer of at most so many tokens, edits and all; see `generated`.
         """
-        made = Trace(self.parts, self.batch(prompts, padding), dry_run)
+        sampling = None if max_tokens is None else Sampling(max_tokens)
+        made = Trace(self.parts, self.batch(prompts, padding), dry_run, sampling)
         self._traces.append(made)
         return made
+
+    def generate(
+        self,
+        prompt: Prompts,
+        max_tokens: int = 64,
+        interventions: Mapping[str, Any] | None = None,
+        *,
+        temperature: float = 0.0,
+        seed: int = 0,
+        ctx: Context = SILENT,
+    ) -> Generated:
+        """An answer to one prompt. interventions: {name: change}, in force in every forward of it."""
+        asked = Recorder(self.parts)
+        for name, change in (interventions or {}).items():
+            asked.edit(name, change)
+        (row,) = self.batch(prompt).rows
+        sampling = Sampling(max_tokens, temperature, seed=seed)
+        return generate(self.parts, row, asked.edits, [], sampling, ctx)
 
     def dry_run(self, prompts: Prompts | Batch) -> Mapping[str, Shape]:
         """{name: shape and dtype} of every value that a forward over `prompts` reaches, without
