@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import mlx.core as mx
 import numpy as np
@@ -116,6 +116,21 @@ class Intervention:
                 f"{list(there)}"
             )
         return self.array.astype(value.dtype)
+
+
+class Edit(Protocol):
+    """What changes a value in a run; an Intervention is one."""
+
+    def __call__(self, value: mx.array, axes: Axes, span: Span, /) -> mx.array:
+        """The changed value, of the same shape and dtype. value: laid out, see axes.laid_out."""
+
+
+@runtime_checkable
+class EditOfExperts(Protocol):
+    """What changes the parts of all experts of a layer at once."""
+
+    def on_experts(self, value: mx.array, choice: mx.array, /) -> mx.array:
+        """The changed value. value: [B, T, K, D]; choice: [B, T, K]."""
 
 
 Change = Intervention | Function | float | mx.array | np.ndarray

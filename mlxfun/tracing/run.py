@@ -18,11 +18,11 @@ from mlxfun.hooks.intercept import Hooks
 from mlxfun.model.anatomy import facts
 from mlxfun.model.anatomy.layers import module_name
 from mlxfun.tracing.axes import Axes, Span, axes_of, laid_out, put_back
-from mlxfun.tracing.interventions import Intervention, forced_choice
+from mlxfun.tracing.interventions import Edit, EditOfExperts, Intervention, forced_choice, zero_out
 from mlxfun.tracing.names import Point
 from mlxfun.tracing.parts import Parts
 from mlxfun.tracing.prompts import Batch
-from mlxfun.tracing.values import Saved, SavedExpert
+from mlxfun.tracing.values import RouteSaved, Saved
 
 
 @dataclass(slots=True)
@@ -39,7 +39,7 @@ class _Wanted:
     """What is asked of one point."""
 
     point: Point
-    edits: list[Intervention] = field(default_factory=list)
+    edits: list[Edit] = field(default_factory=list)
     saved: list[Saved] = field(default_factory=list)
     reached: bool = False
 
@@ -55,7 +55,7 @@ class Run:
     def __init__(
         self,
         parts: Parts,
-        edits: Sequence[tuple[Point, Intervention]],
+        edits: Sequence[tuple[Point, Edit]],
         saved: Sequence[Saved],
         batch: Batch | None = None,
         prompt: int | None = None,
@@ -245,7 +245,7 @@ class Run:
     def _changed_route(self, one: _Wanted, laid: mx.array, route: _Route, layer: int) -> mx.array:
         new = laid
         for change in one.edits:
-            if change.kind == "force_route":
+            if isinstance(change, Intervention) and change.kind == "force_route":
                 assert route.logits is not None
                 columns = self._columns(layer, laid)
                 new = forced_choice(change, new, route.logits, columns, self._span)
@@ -273,14 +273,22 @@ class Run:
         for one in wanted:
             one.reached = True
             for change in one.edits:
-                hit = (route.choice == one.point.expert)[..., None]
-                new = mx.where(hit, change(new, Axes(0, 1), span), new)
+                new = self._changed_experts(one.point, change, new, route.choice)
         for one in wanted:
             for saved in one.saved:
-                assert isinstance(saved, SavedExpert)
+                assert isinstance(saved, RouteSaved)
                 assert route.weights is not None
                 saved.take_route(new, route.choice, route.weights, span)
         return value if new is laid else new.reshape(value.shape)
+
+    def _changed_experts(
+        self, point: Point, change: Edit, value: mx.array, choice: mx.array
+    ) -> mx.array:
+        if point.expert is None:  # of all experts of the layer at once
+            assert isinstance(change, EditOfExperts)
+            return change.on_experts(value, choice)
+        hit = (choice == point.expert)[..., None]
+        return mx.where(hit, change(value, Axes(0, 1), self._span), value)
 
     # -- in force -------------------------------------------------------------------------------
 
@@ -307,8 +315,10 @@ class Run:
             )
 
 
-def _require_possible(parts: Parts, point: Point, change: Intervention) -> None:
+def _require_possible(parts: Parts, point: Point, change: Edit) -> None:
     """Raise UsageError for an edit that could have no effect, or not the one that is meant."""
+    if not isinstance(change, Intervention):
+        change = zero_out()
     if change.kind == "force_route" and point.route != "choice":
         raise UsageError(f"{change.described} belongs at layers.i.router, not at {point.name}")
     if change.kind in ("drop_expert", "scale_expert") and point.kind != "expert":

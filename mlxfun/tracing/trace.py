@@ -20,7 +20,7 @@ import mlx.core as mx
 from mlxfun.errors import StateError, UsageError
 from mlxfun.tracing.axes import Positions
 from mlxfun.tracing.generate import Generated, Sampling, generate
-from mlxfun.tracing.interventions import Intervention, intervention
+from mlxfun.tracing.interventions import Edit, Intervention, intervention
 from mlxfun.tracing.names import Point
 from mlxfun.tracing.node import Node
 from mlxfun.tracing.parts import Parts
@@ -151,7 +151,7 @@ class Trace(Recorder):
 def run_once(
     parts: Parts,
     batch: Batch,
-    edits: Sequence[tuple[Point, Intervention]],
+    edits: Sequence[tuple[Point, Edit]],
     saved: Sequence[Saved],
     *,
     evaluate: bool = True,

@@ -52,7 +52,7 @@ class Saved:
             places = span.places(self._positions)
             if ((places < 0) | (places >= span.width)).any():
                 return
-        self._taken.append(chosen(value, axes, span, self._positions, self._heads))
+        self._taken.append(kept(chosen(value, axes, span, self._positions, self._heads)))
 
     @property
     def reached(self) -> bool:
@@ -127,7 +127,17 @@ class Saved:
             return f"<{self.name}, not run yet>"
 
 
-class SavedExpert(Saved):
+class RouteSaved(Saved):
+    """A value of experts, which comes with their route."""
+
+    def take_route(
+        self, contribution: mx.array, choice: mx.array, weights: mx.array, span: Span
+    ) -> None:
+        """contribution: [B, T, K, D]; choice, weights: [B, T, K], all lazy."""
+        raise NotImplementedError
+
+
+class SavedExpert(RouteSaved):
     """What one expert adds for the tokens that chose it.
 
     value: [n, D], its weighted outputs. tokens: int [n, 2], (row of the batch, position among the
@@ -145,9 +155,9 @@ class SavedExpert(Saved):
     def take_route(
         self, contribution: mx.array, choice: mx.array, weights: mx.array, span: Span
     ) -> None:
-        """contribution: [B, T, K, D]; choice, weights: [B, T, K], all lazy."""
-        self._taken.append(contribution)
-        self._routes.append((choice, weights, span))
+        """Keep the whole layer's; the rows of this expert are picked when they are evaluated."""
+        self._taken.append(kept(contribution))
+        self._routes.append((kept(choice), kept(weights), span))
 
     def arrays(self) -> list[mx.array]:
         return [
@@ -203,6 +213,12 @@ class SavedExpert(Saved):
         """[n]: what its outputs were multiplied by."""
         self.value  # noqa: B018
         return self._weights[0]
+
+
+def kept(value: mx.array) -> mx.array:
+    """A name of its own for an array: some models (gemma3n) write into the arrays that they hand
+    on, and what was saved would change with them."""
+    return mx.stop_gradient(value)
 
 
 def on_host(array: mx.array) -> Array:
