@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from mlxfun.arrays import Array
-from mlxfun.tracing.patching.plot import heatmap_svg
+from mlxfun.tracing.patching.plot import Axis, heatmap_svg
 
 ComponentName = Literal["residual", "attn", "mlp", "head", "expert", "route"]
 COMPONENTS: tuple[ComponentName, ...] = get_args(ComponentName)
@@ -116,10 +116,9 @@ class PatchResult:
         shown = [f"{i} {t}" if self.across == "position" else t for i, t in enumerate(self.labels)]
         return heatmap_svg(
             self.scores,
-            [str(layer) for layer in self.layers],
-            shown,
-            title=f"{self.method}: {self.component}, share of {self.metric} restored",
-            across=self.across,
+            Axis("layer", [str(layer) for layer in self.layers]),
+            Axis(self.across, shown),
+            f"{self.method}: {self.component}, share of {self.metric} restored",
         )
 
 
