@@ -25,7 +25,6 @@ from mlxfun.session.measurements import Measurements
 from mlxfun.session.reports import InfoReport
 from mlxfun.session.workspace import SessionWorkspace
 from mlxfun.techniques.ablate.technique import Abliterate
-from mlxfun.tracing.parts import Parts
 from mlxfun.tracing.tracer import Tracer
 
 
@@ -45,9 +44,7 @@ class SessionBase:
         self.anatomy = workspace.anatomy
         self.editor = workspace.editor
         self._observations = workspace.observations
-        self._tracer = Tracer(
-            Parts(self.model, self.map, self.tokenizer, workspace.resident.layers)
-        )
+        self._tracer = Tracer(workspace.parts)
         self._decoder = Decoder(self.model, self.tokenizer, self.taps)
         self._conversation = Conversation(
             self.tokenizer, self._decoder, self.editor, context_length(self.config)

@@ -23,6 +23,8 @@ from mlxfun.model.device.memory import Need, fits, require
 from mlxfun.model.export import ExportView
 from mlxfun.model.model_map import map_model
 from mlxfun.session.observations import Observations
+from mlxfun.tracing.parts import Parts
+from mlxfun.tracing.standing import Standing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -53,6 +55,8 @@ class SessionWorkspace:
         began = f"load {loaded.model_id}"
         self.editor = Editor(self.resident, self.taps, loaded.checkpoint_id, began, undo_budget)
         self.editor.model_name = loaded.model_id
+        self.parts = Parts(self.model, self.map, self.tokenizer, self.resident.layers)
+        self.editor.standing = Standing(self.parts)
         if loaded.read_rate:
             self.editor.replaced.read_rate = loaded.read_rate
         self.editor.earlier.compute = lambda: save.earlier_checkpoint_id(loaded)

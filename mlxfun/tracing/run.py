@@ -48,8 +48,9 @@ class Run:
     """Hooks for a set of saved values and edits, in force inside its `with` block.
 
     Values are saved as they leave a point, after its edits, whatever the order of asking. Nothing
-    is evaluated here. batch: the prompts, None for a generation of one prompt, whose positions
-    count on from forward to forward.
+    is evaluated here. batch: the prompts. prompt: length of the prompt of a generation, whose
+    positions count on from forward to forward. With neither it may be in force in any forward: then
+    it saves nothing, and its edits have no positions.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Run:
         prompt: int | None = None,
     ) -> None:
         self._parts, self._batch, self._prompt = parts, batch, prompt
+        self._any = batch is None and prompt is None
         self._wanted: dict[str, _Wanted] = {}
         for point, change in edits:
             _require_possible(parts, point, change)
@@ -85,7 +87,8 @@ class Run:
         for one in self._wanted.values():
             if one.point.kind in ("input", "output"):
                 places[one.point.path].append(one)
-        self._hooks.on_call("", self._whole, required=False)
+        if not self._any or "output" in self._wanted:
+            self._hooks.on_call("", self._whole, required=False)
         for path, wanted in places.items():
             self._hooks.on_call(path, self._module(wanted), required=False)
 
@@ -105,6 +108,8 @@ class Run:
 
     def _whole(self, own: Any, tokens: mx.array, *args: Any, **kwargs: Any) -> Any:
         """The model's own forward: what it is run on is known before any part is reached."""
+        if self._any:
+            return self._main(self._wanted["output"], own(tokens, *args, **kwargs))
         rows, width = tokens.shape
         batch = self._batch
         first = batch.first if batch is not None else np.zeros(rows, int)
@@ -208,6 +213,8 @@ class Run:
     def _pass(self, one: _Wanted, value: mx.array) -> mx.array:
         """Change and save one value on its way."""
         one.reached = True
+        if self._any:
+            return self._passed_anywhere(one, value)
         streams = self._streams(one.point)
         laid = new = laid_out(one.point, value, self._span, streams)
         axes = axes_of(one.point, laid, self._span, streams)
@@ -217,14 +224,20 @@ class Run:
             saved.take(new, axes, self._span)
         return value if new is laid else put_back(one.point, new, value)
 
+    def _passed_anywhere(self, one: _Wanted, value: mx.array) -> mx.array:
+        axes = Axes(0, 2, 1) if one.point.kind == "attention" else Axes(0, 1)
+        for change in one.edits:
+            value = change(value, axes, self._span)
+        return value
+
     def _route(self, layer: int) -> VisitRoute:
         name = f"layers.{layer}.router"
 
         def visit(part: RoutePart, value: mx.array) -> mx.array:
             route, span = self._routes[layer], self._span
-            laid = value.reshape(span.rows, span.width, -1)
             if part == "contribution":
                 return self._experts(layer, value)
+            laid = value if self._any else value.reshape(span.rows, span.width, -1)
             one = self._wanted.get(f"{name}.{part}")
             new = laid
             if one is not None:
@@ -248,7 +261,8 @@ class Run:
             if isinstance(change, Intervention) and change.kind == "force_route":
                 assert route.logits is not None
                 columns = self._columns(layer, laid)
-                new = forced_choice(change, new, route.logits, columns, self._span)
+                logits = route.logits.reshape(*laid.shape[:-1], -1)
+                new = forced_choice(change, new, logits, columns, self._span)
             else:
                 new = change(new, Axes(0, 1), self._span)
         return new
@@ -266,7 +280,8 @@ class Run:
         """What the experts of a layer add, [..., K, D]."""
         span, route = self._span, self._routes[layer]
         assert route.choice is not None
-        laid = new = value.reshape(span.rows, span.width, *value.shape[-2:])
+        leading = value.shape[:-2] if self._any else (span.rows, span.width)
+        laid = new = value.reshape(*leading, *value.shape[-2:])
         prefix = f"layers.{layer}.experts."
         wanted = [one for name, one in self._wanted.items() if name.startswith(prefix)]
         wanted = [one for one in wanted if one.point.kind == "expert"]

@@ -52,7 +52,7 @@ class Recorder:
         """Change the values of a name."""
         self._open(f"change {name}")
         made = intervention(change)
-        for place, what in _expanded(name, made):
+        for place, what in expanded(name, made):
             self.edits += [(point, what) for point in self._parts.names.several(place)]
 
     def _open(self, action: str) -> None:
@@ -75,10 +75,10 @@ def _saved(point: Point, positions: Positions | None, heads: Sequence[int] | Non
     return SavedExpert(point, positions)
 
 
-def _expanded(name: str, change: Intervention) -> list[tuple[str, Intervention]]:
+def expanded(name: str, change: Intervention) -> list[tuple[str, Intervention]]:
     """Where an intervention acts: those of experts and routes are given at the layer's part."""
     if change.kind == "compose":
-        return [pair for part in change.parts for pair in _expanded(name, part)]
+        return [pair for part in change.parts for pair in expanded(name, part)]
     base = name.removesuffix(".output")
     if change.kind in ("drop_expert", "scale_expert") and base.endswith(".experts"):
         return [(f"{base}.{expert}.output", change) for expert in change.experts]
