@@ -27,6 +27,8 @@ from mlxfun.model.live_experts import LiveExperts
 RoutePart = Literal["logits", "choice", "weights", "contribution"]
 ROUTE_PARTS: tuple[RoutePart, ...] = get_args(RoutePart)
 
+Times = Callable[[mx.array, Any], mx.array]
+
 VisitRoute = Callable[[RoutePart, mx.array], mx.array]
 """(part, its value) -> the value that the model goes on with, the same one to leave it.
 
@@ -61,7 +63,7 @@ class ExpertProbe:
         self.layer: MoELayer = live.layer
         self._logits: mx.array | None = None
         self._router_weights: mx.array | None = None
-        self._product = _product_class(self)
+        self._products: dict[type[mx.array], type[mx.array]] = {}
 
     def hook(self, hooks: Hooks) -> None:
         """Add what is needed to `hooks`."""
@@ -109,13 +111,15 @@ class ExpertProbe:
         seen = self._visit("choice", labelled)
         return positions if seen is labelled else self._experts.positions(seen.astype(mx.uint32))
 
-    def weighted(self, y: mx.array, weights: mx.array) -> mx.array | None:
+    def weighted(
+        self, y: mx.array, weights: mx.array, times: Times = mx.array.__mul__
+    ) -> mx.array | None:
         """The contributions of outputs y [..., K, D] where the visit changed anything, else None
-        and the model's own product stands. weights: [..., K]."""
+        and the model's own product stands. weights: [..., K]; times: the product as it would be."""
         seen = self._seen("weights", weights)
         if not {"contribution", "weights"} & self._wanted:
             return None
-        product = mx.array.__mul__(y, seen[..., None])
+        product = times(y, seen[..., None])
         changed = self._seen("contribution", product)
         return None if changed is product and seen is weights else changed
 
@@ -131,8 +135,15 @@ class ExpertProbe:
                 "contribution", y * self._router_weights[..., None].astype(y.dtype)
             )
             return self._divided(y, changed)
-        y.__class__ = self._product
+        y.__class__ = self._product(type(y))
         return y
+
+    def _product(self, base: type[mx.array]) -> type[mx.array]:
+        """The class of an output: a subclass of the one that the routing taps gave it, which see
+        the product too."""
+        if base not in self._products:
+            self._products[base] = _product_class(self, base)
+        return self._products[base]
 
     def _inside(self, indices: mx.array, y: mx.array) -> mx.array:
         """llama4 multiplies the experts' input: what they put out is their contribution."""
@@ -159,30 +170,30 @@ class ExpertProbe:
         return (indices, self._router_weights, *rest)
 
 
-def _product_class(probe: ExpertProbe) -> type[mx.array]:
-    """An `mx.array` subclass whose product `y * w[..., None]` passes the probe."""
+def _product_class(probe: ExpertProbe, base: type[mx.array]) -> type[mx.array]:
+    """A subclass of `base`, an array, whose product `y * w[..., None]` passes the probe."""
 
-    def passed(y: mx.array, other: Any, own: Callable[..., mx.array]) -> mx.array:
+    def passed(y: mx.array, other: Any, own: Times) -> mx.array:
         if isinstance(other, mx.array) and other.ndim == y.ndim and other.shape[-1] == 1:
-            changed = probe.weighted(y, other[..., 0])
+            changed = probe.weighted(y, other[..., 0], own)
             if changed is not None:
                 return changed
         return own(y, other)
 
     def multiply(self: mx.array, other: Any) -> mx.array:
-        return passed(self, other, mx.array.__mul__)
+        return passed(self, other, base.__mul__)
 
     def reflected(self: mx.array, other: Any) -> mx.array:
-        return passed(self, other, mx.array.__rmul__)
+        return passed(self, other, base.__rmul__)
 
     def astype(self: mx.array, *args: Any, **kwargs: Any) -> mx.array:
-        result = mx.array.astype(self, *args, **kwargs)
+        result = base.astype(self, *args, **kwargs)
         result.__class__ = product
         return result
 
     product: type[mx.array] = type(
         "ProbedOutput",
-        (mx.array,),
+        (base,),
         {"__slots__": (), "__mul__": multiply, "__rmul__": reflected, "astype": astype},
     )
     return product

@@ -26,6 +26,7 @@ from mlxfun.session.reports import InfoReport
 from mlxfun.session.workspace import SessionWorkspace
 from mlxfun.techniques.ablate.technique import Abliterate
 from mlxfun.tracing.tracer import Tracer
+from mlxfun.tracing.vectors.vectors import SteeringVectors
 
 
 class SessionBase:
@@ -45,6 +46,7 @@ class SessionBase:
         self.editor = workspace.editor
         self._observations = workspace.observations
         self._tracer = Tracer(workspace.parts)
+        self._vectors: dict[str, SteeringVectors] = {}
         self._decoder = Decoder(self.model, self.tokenizer, self.taps)
         self._conversation = Conversation(
             self.tokenizer, self._decoder, self.editor, context_length(self.config)

@@ -67,6 +67,12 @@ def require_standing(parts: Parts, placed: Placed) -> None:
                 f"{change.described} cannot stay in force: a conversation has no fixed positions; "
                 "leave the positions out"
             )
+    for point, _ in _edits(parts, [placed]):
+        if point.route == "choice" and parts.experts(point.layer or 0).layer.experts_list:
+            raise UsageError(
+                f"{placed.described} cannot stay in force: {parts.map.model_type} calls its experts "
+                "one by one, and what is shown of its routing would not follow; use it in a trace"
+            )
     Run(parts, _edits(parts, [placed]), [])  # refuses what cannot be hooked
 
 

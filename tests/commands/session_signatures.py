@@ -19,7 +19,12 @@ Given = SimpleNamespace
 """The arguments of a call, by the names that Session gives them."""
 
 ROOM = Path(__file__).resolve().parents[2] / "mlxfun" / "session"
-SOURCES = {"SessionBase": "base.py", "Inspection": "inspection.py", "Session": "session.py"}
+SOURCES = {
+    "SessionBase": "base.py",
+    "Inspection": "inspection.py",
+    "Looking": "looking.py",
+    "Session": "session.py",
+}
 """Session and what it derives from, the base first."""
 
 

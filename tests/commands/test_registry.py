@@ -24,6 +24,8 @@ NAMES = {
     "abliterate", "refusals", "narrow", "compress",
     "amplify", "bake", "recipe",
     "select", "probe", "ab", "stats rank", "name", "compare", "dossier", "dataset",
+    "trace", "lens", "attention", "patch", "attribute", "activations save", "probe-train",
+    "intervene", "vector make", "vector use", "vector list", "vector save",
 }  # fmt: skip
 
 
@@ -304,7 +306,7 @@ def test_completion_of_commands_options_and_values(bench: Bench) -> None:
         return [c.text for c in bench.engine.complete(line)]
 
     bench.do("collect --dataset demo:mixed", "prune --n-prune 1", "apply")
-    assert texts("pr") == ["prepare-dataset", "preview", "probe", "prune"]
+    assert texts("pr") == ["prepare-dataset", "preview", "probe", "probe-train", "prune"]
     assert texts("stats s") == ["save", "show", "subtract"]
     assert texts("prune --me") == ["--metric"]
     assert "--n-prune" in texts("prune ")

@@ -35,7 +35,7 @@ Translate = Callable[[int, mx.array], mx.array]
 
 
 @dataclass(frozen=True, slots=True)
-class LensOptions:
+class Lens:
     """layers: all by default. positions: of the prompt, all by default. answers: tokens whose
     probability and rank are kept. chunk_bytes: of the logits that are there at once."""
 
@@ -147,7 +147,7 @@ def _cell(text: str) -> str:
 def logit_lens(
     model: Tracer,
     prompt: Prompt,
-    options: LensOptions = LensOptions(),
+    options: Lens = Lens(),
 ) -> LensResult:
     """What each layer would say at each position. Raises UsageError for layers that are none."""
     parts, o = model.parts, options
@@ -196,7 +196,7 @@ class _Reader:
     """Reads the layers, one after the other, in chunks of positions."""
 
     def __init__(
-        self, ending: Ending, options: LensOptions, answers: Sequence[int], vocabulary: int
+        self, ending: Ending, options: Lens, answers: Sequence[int], vocabulary: int
     ) -> None:
         if options.top_k < 1:
             raise UsageError(f"top_k {options.top_k} must be at least 1")

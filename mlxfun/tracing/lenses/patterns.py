@@ -12,20 +12,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 
 from mlxfun.arrays import Array
 from mlxfun.errors import UsageError
+from mlxfun.tracing.options import HEAD_KINDS, HeadKind
 from mlxfun.tracing.patching.plot import Axis, heatmap_svg
 from mlxfun.tracing.prompts import Prompt, encode, padded
 from mlxfun.tracing.trace import run_once
 from mlxfun.tracing.tracer import Tracer
 from mlxfun.tracing.values import Saved
-
-HeadKind = Literal["previous token", "first token", "induction"]
-HEAD_KINDS: tuple[HeadKind, ...] = get_args(HeadKind)
 
 
 @dataclass(frozen=True, slots=True)

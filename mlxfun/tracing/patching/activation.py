@@ -14,8 +14,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mlxfun.tracing.patching.metrics import Metric, MetricName
-from mlxfun.tracing.patching.result import ComponentName, PatchResult, averaged
+from mlxfun.tracing.options import ComponentName, MetricName
+from mlxfun.tracing.patching.metrics import Metric
+from mlxfun.tracing.patching.result import PatchResult, averaged
 from mlxfun.tracing.patching.runs import patched_metric, patches
 from mlxfun.tracing.patching.study import Patching, Study, studies
 from mlxfun.tracing.prompts import Prompt

@@ -19,8 +19,9 @@ from mlxfun.arrays import Array
 from mlxfun.errors import ModelError
 from mlxfun.tracing.axes import Axes, Span
 from mlxfun.tracing.names import Point
-from mlxfun.tracing.patching.metrics import Metric, MetricName
-from mlxfun.tracing.patching.result import ComponentName, PatchResult, averaged
+from mlxfun.tracing.options import ComponentName, MetricName
+from mlxfun.tracing.patching.metrics import Metric
+from mlxfun.tracing.patching.result import PatchResult, averaged
 from mlxfun.tracing.patching.runs import clean_values, patches, position_axis
 from mlxfun.tracing.patching.study import Patching, Study, studies
 from mlxfun.tracing.patching.units import SavedRoutes, Unit, experts_point, points_of

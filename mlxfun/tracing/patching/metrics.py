@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import mlx.core as mx
 import numpy as np
 
 from mlxfun.data.datasets import Tokenizer
 from mlxfun.errors import UsageError
+from mlxfun.tracing.options import METRICS, MetricName
 
-MetricName = Literal["logit_diff", "probability", "kl"]
-METRICS: tuple[MetricName, ...] = get_args(MetricName)
 Metric = Callable[[mx.array], mx.array]
 """Logits of the last token [B, V], float32 -> one number a row, [B]; differentiable."""
 

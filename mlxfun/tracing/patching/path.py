@@ -19,9 +19,10 @@ from mlxfun.errors import ModelError, UsageError
 from mlxfun.model.anatomy import facts
 from mlxfun.tracing.axes import Axes, Span
 from mlxfun.tracing.names import Point
+from mlxfun.tracing.options import ComponentName, MetricName
 from mlxfun.tracing.parts import Parts
-from mlxfun.tracing.patching.metrics import Metric, MetricName
-from mlxfun.tracing.patching.result import ComponentName, PatchResult, averaged
+from mlxfun.tracing.patching.metrics import Metric
+from mlxfun.tracing.patching.result import PatchResult, averaged
 from mlxfun.tracing.patching.runs import patched_metric, patches
 from mlxfun.tracing.patching.study import Patching, Study, studies
 from mlxfun.tracing.patching.units import Unit

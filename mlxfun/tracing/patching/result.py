@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 
 from mlxfun.arrays import Array
+from mlxfun.tracing.options import ComponentName
 from mlxfun.tracing.patching.plot import Axis, heatmap_svg
 
-ComponentName = Literal["residual", "attn", "mlp", "head", "expert", "route"]
-COMPONENTS: tuple[ComponentName, ...] = get_args(ComponentName)
 Method = Literal["activation patching", "path patching", "attribution patching"]
 Across = Literal["position", "head", "expert"]
 

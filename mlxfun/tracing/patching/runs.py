@@ -13,9 +13,9 @@ from mlxfun.model.anatomy import facts
 from mlxfun.model.anatomy.layers import module_name
 from mlxfun.tracing.interventions import Edit
 from mlxfun.tracing.names import Point
+from mlxfun.tracing.options import ComponentName
 from mlxfun.tracing.parts import Parts
 from mlxfun.tracing.patching.metrics import Measured
-from mlxfun.tracing.patching.result import ComponentName
 from mlxfun.tracing.patching.units import (
     ACROSS,
     ExpertPatch,

@@ -10,9 +10,10 @@ import numpy as np
 from mlxfun.arrays import Array
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import UsageError
+from mlxfun.tracing.options import ComponentName, MetricName
 from mlxfun.tracing.parts import Parts
-from mlxfun.tracing.patching.metrics import Measured, Metric, MetricName, TokenLike, measured
-from mlxfun.tracing.patching.result import ComponentName, Method, PatchResult
+from mlxfun.tracing.patching.metrics import Measured, Metric, TokenLike, measured
+from mlxfun.tracing.patching.result import Method, PatchResult
 from mlxfun.tracing.patching.runs import Pair, clean_values, gap, last_logits, pairs_of
 from mlxfun.tracing.patching.units import ACROSS, Unit, layers_of
 from mlxfun.tracing.prompts import Prompt

@@ -15,8 +15,9 @@ from mlxfun.arrays import Array
 from mlxfun.errors import UsageError
 from mlxfun.tracing.axes import Axes, Span
 from mlxfun.tracing.names import Point
+from mlxfun.tracing.options import ComponentName
 from mlxfun.tracing.parts import Parts
-from mlxfun.tracing.patching.result import Across, ComponentName
+from mlxfun.tracing.patching.result import Across
 from mlxfun.tracing.values import RouteSaved, kept
 
 ACROSS: dict[ComponentName, Across] = {

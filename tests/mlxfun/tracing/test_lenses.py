@@ -15,7 +15,7 @@ from mlxfun import Model
 from mlxfun.errors import ModelError, UsageError
 from mlxfun.tracing.interventions import zero_out
 from mlxfun.tracing.lenses.direct import direct_logit_attribution
-from mlxfun.tracing.lenses.logit_lens import LensOptions, logit_lens
+from mlxfun.tracing.lenses.logit_lens import Lens, logit_lens
 from mlxfun.tracing.lenses.patterns import attention_patterns, find_heads, residual_norms
 from mlxfun.tracing.lenses.probe import train_probe
 from mlxfun.tracing.patching.activation import activation_patching
@@ -47,7 +47,7 @@ def test_a_stream_that_is_not_all_there_is_is_not_read() -> None:
 @pytest.mark.parametrize("name", [n for n in ALL if n != "deepseek_v41"])
 def test_the_lens_of_the_last_layer_is_what_the_model_says(name: str) -> None:
     model = tiny(name)
-    found = logit_lens(model, PROMPT, LensOptions(top_k=3))
+    found = logit_lens(model, PROMPT, Lens(top_k=3))
     plain = softmax(np.array(model.parts.model(mx.array([PROMPT])))[0].astype(np.float64))
     assert np.allclose(found.probabilities[-1], np.sort(plain)[:, ::-1][:, :3], atol=1e-4)
     assert found.ids.shape == (model.parts.names.layers, 5, 3)
@@ -58,7 +58,7 @@ def test_the_lens_of_the_last_layer_is_what_the_model_says(name: str) -> None:
 def test_a_lens_is_norm_and_head_of_each_layer_in_chunks_of_any_size(chunk_bytes: int) -> None:
     model = tiny("llama")
     module = model.parts.model
-    found = logit_lens(model, PROMPT, LensOptions(answers=(7, "e"), chunk_bytes=chunk_bytes))
+    found = logit_lens(model, PROMPT, Lens(answers=(7, "e"), chunk_bytes=chunk_bytes))
     with model.trace(PROMPT) as t:
         streams = [t.layers[i].residual.save() for i in range(3)]
     for layer, stream in enumerate(streams):
@@ -74,19 +74,17 @@ def test_a_lens_is_norm_and_head_of_each_layer_in_chunks_of_any_size(chunk_bytes
 
 
 def test_layers_and_positions_are_chosen(demo: Model) -> None:
-    found = logit_lens(
-        demo, "The capital of France is", LensOptions(layers=[-1, 2], positions=[-1, 0])
-    )
+    found = logit_lens(demo, "The capital of France is", Lens(layers=[-1, 2], positions=[-1, 0]))
     whole = logit_lens(demo, "The capital of France is")
     assert found.layers == (5, 2)
     assert found.positions == (7, 0)
     assert (found.ids[0] == whole.ids[5][[7, 0]]).all()
     with pytest.raises(UsageError, match="no decoder layer 9"):
-        logit_lens(demo, "a", LensOptions(layers=[9]))
+        logit_lens(demo, "a", Lens(layers=[9]))
 
 
 def test_the_layer_from_which_on_the_answer_stands(demo: Model) -> None:
-    found = logit_lens(demo, "def add(a, b):\n    return", LensOptions(answers=(" a",)))
+    found = logit_lens(demo, "def add(a, b):\n    return", Lens(answers=(" a",)))
     first = found.first_layer()
     assert first is not None
     index = found.layers.index(first)

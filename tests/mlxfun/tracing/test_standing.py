@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import mlx.core as mx
 import numpy as np
 import pytest
-from tracing_rigs import bits, classes
+from tracing_rigs import Letters, bits, classes
 
 from mlxfun import Session
 from mlxfun.editing.options import ApplyOptions
@@ -23,8 +23,11 @@ from mlxfun.tracing.interventions import (
     force_route,
     noise,
     scale,
+    scale_expert,
     zero_out,
 )
+from mlxfun.tracing.parts import Parts
+from mlxfun.tracing.standing import Placed, Standing, require_standing
 
 TEXT = "def add(a, b):\n    return"
 NAMES = ("layers.2.mlp.output", "layers.*.attn.heads", "layers.1-3.residual", "embed", "output")
@@ -202,3 +205,37 @@ def test_a_chat_follows_it_from_the_next_answer_on(session: Session) -> None:
     session.undo()
     assert session.chat("What is 2 + 3?", GenerateOptions(max_tokens=6)).text == said != other
     session.reset_chat()
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss", "bailing_moe", "llama4", "deepseek_v3"])  # fmt: skip
+def test_routing_is_recorded_as_it_is_while_experts_and_routes_are_changed(rig, name: str) -> None:
+    """What chat shows and counts: the experts that ran, the weights that they were given."""
+    model = rig(name)
+    model.taps.attach()
+    parts = Parts(model.model, model.map, Letters(), model.resident.layers)
+    layer = model.anatomy.layers[-1].index
+    edits = [Placed(f"layers.{layer}.experts", scale_expert(1, 0.0)),
+             Placed(f"layers.{layer}.router", force_route([2]))]  # fmt: skip
+    standing = Standing(parts)
+    standing.install(tuple(edits))
+    with model.taps.recording(logits=True) as recording:
+        out = model.model(mx.array([[3, 14, 15, 9]]))
+        record = recording.drain()[-1][0]
+    mx.eval(out, record.arrays())
+    assert (np.array(record.indices) == 2).any(-1).all()
+    assert record.weights is not None
+    assert np.isfinite(np.array(record.weights)).all()
+    standing.install(())
+    with model.taps.recording() as recording:
+        plain = model.model(mx.array([[3, 14, 15, 9]]))
+        record = recording.drain()[-1][0]
+    assert record.weights is not None
+    assert bits(plain) != bits(out)
+
+
+def test_a_route_of_experts_that_are_called_one_by_one_is_forced_in_a_trace_only(rig) -> None:
+    model = rig("dbrx")
+    parts = Parts(model.model, model.map, Letters(), model.resident.layers)
+    with pytest.raises(UsageError, match="calls its experts one by one"):
+        require_standing(parts, Placed("layers.0.router", force_route([2])))
+    require_standing(parts, Placed("layers.0.experts", scale_expert(1, 0.5)))
