@@ -28,7 +28,7 @@ from mlxfun.tracing.trace import run_once
 from mlxfun.tracing.tracer import Tracer
 from mlxfun.tracing.values import Saved
 
-CHUNK_BYTES = 256 << 20
+CHUNK_BYTES = 64 << 20
 
 Translate = Callable[[int, mx.array], mx.array]
 """(layer, residual [n, D]) -> what the model's ending reads, [n, D]; a tuned lens."""
