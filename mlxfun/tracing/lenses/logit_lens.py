@@ -229,15 +229,21 @@ class _Reader:
     def _read(self, logits: mx.array) -> tuple[mx.array, ...]:
         """ids, probabilities [n, k], entropy [n], probabilities and ranks of the answers [n, A]."""
         z = logits.astype(mx.float32)
-        log_p = z - mx.logsumexp(z, axis=-1, keepdims=True)
+        # One exp over the vocabulary: entropy = log sum - sum(e z) / sum(e).
+        top = mx.max(z, axis=-1, keepdims=True)
+        e = mx.exp(z - top)
+        total = mx.sum(e, axis=-1, keepdims=True)
+        log_sum = top + mx.log(total)
         k = min(self._options.top_k, z.shape[-1])
         some = mx.argpartition(-z, k - 1, axis=-1)[:, :k]
         order = mx.argsort(-mx.take_along_axis(z, some, axis=-1), axis=-1)
         ids = mx.take_along_axis(some, order, axis=-1)
-        entropy = -mx.sum(mx.exp(log_p) * log_p, axis=-1)
+        # Logits of -inf have no part, and 0 times -inf would be nan.
+        finite = mx.maximum(z, -1e30)
+        entropy = (log_sum - mx.sum(e * finite, axis=-1, keepdims=True) / total)[:, 0]
         wanted = mx.array(self._answers, mx.int32)
         mine = mx.take(z, wanted, axis=-1)
         ranks = [mx.sum(z > mine[:, i : i + 1], axis=-1) + 1 for i in range(len(self._answers))]
         stacked = mx.stack(ranks, axis=-1) if ranks else mx.zeros((z.shape[0], 0), mx.int32)
-        chances = mx.exp(mx.take_along_axis(log_p, ids, axis=-1))
-        return ids, chances, entropy, mx.exp(mx.take(log_p, wanted, axis=-1)), stacked
+        chances = mx.exp(mx.take_along_axis(z, ids, axis=-1) - log_sum)
+        return ids, chances, entropy, mx.exp(mine - log_sum), stacked
