@@ -33,6 +33,7 @@ from mlxfun.errors import UsageError
 from mlxfun.hooks.attention import ATTENTION_PARTS, AttentionPart
 from mlxfun.hooks.expert_probe import RoutePart
 from mlxfun.model.anatomy import facts
+from mlxfun.model.anatomy.fused import fused_columns
 from mlxfun.model.anatomy.layers import children, module_name
 from mlxfun.model.anatomy.types import DecoderLayer
 from mlxfun.model.model_map import ModelMap
@@ -47,8 +48,8 @@ NEAR = 6
 class Point:
     """One value of a forward. name: canonical. path: the module that it is read at.
 
-    layer: decoder layer, None outside of all. part: of attention or route. expert: its number in
-    the checkpoint.
+    layer: decoder layer, None outside of all. attention, route: the part of either. expert: its
+    number in the checkpoint. columns: of the module's output, None for all.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Point:
     attention: AttentionPart | None = None
     route: RoutePart | None = None
     expert: int | None = None
+    columns: tuple[int, ...] | None = None
 
     @property
     def described(self) -> str:
@@ -111,6 +113,7 @@ class Names:
             yield Point(f"{name}.output", "output", path, i)
             yield Point(f"{name}.input", "input", path, i)
             if mixer.kind == "attention":
+                yield from self._fused(name, path, i)
                 by_hand = module_name(self._modules[path]) in facts.SOFTMAX_ATTENTION
                 for part in ("weights", "heads") if by_hand else ATTENTION_PARTS:
                     yield Point(f"{name}.{part}", "attention", path, i, attention=part)
@@ -123,6 +126,13 @@ class Names:
             for route in ROUTE_NAMES:
                 yield Point(f"{prefix}.router.{route}", "route", block, i, route=route)
             yield self._expert(layer, 0)
+
+    def _fused(self, name: str, path: str, layer: int) -> Iterator[Point]:
+        """Queries, keys and values of a projection that makes all three."""
+        fused, output = (self._map.paths.get(f"{name}.{role}") for role in ("qkv", "output"))
+        if fused is not None and output is not None:
+            for role, columns in fused_columns(self._modules, path, fused, output).items():
+                yield Point(f"{name}.{role}", "output", fused, layer, columns=columns)
 
     def _expert(self, layer: DecoderLayer, expert: int) -> Point:
         assert layer.moe is not None

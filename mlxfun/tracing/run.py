@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any
 
@@ -213,6 +213,8 @@ class Run:
     def _pass(self, one: _Wanted, value: mx.array) -> mx.array:
         """Change and save one value on its way."""
         one.reached = True
+        if one.point.columns is not None:
+            return self._pass_columns(one, value, mx.array(one.point.columns, mx.int32))
         if self._any:
             return self._passed_anywhere(one, value)
         streams = self._streams(one.point)
@@ -223,6 +225,17 @@ class Run:
         for saved in one.saved:
             saved.take(new, axes, self._span)
         return value if new is laid else put_back(one.point, new, value)
+
+    def _pass_columns(self, one: _Wanted, value: mx.array, columns: mx.array) -> mx.array:
+        """Let a part of a fused projection's output pass."""
+        part = mx.take(value, columns, axis=-1)
+        whole = replace(one, point=replace(one.point, columns=None))
+        new = self._pass(whole, part)
+        if new is part:
+            return value
+        changed = value[...]  # a name of its own: the model's array is not written into
+        changed[..., columns] = new
+        return changed
 
     def _passed_anywhere(self, one: _Wanted, value: mx.array) -> mx.array:
         axes = Axes(0, 2, 1) if one.point.kind == "attention" else Axes(0, 1)

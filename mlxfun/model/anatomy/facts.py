@@ -163,6 +163,15 @@ MIXER_KINDS: tuple[tuple[MixerKind, tuple[str, ...]], ...] = (
 )
 """(kind, words in the lower-case name of the mixer's class), first match; others are attention."""
 
+FusedLayout = Literal["one after the other", "by key-value head", "unknown"]
+FUSED_LAYOUT: dict[str, FusedLayout] = {
+    "gpt_neox": "by key-value head",
+    "internlm2": "by key-value head",
+    "afm7": "unknown",
+}
+"""How a fused projection lays queries, keys and values out, by the module that defines the
+attention; all others one after the other."""
+
 SOFTMAX_ATTENTION = ("gemma2", "olmo")
 """Families whose attention multiplies by hand: its one call of `mx.softmax` makes the weights."""
 HEAD_COUNTS = ("n_heads", "num_heads", "num_attention_heads", "n_head")

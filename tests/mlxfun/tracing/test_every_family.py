@@ -135,3 +135,29 @@ def test_packed_models_are_seen_as_they_are(name: str, mode: str) -> None:
     before = bits(model.parts.model(mx.array(TOKENS)))
     saved = save_all(model)
     assert bits(saved["output"].value) == before
+
+
+FUSED = ("bailing_moe", "bailing_moe_linear", "dbrx", "phixtral", "phi3", "gpt2", "gpt_bigcode",
+         "gpt_neox", "internlm2", "lille-130m", "openelm", "plamo2", "plamo3", "qwen", "spark2_5")  # fmt: skip
+"""Families with one module for queries, keys and values, of which nothing but RoPE and norms follows."""
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_a_fused_projection_is_taken_apart_as_the_attention_does(name: str) -> None:
+    model = tiny(name)
+    points = model.parts.names.points
+    part = next(n.removesuffix(".v") for n, p in points.items() if n.endswith(".v") and p.columns)
+    with model.trace(TOKENS) as t:
+        q, k, v = (t[f"{part}.{role}"].save() for role in "qkv")
+        seen = [t[f"{part}.{n}"].save() for n in ("queries", "keys", "values")]
+    flat = [np.array(one).swapaxes(1, 2).reshape(2, 6, -1) for one in seen]
+    assert np.allclose(np.array(v), flat[2], atol=1e-5)
+    if f"{part}.q_norm" not in points and name not in ("plamo2", "bailing_moe_linear"):
+        # RoPE leaves the first position as it is.
+        assert np.allclose(np.array(q)[:, 0], flat[0][:, 0], atol=1e-5)
+        assert np.allclose(np.array(k)[:, 0], flat[1][:, 0], atol=1e-5)
+    with model.trace(TOKENS) as t:
+        t[f"{part}.v"] = 0.0
+        zero, kept = t[f"{part}.values"].save(), t[f"{part}.q"].save()
+    assert not np.array(zero).any()
+    assert np.array_equal(np.array(kept), np.array(q))
