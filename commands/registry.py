@@ -61,6 +61,7 @@ SYNONYMS = {
     "why": "explain reason",
     "dossier": "inspect",
     "trace": "peek hook values",
+    "difference": "changes",
     "lens": "logit layerwise",
     "attention": "heads pattern patterns induction",
     "patch": "patching causal",

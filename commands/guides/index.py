@@ -60,7 +60,7 @@ _ALL = (
         "inside",
         "What a forward computes, by name: lenses, patching, vectors",
         (
-            *("trace", "lens", "attention", "patch", "attribute", "activations save"),
+            *("trace", "difference", "lens", "attention", "patch", "attribute", "activations save"),
             *("probe-train", "intervene", "vector make", "vector use", "vector list"),
             "vector save",
         ),

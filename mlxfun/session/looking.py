@@ -20,6 +20,7 @@ from mlxfun.files import write_text
 from mlxfun.session.inspection import Inspection
 from mlxfun.tracing import reports
 from mlxfun.tracing.activations import Work, batch_get_activations, get_activations
+from mlxfun.tracing.lenses.difference import PARTS, difference, values_of
 from mlxfun.tracing.lenses.direct import direct_logit_attribution
 from mlxfun.tracing.lenses.logit_lens import Lens, logit_lens
 from mlxfun.tracing.lenses.patterns import attention_patterns, find_heads
@@ -29,6 +30,7 @@ from mlxfun.tracing.options import (
     ActivationOptions,
     AttentionOptions,
     AttributeOptions,
+    DifferenceOptions,
     LensOptions,
     PatchOptions,
     ProbeTrainOptions,
@@ -89,6 +91,37 @@ class Looking(Inspection):
             tuple(_traced(one, position % len(tokens)) for one in saved),
             tuple((decode([i]), float(chances[i])) for i in best),
         )
+
+    def difference(self, options: DifferenceOptions) -> reports.DifferenceReport:
+        """How the live side differs inside a forward from the checkpoint, from the base of a staged
+        plan, or from a node of the history (both then without steering: a state is weights)."""
+        self._own()
+        editor, against, tracer = self.editor, options.against, self.tracer
+        if against in ("checkpoint", "base"):
+            if against == "base":
+                editor.require_staged("compare with its base")
+            with editor.live("candidate" if against == "base" else editor.side):
+                after = values_of(tracer, options.text)
+            with editor.live("base" if against == "base" else "checkpoint"):
+                before = values_of(tracer, options.text)
+        elif against.isdigit():
+            editor.require_unstaged("comparing with a node of the history")
+            with editor.unsteered():
+                after = values_of(tracer, options.text)
+                with editor.history.excursion(editor.swap):
+                    editor.history.goto(int(against), editor.swap)
+                    before = values_of(tracer, options.text)
+        else:
+            raise UsageError(f"{against!r} is no state; name checkpoint, base or a node's number")
+        found = difference(tracer, before, after)
+        rows = tuple(
+            (n, c.get(PARTS[0]), c.get(PARTS[1]), c.get(PARTS[2]), c.get(PARTS[3]))
+            for n, c in found.changes.items()
+        )
+        first = "" if found.first is None else f"layers.{found.first[0]}.{found.first[1]}"
+        name = f"node {against}" if against.isdigit() else f"the {against}"
+        kl = tuple(float(x) for x in found.kl)
+        return reports.DifferenceReport(name, found.tokens, rows, first, kl, found.words)
 
     def lens(self, options: LensOptions, ctx: Context = SILENT) -> reports.LensReport:
         """What each layer would say, see mlxfun.tracing.lenses.logit_lens."""

@@ -30,6 +30,14 @@ class TraceOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class DifferenceOptions:
+    """against: "checkpoint", "base" (of a staged plan), or a node of the history."""
+
+    text: str
+    against: str = "checkpoint"
+
+
+@dataclass(frozen=True, slots=True)
 class LensOptions:
     """layers, positions: all by default. answers: tokens to follow. export: a file of the result."""
 

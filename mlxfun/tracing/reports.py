@@ -43,6 +43,34 @@ class TraceReport(Report):
 
 
 @dataclass(frozen=True, slots=True)
+class DifferenceReport(Report):
+    """How the live side differs from another state inside one forward.
+
+    rows: (layer, changes of attention, routes, feed-forward part and residual stream); relative
+    sizes, of routes the share that is not chosen any more; None where a layer has no such part.
+    first: the first part that differs at all. kl: nats at each position.
+    """
+
+    kind: ClassVar[str] = "difference"
+    against: str
+    tokens: tuple[str, ...]
+    rows: tuple[tuple[int, float | None, float | None, float | None, float | None], ...]
+    first: str
+    kl: tuple[float, ...]
+    says: tuple[str, str]
+
+    def summary(self) -> str:
+        if not self.first:
+            return f"nothing differs from {self.against} on this text, bit for bit"
+        before, after = self.says
+        said = f"says {after!r}" if before == after else f"says {after!r} instead of {before!r}"
+        return (
+            f"differs from {self.against} first at {self.first}; KL {self.kl[-1]:.4f} nats at the end, "
+            f"{said}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class LensReport(Report):
     """What each layer would say. words, probabilities: [L][T][k], most probable first.
 

@@ -31,6 +31,14 @@ class LookingStub(StubState):
         return reports.TraceReport(TOKENS, 1, values, ((" sat", 0.5),))
 
     @as_in_session
+    def difference(self, given: Given) -> reports.DifferenceReport:
+        rows = ((0, 0.0, None, 0.5, 0.25),)
+        return reports.DifferenceReport(
+            f"the {given.options.against}", TOKENS, rows, "layers.0.mlp.output", (0.0, 0.5),
+            (" sat", " ran"),
+        )  # fmt: skip
+
+    @as_in_session
     def lens(self, given: Given) -> reports.LensReport:
         words, chances = (((" sat",), (" on",)),), (((0.5,), (0.25,)),)
         said = "layer 0 says ' on'"

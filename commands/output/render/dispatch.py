@@ -83,6 +83,7 @@ RENDERERS: dict[type[Report], Callable[[Any], RenderableType]] = {
     RecipeReport: history.recipe,
     DatasetReport: model.dataset,
     seen.TraceReport: inside.trace,
+    seen.DifferenceReport: inside.difference,
     seen.LensReport: inside.lens,
     seen.AttentionReport: inside.attention,
     seen.HeadsReport: inside.heads,

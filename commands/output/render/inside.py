@@ -10,6 +10,7 @@ from mlxfun.tracing.reports import (
     ActivationsReport,
     AttentionReport,
     AttributionReport,
+    DifferenceReport,
     HeadsReport,
     LensReport,
     PatchReport,
@@ -47,6 +48,20 @@ def trace(report: TraceReport) -> RenderableType:
     said = ", ".join(f"{token(word)} {chance:.0%}" for word, chance in report.says[:5])
     where = f"figures at position {report.position}, {token(report.tokens[report.position])}"
     return Group(text(report.summary()), table, text(f"{where}; next: {said}", "dim"))
+
+
+def difference(report: DifferenceReport) -> RenderableType:
+    """A line for each layer: relative changes, and the share of the routes that moved."""
+    names = ("attention", "routes", "mlp", "residual")
+    table = new_table("layer", *names, numbers=("layer", *names))
+    for layer, *changes in report.rows:
+        shown = ("" if x is None else "=" if x == 0 else f"{x:.1%}" for x in changes)
+        table.add_row(str(layer), *shown)
+    worst = max(range(len(report.kl)), key=report.kl.__getitem__)
+    where = f"largest KL {report.kl[worst]:.4f} nats, at position {worst}"
+    return Group(
+        text(report.summary()), table, text(f"{where} {token(report.tokens[worst])}", "dim")
+    )
 
 
 def lens(report: LensReport) -> RenderableType:

@@ -19,6 +19,7 @@ from mlxfun.tracing.options import (
     PATCH_METHODS,
     AttentionOptions,
     AttributeOptions,
+    DifferenceOptions,
     LensOptions,
     PatchOptions,
     TraceOptions,
@@ -81,6 +82,19 @@ def trace(call: Call) -> Report:
     """
     at = call["at"] or TraceOptions("").at
     return call.session.trace_values(TraceOptions(words_of(call), tuple(at), call["position"]))
+
+
+@command("difference", group="observe", read_only=True)
+@text_argument
+@click.option(
+    "--against",
+    default="checkpoint",
+    metavar="STATE",
+    help="checkpoint (default), base (of the staged plan), or a node of the history.",
+)
+def difference(call: Call) -> Report:
+    """See what an edit changes inside a forward, layer by layer, and where it begins."""
+    return call.session.difference(DifferenceOptions(words_of(call), call["against"]))
 
 
 @command("lens", group="observe", read_only=True)
@@ -182,4 +196,4 @@ def attribute(call: Call) -> Report:
     return call.session.attribute(options)
 
 
-COMMANDS = (trace, lens, attention, patch, attribute)
+COMMANDS = (trace, difference, lens, attention, patch, attribute)
