@@ -137,6 +137,7 @@ class Looking(Inspection):
             found.layers, found.positions, found.tokens, found.words,
             _nested(found.probabilities), found.first_layer(), found.summary(), found.answers,
             _nested(found.answer_ranks), _nested(found.answer_probabilities),
+            _nested(found.ids), options.text,
             _export(options.export, found, found.plot, found.to_markdown, table),
         )  # fmt: skip
 
@@ -161,7 +162,7 @@ class Looking(Inspection):
         written = _export(options.export, found, lambda: found.plot(layer, head),
                           lambda: found.to_markdown(layer, head), table)  # fmt: skip
         return reports.AttentionReport(
-            layer, head, heads, found.tokens, _nested(weights), looks, written
+            layer, head, heads, found.tokens, _nested(weights), looks, options.text, written
         )
 
     def patch(self, options: PatchOptions, ctx: Context = SILENT) -> reports.PatchReport:

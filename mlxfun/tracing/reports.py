@@ -74,7 +74,7 @@ class DifferenceReport(Report):
 class LensReport(Report):
     """What each layer would say. words, probabilities: [L][T][k], most probable first.
 
-    first_layer: from which layer on the last position says what the model says, None for none.
+    ids: [L][T][k], their token ids. first_layer: from which layer on the last position says what the model says, None for none.
     answers: tokens that were followed; answer_ranks, answer_probabilities: [L][T][A].
     """
 
@@ -89,6 +89,8 @@ class LensReport(Report):
     answers: tuple[str, ...] = ()
     answer_ranks: tuple[tuple[tuple[int, ...], ...], ...] = ()
     answer_probabilities: tuple[tuple[tuple[float, ...], ...], ...] = ()
+    ids: tuple[tuple[tuple[int, ...], ...], ...] = ()
+    text: str = ""
     written: str = ""
 
     def summary(self) -> str:
@@ -107,6 +109,7 @@ class AttentionReport(Report):
     tokens: tuple[str, ...]
     weights: tuple[tuple[float, ...], ...]
     looks: tuple[tuple[int, ...], ...]
+    text: str = ""
     written: str = ""
 
     def summary(self) -> str:

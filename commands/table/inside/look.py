@@ -107,7 +107,7 @@ def difference(call: Call) -> Report:
     "answers",
     multiple=True,
     metavar="TOKEN",
-    help='Follow this token through the layers, with its space: " Paris". Repeatable.',
+    help='Follow this token through the layers: " Paris" with its space, or #ID. Repeatable.',
 )
 @export_option()
 def lens(call: Call) -> Report:

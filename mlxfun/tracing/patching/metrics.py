@@ -34,12 +34,14 @@ class Measured:
 
 
 def token_id(tokenizer: Tokenizer, token: TokenLike) -> int:
-    """The id of a token, or of the first token of a text that has just one.
+    """The id of a token: a number, "#" and a number, or a text that is one token.
 
     Raises UsageError for a text of several tokens: its first one might be a mere space.
     """
     if isinstance(token, int):
         return token
+    if token.startswith("#") and token[1:].isdigit():
+        return int(token[1:])
     try:
         ids = tokenizer.encode(token, add_special_tokens=False)
     except TypeError:
