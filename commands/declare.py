@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, get_args
 import click
 
 from commands.conditions import Condition, with_model
-from commands.types import FilePath, Seed, Source
+from commands.types import FilePath, Seed, Source, Words
 from mlxfun.data.demo import DATASETS
 from mlxfun.data.options import RECORD_SUFFIXES, DatasetOptions, Weighted, mixed
 from mlxfun.report import Report
@@ -138,7 +138,7 @@ def _is_text(p: click.Parameter) -> bool:
     return (
         isinstance(p, click.Argument)
         and p.nargs == -1
-        and not isinstance(p.type, FilePath | Source)
+        and not isinstance(p.type, FilePath | Source | Words)
     )
 
 

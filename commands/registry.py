@@ -29,18 +29,25 @@ from commands.table import (
     select,
     shell,
 )
+from commands.table.inside import data as inside_data
+from commands.table.inside import look, vectors
 from mlxfun.errors import UsageError
 from mlxfun.session.reports import SessionView
 from mlxfun.text import brief, cut, shown
 
 MODULES = (
     *(model, calibrate, scan, edit, narrow, select, ablate, amplify),
-    *(measure, chat, history, recipes, export, shell),
+    *(look, inside_data, vectors, measure, chat, history, recipes, export, shell),
 )
 
 COMMANDS: dict[str, Command] = {c.name: c for module in MODULES for c in module.COMMANDS}
 # A family typed without its second word means this member.
-FAMILIES = {"stats": "stats show", "plan": "plan show", "profile": "profile save"}
+FAMILIES = {
+    "stats": "stats show",
+    "plan": "plan show",
+    "profile": "profile save",
+    "vector": "vector list",
+}
 
 SYNONYMS = {
     "load": "open download",
@@ -60,6 +67,16 @@ SYNONYMS = {
     "stats rank": "rank",
     "why": "explain reason",
     "dossier": "inspect",
+    "trace": "peek hook values",
+    "difference": "changes",
+    "lens": "logit layerwise",
+    "attention": "heads pattern patterns induction",
+    "patch": "patching causal",
+    "attribute": "attribution dla",
+    "activations save": "residuals",
+    "intervene": "intervention clamp",
+    "vector make": "contrast",
+    "probe-train": "classifier linear",
     "prune": "pruning remove shrink reap",
     "merge": "ream average",
     "narrow": "width neurons slim",

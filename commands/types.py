@@ -274,6 +274,12 @@ def files(incomplete: str, extensions: tuple[str, ...] = ()) -> list[str]:
     return found[:MAX_COMPLETIONS]
 
 
+class Words(click.types.StringParamType):
+    """Words of a text. Options may stand before, between and behind them, unlike free text's."""
+
+    name = "text"
+
+
 class Node(click.types.IntParamType):
     """A node of the history tree."""
 

@@ -14,15 +14,17 @@ if TYPE_CHECKING:
     from mlxfun.session.library import generate as generate
     from mlxfun.session.library import stream_generate as stream_generate
     from mlxfun.session.session import Session as Session
+    from mlxfun.tracing.model import Model as Model
 
 __version__ = "0.1.0"
-__all__ = ["Session", "__version__", "generate", "stream_generate"]
+__all__ = ["Model", "Session", "__version__", "generate", "stream_generate"]
 
 # On CUDA, MLX multiplies float32 matrices in TF32, with ten bits of mantissa, unless it is told not
 # to before the first product. Least squares, KL and norms are computed in float32 for its precision.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
 _LAZY = {
+    "Model": "mlxfun.tracing.model",
     "Session": "mlxfun.session.session",
     "generate": "mlxfun.session.library",
     "stream_generate": "mlxfun.session.library",

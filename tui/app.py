@@ -26,6 +26,7 @@ from mlxfun.editing.reports import StepReport
 from mlxfun.events import Event, JobEnded
 from mlxfun.report import Report
 from mlxfun.scans.reports import DossierReport
+from mlxfun.tracing.reports import AttributionReport
 from tui import hints, themes
 from tui.command_history import LineHistory
 from tui.config_check import check_config
@@ -58,6 +59,9 @@ from tui.state.chat_turns import quoted
 from tui.state.reducer import reduce
 from tui.widgets.dialogs.help import HelpScreen
 from tui.widgets.experts.expert_profile import dossier_page
+from tui.widgets.inside.grid import grid_of
+from tui.widgets.inside.map_screen import MapScreen
+from tui.widgets.inside.shares import shares_page
 
 FRAMES_PER_SECOND = 12
 REMOTE_FRAMES_PER_SECOND = 4
@@ -211,8 +215,8 @@ class ShellApp(NavigationKeys, ExpertKeys, ChatKeys):
     def _after_job(self, event: JobEnded) -> None:
         """After a job: show the panel with its outcome, and notify of long jobs."""
         asked_from = self._asked.pop(event.job, None)
-        if isinstance(event.report, DossierReport) and event.job == self._opened:
-            self.push_screen(HelpScreen(dossier_page(event.report, self.state)))
+        if event.job in (self._opened, self._typed):
+            self._open(event)
         panel = actions.panel_for(event)
         if panel is not None and not self._first_load(event):
             self._show_outcome(event, panel, asked_from)
@@ -224,6 +228,21 @@ class ShellApp(NavigationKeys, ExpertKeys, ChatKeys):
             self.main.command.give_back(event.line, focus=event.usage)
         if event.seconds >= LONG_JOB and not event.cancelled:
             self._notify(event)
+
+    def _open(self, event: JobEnded) -> None:
+        """Open the window of a report that has one, for a line that was typed or a key's."""
+        report, opened = event.report, event.job == self._opened
+        if isinstance(report, DossierReport) and opened:
+            self.push_screen(HelpScreen(dossier_page(report, self.state)))
+        elif isinstance(report, AttributionReport) and opened:
+            self.push_screen(HelpScreen(shares_page(report)))
+        elif report is not None and (grid := grid_of(report)) is not None:
+            self.push_screen(MapScreen(grid), self._follow)
+
+    def _follow(self, line: str | None) -> None:
+        """Run what was chosen in a window, and open what comes of it."""
+        if line:
+            self._opened = self._run(line)
 
     def _show_outcome(
         self, event: JobEnded, panel: PanelName, asked_from: PanelName | None

@@ -14,6 +14,7 @@ from mlxfun.text import counted
 from tui.input import chat_actions, expert_selection
 from tui.keys.keymap import BY_ID, Key, Place, command_of, keys_for
 from tui.state.app_state import AppState
+from tui.state.chat_turns import quoted
 from tui.state.steering import full_line
 from tui.text import shortened
 
@@ -86,6 +87,7 @@ def command_line(state: AppState, key: Key, node: int | None = None) -> str:
         "collect": state.last_line("collect") or "collect --dataset demo:mixed",
         "prune": state.last_line("prune") or f"prune --n-prune {max(1, kept // 4)}",
         "save": state.last_line("save") or "save out",
+        "lens": state.last_line("lens") or _lens_line(state),
         "expert": f"{layer}:{expert}",
         "steer_up": steer_line(view.steering, layer, expert, "up"),
         "steer_down": steer_line(view.steering, layer, expert, "down"),
@@ -96,6 +98,11 @@ def command_line(state: AppState, key: Key, node: int | None = None) -> str:
     if key.id in MEASURING and dense(state):
         return _measuring_line(state, key.target)
     return key.target.format(**values)
+
+
+def _lens_line(state: AppState) -> str:
+    """The lens of the newest question, which is to be edited."""
+    return f"lens {quoted(state.turns[-1].prompt)}" if state.turns else "lens "
 
 
 def _measuring_line(state: AppState, name: str) -> str:

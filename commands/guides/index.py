@@ -56,6 +56,15 @@ _ALL = (
         "Finding the experts of a domain or of refusals",
         ("safety-scan", "domain-scan", "dossier"),
     ),
+    Guide(
+        "inside",
+        "What a forward computes, by name: lenses, patching, vectors",
+        (
+            *("trace", "difference", "lens", "attention", "patch", "attribute", "activations save"),
+            *("probe-train", "intervene", "vector make", "vector use", "vector list"),
+            "vector save",
+        ),
+    ),
     Guide("steering", "Forcing experts on or off, or biasing them, at run time", ("steer",)),
     Guide(
         "router-edits",

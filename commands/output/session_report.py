@@ -23,7 +23,7 @@ def session_report(view: SessionView, lines: Sequence[str]) -> str:
         parts += ["## Staged, not applied", view.plan.summary()]
         if view.scores is not None:
             parts.append(view.scores.summary())
-    if view.steering is not None and steering_in_force(view):
+    if view.steering is not None and (steering_in_force(view) or view.steering.interventions):
         parts += ["## Steering in force", view.steering.summary()]
     parts += ["## Commands", "```\n" + "\n".join(lines) + "\n```"]
     return "\n\n".join(parts) + "\n"

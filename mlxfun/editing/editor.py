@@ -30,6 +30,7 @@ from mlxfun.model.identity import state_id
 from mlxfun.model.slicing import compact_delta
 from mlxfun.steering import rules as steer
 from mlxfun.steering.rules import Steering
+from mlxfun.tracing.standing import Standing
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
@@ -73,6 +74,7 @@ class Editor:
         self.resident = resident
         self._taps = taps
         self.steering = Steering()
+        self.standing: Standing | None = None
         self.staged: Staged | None = None
         self.checkpoint_id = checkpoint_id
         self.model_name = ""
@@ -153,6 +155,8 @@ class Editor:
         """Replace the steering; the next forward follows it."""
         self.steering = steering
         steer.install(steering, self.resident, self._taps)
+        if self.standing is not None:
+            self.standing.install(steering.interventions)
 
     def require_staged(self, action: str) -> Staged:
         """The staged plan. Raises StateError without one."""

@@ -78,10 +78,16 @@ def product_class(tap: Tap) -> type[mx.array]:
     return product
 
 
+class SeesLogits(Protocol):
+    """Who the logits of a gate pass."""
+
+    def saw_logits(self, x: mx.array, logits: mx.array) -> mx.array: ...
+
+
 class GateWeight:
     """Stands for a gate's weight in `x @ weight.T`, so that the product passes the tap."""
 
-    def __init__(self, weight: mx.array, tap: Tap) -> None:
+    def __init__(self, weight: mx.array, tap: SeesLogits) -> None:
         self._weight, self._tap = weight, tap
 
     def __getattr__(self, name: str) -> Any:

@@ -28,6 +28,8 @@ from mlxfun.session.measurements import Measurements
 from mlxfun.session.reports import InfoReport
 from mlxfun.session.workspace import SessionWorkspace
 from mlxfun.techniques.ablate.technique import Abliterate
+from mlxfun.tracing.tracer import Tracer
+from mlxfun.tracing.vectors.vectors import SteeringVectors
 
 
 class SessionBase:
@@ -53,6 +55,8 @@ class SessionBase:
         self.anatomy = workspace.anatomy
         self.editor = workspace.editor
         self._observations = workspace.observations
+        self._tracer = Tracer(workspace.parts)
+        self._vectors: dict[str, SteeringVectors] = {}
         self._decoder = Decoder(self.model, self.tokenizer, self.taps)
         self._conversation = Conversation(
             self.tokenizer, self._decoder, self.editor, context_length(self.config)

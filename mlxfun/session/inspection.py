@@ -23,6 +23,9 @@ from mlxfun.session import smoke, views
 from mlxfun.session.observations import ChatCounter
 from mlxfun.session.reports import InfoReport, LayersReport, SessionView, SmokeReport
 from mlxfun.session.residency import Residency
+from mlxfun.tracing.prompts import Padding, Prompts
+from mlxfun.tracing.trace import Trace
+from mlxfun.tracing.tracer import Tracer
 
 
 class Inspection(Residency):
@@ -73,6 +76,27 @@ class Inspection(Residency):
         if self._info is None or self._info[0] != key:
             self._info = (key, self.info())
         return self._info[1]
+
+    @property
+    def tracer(self) -> Tracer:
+        """Looks into, and intervenes in, forwards of the live side; see mlxfun.tracing."""
+        self._own()
+        return self._tracer
+
+    def trace(
+        self,
+        prompts: Prompts,
+        *,
+        padding: Padding = "right",
+        dry_run: bool = False,
+        max_tokens: int | None = None,
+    ) -> Trace:
+        """A forward of the live side, steering included, in which values are saved and changed.
+
+        As `Model.trace`; names are attributes of what this returns.
+        """
+        self._own()
+        return self._tracer.trace(prompts, padding=padding, dry_run=dry_run, max_tokens=max_tokens)
 
     def layers(self) -> LayersReport:
         """The decoder layers, and those of them that have experts, as tables."""

@@ -36,12 +36,13 @@ from mlxfun.generation.reports import ABReport, ChatReport, TokensReport
 from mlxfun.scans import scan
 from mlxfun.scans.options import ScanOptions
 from mlxfun.scans.reports import ScanReport
-from mlxfun.session.inspection import Inspection
+from mlxfun.session.looking import Looking
 from mlxfun.session.straight import write_edit
 from mlxfun.steering import sources as wishes
 from mlxfun.steering.command_line import line_of
 from mlxfun.steering.options import SteerOptions
 from mlxfun.steering.reports import SteerReport
+from mlxfun.steering.rules import Steering
 from mlxfun.techniques.ablate.options import AblateOptions
 from mlxfun.techniques.ablate.reports import AblationReport
 from mlxfun.techniques.merge.options import MergeOptions
@@ -56,9 +57,11 @@ from mlxfun.techniques.prune.technique import Prune
 from mlxfun.techniques.router_bias.options import AmplifyOptions, BakeOptions
 from mlxfun.techniques.router_bias.technique import Amplify, Bake
 from mlxfun.techniques.technique import Technique, stage
+from mlxfun.tracing.interventions import intervention
+from mlxfun.tracing.standing import Placed, require_standing
 
 
-class Session(Inspection):
+class Session(Looking):
     """The engine's entry point. See the module's text; every method runs on the opening thread."""
 
     # -- comparing two sets -------------------------------------------------------------------
@@ -199,6 +202,36 @@ class Session(Inspection):
         checked, notices = wishes.changed(options, self.editor, present(self.editor))
         self.editor.steer(checked, self.command or line_of(checked.report()))
         return checked.report(notices)
+
+    def intervene(self, name: str, change: Any, source: str = "") -> SteerReport:
+        """Put an intervention in force in every forward, as a step of the history; one at the same
+        name takes the place of what stands there.
+
+        name, change: as in a trace, without positions. source: where a vector is from. Raises
+        UsageError for what cannot stand.
+        """
+        self._own()
+        self.editor.require_steerable()
+        placed = Placed(name, intervention(change), source)
+        require_standing(self._workspace.parts, placed)
+        now = self.editor.steering
+        others = tuple(one for one in now.interventions if one.name != name)
+        return self._intervening(replace(now, interventions=(*others, placed)))
+
+    def clear_interventions(self, name: str | None = None) -> SteerReport:
+        """Take the intervention at `name` away, or all. Raises UsageError where none stands."""
+        self._own()
+        self.editor.require_steerable()
+        now = self.editor.steering
+        left = tuple(one for one in now.interventions if name is not None and one.name != name)
+        if name is not None and len(left) == len(now.interventions):
+            standing = ", ".join(one.name for one in now.interventions) or "nowhere"
+            raise UsageError(f"no intervention stands at {name}; they stand at {standing}")
+        return self._intervening(replace(now, interventions=left))
+
+    def _intervening(self, steering: Steering) -> SteerReport:
+        self.editor.steer(steering, self.command or f"intervene ({steering.brief or 'clear'})")
+        return steering.report()
 
     # -- measuring ----------------------------------------------------------------------------
 

@@ -32,6 +32,8 @@ from mlxfun.model.export import Aside, ExportView
 from mlxfun.model.model_map import map_model
 from mlxfun.model.places import FromFile, LayerStore, Reader
 from mlxfun.session.observations import Observations
+from mlxfun.tracing.parts import Parts
+from mlxfun.tracing.standing import Standing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -76,6 +78,8 @@ class SessionWorkspace:
         began = f"load {loaded.model_id}"
         self.editor = Editor(self.resident, self.taps, loaded.checkpoint_id, began, undo_budget)
         self.editor.model_name = loaded.model_id
+        self.parts = Parts(self.model, self.map, self.tokenizer, self.resident.layers)
+        self.editor.standing = Standing(self.parts)
         if loaded.read_rate:
             self.editor.replaced.read_rate = loaded.read_rate
         self.editor.earlier.compute = lambda: save.earlier_checkpoint_id(loaded)

@@ -10,8 +10,22 @@ from mlxfun.steering.options import MapInForce, SteerRule
 
 
 @dataclass(frozen=True, slots=True)
+class StandingView:
+    """A standing intervention as text. name: the values that it changes; words: how; source: the
+    file of its vector, "" for none; key: its identity."""
+
+    name: str
+    words: str
+    source: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
 class SteerReport(Report):
-    """Steering in force. *_value: what the additive rule adds. levels: faders. maps: of scans."""
+    """Steering in force. *_value: what the additive rule adds. levels: faders. maps: of scans.
+
+    interventions: those that stand in every forward, see mlxfun.tracing.standing.
+    """
 
     kind: ClassVar[str] = "steer"
     activated: dict[int, tuple[int, ...]]
@@ -22,14 +36,16 @@ class SteerReport(Report):
     mask_value: float = 0.0
     levels: dict[int, dict[int, float]] = field(default_factory=dict)
     maps: tuple[MapInForce, ...] = ()
+    interventions: tuple[StandingView, ...] = ()
 
     def summary(self) -> str:
         up, down = (sum(map(len, s.values())) for s in (self.activated, self.deactivated))
+        standing = "; ".join(f"{one.words} at {one.name}" for one in self.interventions)
         if not (up or down or self.levels):
-            return "no experts steered"
+            return f"intervening: {standing}" if standing else "no experts steered"
         biased = sum(map(len, self.levels.values()))
         counts = ((up, "forced on"), (down, "forced off"), (biased, "biased"))
         text = "steering: " + ", ".join(f"{count} {what}" for count, what in counts if count)
         if self.rule == "additive":
             text += f", adding {self.boost_value:+g} and {self.mask_value:+g}"
-        return text
+        return f"{text}; intervening: {standing}" if standing else text

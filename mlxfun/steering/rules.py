@@ -40,7 +40,8 @@ from mlxfun.model.anatomy import MoELayer
 from mlxfun.model.delta import Resident
 from mlxfun.model.live_experts import LiveExperts
 from mlxfun.steering.options import MapInForce, SteerRule
-from mlxfun.steering.reports import SteerReport
+from mlxfun.steering.reports import StandingView, SteerReport
+from mlxfun.tracing.standing import Placed
 
 Mask = NDArray[np.bool_]
 
@@ -67,7 +68,7 @@ class Steering:
 
     rule: "steermoe" or "additive", which adds boost_value or mask_value. levels: {decoder layer:
     {expert: what is added to its score}}. maps: the reports that some of the sets come from; they
-    say where it is from and steer nothing.
+    say where it is from and steer nothing. interventions: those that stand in every forward.
     """
 
     activate: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
@@ -77,11 +78,13 @@ class Steering:
     mask_value: float = MASK
     levels: Mapping[int, Mapping[int, float]] = field(default_factory=dict)
     maps: tuple[MapInForce, ...] = ()
+    interventions: tuple[Placed, ...] = ()
 
     @property
     def empty(self) -> bool:
         """Nothing is steered."""
-        return not any(any(sets.values()) for sets in (self.activate, self.deactivate, self.levels))
+        experts = any(any(s.values()) for s in (self.activate, self.deactivate, self.levels))
+        return not experts and not self.interventions
 
     @property
     def key(self) -> str:
@@ -91,7 +94,8 @@ class Steering:
         values = (self.boost_value, self.mask_value) if self.rule == "additive" else ()
         sets = (sorted(self.activate.items()), sorted(self.deactivate.items()))
         faders = [(layer, sorted(some.items())) for layer, some in sorted(self.levels.items())]
-        text = repr((*sets, self.rule, *values, *faders))
+        standing = [one.key for one in self.interventions]
+        text = repr((*sets, self.rule, *values, *faders, *standing))
         return blake2b(text.encode(), digest_size=6).hexdigest()
 
     @property
@@ -107,7 +111,8 @@ class Steering:
             (self.levels, "biased"),
         )
         counts = [(sum(map(len, sets.values())), words) for sets, words in parts]
-        return ", ".join(f"{count} {words}" for count, words in counts if count)
+        said = [f"{count} {words}" for count, words in counts if count]
+        return ", ".join([*said, *(one.described for one in self.interventions)])
 
     def report(self, notices: tuple[str, ...] = ()) -> SteerReport:
         """The steering as plain data."""
@@ -120,6 +125,10 @@ class Steering:
             self.mask_value,
             {layer: dict(levels) for layer, levels in self.levels.items()},
             self.maps,
+            tuple(
+                StandingView(one.name, one.change.described, one.source, one.key)
+                for one in self.interventions
+            ),
         )
 
     def with_more(

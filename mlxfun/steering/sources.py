@@ -24,7 +24,7 @@ import numpy as np
 from mlxfun.data.expert_lists import read_document, read_sets
 from mlxfun.data.options import ExpertSets
 from mlxfun.data.scan_reports import Identity, read_report, require_current
-from mlxfun.errors import PlanError, UsageError
+from mlxfun.errors import PlanError, StateError, UsageError
 from mlxfun.model.delta import Resident
 from mlxfun.steering.checks import check
 from mlxfun.steering.options import STEER_MODES, STEER_RULES, MapInForce, SteerOptions, SteerRule
@@ -32,6 +32,7 @@ from mlxfun.steering.report_experts import _take
 from mlxfun.steering.reports import SteerReport
 from mlxfun.steering.rules import FORCED, Steering
 from mlxfun.steering.wish import Wish, cells_of
+from mlxfun.tracing.standing import Placed, Standing
 
 CONFIG_KEYS = ("activate", "deactivate", "rule", "boost_value", "mask_value", "layer_indices")
 LOWEST = 1e9
@@ -42,6 +43,7 @@ class SteeringHost(Protocol):
     """The model that is steered, see mlxfun.editing.editor.Editor."""
 
     steering: Steering
+    standing: Standing | None
 
     @property
     def resident(self) -> Resident: ...
@@ -63,7 +65,8 @@ def changed(
     """
     if isinstance(options, SteerReport):
         host.require_steerable()
-        return still_there(_reported(options), host)
+        standing = _standing(options, host)
+        return still_there(replace(_reported(options), interventions=standing), host)
     wish = read(options, host.resident, now, host.root_state)
     host.require_steerable()
     asked = Steering(wish.activate, wish.deactivate, levels=options.levels)
@@ -71,11 +74,22 @@ def changed(
     settled = before.cells - asked.cells
     if options.clear:
         asked, gone = _repeated(asked, host)
-        before, settled = Steering(), asked.shared(host.steering)
+        # What intervenes elsewhere than in routers is not the mixer's, which says all anew.
+        before = Steering(interventions=host.steering.interventions)
+        settled = asked.shared(host.steering)
     maps = _in_force(before, wish)
     wanted = replace(before.with_more(asked.activate, asked.deactivate), maps=maps, **wish.rule)
     checked, notices = check(wanted.with_levels(asked.levels), host.resident, settled)
     return checked, (*gone, *wish.notices, *unused_values(wish, checked.rule), *notices)
+
+
+def _standing(report: SteerReport, host: SteeringHost) -> tuple[Placed, ...]:
+    """The interventions of a report, whose values only the model has."""
+    known = {} if host.standing is None else host.standing.known
+    gone = [one.words for one in report.interventions if one.key not in known]
+    if gone:
+        raise StateError(f"{gone[0]} is not known to this session any more; put it in force again")
+    return tuple(known[one.key] for one in report.interventions)
 
 
 def _repeated(asked: Steering, host: SteeringHost) -> tuple[Steering, tuple[str, ...]]:

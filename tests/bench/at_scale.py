@@ -26,6 +26,7 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[2])]
 
+import inside_cost
 import mlx.core as mx
 from mlx_lm.generate import stream_generate
 from mlx_lm.sample_utils import make_sampler
@@ -297,6 +298,15 @@ class Bench:
         self.row("prune, apply, save", f"{size / GIB:.1f} GiB in {seconds:.1f} s", None, peak, "")
         self.session.undo()
 
+    def inside(self) -> None:
+        """Traces, a lens and patching against plain forwards."""
+        for what, figure, peak in inside_cost.rows(
+            self.session, min(512, self.length), self.pairs + 2
+        ):
+            ratio = figure if what.endswith("of plain") else None
+            shown = "" if ratio is not None else f"{figure:.2f} s"
+            self.row(what, shown, ratio, int(peak) + self.base, "")
+
     def identity(self) -> None:
         from mlxfun.checkpoint.identity import checkpoint_id
 
@@ -309,7 +319,7 @@ class Bench:
 
 
 ALL = ("identity", "chat", "counted", "collect", "scan", "evaluate", "ab", "ablate", "recipe",
-       "narrow", "merge", "save")  # fmt: skip
+       "inside", "narrow", "merge", "save")  # fmt: skip
 
 
 def parts(bench: Bench, names: tuple[str, ...]) -> Iterator[tuple[str, Callable[[], None]]]:

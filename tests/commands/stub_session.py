@@ -31,12 +31,13 @@ from mlxfun.techniques.prune.options import PruneOptions
 from tests.commands.session_signatures import Given, as_in_session
 from tests.commands.stub_chat import ChatStub
 from tests.commands.stub_edits import EditsStub
+from tests.commands.stub_looking import LookingStub
 from tests.commands.stub_residency import ResidencyStub
 from tests.commands.stub_selection import SelectionStub
 from tests.commands.stub_state import EXPERT_BYTES, EXPERTS, LAYERS, TOP_K
 
 
-class StubSession(SelectionStub, EditsStub, ChatStub, ResidencyStub):
+class StubSession(SelectionStub, EditsStub, ChatStub, ResidencyStub, LookingStub):
     """See `mlxfun.session.session.Session`. `gate` (if given) holds each collected sample until set."""
 
     @property

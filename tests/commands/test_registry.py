@@ -25,6 +25,8 @@ NAMES = {
     "amplify", "bake", "recipe",
     "select", "probe", "ab", "stats rank", "name", "compare", "dossier", "dataset",
     "plan", "residency", "residency sweep", "profile save", "profile load",
+    "trace", "difference", "lens", "attention", "patch", "attribute", "activations save", "probe-train",
+    "intervene", "vector make", "vector use", "vector list", "vector save",
 }  # fmt: skip
 
 
@@ -305,7 +307,9 @@ def test_completion_of_commands_options_and_values(bench: Bench) -> None:
         return [c.text for c in bench.engine.complete(line)]
 
     bench.do("collect --dataset demo:mixed", "prune --n-prune 1", "apply")
-    assert texts("pr") == ["prepare-dataset", "preview", "probe", "profile", "prune"]
+    assert texts("pr") == [
+        *("prepare-dataset", "preview", "probe", "probe-train", "profile", "prune"),
+    ]
     assert texts("stats s") == ["save", "show", "subtract"]
     assert texts("prune --me") == ["--metric"]
     assert "--n-prune" in texts("prune ")

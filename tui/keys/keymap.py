@@ -132,6 +132,9 @@ KEYS: tuple[Key, ...] = (
     Key("page_up", "pageup", "page up", "do", "move -8 0", "eight up", "experts"),
     Key("page_down", "pagedown", "page down", "do", "move 8 0", "eight down",
         "experts"),
+    # Inside a forward.
+    Key("lens", "V", "lens", "fill", "{lens}",
+        "what each layer would say after a text: a map of layers and tokens", bar=18),
     # The conversation.
     Key("both", "A", "A/B", "do", "both", "ask current and candidate the same question, side by side, or stop that",
         bar=17),

@@ -73,6 +73,9 @@ def badges(state: AppState) -> list[str]:
             ("±", sum(map(len, now.levels.values()))),
         )
         out.append(" ".join(["STEERED", *(f"{sign}{count}" for sign, count in counts if count)]))
+    if view.steering is not None and view.steering.interventions:
+        count = len(view.steering.interventions)
+        out.append("INTERVENED" if count == 1 else f"INTERVENED {count}")
     if edited(view) and view.state not in state.saved:
         out.append("EDITED")
     return out

@@ -13,6 +13,7 @@ from commands.output.render import (
     answers,
     calibration,
     history,
+    inside,
     measurements,
     model,
     plans,
@@ -43,6 +44,7 @@ from mlxfun.steering.reports import SteerReport
 from mlxfun.techniques.ablate.reports import AblationReport
 from mlxfun.techniques.narrow.reports import NarrowReport
 from mlxfun.techniques.router_bias.reports import BoostReport
+from mlxfun.tracing import reports as seen
 
 
 def guide(report: GuideReport) -> RenderableType:
@@ -87,6 +89,16 @@ RENDERERS: dict[type[Report], Callable[[Any], RenderableType]] = {
     HistoryReport: history.history,
     RecipeReport: history.recipe,
     DatasetReport: model.dataset,
+    seen.TraceReport: inside.trace,
+    seen.DifferenceReport: inside.difference,
+    seen.LensReport: inside.lens,
+    seen.AttentionReport: inside.attention,
+    seen.HeadsReport: inside.heads,
+    seen.PatchReport: inside.patch,
+    seen.AttributionReport: inside.attribution,
+    seen.ActivationsReport: inside.activations,
+    seen.VectorsReport: inside.vectors,
+    seen.ProbesReport: inside.probes,
 }
 
 

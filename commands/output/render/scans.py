@@ -49,6 +49,9 @@ def steer(report: SteerReport) -> RenderableType:
         rows.append(
             (f"{use.kind} report", f"{use.path}, {use.mode}: {len(use.cells)} of its experts")
         )
+    for one in report.interventions:
+        origin = f", from {one.source}" if one.source else ""
+        rows.append((f"at {one.name}", f"{one.words}{origin}"))
     return with_notes(Group(text(report.summary()), pairs(rows)), report.notices)
 
 

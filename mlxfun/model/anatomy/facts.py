@@ -163,6 +163,20 @@ MIXER_KINDS: tuple[tuple[MixerKind, tuple[str, ...]], ...] = (
 )
 """(kind, words in the lower-case name of the mixer's class), first match; others are attention."""
 
+FusedLayout = Literal["one after the other", "by key-value head", "unknown"]
+FUSED_LAYOUT: dict[str, FusedLayout] = {
+    "gpt_neox": "by key-value head",
+    "internlm2": "by key-value head",
+    "afm7": "unknown",
+}
+"""How a fused projection lays queries, keys and values out, by the module that defines the
+attention; all others one after the other."""
+
+SOFTMAX_ATTENTION = ("gemma2", "olmo")
+"""Families whose attention multiplies by hand: its one call of `mx.softmax` makes the weights."""
+HEAD_COUNTS = ("n_heads", "num_heads", "num_attention_heads", "n_head")
+"""Attributes of an attention module that hold how many heads it has."""
+
 MIXER_ROLES: dict[str, tuple[str, ...]] = {
     "q": ("q_proj", "c_q", "attn_query", "wq", "q_b_proj"),
     "k": ("k_proj", "c_k", "attn_key", "wk"),
@@ -291,3 +305,7 @@ NO_PROJECTIONS: dict[str, str] = {
     "of a layer could take a direction out of them",
 }
 """Families whose stream no edit of projections can change as intended, and why."""
+
+STREAMS: dict[str, int] = {"gemma3n": 0, "deepseek_v41": 2}
+"""{module that defines the decoder layer: which axis of what it takes and puts out counts the
+residual streams}, for models that run several; all others have one stream [B, T, D]."""

@@ -123,10 +123,10 @@ def _is_fused(modules: Modules, own: Mapping[str, str], row: Mapping[str, str]) 
     down = modules[own[row["down"]]]
     if not isinstance(rows, mx.array) or not isinstance(down.get("weight"), mx.array):
         return False
-    return int(rows.shape[-2]) == 2 * _inputs(down)
+    return int(rows.shape[-2]) == 2 * columns_of(down)
 
 
-def _inputs(module: nn.Module) -> int:
+def columns_of(module: nn.Module) -> int:
     """Columns of a Linear, switched or not, unpacked."""
     bits = getattr(module, "bits", None)
     columns = int(module.weight.shape[-1])

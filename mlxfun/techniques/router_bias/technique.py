@@ -185,6 +185,11 @@ def _bake(workspace: Workspace, options: BakeOptions, command: str, ctx: Context
         steering = editor.steering
         if steering.empty:
             raise StateError("no experts are steered, so there is nothing to bake; run steer first")
+        if steering.interventions:
+            raise StateError(
+                f"{steering.interventions[0].described} is in force, and bake writes the steering of "
+                "experts only; take it away with intervene --clear first"
+            )
         edit = _edit(workspace)
         wished = _wished(workspace, steering)
         require_bakeable(steering, [moe for moe, *_ in wished])

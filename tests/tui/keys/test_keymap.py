@@ -56,6 +56,7 @@ FILL_LINES = {
     "plan_save": "plan save plan.json",
     "stats_diff": "stats diff a.npz b.npz",
     "name": "name 0 ",
+    "lens": "lens ",
 }
 
 

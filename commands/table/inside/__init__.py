@@ -1,0 +1,1 @@
+"""Commands that look inside a model, and that intervene in its forwards."""

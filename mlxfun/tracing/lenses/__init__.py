@@ -1,0 +1,1 @@
+"""Reading what is inside: lenses, attribution, attention patterns, norms, probes."""

@@ -1,0 +1,117 @@
+"""Options of the commands that look inside a model: plain data, nothing heavy imported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+ComponentName = Literal["residual", "attn", "mlp", "head", "expert", "route"]
+COMPONENTS: tuple[ComponentName, ...] = get_args(ComponentName)
+MetricName = Literal["logit_diff", "probability", "kl"]
+METRICS: tuple[MetricName, ...] = get_args(MetricName)
+PatchMethod = Literal["activation", "path", "attribution"]
+PATCH_METHODS: tuple[PatchMethod, ...] = get_args(PatchMethod)
+HeadKind = Literal["previous token", "first token", "induction"]
+HEAD_KINDS: tuple[HeadKind, ...] = get_args(HeadKind)
+VectorMethod = Literal["mean", "pca"]
+VECTOR_METHODS: tuple[VectorMethod, ...] = get_args(VectorMethod)
+EXPORTS = (".svg", ".json", ".md", ".csv")
+"""What a result can be written as, by the file's suffix."""
+
+
+@dataclass(frozen=True, slots=True)
+class TraceOptions:
+    """text: the prompt. at: names of values, `*` and 2-5 for layers. position: whose figures."""
+
+    text: str
+    at: tuple[str, ...] = ("layers.*.residual",)
+    position: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class DifferenceOptions:
+    """against: "checkpoint", "base" (of a staged plan), or a node of the history."""
+
+    text: str
+    against: str = "checkpoint"
+
+
+@dataclass(frozen=True, slots=True)
+class LensOptions:
+    """layers, positions: all by default. answers: tokens to follow. export: a file of the result."""
+
+    text: str
+    layers: tuple[int, ...] | None = None
+    positions: tuple[int, ...] | None = None
+    top_k: int = 5
+    answers: tuple[str, ...] = ()
+    export: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionOptions:
+    """layer, head: which map. find: rank all heads by a pattern instead, without a text."""
+
+    text: str = ""
+    layer: int = 0
+    head: int = 0
+    find: HeadKind | None = None
+    export: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PatchOptions:
+    """answer, other: tokens of the metric, by default what the two runs say. receiver: of paths."""
+
+    clean: str
+    corrupted: str
+    component: ComponentName = "residual"
+    metric: MetricName = "logit_diff"
+    method: PatchMethod = "activation"
+    answer: str | None = None
+    other: str | None = None
+    layers: tuple[int, ...] | None = None
+    receiver: str = "output"
+    export: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AttributeOptions:
+    """answer: by default what the model says; other: what it is compared with."""
+
+    text: str
+    answer: str | None = None
+    other: str | None = None
+    position: int = -1
+    export: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationOptions:
+    """at: names of values. position: of each sample; None for all tokens. path: a new safetensors
+    file."""
+
+    path: Path
+    at: tuple[str, ...] = ("layers.*.residual",)
+    position: int | None = -1
+
+
+@dataclass(frozen=True, slots=True)
+class VectorOptions:
+    """name: of the vectors in the session. layers: all by default. position: of each sample."""
+
+    name: str
+    method: VectorMethod = "mean"
+    layers: tuple[int, ...] | None = None
+    position: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeTrainOptions:
+    """layers: all by default. held_out: share of the samples that judge the probes."""
+
+    layers: tuple[int, ...] | None = None
+    position: int = -1
+    held_out: float = 0.25
+    seed: int = 0

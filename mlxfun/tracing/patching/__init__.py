@@ -1,0 +1,1 @@
+"""Patching: which component, put into another run, carries an answer over."""

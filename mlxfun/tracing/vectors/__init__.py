@@ -1,0 +1,1 @@
+"""Steering vectors: from two sets of texts, in files with their provenance."""

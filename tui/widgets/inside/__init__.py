@@ -1,0 +1,1 @@
+"""Maps of what was seen inside a forward: a lens, an attention head, a patching result."""
