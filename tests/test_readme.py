@@ -26,7 +26,7 @@ README = (ROOT / "README.md").read_text("utf-8")
 TABLE = (ROOT / "commands" / "guides" / "commands.md").read_text("utf-8")
 BLOCKS = [block for path in DOCUMENTS for block in blocks(path)]
 # Options of other programs that are shown.
-FOREIGN = {"--help", "--preset", "--check", "--write"}
+FOREIGN = {"--hosts", "--over", "--output-hostfile", "--help", "--preset", "--check", "--write"}
 
 
 def block_after(marker: str) -> str:

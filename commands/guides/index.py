@@ -97,9 +97,7 @@ _ALL = (
         ("plan", "load", "residency", "residency sweep", "profile save", "profile load"),
     ),
     Guide("serving", "Serving OpenAI's and Anthropic's clients while you edit"),
-    Guide(
-        "several-machines", "Calibration and scans on several processes or machines", ("workers",)
-    ),
+    Guide("distributed", "Calibration and scans on several machines", ("workers",)),
     Guide("headless", "Scripts: --headless, JSON, exit codes; the line shell --plain"),
     Guide("configuration", "config.toml: theme, defaults, undo budget, keys"),
     Guide("library", "Using mlxfun from Python"),

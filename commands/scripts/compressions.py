@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from mlxfun.errors import UsageError
+from mlxfun.session.measuring.variants import Target
 from mlxfun.session.reports import InfoReport
-from mlxfun.session.variants import Target
 from mlxfun.text import readable_bytes
 
 PRUNE = "prune --n-prune {} --metric output_error --refit-experts"

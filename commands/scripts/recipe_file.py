@@ -29,7 +29,7 @@ from pathlib import Path
 
 from commands.workbench.session_file import Entry, Script, read_script
 from mlxfun.errors import UsageError
-from mlxfun.session.variants import Target, parse_target
+from mlxfun.session.measuring.variants import Target, parse_target
 from mlxfun.text import shown
 
 MOST_VARIANTS = 1000

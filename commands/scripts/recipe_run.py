@@ -19,7 +19,7 @@ from mlxfun.evaluation.reports import EvaluateReport
 from mlxfun.events import JobEnded, Notice
 from mlxfun.files import Kind, beginning_with, json_with, write_text
 from mlxfun.report import Report
-from mlxfun.session.variants import RecipeReport, Variant, best, loss_svg, shortfall
+from mlxfun.session.measuring.variants import RecipeReport, Variant, best, loss_svg, shortfall
 from mlxfun.steering.command_line import line_of
 from mlxfun.steering.reports import SteerReport
 from mlxfun.text import cut, escaped, shown, visible

@@ -207,7 +207,7 @@ def plan(call: Call) -> Report:
 @click.argument("directory", required=False, type=FilePath(), default=".")
 def recover(call: Call) -> Report:
     """Put back models that a killed save --force had moved aside in a directory (default: here)."""
-    from mlxfun.checkpoint import atomic
+    from mlxfun.checkpoint.replacing import atomic
 
     directory = call.bench.files.writable_directory(call["directory"])
     try:

@@ -18,7 +18,7 @@ from commands.workbench.workbench import Workbench
 from mlxfun.errors import StateError, UsageError
 from mlxfun.files import require_writable
 from mlxfun.report import Report
-from mlxfun.session.variants import Target
+from mlxfun.session.measuring.variants import Target
 from mlxfun.text import no_experts
 
 NOT_TRIED = ("apply", "discard", "flip", "compact", "steer", "plan show", "plan save", "compress")

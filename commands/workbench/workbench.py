@@ -123,15 +123,7 @@ class Workbench:
 
         drop: close the old one first.
         """
-        held = residency or Residency()
-        template = self.readable(chat_template) if chat_template is not None else None
-        if held.profile is not None:
-            held = replace(held, profile=self.readable(held.profile))
-        if held.resident == "none":
-            held = replace(held, scratch=self._scratch(held.scratch))
-        profiles = self.identities.parent / "profiles" if self.identities is not None else None
-        plain = LoadOptions(revision, template, self.identities, profiles=profiles)
-        options = held.added_to(plain)
+        options = self._options(revision, chat_template, residency or Residency())
         if drop:
             self.close()
         found = self.source(source)
@@ -161,6 +153,18 @@ class Workbench:
         gc.collect()
         gc.freeze()
         return report
+
+    def _options(
+        self, revision: str | None, chat_template: Path | None, held: Residency
+    ) -> LoadOptions:
+        """How a model is loaded, with the paths that may be read and written."""
+        template = self.readable(chat_template) if chat_template is not None else None
+        if held.profile is not None:
+            held = replace(held, profile=self.readable(held.profile))
+        if held.resident == "none":
+            held = replace(held, scratch=self._scratch(held.scratch))
+        profiles = self.identities.parent / "profiles" if self.identities is not None else None
+        return held.added_to(LoadOptions(revision, template, self.identities, profiles=profiles))
 
     def _scratch(self, named: Path | None) -> Path | None:
         """The scratch directory that was named, or one in the cache."""
@@ -241,7 +245,7 @@ class Workbench:
 
 def _offer_recovery(directory: Path, ctx: Context) -> None:
     """Emit notices of models that a killed `save --force` left under their backup name."""
-    from mlxfun.checkpoint.atomic import recoverable
+    from mlxfun.checkpoint.replacing.atomic import recoverable
 
     try:
         backups = recoverable(directory)

@@ -18,12 +18,12 @@ from typing import Any, Protocol
 import mlx.core as mx
 import numpy as np
 
-from mlxfun.checkpoint import atomic, replaceable
 from mlxfun.checkpoint.card import Card, base_card_name
 from mlxfun.checkpoint.gate import LogitsFn, Source, Weights, check, forward
 from mlxfun.checkpoint.headers import INDEX, weight_files, write_file
 from mlxfun.checkpoint.load import short
 from mlxfun.checkpoint.options import SaveOptions
+from mlxfun.checkpoint.replacing import atomic, replaceable
 from mlxfun.checkpoint.reports import SaveReport
 from mlxfun.checkpoint.requantize import Requantised, describe_quantization, packed_so
 from mlxfun.checkpoint.sources import Companions, companions, has_wildcards

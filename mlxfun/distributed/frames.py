@@ -10,7 +10,7 @@ import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -19,6 +19,14 @@ from mlxfun.errors import StateError
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
 
+Kind = Literal[
+    "alive", "hello", "joined", "become", "became", "job", "idle", "result", "stopped", "failed",
+    "ended", "cancel", "quit",
+]  # fmt: skip
+"""What a message is. From the shell: become (these weights), job, cancel, quit. The others are a
+worker's; idle, result, stopped and failed also go from rank to rank."""
+
+KINDS: frozenset[Kind] = frozenset(get_args(Kind))
 HEADER_BYTES = 64 << 20
 """The most that a header may have: lists of batches and experts are far below it."""
 ARRAY_BYTES = 64 << 30
@@ -31,7 +39,7 @@ DTYPES = frozenset(
 class Frame:
     """One message. kind: what it is. data: JSON-able. arrays: by name."""
 
-    kind: str
+    kind: Kind
     data: Mapping[str, Any] = field(default_factory=dict)
     arrays: Mapping[str, Array] = field(default_factory=dict)
 
@@ -62,8 +70,8 @@ def unpacked(stream: IO[bytes]) -> Frame | None:
         head = json.loads(_exactly(stream, length))
         kind, data, listed = head["kind"], head["data"], head["arrays"]
         arrays = {str(name): _array(stream, dtype, shape) for name, dtype, shape in listed}
-        if not isinstance(kind, str) or not isinstance(data, dict):
-            raise ValueError("no kind or no data")
+        if kind not in KINDS or not isinstance(data, dict):
+            raise ValueError(f"of kind {kind!r}")
     except (ValueError, KeyError, TypeError, struct.error, EOFError) as error:
         raise StateError(f"not a message of a worker ({error})") from error
     return Frame(kind, data, arrays)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mlxfun.checkpoint import atomic
+from mlxfun.checkpoint.replacing import atomic
 from mlxfun.checkpoint.save import beside, failures, require_space
 from mlxfun.model.delta import LayerDelta
 from mlxfun.model.places import FromFile, Source

@@ -1,6 +1,6 @@
 """Atomic writing of small files; a file of another kind is never overwritten.
 
-Models, which are directories, have `mlxfun.checkpoint.atomic`.
+Models, which are directories, have `mlxfun.checkpoint.replacing.atomic`.
 """
 
 from __future__ import annotations

@@ -21,16 +21,81 @@ class Tap(Protocol):
 
     experts: LiveExperts
     present: mx.array | None
+    observed: bool
 
     @property
     def layer(self) -> MoELayer: ...
     @property
-    def observed(self) -> bool: ...
-    def open(self, x: mx.array, indices: mx.array, y: mx.array) -> None: ...
+    def watches_logits(self) -> bool: ...
+    @property
+    def bias(self) -> mx.array | None: ...
+    def open(
+        self, x: mx.array, indices: mx.array, y: mx.array, mapped: mx.array | None = None
+    ) -> None: ...
     def complete(self, weights: mx.array) -> None: ...
+    def saw_router(self, weights: mx.array) -> None: ...
     def multiplied(self, factor: mx.array) -> None: ...
     def saw_logits(self, x: mx.array, logits: mx.array) -> mx.array: ...
     def routed_logits(self) -> mx.array: ...
+
+
+def hook_layer(hooks: Hooks, tap: Tap) -> None:
+    """What is hooked of one layer."""
+    layer = tap.layer
+    # Not required one by one: what a recording misses is noticed when it is drained.
+    if layer.experts_list:
+        list_block(hooks, tap)
+    else:
+        hooks.on_call(layer.experts, _experts(tap), required=False)
+    if layer.router_kind == "weight":
+        hooks.on_attribute(
+            layer.logits, "weight", lambda own: GateWeight(own, tap) if tap.watches_logits else own
+        )
+    else:
+        hooks.on_call(layer.logits, _logits(tap), required=False)
+    if layer.facts.weights_from_router:
+        hooks.on_call(layer.router, _router(tap), required=False)
+    if layer.bias_owner is not None and layer.bias_name is not None:
+        hooks.on_attribute(
+            layer.bias_owner, layer.bias_name, lambda own: own if tap.bias is None else tap.bias
+        )
+
+
+def _experts(tap: Tap) -> Callable[..., mx.array]:
+    """SwitchGLU/SwitchMLP: map indices, record, and make the output tell its weights."""
+    product = product_class(tap)
+
+    def call(own: Any, x: mx.array, indices: mx.array, *args: Any, **kwargs: Any) -> mx.array:
+        rows = tap.experts.mapped(indices)
+        y: mx.array = own(x, rows, *args, **kwargs)
+        if tap.observed:
+            tap.open(x, indices, y, rows)
+        if tap.observed or tap.present is not None:
+            y.__class__ = product
+        return y
+
+    return call
+
+
+def _logits(tap: Tap) -> Callable[[Any, mx.array], mx.array]:
+    """A module whose output is the logits."""
+
+    def call(own: Any, x: mx.array) -> mx.array:
+        logits: mx.array = own(x)
+        return tap.saw_logits(x, logits) if tap.watches_logits else logits
+
+    return call
+
+
+def _router(tap: Tap) -> Callable[..., Any]:
+    """A gate module that returns (indices, weights)."""
+
+    def call(own: Any, *args: Any, **kwargs: Any) -> Any:
+        result = own(*args, **kwargs)
+        tap.saw_router(result[1])
+        return result
+
+    return call
 
 
 def without_absent(weights: mx.array, present: mx.array) -> mx.array:

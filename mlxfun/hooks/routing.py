@@ -21,7 +21,7 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -29,7 +29,7 @@ import mlx.nn as nn
 from mlxfun.errors import HookError
 from mlxfun.hooks.intercept import Hooks
 from mlxfun.hooks.pace import Pace
-from mlxfun.hooks.routers import GateWeight, list_block, product_class
+from mlxfun.hooks.routers import hook_layer
 from mlxfun.hooks.step_routing import Stepping, output_norms, output_peaks, require_all
 from mlxfun.model.anatomy import MoELayer, MoEMap
 from mlxfun.model.live_experts import LiveExperts
@@ -98,6 +98,7 @@ class LayerTap:
         self.bias: mx.array | None = None  # the steered selection bias
         self.clients: list[Client] = []
         self.step: Stepping | None = None
+        self.observed = False  # whether anyone is told of forwards; read once a layer and token
         self._wanted = Wanted(False, False, False)  # by any of the clients
         self.present: mx.array | None = (
             None  # bool [..., K]: the choices of this forward that are not left out
@@ -122,6 +123,7 @@ class LayerTap:
     def listen(self, clients: list[Client], step: Stepping | None) -> None:
         """Who is told of the next forwards."""
         self.clients, self.step = clients, step
+        self.observed = step is not None or bool(clients)
         wanted = [client.wanted for client in clients]
         self._wanted = Wanted(
             any(w.norms for w in wanted),
@@ -129,11 +131,6 @@ class LayerTap:
             any(w.inputs for w in wanted),
             any(w.peaks for w in wanted),
         )
-
-    @property
-    def observed(self) -> bool:
-        """Whether anyone is told of forwards."""
-        return self.step is not None or bool(self.clients)
 
     @property
     def watches_logits(self) -> bool:
@@ -288,7 +285,7 @@ class Taps:
         self.layers = tuple(LayerTap(live) for live in experts)
         self._hooks = Hooks(dict(model.named_modules()))
         for tap in self.layers:
-            _hook(self._hooks, tap)
+            hook_layer(self._hooks, tap)
 
     @property
     def attached(self) -> bool:
@@ -350,12 +347,12 @@ class Taps:
         stepping = Stepping(self.anatomy.top_k, len(self.layers), norms)
         before = [tap.step for tap in self.layers]
         for tap in self.layers:
-            tap.step = stepping
+            tap.step, tap.observed = stepping, True
         try:
             yield stepping
         finally:
             for tap, step in zip(self.layers, before, strict=True):
-                tap.step = step
+                tap.step, tap.observed = step, step is not None or bool(tap.clients)
 
     def _positions(self, positions: Sequence[int] | None) -> tuple[int, ...]:
         return tuple(range(len(self.layers))) if positions is None else tuple(positions)
@@ -371,63 +368,3 @@ class Taps:
         finally:
             for tap in taps:
                 tap.listen([other for other in tap.clients if other is not client], tap.step)
-
-
-def _hook(hooks: Hooks, tap: LayerTap) -> None:
-    """What is hooked of one layer."""
-    layer = tap.layer
-    # Not required one by one: what a recording misses is noticed when it is drained.
-    if layer.experts_list:
-        list_block(hooks, tap)
-    else:
-        hooks.on_call(layer.experts, _experts(tap), required=False)
-    if layer.router_kind == "weight":
-        hooks.on_attribute(
-            layer.logits, "weight", lambda own: GateWeight(own, tap) if tap.watches_logits else own
-        )
-    else:
-        hooks.on_call(layer.logits, _logits(tap), required=False)
-    if layer.facts.weights_from_router:
-        hooks.on_call(layer.router, _router(tap), required=False)
-    if layer.bias_owner is not None and layer.bias_name is not None:
-        hooks.on_attribute(
-            layer.bias_owner, layer.bias_name, lambda own: own if tap.bias is None else tap.bias
-        )
-
-
-def _experts(tap: LayerTap) -> Callable[..., mx.array]:
-    """SwitchGLU/SwitchMLP: map indices, record, and make the output tell its weights."""
-    product = product_class(tap)
-
-    def call(own: Any, x: mx.array, indices: mx.array, *args: Any, **kwargs: Any) -> mx.array:
-        rows = tap.experts.mapped(indices)
-        y: mx.array = own(x, rows, *args, **kwargs)
-        observed = tap.step is not None or bool(tap.clients)
-        if observed:
-            tap.open(x, indices, y, rows)
-        if observed or tap.present is not None:
-            y.__class__ = product
-        return y
-
-    return call
-
-
-def _logits(tap: LayerTap) -> Callable[[Any, mx.array], mx.array]:
-    """A module whose output is the logits."""
-
-    def call(own: Any, x: mx.array) -> mx.array:
-        logits: mx.array = own(x)
-        return tap.saw_logits(x, logits) if tap.watches_logits else logits
-
-    return call
-
-
-def _router(tap: LayerTap) -> Callable[..., Any]:
-    """A gate module that returns (indices, weights)."""
-
-    def call(own: Any, *args: Any, **kwargs: Any) -> Any:
-        result = own(*args, **kwargs)
-        tap.saw_router(result[1])
-        return result
-
-    return call

@@ -24,7 +24,7 @@ from mlxfun.generation.options import GenerateOptions
 from mlxfun.memory.reports import skipping
 from mlxfun.memory.slots.partly import Partly, whole
 from mlxfun.model.anatomy.context_length import context_length
-from mlxfun.session.measurements import Measurements
+from mlxfun.session.measuring.measurements import Measurements
 from mlxfun.session.reports import InfoReport
 from mlxfun.session.workspace import SessionWorkspace
 from mlxfun.techniques.ablate.technique import Abliterate

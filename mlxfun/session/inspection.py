@@ -19,7 +19,8 @@ from mlxfun.editing.reports import HistoryReport
 from mlxfun.errors import ModelError
 from mlxfun.evaluation.options import ProbeOptions
 from mlxfun.scans.reports import DossierReport
-from mlxfun.session import smoke, views
+from mlxfun.session import views
+from mlxfun.session.measuring import smoke
 from mlxfun.session.observations import ChatCounter
 from mlxfun.session.reports import InfoReport, LayersReport, SessionView, SmokeReport
 from mlxfun.session.residency import Residency
@@ -136,7 +137,7 @@ class Inspection(Residency):
     ) -> SmokeReport:
         """A quick check that the live model computes, caches and generates.
 
-        prompt: what to answer; max_tokens: how far. None: the defaults of mlxfun.session.smoke.
+        prompt: what to answer; max_tokens: how far. None: the defaults of mlxfun.session.measuring.smoke.
         """
         self._own()
         asked = smoke.PROMPT if prompt is None else prompt

@@ -10,7 +10,7 @@ import pytest
 
 from commands.scripts.compressions import variants
 from mlxfun.errors import UsageError
-from mlxfun.session.variants import RecipeReport, Target
+from mlxfun.session.measuring.variants import RecipeReport, Target
 from tests.e2e.conftest import Shell
 
 COLLECT = "collect --dataset demo:mixed --max-samples 10 --max-tokens 48"

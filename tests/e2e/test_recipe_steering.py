@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxfun.session.variants import RecipeReport
+from mlxfun.session.measuring.variants import RecipeReport
 from tests.e2e.conftest import Program, Shell, typed
 
 STEER = "steer --rule additive --boost-value 1.25 --activate 2:5 --level 4:9=1.5"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxfun.checkpoint import atomic
+from mlxfun.checkpoint.replacing import atomic
 from tests.hostile.warm import ROOT, Ended, Warm
 from tests.mlxfun import tiny_checkpoints as tiny
 

@@ -38,8 +38,8 @@ from mlxfun.memory.plan.report import FitReport
 from mlxfun.memory.reports import ResidencyReport, SweepReport
 from mlxfun.report import Report
 from mlxfun.scans.reports import DossierReport, ScanReport
+from mlxfun.session.measuring.variants import RecipeReport
 from mlxfun.session.reports import InfoReport, LayersReport, SmokeReport
-from mlxfun.session.variants import RecipeReport
 from mlxfun.steering.reports import SteerReport
 from mlxfun.techniques.ablate.reports import AblationReport
 from mlxfun.techniques.narrow.reports import NarrowReport

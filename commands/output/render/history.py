@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 
 from commands.output.render.base import new_table, text
 from mlxfun.editing.reports import HistoryReport
-from mlxfun.session.variants import RecipeReport
+from mlxfun.session.measuring.variants import RecipeReport
 from mlxfun.text import readable_bytes
 
 

@@ -29,8 +29,8 @@ from mlxfun.events import JobEnded, Progress
 from mlxfun.generation.reports import ChatReport
 from mlxfun.report import Report, TextReport
 from mlxfun.scans.reports import DossierReport, TopToken
+from mlxfun.session.measuring.variants import RecipeReport, Variant
 from mlxfun.session.reports import DecoderRow, LayersReport
-from mlxfun.session.variants import RecipeReport, Variant
 from mlxfun.techniques.prune.options import PruneOptions
 from mlxfun.text import visible
 from tests.commands.conftest import Bench

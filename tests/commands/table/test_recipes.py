@@ -14,7 +14,7 @@ from commands.scripts.recipe_file import expand, read_recipe
 from mlxfun.context import SILENT
 from mlxfun.errors import UsageError
 from mlxfun.events import JobEnded, Notice
-from mlxfun.session.variants import RecipeReport
+from mlxfun.session.measuring.variants import RecipeReport
 from tests.commands.conftest import Bench
 from tests.commands.stub_session import StubSession
 

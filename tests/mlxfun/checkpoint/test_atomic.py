@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from mlxfun.checkpoint import atomic
 from mlxfun.checkpoint import save as save_module
 from mlxfun.checkpoint.load import load
 from mlxfun.checkpoint.options import SaveOptions
+from mlxfun.checkpoint.replacing import atomic
 from mlxfun.checkpoint.save import write
 from mlxfun.errors import Cancelled, SaveError
 from mlxfun.files import renaming, writer
@@ -49,7 +49,7 @@ KILLED = """
     from pathlib import Path
     from tests.mlxfun.exports import export_of
     from tests.mlxfun.exports import StopAt
-    from mlxfun.checkpoint import atomic
+    from mlxfun.checkpoint.replacing import atomic
     from mlxfun.checkpoint.save import write
     from mlxfun.checkpoint.options import SaveOptions
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mlxfun.checkpoint import atomic
 from mlxfun.checkpoint.load import load
 from mlxfun.checkpoint.options import SaveOptions
+from mlxfun.checkpoint.replacing import atomic
 from mlxfun.checkpoint.save import write
 from mlxfun.errors import SaveError
 from tests.mlxfun import tiny_checkpoints as tiny

@@ -20,14 +20,16 @@ def test_a_frame_comes_back_as_it_was() -> None:
         "none": np.zeros((0, 4), np.int64),
         "one": np.array(True),
     }
-    stream = io.BytesIO(packed(Frame("x", {"n": [1, "ü", None]}, arrays)) + packed(Frame("y")))
+    stream = io.BytesIO(
+        packed(Frame("hello", {"n": [1, "ü", None]}, arrays)) + packed(Frame("joined"))
+    )
     first, second, third = (unpacked(stream) for _ in range(3))
     assert first is not None
-    assert (first.kind, first.data) == ("x", {"n": [1, "ü", None]})
+    assert (first.kind, first.data) == ("hello", {"n": [1, "ü", None]})
     for name, array in arrays.items():
         assert first.arrays[name].dtype == array.dtype
         assert np.array_equal(first.arrays[name], array)
-    assert second == Frame("y")
+    assert second == Frame("joined")
     assert third is None
 
 
@@ -38,9 +40,10 @@ def test_a_frame_comes_back_as_it_was() -> None:
         b"\0\0\0\x09not json!",
         b"\0\0\0\x02[]",
         b"\0\0",
-        packed(Frame("x", {}, {"a": np.zeros(9)}))[:-1],
+        packed(Frame("hello", {}, {"a": np.zeros(9)}))[:-1],
         pickle.dumps({"kind": "x"}),
-        packed(Frame("x")).replace(b'"arrays": []', b'"arrays": 5 '),
+        packed(Frame("hello")).replace(b'"arrays": []', b'"arrays": 5 '),
+        packed(Frame("hello")).replace(b"hello", b"hallo"),
     ],
 )
 def test_what_is_no_frame_is_refused(data: bytes) -> None:
@@ -51,6 +54,6 @@ def test_what_is_no_frame_is_refused(data: bytes) -> None:
 @pytest.mark.parametrize("entry", [["a", "object", [1]], ["a", "float32", [-1]], ["a", "V8", [2]],
                                    ["a", "uint8", [1 << 40]]])  # fmt: skip
 def test_arrays_of_other_kinds_and_sizes_are_refused(entry: Any) -> None:
-    head = packed(Frame("x"))[4:].replace(b"[]", json.dumps([entry]).encode())
+    head = packed(Frame("hello"))[4:].replace(b"[]", json.dumps([entry]).encode())
     with pytest.raises(StateError, match="an array of"):
         unpacked(io.BytesIO(len(head).to_bytes(4, "big") + head))

@@ -14,8 +14,8 @@ import pytest
 
 from mlxfun import Session
 from mlxfun.calibration.options import CollectOptions
-from mlxfun.checkpoint import atomic
 from mlxfun.checkpoint.options import SaveOptions
+from mlxfun.checkpoint.replacing import atomic
 from mlxfun.context import Context
 from mlxfun.data.expert_lists import write_expert_list
 from mlxfun.data.options import DatasetOptions

@@ -8,7 +8,14 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from mlxfun.errors import UsageError
-from mlxfun.session.variants import Target, Variant, best, loss_svg, parse_target, shortfall
+from mlxfun.session.measuring.variants import (
+    Target,
+    Variant,
+    best,
+    loss_svg,
+    parse_target,
+    shortfall,
+)
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from mlxfun.checkpoint import atomic
+from mlxfun.checkpoint.replacing import atomic
 from mlxfun.errors import SaveError
 
 _WEIGHTS = re.compile(

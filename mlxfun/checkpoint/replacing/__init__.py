@@ -1,0 +1,1 @@
+"""Replacing the directory of a model, whole or not at all."""
