@@ -101,30 +101,32 @@ def _watch(model: Any, layers: Sequence[nn.Module], batch: Batch) -> Watch[Array
     last[np.arange(len(last)), lengths - 1] = 1.0
     mean = (batch.mask / lengths[:, None]).astype(np.float32)
     weights = mx.array(np.stack([last, mean]).reshape(len(POSITIONS), -1))
-    sums: list[mx.array] = []
+    sums: dict[int, list[mx.array]] = {}
     pace = Pace()
 
-    def see(_: int, own: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def see(number: int, own: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         out = own(*args, **kwargs)
         hidden = out[0] if isinstance(out, tuple) else out
         if hidden.ndim == 4:  # several streams side by side: what they hold on average
             hidden = mx.mean(hidden, axis=2)
-        sums.append(weights @ hidden.reshape(-1, hidden.shape[-1]).astype(mx.float32))
-        pace(sums[-1])
+        made = weights @ hidden.reshape(-1, hidden.shape[-1]).astype(mx.float32)
+        sums.setdefault(number, []).append(made)
+        pace(made)
         return out
 
     def run() -> Array:
         model(mx.array(batch.tokens))
-        if len(sums) != len(layers):
+        times = sum(map(len, sums.values()))
+        if times != len(layers) or len(sums) != len(layers):
             raise ModelError(
-                f"the forward ran decoder layers {len(sums)} times, not each of the {len(layers)} "
+                f"the forward ran decoder layers {times} times, not each of the {len(layers)} "
                 "once, so there is no one residual stream behind each of them to read"
             )
-        stacked = mx.stack(sums, axis=1)
+        stacked = mx.stack([sums[number][0] for number in range(len(layers))], axis=1)
         mx.eval(stacked)
         return np.array(stacked, dtype=np.float64)
 
-    return Watch(run, lambda: intercepting(layers, see))
+    return Watch(run, lambda: intercepting(layers, see), sums)
 
 
 def candidates(spec: str, layers: int) -> tuple[int, ...]:

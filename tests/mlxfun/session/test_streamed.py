@@ -5,6 +5,7 @@ for bit, and holds no layer between passes.
 from __future__ import annotations
 
 import gc
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -200,6 +201,28 @@ def test_a_pass_over_many_batches_reads_the_model_once(tmp_path) -> None:
     assert passes(session, lambda: session.preview(EVALUATE)) == 1  # the base was measured above
 
 
+OTHER = DatasetOptions("demo:mixed", max_samples=3, max_tokens=16)
+
+
+@pytest.mark.parametrize("edit", ["prune", "merge"])
+def test_candidate_base_and_checkpoint_are_measured_in_one_reading(edit, tmp_path) -> None:
+    sets = EvaluateOptions((*EVALUATE.datasets, OTHER), samples=0)
+    found = []
+    for session in both(checkpoint("qwen3_moe", tmp_path / "model")):
+        session.collect(COLLECT)
+        session.prune(PruneOptions(n_prune=2))
+        session.apply(ApplyOptions())
+        if edit == "prune":
+            session.prune(PruneOptions(n_prune=4, allow_stale=True))
+        else:
+            session.merge(MergeOptions(DATA, n_prune=2))
+        if LayerStore.of(session.model) is not None:
+            assert passes(session, lambda s=session: found.append(s.preview(sets))) == 1
+        else:
+            found.append(session.preview(sets))
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("name", ["gemma4_text", "hunyuan", "dbrx"])
 def test_what_cannot_be_replayed_is_noticed_and_read_once_a_batch(name, tmp_path) -> None:
     path = checkpoint(name, tmp_path / "model")
@@ -284,6 +307,44 @@ def test_a_cancel_at_any_point_leaves_the_model_as_it_was(edit, checks, tmp_path
     fresh = Session.open(path)
     fresh.collect(COLLECT)
     assert session.evaluate(EVALUATE) == fresh.evaluate(EVALUATE)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from mlxfun import Session
+from mlxfun.calibration.options import CollectOptions
+from mlxfun.checkpoint.options import LoadOptions, Residence
+from mlxfun.context import Context
+from mlxfun.data.options import DatasetOptions
+from mlxfun.hooks import progress
+
+class Kill(Context):
+    def progress(self, label, done, total=None, unit=""):
+        if (label, done) == ("calibrating", 3):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+progress.LEAST_SECONDS, progress.SHARE = 0.0, 1e9
+session = Session.open(sys.argv[1], LoadOptions(residence=Residence("none", Path(sys.argv[2]))))
+data = DatasetOptions("demo:mixed", max_samples=6, max_tokens=24)
+session.collect(CollectOptions(data, batch_tokens=48, max_batch=2), Kill())
+"""
+
+
+def test_a_pass_that_was_killed_goes_on_at_its_layer(tmp_path) -> None:
+    deep = tiny.QWEN3 | {"num_hidden_layers": 5}
+    path, place = tiny.write(tmp_path / "model", deep), tmp_path / "scratch"
+    words = [sys.executable, "-c", KILLED, str(path), str(place)]
+    assert subprocess.run(words, check=False, timeout=120).returncode == -signal.SIGKILL
+    resident = Session.open(path)
+    resident.collect(COLLECT)
+    streamed = Session.open(path, LoadOptions(residence=Residence("none", place)))
+    store(streamed).verdict = ""
+    # Three of five layers were passed when the process died.
+    assert passes(streamed, lambda: streamed.collect(COLLECT)) == 2 / 5
+    same_statistics(resident, streamed)
+    assert not list((place / "passes").iterdir())
+    assert passes(streamed, lambda: streamed.collect(COLLECT)) == 1
 
 
 def test_files_that_change_between_passes_are_noticed(tmp_path) -> None:
