@@ -16,11 +16,11 @@ sequences, not tokens, as the independent units (ratio estimator, normal approxi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -28,6 +28,7 @@ import numpy as np
 
 from mlxfun.context import SILENT, Context
 from mlxfun.data.datasets import Batch, batches
+from mlxfun.evaluation.after_head import AfterHead, after_head
 from mlxfun.evaluation.positions import (
     as_half,
     by_row,
@@ -39,7 +40,7 @@ from mlxfun.evaluation.positions import (
 from mlxfun.hooks.forwards import Watch, arrived, carried_together, each_forward
 from mlxfun.hooks.head import HeadTap, Logits
 from mlxfun.hooks.pace import Paced
-from mlxfun.hooks.replay import STUB_ERRORS, Replay, passing_layers
+from mlxfun.hooks.replay import Replay
 from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.device.batch_size import BatchSize, batch_size, each_batch
 from mlxfun.model.distributions import log_softmax
@@ -56,12 +57,6 @@ LOGITS_BYTES = 256 << 20
 CACHED_STATES = 6
 CACHED_BYTES = 2 << 30
 """Of references that are kept, the newest excepted."""
-
-PROBED_TOKENS = 8
-
-AfterHead = Literal["nothing", "changed", "unknown"]
-"""What a model does to the output of its head: nothing; something that can be done again to the
-logits of any hidden states; something that cannot."""
 
 StateKey = tuple[str, str]
 """(state of the weights, steering in force), as `Editor.key` names what is live."""
@@ -157,15 +152,8 @@ class Evaluator:
     def _in_chunks(self) -> bool:
         """Whether logits can be made from hidden states alone; found out with a short forward."""
         if self._after_head is None:
-            self._after_head = self._found_after_head()
+            self._after_head = after_head(self._model, self._anatomy, self._head)
         return self._after_head != "unknown"
-
-    def _found_after_head(self) -> AfterHead:
-        # A model on disk is not read for it: what its layers do makes no difference.
-        if LayerStore.of(self._model) is not None:
-            with suppress(*STUB_ERRORS), passing_layers(self._model, self._anatomy):
-                return _after_head(self._model, self._head)
-        return _after_head(self._model, self._head)
 
     def reference(self, key: StateKey, data: EvalSet, ctx: Context = SILENT) -> Reference:
         """The live weights as a reference named `key`, from the cache if they were seen before."""
@@ -317,6 +305,21 @@ class Evaluator:
             for k, a in zip(kls, agrees, strict=True)
         ]
 
+    def next_tokens(self, todo: Sequence[Batch], ctx: Context = SILENT) -> Iterator[mx.array]:
+        """`next_token` of each batch, evaluated."""
+
+        def run(batch: Batch) -> mx.array:
+            found = self.next_token(batch)
+            mx.eval(found)
+            return found
+
+        def watch(batch: Batch) -> Watch[mx.array]:
+            return Watch(partial(run, batch))
+
+        # Without a label: hooks of a search may be attached, whose passes are alike but for them.
+        for _, found in each_forward(self._model, self._anatomy, todo, watch, ctx, ""):
+            yield found
+
     def next_token(self, batch: Batch) -> mx.array:
         """Log-probabilities [B, V], float32, of what follows each row's last real token; lazy.
 
@@ -367,23 +370,3 @@ class Evaluator:
         if self._after_head == "changed":
             return self._head.replayed(hidden, head)
         return (head or self._head.logits)(hidden)
-
-
-def _after_head(model: Any, head: HeadTap | None) -> AfterHead:
-    """What the model does to its head's output, by a forward of a few tokens."""
-    if head is None:
-        return "unknown"
-    tokens = mx.array([list(range(PROBED_TOKENS))])
-    with head.watching():
-        logits: mx.array = model(tokens)
-        seen = head.seen
-    if seen is None or seen.shape[:-1] != logits.shape[:-1]:
-        return "unknown"
-    if _same(head.logits(seen)[0], logits[0]):
-        return "nothing"
-    return "changed" if _same(head.replayed(seen[0]), logits[0]) else "unknown"
-
-
-def _same(again: mx.array, logits: mx.array) -> bool:
-    close = again.shape == logits.shape and mx.allclose(again, logits, rtol=1e-4, atol=1e-5)
-    return bool(close.item()) if isinstance(close, mx.array) else False

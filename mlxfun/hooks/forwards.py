@@ -62,9 +62,14 @@ def each_forward(
 ) -> Iterator[tuple[Batch, Result]]:
     """Each batch with what its watch returns, in order. Checks for a cancel before each forward.
 
+    label: of the progress through the layers of a model on disk. With "" nothing is said, and what
+    a process leaves that was killed is not taken up by the next.
+
     Raises BudgetError where memory does not suffice.
     """
     if LayerStore.of(model) is not None and todo:
+        if label:
+            tell_reading(model, ctx)
         replay = _replay(model, all_layers(model, anatomy), [batch.tokens for batch in todo], ctx)
         if replay.obstacle is None:
             watches = [watch(batch) for batch in todo]
@@ -138,7 +143,6 @@ def _replay(
 ) -> Replay:
     run: Any = model
     announce(ctx)
-    tell_reading(model, ctx)
     forwards = [partial(run, mx.array(one)) for one in tokens]
     return Replay(model, layers, forwards, tokens[0][0], ctx, along=True)
 
@@ -190,7 +194,7 @@ def _watched(watch: Watch[Result]) -> Result:
 
 def _progress(replay: Replay, todo: Sequence[Batch], label: str) -> Progress | None:
     store = replay.store
-    if store is None or store.passes is None:
+    if store is None or store.passes is None or not label:
         return None
     return Progress(store.passes, identity_of(store.identity(), label, todo))
 

@@ -24,7 +24,7 @@ from mlxfun.data.options import ScanKind
 from mlxfun.editing.earlier import present
 from mlxfun.editing.options import ApplyOptions
 from mlxfun.editing.reports import HistoryReport, PlanReport, StepReport, WrittenReport
-from mlxfun.errors import UsageError
+from mlxfun.errors import StateError, UsageError
 from mlxfun.evaluation import measure
 from mlxfun.evaluation.options import EvaluateOptions, ProbeOptions, RefusalOptions
 from mlxfun.evaluation.refusals import count_refusals
@@ -284,6 +284,11 @@ class Session(Inspection):
         """Free the memory of pruned experts; undo reads them back from the checkpoint."""
         self._own()
         self.map.require_experts("compact")
+        if self._workspace.resident.store is not None:
+            raise StateError(
+                "compact frees the memory of pruned experts, and this model's are on disk: nothing "
+                "to free (save leaves them out all the same)"
+            )
         return self.editor.compact(self.command or "compact", ctx)
 
     def undo(self, ctx: Context = SILENT) -> StepReport:

@@ -25,6 +25,7 @@ from mlxfun.evaluation.refusal_metrics import (
 )
 from mlxfun.evaluation.reports import RefusalCount
 from mlxfun.generation.answers import read_prompts
+from mlxfun.hooks.replay import tell_reading
 from mlxfun.model.components import Component
 from mlxfun.model.device.batch_size import batch_size
 from mlxfun.model.outputs import Output
@@ -246,6 +247,7 @@ class Finder:
                 f"the model refuses none of {len(split.select.harmful)} harmful prompts, so there "
                 "is nothing to search for; give prompts that it refuses"
             )
+        tell_reading(model.network, ctx, options.search)
         first = FirstToken(model.evaluator, panel, ctx)
         by_answers = first.error > FIRST_TOKEN_ERROR
         space = self._space(found)
