@@ -141,6 +141,12 @@ def load(
     )
 
 
+ON_DISK = (
+    "decoder layers stay on disk and are read as they run: every pass reads the model once, an "
+    "answer once for each token"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class _Read:
     """A model with its weights, see Loaded. held: bytes in memory while it runs."""
@@ -166,7 +172,8 @@ def _read_weights(
     else:
         held, rate = estimate, estimate / _evaluate(model, cast, ctx)
     require_dtypes(model, full)
-    return _Read(model, full, stored, held, rate, _cast_notes(model, stored) if cast else ())
+    notes = _cast_notes(model, stored) if cast else ()
+    return _Read(model, full, stored, held, rate, (*notes, *([] if rate else [ON_DISK])))
 
 
 def _dropped(headers: list[Header], model: nn.Module) -> tuple[str, ...]:

@@ -180,7 +180,12 @@ class Evaluator:
         replayed, nothing is done ahead.
         """
         store = LayerStore.of(self._model)
-        if store is not None and store.verdict == "" and len(sides) > 1 and self._in_chunks:
+        if (
+            store is not None
+            and store.verdict == ""
+            and len(sides) * len(data) > 1
+            and self._in_chunks
+        ):
             run, names = self._model, [(key, one.digest) for key in sides for one in data]
             lanes = [(live, self.batches(one)) for live in sides.values() for one in data]
             carried = carried_together(run, self._anatomy, lanes, ctx, "reading layers")

@@ -33,6 +33,7 @@ from mlxfun.events import Notice, Side
 from mlxfun.generation import ab as sides
 from mlxfun.generation.options import GenerateOptions
 from mlxfun.generation.reports import ABReport, ChatReport, TokensReport
+from mlxfun.hooks.replay import tell_reading
 from mlxfun.scans import scan
 from mlxfun.scans.options import ScanOptions
 from mlxfun.scans.reports import ScanReport
@@ -221,6 +222,7 @@ class Session(Inspection):
     def chat(self, text: str, options: GenerateOptions, ctx: Context = SILENT) -> ChatReport:
         """Answer `text` in the running conversation, emitting a Token for each token."""
         self._own()
+        tell_reading(self.model, ctx, options.max_tokens)
         counter = self._observations.chat_counter(ctx)
         report = self._conversation.answer(text, options, counter, ctx)
         if counter is not None:

@@ -11,8 +11,9 @@ batch and added on the host in float64; the output head is never computed.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -79,19 +80,38 @@ def residual_means(
     One forward of each batch, run layer by layer. Raises Cancelled between batches, ModelError
     for a model that does not run each of its layers once.
     """
-    total: Any = 0.0
-    count = 0
+    return means_of_sets(model, anatomy, layers, [batches], ctx, label)[0]
+
+
+def means_of_sets(
+    model: Any,
+    anatomy: MoEMap,
+    layers: Sequence[nn.Module],
+    sets: Sequence[Sequence[Batch]],
+    ctx: Context = SILENT,
+    label: str = "reading prompts",
+) -> list[Array]:
+    """`residual_means` of several sets, in one reading of a model on disk."""
+    totals: list[Any] = [0.0 for _ in sets]
+    counts = [sum(len(batch.rows) for batch in batches) for batches in sets]
+    # Rows say which set a batch is of, also where it was halved.
+    starts = np.cumsum([0, *counts]).tolist()
+    todo = [
+        replace(batch, rows=tuple(start + row for row in batch.rows))
+        for start, batches in zip(starts, sets, strict=False)
+        for batch in batches
+    ]
 
     def watch(batch: Batch) -> Watch[Array]:
         return _watch(model, layers, batch)
 
-    forwards = each_forward(model, anatomy, batches, watch, ctx, label)
-    for number, (batch, sums) in enumerate(forwards):
-        total = total + sums
-        count += len(batch.rows)
-        ctx.progress(label, number + 1, len(batches), "batches")
-    means: Array = total / count
-    return means
+    done = 0
+    for batch, sums in each_forward(model, anatomy, todo, watch, ctx, label):
+        number = bisect_right(starts, batch.rows[0]) - 1
+        totals[number] = totals[number] + sums
+        done += len(batch.rows)
+        ctx.progress(label, done, starts[-1], "prompts")
+    return [total / count for total, count in zip(totals, counts, strict=True)]
 
 
 def _watch(model: Any, layers: Sequence[nn.Module], batch: Batch) -> Watch[Array]:

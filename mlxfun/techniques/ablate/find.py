@@ -204,17 +204,9 @@ class Finder:
         modules = self._model.editor.resident.tree.modules
         layers = [modules[path] for path in self._model.layers.values()]
         size = batch_size(self._model.network, self._model.editor.resident.anatomy)
-        means = [
-            directions.residual_means(
-                self._model.network,
-                self._model.editor.resident.anatomy,
-                layers,
-                size.split(part),
-                self._ctx,
-                f"reading {name} prompts",
-            )
-            for name, part in (("harmful", prompts.harmful), ("harmless", prompts.harmless))
-        ]
+        sets = [size.split(part) for part in (prompts.harmful, prompts.harmless)]
+        anatomy = self._model.editor.resident.anatomy
+        means = directions.means_of_sets(self._model.network, anatomy, layers, sets, self._ctx)
         return directions.difference(*means)
 
     def _plan(

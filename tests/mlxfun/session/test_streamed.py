@@ -8,6 +8,7 @@ import gc
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -25,6 +26,7 @@ from mlxfun.evaluation.options import EvaluateOptions, RefusalOptions
 from mlxfun.files import writer
 from mlxfun.generation.options import GenerateOptions
 from mlxfun.model.places import LayerStore
+from mlxfun.scans.options import ScanOptions
 from mlxfun.techniques.ablate.options import AblateOptions
 from mlxfun.techniques.merge.options import MergeOptions
 from mlxfun.techniques.narrow.options import NarrowOptions
@@ -36,6 +38,9 @@ from tests.tiny_models import CONFIGS, RUNNABLE
 DATA = DatasetOptions("demo:mixed", max_samples=6, max_tokens=24)
 COLLECT = CollectOptions(DATA, batch_tokens=48, max_batch=2)  # several batches
 EVALUATE = EvaluateOptions((DatasetOptions("demo:eval", max_samples=5, max_tokens=24),), samples=0)
+
+
+OTHER = DatasetOptions("demo:mixed", max_samples=3, max_tokens=16)
 
 
 def checkpoint(name: str, path: Path, bits: int | None = None) -> Path:
@@ -224,6 +229,10 @@ def test_a_pass_over_many_batches_reads_the_model_once(tmp_path) -> None:
     assert store(session).verdict == ""
     assert passes(session, lambda: session.collect(COLLECT)) == 1
     assert passes(session, lambda: session.evaluate(EVALUATE)) == 1
+    several = EvaluateOptions((OTHER, replace(OTHER, seed=1)), samples=0)
+    assert passes(session, lambda: session.evaluate(several)) == 1
+    scan = ScanOptions(*PROMPTS, tmp_path / "safety_report.json")
+    assert passes(session, lambda: session.safety_scan(scan)) == 1
     assert passes(session, lambda: session.merge(MergeOptions(DATA, n_prune=4))) == 1
     session.discard()
     assert passes(session, lambda: session.narrow(NarrowOptions(width=16))) == 1
@@ -233,9 +242,6 @@ def test_a_pass_over_many_batches_reads_the_model_once(tmp_path) -> None:
     session.discard()
     assert passes(session, lambda: session.prune(PruneOptions(n_prune=4))) == 0
     assert passes(session, lambda: session.preview(EVALUATE)) == 1  # the base was measured above
-
-
-OTHER = DatasetOptions("demo:mixed", max_samples=3, max_tokens=16)
 
 
 @pytest.mark.parametrize("edit", ["prune", "merge"])
