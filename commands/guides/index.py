@@ -49,6 +49,11 @@ _ALL = (
         "Removing experts: rankings, refits, selection by hand",
         ("prune", "select", "plan show", "plan save"),
     ),
+    Guide(
+        "large-models",
+        "Models larger than memory, read from disk layer by layer",
+        ("load",),
+    ),
     Guide("narrowing", "Fewer neurons in every expert: the least loss for a size", ("narrow",)),
     Guide("merging", "Averaging experts into similar ones, compared with pruning", ("merge",)),
     Guide(

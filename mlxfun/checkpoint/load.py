@@ -127,6 +127,7 @@ def load(
     dropped = _dropped(headers, model)
     notes = (*found.notes, *remarks, *_stale_shards(found.path), *dropped)
     notes += tuple(_cast_notes(model, stored)) if lazy.cast else ()
+    notes += (ON_DISK,) if isinstance(held, LayersOnDisk) else ()
     return Loaded(
         model=model,
         tokenizer=tokenizer,
@@ -146,6 +147,12 @@ def load(
         files=files,
         companions=tuple(str(f.relative_to(found.path)) for f in companions(found.path).files),
     )
+
+
+ON_DISK = (
+    "decoder layers stay on disk and are read as they run: every pass reads the model once, an "
+    "answer once for each token"
+)
 
 
 def _dropped(headers: list[Header], model: nn.Module) -> tuple[str, ...]:

@@ -15,12 +15,12 @@ sequences, not tokens, as the independent units (ratio estimator, normal approxi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -28,11 +28,20 @@ import numpy as np
 
 from mlxfun.context import SILENT, Context
 from mlxfun.data.datasets import Batch, batches
+from mlxfun.evaluation.after_head import AfterHead, after_head
+from mlxfun.evaluation.positions import (
+    as_half,
+    by_row,
+    predicting,
+    sequence_numbers,
+    targets_of,
+    token_losses,
+)
 from mlxfun.hooks.elsewhere import Task
-from mlxfun.hooks.forwards import Watch, each_forward
+from mlxfun.hooks.forwards import Watch, arrived, carried_together, each_forward
 from mlxfun.hooks.head import HeadTap, Logits
 from mlxfun.hooks.pace import Paced
-from mlxfun.hooks.replay import STUB_ERRORS, passing_layers
+from mlxfun.hooks.replay import Replay
 from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.device.batch_size import BatchSize, batch_size, each_batch
 from mlxfun.model.distributions import log_softmax
@@ -46,21 +55,15 @@ Result = TypeVar("Result")
 LOGITS_BYTES = 256 << 20
 """Target size of one batch's float32 logits."""
 
-HALF_LIMIT = 6.0e4
-"""Hidden states beyond this do not fit float16 and are kept as they are."""
-
 CACHED_STATES = 6
 CACHED_BYTES = 2 << 30
 """Of references that are kept, the newest excepted."""
 
-PROBED_TOKENS = 8
-
-AfterHead = Literal["nothing", "changed", "unknown"]
-"""What a model does to the output of its head: nothing; something that can be done again to the
-logits of any hidden states; something that cannot."""
-
 StateKey = tuple[str, str]
 """(state of the weights, steering in force), as `Editor.key` names what is live."""
+
+Live = Callable[[], AbstractContextManager[None]]
+"""Makes a state live inside a block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +125,7 @@ class Evaluator:
         self._anatomy = anatomy
         self._vocabulary = anatomy.vocabulary or 1 << 15
         self._references: dict[tuple[StateKey, str], Reference] = {}
+        self._arrived: dict[tuple[StateKey, str], Replay] = {}
         self._after_head: AfterHead | None = None
         self._model_dtype = mx.float32
 
@@ -149,22 +153,15 @@ class Evaluator:
     def _in_chunks(self) -> bool:
         """Whether logits can be made from hidden states alone; found out with a short forward."""
         if self._after_head is None:
-            self._after_head = self._found_after_head()
+            self._after_head = after_head(self._model, self._anatomy, self._head)
         return self._after_head != "unknown"
-
-    def _found_after_head(self) -> AfterHead:
-        # A model on disk is not read for it: what its layers do makes no difference.
-        if LayerStore.of(self._model) is not None:
-            with suppress(*STUB_ERRORS), passing_layers(self._model, self._anatomy):
-                return _after_head(self._model, self._head)
-        return _after_head(self._model, self._head)
 
     def reference(self, key: StateKey, data: EvalSet, ctx: Context = SILENT) -> Reference:
         """The live weights as a reference named `key`, from the cache if they were seen before."""
         cached = self._references.get((key, data.digest))
         if cached is not None:
             return cached
-        made = self._measure(data, ctx, f"reading {data.name} with the reference")
+        made = self._measure(data, ctx, f"reading {data.name} with the reference", key)
         kept = self._references
         while kept and (
             len(kept) >= CACHED_STATES
@@ -174,20 +171,45 @@ class Evaluator:
         kept[key, data.digest] = made
         return made
 
+    @contextmanager
+    def reading_once(
+        self, data: Sequence[EvalSet], sides: Mapping[StateKey, Live], ctx: Context = SILENT
+    ) -> Iterator[None]:
+        """Several states of a model on disk, measured inside the block, are read in one pass.
+
+        sides: what makes each of them live. Of a model in memory, or one whose layers cannot be
+        replayed, nothing is done ahead.
+        """
+        store = LayerStore.of(self._model)
+        if (
+            store is not None
+            and store.verdict == ""
+            and len(sides) * len(data) > 1
+            and self._in_chunks
+        ):
+            run, names = self._model, [(key, one.digest) for key in sides for one in data]
+            lanes = [(live, self.batches(one)) for live in sides.values() for one in data]
+            carried = carried_together(run, self._anatomy, lanes, ctx, "reading layers")
+            self._arrived = dict(zip(names, carried, strict=True))
+        try:
+            yield
+        finally:
+            self._arrived = {}
+
     def has_reference(self, key: StateKey, data: EvalSet) -> bool:
         """Whether `reference` would come from the cache."""
         return (key, data.digest) in self._references
 
-    def _measure(self, data: EvalSet, ctx: Context, label: str) -> Reference:
+    def _measure(self, data: EvalSet, ctx: Context, label: str, key: StateKey) -> Reference:
         """One pass: likelihoods and, where logits can be made from them, hidden states."""
         nll, sequence = [], []
         hidden: dict[int, mx.array] = {}
         done = 0
-        for batch, (states, losses) in self._each(data, self._losses, ctx, label):
+        for batch, (states, losses) in self._each(data, self._losses, ctx, label, key):
             nll.append(losses)
-            sequence.append(_sequences(batch))
+            sequence.append(sequence_numbers(batch))
             if states is not None:
-                hidden |= _by_row(_half(states), batch)
+                hidden |= by_row(as_half(states), batch)
             done += len(batch.rows)
             ctx.progress(label, done, len(data.sequences), "samples")
         likelihood = Likelihood(np.concatenate(nll), np.concatenate(sequence))
@@ -196,11 +218,19 @@ class Evaluator:
         return Reference(likelihood, hidden, self._head.frozen())
 
     def _each(
-        self, data: EvalSet, work: Callable[[Batch], Result], ctx: Context, label: str
+        self,
+        data: EvalSet,
+        work: Callable[[Batch], Result],
+        ctx: Context,
+        label: str,
+        key: StateKey | None,
     ) -> Iterator[tuple[Batch, Result]]:
         """`work` on each batch. Where it may run the model twice, as two states, batches are not
         carried through the layers together."""
         todo = self.batches(data)
+        there = self._arrived.get((key, data.digest)) if key is not None else None
+        if there is not None:
+            return arrived(there, todo, work, ctx)
         if not self._in_chunks:
             return each_batch(todo, work, ctx)
         model, anatomy = self._model, self._anatomy
@@ -213,7 +243,7 @@ class Evaluator:
         states, chunks = self._forward(batch)
         losses = []
         for rows, logits in chunks:
-            loss, _ = _token_losses(logits, _targets(batch)[rows])
+            loss, _ = token_losses(logits, targets_of(batch)[rows])
             mx.eval(loss)
             losses.append(np.array(loss, dtype=np.float64))
         return states, np.concatenate(losses)
@@ -222,10 +252,11 @@ class Evaluator:
         self,
         data: EvalSet,
         references: Sequence[Reference],
-        again: Sequence[Callable[[], AbstractContextManager[None]]],
+        again: Sequence[Live],
         ctx: Context = SILENT,
+        key: StateKey | None = None,
     ) -> tuple[Likelihood, list[Comparison]]:
-        """Measure the live weights against each reference in one pass.
+        """Measure the live weights, named by `key`, against each reference in one pass.
 
         again: for references without cached hidden states, makes their weights live so that the
         batch can be run a second time.
@@ -239,9 +270,9 @@ class Evaluator:
             return self._compared(batch, references, again)
 
         label = f"evaluating {data.name}"
-        for batch, (losses, compared) in self._each(data, work, ctx, label):
+        for batch, (losses, compared) in self._each(data, work, ctx, label, key):
             nll.append(losses)
-            sequence.append(_sequences(batch))
+            sequence.append(sequence_numbers(batch))
             for r, comparison in enumerate(compared):
                 kls[r].append(comparison.kl)
                 agrees[r].append(comparison.agree)
@@ -256,7 +287,7 @@ class Evaluator:
         self,
         batch: Batch,
         references: Sequence[Reference],
-        again: Sequence[Callable[[], AbstractContextManager[None]]],
+        again: Sequence[Live],
     ) -> tuple[Array, list[Comparison]]:
         """Losses float64 [n] of a batch, and the live weights against each reference there."""
         _, chunks = self._forward(batch)
@@ -264,7 +295,7 @@ class Evaluator:
         kls: list[list[Array]] = [[] for _ in references]
         agrees: list[list[Array]] = [[] for _ in references]
         for rows, logits in chunks:
-            loss, logq = _token_losses(logits, _targets(batch)[rows])
+            loss, logq = token_losses(logits, targets_of(batch)[rows])
             mx.eval(loss, logq)
             losses.append(np.array(loss, dtype=np.float64))
             for r, reference in enumerate(references):
@@ -279,6 +310,21 @@ class Evaluator:
             Comparison(np.concatenate(k), np.concatenate(a))
             for k, a in zip(kls, agrees, strict=True)
         ]
+
+    def next_tokens(self, todo: Sequence[Batch], ctx: Context = SILENT) -> Iterator[mx.array]:
+        """`next_token` of each batch, evaluated."""
+
+        def run(batch: Batch) -> mx.array:
+            found = self.next_token(batch)
+            mx.eval(found)
+            return found
+
+        def watch(batch: Batch) -> Watch[mx.array]:
+            return Watch(partial(run, batch))
+
+        # Without a label: hooks of a search may be attached, whose passes are alike but for them.
+        for _, found in each_forward(self._model, self._anatomy, todo, watch, ctx, Task("")):
+            yield found
 
     def next_token(self, batch: Batch) -> mx.array:
         """Log-probabilities [B, V], float32, of what follows each row's last real token; lazy.
@@ -305,9 +351,9 @@ class Evaluator:
         """
         tokens = mx.array(batch.tokens)
         if not self._in_chunks:
-            logits = _predicting(self._model(tokens), batch)
+            logits = predicting(self._model(tokens), batch)
             return None, iter([(slice(None), logits)])
-        states = _predicting(self._hidden(tokens), batch)
+        states = predicting(self._hidden(tokens), batch)
         mx.eval(states)
         self._model_dtype = states.dtype
         starts = range(0, max(states.shape[0], 1), self._chunk)
@@ -330,69 +376,3 @@ class Evaluator:
         if self._after_head == "changed":
             return self._head.replayed(hidden, head)
         return (head or self._head.logits)(hidden)
-
-
-def _after_head(model: Any, head: HeadTap | None) -> AfterHead:
-    """What the model does to its head's output, by a forward of a few tokens."""
-    if head is None:
-        return "unknown"
-    tokens = mx.array([list(range(PROBED_TOKENS))])
-    with head.watching():
-        logits: mx.array = model(tokens)
-        seen = head.seen
-    if seen is None or seen.shape[:-1] != logits.shape[:-1]:
-        return "unknown"
-    if _same(head.logits(seen)[0], logits[0]):
-        return "nothing"
-    return "changed" if _same(head.replayed(seen[0]), logits[0]) else "unknown"
-
-
-def _same(again: mx.array, logits: mx.array) -> bool:
-    close = again.shape == logits.shape and mx.allclose(again, logits, rtol=1e-4, atol=1e-5)
-    return bool(close.item()) if isinstance(close, mx.array) else False
-
-
-def _by_row(states: mx.array, batch: Batch) -> dict[int, mx.array]:
-    """Hidden states [n, D] of a batch by sequence."""
-    ends = np.cumsum(batch.mask[:, 1:].sum(axis=1))
-    return {
-        row: states[int(end - count) : int(end)]
-        for row, end, count in zip(batch.rows, ends, np.diff(ends, prepend=0), strict=True)
-    }
-
-
-def _predicting(values: mx.array, batch: Batch) -> mx.array:
-    """Rows [n, ...] of values [B, T, ...] at positions whose next token is real."""
-    flat = values[:, :-1].reshape(-1, values.shape[-1])
-    return flat[mx.array(_positions(batch))]
-
-
-def _positions(batch: Batch) -> Array:
-    """Flat indices into [B, T-1] of positions whose next token is real."""
-    index: Array = np.nonzero(batch.mask[:, 1:].reshape(-1))[0].astype(np.uint32)
-    return index
-
-
-def _sequences(batch: Batch) -> Array:
-    """Sequence number of each predicting position, in the order of `_positions`."""
-    rows = np.array(batch.rows)[:, None]
-    numbers: Array = np.broadcast_to(rows, batch.mask[:, 1:].shape)[batch.mask[:, 1:]]
-    return numbers
-
-
-def _targets(batch: Batch) -> Array:
-    """The real next tokens, int32 [n]."""
-    targets: Array = batch.tokens[:, 1:].reshape(-1)[_positions(batch)]
-    return targets
-
-
-def _token_losses(logits: mx.array, targets: Array) -> tuple[mx.array, mx.array]:
-    """Negative log-likelihoods [n] of the targets and log-probabilities [n, V], of logits [n, V]."""
-    logq = log_softmax(logits)
-    chosen = mx.take_along_axis(logq, mx.array(targets)[:, None], axis=-1)
-    return -chosen[:, 0], logq
-
-
-def _half(hidden: mx.array) -> mx.array:
-    fits = mx.max(mx.abs(hidden.astype(mx.float32))) < HALF_LIMIT
-    return hidden.astype(mx.float16) if bool(fits.item()) else hidden

@@ -14,7 +14,15 @@ from mlxfun.editing.editor import Editor
 from mlxfun.editing.options import ApplyOptions
 from mlxfun.editing.plans import SHOWN_SIDES, Subject
 from mlxfun.errors import StateError, UsageError
-from mlxfun.evaluation.evaluator import Comparison, EvalSet, Evaluator, Likelihood, Reference
+from mlxfun.evaluation.evaluator import (
+    Comparison,
+    EvalSet,
+    Evaluator,
+    Likelihood,
+    Live,
+    Reference,
+    StateKey,
+)
 from mlxfun.evaluation.figures import identical, iterate_sets, joined, kl_figures, perplexity
 from mlxfun.evaluation.options import EvaluateOptions
 from mlxfun.evaluation.reports import EvaluateReport, Sample
@@ -44,8 +52,39 @@ def measure(
 
     Reference passes come first, from the cache where possible; then one pass of the subject.
     """
-    subject, sets = request.subject, tuple(iterate_sets(request.sets))
-    sides = _references(editor, subject) if request.kl else ()
+    sets = tuple(iterate_sets(request.sets))
+    sides = _references(editor, request.subject) if request.kl else ()
+    lanes = _unmeasured(editor, evaluator, (*sides[1:], request.subject), sets)
+    with evaluator.reading_once(sets, lanes, ctx):
+        return _measured(editor, evaluator, request, sets, sides, ctx)
+
+
+def _unmeasured(
+    editor: Editor,
+    evaluator: Evaluator,
+    sides: Sequence[Subject],
+    sets: Sequence[EvalSet],
+) -> dict[StateKey, Live]:
+    """The states that have to be run, and what makes each live."""
+    found: dict[StateKey, Live] = {}
+    for side in ("checkpoint", *sides):
+        with editor.live(side):
+            key = editor.key()
+        known = all(evaluator.has_reference(key, data) for data in sets)
+        if not known:
+            found[key] = _again(editor, side)
+    return found
+
+
+def _measured(
+    editor: Editor,
+    evaluator: Evaluator,
+    request: Request,
+    sets: Sequence[EvalSet],
+    sides: Sequence[Subject],
+    ctx: Context,
+) -> EvaluateReport:
+    subject = request.subject
     references = {
         side: [_reference(editor, evaluator, side, data, ctx) for data in sets]
         for side in ("checkpoint", *sides[1:])  # the checkpoint's perplexity is the baseline
@@ -66,6 +105,7 @@ def measure(
                 [references[side][number] for side in sides],
                 [_again(editor, side) for side in sides],
                 ctx,
+                editor.key(),
             )
             subject_losses.append(likelihood)
             for side, comparison in zip(sides, comparisons, strict=True):

@@ -13,9 +13,10 @@ average over the tokens of the answer that the unedited model gives.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -31,7 +32,7 @@ from mlxfun.generation.thinking import thinking_tags
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
-    from mlxfun.data.datasets import Batch, Tokens
+    from mlxfun.data.datasets import Tokens
 
 FIRST_TOKEN_ERROR = 0.1
 """Share of the unedited answers that their first token may misjudge for it to be relied on."""
@@ -93,34 +94,28 @@ class FirstToken:
         size = evaluator.batch_size()
         self._harmful = size.split(panel.prompts.harmful)
         self._harmless = size.split(panel.prompts.harmless)
-        self._base: list[mx.array] = []
-        for batch in self._harmless:
-            ctx.check()
-            self._base.append(self._run(batch))
+        self._base = list(evaluator.next_tokens(self._harmless, ctx))
         self._weights, self.error = token_weights(panel, int(self._base[0].shape[-1]))
         self._refusing = mx.array(self._weights.astype(np.float32))
 
-    def _run(self, batch: Batch) -> mx.array:
-        logs = self._evaluator.next_token(batch)
-        mx.eval(logs)
-        return logs
-
     def judge(self, ctx: Context = SILENT) -> tuple[float, float, float]:
         """(expected share of refusals, mean KL, expected share of false refusals)."""
-        refused: list[Array] = []
-        for batch in self._harmful:
-            ctx.check()
-            refused.append(np.array(mx.exp(self._run(batch)) @ self._refusing))
-        kl, false = self.harmless(ctx)
+        # Together: a model on disk is read once for both.
+        logs = self._evaluator.next_tokens([*self._harmful, *self._harmless], ctx)
+        refused = [
+            np.array(mx.exp(found) @ self._refusing) for found in islice(logs, len(self._harmful))
+        ]
+        kl, false = self._harmless_by(logs)
         return float(np.concatenate(refused).mean()), kl, false
 
     def harmless(self, ctx: Context = SILENT) -> tuple[float, float]:
         """(mean KL, expected share of false refusals)."""
+        return self._harmless_by(self._evaluator.next_tokens(self._harmless, ctx))
+
+    def _harmless_by(self, found: Iterator[mx.array]) -> tuple[float, float]:
         kls: list[Array] = []
         false: list[Array] = []
-        for batch, base in zip(self._harmless, self._base, strict=True):
-            ctx.check()
-            logs = self._evaluator.next_token(batch)
+        for logs, base in zip(found, self._base, strict=True):
             kl = mx.sum(mx.exp(base) * (base - logs), axis=-1)
             share = mx.exp(logs) @ self._refusing
             mx.eval(kl, share)

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -22,6 +22,7 @@ from mlxfun.context import SILENT, Context
 from mlxfun.errors import BudgetError
 from mlxfun.events import Notice
 from mlxfun.hooks.elsewhere import Task, elsewhere_of
+from mlxfun.hooks.progress import Progress, Seen, identity_of
 from mlxfun.hooks.replay import NotReplayable, Replay, all_layers, tell_reading
 from mlxfun.hooks.routing import Reduction, Taps
 from mlxfun.model.anatomy.types import MoEMap
@@ -44,11 +45,13 @@ class Watch(Generic[Result]):
 
     run: runs the model on the batch and returns what was seen, evaluated. attached: hooks that see
     its decoder layers run. Where batches are carried, the layers run ahead of `run`, inside
-    `attached`, and answer with what they made when `run` calls the model.
+    `attached`, and answer with what they made when `run` calls the model. seen: what those hooks
+    have seen so far; a pass that goes on after its process was killed puts it back.
     """
 
     run: Callable[[], Result]
     attached: Callable[[], AbstractContextManager[object]] = nullcontext
+    seen: Seen = field(default_factory=dict)
 
 
 def each_forward(
@@ -62,6 +65,8 @@ def each_forward(
     """Each batch with what its watch returns, in order. Checks for a cancel before each forward.
 
     task: what the pass is called and, if it may run in other processes, the same as plain data.
+    With the label "" no progress through the layers of a model on disk is told, and what a process
+    leaves that was killed is not taken up by the next.
 
     Raises BudgetError where memory does not suffice.
     """
@@ -72,13 +77,19 @@ def each_forward(
             yield from found
             return
     if LayerStore.of(model) is not None and todo:
+        if task.label:
+            tell_reading(model, ctx)
         replay = _replay(model, all_layers(model, anatomy), [batch.tokens for batch in todo], ctx)
         if replay.obstacle is None:
             watches = [watch(batch) for batch in todo]
             largest = max(batch.tokens.size for batch in todo)
+            progress = _progress(replay, todo, task.label)
             try:
                 with _explained(largest):
-                    yield from zip(todo, _carried(replay, watches, ctx, task.label), strict=True)
+                    results = _carried(replay, watches, ctx, task.label, progress)
+                    yield from zip(todo, results, strict=True)
+                if progress is not None:
+                    progress.done()
                 return
             except NotReplayable as reason:
                 replay.obstacle = str(reason)
@@ -91,12 +102,56 @@ def each_forward(
     yield from each_batch(todo, lambda batch: _watched(watch(batch)), ctx)
 
 
+Lane = tuple[Callable[[], AbstractContextManager[None]], Sequence["Batch"]]
+"""What makes one state of the weights live, and the batches that it runs."""
+
+
+def carried_together(
+    model: nn.Module, anatomy: MoEMap, lanes: Sequence[Lane], ctx: Context, label: str
+) -> list[Replay]:
+    """The batches of several states of a model on disk, behind all layers, in one reading.
+
+    What the states share of a layer is read once. For `arrived`. The layers must be known to be
+    replayable (LayerStore.verdict).
+    """
+    store, run, layers = LayerStore.of(model), cast(Any, model), all_layers(model, anatomy)
+    assert store is not None
+    announce(ctx)
+    tell_reading(model, ctx)
+    replays = []
+    for live, batches in lanes:
+        forwards = [partial(run, mx.array(batch.tokens)) for batch in batches]
+        with live():
+            replays.append(Replay(model, layers, forwards, batches[0].tokens[0], ctx))
+    for number in range(len(layers)):
+        with store.layer(number):
+            for (live, _), replay in zip(lanes, replays, strict=True):
+                with live():
+                    replay.arrive(number + 1, ctx)
+            mx.synchronize()
+        ctx.progress(label, number + 1, len(layers), "layers")
+    return replays
+
+
+def arrived(
+    replay: Replay,
+    todo: Sequence[Batch],
+    work: Callable[[Batch], Result],
+    ctx: Context = SILENT,
+) -> Iterator[tuple[Batch, Result]]:
+    """`work` on each batch of a replay that is behind all layers; the model need not be read."""
+    for batch, travel in zip(todo, replay.travels, strict=True):
+        ctx.check()
+        with replay.behind(travel):
+            result = work(batch)
+        yield batch, result
+
+
 def _replay(
     model: nn.Module, layers: Sequence[nn.Module], tokens: Sequence[Array], ctx: Context
 ) -> Replay:
     run: Any = model
     announce(ctx)
-    tell_reading(model, ctx)
     forwards = [partial(run, mx.array(one)) for one in tokens]
     return Replay(model, layers, forwards, tokens[0][0], ctx, along=True)
 
@@ -138,7 +193,7 @@ def reduced(
         mx.eval(stacked)
         return np.array(stacked)
 
-    return Watch(run, lambda: taps.telling(reduction))
+    return Watch(run, lambda: taps.telling(reduction), reduction.seen)
 
 
 def _watched(watch: Watch[Result]) -> Result:
@@ -146,14 +201,41 @@ def _watched(watch: Watch[Result]) -> Result:
         return watch.run()
 
 
+def _progress(replay: Replay, todo: Sequence[Batch], label: str) -> Progress | None:
+    store = replay.store
+    if store is None or store.passes is None or not label:
+        return None
+    return Progress(store.passes, identity_of(store.identity(), label, todo))
+
+
+def _go_on(
+    replay: Replay, watches: Sequence[Watch[Result]], progress: Progress, ctx: Context
+) -> None:
+    """Take up the pass where an earlier one like it was broken off."""
+    layer = progress.read(replay.states, [one.seen for one in watches])
+    if not 0 < layer < len(replay.layers):
+        return
+    replay.test_ahead()
+    replay.next = layer
+    ctx.emit(
+        Notice("info", f"going on at layer {layer}, where a pass like this one was broken off")
+    )
+
+
 def _carried(
-    replay: Replay, watches: Sequence[Watch[Result]], ctx: Context, label: str = ""
+    replay: Replay,
+    watches: Sequence[Watch[Result]],
+    ctx: Context,
+    label: str = "",
+    progress: Progress | None = None,
 ) -> Iterator[Result]:
     """What each watch returns, once all batches have passed all layers.
 
     Raises NotReplayable, before the first is returned, where a probe came out otherwise.
     """
-    for number in range(len(replay.layers)):
+    if progress is not None:
+        _go_on(replay, watches, progress, ctx)
+    for number in range(replay.next, len(replay.layers)):
         with replay.reading(number):
             for travel, one in zip(replay.travels, watches, strict=True):
                 ctx.check()
@@ -163,6 +245,8 @@ def _carried(
             # What was queued of the layer must not keep it in memory.
             mx.synchronize()
             replay.next += 1
+        if progress is not None and progress.due():
+            progress.write(number + 1, replay.states, [one.seen for one in watches])
         if label:
             ctx.progress(label, number + 1, len(replay.layers), "layers")
     replay.verify()

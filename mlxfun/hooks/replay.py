@@ -145,16 +145,23 @@ class Replay:
             return
         try:
             self._probe = Probe(self, mx.array(probe)[None])
-            if along and self.store is not None and self._probe.capture():
-                return
-            for number in range(len(self.layers)):
-                with self.reading(number):
-                    self._probe.pass_layer(number)
-            self._probe.run_plain()
-            self.verify()
+            captured = self.store is not None and self._probe.capture()
+            if not (along and captured):
+                self.test_ahead()
         except NotReplayable as reason:
             self._note_verdict(str(reason))
             raise
+
+    def test_ahead(self) -> None:
+        """Run the probe through all layers now, where it was to go along. Raises NotReplayable."""
+        if self._probe is None:
+            return
+        for number in range(len(self.layers)):
+            with self.reading(number):
+                self._probe.pass_layer(number)
+        if not self._probe.ran:
+            self._probe.run_plain()
+        self.verify()
 
     def verify(self) -> None:
         """Raise NotReplayable unless the probe, which has passed all layers, came out as it does of
@@ -293,6 +300,11 @@ class Probe:
         self._plain = []
         with intercepting(self._replay.layers, self._see):
             run(self._tokens)
+
+    @property
+    def ran(self) -> bool:
+        """Whether there is a plain forward."""
+        return bool(self._plain)
 
     def capture(self) -> bool:
         """Build the plain forward of a model on disk without reading it; each layer's part is read

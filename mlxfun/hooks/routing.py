@@ -255,7 +255,7 @@ class Reduction:
     positions: tuple[int, ...]
     reduce: Reduce
     join: Join = operator.add
-    _arrays: dict[int, list[mx.array]] = field(default_factory=dict)
+    seen: dict[int, list[mx.array]] = field(default_factory=dict)
     _pace: Pace = field(default_factory=Pace)
 
     def opened(self, tap: LayerTap, record: Record) -> None:
@@ -264,14 +264,15 @@ class Reduction:
     def completed(self, tap: LayerTap, record: Record) -> None:
         reduced = self.reduce(tap, record)
         self._pace(reduced)
-        self._arrays.setdefault(tap.layer.position, []).append(reduced)
+        self.seen.setdefault(tap.layer.position, []).append(reduced)
 
     def drain(self) -> list[mx.array]:
         """The reduced arrays since the last drain, [L], those of several forwards joined.
 
         Raises HookError for a layer whose weights no forward showed.
         """
-        arrays, self._arrays = self._arrays, {}
+        arrays = dict(self.seen)
+        self.seen.clear()
         self._pace.end()
         require_all(self.positions, arrays)
         return [functools.reduce(self.join, arrays[position]) for position in self.positions]

@@ -119,6 +119,8 @@ class LayerStore:
         self._captured: dict[str, mx.array] = {}
         self.capturing = False
         self.scratch: Path | None = None  # a directory for what does not fit in memory
+        self.passes: Path | None = None  # one for what a killed process leaves to the next
+        self.identity: Callable[[], str] = str  # of the weights that are live
         self.verdict: str | None = None  # why layers cannot be replayed; "" if they can
         self.after_read: Callable[[int], object] = lambda _: None  # told of a layer's number
         self.reads = 0  # of layers, so far

@@ -17,9 +17,11 @@ import numpy as np
 
 from mlxfun.calibration.reports import WhyReport
 from mlxfun.context import Context
-from mlxfun.data.datasets import Tokenizer
+from mlxfun.data.datasets import Batch, Tokenizer
 from mlxfun.errors import PlanError
-from mlxfun.hooks.routing import Record, Taps
+from mlxfun.hooks.elsewhere import Task
+from mlxfun.hooks.forwards import Watch, each_forward
+from mlxfun.hooks.routing import Record, Recording, Taps, Wanted
 from mlxfun.model.expert_similarity import mean_outputs, similarity
 from mlxfun.model.experts import Bank
 from mlxfun.model.live_experts import LiveExperts
@@ -48,15 +50,18 @@ class Seen:
 def watch(model: Any, taps: Taps, position: int, text: Sequence[Array], ctx: Context) -> Seen:
     """Run `text`, token sequences, and keep what the layer at `position` did."""
     parts: list[Record] = []
-    tap = taps.layers[position]
-    with taps.recording(norms=False, logits=True, inputs=True, positions=[position]) as recording:
-        for number, sequence in enumerate(text):
-            ctx.check()
-            out = model(mx.array(sequence)[None])
-            record = recording.drain()[0][-1]
-            mx.eval(out, record.arrays())
-            parts.append(record)
-            ctx.progress("watching the expert", number + 1, len(text), "samples")
+    tap, label = taps.layers[position], "watching the expert"
+    todo = [
+        Batch(sequence[None], np.ones((1, len(sequence)), np.bool_), (number,))
+        for number, sequence in enumerate(text)
+    ]
+
+    def one(batch: Batch) -> Watch[Record]:
+        return _watch(model, taps, position, batch)
+
+    for batch, record in each_forward(model, taps.anatomy, todo, one, ctx, Task(label)):
+        parts.append(record)
+        ctx.progress(label, batch.rows[0] + 1, len(text), "samples")
     width = tap.layer.top_k
     return Seen(
         tokens=np.concatenate(list(text)),
@@ -67,6 +72,19 @@ def watch(model: Any, taps: Taps, position: int, text: Sequence[Array], ctx: Con
         inputs=mx.concatenate([_flat(_shown(r.inputs)) for r in parts]),
         logits=mx.concatenate([_flat(_shown(r.logits)).astype(mx.float32) for r in parts]),
     )
+
+
+def _watch(model: Any, taps: Taps, position: int, batch: Batch) -> Watch[Record]:
+    """The record of one sequence, evaluated; what is behind its layer is not computed for it."""
+    recording = Recording(Wanted(norms=False, logits=True, inputs=True), (position,))
+
+    def run() -> Record:
+        model(mx.array(batch.tokens))
+        record = recording.drain()[0][-1]
+        mx.eval(record.arrays())
+        return record
+
+    return Watch(run, lambda: taps.telling(recording))
 
 
 def _shown(array: mx.array | None) -> mx.array:

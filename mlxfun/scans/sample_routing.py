@@ -7,8 +7,9 @@ forward, run layer by layer (mlxfun.hooks.pace).
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -117,30 +118,57 @@ def scan(
 
     Raises ModelError where the model computes NaN or infinity.
     """
-    shape = (len(found), len(taps.layers), taps.anatomy.num_experts)
-    selected, weight = np.zeros(shape), np.zeros(shape)
-    answers = np.zeros(shape[1:])
-    done = 0
-    todo = batch_size(model, taps.anatomy).split([sample.tokens for sample in found])
-    label = label or "scanning"
+    return scan_sets(model, taps, [found], ctx, label)[0]
+
+
+def scan_sets(
+    model: nn.Module,
+    taps: Taps,
+    sets: Sequence[Sequence[Sample]],
+    ctx: Context = SILENT,
+    label: str = "",
+) -> list[SampleRouting]:
+    """`scan` of several sets, in one reading of a model on disk. No batch is of two sets."""
+    size, todo = batch_size(model, taps.anatomy), list[Batch]()
+    starts = np.cumsum([0, *map(len, sets)]).tolist()
+    for start, found in zip(starts, sets, strict=False):
+        parts = size.split([sample.tokens for sample in found])
+        todo += [replace(b, rows=tuple(start + row for row in b.rows)) for b in parts]
+    every = [sample for found in sets for sample in found]
+    shape = (len(taps.layers), taps.anatomy.num_experts)
+    selected, weight = np.zeros((len(every), *shape)), np.zeros((len(every), *shape))
+    answers = np.zeros((len(sets), *shape))
+    done, label = 0, label or "scanning"
 
     def watched(batch: Batch) -> Watch[Array]:
-        return watch(model, taps, batch, _answer_mask(batch, found))
+        return watch(model, taps, batch, _answer_mask(batch, every))
 
-    task = Task(label, PASS, given=lambda batch: {"answers": _answer_mask(batch, found)})
+    task = Task(label, PASS, given=lambda batch: {"answers": _answer_mask(batch, every)})
     for batch, made in each_forward(model, taps.anatomy, todo, watched, ctx, task):
         sums = made.astype(np.float64)
         require_finite(sums)
         rows = list(batch.rows)
         selected[rows] = sums[:, :, 0].swapaxes(0, 1)
         weight[rows] = sums[:, :, 1].swapaxes(0, 1)
-        answers += sums[:, :, 2].sum(axis=1)
+        answers[bisect_right(starts, rows[0]) - 1] += sums[:, :, 2].sum(axis=1)
         done += len(rows)
-        ctx.progress(label, done, len(found), "samples")
+        ctx.progress(label, done, len(every), "samples")
+    return [
+        _routing(found, selected[start:], weight[start:], answers[number])
+        for number, (start, found) in enumerate(zip(starts, sets, strict=False))
+    ]
+
+
+def _routing(
+    found: Sequence[Sample], selected: Array, weight: Array, answers: Array
+) -> SampleRouting:
+    """Of one set. selected, weight: sums over tokens, [N, L, E], those of other sets behind them."""
     tokens = np.array([len(sample.tokens) for sample in found], dtype=np.int64)
     per_token = 1.0 / tokens[:, None, None]
     in_answers = sum(len(s.tokens) - s.answer for s in found if s.answer is not None)
-    return SampleRouting(selected * per_token, weight * per_token, tokens, answers, in_answers)
+    count = len(found)
+    means = selected[:count] * per_token, weight[:count] * per_token
+    return SampleRouting(*means, tokens, answers, in_answers)
 
 
 def _answer_mask(batch: Batch, found: Sequence[Sample]) -> Array:

@@ -56,10 +56,8 @@ def run(kind: ScanKind, request: ScanRequest, ctx: Context) -> ScanReport:
     for data, samples in zip(sets, found, strict=True):
         contrast.require_samples(data.source, len(samples))
     with request.editor.live("base"), request.editor.unsteered():
-        first, second = (
-            sample_routing.scan(loaded.model, request.taps, samples, ctx, f"scanning {_name(data)}")
-            for data, samples in zip(sets, found, strict=True)
-        )
+        label = f"scanning {' and '.join(map(_name, sets))}"
+        first, second = sample_routing.scan_sets(loaded.model, request.taps, found, ctx, label)
     alive = mask_of(request.anatomy, request.editor.committed)
     result = contrast.contrast(first, second, alive, rules)
     write_report(

@@ -33,6 +33,7 @@ from mlxfun.events import Notice, Side
 from mlxfun.generation import ab as sides
 from mlxfun.generation.options import GenerateOptions
 from mlxfun.generation.reports import ABReport, ChatReport, TokensReport
+from mlxfun.hooks.replay import tell_reading
 from mlxfun.scans import scan
 from mlxfun.scans.options import ScanOptions
 from mlxfun.scans.reports import ScanReport
@@ -270,6 +271,7 @@ class Session(Looking):
         """Answer `text` in the running conversation, emitting a Token for each token."""
         self._own()
         ctx = self._watched(ctx)
+        tell_reading(self.model, ctx, options.max_tokens)
         counter = self._observations.chat_counter(ctx)
         report = self._conversation.answer(text, options, counter, ctx)
         if counter is not None:
@@ -341,6 +343,11 @@ class Session(Looking):
             raise StateError(
                 "there is nothing to compact: of this model only some experts are in memory, and "
                 "pruned ones have left their slots; save writes the model without them"
+            )
+        if self._workspace.resident.store is not None:
+            raise StateError(
+                "compact frees the memory of pruned experts, and this model's are on disk: nothing "
+                "to free (save leaves them out all the same)"
             )
         return self.editor.compact(self.command or "compact", ctx)
 

@@ -89,7 +89,9 @@ def info(
         expert_bytes=view.expert_bytes(),
         open_groups=first.topk_group if first else 1,
         chat_template=loaded.chat_template,
-        compactable=held is None and bool(compact_delta(editor.resident).layers),
+        compactable=held is None
+        and editor.resident.store is None
+        and bool(compact_delta(editor.resident).layers),
     )
 
 

@@ -103,6 +103,8 @@ class SessionWorkspace:
         store.scratch = own_directory(loaded.scratch)
         finalize(self, shutil.rmtree, store.scratch, True)
         self._own_scratch = Scratch(store.scratch, store.scratch)
+        store.passes = loaded.scratch / "passes"
+        store.identity = lambda: " ".join((loaded.checkpoint_id, *self.editor.key()))
 
     def drop_pruned(self) -> None:
         """Let experts that no router can choose leave their slots."""

@@ -90,6 +90,17 @@ def write(
     model, config = build(config, dtype), copy.deepcopy(config)
     if bits is not None:
         model, config = quantize_model(model, config, 32, bits)
+    return save(path, model, config, shards, extra)
+
+
+def save(
+    path: Path,
+    model: nn.Module,
+    config: dict[str, Any],
+    shards: int = 1,
+    extra: dict[str, mx.array] | None = None,
+) -> Path:
+    """Write a model with the bundled tokenizer."""
     path.mkdir(parents=True, exist_ok=True)
     weights = dict(tree_flatten(model.parameters())) | (extra or {})
     names = list(weights)

@@ -11,8 +11,9 @@ batch and added on the host in float64; the output head is never computed.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -81,21 +82,40 @@ def residual_means(
     One forward of each batch, run layer by layer. Raises Cancelled between batches, ModelError
     for a model that does not run each of its layers once.
     """
-    total: Any = 0.0
-    count = 0
+    return means_of_sets(model, anatomy, layers, [batches], ctx, label)[0]
+
+
+def means_of_sets(
+    model: Any,
+    anatomy: MoEMap,
+    layers: Sequence[nn.Module],
+    sets: Sequence[Sequence[Batch]],
+    ctx: Context = SILENT,
+    label: str = "reading prompts",
+) -> list[Array]:
+    """`residual_means` of several sets, in one reading of a model on disk."""
+    totals: list[Any] = [0.0 for _ in sets]
+    counts = [sum(len(batch.rows) for batch in batches) for batches in sets]
+    # Rows say which set a batch is of, also where it was halved.
+    starts = np.cumsum([0, *counts]).tolist()
+    todo = [
+        replace(batch, rows=tuple(start + row for row in batch.rows))
+        for start, batches in zip(starts, sets, strict=False)
+        for batch in batches
+    ]
 
     def watched(batch: Batch) -> Watch[Array]:
         return watch(model, layers, batch)
 
+    done = 0
     paths = {id(module): path for path, module in model.named_modules()}
     task = Task(label, PASS, {"layers": [paths[id(layer)] for layer in layers]})
-    forwards = each_forward(model, anatomy, batches, watched, ctx, task)
-    for number, (batch, sums) in enumerate(forwards):
-        total = total + sums
-        count += len(batch.rows)
-        ctx.progress(label, number + 1, len(batches), "batches")
-    means: Array = total / count
-    return means
+    for batch, sums in each_forward(model, anatomy, todo, watched, ctx, task):
+        number = bisect_right(starts, batch.rows[0]) - 1
+        totals[number] = totals[number] + sums
+        done += len(batch.rows)
+        ctx.progress(label, done, starts[-1], "prompts")
+    return [total / count for total, count in zip(totals, counts, strict=True)]
 
 
 def watch(model: Any, layers: Sequence[nn.Module], batch: Batch) -> Watch[Array]:
@@ -105,30 +125,32 @@ def watch(model: Any, layers: Sequence[nn.Module], batch: Batch) -> Watch[Array]
     last[np.arange(len(last)), lengths - 1] = 1.0
     mean = (batch.mask / lengths[:, None]).astype(np.float32)
     weights = mx.array(np.stack([last, mean]).reshape(len(POSITIONS), -1))
-    sums: list[mx.array] = []
+    sums: dict[int, list[mx.array]] = {}
     pace = Pace()
 
-    def see(_: int, own: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def see(number: int, own: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         out = own(*args, **kwargs)
         hidden = out[0] if isinstance(out, tuple) else out
         if hidden.ndim == 4:  # several streams side by side: what they hold on average
             hidden = mx.mean(hidden, axis=2)
-        sums.append(weights @ hidden.reshape(-1, hidden.shape[-1]).astype(mx.float32))
-        pace(sums[-1])
+        made = weights @ hidden.reshape(-1, hidden.shape[-1]).astype(mx.float32)
+        sums.setdefault(number, []).append(made)
+        pace(made)
         return out
 
     def run() -> Array:
         model(mx.array(batch.tokens))
-        if len(sums) != len(layers):
+        times = sum(map(len, sums.values()))
+        if times != len(layers) or len(sums) != len(layers):
             raise ModelError(
-                f"the forward ran decoder layers {len(sums)} times, not each of the {len(layers)} "
+                f"the forward ran decoder layers {times} times, not each of the {len(layers)} "
                 "once, so there is no one residual stream behind each of them to read"
             )
-        stacked = mx.stack(sums, axis=1)
+        stacked = mx.stack([sums[number][0] for number in range(len(layers))], axis=1)
         mx.eval(stacked)
         return np.array(stacked, dtype=np.float64)
 
-    return Watch(run, lambda: intercepting(layers, see))
+    return Watch(run, lambda: intercepting(layers, see), sums)
 
 
 def candidates(spec: str, layers: int) -> tuple[int, ...]:

@@ -25,6 +25,7 @@ from mlxfun.evaluation.refusal_metrics import (
 )
 from mlxfun.evaluation.reports import RefusalCount
 from mlxfun.generation.answers import read_prompts
+from mlxfun.hooks.replay import tell_reading
 from mlxfun.model.components import Component
 from mlxfun.model.device.batch_size import batch_size
 from mlxfun.model.outputs import Output
@@ -203,17 +204,9 @@ class Finder:
         modules = self._model.editor.resident.tree.modules
         layers = [modules[path] for path in self._model.layers.values()]
         size = batch_size(self._model.network, self._model.editor.resident.anatomy)
-        means = [
-            directions.residual_means(
-                self._model.network,
-                self._model.editor.resident.anatomy,
-                layers,
-                size.split(part),
-                self._ctx,
-                f"reading {name} prompts",
-            )
-            for name, part in (("harmful", prompts.harmful), ("harmless", prompts.harmless))
-        ]
+        sets = [size.split(part) for part in (prompts.harmful, prompts.harmless)]
+        anatomy = self._model.editor.resident.anatomy
+        means = directions.means_of_sets(self._model.network, anatomy, layers, sets, self._ctx)
         return directions.difference(*means)
 
     def _plan(
@@ -246,6 +239,7 @@ class Finder:
                 f"the model refuses none of {len(split.select.harmful)} harmful prompts, so there "
                 "is nothing to search for; give prompts that it refuses"
             )
+        tell_reading(model.network, ctx, options.search)
         first = FirstToken(model.evaluator, panel, ctx)
         by_answers = first.error > FIRST_TOKEN_ERROR
         space = self._space(found)
