@@ -6,7 +6,7 @@ import pytest
 
 from mlxfun import Session
 from mlxfun.calibration.options import CollectOptions
-from mlxfun.checkpoint.options import LoadOptions, Residence, SaveOptions
+from mlxfun.checkpoint.options import LoadOptions, SaveOptions
 from mlxfun.data.options import DatasetOptions
 from mlxfun.editing.options import ApplyOptions
 from mlxfun.errors import PlanError, StateError
@@ -48,7 +48,7 @@ def everything(session: Session, path) -> list:
 def test_they_come_to_the_same(name, tmp_path) -> None:
     path = tiny.write(tmp_path / "model", CONFIGS[name] | {"vocab_size": 4096})
     found = [
-        everything(Session.open(path, LoadOptions(residence=Residence(residency))), tmp_path)
+        everything(Session.open(path, LoadOptions(resident=residency)), tmp_path)
         for residency in ("all", "none")
     ]
     assert found[0] == found[1]
@@ -56,7 +56,7 @@ def test_they_come_to_the_same(name, tmp_path) -> None:
 
 def test_compact_has_nothing_to_free(tmp_path) -> None:
     path = tiny.write(tmp_path / "model", tiny.QWEN3)
-    session = Session.open(path, LoadOptions(residence=Residence("none")))
+    session = Session.open(path, LoadOptions(resident="none"))
     session.collect(CollectOptions(DATA))
     session.prune(PruneOptions(n_prune=2))
     session.apply(ApplyOptions())
