@@ -235,9 +235,10 @@ def recover(call: Call) -> Report:
 def workers(call: Call) -> Report:
     """Run passes on several processes: start COUNT here or some on other machines; 0 stops them.
 
-    Each worker holds the model. The batches of collect, of scans, of --super-experts and of
-    abliterate's directions are dealt out to them, with the same results as here, bit for bit, on
-    machines of one kind. Edits follow by themselves. Without arguments it lists them.
+    Each worker holds the model. The batches of collect, scans, evaluate and preview, of
+    --super-experts and of abliterate's directions are dealt out to them, with the same results as
+    here, bit for bit, on machines of one kind. Edits follow by themselves. Without arguments it
+    lists them.
     """
     # It needs the session and MLX, which declaring a command must not load.
     from mlxfun.distributed.start import start, stop, workers_of

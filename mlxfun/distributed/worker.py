@@ -157,7 +157,7 @@ class Worker:
         run = PASSES[task]
 
         def watch(part: Batch) -> Any:
-            return run(session.model, session.taps, part, frame.data["settings"], given)
+            return run(session, part, frame.data["settings"], given)
 
         # A batch with arrays of its own cannot be halved: what was given would not fit the halves.
         made = list(each_forward(session.model, session.anatomy, [batch], watch))

@@ -32,12 +32,14 @@ from mlxfun.evaluation.after_head import AfterHead, after_head
 from mlxfun.evaluation.positions import (
     as_half,
     by_row,
+    from_host,
     predicting,
     sequence_numbers,
     targets_of,
+    to_host,
     token_losses,
 )
-from mlxfun.hooks.elsewhere import Task
+from mlxfun.hooks.elsewhere import Task, elsewhere_of
 from mlxfun.hooks.forwards import Watch, arrived, carried_together, each_forward
 from mlxfun.hooks.head import HeadTap, Logits
 from mlxfun.hooks.pace import Paced
@@ -58,6 +60,8 @@ LOGITS_BYTES = 256 << 20
 CACHED_STATES = 6
 CACHED_BYTES = 2 << 30
 """Of references that are kept, the newest excepted."""
+
+PASS = "hidden states"
 
 StateKey = tuple[str, str]
 """(state of the weights, steering in force), as `Editor.key` names what is live."""
@@ -220,27 +224,41 @@ class Evaluator:
     def _each(
         self,
         data: EvalSet,
-        work: Callable[[Batch], Result],
+        work: Callable[[Batch, mx.array | None], Result],
         ctx: Context,
         label: str,
         key: StateKey | None,
     ) -> Iterator[tuple[Batch, Result]]:
-        """`work` on each batch. Where it may run the model twice, as two states, batches are not
-        carried through the layers together."""
+        """`work` on each batch and, where another process has run the layers, what enters the head
+        [n, D]. Where `work` may run the model twice, as two states, batches are not carried through
+        the layers together."""
         todo = self.batches(data)
+        elsewhere = elsewhere_of(self._model) if self._in_chunks else None
+        if elsewhere is not None:
+            found = elsewhere.forwards(Task(label, PASS), todo, ctx)
+            if found is not None:
+                return ((batch, work(batch, from_host(states))) for batch, states in found)
+
+        def here(batch: Batch) -> Result:
+            return work(batch, None)
+
         there = self._arrived.get((key, data.digest)) if key is not None else None
         if there is not None:
-            return arrived(there, todo, work, ctx)
+            return arrived(there, todo, here, ctx)
         if not self._in_chunks:
-            return each_batch(todo, work, ctx)
+            return each_batch(todo, here, ctx)
         model, anatomy = self._model, self._anatomy
         return each_forward(
-            model, anatomy, todo, lambda batch: Watch(partial(work, batch)), ctx, Task(label)
+            model, anatomy, todo, lambda batch: Watch(partial(here, batch)), ctx, Task(label)
         )
 
-    def _losses(self, batch: Batch) -> tuple[mx.array | None, Array]:
+    def states(self, batch: Batch) -> Array:
+        """What enters the head at a batch's predicting positions, [n, D], see `to_host`."""
+        return to_host(predicting(self._hidden(mx.array(batch.tokens)), batch))
+
+    def _losses(self, batch: Batch, known: mx.array | None) -> tuple[mx.array | None, Array]:
         """Hidden states [n, D], evaluated, and losses float64 [n] of a batch."""
-        states, chunks = self._forward(batch)
+        states, chunks = self._forward(batch, known)
         losses = []
         for rows, logits in chunks:
             loss, _ = token_losses(logits, targets_of(batch)[rows])
@@ -266,8 +284,8 @@ class Evaluator:
         agrees: list[list[Array]] = [[] for _ in references]
         done = 0
 
-        def work(batch: Batch) -> tuple[Array, list[Comparison]]:
-            return self._compared(batch, references, again)
+        def work(batch: Batch, states: mx.array | None) -> tuple[Array, list[Comparison]]:
+            return self._compared(batch, self._forward(batch, states)[1], references, again)
 
         label = f"evaluating {data.name}"
         for batch, (losses, compared) in self._each(data, work, ctx, label, key):
@@ -286,11 +304,12 @@ class Evaluator:
     def _compared(
         self,
         batch: Batch,
+        chunks: Iterator[tuple[slice, mx.array]],
         references: Sequence[Reference],
         again: Sequence[Live],
     ) -> tuple[Array, list[Comparison]]:
-        """Losses float64 [n] of a batch, and the live weights against each reference there."""
-        _, chunks = self._forward(batch)
+        """Losses float64 [n] of a batch, and the live weights against each reference there. chunks:
+        the batch's logits, see `_forward`."""
         losses: list[Array] = []
         kls: list[list[Array]] = [[] for _ in references]
         agrees: list[list[Array]] = [[] for _ in references]
@@ -345,15 +364,18 @@ class Evaluator:
         hidden = mx.concatenate([reference.hidden[row] for row in batch.rows])[rows]
         return log_softmax(self._logits(hidden.astype(self._model_dtype), reference.head))
 
-    def _forward(self, batch: Batch) -> tuple[mx.array | None, Iterator[tuple[slice, mx.array]]]:
+    def _forward(
+        self, batch: Batch, known: mx.array | None = None
+    ) -> tuple[mx.array | None, Iterator[tuple[slice, mx.array]]]:
         """Of the positions that predict: hidden states [n, D], evaluated, and their logits in
-        chunks. Where logits cannot be made from hidden states: None, and one chunk of all.
+        chunks. Where logits cannot be made from hidden states: None, and one chunk of all. known:
+        the hidden states, where they were made already.
         """
         tokens = mx.array(batch.tokens)
         if not self._in_chunks:
             logits = predicting(self._model(tokens), batch)
             return None, iter([(slice(None), logits)])
-        states = predicting(self._hidden(tokens), batch)
+        states = predicting(self._hidden(tokens), batch) if known is None else known
         mx.eval(states)
         self._model_dtype = states.dtype
         starts = range(0, max(states.shape[0], 1), self._chunk)

@@ -62,3 +62,14 @@ def as_half(hidden: mx.array) -> mx.array:
     """Hidden states in float16, where they fit."""
     fits = mx.max(mx.abs(hidden.astype(mx.float32))) < HALF_LIMIT
     return hidden.astype(mx.float16) if bool(fits.item()) else hidden
+
+
+def to_host(states: mx.array) -> Array:
+    """An array as NumPy holds it, bit for bit: bfloat16, which that does not know, as uint16."""
+    return np.array(states.view(mx.uint16) if states.dtype == mx.bfloat16 else states)
+
+
+def from_host(states: Array) -> mx.array:
+    """The array that `to_host` was given."""
+    found = mx.array(states)
+    return found.view(mx.bfloat16) if states.dtype == np.uint16 else found

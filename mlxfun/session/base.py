@@ -54,6 +54,7 @@ class SessionBase:
         self.model, self.map, self.taps = workspace.model, workspace.map, workspace.taps
         self.anatomy = workspace.anatomy
         self.editor = workspace.editor
+        self.evaluator = workspace.evaluator
         self._observations = workspace.observations
         self._tracer = Tracer(workspace.parts)
         self._vectors: dict[str, SteeringVectors] = {}

@@ -20,6 +20,7 @@ from mlxfun.distributed.pool import Pool
 from mlxfun.distributed.start import start, stop, workers_of
 from mlxfun.editing.options import ApplyOptions
 from mlxfun.errors import BudgetError, WorkerError
+from mlxfun.evaluation.options import EvaluateOptions
 from mlxfun.events import Event, RoutingFrame
 from mlxfun.hooks.elsewhere import elsewhere_of
 from mlxfun.scans.options import ScanOptions
@@ -154,6 +155,25 @@ def test_edits_reach_the_workers(
             session.undo()
     assert saved(joined, tmp_path / "c.npz") == saved(alone, tmp_path / "d.npz")
     assert workers_of(joined).state == joined.state
+    assert pool.size == 2
+
+
+def test_perplexity_and_kl_are_the_same(alone: Session, joined: Session, pool: Pool) -> None:
+    held_out = DatasetOptions("demo:eval", max_samples=5, max_tokens=40)
+
+    def measured(session: Session) -> list[object]:
+        session.collect(COLLECT)
+        prune(session)
+        try:
+            found = session.evaluate(EvaluateOptions((held_out,)))
+            return [found.data()]
+        finally:
+            session.discard()
+
+    before = sum(row.batches for row in workers_of(joined).workers)
+    assert measured(joined) == measured(alone)
+    # Seven batches of calibration, and those of both sides of the plan and of the checkpoint.
+    assert sum(row.batches for row in workers_of(joined).workers) >= before + 7 + 2
     assert pool.size == 2
 
 
