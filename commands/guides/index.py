@@ -51,8 +51,8 @@ _ALL = (
     ),
     Guide(
         "large-models",
-        "Models larger than memory, read from disk layer by layer",
-        ("load",),
+        "Models larger than memory, read layer by layer",
+        (),
     ),
     Guide("narrowing", "Fewer neurons in every expert: the least loss for a size", ("narrow",)),
     Guide("merging", "Averaging experts into similar ones, compared with pruning", ("merge",)),
@@ -98,7 +98,7 @@ _ALL = (
     ),
     Guide(
         "memory",
-        "Models larger than memory: planning, experts on disk, profiles",
+        "Larger than memory: planning, experts on disk, profiles",
         ("plan", "load", "residency", "residency sweep", "profile save", "profile load"),
     ),
     Guide("serving", "Serving OpenAI's and Anthropic's clients while you edit"),

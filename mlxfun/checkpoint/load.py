@@ -68,8 +68,8 @@ class Loaded:
     the other files of the model. chat_template: where that is from, "" for none.
     given_template: the user gave it in place of the model's. read_rate: bytes a second that the
     weights were read with. on_disk: the parameters of which the model has only placeholders.
-    streamed: decoder layers are not in memory; their parameters are unread arrays (see
-    mlxfun.model.places.LayerStore). scratch: where such a model puts what does not fit in memory.
+    streamed: where a model whose decoder layers are on disk puts what does not fit in memory; its
+    parameters are unread arrays there (see mlxfun.model.places.LayerStore).
     """
 
     model: nn.Module
@@ -87,8 +87,7 @@ class Loaded:
     given_template: bool = False
     read_rate: float = 0.0
     on_disk: frozenset[str] = frozenset()
-    streamed: bool = False
-    scratch: Path = Path()
+    streamed: LayersOnDisk | None = None
 
     @property
     def changed(self) -> str:
@@ -104,11 +103,10 @@ def load(
     identities: Path | None = None,
     held: LeaveOnDisk | LayersOnDisk | None = None,
 ) -> Loaded:
-    """Load `source` (directory, Hub id or "demo") and evaluate every array of it; where no layer is
-    to be in memory, every array outside its decoder layers.
+    """Load `source` (directory, Hub id or "demo") and evaluate what is to be in memory.
 
-    chat_template: used instead of the model's. identities: see `checkpoint_id`. held: what is in
-    memory, None for all of it. On the CPU 16-bit weights are cast to float32, as its `gather_mm` needs; each one's own dtype stays on record.
+    chat_template: used instead of the model's. identities: see `checkpoint_id`. held: None for all
+    of it. On the CPU 16-bit weights are cast to float32; each one's own dtype stays on record.
     Raises ModelError (missing, broken, unsupported), BudgetError (does not fit) and Cancelled.
     """
     found = resolve(source, revision, ctx)
@@ -125,9 +123,10 @@ def load(
     )
     read = _read(lazy, found, held, ctx)
     dropped = _dropped(headers, model)
+    streamed = held if isinstance(held, LayersOnDisk) else None
     notes = (*found.notes, *remarks, *_stale_shards(found.path), *dropped)
     notes += tuple(_cast_notes(model, stored)) if lazy.cast else ()
-    notes += (ON_DISK,) if isinstance(held, LayersOnDisk) else ()
+    notes += () if streamed is None else (ON_DISK,)
     return Loaded(
         model=model,
         tokenizer=tokenizer,
@@ -142,8 +141,7 @@ def load(
         given_template=chat_template is not None,
         read_rate=read.rate,
         on_disk=read.on_disk,
-        streamed=isinstance(held, LayersOnDisk),
-        scratch=held.scratch if isinstance(held, LayersOnDisk) else Path(),
+        streamed=streamed,
         files=files,
         companions=tuple(str(f.relative_to(found.path)) for f in companions(found.path).files),
     )

@@ -65,8 +65,8 @@ class SessionWorkspace:
         self.anatomy = self.map.experts
         self.resident = Resident(self.model, self.anatomy, self.open_checkpoint)
         self._own_scratch: Scratch | None = None
-        if loaded.streamed:
-            self._keep_layers_on_disk()
+        if loaded.streamed is not None:
+            self._keep_layers_on_disk(loaded.streamed.scratch)
         # Inside the taps: what they pass on are rows of the whole stacks.
         self.slots = ExpertSlots(self.model, partly) if partly and partly.layers else None
         for moe in self.resident.layers:
@@ -87,7 +87,7 @@ class SessionWorkspace:
         self.evaluator = Evaluator(self.model, head, self.anatomy)
         self.observations = Observations(loaded, self.anatomy, self.taps, self.editor)
 
-    def _keep_layers_on_disk(self) -> None:
+    def _keep_layers_on_disk(self, scratch: Path) -> None:
         loaded, layers = self._loaded, [layer.path for layer in self.map.layers]
         self.resident.store = store = LayerStore(
             self.resident.tree,
@@ -100,10 +100,10 @@ class SessionWorkspace:
         store.on_disk = sum(ahead.bytes_of(number) for number in range(len(layers)))
         store.after_read = lambda number: ahead.want(number + 1)
         finalize(self, ahead.close)
-        store.scratch = own_directory(loaded.scratch)
+        store.scratch = own_directory(scratch)
         finalize(self, shutil.rmtree, store.scratch, True)
         self._own_scratch = Scratch(store.scratch, store.scratch)
-        store.passes = loaded.scratch / "passes"
+        store.passes = scratch / "passes"
         store.identity = lambda: " ".join((loaded.checkpoint_id, *self.editor.key()))
 
     def drop_pruned(self) -> None:
