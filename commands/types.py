@@ -189,6 +189,19 @@ class Number(click.FloatRange):
         return number
 
 
+class Rise(_Parsed):
+    """`"+10%"` -> 0.1, by what fraction of itself something shall rise."""
+
+    name = "rise"
+
+    @staticmethod
+    def parse(text: str) -> float:
+        found = re.fullmatch(r"\+?(\d{1,6}(\.\d+)?) ?%", text.strip())
+        if found is None or float(found[1]) == 0:
+            raise ValueError(f"{shown(text, 40)} is no rise; write it as +10%")
+        return float(found[1]) / 100
+
+
 class Seed(_Parsed):
     """`"7"` -> 7, a seed that every generator takes."""
 

@@ -9,7 +9,7 @@ import click
 
 from commands.conditions import steered, with_experts
 from commands.declare import Call, command, data_option, data_options, dataset_options, stack
-from commands.types import FilePath, Number
+from commands.types import FilePath, Number, Rise
 from mlxfun.data.options import DatasetOptions
 from mlxfun.report import Report
 from mlxfun.techniques.router_bias.options import AmplifyOptions, BakeOptions
@@ -47,6 +47,12 @@ def _text(call: Call) -> Iterator[DatasetOptions | None]:
     help="Boost of an expert with composite score 1 (default: 0.1 with a selection bias, else 0.5).",
 )
 @click.option(
+    "--share",
+    type=Rise(),
+    metavar="+N%",
+    help="Find the scale at which these experts' share of routed choices rises by N % on --dataset.",
+)
+@click.option(
     "--threshold",
     type=Number(0, 1, max_open=True),
     default=0.0,
@@ -60,10 +66,11 @@ def amplify(call: Call) -> Report:
 
     Exact where a router has a bias; a selection bias is compared with scores from 0 to 1, so small
     scales do there. Elsewhere the boost is folded into the router's rows by least squares, and the
-    report says how much of it tokens get.
+    report says how much of it tokens get. With --share the scale is found: the least one that
+    raises the share as asked, which of all that do moves the model least.
     """
     domain_map = call.bench.readable(call["domain_map"])
-    rule = call["scale"], call["threshold"], call["allow_stale"]
+    rule = call["scale"], call["threshold"], call["share"], call["allow_stale"]
     with _text(call) as data:
         return call.session.amplify(AmplifyOptions(domain_map, data, *rule), call.ctx)
 

@@ -1,5 +1,4 @@
 """Amplify and bake as techniques: router edits from a domain report, or from the active steering.
-
 amplify: the experts of a domain report are raised by
 
     boost = scale x max(0, composite score - threshold)
@@ -41,6 +40,7 @@ from mlxfun.techniques.router_bias.options import AmplifyOptions, BakeOptions
 from mlxfun.techniques.router_bias.plan import BoostPlan
 from mlxfun.techniques.router_bias.reports import BoostReport, BoostRow, BoostWay
 from mlxfun.techniques.router_bias.scale import scale_notes, usual_scale
+from mlxfun.techniques.router_bias.share import Boosts, scale_for_share
 from mlxfun.techniques.technique import Proposal
 from mlxfun.techniques.workspace import Workspace
 
@@ -85,9 +85,12 @@ class Amplify:
         found.require_experts("amplify")
 
     def plan(
-        self, workspace: Workspace, options: AmplifyOptions, command: str = "",
+        self,
+        workspace: Workspace,
+        options: AmplifyOptions,
+        command: str = "",
         ctx: Context = SILENT,
-    ) -> Proposal:  # fmt: skip
+    ) -> Proposal:
         """Raise the experts of a domain report. Raises UsageError, PlanError and StateError before
         any forward where they can be foreseen."""
         return _amplify(workspace, options, command, ctx)
@@ -101,7 +104,13 @@ def _amplify(workspace: Workspace, options: AmplifyOptions, command: str, ctx: C
         addends, name, notes = _amplification(workspace, options, scale)
         edit = _edit(workspace)
         fitted = _fitted(workspace, edit, addends, options.data, "amplify", ctx)
-        layers = workspace.resident.layers
+        layers = edit.resident.layers
+        if options.share is not None:
+            text = _batches(workspace, options.data, "amplify --share", ctx)
+            boosts = Boosts(edit, addends, fitted, scale)
+            found = scale_for_share(workspace, text, boosts, options.share, ctx)
+            addends = {p: row * (found.scale / scale) for p, row in addends.items()}
+            scale, notes = found.scale, (*notes, found.note)
         deltas = [edit.raised(layers[p], addends[p], fitted.get(p)) for p in addends]
         ways = {layers[p].layer.index: way_of(layers[p].layer, edit.modules) for p in addends}
         plan = BoostPlan(
@@ -109,11 +118,7 @@ def _amplify(workspace: Workspace, options: AmplifyOptions, command: str, ctx: C
             keep=_live(workspace),
             boosts=_boosts(workspace, addends),
             ways=ways,
-            about={
-                "domain_name": name,
-                "scale": scale,
-                "threshold": options.threshold,
-            },
+            about={"domain_name": name, "scale": scale, "threshold": options.threshold},
             warnings=(*notes, *scale_notes(workspace, scale), *_fold_notes(ways, fitted)),
         )
     provenance = Provenance(command or _line("amplify", options))
@@ -121,11 +126,14 @@ def _amplify(workspace: Workspace, options: AmplifyOptions, command: str, ctx: C
 
 
 def _check(options: AmplifyOptions, scale: float) -> None:
-    if not 0 < scale <= MOST:
-        raise UsageError(
-            f"--scale {scale:g} must be above 0 and at most {MOST:g}, where an expert "
-            "is as good as forced"
-        )
+    if options.share is not None and options.scale is not None:
+        raise UsageError(f"--scale {scale:g} and --share both say how much: give one")
+    if options.share is not None and not 0 < options.share <= MOST:
+        raise UsageError(f"--share {options.share:g} must be above 0, e.g. +10%")
+    if options.share is not None and options.data is None:
+        raise UsageError("--share is measured on text: give that of the domain as --dataset")
+    if not 0 < scale <= MOST:  # at the most an expert is as good as forced
+        raise UsageError(f"--scale {scale:g} must be above 0 and at most {MOST:g}")
     if not 0 <= options.threshold < 1:
         raise UsageError(f"--threshold {options.threshold:g} must be at least 0 and below 1")
 
@@ -150,8 +158,8 @@ def _amplification(
             addends[moe.layer.position] = live
     if not addends:
         raise PlanError(
-            f"{found.path} leaves nothing to amplify: {int(found.more.sum())} domain experts, "
-            f"{gone} of them pruned, the others not above --threshold {options.threshold:g}"
+            f"{found.path} leaves nothing to amplify: {int(found.more.sum())} domain experts, {gone} "
+            f"of them pruned, the others not above --threshold {options.threshold:g}"
         )
     notes = [*([stale] if stale else []), *found.notices]
     notes += [f"{gone} of the domain's experts are pruned and left out"] if gone else []
@@ -290,7 +298,7 @@ def _baked(
 
 
 def _rounding_notes(edit: Edit, wished: Wished) -> tuple[str, ...]:
-    """Where a selection bias is stored with less precision than steering worked with."""
+    """Where a selection bias is stored less precisely than steering worked."""
     coarse = [
         moe.layer.index
         for moe, *_ in wished
@@ -342,8 +350,7 @@ def _fitted(
 
 def _fold_notes(ways: dict[int, BoostWay], fitted: dict[int, Fold]) -> tuple[str, ...]:
     if not fitted:
-        kinds = " and ".join(sorted(set(ways.values())))
-        return (f"held exactly, in the {kinds}",)
+        return (f"held exactly, in the {' and '.join(sorted(set(ways.values())))}",)
     worst = min(fitted.values(), key=lambda fold: fold.r2)
     return (
         f"folded into router rows of {len(fitted)} layers by least squares: R^2 at least "
@@ -388,5 +395,6 @@ def _line(name: str, options: AmplifyOptions | BakeOptions) -> str:
         value = getattr(options, f.name)
         if f.name != "data" and value != f.default:
             flag = "--" + f.name.replace("_", "-")
-            words += [flag] if value is True else [flag, str(value)]
+            shown = f"+{100 * value:.10g}%" if f.name == "share" else str(value)
+            words += [flag] if value is True else [flag, shown]
     return shlex.join(words)

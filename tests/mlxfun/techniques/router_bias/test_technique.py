@@ -10,10 +10,12 @@ import pytest
 
 from mlxfun import Session
 from mlxfun.checkpoint.options import SaveOptions
+from mlxfun.data.datasets import read_sequences
 from mlxfun.data.options import DatasetOptions
 from mlxfun.editing.options import ApplyOptions
 from mlxfun.errors import PlanError, StateError, UsageError
 from mlxfun.steering.options import SteerOptions
+from mlxfun.tally import Tally
 from mlxfun.techniques.prune.options import PruneOptions
 from mlxfun.techniques.router_bias.options import AmplifyOptions, BakeOptions
 from mlxfun.techniques.router_bias.reports import BoostReport
@@ -276,3 +278,61 @@ def test_a_saved_baked_model_says_what_it_does(biased, tmp_path):
     assert found["deactivate"] == {str(layer): [1]}
     assert found["held_in"] == {str(layer): "selection bias"}
     biased.undo()
+
+
+def counted(session) -> np.ndarray:
+    """Choices of each expert of the first MoE layer on TEXT, sample by sample."""
+    total = np.zeros(session.anatomy.num_experts, np.int64)
+    for ids in read_sequences(TEXT, session.tokenizer, session.anatomy.vocabulary, Tally()):
+        with session.taps.recording(norms=False) as recording:
+            mx.eval(session.model(mx.array(ids)[None]))
+            (record,) = recording.drain()[0]
+        total += np.bincount(np.array(record.indices).reshape(-1), minlength=len(total))
+    return total
+
+
+@pytest.mark.parametrize("kind", ["bias", "rows"])
+def test_a_share_is_raised_as_asked_by_the_least_scale(biased, tmp_path, kind) -> None:
+    session = biased if kind == "bias" else Session.open("demo")
+    counts = counted(session)
+    most = int(counts.argmax())
+    # Of one group: a grouped router chooses among few of them.
+    group = len(counts) // (session.anatomy.layers[0].n_group or 1)
+    others = np.arange(most // group * group, (most // group + 1) * group)
+    named = [most, int(others[counts[others].argmin()])]
+    path = report(session, tmp_path / "r.json", {0: named})
+
+    def share() -> float:
+        found = counted(session)
+        return float(found[named].sum() / found.sum())
+
+    before = share()
+    plan = session.amplify(AmplifyOptions(path, TEXT, share=0.1))
+    raised = share()
+    session.discard()
+    assert raised >= 1.1 * before
+    assert any(f"rises from {before:.4f} to {raised:.4f}" in note for note in plan.warnings)
+    if kind == "bias":
+        return  # all tokens of a random router change at one scale
+    assert raised <= 1.15 * before
+    # A little less would not have been enough.
+    session.amplify(AmplifyOptions(path, TEXT, scale=session_scale(plan) * 0.8))
+    assert share() < 1.1 * before
+    session.close()
+
+
+def session_scale(plan) -> float:
+    (note,) = [note for note in plan.warnings if note.startswith("scale ")]
+    return float(note.split()[1].rstrip(","))
+
+
+def test_a_share_out_of_reach_is_refused_with_figures(biased, tmp_path) -> None:
+    path = report(biased, tmp_path / "r.json", {0: [1, 2]})
+    with pytest.raises(
+        PlanError, match=r"these experts take 0\.\d+ of the choices now and no more"
+    ):
+        biased.amplify(AmplifyOptions(path, TEXT, share=60.0))
+    with pytest.raises(UsageError, match="give one"):
+        biased.amplify(AmplifyOptions(path, TEXT, scale=1.0, share=0.1))
+    with pytest.raises(UsageError, match="give --dataset"):
+        biased.amplify(AmplifyOptions(path, share=0.1))
