@@ -326,13 +326,15 @@ def session_scale(plan) -> float:
     return float(note.split()[1].rstrip(","))
 
 
-def test_a_share_out_of_reach_is_refused_with_figures(biased, tmp_path) -> None:
-    path = report(biased, tmp_path / "r.json", {0: [1, 2]})
+def test_a_share_out_of_reach_is_refused_with_figures(tmp_path) -> None:
+    session = Session.open("demo")
+    path = report(session, tmp_path / "r.json", {0: [1, 2]})
     with pytest.raises(
         PlanError, match=r"these experts take 0\.\d+ of the choices now and no more"
     ):
-        biased.amplify(AmplifyOptions(path, TEXT, share=60.0))
+        session.amplify(AmplifyOptions(path, TEXT, share=60.0))
     with pytest.raises(UsageError, match="give one"):
-        biased.amplify(AmplifyOptions(path, TEXT, scale=1.0, share=0.1))
+        session.amplify(AmplifyOptions(path, TEXT, scale=1.0, share=0.1))
     with pytest.raises(UsageError, match="give --dataset"):
-        biased.amplify(AmplifyOptions(path, share=0.1))
+        session.amplify(AmplifyOptions(path, share=0.1))
+    session.close()
