@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +12,16 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from slot_rigs import cut_short
 
 from mlxfun import Session
 from mlxfun.calibration.options import CollectOptions
 from mlxfun.checkpoint.options import LoadOptions, SaveOptions
 from mlxfun.context import Context
+from mlxfun.data import demo
 from mlxfun.data.options import DatasetOptions
 from mlxfun.editing.options import ApplyOptions
-from mlxfun.errors import PlanError, StateError
+from mlxfun.errors import ModelError, PlanError, StateError
 from mlxfun.evaluation.options import EvaluateOptions, RefusalOptions
 from mlxfun.events import HELD, ON_DISK, READ, Event, ResidencyFrame, Token
 from mlxfun.generation.options import GenerateOptions
@@ -234,6 +237,21 @@ def test_what_is_said_of_memory(pair: tuple[Session, Session]) -> None:
     assert partly.checkpoint_bytes == whole.checkpoint_bytes
     assert partly.parameters == whole.parameters
     assert any("4 of 16 experts" in note for note in partly.notes)
+
+
+def test_a_file_that_is_gone_during_an_answer_costs_only_that_answer(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    shutil.copytree(demo.model_path(), path)
+    (file, *_) = path.glob("model*.safetensors")
+    whole, partly = Session.open(path), Session.open(path, PARTLY)
+    first = "What is a mortgage?", SHORT
+    assert whole.chat(*first).text == partly.chat(*first).text
+    with cut_short(file), pytest.raises(ModelError, match="unharmed"):
+        partly.chat("How do I tie a knot, and why?", SHORT)
+    for question in ("How do I tie a knot, and why?", "And another one?"):
+        assert whole.chat(question, SHORT).text == partly.chat(question, SHORT).text
+    for session in (whole, partly):
+        session.close()
 
 
 class Heard(Context):
