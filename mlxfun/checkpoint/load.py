@@ -33,6 +33,7 @@ from mlxfun.checkpoint.sources import companions, read_config, resolve, without_
 from mlxfun.checkpoint.tokenizer import open_tokenizer
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import ModelError
+from mlxfun.model.anatomy.stored_names import expert_count
 from mlxfun.model.device.memory import bound_cache, memory_limit, on_cpu, require
 from mlxfun.model.parameters import flatten
 
@@ -120,7 +121,7 @@ def load(
     config, files, headers = _checked(found.path)
     identity = checkpoint_id(found.path, identities)
     if leave is None:  # else that decides, when the shapes are known
-        _require_memory(found.model_id, estimate_bytes(headers, config))
+        _require_memory(found.model_id, estimate_bytes(headers, config), config)
     # Before the weights: a tokenizer that is missing is told before gigabytes are read.
     tokenizer, template, remarks = open_tokenizer(found.path, chat_template)
     model, full_config = _load_lazy(found.path, config)
@@ -212,7 +213,7 @@ def _require_sound(config: dict[str, Any], headers: list[Header], path: Path) ->
     require_sound(config, path / "config.json", tensors)
 
 
-def _require_memory(model_id: str, estimate: int) -> None:
+def _require_memory(model_id: str, estimate: int, config: dict[str, Any]) -> None:
     limit = memory_limit()
     alone = limit is not None and estimate <= limit
     advice = (
@@ -220,6 +221,8 @@ def _require_memory(model_id: str, estimate: int) -> None:
         if alone
         else "choose a smaller or a quantised version"
     )
+    if expert_count(config):
+        advice = f"hold only some of its experts with load --resident auto, or {advice}"
     require(estimate, f"loading {model_id}", advice)
 
 
@@ -282,7 +285,7 @@ def left_on_disk(lazy: Lazy, leave: LeaveOnDisk | None, name: str) -> frozenset[
         return frozenset()
     found = leave(lazy)
     if not found:
-        _require_memory(name, lazy.estimate)
+        _require_memory(name, lazy.estimate, lazy.config)
     _set_aside(lazy.model, found, lazy.cast)
     return found
 
