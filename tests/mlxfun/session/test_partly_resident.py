@@ -22,7 +22,7 @@ from mlxfun.data import demo
 from mlxfun.data.options import DatasetOptions
 from mlxfun.editing.options import ApplyOptions
 from mlxfun.errors import ModelError, PlanError, StateError
-from mlxfun.evaluation.options import EvaluateOptions, RefusalOptions
+from mlxfun.evaluation.options import EvaluateOptions, ProbeOptions, RefusalOptions
 from mlxfun.events import HELD, ON_DISK, READ, Event, ResidencyFrame, Token
 from mlxfun.generation.options import GenerateOptions
 from mlxfun.scans.options import ScanOptions
@@ -123,6 +123,10 @@ def test_a_prune_from_plan_to_saved_model(pair: tuple[Session, Session], tmp_pat
     for file in (tmp_path / "whole").glob("*.safetensors"):
         assert file.read_bytes() == (tmp_path / "partly" / file.name).read_bytes()
     both(pair, lambda s: s.undo())
+    for session, name in zip(pair, ("straight", "partly straight"), strict=True):
+        session.write_edit(PruneOptions(n_prune=4), SaveOptions(tmp_path / name))
+    for file in (tmp_path / "straight").glob("*.safetensors"):
+        assert file.read_bytes() == (tmp_path / "partly straight" / file.name).read_bytes()
     both(pair, lambda s: s.chat("What is a mortgage?", SHORT))
 
 
@@ -157,6 +161,11 @@ def test_what_makes_tensors_says_what_it_needs(
 
 def test_compacting_and_looking_at_all_experts_say_why_not(pair: tuple[Session, Session]) -> None:
     partly = pair[1]
+    data = DatasetOptions("demo:eval", max_samples=4, max_tokens=32)
+    whole, some = (s.dossier(2, 3, ProbeOptions(data)) for s in pair)
+    assert some.top_tokens == whole.top_tokens
+    assert some.partner is None
+    assert "partly on disk" in some.note
     partly.select(SelectOptions(drop=dict.fromkeys(partly.anatomy.indices, (0, 1, 2, 3))))
     partly.apply(ApplyOptions())
     with pytest.raises(StateError, match="left their slots"):
