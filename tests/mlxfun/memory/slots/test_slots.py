@@ -207,6 +207,16 @@ def test_parts_of_a_group_take_the_kernel_of_the_whole(
         assert set(filled) == set(part)
 
 
+@pytest.mark.parametrize("choices", [7, 8, 40, 64])
+def test_parts_of_a_group_take_the_kernel_of_the_whole_on_cuda(
+    choices: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "_counts_choices", lambda packed: packed)
+    for _, filled in kernels.pieces(np.arange(3), choices, 16, 3, True):
+        assert (len(filled) >= 8) == (choices >= 8)
+        assert (len(filled) >= kernels.SORTED) == (choices >= kernels.SORTED)
+
+
 def test_sorting_is_the_same_for_parts() -> None:
     rows = np.arange(5)
     assert [len(f) for _, f in kernels.pieces(rows, 63, 8, 3, False)] == [5]
