@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ from slot_rigs import cut_short
 from mlxfun import Session
 from mlxfun.calibration.options import CollectOptions
 from mlxfun.checkpoint.options import LoadOptions, SaveOptions
-from mlxfun.context import Context
+from mlxfun.context import Context, as_running
 from mlxfun.data import demo
 from mlxfun.data.options import DatasetOptions
 from mlxfun.editing.options import ApplyOptions
-from mlxfun.errors import ModelError, PlanError, StateError
+from mlxfun.errors import Cancelled, ModelError, PlanError, StateError
 from mlxfun.evaluation.options import EvaluateOptions, ProbeOptions, RefusalOptions
 from mlxfun.events import HELD, ON_DISK, READ, Event, ResidencyFrame, Token
 from mlxfun.generation.options import GenerateOptions
@@ -261,6 +262,35 @@ def test_a_file_that_is_gone_during_an_answer_costs_only_that_answer(tmp_path: P
         assert whole.chat(question, SHORT).text == partly.chat(question, SHORT).text
     for session in (whole, partly):
         session.close()
+
+
+class Stops(Context):
+    """Is cancelled at the check of this number."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+
+    def check(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Cancelled("cancelled")
+
+
+def test_an_answer_is_cancelled_in_any_layer(pair: tuple[Session, Session]) -> None:
+    """And the next one has nothing of it in its cache."""
+    whole, partly = pair
+    asked = ("What is a mortgage?", "How do I tie a knot?")
+    said = [whole.chat(question, SHORT).text for question in asked]
+    stopped = 0
+    for at in range(1, 60, 4):
+        partly.reset_chat()
+        ctx = Stops(at)
+        with as_running(ctx), suppress(Cancelled):  # raised while the template is filled in
+            report = partly.chat(asked[0], SHORT, ctx)
+            stopped += report.finish_reason == "cancelled"
+        partly.reset_chat()
+        assert [partly.chat(question, SHORT).text for question in asked] == said, at
+    assert stopped > 5
 
 
 class Heard(Context):
