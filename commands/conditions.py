@@ -31,6 +31,33 @@ def with_experts(view: SessionView) -> str | None:
     return with_model(view)
 
 
+def _on_disk(view: SessionView) -> bool:
+    """Whether some experts are on disk."""
+    return view.heat is not None and view.heat.held is not None
+
+
+def partly_resident(view: SessionView) -> str | None:
+    """Needs a model of which some experts are on disk."""
+    whole = "the whole model is in memory: load it with --resident auto, a size, or --capacity"
+    return with_experts(view) or (None if _on_disk(view) else whole)
+
+
+def profiled(view: SessionView) -> str | None:
+    """Needs a count of how much each expert is used: by slots, or by collect."""
+    return with_experts(view) if _on_disk(view) else with_stats(view)
+
+
+def whole(view: SessionView) -> str | None:
+    """Needs a model that is whole in memory."""
+    needed = "some experts are on disk: load the model with --resident all"
+    return with_model(view) or (needed if _on_disk(view) else None)
+
+
+def whole_experts(view: SessionView) -> str | None:
+    """Needs experts, all of them in memory."""
+    return with_experts(view) or whole(view)
+
+
 def with_stats(view: SessionView) -> str | None:
     """Needs routing statistics."""
     seen = view.heat is not None and view.heat.samples

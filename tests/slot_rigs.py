@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -95,6 +98,18 @@ def continued(model: Any, prompt: list[int], count: int) -> list[int]:
         found.append(best)
         token = mx.array([[best]])
     return found
+
+
+@contextmanager
+def cut_short(file: Path) -> Iterator[None]:
+    """A file without its second half inside the block, and as it was behind it."""
+    before, kept = file.stat(), file.read_bytes()
+    os.truncate(file, len(kept) // 2)
+    try:
+        yield
+    finally:
+        file.write_bytes(kept)
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def unstacked(path: Path, rename: dict[str, str]) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from commands.conditions import whole
 from commands.declare import (
     Call,
     command,
@@ -49,7 +50,7 @@ def _sets(call: Call) -> tuple[DatasetOptions | None, DatasetOptions | None]:
     return harmful, harmless
 
 
-@command("abliterate", group="edit")
+@command("abliterate", group="edit", when=whole)
 @prompts
 @click.option(
     "--layers",

@@ -6,7 +6,14 @@ from dataclasses import replace
 
 import click
 
-from commands.conditions import applicable, compactable, listable, staged, with_experts
+from commands.conditions import (
+    applicable,
+    compactable,
+    listable,
+    staged,
+    whole_experts,
+    with_experts,
+)
 from commands.declare import (
     DATA_NAMES,
     Call,
@@ -104,7 +111,7 @@ def prune(call: Call) -> Report:
     return carry_out(call, PruneOptions(**values), call.session.prune)
 
 
-@command("merge", group="edit", when=with_experts)
+@command("merge", group="edit", when=whole_experts)
 @data_option("--dataset", "What experts are compared on (default: the last one, see set).")
 @data_options
 @click.option(

@@ -6,7 +6,7 @@ import json
 
 import click
 
-from commands.conditions import always, with_experts
+from commands.conditions import always, partly_resident, profiled
 from commands.declare import Call, command, count_option, positive
 from commands.scripts.resume import offer
 from commands.types import FilePath, Size, Source
@@ -125,7 +125,7 @@ def residency(call: Call) -> Report:
     return call.session.forget_residency() if call["reset"] else call.session.residency()
 
 
-@command("residency sweep", group="model", read_only=True)
+@command("residency sweep", group="model", when=partly_resident, read_only=True)
 @click.option(
     "--capacity", type=positive, multiple=True, metavar="N", help="Try N slots a layer. Repeatable."
 )
@@ -139,7 +139,7 @@ def residency_sweep(call: Call) -> Report:
     return call.session.sweep_residency(call["capacity"], call["max_tokens"], call.ctx)
 
 
-@command("profile save", group="model", when=with_experts, read_only=True)
+@command("profile save", group="model", when=profiled, read_only=True)
 @click.argument("path", type=FilePath((".json",)))
 def profile_save(call: Call) -> Report:
     """Write how much each expert is used, for load --profile: plain JSON of layer -> experts.
@@ -149,7 +149,7 @@ def profile_save(call: Call) -> Report:
     return call.session.save_profile(call.bench.writable(call["path"]))
 
 
-@command("profile load", group="model", when=with_experts, recorded=False)
+@command("profile load", group="model", when=partly_resident, recorded=False)
 @click.argument("path", type=FilePath((".json", ".npz")))
 def profile_load(call: Call) -> Report:
     """Hold the experts that a profile, or a file of statistics, says are used most.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from commands.conditions import with_experts
+from commands.conditions import whole_experts
 from commands.declare import (
     DATA_NAMES,
     Call,
@@ -20,7 +20,7 @@ from mlxfun.report import Report
 from mlxfun.techniques.narrow.options import METHODS, NarrowOptions
 
 
-@command("narrow", group="edit", when=with_experts)
+@command("narrow", group="edit", when=whole_experts)
 @click.option("--width", type=positive, metavar="W", help="Neurons that each expert keeps.")
 @click.option(
     "--fraction",

@@ -43,6 +43,7 @@ from mlxfun.checkpoint.sources import Source, companions, read_config, resolve, 
 from mlxfun.checkpoint.tokenizer import open_tokenizer
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import ModelError
+from mlxfun.model.anatomy.stored_names import expert_count
 from mlxfun.model.device.memory import bound_cache, memory_limit, on_cpu, require
 from mlxfun.model.parameters import flatten
 
@@ -113,7 +114,7 @@ def load(
     config, files, headers = _checked(found.path)
     identity = checkpoint_id(found.path, identities)
     if held is None:  # else that decides, when the shapes are known
-        _require_memory(found.model_id, estimate_bytes(headers, config))
+        _require_memory(found.model_id, estimate_bytes(headers, config), config)
     # Before the weights: a tokenizer that is missing is told before gigabytes are read.
     tokenizer, template, remarks = open_tokenizer(found.path, chat_template)
     model, full_config = _load_lazy(found.path, config)
@@ -213,7 +214,7 @@ def _require_sound(config: dict[str, Any], headers: list[Header], path: Path) ->
     require_sound(config, path / "config.json", tensors)
 
 
-def _require_memory(model_id: str, estimate: int) -> None:
+def _require_memory(model_id: str, estimate: int, config: dict[str, Any]) -> None:
     limit = memory_limit()
     alone = limit is not None and estimate <= limit
     advice = (
@@ -222,6 +223,8 @@ def _require_memory(model_id: str, estimate: int) -> None:
         else "read it layer by layer with load --resident none, or choose a smaller or a quantised "
         "version"
     )
+    if expert_count(config):
+        advice = f"hold only some of its experts with load --resident auto, or {advice}"
     require(estimate, f"loading {model_id}", advice)
 
 
@@ -294,13 +297,13 @@ def _read(
     if isinstance(held, LayersOnDisk):
         unread = layer_parameters(lazy)
         read = _Read(streamed_bytes(lazy, unread))
-        _require_memory(found.model_id, read.bytes)
+        _require_memory(found.model_id, read.bytes, lazy.config)
         widen(lazy, unread)
         _evaluate(lazy, unread, ctx)
     else:
         on_disk = frozenset[str]() if held is None else held(lazy)
         if held is not None and not on_disk:
-            _require_memory(found.model_id, lazy.estimate)
+            _require_memory(found.model_id, lazy.estimate, lazy.config)
         set_aside(lazy, on_disk)
         read = _Read(lazy.estimate, _evaluate(lazy, on_disk, ctx), on_disk)
     require_dtypes(lazy.model, lazy.config)

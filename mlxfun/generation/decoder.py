@@ -237,6 +237,10 @@ class _Answer:
 
     def _read(self, chunk: list[int]) -> mx.array:
         """Logits [1, V] after a part of the prompt, evaluated with the cache."""
+        with self._cache.whole():
+            return self._forward(chunk)
+
+    def _forward(self, chunk: list[int]) -> mx.array:
         tokens = mx.array([chunk])
         if self._counter is None:
             logits: mx.array = self._model(tokens, cache=self._cache.layers)[:, -1]
@@ -257,7 +261,8 @@ class _Answer:
         assert token is not None
         cache.begin_step()
         cache.pure = cache.pure and key == cache.key
-        with self._taps.stepping(norms=self._counter is not None) as stepping:
+        counted = self._counter is not None
+        with cache.whole(), self._taps.stepping(norms=counted) as stepping:
             logits = self._model(token[:, None], cache=cache.layers)[:, -1]
             routing = stepping.stacked()
         random = self._sampler.key

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -43,6 +44,16 @@ class KVCache:
     def nbytes(self) -> int:
         """Bytes of the arrays in it."""
         return sum(a.nbytes for layer in self.layers for a in arrays_of(layer.state))
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """A forward inside the block that does not come to its end leaves some layers behind
+        others: the cache is of no use after this answer."""
+        try:
+            yield
+        except BaseException:
+            self.pure = False
+            raise
 
     def begin_step(self) -> None:
         """Remember what `take_back` needs, where a step cannot be trimmed away."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from mlxfun.context import Context
+from mlxfun.context import SILENT, Context, as_running
 from mlxfun.editing.earlier import present
 from mlxfun.errors import MlxfunError, PlanError, StateError
 from mlxfun.events import Side
@@ -151,7 +151,9 @@ class Scheduler:
         self._admit()
         lane = self._next_lane()
         if lane is not None:
-            self._turn(lane, borrowed)
+            # A cancel of the command that this runs between the tokens of is none of requests.
+            with as_running(SILENT):
+                self._turn(lane, borrowed)
         self._flush()
         return bool(self._running or self._waiting)
 
@@ -170,7 +172,8 @@ class Scheduler:
             self._port.take(self)
             lane = self._next_lane()
             if lane is not None:
-                self._turn(lane, borrowed=False)
+                with as_running(SILENT):
+                    self._turn(lane, borrowed=False)
             self._flush()
         for wish in list(self._lanes):
             self._close(wish)

@@ -169,6 +169,7 @@ class Residency(SessionBase):
         rows, said = [], set()
         try:
             for number, one in enumerate(capacities or _steps(slots, least)):
+                ctx.check()
                 ctx.progress("slots", number, len(capacities) or STEPS, "sizes")
                 slots.resize(one)
                 row, answer = self._decoded_with(slots, tokens, ctx)
@@ -201,6 +202,7 @@ class Residency(SessionBase):
         decoder.run(prompt, options, self.editor.key, timed, ctx=ctx)
         decoder.clear()  # or the second would find the prompt read
         answer = decoder.run(prompt, options, self.editor.key, timed, ctx=ctx)
+        ctx.check()  # an answer that was cut short says nothing
         now, steps = slots.report(), max(len(answer.tokens) - 1, 1)
         row = SweepRow(
             now.capacity,

@@ -53,9 +53,13 @@ STATES = {
     "steered and applied": ("load demo", "steer --deactivate 1:9", SEEN, PRUNE, "apply"),
     "steering cleared": ("load demo", "steer --level 0:1=1.5", "steer --clear"),
     "chatted": ("load demo", "chat --max-tokens 1 hello"),
+    "partly resident": ("load demo --capacity 4",),
+    "partly resident, staged": ("load demo --capacity 4", SEEN, PRUNE),
 }  # fmt: skip
 
 LINES = {
+    "residency": "residency", "residency sweep": "residency sweep --max-tokens 2",
+    "profile save": "profile save q.json", "profile load": "profile load profile.json",
     "info": "info", "layers": "layers", "save": "save out --force", "smoke-test": "smoke-test",
     "stats show": "stats show", "stats save": "stats save t.npz",
     "stats load": "stats load s.npz", "stats count": "stats count on",
@@ -83,7 +87,7 @@ LINES = {
 """For each command that a session is needed for, a line that is right if the state is."""
 
 SHELL = {
-    "load", "recover", "stats diff", "stats merge", "stats rank", "stats purge", "stats subtract", "prepare-dataset", "dataset",
+    "load", "plan", "recover", "stats diff", "stats merge", "stats rank", "stats purge", "stats subtract", "prepare-dataset", "dataset",
     "recipe", "compress", "tokens", "set", "record", "replay", "resume", "expect", "help", "quit",
 }  # fmt: skip
 """Commands that no state of the session keeps from running."""
@@ -124,7 +128,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         bench = make()
         scan = "domain-scan --domain demo:python --general demo:medical --domain-name python"
         for line in (
-            "load demo", COLLECT, "stats save s.npz", PRUNE, "plan save list.json",
+            "load demo", COLLECT, "stats save s.npz", "profile save profile.json", PRUNE, "plan save list.json",
             f"{scan} --max-samples 8 --max-tokens 24 --output domain.json",
         ):  # fmt: skip
             run(bench, line)

@@ -2,9 +2,11 @@
 
 mlx-lm sorts the experts of 64 choices and more (`SwitchGLU.__call__`), and MLX then takes another
 kernel than for choices as they come. On Metal, packed experts have a third rule: sorted choices are
-multiplied as matrices once there are four of them for each expert of the stack
-(`GatherQMM::eval_gpu` in mlx/backend/metal/quantized.cpp). A stack of slots has fewer experts, and a
-group of experts fewer choices, so both conditions have to be brought about.
+multiplied as matrices once there are four of them for each expert of the stack; on CUDA, packed
+choices are once there are eight (`GatherQMM::eval_gpu` in mlx/backend/metal/quantized.cpp and
+mlx/backend/cuda/quantized/quantized.cpp). A stack of slots has fewer experts, and a group of experts
+fewer choices, so these conditions have to be brought about. One is not: CUDA devices of compute
+capability 12 have a kernel of their own for more than 2,048 choices of 4-bit floats.
 
 Within one kernel the output of a choice does not depend on the others, which is what tests compare.
 """
@@ -17,11 +19,16 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import numpy as np
 
+from mlxfun.model.device.memory import on_cuda
+
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
 
 SORTED = 64
 """From this many choices on mlx-lm sorts them."""
+
+_MATRICES = 8
+"""Packed choices from which CUDA multiplies them as matrices."""
 
 _DENSE = 4
 """Choices for each expert of the stack, from which Metal multiplies packed experts as matrices."""
@@ -30,6 +37,11 @@ _DENSE = 4
 def _counts_experts(packed: bool) -> bool:
     """Whether the kernel depends on how many experts the stack has."""
     return packed and mx.metal.is_available()
+
+
+def _counts_choices(packed: bool) -> bool:
+    """Whether the kernel depends on how many choices there are, sorted or not."""
+    return packed and on_cuda()
 
 
 def same_kernel(choices: int, experts: int, slots: int, packed: bool) -> bool:
@@ -48,8 +60,10 @@ def pieces(
     kernel takes.
     """
     most, least = len(rows), 1
+    if choices >= _MATRICES and _counts_choices(packed):
+        least = _MATRICES
     if choices >= SORTED:
-        least = SORTED
+        least = SORTED  # more than _MATRICES
         if _counts_experts(packed):
             if choices // experts >= _DENSE:
                 least = max(SORTED, _DENSE * slots)

@@ -20,6 +20,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from mlxfun.context import running
 from mlxfun.memory.slots.bank import ABSENT, Buffers, LayerBank
 from mlxfun.memory.slots.kernels import pieces, same_kernel
 
@@ -105,7 +106,10 @@ class SlotLayer:
         return wanted
 
     def _hold(self, experts: list[int]) -> None:
-        ready = self._watcher.ready(self.position, self.bank.absent(experts))
+        missing = self.bank.absent(experts)
+        if missing:
+            running().check()  # a prompt may read the whole model
+        ready = self._watcher.ready(self.position, missing)
         read = self.bank.hold(experts, ready)
         self.fresh.update(read)
         self.counts.ahead += sum(1 for expert in read if expert in ready)

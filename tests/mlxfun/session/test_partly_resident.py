@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,15 +13,17 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from slot_rigs import cut_short
 
 from mlxfun import Session
 from mlxfun.calibration.options import CollectOptions
 from mlxfun.checkpoint.options import LoadOptions, SaveOptions
-from mlxfun.context import Context
+from mlxfun.context import Context, as_running
+from mlxfun.data import demo
 from mlxfun.data.options import DatasetOptions
 from mlxfun.editing.options import ApplyOptions
-from mlxfun.errors import PlanError, StateError
-from mlxfun.evaluation.options import EvaluateOptions, RefusalOptions
+from mlxfun.errors import Cancelled, ModelError, PlanError, StateError
+from mlxfun.evaluation.options import EvaluateOptions, ProbeOptions, RefusalOptions
 from mlxfun.events import HELD, ON_DISK, READ, Event, ResidencyFrame, Token
 from mlxfun.generation.options import GenerateOptions
 from mlxfun.scans.options import ScanOptions
@@ -120,6 +124,10 @@ def test_a_prune_from_plan_to_saved_model(pair: tuple[Session, Session], tmp_pat
     for file in (tmp_path / "whole").glob("*.safetensors"):
         assert file.read_bytes() == (tmp_path / "partly" / file.name).read_bytes()
     both(pair, lambda s: s.undo())
+    for session, name in zip(pair, ("straight", "partly straight"), strict=True):
+        session.write_edit(PruneOptions(n_prune=4), SaveOptions(tmp_path / name))
+    for file in (tmp_path / "straight").glob("*.safetensors"):
+        assert file.read_bytes() == (tmp_path / "partly straight" / file.name).read_bytes()
     both(pair, lambda s: s.chat("What is a mortgage?", SHORT))
 
 
@@ -154,6 +162,11 @@ def test_what_makes_tensors_says_what_it_needs(
 
 def test_compacting_and_looking_at_all_experts_say_why_not(pair: tuple[Session, Session]) -> None:
     partly = pair[1]
+    data = DatasetOptions("demo:eval", max_samples=4, max_tokens=32)
+    whole, some = (s.dossier(2, 3, ProbeOptions(data)) for s in pair)
+    assert some.top_tokens == whole.top_tokens
+    assert some.partner is None
+    assert "partly on disk" in some.note
     partly.select(SelectOptions(drop=dict.fromkeys(partly.anatomy.indices, (0, 1, 2, 3))))
     partly.apply(ApplyOptions())
     with pytest.raises(StateError, match="left their slots"):
@@ -234,6 +247,50 @@ def test_what_is_said_of_memory(pair: tuple[Session, Session]) -> None:
     assert partly.checkpoint_bytes == whole.checkpoint_bytes
     assert partly.parameters == whole.parameters
     assert any("4 of 16 experts" in note for note in partly.notes)
+
+
+def test_a_file_that_is_gone_during_an_answer_costs_only_that_answer(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    shutil.copytree(demo.model_path(), path)
+    (file, *_) = path.glob("model*.safetensors")
+    whole, partly = Session.open(path), Session.open(path, PARTLY)
+    first = "What is a mortgage?", SHORT
+    assert whole.chat(*first).text == partly.chat(*first).text
+    with cut_short(file), pytest.raises(ModelError, match="unharmed"):
+        partly.chat("How do I tie a knot, and why?", SHORT)
+    for question in ("How do I tie a knot, and why?", "And another one?"):
+        assert whole.chat(question, SHORT).text == partly.chat(question, SHORT).text
+    for session in (whole, partly):
+        session.close()
+
+
+class Stops(Context):
+    """Is cancelled at the check of this number."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+
+    def check(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Cancelled("cancelled")
+
+
+def test_an_answer_is_cancelled_in_any_layer(pair: tuple[Session, Session]) -> None:
+    """And the next one has nothing of it in its cache."""
+    whole, partly = pair
+    asked = ("What is a mortgage?", "How do I tie a knot?")
+    said = [whole.chat(question, SHORT).text for question in asked]
+    stopped = 0
+    for at in range(1, 60, 4):
+        partly.reset_chat()
+        ctx = Stops(at)
+        with as_running(ctx), suppress(Cancelled):  # raised while the template is filled in
+            report = partly.chat(asked[0], SHORT, ctx)
+            stopped += report.finish_reason == "cancelled"
+        partly.reset_chat()
+        assert [partly.chat(question, SHORT).text for question in asked] == said, at
+    assert stopped > 5
 
 
 class Heard(Context):

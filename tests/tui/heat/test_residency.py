@@ -7,10 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from mlxfun.events import JobEnded, JobStarted, ResidencyFrame
+from mlxfun.report import TextReport
+from tests.tui.driving import CALIBRATED, Shell, drive, ready, text_of
 from tests.tui.heat.test_heat import SCORES, kinds, model_of, view
 from tui.heat.model import ABSENT, CONDEMNED, HEAT, LEVELS, LIT, LOADED, PRUNED, UNSEEN
 from tui.heat.paint import DARK, LIGHT, Blocks, HeatColours, luma, ramp_colour
 from tui.heat.words import explain
+from tui.widgets.experts.legend import Legend
 
 
 def test_experts_on_disk_are_dim_and_those_just_read_are_marked() -> None:
@@ -43,3 +47,24 @@ def test_where_an_expert_is_can_be_told_from_its_colour_and_its_sign(inks: HeatC
     marked = Blocks(inks, 3, marked=True)
     signs = [marked[kind * LEVELS].text for kind in (HEAT, ABSENT, LOADED, UNSEEN, PRUNED)]
     assert len(set(signs)) == len(signs)
+
+
+def test_the_screen_shows_experts_coming_and_going() -> None:
+    @ready(*CALIBRATED)
+    async def test(shell: Shell) -> None:
+        heat = shell.engine._view.heat
+        assert heat is not None
+        held = np.zeros(heat.alive.shape, np.int8)
+        held[:, :2] = 1
+        held[:, 2] = 2
+        shell.engine._emit(JobStarted(90, "chat hi"))
+        shell.engine._emit(ResidencyFrame(90, held))
+        await shell.settle()
+        legend = text_of(shell, Legend)
+        assert "on disk" in legend
+        assert "just read" in legend
+        shell.engine._emit(JobEnded(90, "chat hi", TextReport("fine"), None, 0.1, ""))
+        await shell.settle()
+        assert "on disk" not in text_of(shell, Legend)  # the session says that all is in memory
+
+    drive(test)

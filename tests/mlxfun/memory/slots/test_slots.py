@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import tiny_models
 from mlx_lm.models import qwen3_moe
-from slot_rigs import PROMPT, Slotted, logits, on_disk, unstacked, whole_model
+from slot_rigs import PROMPT, Slotted, cut_short, logits, on_disk, unstacked, whole_model
 
 from mlxfun.errors import BudgetError, HookError, ModelError, StateError, UsageError
 from mlxfun.memory.slots import bank, kernels
@@ -84,13 +83,11 @@ def test_a_file_that_changes_during_a_miss_fails_the_call_and_harms_nothing(
     path = qwen(tmp_path)
     expected = logits(whole_model(path), [PROMPT])
     some = Slotted.open(path, 2)
-    file = path / "model-00001-of-00001.safetensors"
-    before, kept = file.stat(), file.read_bytes()
-    os.truncate(file, len(kept) // 2)
-    with pytest.raises(ModelError, match="was changed since the model was loaded"):
+    with (
+        cut_short(path / "model-00001-of-00001.safetensors"),
+        pytest.raises(ModelError, match="was changed since the model was loaded"),
+    ):
         logits(some.model, [PROMPT])
-    file.write_bytes(kept)
-    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert np.array_equal(logits(some.model, [PROMPT]), expected)
     assert np.array_equal(logits(some.model, [PROMPT]), expected)
     some.close()
@@ -208,6 +205,16 @@ def test_parts_of_a_group_take_the_kernel_of_the_whole(
         assert dense(len(filled), slots) == dense(choices, experts)
         assert np.array_equal(filled[: len(part)], part)
         assert set(filled) == set(part)
+
+
+@pytest.mark.parametrize("choices", [7, 8, 40, 64])
+def test_parts_of_a_group_take_the_kernel_of_the_whole_on_cuda(
+    choices: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "_counts_choices", lambda packed: packed)
+    for _, filled in kernels.pieces(np.arange(3), choices, 16, 3, True):
+        assert (len(filled) >= 8) == (choices >= 8)
+        assert (len(filled) >= kernels.SORTED) == (choices >= kernels.SORTED)
 
 
 def test_sorting_is_the_same_for_parts() -> None:

@@ -255,7 +255,7 @@ def test_a_bake_that_is_refused_leaves_the_staged_one(session):
     session.steer(SteerOptions(deactivate={2: (14,)}))
     plan = session.bake(BakeOptions(TEXT))
     answer = logits(session)
-    with pytest.raises(UsageError, match="give --dataset"):
+    with pytest.raises(UsageError, match="as --dataset"):
         session.bake(BakeOptions())
     assert session.view().plan is plan
     assert session.editor.side == "candidate"
@@ -335,6 +335,6 @@ def test_a_share_out_of_reach_is_refused_with_figures(tmp_path) -> None:
         session.amplify(AmplifyOptions(path, TEXT, share=60.0))
     with pytest.raises(UsageError, match="give one"):
         session.amplify(AmplifyOptions(path, TEXT, scale=1.0, share=0.1))
-    with pytest.raises(UsageError, match="give --dataset"):
+    with pytest.raises(UsageError, match="as --dataset"):
         session.amplify(AmplifyOptions(path, share=0.1))
     session.close()
