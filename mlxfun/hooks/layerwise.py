@@ -93,7 +93,8 @@ class Carrier(Replay):
         block = _block_child(layer, tap)
         travel.ahead = []
         # A block that is no child of the layer (gemma4's is the layer) leaves nothing to remember.
-        ahead = block is not None
+        # Where hidden states went to files, there is no room for more of their size.
+        ahead = block is not None and not self.states.spilled
 
         def remember(number: int, own: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             nonlocal ahead

@@ -11,8 +11,10 @@ from mlxfun.data.options import DatasetOptions
 from mlxfun.editing.options import ApplyOptions
 from mlxfun.errors import PlanError, StateError
 from mlxfun.evaluation.options import EvaluateOptions, ProbeOptions
+from mlxfun.hooks import states
 from mlxfun.scans.options import ScanOptions
 from mlxfun.steering.options import SteerOptions
+from mlxfun.techniques.merge.options import MergeOptions
 from mlxfun.techniques.prune.options import PruneOptions
 from mlxfun.techniques.router_bias.options import AmplifyOptions, BakeOptions
 from tests.mlxfun import tiny_checkpoints as tiny
@@ -51,6 +53,44 @@ def test_they_come_to_the_same(name, tmp_path) -> None:
         everything(Session.open(path, LoadOptions(residence=Residence(residency))), tmp_path)
         for residency in ("all", "none")
     ]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        MergeOptions(DATA, n_prune=4, refit_experts=True),
+        PruneOptions(n_prune=4, metric="output_error", refit_experts=True),
+        PruneOptions(n_prune=2),
+    ],
+)
+def test_edits_that_go_straight_to_disk_write_the_same(edit, tmp_path) -> None:
+    path = tiny.write(tmp_path / "model", tiny.QWEN3)
+    found = []
+    for residency in ("all", "none"):
+        session = Session.open(path, LoadOptions(residence=Residence(residency)))
+        session.collect(CollectOptions(DATA))
+        state = session.state
+        written = session.write_edit(edit, SaveOptions(tmp_path / "saved", force=True))
+        assert (session.state, session.editor.live_state) == (state, state)
+        files = {f.name: f.read_bytes() for f in (tmp_path / "saved").iterdir() if f.is_file()}
+        found.append((written.plan.kept, session.evaluate(EVALUATE), files))
+    assert found[0] == found[1]
+
+
+def test_hidden_states_in_files_change_nothing(tmp_path, monkeypatch) -> None:
+    """Also where they leave no room for what runs ahead of the experts, which is computed again."""
+    monkeypatch.setattr(states.States.__init__, "__defaults__", (None, 0))
+    mapped, own = [], states.States._map
+    monkeypatch.setattr(states.States, "_map", lambda s, *given: (mapped.append(s), own(s, *given)))
+    path = tiny.write(tmp_path / "model", tiny.QWEN3)
+    found = []
+    for residency in ("all", "none"):
+        session = Session.open(path, LoadOptions(residence=Residence(residency, tmp_path)))
+        session.collect(CollectOptions(DATA, batch_tokens=40))
+        report = session.merge(MergeOptions(DATA, n_prune=4, refit_experts=True))
+        found.append((report.kept, report.state_after, session.preview(EVALUATE)))
+    assert mapped
     assert found[0] == found[1]
 
 
