@@ -44,12 +44,14 @@ class Watch(Generic[Result]):
     run: runs the model on the batch and returns what was seen, evaluated. attached: hooks that see
     its decoder layers run. Where batches are carried, the layers run ahead of `run`, inside
     `attached`, and answer with what they made when `run` calls the model. seen: what those hooks
-    have seen so far; a pass that goes on after its process was killed puts it back.
+    have seen so far; a pass that goes on after its process was killed puts it back. passed: called
+    when all batches have passed a layer.
     """
 
     run: Callable[[], Result]
     attached: Callable[[], AbstractContextManager[object]] = nullcontext
     seen: Seen = field(default_factory=dict)
+    passed: Callable[[], None] = lambda: None
 
 
 def each_forward(
@@ -238,6 +240,8 @@ def _carried(
             replay.next += 1
         if progress is not None and progress.due():
             progress.write(number + 1, replay.states, [one.seen for one in watches])
+        for one in watches:
+            one.passed()
         if label:
             ctx.progress(label, number + 1, len(replay.layers), "layers")
     replay.verify()

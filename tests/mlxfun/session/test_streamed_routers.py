@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
+import numpy as np
 import pytest
 
 from mlxfun import Session
 from mlxfun.calibration.options import CollectOptions
 from mlxfun.checkpoint.options import LoadOptions, Residence, SaveOptions
+from mlxfun.context import Context
 from mlxfun.data.options import DatasetOptions
 from mlxfun.editing.options import ApplyOptions
 from mlxfun.errors import PlanError, StateError
 from mlxfun.evaluation.options import EvaluateOptions, ProbeOptions
+from mlxfun.events import RoutingFrame
 from mlxfun.hooks import states
 from mlxfun.scans.options import ScanOptions
 from mlxfun.steering.options import SteerOptions
@@ -103,3 +108,20 @@ def test_compact_has_nothing_to_free(tmp_path) -> None:
     assert not session.info().compactable
     with pytest.raises(StateError, match="on disk"):
         session.compact()
+
+
+def test_the_live_picture_fills_layer_by_layer(tmp_path) -> None:
+    class Frames(Context):
+        seen: ClassVar[list] = []
+
+        def emit(self, event) -> None:
+            if isinstance(event, RoutingFrame):
+                self.seen.append(event)
+
+    path = tiny.write(tmp_path / "model", tiny.QWEN3)
+    session = Session.open(path, LoadOptions(residence=Residence("none")))
+    session.collect(CollectOptions(DATA, batch_tokens=40), Frames())
+    first, second, *_, last = Frames.seen
+    assert not first.freq[1].any()
+    np.testing.assert_array_equal(first.freq[0], last.freq[0])
+    np.testing.assert_array_equal(second.freq, last.freq)
