@@ -22,7 +22,7 @@ from mlxfun.context import SILENT, Context
 from mlxfun.errors import BudgetError
 from mlxfun.events import Notice
 from mlxfun.hooks.progress import Progress, Seen, identity_of
-from mlxfun.hooks.replay import NotReplayable, Replay, all_layers, tell_reading
+from mlxfun.hooks.replay import NotReplayable, Replay, all_layers, longest, tell_reading
 from mlxfun.hooks.routing import Reduction, Taps
 from mlxfun.model.anatomy.types import MoEMap
 from mlxfun.model.device.batch_size import each_batch
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from mlxfun.data.datasets import Batch
 
 Result = TypeVar("Result")
+
+NONE = np.zeros(0, np.int32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,25 +106,31 @@ def carried_together(
 ) -> list[Replay]:
     """The batches of several states of a model on disk, behind all layers, in one reading.
 
-    What the states share of a layer is read once. For `arrived`. The layers must be known to be
-    replayable (LayerStore.verdict).
+    What the states share of a layer is read once. For `arrived`. Raises NotReplayable.
     """
     store, run, layers = LayerStore.of(model), cast(Any, model), all_layers(model, anatomy)
     assert store is not None
     announce(ctx)
     tell_reading(model, ctx)
-    replays = []
+    replays: list[Replay] = []
+    probe = longest([batch.tokens for _, batches in lanes for batch in batches])
     for live, batches in lanes:
         forwards = [partial(run, mx.array(batch.tokens)) for batch in batches]
         with live():
-            replays.append(Replay(model, layers, forwards, batches[0].tokens[0], ctx))
-    for number in range(len(layers)):
-        with store.layer(number):
-            for (live, _), replay in zip(lanes, replays, strict=True):
-                with live():
-                    replay.arrive(number + 1, ctx)
-            mx.synchronize()
-        ctx.progress(label, number + 1, len(layers), "layers")
+            along = not replays
+            replays.append(Replay(model, layers, forwards, probe if along else NONE, ctx, along))
+    try:
+        for number in range(len(layers)):
+            with store.layer(number):
+                for (live, _), replay in zip(lanes, replays, strict=True):
+                    with live():
+                        replay.pass_probe()
+                        replay.arrive(number + 1, ctx)
+                mx.synchronize()
+            ctx.progress(label, number + 1, len(layers), "layers")
+        replays[0].verify()
+    finally:
+        replays[0].end()
     return replays
 
 
@@ -146,7 +154,7 @@ def _replay(
     run: Any = model
     announce(ctx)
     forwards = [partial(run, mx.array(one)) for one in tokens]
-    return Replay(model, layers, forwards, tokens[0][0], ctx, along=True)
+    return Replay(model, layers, forwards, longest(tokens), ctx, along=True)
 
 
 def one_step(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -17,6 +18,7 @@ from mlxfun.errors import PlanError, StateError
 from mlxfun.evaluation.options import EvaluateOptions, ProbeOptions
 from mlxfun.events import RoutingFrame
 from mlxfun.hooks import states
+from mlxfun.model.places import LayerStore
 from mlxfun.scans.options import ScanOptions
 from mlxfun.steering.options import SteerOptions
 from mlxfun.techniques.merge.options import MergeOptions
@@ -125,3 +127,17 @@ def test_the_live_picture_fills_layer_by_layer(tmp_path) -> None:
     assert not first.freq[1].any()
     np.testing.assert_array_equal(first.freq[0], last.freq[0])
     np.testing.assert_array_equal(second.freq, last.freq)
+
+
+def test_longer_text_is_tested_anew_in_the_same_reading(tmp_path) -> None:
+    """A layer may do more on it, for instance hand on what it selected beyond a window."""
+    session = Session.open(
+        tiny.write(tmp_path / "model", tiny.QWEN3), LoadOptions(residence=Residence("none"))
+    )
+    store = LayerStore.of(session.model)
+    for length in (12, 30, 20):
+        before = store.reads
+        session.collect(CollectOptions(replace(DATA, max_tokens=length)))
+        assert store.reads - before == 2
+        assert store.tested == max(length, store.tested) >= 12
+    assert store.tested == 30
