@@ -12,8 +12,8 @@ from bench import streamed
 from random_model import Shape
 
 STEPS = ("collect", "evaluate")
-SHAPE = Shape(6, 64, 4, 512, 512, 8, 4, 64, 8192, bits=0)
-"""Layers of 200 MB, beside which what a batch of 1,024 tokens computes is small."""
+SHAPE = Shape(4, 128, 4, 512, 512, 8, 4, 64, 8192, bits=0)
+"""Layers of 400 MB, beside which what a batch of 1,024 tokens computes is small."""
 
 
 @pytest.mark.bench
