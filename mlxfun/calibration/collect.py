@@ -7,7 +7,8 @@ is complete. The logits are never evaluated, so the output head costs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -112,14 +113,15 @@ def collect(
     stats, last_frame = start, 0.0
     total = sum(len(batch.rows) for batch in batches)
     done = 0
-    running = each_forward(
-        model,
-        taps.anatomy,
-        batches,
-        lambda batch: watch(model, taps, batch),
-        ctx,
-        Task("calibrating", PASS),
-    )
+    rising = _Rising(start, ctx)
+
+    def watched(batch: Batch) -> Watch[Array]:
+        one = watch(model, taps, batch)
+        rising.seen.append(one.seen)
+        return replace(one, passed=rising.show) if len(rising.seen) == 1 else one
+
+    task = Task("calibrating", PASS)
+    running = each_forward(model, taps.anatomy, batches, watched, ctx, task)
     while True:
         try:
             batch, sums = next(running)
@@ -135,6 +137,32 @@ def collect(
         if monotonic() - last_frame > 1 / FRAMES_PER_SECOND or done == total:
             ctx.emit(frame(stats, job=0))
             last_frame = monotonic()
+
+
+class _Rising:
+    """The live picture of a pass in which all batches pass one layer after the other: the layers
+    that were passed are whole, the others as before.
+
+    seen: of each batch, its sums [S, E] by position of the layer.
+    """
+
+    def __init__(self, start: RoutingStats, ctx: Context) -> None:
+        self._stats, self._ctx = start, ctx
+        self.seen: list[Mapping[int, Sequence[mx.array]]] = []
+        self._shown: set[int] = set()
+
+    def show(self) -> None:
+        """Add the layers that are new, and emit a frame if there are any."""
+        layers, experts = self._stats.sums["freq"].shape
+        update, new = np.zeros((layers, len(SUMS), experts)), self.seen[0].keys() - self._shown
+        for position in new:
+            for one in self.seen:
+                sums = np.array(one[position][0])
+                update[position, :, : sums.shape[1]] += sums
+        if new:
+            self._shown |= new
+            self._stats = self._stats.plus(update, 0, 0)
+            self._ctx.emit(frame(self._stats, job=0))
 
 
 def watch(model: Any, taps: Taps, batch: Batch) -> Watch[Array]:

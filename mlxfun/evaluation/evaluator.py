@@ -16,7 +16,7 @@ sequences, not tokens, as the independent units (ratio estimator, normal approxi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from hashlib import blake2b
@@ -43,7 +43,7 @@ from mlxfun.hooks.elsewhere import Task, elsewhere_of
 from mlxfun.hooks.forwards import Watch, arrived, carried_together, each_forward
 from mlxfun.hooks.head import HeadTap, Logits
 from mlxfun.hooks.pace import Paced
-from mlxfun.hooks.replay import Replay
+from mlxfun.hooks.replay import NotReplayable, Replay
 from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.device.batch_size import BatchSize, batch_size, each_batch
 from mlxfun.model.distributions import log_softmax
@@ -193,8 +193,9 @@ class Evaluator:
         ):
             run, names = self._model, [(key, one.digest) for key in sides for one in data]
             lanes = [(live, self.batches(one)) for live in sides.values() for one in data]
-            carried = carried_together(run, self._anatomy, lanes, ctx, "reading layers")
-            self._arrived = dict(zip(names, carried, strict=True))
+            with suppress(NotReplayable):  # then each is read by itself
+                carried = carried_together(run, self._anatomy, lanes, ctx, "reading layers")
+                self._arrived = dict(zip(names, carried, strict=True))
         try:
             yield
         finally:

@@ -23,7 +23,7 @@ from mlxfun.errors import BudgetError
 from mlxfun.events import Notice
 from mlxfun.hooks.elsewhere import Task, elsewhere_of
 from mlxfun.hooks.progress import Progress, Seen, identity_of
-from mlxfun.hooks.replay import NotReplayable, Replay, all_layers, tell_reading
+from mlxfun.hooks.replay import NotReplayable, Replay, all_layers, longest, tell_reading
 from mlxfun.hooks.routing import Reduction, Taps
 from mlxfun.model.anatomy.types import MoEMap
 from mlxfun.model.device.batch_size import each_batch
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 READING = Task("reading layers")
 
+NONE = np.zeros(0, np.int32)
+
 
 @dataclass(frozen=True, slots=True)
 class Watch(Generic[Result]):
@@ -46,12 +48,14 @@ class Watch(Generic[Result]):
     run: runs the model on the batch and returns what was seen, evaluated. attached: hooks that see
     its decoder layers run. Where batches are carried, the layers run ahead of `run`, inside
     `attached`, and answer with what they made when `run` calls the model. seen: what those hooks
-    have seen so far; a pass that goes on after its process was killed puts it back.
+    have seen so far; a pass that goes on after its process was killed puts it back. passed: called
+    when all batches have passed a layer.
     """
 
     run: Callable[[], Result]
     attached: Callable[[], AbstractContextManager[object]] = nullcontext
     seen: Seen = field(default_factory=dict)
+    passed: Callable[[], None] = lambda: None
 
 
 def each_forward(
@@ -111,25 +115,31 @@ def carried_together(
 ) -> list[Replay]:
     """The batches of several states of a model on disk, behind all layers, in one reading.
 
-    What the states share of a layer is read once. For `arrived`. The layers must be known to be
-    replayable (LayerStore.verdict).
+    What the states share of a layer is read once. For `arrived`. Raises NotReplayable.
     """
     store, run, layers = LayerStore.of(model), cast(Any, model), all_layers(model, anatomy)
     assert store is not None
     announce(ctx)
     tell_reading(model, ctx)
-    replays = []
+    replays: list[Replay] = []
+    probe = longest([batch.tokens for _, batches in lanes for batch in batches])
     for live, batches in lanes:
         forwards = [partial(run, mx.array(batch.tokens)) for batch in batches]
         with live():
-            replays.append(Replay(model, layers, forwards, batches[0].tokens[0], ctx))
-    for number in range(len(layers)):
-        with store.layer(number):
-            for (live, _), replay in zip(lanes, replays, strict=True):
-                with live():
-                    replay.arrive(number + 1, ctx)
-            mx.synchronize()
-        ctx.progress(label, number + 1, len(layers), "layers")
+            along = not replays
+            replays.append(Replay(model, layers, forwards, probe if along else NONE, ctx, along))
+    try:
+        for number in range(len(layers)):
+            with store.layer(number):
+                for (live, _), replay in zip(lanes, replays, strict=True):
+                    with live():
+                        replay.pass_probe()
+                        replay.arrive(number + 1, ctx)
+                mx.synchronize()
+            ctx.progress(label, number + 1, len(layers), "layers")
+        replays[0].verify()
+    finally:
+        replays[0].end()
     return replays
 
 
@@ -153,7 +163,7 @@ def _replay(
     run: Any = model
     announce(ctx)
     forwards = [partial(run, mx.array(one)) for one in tokens]
-    return Replay(model, layers, forwards, tokens[0][0], ctx, along=True)
+    return Replay(model, layers, forwards, longest(tokens), ctx, along=True)
 
 
 def one_step(
@@ -247,6 +257,8 @@ def _carried(
             replay.next += 1
         if progress is not None and progress.due():
             progress.write(number + 1, replay.states, [one.seen for one in watches])
+        for one in watches:
+            one.passed()
         if label:
             ctx.progress(label, number + 1, len(replay.layers), "layers")
     replay.verify()

@@ -21,7 +21,15 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxfun.context import SILENT, Context
-from mlxfun.hooks.replay import Replay, Travel, all_layers, children, intercepting, tell_reading
+from mlxfun.hooks.replay import (
+    Replay,
+    Travel,
+    all_layers,
+    children,
+    intercepting,
+    longest,
+    tell_reading,
+)
 from mlxfun.hooks.routing import LayerTap, Record, Taps
 from mlxfun.model.anatomy.types import MoELayer
 
@@ -47,7 +55,7 @@ class Carrier(Replay):
         tell_reading(model, ctx)
         self._batches = tuple(batches)
         forwards = [partial(run, mx.array(batch.tokens)) for batch in self._batches]
-        probe = self._batches[0].tokens[0]
+        probe = longest([batch.tokens for batch in self._batches])
         super().__init__(model, all_layers(model, taps.anatomy), forwards, probe, ctx)
         self._taps = taps
 
@@ -93,7 +101,8 @@ class Carrier(Replay):
         block = _block_child(layer, tap)
         travel.ahead = []
         # A block that is no child of the layer (gemma4's is the layer) leaves nothing to remember.
-        ahead = block is not None
+        # Where hidden states went to files, there is no room for more of their size.
+        ahead = block is not None and not self.states.spilled
 
         def remember(number: int, own: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             nonlocal ahead

@@ -30,6 +30,7 @@ from mlxfun.model.places import LayerStore
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from mlxfun.arrays import Array
     from mlxfun.data.datasets import Tokens
 
 Handler = Callable[[int, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
@@ -97,6 +98,7 @@ class Replay:
         self.layers = list(layers)
         self.obstacle: str | None = None
         self._probe: Probe | None = None
+        self._length = 0
         try:
             self._require_known_faithful(probe, along)
             for number, forward in enumerate(forwards):
@@ -139,10 +141,13 @@ class Replay:
 
         along: the probe passes the layers together with the batches (see `verify`).
         """
-        if self.store is not None and self.store.verdict is not None:
-            if self.store.verdict:
-                raise NotReplayable(self.store.verdict)
+        store = self.store
+        if store is not None and store.verdict:
+            raise NotReplayable(store.verdict)
+        # Some layers do more on a longer text, a sparse attention beyond its window for instance.
+        if store is not None and store.verdict is not None and len(probe) <= store.tested:
             return
+        self._length = len(probe)
         try:
             self._probe = Probe(self, mx.array(probe)[None])
             captured = self.store is not None and self._probe.capture()
@@ -184,6 +189,7 @@ class Replay:
     def _note_verdict(self, verdict: str) -> None:
         if self.store is not None:
             self.store.verdict = verdict
+            self.store.tested = max(self.store.tested, self._length)
             self.store.forget_captured()
 
     def pass_probe(self) -> None:
@@ -247,6 +253,12 @@ class Replay:
                 yield
             finally:
                 held.clear()
+
+
+def longest(batches: Sequence[Array]) -> Array:
+    """A row of the widest of batches of tokens [B, T], to test with."""
+    row: Array = max(batches, key=lambda tokens: tokens.shape[1])[0]
+    return row
 
 
 def tell_reading(model: nn.Module, ctx: Context, times: int = 1) -> None:

@@ -74,7 +74,6 @@ Reader = Callable[[str], mx.array]
 OpenCheckpoint = Callable[[], Reader]
 """Checks that the checkpoint is still the one that was loaded and opens it, for one swap."""
 
-
 Stored = FromCheckpoint | FromFile
 """A place on disk that holds a whole tensor."""
 
@@ -122,6 +121,7 @@ class LayerStore:
         self.passes: Path | None = None  # one for what a killed process leaves to the next
         self.identity: Callable[[], str] = str  # of the weights that are live
         self.verdict: str | None = None  # why layers cannot be replayed; "" if they can
+        self.tested = 0  # the longest sequence that this was tested with
         self.after_read: Callable[[int], object] = lambda _: None  # told of a layer's number
         self.reads = 0  # of layers, so far
         self.on_disk = self.total  # bytes that one reading takes from disk
@@ -213,11 +213,11 @@ class LayerStore:
 
     def _read(self, paths: Sequence[str]) -> None:
         stored = [path for path in paths if path in self._places]
-        for path in stored:
-            found = self._captured.pop(path, None)
-            self._tree.put(path, self.fresh(path) if found is None else found)
         path = ""
         try:
+            for path in stored:
+                found = self._captured.pop(path, None)
+                self._tree.put(path, self.fresh(path) if found is None else found)
             # One at a time: a cast holds two copies of what is evaluated together.
             for path in stored:
                 mx.eval(self._tree.get(path))
@@ -280,5 +280,7 @@ class LayerStore:
         if isinstance(place, FromFile):
             return place.lazy()
         if path not in self._unread:
-            self._unread = self._open()
+            # Unread arrays keep their files open: those of the last opening go first.
+            self._unread.clear()
+            self._unread = {p: array for p, array in self._open().items() if p in self._number}
         return self._unread.pop(path).astype(self._first[path].dtype)

@@ -25,7 +25,7 @@ from mlxfun.memory.slots.partly import Partly
 from mlxfun.memory.slots.slots import ExpertSlots
 from mlxfun.memory.streaming.ahead import ReadAhead
 from mlxfun.memory.streaming.residency import LayerReader
-from mlxfun.memory.streaming.unread import require_unchanged, unread
+from mlxfun.memory.streaming.unread import allow_open_files, require_unchanged, unread
 from mlxfun.model.delta import Delta, LayerDelta, Resident, Trial
 from mlxfun.model.device.memory import Need, fits, require
 from mlxfun.model.export import Aside, ExportView
@@ -96,7 +96,9 @@ class SessionWorkspace:
             lambda: require_unchanged(loaded),
         )
         LayerReader(self.model, store).attach()
-        ahead = ReadAhead(read_headers(loaded.path), layers)
+        headers = read_headers(loaded.path)
+        allow_open_files(len(headers))
+        ahead = ReadAhead(headers, layers)
         store.on_disk = sum(ahead.bytes_of(number) for number in range(len(layers)))
         store.after_read = lambda number: ahead.want(number + 1)
         finalize(self, ahead.close)

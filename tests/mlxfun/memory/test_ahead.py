@@ -11,6 +11,7 @@ import pytest
 from mlxfun.checkpoint.headers import read_headers
 from mlxfun.memory.streaming import ahead
 from mlxfun.memory.streaming.ahead import ReadAhead
+from mlxfun.memory.streaming.unread import allow_open_files
 from tests.mlxfun import tiny_checkpoints as tiny
 
 LAYERS = ["model.layers.0", "model.layers.1", "model.layers.10"]
@@ -65,3 +66,16 @@ def test_files_that_are_gone_are_left_to_the_reader(model) -> None:
         file.unlink()
     reading._read(0)
     reading.close()
+
+
+def test_as_many_files_may_be_open_as_two_openings_need() -> None:
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (200, before[1]))
+        allow_open_files(100)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (456, before[1])
+        allow_open_files(1)  # never fewer than before
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 456
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
