@@ -23,6 +23,7 @@ SOURCES = {
     "SessionBase": "base.py",
     "Inspection": "inspection.py",
     "Looking": "looking.py",
+    "Studying": "studying.py",
     "Session": "session.py",
 }
 """Session and what it derives from, the base first."""

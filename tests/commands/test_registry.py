@@ -24,7 +24,7 @@ NAMES = {
     "abliterate", "refusals", "narrow", "compress",
     "amplify", "bake", "recipe",
     "select", "probe", "ab", "stats rank", "name", "compare", "dossier", "dataset",
-    "trace", "difference", "lens", "attention", "patch", "attribute", "activations save", "probe-train",
+    "trace", "difference", "lens", "attention", "patch", "attribute", "activations save", "probe-train", "tune-lens",
     "intervene", "vector make", "vector use", "vector list", "vector save",
 }  # fmt: skip
 
