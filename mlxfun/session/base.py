@@ -124,6 +124,8 @@ class SessionBase:
         self._own()
         for let_go in self.before_close:
             let_go()
+        if self.editor.standing is not None:
+            self.editor.standing.install(())  # mlx-lm's modules would go on holding the model
         self.taps.detach()
         self._decoder.clear()
         # Modules, taps and editor refer to each other in circles. Without what leads there from
