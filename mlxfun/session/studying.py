@@ -13,7 +13,7 @@ import numpy as np
 from mlxfun.context import SILENT, Context
 from mlxfun.data.datasets import read_sequences
 from mlxfun.data.options import DatasetOptions
-from mlxfun.errors import StateError, UsageError
+from mlxfun.errors import UsageError
 from mlxfun.generation.answers import read_prompts
 from mlxfun.session.looking import Looking
 from mlxfun.tracing import reports
@@ -165,7 +165,7 @@ class Studying(Looking):
     def _vector(self, name: str) -> SteeringVectors:
         if name not in self._vectors:
             known = ", ".join(self._vectors) or "none yet"
-            raise StateError(
+            raise UsageError(
                 f"there are no vectors called {name!r} in hand ({known}); see vector make"
             )
         return self._vectors[name]

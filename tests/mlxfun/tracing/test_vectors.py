@@ -10,7 +10,7 @@ from tracing_rigs import tiny
 
 from mlxfun import Session
 from mlxfun.data.options import DatasetOptions
-from mlxfun.errors import DatasetError, ModelError, SaveError, StateError, UsageError
+from mlxfun.errors import DatasetError, ModelError, SaveError, UsageError
 from mlxfun.evaluation.options import RefusalOptions
 from mlxfun.tracing.activations import get_activations
 from mlxfun.tracing.interventions import add_vector
@@ -129,7 +129,7 @@ def test_a_vector_moves_the_stream_from_one_set_to_the_other(session: Session) -
 
 
 def test_vectors_that_are_not_in_hand_are_named(session: Session) -> None:
-    with pytest.raises(StateError, match="no vectors called 'nobody' in hand"):
+    with pytest.raises(UsageError, match="no vectors called 'nobody' in hand"):
         session.vector("nobody", None)
     session.make_vector(VectorOptions("few", layers=(1,)), DatasetOptions("demo:python", max_samples=4),
                         DatasetOptions("demo:medical", max_samples=4))  # fmt: skip
