@@ -66,7 +66,7 @@ _ALL = (
         "What a forward computes, by name: lenses, patching, vectors",
         (
             *("trace", "difference", "lens", "attention", "patch", "attribute", "activations save"),
-            *("probe-train", "intervene", "vector make", "vector use", "vector list"),
+            *("tune-lens", "probe-train", "intervene", "vector make", "vector use", "vector list"),
             "vector save",
         ),
     ),

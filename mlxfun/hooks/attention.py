@@ -32,8 +32,8 @@ from mlxfun.model.anatomy import facts
 AttentionPart = Literal["queries", "keys", "values", "weights", "heads"]
 ATTENTION_PARTS: tuple[AttentionPart, ...] = get_args(AttentionPart)
 """queries [B, H, T, Dh]; keys, values [B, G, S, Dh] of G key-value heads and S cached and new
-positions; weights [B, H, T, S]; heads [B, H, T, Dh], what each head hands to the output
-projection."""
+positions, in the order of the cache (a rotating one writes over its oldest); weights [B, H, T, S];
+heads [B, H, T, Dh], what each head hands to the output projection."""
 
 Visit = Callable[[AttentionPart, mx.array], mx.array]
 """(part, its value) -> the value that the model goes on with, the same one to leave it."""

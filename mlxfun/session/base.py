@@ -169,6 +169,8 @@ class SessionBase:
         self._own()
         for let_go in self.before_close:
             let_go()
+        if self.editor.standing is not None:
+            self.editor.standing.install(())  # mlx-lm's modules would go on holding the model
         self.taps.detach()
         if self._workspace.slots is not None:
             self._workspace.slots.close()

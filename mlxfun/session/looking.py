@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,29 +11,26 @@ import mlx.core as mx
 import numpy as np
 
 from mlxfun.context import SILENT, Context
-from mlxfun.data.datasets import read_sequences
-from mlxfun.data.options import DatasetOptions
-from mlxfun.errors import StateError, UsageError
+from mlxfun.errors import UsageError
 from mlxfun.files import write_text
 from mlxfun.session.inspection import Inspection
 from mlxfun.tracing import reports
-from mlxfun.tracing.activations import Work, batch_get_activations, get_activations
 from mlxfun.tracing.lenses.difference import PARTS, difference, values_of
 from mlxfun.tracing.lenses.direct import direct_logit_attribution
 from mlxfun.tracing.lenses.logit_lens import Lens, logit_lens
 from mlxfun.tracing.lenses.patterns import attention_patterns, find_heads
-from mlxfun.tracing.lenses.probe import train_probe
+from mlxfun.tracing.lenses.tuned import (
+    load_lens,
+    require_fitting_lens,
+)
 from mlxfun.tracing.options import (
     EXPORTS,
-    ActivationOptions,
     AttentionOptions,
     AttributeOptions,
     DifferenceOptions,
     LensOptions,
     PatchOptions,
-    ProbeTrainOptions,
     TraceOptions,
-    VectorOptions,
 )
 from mlxfun.tracing.patching.activation import activation_patching
 from mlxfun.tracing.patching.attribution import attribution_patching
@@ -43,13 +38,6 @@ from mlxfun.tracing.patching.path import path_patching
 from mlxfun.tracing.patching.result import PatchResult
 from mlxfun.tracing.patching.study import Patching
 from mlxfun.tracing.values import Saved
-from mlxfun.tracing.vectors.vectors import (
-    SteeringVectors,
-    load_vectors,
-    make_vectors,
-    require_fitting,
-    save_vectors,
-)
 
 TOP = 10
 
@@ -62,12 +50,6 @@ class _Result(Protocol):
 
 class Looking(Inspection):
     """Traces, lenses, patching, probes and steering vectors."""
-
-    @property
-    def vectors(self) -> dict[str, SteeringVectors]:
-        """Steering vectors in hand, by name."""
-        self._own()
-        return self._vectors
 
     def trace_values(self, options: TraceOptions) -> reports.TraceReport:
         """Values of one forward over a text, with figures at one position."""
@@ -127,7 +109,13 @@ class Looking(Inspection):
         """What each layer would say, see mlxfun.tracing.lenses.logit_lens."""
         self._own()
         _require_export(options.export)
-        lens = Lens(options.layers, options.positions, options.top_k, options.answers, ctx=ctx)
+        translate = None
+        if options.tuned is not None:
+            tuned = load_lens(options.tuned)
+            require_fitting_lens(tuned, self.tracer, str(options.tuned))
+            translate = tuned.translate
+        lens = Lens(options.layers, options.positions, options.top_k, options.answers,
+                    translate=translate, ctx=ctx)  # fmt: skip
         found = logit_lens(self.tracer, options.text, lens)
         rows = [[str(layer), f"{p} {t}", words[0], f"{x[0]:.6g}"]
                 for layer, line, chances in zip(found.layers, found.words, found.probabilities, strict=True)
@@ -209,129 +197,6 @@ class Looking(Inspection):
             found.answer, found.other, found.total, found.unexplained, shares, found.summary(),
             _export(options.export, found, lambda: "", found.to_markdown, table),
         )  # fmt: skip
-
-    # -- data sets --------------------------------------------------------------------------------
-
-    def _samples(self, data: DatasetOptions, ctx: Context) -> list[list[int]]:
-        rows = read_sequences(data, self.tokenizer, self.map.vocabulary, ctx.reading())
-        return [row.tolist() for row in rows]
-
-    def _made_on(self) -> dict[str, str]:
-        side = self.editor.live_state
-        return {"state": side, "checkpoint": self.checkpoint_id,
-                "steering": self.editor.steering.brief}  # fmt: skip
-
-    def save_activations(
-        self, options: ActivationOptions, data: DatasetOptions, ctx: Context = SILENT
-    ) -> reports.ActivationsReport:
-        """Write activations of a data set to a safetensors file, batch by batch."""
-        self._own()
-        work = Work(ctx=ctx, made_on=self._made_on())
-        rows = self._samples(data, ctx)
-        done = batch_get_activations(
-            self.tracer, rows, options.path, options.at, options.position, work
-        )
-        return reports.ActivationsReport(str(done.path), done.names, done.rows, done.bytes)
-
-    def train_probes(
-        self,
-        options: ProbeTrainOptions,
-        classes: Mapping[str, DatasetOptions],
-        ctx: Context = SILENT,
-    ) -> reports.ProbesReport:
-        """Train a linear probe at each layer to tell data sets apart, judged on held-out samples."""
-        self._own()
-        sets = {name: self._samples(data, ctx) for name, data in classes.items()}
-        labels = [name for name, rows in sets.items() for _ in rows]
-        prompts = [row for rows in sets.values() for row in rows]
-        layers = list(
-            range(self.tracer.parts.names.layers) if options.layers is None else options.layers
-        )
-        found = get_activations(self.tracer, prompts, layers, options.position, Work(ctx=ctx))
-        if not layers:
-            raise UsageError("no layers to train probes at; give at least one")
-        rows, probe = [], None
-        for done, layer in enumerate(layers):
-            ctx.check()
-            x = np.array(found[layer].astype(mx.float32)).reshape(len(prompts), -1)
-            probe = train_probe(x, labels, held_out=options.held_out, seed=options.seed)
-            rows.append((layer, probe.accuracy, probe.balanced))
-            ctx.progress("training probes", done + 1, len(layers), "layers")
-        assert probe is not None
-        return reports.ProbesReport(
-            probe.classes, tuple(rows), probe.baseline, probe.trained, probe.held_out
-        )
-
-    # -- steering vectors -------------------------------------------------------------------------
-
-    def make_vector(
-        self,
-        options: VectorOptions,
-        positive: DatasetOptions,
-        negative: DatasetOptions,
-        ctx: Context = SILENT,
-    ) -> reports.VectorsReport:
-        """Make steering vectors of two data sets and keep them under a name."""
-        self._own()
-        sets = self._samples(positive, ctx), self._samples(negative, ctx)
-        said = {"positive": " ".join(positive.words), "negative": " ".join(negative.words)}
-        work = Work(ctx=ctx, made_on=self._made_on() | said)
-        made = make_vectors(
-            self.tracer, sets, options.method, options.layers, options.position, work
-        )
-        self._vectors[options.name] = made
-        return reports.VectorsReport((_row(options.name, made),))
-
-    def list_vectors(self) -> reports.VectorsReport:
-        """The vectors in hand, and the interventions in force."""
-        self._own()
-        rows = tuple(_row(name, made) for name, made in self._vectors.items())
-        standing = tuple(one.described for one in self.editor.steering.interventions)
-        return reports.VectorsReport(rows, standing)
-
-    def save_vector(self, name: str, path: Path) -> reports.VectorsReport:
-        """Write vectors in hand to a file."""
-        self._own()
-        found = self._vector(name)
-        save_vectors(found, path)
-        return reports.VectorsReport((replace(_row(name, found), path=str(path)),))
-
-    def load_vector(self, path: Path) -> str:
-        """Read vectors from a file and keep them under its path; the name they have then."""
-        self._own()
-        found = load_vectors(path)
-        require_fitting(found, self.tracer, str(path))
-        self._vectors[str(path)] = found
-        return str(path)
-
-    def vector(self, name: str, layer: int | None) -> tuple[int, Any]:
-        """(layer, vector [D]) of vectors in hand; the layer that tells its samples apart best, where
-        none is named. Raises UsageError for a layer without a vector."""
-        found = self._vector(name)
-        if layer is None:
-            layer = max(found.layers, key=lambda n: (found.told_apart.get(n, 0.0), -n))
-        if layer not in found.layers:
-            raise UsageError(
-                f"{name} has no vector for layer {layer}; it has {', '.join(map(str, found.layers))}"
-            )
-        return layer, found.layers[layer]
-
-    def _vector(self, name: str) -> SteeringVectors:
-        if name not in self._vectors:
-            known = ", ".join(self._vectors) or "none yet"
-            raise StateError(
-                f"there are no vectors called {name!r} in hand ({known}); see vector make"
-            )
-        return self._vectors[name]
-
-
-def _row(name: str, made: SteeringVectors) -> reports.VectorRow:
-    norms = tuple((layer, float(np.linalg.norm(v))) for layer, v in made.layers.items())
-    about = made.about
-    return reports.VectorRow(
-        name, made.method, norms, tuple(made.told_apart.items()), about.get("state", ""),
-        int(about.get("positive samples", 0)), int(about.get("negative samples", 0)),
-    )  # fmt: skip
 
 
 def _traced(one: Saved, position: int) -> reports.TracedValue:

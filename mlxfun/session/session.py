@@ -37,8 +37,8 @@ from mlxfun.hooks.replay import tell_reading
 from mlxfun.scans import scan
 from mlxfun.scans.options import ScanOptions
 from mlxfun.scans.reports import ScanReport
-from mlxfun.session.looking import Looking
 from mlxfun.session.straight import write_edit
+from mlxfun.session.studying import Studying
 from mlxfun.steering import sources as wishes
 from mlxfun.steering.command_line import line_of
 from mlxfun.steering.options import SteerOptions
@@ -62,7 +62,7 @@ from mlxfun.tracing.interventions import intervention
 from mlxfun.tracing.standing import Placed, require_standing
 
 
-class Session(Looking):
+class Session(Studying):
     """The engine's entry point. See the module's text; every method runs on the opening thread."""
 
     # -- comparing two sets -------------------------------------------------------------------

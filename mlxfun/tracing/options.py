@@ -39,14 +39,27 @@ class DifferenceOptions:
 
 @dataclass(frozen=True, slots=True)
 class LensOptions:
-    """layers, positions: all by default. answers: tokens to follow. export: a file of the result."""
+    """layers, positions: all by default. answers: tokens to follow. tuned: a file of tune-lens.
+    export: a file of the result."""
 
     text: str
     layers: tuple[int, ...] | None = None
     positions: tuple[int, ...] | None = None
     top_k: int = 5
     answers: tuple[str, ...] = ()
+    tuned: Path | None = None
     export: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TuneLensOptions:
+    """path: a new safetensors file. layers: all but the last by default. passes: over the samples;
+    rate: of Adam."""
+
+    path: Path
+    layers: tuple[int, ...] | None = None
+    passes: int = 3
+    rate: float = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,28 +103,36 @@ class AttributeOptions:
 @dataclass(frozen=True, slots=True)
 class ActivationOptions:
     """at: names of values. position: of each sample; None for all tokens. path: a new safetensors
-    file."""
+    file. prompts: samples are asked, see VectorOptions."""
 
     path: Path
     at: tuple[str, ...] = ("layers.*.residual",)
     position: int | None = -1
+    prompts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class VectorOptions:
-    """name: of the vectors in the session. layers: all by default. position: of each sample."""
+    """name: of the vectors in the session. layers: all by default. position: of each sample.
+
+    prompts: each sample up to its first question, through the chat template, so that the last token
+    is the one behind which the answer begins; else samples as they are.
+    """
 
     name: str
     method: VectorMethod = "mean"
     layers: tuple[int, ...] | None = None
     position: int = -1
+    prompts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeTrainOptions:
-    """layers: all by default. held_out: share of the samples that judge the probes."""
+    """layers: all by default. held_out: share of the samples that judge the probes. prompts: see
+    VectorOptions."""
 
     layers: tuple[int, ...] | None = None
     position: int = -1
     held_out: float = 0.25
     seed: int = 0
+    prompts: bool = False

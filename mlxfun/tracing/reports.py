@@ -98,6 +98,22 @@ class LensReport(Report):
 
 
 @dataclass(frozen=True, slots=True)
+class TunedLensReport(Report):
+    """A tuned lens that was trained: (layer, KL in nats before, after), on held-out samples."""
+
+    kind: ClassVar[str] = "tuned-lens"
+    path: str
+    rows: tuple[tuple[int, float, float], ...]
+
+    def summary(self) -> str:
+        before, after = (sum(row[i] for row in self.rows) / len(self.rows) for i in (1, 2))
+        return (
+            f"tuned {len(self.rows)} layers: KL to the model {before:.3f} -> {after:.3f} nats on "
+            f"held-out samples, written to {self.path}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionReport(Report):
     """One head. weights: [T][S]. heads: of the layer. looks: for each token the three positions it
     looks at most."""

@@ -24,6 +24,7 @@ SOURCES = {
     "Residency": "residency.py",
     "Inspection": "inspection.py",
     "Looking": "looking.py",
+    "Studying": "studying.py",
     "Session": "session.py",
 }
 """Session and what it derives from, the base first."""

@@ -45,6 +45,11 @@ class LookingStub(StubState):
         return reports.LensReport((0,), (0, 1), TOKENS, words, chances, 0, said)
 
     @as_in_session
+    def tune_lens(self, given: Given) -> reports.TunedLensReport:
+        given.options.path.write_bytes(b"lens")
+        return reports.TunedLensReport(str(given.options.path), ((0, 2.0, 1.0),))
+
+    @as_in_session
     def attention(self, given: Given) -> reports.AttentionReport | reports.HeadsReport:
         if given.options.find is not None:
             return reports.HeadsReport(given.options.find, ((3, 1, 0.75),))

@@ -25,7 +25,7 @@ NAMES = {
     "amplify", "bake", "recipe",
     "select", "probe", "ab", "stats rank", "name", "compare", "dossier", "dataset", "workers",
     "plan", "residency", "residency sweep", "profile save", "profile load",
-    "trace", "difference", "lens", "attention", "patch", "attribute", "activations save", "probe-train",
+    "trace", "difference", "lens", "attention", "patch", "attribute", "activations save", "probe-train", "tune-lens",
     "intervene", "vector make", "vector use", "vector list", "vector save",
 }  # fmt: skip
 

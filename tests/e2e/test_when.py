@@ -82,15 +82,22 @@ LINES = {
     "compare": f"compare 0 0 --dataset demo:eval {TEXT}",
     "export heatmap": "export heatmap h.csv --force",
     "export report": "export report r.md --force", "export chat": "export chat c.md --force",
+    "trace": "trace hello", "difference": "difference hello", "lens": "lens hello there",
+    "attention": "attention hello there", "patch": 'patch "one two" "one ten" --metric kl',
+    "attribute": "attribute hello there",
+    "activations save": f"activations save a.safetensors --dataset demo:mixed {TEXT}",
+    "tune-lens": f"tune-lens l.safetensors --dataset demo:mixed {TEXT}",
+    "probe-train": f"probe-train --class a=demo:python --class b=demo:medical {TEXT}",
+    "vector make": f"vector make v --positive demo:python --negative demo:medical {TEXT}", "vector list": "vector list", "intervene": "intervene layers.1.mlp.output scale 0.5",
     "collect": COLLECT,  # the last: cancelled at once it leaves statistics of no samples
 }  # fmt: skip
 """For each command that a session is needed for, a line that is right if the state is."""
 
 SHELL = {
     "load", "plan", "recover", "stats diff", "stats merge", "stats rank", "stats purge", "stats subtract", "prepare-dataset", "dataset",
-    "recipe", "compress", "tokens", "set", "record", "replay", "resume", "expect", "help", "quit",
+    "recipe", "compress", "tokens", "vector use", "vector save", "set", "record", "replay", "resume", "expect", "help", "quit",
 }  # fmt: skip
-"""Commands that no state of the session keeps from running."""
+"""Commands that no state of the session keeps from running; those of vectors go by their names."""
 
 STANDS_ALONE = {("export chat", name) for name in STATES if name not in ("no model", "chatted")}
 """What was said is the shell's, and not part of the view that `when` looks at."""

@@ -92,6 +92,7 @@ RENDERERS: dict[type[Report], Callable[[Any], RenderableType]] = {
     seen.TraceReport: inside.trace,
     seen.DifferenceReport: inside.difference,
     seen.LensReport: inside.lens,
+    seen.TunedLensReport: inside.tuned,
     seen.AttentionReport: inside.attention,
     seen.HeadsReport: inside.heads,
     seen.PatchReport: inside.patch,

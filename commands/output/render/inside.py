@@ -16,6 +16,7 @@ from mlxfun.tracing.reports import (
     PatchReport,
     ProbesReport,
     TraceReport,
+    TunedLensReport,
     VectorsReport,
 )
 
@@ -79,6 +80,14 @@ def lens(report: LensReport) -> RenderableType:
         table.add_row(str(report.layers[row]), *cells[first:], *map(str, ranks))
     notes = [f"{first} tokens before these are left out"] if first else []
     return with_notes(Group(text(report.summary()), table, *_written(report.written)), notes)
+
+
+def tuned(report: TunedLensReport) -> RenderableType:
+    """How far each layer is from the model, before and after."""
+    table = new_table("layer", "KL before", "after", numbers=("layer", "KL before", "after"))
+    for layer, before, after in report.rows:
+        table.add_row(str(layer), f"{before:.3f}", f"{after:.3f}")
+    return Group(text(report.summary()), table)
 
 
 def _shaded(word: str, chance: float) -> Text:

@@ -12,11 +12,12 @@ from commands.declare import (
     data_option,
     data_options,
     dataset_options,
+    positive,
 )
-from commands.table.inside.look import layers_option, position_option
+from commands.table.inside.look import layers_option, position_option, prompts_option
 from commands.types import NewFile, Number
 from mlxfun.report import Report
-from mlxfun.tracing.options import ActivationOptions, ProbeTrainOptions
+from mlxfun.tracing.options import ActivationOptions, ProbeTrainOptions, TuneLensOptions
 
 
 @command("activations save", group="observe", read_only=True)
@@ -30,6 +31,7 @@ from mlxfun.tracing.options import ActivationOptions, ProbeTrainOptions
     help="A value, see trace (default: layers.*.residual). Repeatable.",
 )
 @position_option("Which token of each sample")
+@prompts_option
 @click.option("--all-tokens", is_flag=True, help="Every token of each sample.")
 def save_activations(call: Call) -> Report:
     """Write activations of a data set to a safetensors file, with what they were made on.
@@ -38,7 +40,8 @@ def save_activations(call: Call) -> Report:
     """
     at = call["at"] or ("layers.*.residual",)
     position = None if call["all_tokens"] else call["position"]
-    options = ActivationOptions(call.bench.writable(call["path"]), tuple(at), position)
+    path = call.bench.writable(call["path"])
+    options = ActivationOptions(path, tuple(at), position, call["prompts"])
     with call.bench.dataset(call["dataset"]) as sources:
         data = dataset_options(sources, call.params, call.bench.settings.seed)
         return call.session.save_activations(options, data, call.ctx)
@@ -73,6 +76,7 @@ class _ClassSource(click.ParamType[tuple[str, str]]):
 @data_options
 @layers_option
 @position_option("Which token of each sample")
+@prompts_option
 @click.option(
     "--held-out",
     type=Number(0, 1, min_open=True, max_open=True),
@@ -87,9 +91,37 @@ def probe_train(call: Call) -> Report:
         name: dataset_options(bench.readable_sources((source,)), call.params, bench.settings.seed)
         for name, source in call["classes"]
     }
-    values = {name: call[name] for name in ("layers", "position", "held_out")}
+    values = {name: call[name] for name in ("layers", "position", "held_out", "prompts")}
     options = ProbeTrainOptions(**values, seed=bench.settings.seed)
     return call.session.train_probes(options, classes, call.ctx)
 
 
-COMMANDS = (save_activations, probe_train)
+@command("tune-lens", group="observe", read_only=True)
+@click.argument("path", type=NewFile((".safetensors",)))
+@data_option("--dataset", "What it is trained on (default: the last one, see set).")
+@data_options
+@layers_option
+@click.option(
+    "--passes", type=positive, default=3, metavar="N", help="Over the samples (default: 3)."
+)
+@click.option(
+    "--rate",
+    type=Number(0, 1, min_open=True),
+    default=1e-3,
+    metavar="X",
+    help="Learning rate (default: 0.001).",
+)
+def tune(call: Call) -> Report:
+    """Train a tuned lens: an affine map for each layer, for lens --tuned. The model is left alone.
+
+    A fifth of the samples is held out, and says how far each layer is from the model before and
+    after.
+    """
+    path = call.bench.writable(call["path"])
+    options = TuneLensOptions(path, call["layers"], call["passes"], call["rate"])
+    with call.bench.dataset(call["dataset"]) as sources:
+        data = dataset_options(sources, call.params, call.bench.settings.seed)
+        return call.session.tune_lens(options, data, call.ctx)
+
+
+COMMANDS = (save_activations, probe_train, tune)

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from commands.declare import Call, Decorator, command, positive
-from commands.types import Experts, NewFile, Words
+from commands.types import Experts, FilePath, NewFile, Words
 from mlxfun.errors import UsageError
 from mlxfun.report import Report
 from mlxfun.tracing.options import (
@@ -47,6 +47,13 @@ def position_option(what: str) -> Decorator:
     return click.option(
         "--position", type=int, default=-1, metavar="N", help=f"{what}; -1 is the last (default)."
     )
+
+
+prompts_option = click.option(
+    "--prompts",
+    is_flag=True,
+    help="Ask each sample through the chat template; its last token is where the answer begins.",
+)
 
 
 def words_of(call: Call) -> str:
@@ -109,11 +116,13 @@ def difference(call: Call) -> Report:
     metavar="TOKEN",
     help='Follow this token through the layers: " Paris" with its space, or #ID. Repeatable.',
 )
+@click.option("--tuned", type=FilePath((".safetensors",)), help="Read through a lens of tune-lens.")
 @export_option()
 def lens(call: Call) -> Report:
     """See what each layer would say if the model ended there (logit lens)."""
     values = {name: call[name] for name in ("layers", "positions", "top_k", "answers")}
-    options = LensOptions(words_of(call), **values, export=export_of(call))
+    tuned = None if call["tuned"] is None else call.bench.readable(call["tuned"])
+    options = LensOptions(words_of(call), **values, tuned=tuned, export=export_of(call))
     return call.session.lens(options, call.ctx)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from commands.declare import Call, command, data_option, data_options, dataset_options
-from commands.table.inside.look import layers_option, position_option
+from commands.table.inside.look import layers_option, position_option, prompts_option
 from commands.types import Experts, NewFile, Words
 from mlxfun.data.expert_notation import parse_experts
 from mlxfun.errors import UsageError
@@ -110,6 +110,7 @@ def intervene(call: Call) -> Report:
 )
 @layers_option
 @position_option("Which token of each sample")
+@prompts_option
 def make(call: Call) -> Report:
     """Make steering vectors from two data sets, one for each layer, and keep them under NAME."""
     bench = call.bench
@@ -117,7 +118,8 @@ def make(call: Call) -> Report:
         dataset_options(bench.readable_sources(call[side]), call.params, bench.settings.seed)
         for side in ("positive", "negative")
     )
-    options = VectorOptions(call["name"], call["method"], call["layers"], call["position"])
+    names = ("name", "method", "layers", "position", "prompts")
+    options = VectorOptions(**{name: call[name] for name in names})
     return call.session.make_vector(options, positive, negative, call.ctx)
 
 

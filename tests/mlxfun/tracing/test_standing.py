@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import mlx.core as mx
@@ -239,3 +240,14 @@ def test_a_route_of_experts_that_are_called_one_by_one_is_forced_in_a_trace_only
     with pytest.raises(UsageError, match="calls its experts one by one"):
         require_standing(parts, Placed("layers.0.router", force_route([2])))
     require_standing(parts, Placed("layers.0.experts", scale_expert(1, 0.5)))
+
+
+def test_a_session_that_is_closed_leaves_nothing_in_the_modules_of_mlx_lm() -> None:
+    opened = Session.open("demo")
+    opened.intervene("layers.2.attn.weights", zero_out(heads=[0]))
+    model = opened.model
+    place = vars(sys.modules[type(model.model.layers[2].self_attn).__module__])
+    assert "_mlxfun_rebound" in place
+    opened.close()
+    assert "_mlxfun_rebound" not in place
+    assert not [m for m in model.modules() if hasattr(type(m), "_mlxfun_site")]

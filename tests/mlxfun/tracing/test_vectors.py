@@ -10,7 +10,8 @@ from tracing_rigs import tiny
 
 from mlxfun import Session
 from mlxfun.data.options import DatasetOptions
-from mlxfun.errors import DatasetError, ModelError, SaveError, StateError, UsageError
+from mlxfun.errors import DatasetError, ModelError, SaveError, UsageError
+from mlxfun.evaluation.options import RefusalOptions
 from mlxfun.tracing.activations import get_activations
 from mlxfun.tracing.interventions import add_vector
 from mlxfun.tracing.options import (
@@ -128,7 +129,7 @@ def test_a_vector_moves_the_stream_from_one_set_to_the_other(session: Session) -
 
 
 def test_vectors_that_are_not_in_hand_are_named(session: Session) -> None:
-    with pytest.raises(StateError, match="no vectors called 'nobody' in hand"):
+    with pytest.raises(UsageError, match="no vectors called 'nobody' in hand"):
         session.vector("nobody", None)
     session.make_vector(VectorOptions("few", layers=(1,)), DatasetOptions("demo:python", max_samples=4),
                         DatasetOptions("demo:medical", max_samples=4))  # fmt: skip
@@ -193,3 +194,24 @@ def test_activations_and_probes_of_data_sets(session: Session, tmp_path) -> None
     assert max(accuracy for _, accuracy, _ in probes.rows) > 0.7
     with pytest.raises(UsageError, match="no layers to train"):
         session.train_probes(ProbeTrainOptions(()), {"py": data, "med": other})
+
+
+def test_a_refusal_vector_that_is_taken_away_or_added_changes_what_is_refused(
+    session: Session,
+) -> None:
+    """Made where the answer begins, it acts in the batched answers that refusals are counted on."""
+    harmful, harmless = (
+        DatasetOptions(f"demo:{name}", max_samples=12) for name in ("harmful", "harmless")
+    )
+    whole = (DatasetOptions("demo:harmful"), DatasetOptions("demo:harmless"))
+    session.make_vector(VectorOptions("refusal", prompts=True), *whole)
+    _, vector = session.vector("refusal", 3)
+    asked = RefusalOptions(harmful, harmless, tokens=10)
+    refused = {}
+    for strength in (-1.0, 1.0):
+        session.intervene("layers.3.residual", add_vector(vector, strength), "refusal")
+        refused[strength] = session.refusals(asked)
+    session.undo()
+    session.undo()
+    assert refused[-1.0].after.harmful < refused[-1.0].before.harmful - 2
+    assert refused[1.0].after.harmless > refused[1.0].before.harmless + 1
