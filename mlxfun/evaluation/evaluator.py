@@ -57,11 +57,10 @@ Result = TypeVar("Result")
 LOGITS_BYTES = 256 << 20
 """Target size of one batch's float32 logits."""
 
+PASS = "hidden states"
 CACHED_STATES = 6
 CACHED_BYTES = 2 << 30
 """Of references that are kept, the newest excepted."""
-
-PASS = "hidden states"
 
 StateKey = tuple[str, str]
 """(state of the weights, steering in force), as `Editor.key` names what is live."""

@@ -60,7 +60,7 @@ STATES = {
 LINES = {
     "residency": "residency", "residency sweep": "residency sweep --max-tokens 2",
     "profile save": "profile save q.json", "profile load": "profile load profile.json",
-    "info": "info", "layers": "layers", "save": "save out --force", "smoke-test": "smoke-test",
+    "info": "info", "workers": "workers", "layers": "layers", "save": "save out --force", "smoke-test": "smoke-test",
     "stats show": "stats show", "stats save": "stats save t.npz",
     "stats load": "stats load s.npz", "stats count": "stats count on",
     "stats reset": "stats reset", "why": "why 0:1",

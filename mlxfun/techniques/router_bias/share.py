@@ -113,9 +113,7 @@ def scale_for_share(
         )
     low, high = 0.0, boosts.scale
     reached = share(edit(high))
-    for _ in range(MOST_DOUBLINGS):
-        if reached >= wanted:
-            break
+    while reached < wanted and passes < 2 + MOST_DOUBLINGS:
         low, high = high, 2 * high
         reached = share(edit(high))
     if reached < wanted:
