@@ -84,7 +84,7 @@ _ALL = (
     ),
     Guide(
         "memory",
-        "Models larger than memory: planning, experts on disk, profiles",
+        "Models larger than memory: plans, experts on disk, profiles",
         ("plan", "load", "residency", "residency sweep", "profile save", "profile load"),
     ),
     Guide("serving", "Serving OpenAI's and Anthropic's clients while you edit"),
