@@ -45,10 +45,19 @@ def on_disk(path: Path, model: nn.Module, config: dict[str, Any], shards: int = 
     return path
 
 
+def unread(path: Path) -> Lazy:
+    """The checkpoint as `load` opens it before anything is read."""
+    headers = read_headers(path)
+    model, config = load_model(path, lazy=True)
+    estimate = estimate_bytes(headers, config)
+    return Lazy(model, config, headers, stamps(path), estimate, needs_float32(model))
+
+
 def whole_model(path: Path) -> nn.Module:
     """The checkpoint as mlxfun holds it when it is loaded whole."""
-    model, _ = load_model(path, lazy=True)
-    _evaluate(model, frozenset(), needs_float32(model), SILENT)
+    lazy = unread(path)
+    model = lazy.model
+    _evaluate(lazy, frozenset(), SILENT)
     return model
 
 
@@ -62,11 +71,8 @@ class Slotted:
 
     @classmethod
     def open(cls, path: Path, capacity: int | None, **more: Any) -> Self:
-        headers = read_headers(path)
-        model, config = load_model(path, lazy=True)
-        cast = needs_float32(model)
-        partly = Partly(LoadOptions(capacity=capacity, **more))
-        lazy = Lazy(model, config, headers, stamps(path), estimate_bytes(headers, config), cast)
+        lazy = unread(path)
+        model, partly = lazy.model, Partly(LoadOptions(capacity=capacity, **more))
         left = partly(lazy)
         assert left
         set_aside(lazy, left)
