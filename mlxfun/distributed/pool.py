@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import IO, TYPE_CHECKING
 
 from mlxfun.context import SILENT, Context
@@ -241,12 +241,22 @@ class Pool:
                 self._fail(member, f"ended ({code})")
             elif frame.kind == "failed":
                 failed = self._members[int(frame.data.get("rank", rank))]
+                self._require_running([m for m in self._members if m is not failed])
                 self._fail(failed, f"failed: {frame.data['why']}")
             elif frame.kind == "ended":
                 member.busy = False
                 return member, frame
             elif frame.kind != "alive":
                 return member, frame
+
+    def _require_running(self, members: Sequence[_Member]) -> None:
+        """Raise WorkerError for one that has ended: what another one says is then its doing."""
+        deadline = monotonic() + STOP_SECONDS / 2
+        while members and monotonic() < deadline:
+            for member in members:
+                if member.process.poll() is not None:
+                    self._fail(member, f"ended ({self._code(member)})")
+            sleep(WAIT_SECONDS / 10)
 
     def _require_alive(self, seconds: float) -> None:
         for member in self._members:

@@ -13,7 +13,7 @@ import tiny_models
 from mlx_lm.models import qwen3_moe
 from slot_rigs import PROMPT, Slotted, cut_short, logits, on_disk, unstacked, whole_model
 
-from mlxfun.errors import BudgetError, HookError, ModelError, StateError, UsageError
+from mlxfun.errors import BudgetError, HookError, ModelError, UsageError
 from mlxfun.memory.slots import bank, kernels
 from mlxfun.memory.slots.choice import Usage
 from mlxfun.memory.slots.partly import Partly
@@ -170,11 +170,6 @@ def test_a_size_is_divided_among_the_layers(tmp_path: Path) -> None:
         again = Slotted.open(path, None, resident=size + extra)
         assert again.partly.capacity == slots
         again.close()
-
-
-def test_nothing_resident_is_another_way(tmp_path: Path) -> None:
-    with pytest.raises(StateError, match="layer by layer"):
-        Slotted.open(qwen(tmp_path), None, resident="none")
 
 
 def test_what_was_used_most_of_late_stays_and_ties_are_settled() -> None:
