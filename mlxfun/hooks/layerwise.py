@@ -32,6 +32,7 @@ from mlxfun.hooks.replay import (
 )
 from mlxfun.hooks.routing import LayerTap, Record, Taps
 from mlxfun.model.anatomy.types import MoELayer
+from mlxfun.model.device.hints import announce
 
 if TYPE_CHECKING:
     from mlxfun.data.datasets import Batch
@@ -52,6 +53,7 @@ class Carrier(Replay):
     ) -> None:
         """Record the arguments of every layer. Taps must be attached."""
         run: Any = model
+        announce(ctx)
         tell_reading(model, ctx)
         self._batches = tuple(batches)
         forwards = [partial(run, mx.array(batch.tokens)) for batch in self._batches]
