@@ -214,7 +214,7 @@ def resolve(tokens: list[str]) -> tuple[Command, list[str]]:
     """The command a line begins with, and the words after it. Raises UsageError."""
     first = tokens[0]
     two = " ".join(tokens[:2])
-    if two in COMMANDS:
+    if len(tokens) > 1 and two in COMMANDS:
         return COMMANDS[two], tokens[2:]
     if first in COMMANDS and not (first in FAMILIES and len(tokens) == 1):
         return COMMANDS[first], tokens[1:]

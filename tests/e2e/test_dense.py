@@ -79,9 +79,19 @@ def test_what_needs_experts_is_refused_in_one_sentence(shell: Shell, line: str) 
     assert shell.refused(line) == sentence
 
 
+OF_EXPERTS = {"plan save", "profile save", "profile load", "residency sweep"}
+"""Refused with sentences of their own."""
+
+
+def test_what_is_about_experts_in_memory_is_refused(shell: Shell) -> None:
+    Path("in.json").write_text("{}")
+    for line in ("profile save out.json", "profile load in.json", "residency sweep --capacity 2"):
+        assert "has no experts" in shell.refused(line)
+
+
 def test_what_is_refused_is_greyed_and_nothing_else(shell: Shell) -> None:
     greyed = {row.name for row in rows(shell.engine.view()) if "dense model" in row.reason}
-    assert greyed == {command_of(line) for line in REFUSED} | {"plan save"}
+    assert greyed == {command_of(line) for line in REFUSED} | OF_EXPERTS
     assert shell.refused("plan save keep.json") == (
         "there is no list to write: llama is a dense model: it has no experts"
     )

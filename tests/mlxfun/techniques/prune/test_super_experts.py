@@ -97,7 +97,7 @@ def test_what_cannot_be_is_said_before_the_text_runs(
     def never(*_: object) -> None:
         raise AssertionError("the text was run")
 
-    monkeypatch.setattr("mlxfun.techniques.prune.super_experts._watch", never)
+    monkeypatch.setattr("mlxfun.techniques.prune.super_experts.watch", never)
     with pytest.raises(PlanError, match="--n-prune 15 would leave 1 of 16"):
         session.prune(PruneOptions(n_prune=15, super_experts="spare"))
     (tmp_path / "l.json").write_text("{}")

@@ -255,7 +255,7 @@ def test_a_bake_that_is_refused_leaves_the_staged_one(session):
     session.steer(SteerOptions(deactivate={2: (14,)}))
     plan = session.bake(BakeOptions(TEXT))
     answer = logits(session)
-    with pytest.raises(UsageError, match="as --dataset"):
+    with pytest.raises(UsageError, match="give --dataset"):
         session.bake(BakeOptions())
     assert session.view().plan is plan
     assert session.editor.side == "candidate"
