@@ -169,7 +169,9 @@ def parse(line: str) -> Parsed:
 def _parse(tokens: list[str]) -> Parsed:
     if not tokens:
         raise UsageError("an empty line is no command: type help for a list")
-    found, rest = resolve(tokens)
+    # A word that is a command and a family (plan) needs arguments as the former.
+    alone = len(tokens) == 1 and tokens[0] in COMMANDS and tokens[0] in FAMILIES
+    found, rest = resolve(FAMILIES[tokens[0]].split() if alone else tokens)
     asking = rest[:1] if found.tail else rest  # in free text "--help" may be meant as it stands
     if any(t in ("--help", "-h") for t in asking):
         return Parsed(COMMANDS["help"], {"name": tuple(found.name.split())})
@@ -214,9 +216,9 @@ def resolve(tokens: list[str]) -> tuple[Command, list[str]]:
     """The command a line begins with, and the words after it. Raises UsageError."""
     first = tokens[0]
     two = " ".join(tokens[:2])
-    if len(tokens) > 1 and two in COMMANDS:
+    if two in COMMANDS:
         return COMMANDS[two], tokens[2:]
-    if first in COMMANDS and not (first in FAMILIES and len(tokens) == 1):
+    if first in COMMANDS:
         return COMMANDS[first], tokens[1:]
     if first in FAMILIES:
         if len(tokens) == 1 or tokens[1].startswith("-"):

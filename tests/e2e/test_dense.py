@@ -85,8 +85,9 @@ OF_EXPERTS = {"plan save", "profile save", "profile load", "residency sweep"}
 
 def test_what_is_about_experts_in_memory_is_refused(shell: Shell) -> None:
     Path("in.json").write_text("{}")
-    for line in ("profile save out.json", "profile load in.json", "residency sweep --capacity 2"):
-        assert "has no experts" in shell.refused(line)
+    assert "has no experts" in shell.refused("profile save out.json")
+    for line in ("profile load in.json", "residency sweep --capacity 2"):
+        assert "the whole model is in memory" in shell.refused(line)
 
 
 def test_what_is_refused_is_greyed_and_nothing_else(shell: Shell) -> None:
