@@ -38,6 +38,7 @@ def test_the_least_loss_within_a_size_is_staged_and_not_applied(shell: Shell) ->
     shell.do("discard", "goto 0")
 
 
+@pytest.mark.slow
 def test_the_smallest_model_within_a_loss_is_staged(shell: Shell) -> None:
     shell.do("goto 0", COLLECT)
     report = compressed(shell, "compress --max-kl 1.5 --output losses")
@@ -47,6 +48,7 @@ def test_the_smallest_model_within_a_loss_is_staged(shell: Shell) -> None:
     shell.do("discard", "goto 0")
 
 
+@pytest.mark.slow
 def test_nothing_is_staged_where_nothing_fits(shell: Shell) -> None:
     shell.do("goto 0", COLLECT)
     assert "none of the" in (shell.run("compress --max-kl 0.000001 --output none").error or "")

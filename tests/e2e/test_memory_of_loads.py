@@ -33,7 +33,9 @@ USED = (
 )
 
 
-@pytest.mark.parametrize("line", ["load demo", "load demo --drop"])
+@pytest.mark.parametrize(
+    "line", ["load demo", pytest.param("load demo --drop", marks=pytest.mark.slow)]
+)
 def test_five_loads_hold_as_much_as_one(own: Shell, line: str) -> None:
     """Each model is used in every way that could leave something of it behind."""
     gc.collect()

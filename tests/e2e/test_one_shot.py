@@ -51,6 +51,7 @@ def run(line: str) -> int:
     return cli.run(start)
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_guide_of_mlx_fun_run_one_by_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -138,7 +138,13 @@ def visible(here: Path) -> set[str]:
     return {p.name for p in here.iterdir() if p.name not in ("a.npz", "b.npz", "c.npz", "mlxfun")}
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("stats merge", "save") else pytest.mark.slow)
+        for name in PAIRS
+    ],
+)
 def test_of_two_that_write_one_file_it_is_that_of_one_of_them(
     both: tuple[Warm, Warm], tmp_path: Path, name: str
 ) -> None:

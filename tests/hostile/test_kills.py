@@ -40,6 +40,8 @@ class Writer:
 
 
 ON_MODEL = ("load demo", "stats load a.npz")
+DEFAULT = ("stats save", "plan save", "export report", "save", "save --force")
+"""Writers that are killed in every run of the tests; all of them in the slow run."""
 WRITERS = {
     "stats merge": Writer("out.npz", ("stats merge a.npz b.npz --output out.npz",), old="a.npz"),
     "stats save": Writer("out.npz", (*ON_MODEL, "stats save out.npz"), old="b.npz", model=True),
@@ -157,7 +159,9 @@ def kill_everywhere(warm: Warm, sources: Path, there: Path, name: str, most: int
     return len(kills)
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in DEFAULT else pytest.mark.slow) for n in WRITERS]
+)
 def test_some_kills(warm: Warm, sources: Path, tmp_path: Path, name: str) -> None:
     most = KILLS_OF_A_MODEL if WRITERS[name].model else KILLS
     assert kill_everywhere(warm, sources, tmp_path, name, most) >= 4

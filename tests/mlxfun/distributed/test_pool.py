@@ -177,24 +177,6 @@ def test_perplexity_and_kl_are_the_same(alone: Session, joined: Session, pool: P
     assert pool.size == 2
 
 
-def test_another_state_in_a_worker_is_noticed(
-    joined: Session, pool: Pool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    changes = module.changes
-    monkeypatch.setattr(pool, "_live", None)
-    monkeypatch.setattr(module, "changes", lambda resident, _: changes(resident, "0"))
-    joined.collect(COLLECT)
-    joined.prune(PruneOptions(n_prune=4))
-    joined.apply(ApplyOptions())
-    try:
-        # What is sent is that of the checkpoint, as if the edit had been lost on the way.
-        monkeypatch.setattr(module, "changes", lambda *_: module.Frame("become", {"layers": []}))
-        with pytest.raises(WorkerError, match=r"worker 0 \(this machine\) has state .* is live"):
-            joined.collect(COLLECT)
-    finally:
-        joined.undo()
-
-
 def test_a_cancel_keeps_what_was_collected_and_the_workers(
     alone: Session, joined: Session, pool: Pool, tmp_path: Path
 ) -> None:
@@ -202,33 +184,6 @@ def test_a_cancel_keeps_what_was_collected_and_the_workers(
     assert report.cancelled
     assert saved(joined, tmp_path / "b.npz") == saved(alone, tmp_path / "a.npz")
     assert pool.size == 2
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_worker_that_ends_or_hangs_is_named_and_nothing_is_counted(
-    alone: Session,
-    joined: Session,
-    pool: Pool,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    number: signal.Signals,
-) -> None:
-    monkeypatch.setattr(module, "SILENT_SECONDS", 2)
-    joined.collect(COLLECT)
-    before = joined.save_stats(tmp_path / "before.npz")
-    victim = pool.pids[1]
-    os.kill(victim, number)
-    with pytest.raises(
-        WorkerError, match=r"^worker 1 \(this machine\) .*Nothing of it was counted"
-    ):
-        joined.collect(COLLECT)
-    assert joined.save_stats(tmp_path / "after.npz").tokens == before.tokens
-    assert (tmp_path / "after.npz").read_bytes() == (tmp_path / "before.npz").read_bytes()
-    # The shell goes on alone.
-    assert workers_of(joined).workers == ()
-    assert saved(joined, tmp_path / "b.npz") == saved(alone, tmp_path / "a.npz")
-    with pytest.raises(ProcessLookupError):
-        os.kill(victim, 0)
 
 
 def test_steering_runs_here(joined: Session, pool: Pool, tmp_path: Path) -> None:
@@ -250,6 +205,7 @@ def test_workers_that_would_not_fit_are_refused(
         start(alone, 2)
 
 
+@pytest.mark.slow
 def test_another_model_is_refused_by_name(
     alone: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,3 +230,50 @@ def test_stopped_workers_are_gone(joined: Session, pool: Pool) -> None:
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def test_another_state_in_a_worker_is_noticed(
+    joined: Session, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = module.changes
+    monkeypatch.setattr(pool, "_live", None)
+    monkeypatch.setattr(module, "changes", lambda resident, _: changes(resident, "0"))
+    joined.collect(COLLECT)
+    joined.prune(PruneOptions(n_prune=4))
+    joined.apply(ApplyOptions())
+    try:
+        # What is sent is that of the checkpoint, as if the edit had been lost on the way.
+        monkeypatch.setattr(module, "changes", lambda *_: module.Frame("become", {"layers": []}))
+        with pytest.raises(WorkerError, match=r"worker 0 \(this machine\) has state .* is live"):
+            joined.collect(COLLECT)
+    finally:
+        joined.undo()
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)]
+)
+def test_a_worker_that_ends_or_hangs_is_named_and_nothing_is_counted(
+    alone: Session,
+    joined: Session,
+    pool: Pool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+) -> None:
+    monkeypatch.setattr(module, "SILENT_SECONDS", 2)
+    joined.collect(COLLECT)
+    before = joined.save_stats(tmp_path / "before.npz")
+    victim = pool.pids[1]
+    os.kill(victim, number)
+    with pytest.raises(
+        WorkerError, match=r"^worker 1 \(this machine\) .*Nothing of it was counted"
+    ):
+        joined.collect(COLLECT)
+    assert joined.save_stats(tmp_path / "after.npz").tokens == before.tokens
+    assert (tmp_path / "after.npz").read_bytes() == (tmp_path / "before.npz").read_bytes()
+    # The shell goes on alone.
+    assert workers_of(joined).workers == ()
+    assert saved(joined, tmp_path / "b.npz") == saved(alone, tmp_path / "a.npz")
+    with pytest.raises(ProcessLookupError):
+        os.kill(victim, 0)

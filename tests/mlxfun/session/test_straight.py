@@ -46,6 +46,8 @@ EDITS = {
     "narrow": NarrowOptions(width=32),
     "abliterate": AblateOptions(*PROMPTS, answer_tokens=2, strength="2"),
 }
+SLOW = pytest.mark.slow
+QUICK = ("prune", "merge", "narrow")
 STAGE = {MergeOptions: "merge", PruneOptions: "prune", NarrowOptions: "narrow",
          AblateOptions: "abliterate"}  # fmt: skip
 
@@ -112,8 +114,12 @@ def assert_same_files(session: Session, edit, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("model", "edit"),
-    [("demo", edit) for edit in EDITS]
-    + [("qwen3_moe, 4 bit", edit) for edit in EDITS if edit != "prune, auto"],
+    [pytest.param("demo", edit, marks=() if edit in QUICK else SLOW) for edit in EDITS]
+    + [
+        pytest.param("qwen3_moe, 4 bit", edit, marks=() if edit in QUICK else SLOW)
+        for edit in EDITS
+        if edit != "prune, auto"
+    ],
 )
 def test_the_files_are_those_of_stage_apply_and_save(model, edit, opened, tmp_path) -> None:
     options = EDITS[edit]
@@ -187,7 +193,8 @@ class Stop(Context):
 
 
 @pytest.mark.parametrize(("model", "edit"), [
-    ("demo", "merge, refitted"), ("demo", "narrow"), ("hunyuan", "merge"), ("demo", "abliterate"),
+    pytest.param("demo", "merge, refitted", marks=SLOW), pytest.param("demo", "narrow", marks=SLOW),
+    ("hunyuan", "merge"), pytest.param("demo", "abliterate", marks=SLOW),
 ])  # fmt: skip
 def test_a_cancel_leaves_model_and_disk_as_they_were(model, edit, opened, tmp_path) -> None:
     session, to = opened(model), SaveOptions(tmp_path / "new" / "m")
@@ -201,7 +208,7 @@ def test_a_cancel_leaves_model_and_disk_as_they_were(model, edit, opened, tmp_pa
         assert standing(session) == before
 
 
-@pytest.mark.parametrize("edit", ["merge", "prune, auto", "abliterate"])
+@pytest.mark.parametrize("edit", ["merge", pytest.param("prune, auto", marks=SLOW), "abliterate"])
 def test_a_full_disk_at_any_layer_leaves_all_as_it_was(edit, opened, tmp_path, monkeypatch) -> None:
     session, real = opened("demo"), mx.save_safetensors
     before, files_made = standing(session), {"merge": 6, "prune, auto": 12, "abliterate": 12}[edit]
@@ -294,8 +301,9 @@ def peak(session: Session, work) -> int:
 
 
 @pytest.mark.parametrize("edit", [
-    MergeOptions(DATA, n_prune=2, max_similarity_tokens=32), NarrowOptions(width=80),
-    PruneOptions(n_prune=2, metric="output_error", refit_experts=True),
+    MergeOptions(DATA, n_prune=2, max_similarity_tokens=32),
+    pytest.param(NarrowOptions(width=80), marks=SLOW),
+    pytest.param(PruneOptions(n_prune=2, metric="output_error", refit_experts=True), marks=SLOW),
 ])  # fmt: skip
 def test_the_peak_is_that_of_one_layer(edit, deep, tmp_path) -> None:
     resident = deep.editor.resident
