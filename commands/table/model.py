@@ -20,7 +20,7 @@ MODEL = Source("model", {"demo": "the small Qwen3-MoE model that comes with mlxf
 
 
 @command("load", group="model", danger=True, when=always)
-@click.argument("model", type=MODEL)
+@click.argument("model", type=MODEL, required=False)
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a Hub model.")
 @click.option(
     "--chat-template",
@@ -30,7 +30,7 @@ MODEL = Source("model", {"demo": "the small Qwen3-MoE model that comes with mlxf
 @residency_options
 @click.option("--drop", is_flag=True, help="Free the loaded model first, for when both do not fit.")
 def load(call: Call) -> Report:
-    """Make a model resident: a directory, a Hub id, or demo.
+    """Make a model resident: a directory, a Hub id, or demo; alone it lists what is on this machine.
 
     Statistics, staged plan, steering and history of the model before are dropped. If the
     new one cannot be loaded, the old one stays, unless --drop was given.
@@ -39,6 +39,8 @@ def load(call: Call) -> Report:
     read when they are wanted; with --resident none, every pass (collect, scans, evaluate, edits,
     save) reads it layer by layer. Results are the same. See the guide memory.
     """
+    if call["model"] is None:
+        return call.bench.models(call.ctx)
     report = call.bench.load(
         call["model"],
         call["revision"],

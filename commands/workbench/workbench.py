@@ -139,6 +139,7 @@ class Workbench:
         self._session = opened
         opened.steering_in_history = self.settings.undo_steering
         report = opened.info()
+        self._note_recent(found)
         self.loaded = Loaded(
             source,
             revision,
@@ -165,6 +166,24 @@ class Workbench:
             held = replace(held, scratch=self._scratch(held.scratch))
         profiles = self.identities.parent / "profiles" if self.identities is not None else None
         return held.added_to(LoadOptions(revision, template, self.identities, profiles=profiles))
+
+    @property
+    def _recent(self) -> Path | None:
+        """The list of models that were loaded of late."""
+        return None if self.identities is None else self.identities.parent / "recent.json"
+
+    def _note_recent(self, source: str | Path) -> None:
+        from mlxfun.memory.plan.local import note_recent  # it imports MLX
+
+        if self._recent is not None and source != "demo":
+            known = source if isinstance(source, str) else str(source.absolute())
+            note_recent(self._recent, known)
+
+    def models(self, ctx: Context) -> Report:
+        """What can be loaded without a download."""
+        from mlxfun.memory.plan.local import local_models, read_recent  # it imports MLX
+
+        return local_models(read_recent(self._recent) if self._recent is not None else (), ctx)
 
     def _scratch(self, named: Path | None) -> Path | None:
         """The scratch directory that was named, or one in the cache."""

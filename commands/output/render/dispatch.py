@@ -34,7 +34,7 @@ from mlxfun.distributed.reports import WorkersReport
 from mlxfun.editing.reports import HistoryReport, PlanReport, WrittenReport
 from mlxfun.evaluation.reports import CompareReport, EvaluateReport, RefusalReport
 from mlxfun.generation.reports import ABReport, ChatReport
-from mlxfun.memory.plan.report import FitReport
+from mlxfun.memory.plan.report import FitReport, ModelsReport
 from mlxfun.memory.reports import ResidencyReport, SweepReport
 from mlxfun.report import Report
 from mlxfun.scans.reports import DossierReport, ScanReport
@@ -67,6 +67,7 @@ RENDERERS: dict[type[Report], Callable[[Any], RenderableType]] = {
     SaveReport: model.save,
     WrittenReport: written,
     SmokeReport: model.smoke,
+    ModelsReport: model.models,
     WorkersReport: model.workers,
     StatsReport: calibration.stats,
     DiffReport: calibration.diff,

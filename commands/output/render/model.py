@@ -11,7 +11,7 @@ from commands.output.render.base import new_table, pairs, text, with_notes
 from mlxfun.checkpoint.reports import SaveReport
 from mlxfun.data.reports import DatasetReport
 from mlxfun.distributed.reports import WorkersReport
-from mlxfun.memory.plan.report import Fit, FitReport
+from mlxfun.memory.plan.report import Fit, FitReport, ModelsReport
 from mlxfun.memory.reports import ResidencyReport, SweepReport, skipping
 from mlxfun.session.reports import InfoReport, LayersReport, SmokeReport
 from mlxfun.text import counted, readable_bytes
@@ -170,6 +170,23 @@ def save(report: SaveReport) -> RenderableType:
 def smoke(report: SmokeReport) -> RenderableType:
     """The checks and the text that was generated."""
     return Group(text(report.summary()), pairs(report.checks.items()), text(report.text))
+
+
+FITS = {
+    "whole": "fits whole",
+    "partly": "with some experts (--resident auto)",
+    "streamed": "layer by layer (--resident none)",
+    "no": "does not fit",
+}
+
+
+def models(report: ModelsReport) -> RenderableType:
+    """The models on this machine, one a line."""
+    table = new_table("model", "known from", "in memory", "", numbers=("in memory",))
+    for row in report.models:
+        fits = row.problem or ("" if row.fit is None else FITS[row.fit])
+        table.add_row(row.source, row.origin, readable_bytes(row.bytes) if row.bytes else "", fits)
+    return Group(text(report.summary()), table)
 
 
 def workers(report: WorkersReport) -> RenderableType:

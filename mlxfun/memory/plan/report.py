@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from mlxfun.report import Report
-from mlxfun.text import readable_bytes
+from mlxfun.text import counted, readable_bytes
 
 Fit = Literal["whole", "partly", "streamed", "no"]
 """How a model fits: in memory; with some experts there; layer by layer; not at all."""
@@ -75,3 +75,36 @@ class FitReport(Report):
     @property
     def _least(self) -> str:
         return f"one layer at a time takes {readable_bytes(self.streamed)}"
+
+
+Origin = Literal["included", "recent", "Hub cache"]
+"""Where a model on this machine is known from."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalModel:
+    """A model that can be loaded without a download. source: what `load` takes. bytes: it would
+    take in memory. fit: None where that is not known; problem: why it cannot be looked at."""
+
+    source: str
+    origin: Origin
+    bytes: int
+    fit: Fit | None
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelsReport(Report):
+    """The models on this machine. memory: bytes that one may take, None for unknown."""
+
+    kind: ClassVar[str] = "models"
+    models: tuple[LocalModel, ...]
+    memory: int | None
+
+    def summary(self) -> str:
+        whole = sum(model.fit == "whole" for model in self.models)
+        room = "" if self.memory is None else f" of {readable_bytes(self.memory)}"
+        return (
+            f"{counted(len(self.models), 'model', 'models')} on this machine, {whole} of them fit "
+            f"whole into memory{room}; load NAME loads one"
+        )
