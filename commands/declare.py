@@ -48,6 +48,7 @@ STEADY = (
     "record",
     "expect",
     "workers",
+    "models",
 )
 """Commands of other groups that change neither weights nor steering."""
 

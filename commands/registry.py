@@ -46,6 +46,7 @@ FAMILIES = {
     "stats": "stats show",
     "plan": "plan show",
     "profile": "profile save",
+    "load": "models",
     "vector": "vector list",
 }
 
@@ -169,7 +170,7 @@ def parse(line: str) -> Parsed:
 def _parse(tokens: list[str]) -> Parsed:
     if not tokens:
         raise UsageError("an empty line is no command: type help for a list")
-    # A word that is a command and a family (plan) needs arguments as the former.
+    # Some commands mean another one without arguments: plan MODEL and plan, load MODEL and load.
     alone = len(tokens) == 1 and tokens[0] in COMMANDS and tokens[0] in FAMILIES
     found, rest = resolve(FAMILIES[tokens[0]].split() if alone else tokens)
     asking = rest[:1] if found.tail else rest  # in free text "--help" may be meant as it stands

@@ -20,7 +20,7 @@ MODEL = Source("model", {"demo": "the small Qwen3-MoE model that comes with mlxf
 
 
 @command("load", group="model", danger=True, when=always)
-@click.argument("model", type=MODEL, required=False)
+@click.argument("model", type=MODEL)
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a Hub model.")
 @click.option(
     "--chat-template",
@@ -30,7 +30,7 @@ MODEL = Source("model", {"demo": "the small Qwen3-MoE model that comes with mlxf
 @residency_options
 @click.option("--drop", is_flag=True, help="Free the loaded model first, for when both do not fit.")
 def load(call: Call) -> Report:
-    """Make a model resident: a directory, a Hub id, or demo; alone it lists what is on this machine.
+    """Make a model resident: a directory, a Hub id, or demo.
 
     Statistics, staged plan, steering and history of the model before are dropped. If the
     new one cannot be loaded, the old one stays, unless --drop was given.
@@ -39,8 +39,6 @@ def load(call: Call) -> Report:
     read when they are wanted; with --resident none, every pass (collect, scans, evaluate, edits,
     save) reads it layer by layer. Results are the same. See the guide memory.
     """
-    if call["model"] is None:
-        return call.bench.models(call.ctx)
     report = call.bench.load(
         call["model"],
         call["revision"],
@@ -53,6 +51,15 @@ def load(call: Call) -> Report:
     if resumable is not None:
         call.ctx.emit(resumable)
     return report
+
+
+@command("models", group="model", when=always, recorded=False)
+def models(call: Call) -> Report:
+    """List what load takes without a download: recent models and the Hub's cache, and what fits.
+
+    From the headers of their files alone. load without a model does the same.
+    """
+    return call.bench.models(call.ctx)
 
 
 @command("info", group="model", key="I")
@@ -257,6 +264,7 @@ def workers(call: Call) -> Report:
 
 COMMANDS = (
     load,
+    models,
     plan,
     info,
     layers,

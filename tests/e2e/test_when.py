@@ -94,7 +94,7 @@ LINES = {
 """For each command that a session is needed for, a line that is right if the state is."""
 
 SHELL = {
-    "load", "plan", "recover", "stats diff", "stats merge", "stats rank", "stats purge", "stats subtract", "prepare-dataset", "dataset",
+    "load", "models", "plan", "recover", "stats diff", "stats merge", "stats rank", "stats purge", "stats subtract", "prepare-dataset", "dataset",
     "recipe", "compress", "tokens", "vector use", "vector save", "set", "record", "replay", "resume", "expect", "help", "quit",
 }  # fmt: skip
 """Commands that no state of the session keeps from running; those of vectors go by their names."""

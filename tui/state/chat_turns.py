@@ -83,6 +83,16 @@ def quoted(text: str) -> str:
     return guard + shlex.quote(text)
 
 
+def loads(line: str) -> bool:
+    """Whether a command line loads a model; load alone lists them.
+
+    >>> loads("load demo --drop"), loads("load"), loads("")
+    (True, False, False)
+    """
+    first, *more = line.split(None, 1) or [""]
+    return first == "load" and bool(more)
+
+
 def asked_of(line: str) -> Asked | None:
     """Parse a chat or ab line; None for any other command."""
     words = split(line)
@@ -172,7 +182,7 @@ def finish(turns: Turns, event: JobEnded) -> Turns:
         asked = asked_of(event.line)
         cancelled = isinstance(event.report, ChatReport) and _cancelled(event.report)
         anew = asked is not None and asked.new and not cancelled
-        if event.line.split(None, 1)[:1] == ["load"] or anew:
+        if loads(event.line) or anew:
             turns = tuple(t if t.job == event.job else replace(t, kept=False) for t in turns)
     if turn is None:
         return turns

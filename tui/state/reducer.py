@@ -165,7 +165,7 @@ def _kept(state: AppState, event: JobEnded) -> AppState:
     elif report.kind == "record":
         recording = report.data()["path"] if report.data()["action"] == "recording to" else None
         state = replace(state, recording=recording or "")
-    elif event.line.split(None, 1)[:1] == ["load"]:
+    elif chat_turns.loads(event.line):
         state = replace(state, unkept=False)
     taken = event.line.split(None, 1)[:1]
     return replace(
