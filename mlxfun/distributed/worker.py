@@ -180,7 +180,7 @@ def described(session: Session, rank: int) -> dict[str, Any]:
     return {
         "rank": rank,
         "host": platform.node(),
-        "device": str(mx.default_device()),
+        "device": "GPU" if mx.default_device() == mx.Device(mx.gpu) else "CPU",
         "checkpoint": session.checkpoint_id,
         "state": session.editor.live_state,
         "versions": versions(),
