@@ -30,8 +30,11 @@ from mlxfun.tracing.axes import Axes, Positions, Span, mask_of
 
 InterventionKind = Literal[
     "zero_out", "scale", "add_vector", "replace_with", "clamp", "noise", "compose", "function",
-    "force_route", "drop_expert", "scale_expert", "clamp_feature",
+    "force_route", "drop_expert", "scale_expert", "steer_feature",
+    "clamp_feature",
 ]  # fmt: skip
+OF_FEATURES = ("steer_feature", "clamp_feature")
+"""Their first number says which feature; their array is of the autoencoder."""
 Function = Callable[[mx.array], mx.array]
 
 
@@ -58,7 +61,7 @@ class Intervention:
         words = [f"{number:g}" for number in self.numbers]
         if self.experts:
             words.insert(0, ",".join(map(str, self.experts)))
-        if self.array is not None:
+        if self.array is not None and self.kind not in OF_FEATURES:
             words.insert(0, f"array {list(self.array.shape)}")
         words += [part.described for part in self.parts]
         if self.positions is not None:
@@ -90,6 +93,8 @@ class Intervention:
                 return value * self.numbers[0]
             case "add_vector":
                 return value + self._fitting(value) * self.numbers[0]
+            case "steer_feature":
+                return value + self._fitting(value) * self.numbers[1]
             case "replace_with":
                 return mx.broadcast_to(self._fitting(value), value.shape)
             case "clamp":

@@ -169,3 +169,40 @@ class SaeTraining:
     bandwidth: float = 0.0
     skip: int = 1
     seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SaeTrainOptions:
+    """path: a directory for the autoencoder. at: the value's name; values: a file of activations
+    that holds it, in place of forwards. judged: samples over which the model goes on with what is
+    reconstructed."""
+
+    path: Path
+    at: str | None
+    training: SaeTraining = SaeTraining()
+    values: Path | None = None
+    resume: bool = False
+    judged: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class SaeFeaturesOptions:
+    """path: directory of an autoencoder. at: its value, where the files do not say. features: which
+    are shown; None for the `count` with the largest values. examples: of each."""
+
+    path: Path
+    at: str | None = None
+    features: tuple[int, ...] | None = None
+    count: int = 10
+    examples: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class SaeUseOptions:
+    """A feature: strength is added times its direction, or it is clamped to a level; one of both."""
+
+    path: Path
+    feature: int
+    strength: float | None = None
+    level: float | None = None
+    at: str | None = None

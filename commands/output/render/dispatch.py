@@ -12,6 +12,7 @@ from commands.output.guide_page import GuidePage
 from commands.output.render import (
     answers,
     calibration,
+    features,
     history,
     inside,
     measurements,
@@ -100,6 +101,8 @@ RENDERERS: dict[type[Report], Callable[[Any], RenderableType]] = {
     seen.ActivationsReport: inside.activations,
     seen.VectorsReport: inside.vectors,
     seen.ProbesReport: inside.probes,
+    seen.SaeReport: features.trained,
+    seen.SaeFeaturesReport: features.features,
 }
 
 

@@ -12,7 +12,7 @@ from mlxfun.arrays import Array
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import UsageError
 from mlxfun.tracing.activations import batches
-from mlxfun.tracing.interventions import Intervention, add_vector
+from mlxfun.tracing.interventions import Intervention
 from mlxfun.tracing.sae.autoencoder import Autoencoder
 from mlxfun.tracing.sae.sources import ModelSource
 
@@ -82,7 +82,8 @@ def steer_feature(
 ) -> Intervention:
     """Add `strength` times the feature's direction to the value: as if it were so much more active."""
     row = sae.W_dec[sae.require_feature(feature)]
-    return add_vector(row, strength, positions=positions)
+    numbers = float(feature), float(strength)
+    return Intervention("steer_feature", numbers, row, positions=positions)
 
 
 def clamp_feature(

@@ -25,6 +25,8 @@ from mlxfun.tracing.trace import run_once
 from mlxfun.tracing.tracer import Tracer
 from mlxfun.tracing.values import Saved, SavedExpert
 
+MADE_ON = ("state", "checkpoint", "steering")
+"""What a file of activations says of its origin."""
 PIECE = 256
 """Rows of a file that are read together."""
 
@@ -68,8 +70,8 @@ class ModelSource:
         batch_tokens: int = BATCH_TOKENS,
     ) -> None:
         self._model, self._most = model, batch_tokens
-        self._rows = [list(row) for row in rows if len(row) > skip]
-        if not self._rows:
+        self._rows = [list(row) for row in rows]
+        if not any(len(row) > skip for row in self._rows):
             raise UsageError(
                 f"no sample has more than the {skip} tokens that are left out at its beginning"
             )
@@ -84,11 +86,11 @@ class ModelSource:
     @property
     def sizes(self) -> list[int]:
         """Tokens of each sample, less those that are left out."""
-        return [len(row) - self.skip for row in self._rows]
+        return [max(0, len(row) - self.skip) for row in self._rows]
 
     @property
     def rows(self) -> list[list[int]]:
-        """Token ids of the samples that are long enough."""
+        """Token ids of the samples."""
         return self._rows
 
     def read(self, units: Sequence[int], ctx: Context = SILENT) -> Array:
@@ -142,14 +144,15 @@ class FileSource:
     """Values that `batch_get_activations` (`activations save`) has written, read piece by piece.
 
     at: which of the file's values, needed where it has several. skip: taken from a file that has
-    the positions of its rows. Raises DatasetError for a file without such values.
+    the positions of its rows. made_on: what the file says of its origin. Raises DatasetError for a file without such values.
     """
 
     def __init__(self, path: Path | str, at: str | None = None, skip: int = 1) -> None:
         self._path = Path(path)
         if not self._path.is_file():
             raise DatasetError(f"{path} is no file; name one that activations save has written")
-        tensors = read_header(self._path).tensors
+        header = read_header(self._path)
+        tensors = header.tensors
         names = [name for name in tensors if name != "rows"]
         if at is None and len(names) != 1:
             raise UsageError(f"{path} has several values; name one: {', '.join(names[:8])}")
@@ -157,6 +160,8 @@ class FileSource:
         if self.at not in names:
             raise UsageError(f"{path} has no {self.at}; it has {', '.join(names[:8])}")
         self._info = tensors[self.at]
+        said = {k: v for k, v in header.metadata.items() if k in ("model_type", *MADE_ON)}
+        self.made_on = {**said, "values": self._path.name}
         if self._info.dtype not in ("F32", "BF16", "F16") or len(self._info.shape) < 2:
             raise DatasetError(
                 f"{path}: {self.at} is {self._info.dtype} {list(self._info.shape)}, and no vector "

@@ -28,9 +28,11 @@ from mlxfun.errors import Cancelled, UsageError
 from mlxfun.tracing.options import SAE_KINDS, SaeTraining
 from mlxfun.tracing.sae.autoencoder import Autoencoder
 from mlxfun.tracing.sae.checkpoints import Progress, load_progress, require_same, save_progress
+from mlxfun.tracing.sae.files import CONFIG, WEIGHTS, save_sae
 from mlxfun.tracing.sae.losses import Loss, Params
 from mlxfun.tracing.sae.sources import Source
 
+CHECKPOINT = "training.safetensors"
 BUFFER_BYTES = 256 << 20
 MEDIAN_ROWS = 4096
 WARM_UP, FALL = 100, 0.2
@@ -87,38 +89,52 @@ def split(source: Source, options: SaeTraining) -> tuple[list[int], list[int]]:
 def train_sae(
     source: Source,
     options: SaeTraining = SaeTraining(),  # noqa: B008 - frozen
-    checkpoint: Path | None = None,
+    directory: Path | None = None,
     resume: bool = False,
     about: Mapping[str, str] | None = None,
     ctx: Context = SILENT,
 ) -> Trained:
     """Train on all but the held-out units of a source.
 
-    checkpoint: a safetensors file that holds the state of training, written now and then, when it
-    is cancelled, and at the end. resume: go on from it; what comes out is bit for bit what an
-    uninterrupted run gives. about: provenance, which has to be the same when it is resumed.
+    directory: gets the autoencoder (see mlxfun.tracing.sae.files) and training.safetensors, the
+    state of training, at the end and when it is cancelled; the latter now and then as well. resume:
+    go on from there; what comes out is bit for bit what an uninterrupted run gives. about:
+    provenance, which has to be the same when it is resumed.
 
-    Raises UsageError for impossible options or a checkpoint of other ones, DatasetError where the
-    source has no values, Cancelled, its checkpoint written.
+    Raises UsageError for impossible options, those of another run, a directory with an autoencoder
+    that is not resumed, or a source without values; Cancelled, the directory written.
     """
     trainer = Trainer(source, resolved(options, source), about or {})
+    checkpoint = None if directory is None else directory / CHECKPOINT
     if resume:
         if checkpoint is None:
-            raise UsageError("resume needs the checkpoint of the run that is to go on")
+            raise UsageError("resume needs the directory of the run that is to go on")
         trainer.take_up(load_progress(checkpoint), checkpoint)
+    elif directory is not None:
+        require_free(directory)
     try:
         trainer.run(checkpoint, ctx)
     except Cancelled:
-        if checkpoint is None or not trainer.begun:
+        if directory is None or not trainer.begun:
             raise
-        trainer.save(checkpoint)
+        trainer.write(directory)
         raise Cancelled(
-            f"cancelled after {trainer.at.tokens:,} tokens; what was trained is in {checkpoint}, "
+            f"cancelled after {trainer.at.tokens:,} tokens; what was trained is in {directory}, "
             "and --resume goes on from there"
         ) from None
-    if checkpoint is not None:
-        trainer.save(checkpoint)
+    if directory is not None:
+        trainer.write(directory)
     return trainer.result()
+
+
+def require_free(directory: Path) -> None:
+    """Raise UsageError for a directory that holds an autoencoder: nobody's hours are written over."""
+    for name in (CHECKPOINT, CONFIG, WEIGHTS):
+        if (directory / name).exists():
+            raise UsageError(
+                f"{directory} already holds an autoencoder ({name}): --resume goes on with it, or "
+                "name another directory"
+            )
 
 
 @dataclass(slots=True)
@@ -152,6 +168,11 @@ class Trainer:
         """Write the state to a checkpoint."""
         self.at.adam = self._adam.state
         save_progress(self.at, self.options, self.source.at, self.about, path)
+
+    def write(self, directory: Path) -> None:
+        """The state and the autoencoder as it is now."""
+        self.save(directory / CHECKPOINT)
+        save_sae(self.result().autoencoder, directory)
 
     # -- running ----------------------------------------------------------------------------------
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from tracing_rigs import tiny
+from tracing_rigs import bits, tiny
 
+from mlxfun import Session
 from mlxfun.errors import DatasetError, ModelError, UsageError
 from mlxfun.tracing.interventions import add_vector
+from mlxfun.tracing.options import SaeUseOptions
 from mlxfun.tracing.sae.autoencoder import Autoencoder
 from mlxfun.tracing.sae.features import clamp_feature, feature_activity, steer_feature
 from mlxfun.tracing.sae.files import hook_name, load_sae, our_name, require_fitting_sae, save_sae
@@ -196,3 +199,28 @@ def test_steering_adds_the_features_direction_in_the_models_dtype() -> None:
     assert all(one.dtype == mx.bfloat16 for one in outputs)
     assert np.array_equal(outputs[0].numpy(), outputs[1].numpy())
     assert not np.array_equal(outputs[0].numpy(), outputs[2].numpy())
+
+
+def test_features_stand_in_a_session_and_are_told_apart(tmp_path) -> None:
+    with closing(Session.open("demo")) as session:
+        wide = {"W_enc": (128, 16), "b_enc": (16,), "W_dec": (16, 128), "b_dec": (128,)}
+        rng = np.random.default_rng(0)
+        arrays = {n: mx.array(rng.standard_normal(s).astype(np.float32)) for n, s in wide.items()}
+        save_sae(Autoencoder(**arrays, at="layers.2.residual", k=4), tmp_path / "a")
+        tokens = mx.array([session.tokenizer.encode("def area(circle):")])
+        plain = bits(session.model(tokens))
+        seen = {plain}
+        for more in ({"strength": 4.0}, {"level": 4.0}, {"level": 5.0}):
+            options = SaeUseOptions(tmp_path / "a", 3, **more)
+            name, change = session.sae_change(options)
+            report = session.intervene(name, change, "a")
+            assert report.interventions[0].words in (
+                "steer_feature(3, 4)", "clamp_feature(3, 4)", "clamp_feature(3, 5)",
+            )  # fmt: skip
+            seen.add(bits(session.model(tokens)))
+        assert len(seen) == 4
+        session.undo()
+        session.clear_interventions()
+        assert bits(session.model(tokens)) == plain
+        with pytest.raises(UsageError, match="one of both"):
+            session.sae_change(SaeUseOptions(tmp_path / "a", 3))

@@ -138,10 +138,14 @@ def test_a_run_that_was_cancelled_goes_on_to_the_same_bits(tmp_path, kind: str, 
     options = replace(SMALL, kind=kind, batch=8, passes=3, dead_after=30)
     source = ModelSource(model, ROWS, "layers.1.residual")
     whole = train_sae(source, options)
-    path = tmp_path / "training.safetensors"
+    path = tmp_path / "sae"
     with pytest.raises(Cancelled, match="--resume"):
         train_sae(source, options, path, about={"state": "a"}, ctx=Stops(stop))
+    assert load_sae(path).features == 48  # what there was is kept, and can be used
+    with pytest.raises(UsageError, match="already holds an autoencoder"):
+        train_sae(source, options, path)
     resumed = train_sae(source, options, path, resume=True, about={"state": "a"})
+    assert np.array_equal(np.array(load_sae(path).W_enc), np.array(resumed.autoencoder.W_enc))
     for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold"):
         one, other = (getattr(r.autoencoder, name) for r in (whole, resumed))
         assert (one is None and other is None) or np.array_equal(np.array(one), np.array(other))
@@ -161,6 +165,7 @@ def test_it_is_trained_on_what_activations_save_has_written(tmp_path) -> None:
     source = FileSource(path, "layers.1.residual")
     held = get_activations(model, ROWS, [1], None)
     assert held.rows is not None
+    assert source.made_on == {"model_type": "llama", "values": "some.safetensors"}
     expected = np.array(held[1].astype(mx.float32))[held.rows[:, 1] > 0]
     assert np.array_equal(source.read(range(len(source.sizes))), expected)
     live = ModelSource(model, ROWS, "layers.1.residual")
@@ -259,4 +264,4 @@ def test_what_cannot_be_trained_is_refused(tmp_path) -> None:
     with pytest.raises(UsageError, match="smaller rate"):
         train_sae(source, SaeTraining(k=4, features=48, batch=4, rate=1e30, passes=4))
     with pytest.raises(DatasetError, match="nothing to go on from"):
-        train_sae(source, SMALL, tmp_path / "none.safetensors", resume=True)
+        train_sae(source, SMALL, tmp_path / "none", resume=True)
