@@ -210,12 +210,12 @@ def test_features_stand_in_a_session_and_are_told_apart(tmp_path) -> None:
         tokens = mx.array([session.tokenizer.encode("def area(circle):")])
         plain = bits(session.model(tokens))
         seen = {plain}
-        for more in ({"strength": 4.0}, {"level": 4.0}, {"level": 5.0}):
+        for more in ({"strength": 3.0}, {"level": 4.0}, {"level": 5.0}):
             options = SaeUseOptions(tmp_path / "a", 3, **more)
             name, change = session.sae_change(options)
             report = session.intervene(name, change, "a")
             assert report.interventions[0].words in (
-                "steer_feature(3, 4)", "clamp_feature(3, 4)", "clamp_feature(3, 5)",
+                "steer_feature(3, 3)", "clamp_feature(3, 4)", "clamp_feature(3, 5)",
             )  # fmt: skip
             seen.add(bits(session.model(tokens)))
         assert len(seen) == 4
