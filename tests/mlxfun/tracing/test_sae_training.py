@@ -7,11 +7,13 @@ from dataclasses import replace
 import mlx.core as mx
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from tracing_rigs import tiny
 
 from mlxfun.context import Context
 from mlxfun.errors import Cancelled, DatasetError, UsageError
 from mlxfun.tracing.activations import batch_get_activations, get_activations
+from mlxfun.tracing.interventions import zero_out
 from mlxfun.tracing.options import SaeTraining
 from mlxfun.tracing.sae.autoencoder import Autoencoder, topk
 from mlxfun.tracing.sae.files import load_sae, save_sae
@@ -233,16 +235,48 @@ def test_a_spliced_value_keeps_the_dtype_and_a_perfect_one_loses_nothing(
         assert found.recovered in (None, 1)
 
 
-def test_cross_entropy_is_that_of_the_samples_own_tokens() -> None:
-    model = tiny("llama")
-    sae = perfect(32, "layers.0.residual")
-    found = splice(model, sae, [ROWS[0]])
-    z = np.array(model.parts.model(mx.array([ROWS[0]])))[0].astype(np.float64)
-    log_p = z - np.log(np.exp(z).sum(-1, keepdims=True))
-    said = [-log_p[at, token] for at, token in enumerate(ROWS[0][1:])]
+@pytest.mark.parametrize("skip", [0, 2])
+def test_cross_entropy_is_that_of_the_samples_own_tokens_behind_those_left_out(skip: int) -> None:
+    model, row = tiny("llama"), ROWS[0]
+    sae = replace(perfect(32, "layers.0.residual"), skip=skip)
+    found = splice(model, sae, [row])
     assert found is not None
-    assert found.plain == pytest.approx(np.mean(said), rel=1e-5)
-    assert found.tokens == 5
+    with model.trace(row) as t:
+        plain = model.output.save()
+    with model.trace(row) as t:
+        t.edit(sae.at, zero_out(positions=list(range(skip, len(row)))))
+        zeros = model.output.save()
+    for output, said in ((plain, found.plain), (zeros, found.zeros)):
+        z = output.numpy()[0].astype(np.float64)
+        log_p = z - np.log(np.exp(z).sum(-1, keepdims=True))
+        own = [-log_p[at, token] for at, token in enumerate(row[1:])][skip:]
+        assert said == pytest.approx(np.mean(own), rel=1e-5)
+    assert found.tokens == 5 - skip
+
+
+@pytest.mark.parametrize("kind", ["topk", "jumprelu"])
+def test_the_scale_of_the_values_is_undone_exactly(kind: str) -> None:
+    """Values four times as large, which float32 has exactly, make the same run."""
+    one, four = Planted(2000), Planted(2000)
+    four.values = four.values * 4
+    options = SaeTraining(kind=kind, features=64, k=3, batch=64)
+    small, large = (train_sae(source, options).autoencoder for source in (one, four))
+    for name, factor in {"W_enc": 1, "W_dec": 1, "b_enc": 4, "b_dec": 4, "threshold": 4}.items():
+        ours, theirs = getattr(small, name), getattr(large, name)
+        assert (ours is None and theirs is None) or np.array_equal(
+            np.array(ours) * factor, np.array(theirs)
+        )
+    x = mx.array(one.values[:50])
+    assert np.array_equal(np.array(small.encode(x)) * 4, np.array(large.encode(x * 4)))
+
+
+def test_adam_does_not_see_what_only_lengthens_a_direction(tmp_path) -> None:
+    options = SaeTraining(features=64, k=3, batch=2000, rate=1e-12)
+    train_sae(Planted(2000), options, tmp_path / "sae")
+    state = load_file(tmp_path / "sae" / "training.safetensors")
+    moment, rows = state["adam.W_dec.m"], state["params.W_dec"]
+    assert np.linalg.norm(moment) > 1e-3
+    assert np.abs((moment * rows).sum(1)).max() < 1e-5 * np.linalg.norm(moment, axis=1).max()
 
 
 def test_the_geometric_median_is_not_moved_by_one_far_point() -> None:
