@@ -45,6 +45,7 @@ from mlxfun.steering.reports import SteerReport
 from mlxfun.techniques.ablate.reports import AblationReport
 from mlxfun.techniques.narrow.reports import NarrowReport
 from mlxfun.techniques.router_bias.reports import BoostReport
+from mlxfun.techniques.vector_bias.reports import VectorReport
 from mlxfun.tracing import reports as seen
 
 
@@ -81,6 +82,7 @@ RENDERERS: dict[type[Report], Callable[[Any], RenderableType]] = {
     PlanReport: plans.plan,
     BoostReport: plans.boost,
     NarrowReport: plans.narrow,
+    VectorReport: plans.vectors,
     AblationReport: plans.ablation,
     EvaluateReport: measurements.evaluate,
     CompareReport: measurements.compare,
