@@ -194,9 +194,7 @@ class Session(Studying):
         Steered experts go into routers, vectors that are added to values into biases.
         """
         self._own()
-        staged = self.editor.staged
-        baked = None if staged is None else staged.steering  # the candidate's side runs without
-        vectors = bool((baked or self.editor.steering).interventions)
+        vectors = bool(self.editor.steering_of("base").interventions)
         return self._stage(BakeVectors() if vectors else Bake(), options, ctx)
 
     def steer(self, options: SteerOptions | SteerReport) -> SteerReport:

@@ -187,14 +187,14 @@ class _Baker:
                     and output.component == component
                     and not output.rows
                 ):
-                    # Behind a norm only the norm's own bias is added as it is.
-                    yield output.norms[-1] if output.norms else output.path
+                    yield output.path  # whether it comes there unchanged is tried out
 
     def _why(self, point: Point, tried: list[str]) -> str:
         if tried:
             return (
                 f"{', '.join(f'{path}.bias' for path in tried)} does not come to {point.name} "
-                "unchanged (it is scaled, gated or normalised on the way, or other parts see it too)"
+                "unchanged (it is scaled, gated or normalised on the way, other parts see it too, or it "
+                "is too small to be told from rounding)"
             )
         writers = list(dict.fromkeys(self._writers(point)))
         named = f" ({', '.join(writers)})" if writers else ""

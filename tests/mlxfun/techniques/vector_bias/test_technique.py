@@ -136,6 +136,14 @@ def test_the_recipe_names_the_file_of_the_vector(tmp_path) -> None:
     session.close()
 
 
+def test_a_vector_below_the_precision_of_the_bias_is_refused(tmp_path) -> None:
+    session = Session.open(checkpoint(tmp_path, "gpt2", mx.bfloat16))
+    session.intervene("layers.1.residual", add_vector(vector(), 1e-6))
+    with pytest.raises(PlanError, match="too small to be told from rounding"):
+        session.bake(BakeOptions())
+    session.close()
+
+
 def test_steered_experts_and_vectors_are_baked_one_at_a_time() -> None:
     session = Session.open("demo")
     session.intervene("layers.1.residual", add_vector(vector(128)))
