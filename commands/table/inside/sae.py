@@ -139,7 +139,7 @@ def features(call: Call) -> Report:
         return call.session.sae_features(options, data, call.ctx)
 
 
-@command("sae use", group="edit", between=True)
+@command("sae use", group="edit")
 @click.argument("path", type=FilePath())
 @click.option("--feature", type=click.IntRange(min=0), required=True, metavar="N", help="Which.")
 @click.option(

@@ -50,9 +50,9 @@ def feature_activity(
         x, where = source.read_placed(some, ctx)
         for first in range(0, len(x), sae.rows_at_once()):
             cut = slice(first, first + sae.rows_at_once())
-            active = np.array(sae.encode(mx.array(x[cut])))
-            count += (active > 0).sum(0)
-            total += active.sum(0, dtype=np.float64)
+            active = sae.encode(mx.array(x[cut]))
+            count += np.array((active > 0).sum(0))
+            total += np.array(active.sum(0))
             values, places = _merged(values, places, active, where[cut])
         tokens, done = tokens + len(x), done + len(some)
         ctx.progress("features", done, len(source.rows), "samples")
@@ -62,14 +62,14 @@ def feature_activity(
     return Activity(count / tokens, mean, values, places, source.rows, tokens)
 
 
-def _merged(values: Array, places: Array, active: Array, where: Array) -> tuple[Array, Array]:
-    """The largest of those so far [F, n] and of new ones [N, F]; equal ones in order of coming."""
-    most = values.shape[1]
-    best = np.argsort(-active, axis=0, kind="stable")[:most].T
-    new = np.take_along_axis(active.T, best, axis=1)
-    both = np.concatenate([values, new], axis=1)
+def _merged(values: Array, places: Array, active: mx.array, where: Array) -> tuple[Array, Array]:
+    """The largest of those so far [F, n] and of new ones [N, F], falling."""
+    most = min(values.shape[1], len(active))
+    chosen = mx.argpartition(-active, most - 1, axis=0)[:most]
+    best = np.array(chosen).T
+    both = np.concatenate([values, np.array(mx.take_along_axis(active, chosen, axis=0)).T], axis=1)
     at = np.concatenate([places, where[best].astype(np.int32)], axis=1)
-    order = np.argsort(-both, axis=1, kind="stable")[:, :most]
+    order = np.argsort(-both, axis=1, kind="stable")[:, : values.shape[1]]
     return np.take_along_axis(both, order, axis=1), np.take_along_axis(at, order[..., None], axis=1)
 
 
