@@ -95,7 +95,9 @@ def selectable(view: SessionView) -> str | None:
 
 
 def steered(view: SessionView) -> str | None:
-    """Needs steering in force."""
+    """Needs steering in force, of experts or of values."""
+    if view.steering is not None and view.steering.interventions:
+        return None
     return with_experts(view) or (
         None if steering_in_force(view) else "no experts are steered: run steer first"
     )

@@ -30,14 +30,14 @@ from commands.table import (
     shell,
 )
 from commands.table.inside import data as inside_data
-from commands.table.inside import look, vectors
+from commands.table.inside import look, sae, vectors
 from mlxfun.errors import UsageError
 from mlxfun.session.reports import SessionView
 from mlxfun.text import brief, cut, shown
 
 MODULES = (
     *(model, calibrate, scan, edit, narrow, select, ablate, amplify),
-    *(look, inside_data, vectors, measure, chat, history, recipes, export, shell),
+    *(look, inside_data, sae, vectors, measure, chat, history, recipes, export, shell),
 )
 
 COMMANDS: dict[str, Command] = {c.name: c for module in MODULES for c in module.COMMANDS}
@@ -77,6 +77,7 @@ SYNONYMS = {
     "activations save": "residuals",
     "intervene": "intervention clamp",
     "vector make": "contrast",
+    "sae train": "autoencoder dictionary sparse",
     "probe-train": "classifier linear",
     "prune": "pruning remove shrink reap",
     "merge": "ream average",

@@ -63,11 +63,11 @@ _ALL = (
     ),
     Guide(
         "inside",
-        "What a forward computes, by name: lenses, patching, vectors",
+        "What a forward computes, by name: lenses, patching, features",
         (
             *("trace", "difference", "lens", "attention", "patch", "attribute", "activations save"),
             *("tune-lens", "probe-train", "intervene", "vector make", "vector use", "vector list"),
-            "vector save",
+            *("vector save", "sae train", "sae features", "sae use"),
         ),
     ),
     Guide("steering", "Forcing experts on or off, or biasing them, at run time", ("steer",)),

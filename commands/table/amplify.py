@@ -78,10 +78,12 @@ def amplify(call: Call) -> Report:
 @command("bake", group="edit", when=steered)
 @text_options
 def bake(call: Call) -> Report:
-    """Stage what the steering does as a permanent edit of the routers; applying it ends the steering.
+    """Stage what the steering does as a permanent edit; applying it ends the steering.
 
-    A router with a selection bias holds any steering exactly. Others hold what is constant: the
-    additive rule, and deactivation; the report says how well.
+    Steered experts go into the routers. A router with a selection bias holds any steering exactly.
+    Others hold what is constant: the additive rule, and deactivation; the report says how well.
+    Steering vectors and features that are added go into biases, where what writes the value has one
+    that reaches it unchanged: that is tried out, and what would not be exact is refused.
     """
     with _text(call) as data:
         return call.session.bake(BakeOptions(data), call.ctx)

@@ -58,6 +58,7 @@ from mlxfun.techniques.prune.technique import Prune
 from mlxfun.techniques.router_bias.options import AmplifyOptions, BakeOptions
 from mlxfun.techniques.router_bias.technique import Amplify, Bake
 from mlxfun.techniques.technique import Technique, stage
+from mlxfun.techniques.vector_bias.technique import BakeVectors
 from mlxfun.tracing.interventions import intervention
 from mlxfun.tracing.standing import Placed, require_standing
 
@@ -188,8 +189,13 @@ class Session(Studying):
         return self._stage(Amplify(), options, ctx)
 
     def bake(self, options: BakeOptions, ctx: Context = SILENT) -> PlanReport:
-        """Stage the steering in force as a permanent edit; applying it clears the steering."""
-        return self._stage(Bake(), options, ctx)
+        """Stage the steering in force as a permanent edit; applying it clears the steering.
+
+        Steered experts go into routers, vectors that are added to values into biases.
+        """
+        self._own()
+        vectors = bool(self.editor.steering_of("base").interventions)
+        return self._stage(BakeVectors() if vectors else Bake(), options, ctx)
 
     def steer(self, options: SteerOptions | SteerReport) -> SteerReport:
         """Add to, or clear, the steering; the next token follows it. A report puts back its own.

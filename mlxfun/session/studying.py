@@ -1,4 +1,4 @@
-"""Studying the live side of a session on data sets: activations, probes, tuned lens, vectors."""
+"""Studying the live side of a session on data sets: activations, probes, tuned lens, features, vectors."""
 
 from __future__ import annotations
 
@@ -23,9 +23,13 @@ from mlxfun.tracing.lenses.tuned import Tuning, save_lens, tune_lens
 from mlxfun.tracing.options import (
     ActivationOptions,
     ProbeTrainOptions,
+    SaeFeaturesOptions,
+    SaeTrainOptions,
+    SaeUseOptions,
     TuneLensOptions,
     VectorOptions,
 )
+from mlxfun.tracing.sae.study import feature_change, look_through, train_and_judge
 from mlxfun.tracing.vectors.vectors import (
     SteeringVectors,
     load_vectors,
@@ -106,6 +110,33 @@ class Studying(Looking):
         save_lens(replace(made, about=about), options.path)
         rows = tuple((n, made.before[n], made.after[n]) for n in made.before)
         return reports.TunedLensReport(str(options.path), rows)
+
+    # -- sparse autoencoders ----------------------------------------------------------------------
+
+    def train_sae(
+        self, options: SaeTrainOptions, data: DatasetOptions | None, ctx: Context = SILENT
+    ) -> reports.SaeReport:
+        """Train a sparse autoencoder of one value of the live side, and judge it.
+
+        data: what it is trained on; with a file of activations (options.values) what it is judged
+        on, and then None leaves that out.
+        """
+        self._own()
+        rows = None if data is None else self._samples(data, False, ctx)
+        said = self._made_on() | ({} if data is None else {"data": " ".join(data.words)})
+        return train_and_judge(self.tracer, rows, options, said, ctx)
+
+    def sae_features(
+        self, options: SaeFeaturesOptions, data: DatasetOptions, ctx: Context = SILENT
+    ) -> reports.SaeFeaturesReport:
+        """Where the features of an autoencoder are active over a data set."""
+        self._own()
+        return look_through(self.tracer, self._samples(data, False, ctx), options, ctx)
+
+    def sae_change(self, options: SaeUseOptions) -> tuple[str, Any]:
+        """(name, intervention) that steers by a feature of an autoencoder, for `intervene`."""
+        self._own()
+        return feature_change(self.tracer, options)
 
     # -- steering vectors -------------------------------------------------------------------------
 

@@ -22,6 +22,12 @@ _HOMES = {
     "patching.attribution": ("attribution_patching",),
     "patching.path": ("path_patching",),
     "patching.study": ("Patching",),
+    "sae.autoencoder": ("Autoencoder",),
+    "sae.features": ("clamp_feature", "feature_activity", "steer_feature"),
+    "sae.files": ("load_sae", "save_sae"),
+    "sae.judging": ("splice",),
+    "sae.sources": ("FileSource", "ModelSource"),
+    "sae.training": ("train_sae",),
     "vectors.vectors": ("load_vectors", "make_vectors", "save_vectors"),
 }  # fmt: skip
 _LAZY = {name: home for home, names in _HOMES.items() for name in names}

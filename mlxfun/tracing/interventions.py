@@ -10,6 +10,7 @@
     force_route([3, 7])        experts that the router must choose (at layers.i.router)
     drop_expert(7)             takes away what an expert adds (at layers.i.experts)
     scale_expert(7, 2.0)       times a factor, what an expert adds (at layers.i.experts)
+    steer_feature, clamp_feature of an autoencoder: see mlxfun.tracing.sae.features
 
 Each takes `positions` and, in attention, `heads`; a number, an array or a function of one array
 stands for an intervention as well. The value keeps its dtype, whatever it is changed with.
@@ -29,8 +30,11 @@ from mlxfun.tracing.axes import Axes, Positions, Span, mask_of
 
 InterventionKind = Literal[
     "zero_out", "scale", "add_vector", "replace_with", "clamp", "noise", "compose", "function",
-    "force_route", "drop_expert", "scale_expert",
+    "force_route", "drop_expert", "scale_expert", "steer_feature",
+    "clamp_feature",
 ]  # fmt: skip
+OF_FEATURES = ("steer_feature", "clamp_feature")
+"""Their first number says which feature; their array is of the autoencoder."""
 Function = Callable[[mx.array], mx.array]
 
 
@@ -57,7 +61,7 @@ class Intervention:
         words = [f"{number:g}" for number in self.numbers]
         if self.experts:
             words.insert(0, ",".join(map(str, self.experts)))
-        if self.array is not None:
+        if self.array is not None and self.kind not in OF_FEATURES:
             words.insert(0, f"array {list(self.array.shape)}")
         words += [part.described for part in self.parts]
         if self.positions is not None:
@@ -89,6 +93,8 @@ class Intervention:
                 return value * self.numbers[0]
             case "add_vector":
                 return value + self._fitting(value) * self.numbers[0]
+            case "steer_feature":
+                return value + self._fitting(value) * self.numbers[1]
             case "replace_with":
                 return mx.broadcast_to(self._fitting(value), value.shape)
             case "clamp":
@@ -97,7 +103,7 @@ class Intervention:
                 # Other noise at each step of a generation, the same in the same forward again.
                 key = mx.random.key(int(self.numbers[1]) + span.offset)
                 return value + mx.random.normal(value.shape, value.dtype, 0, self.numbers[0], key)
-            case "function":
+            case "function" | "clamp_feature":
                 assert self.function is not None
                 return _array(self.function(value), value.dtype)
             case "force_route" | "compose":

@@ -16,6 +16,8 @@ HeadKind = Literal["previous token", "first token", "induction"]
 HEAD_KINDS: tuple[HeadKind, ...] = get_args(HeadKind)
 VectorMethod = Literal["mean", "pca"]
 VECTOR_METHODS: tuple[VectorMethod, ...] = get_args(VectorMethod)
+SaeKind = Literal["topk", "jumprelu"]
+SAE_KINDS: tuple[SaeKind, ...] = get_args(SaeKind)
 EXPORTS = (".svg", ".json", ".md", ".csv")
 """What a result can be written as, by the file's suffix."""
 
@@ -136,3 +138,71 @@ class ProbeTrainOptions:
     held_out: float = 0.25
     seed: int = 0
     prompts: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SaeTraining:
+    """How a sparse autoencoder is trained. See mlxfun.tracing.sae.training for the formulas.
+
+    kind: topk or jumprelu. features: how many; 0 for 8 times the value's width. k: active features
+    of a token; of jumprelu the target for their mean. passes: over the samples. batch: tokens of a
+    step. rate: of Adam; 0 for 2e-4 * sqrt(16384 / features), at most 3e-3, after Gao et al. 2024.
+    buffer: the most values (tokens) that are mixed with each other; 0 for what fits in 256 MiB, at
+    most 65536. held_out: share of the samples that judge. dead_after: tokens without activity after
+    which a feature counts as dead; 0 for a tenth of a pass, at most 1,000,000. auxiliary: weight of
+    the loss of dead features. sparsity: weight of jumprelu's penalty. bandwidth: of its estimator;
+    0 for 0.05 / sqrt(width). skip: first tokens of each sample that are left out (attention sinks,
+    whose values are far larger than others').
+    """
+
+    kind: SaeKind = "topk"
+    features: int = 0
+    k: int = 32
+    passes: int = 1
+    batch: int = 1024
+    rate: float = 0.0
+    buffer: int = 0
+    held_out: float = 0.05
+    dead_after: int = 0
+    auxiliary: float = 1 / 32
+    sparsity: float = 1.0
+    bandwidth: float = 0.0
+    skip: int = 1
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SaeTrainOptions:
+    """path: a directory for the autoencoder. at: the value's name; values: a file of activations
+    that holds it, in place of forwards. judged: samples over which the model goes on with what is
+    reconstructed."""
+
+    path: Path
+    at: str | None
+    training: SaeTraining = SaeTraining()
+    values: Path | None = None
+    resume: bool = False
+    judged: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class SaeFeaturesOptions:
+    """path: directory of an autoencoder. at: its value, where the files do not say. features: which
+    are shown; None for the `count` with the largest values. examples: of each."""
+
+    path: Path
+    at: str | None = None
+    features: tuple[int, ...] | None = None
+    count: int = 10
+    examples: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class SaeUseOptions:
+    """A feature: strength is added times its direction, or it is clamped to a level; one of both."""
+
+    path: Path
+    feature: int
+    strength: float | None = None
+    level: float | None = None
+    at: str | None = None

@@ -266,3 +266,87 @@ class ProbesReport(Report):
             f"{', '.join(self.classes)}: layer {layer} tells them apart best, {accuracy:.1%} right on "
             f"{self.held_out} held-out samples ({self.baseline:.1%} by naming the most frequent)"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class SaeReport(Report):
+    """A sparse autoencoder that was trained. width: D; features: F; tokens, steps: of training.
+
+    loss: (tokens, mean squared error over the values' mean square around b_dec) while it trained.
+    error: normalised, on `judged` held-out tokens; l0: active features a token; silent: share of
+    features without activity there; dead: of those without any lately in training. None where no
+    held-out sample has a value. plain, spliced, zeros: cross-entropy in nats of the model as it is,
+    with the reconstruction and with zeros in place of the value; None where it was not run.
+    """
+
+    kind: ClassVar[str] = "sae"
+    path: str
+    at: str
+    architecture: str
+    width: int
+    features: int
+    k: int
+    tokens: int
+    steps: int
+    loss: tuple[tuple[int, float], ...]
+    dead: float
+    error: float | None = None
+    l0: float | None = None
+    silent: float | None = None
+    judged: int = 0
+    plain: float | None = None
+    spliced: float | None = None
+    zeros: float | None = None
+    kl_spliced: float | None = None
+    kl_zeros: float | None = None
+    recovered: float | None = None
+
+    def summary(self) -> str:
+        text = f"{self.features:,} features of {self.at} from {self.tokens:,} tokens"
+        if self.error is not None:
+            text += f"; on held-out tokens error {self.error:.3f}, L0 {self.l0:.1f}"
+        if self.recovered is not None:
+            text += f", {self.recovered:.1%} of the loss recovered"
+        return f"{text}; {self.dead:.1%} dead"
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureExample:
+    """Where a feature is active. before, after: text around the token."""
+
+    value: float
+    sample: int
+    position: int
+    before: str
+    token: str
+    after: str
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureRow:
+    """One feature. density: share of tokens at which it is active; mean: its mean there."""
+
+    feature: int
+    density: float
+    mean: float
+    examples: tuple[FeatureExample, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SaeFeaturesReport(Report):
+    """Features of an autoencoder over a data set. silent: how many were never active."""
+
+    kind: ClassVar[str] = "sae features"
+    path: str
+    at: str
+    features: int
+    tokens: int
+    silent: int
+    l0: float
+    rows: tuple[FeatureRow, ...]
+
+    def summary(self) -> str:
+        return (
+            f"{self.features:,} features of {self.at} over {self.tokens:,} tokens: L0 {self.l0:.1f}, "
+            f"{self.silent:,} never active"
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from mlxfun.errors import StateError
@@ -77,6 +78,31 @@ class LookingStub(StubState):
     @as_in_session
     def train_probes(self, given: Given) -> reports.ProbesReport:
         return reports.ProbesReport(tuple(given.classes), ((0, 0.75, 0.5),), 0.5, 6, 2)
+
+    @as_in_session
+    def train_sae(self, given: Given) -> reports.SaeReport:
+        o, training = given.options, given.options.training
+        o.path.mkdir()
+        found = reports.SaeReport(
+            str(o.path), o.at or "layers.3.residual", training.kind, 4, 32, training.k, 96, 2,
+            ((48, 1.0), (96, 0.5)), 0.25, 0.125, 2.0, 0.5, 12,
+        )  # fmt: skip
+        effect = {"plain": 2.0, "spliced": 2.25, "zeros": 3.0, "kl_spliced": 0.25, "kl_zeros": 1.5}
+        return found if given.data is None else replace(found, **effect, recovered=0.75)
+
+    @as_in_session
+    def sae_features(self, given: Given) -> reports.SaeFeaturesReport:
+        example = reports.FeatureExample(3.5, 0, 1, "The", " cat", " sat")
+        rows = tuple(
+            reports.FeatureRow(n, 0.25, 1.5, (example,)) for n in given.options.features or (7,)
+        )
+        return reports.SaeFeaturesReport(str(given.options.path), "x", 32, 96, 4, 2.0, rows)
+
+    @as_in_session
+    def sae_change(self, given: Given) -> tuple[str, Any]:
+        o = given.options
+        said = f"add_vector({o.strength:g})" if o.level is None else f"clamp_feature({o.level:g})"
+        return "layers.3.residual", SimpleNamespace(described=f"{said} of {o.feature}")
 
     @as_in_session
     def make_vector(self, given: Given) -> reports.VectorsReport:

@@ -27,6 +27,7 @@ NAMES = {
     "plan", "residency", "residency sweep", "profile save", "profile load",
     "trace", "difference", "lens", "attention", "patch", "attribute", "activations save", "probe-train", "tune-lens",
     "intervene", "vector make", "vector use", "vector list", "vector save",
+    "sae train", "sae features", "sae use",
 }  # fmt: skip
 
 

@@ -87,6 +87,7 @@ LINES = {
     "attribute": "attribute hello there",
     "activations save": f"activations save a.safetensors --dataset demo:mixed {TEXT}",
     "tune-lens": f"tune-lens l.safetensors --dataset demo:mixed {TEXT}",
+    "sae train": f"sae train sae --at layers.1.residual --k 4 --dataset demo:mixed {TEXT}",
     "probe-train": f"probe-train --class a=demo:python --class b=demo:medical {TEXT}",
     "vector make": f"vector make v --positive demo:python --negative demo:medical {TEXT}", "vector list": "vector list", "intervene": "intervene layers.1.mlp.output scale 0.5",
     "collect": COLLECT,  # the last: cancelled at once it leaves statistics of no samples
@@ -95,9 +96,9 @@ LINES = {
 
 SHELL = {
     "load", "models", "plan", "recover", "stats diff", "stats merge", "stats rank", "stats purge", "stats subtract", "prepare-dataset", "dataset",
-    "recipe", "compress", "tokens", "vector use", "vector save", "set", "record", "replay", "resume", "expect", "help", "quit",
+    "recipe", "compress", "tokens", "vector use", "vector save", "sae features", "sae use", "set", "record", "replay", "resume", "expect", "help", "quit",
 }  # fmt: skip
-"""Commands that no state of the session keeps from running; those of vectors go by their names."""
+"""Commands that no state of the session keeps from running; those of vectors go by their names, those of autoencoders by files."""
 
 STANDS_ALONE = {("export chat", name) for name in STATES if name not in ("no model", "chatted")}
 """What was said is the shell's, and not part of the view that `when` looks at."""

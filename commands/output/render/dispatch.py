@@ -12,6 +12,7 @@ from commands.output.guide_page import GuidePage
 from commands.output.render import (
     answers,
     calibration,
+    features,
     history,
     inside,
     measurements,
@@ -44,6 +45,7 @@ from mlxfun.steering.reports import SteerReport
 from mlxfun.techniques.ablate.reports import AblationReport
 from mlxfun.techniques.narrow.reports import NarrowReport
 from mlxfun.techniques.router_bias.reports import BoostReport
+from mlxfun.techniques.vector_bias.reports import VectorReport
 from mlxfun.tracing import reports as seen
 
 
@@ -81,6 +83,7 @@ RENDERERS: dict[type[Report], Callable[[Any], RenderableType]] = {
     PlanReport: plans.plan,
     BoostReport: plans.boost,
     NarrowReport: plans.narrow,
+    VectorReport: plans.vectors,
     AblationReport: plans.ablation,
     EvaluateReport: measurements.evaluate,
     CompareReport: measurements.compare,
@@ -101,6 +104,8 @@ RENDERERS: dict[type[Report], Callable[[Any], RenderableType]] = {
     seen.ActivationsReport: inside.activations,
     seen.VectorsReport: inside.vectors,
     seen.ProbesReport: inside.probes,
+    seen.SaeReport: features.trained,
+    seen.SaeFeaturesReport: features.features,
 }
 
 

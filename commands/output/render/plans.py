@@ -10,6 +10,7 @@ from mlxfun.editing.reports import PlanReport
 from mlxfun.techniques.ablate.reports import AblationReport
 from mlxfun.techniques.narrow.reports import NarrowReport
 from mlxfun.techniques.router_bias.reports import BoostReport
+from mlxfun.techniques.vector_bias.reports import VectorReport
 from mlxfun.text import counted
 
 
@@ -32,6 +33,14 @@ def boost(report: BoostReport) -> RenderableType:
         shown = " ".join(f"{expert}{value:+.3g}" for expert, value in row.boosts.items())
         got = f"{row.realised:.2f} +- {row.deviation:.2f}"
         table.add_row(str(row.layer), row.way, f"{row.r2:.3f}", got, shown)
+    return with_notes(Group(text(report.summary()), table), report.warnings)
+
+
+def vectors(report: VectorReport) -> RenderableType:
+    """Which bias holds which vector."""
+    table = new_table("value", "intervention", "bias", "norm", numbers=("norm",))
+    for name, words, path, norm in report.held:
+        table.add_row(text(name), text(words), text(path), f"{norm:.3g}")
     return with_notes(Group(text(report.summary()), table), report.warnings)
 
 

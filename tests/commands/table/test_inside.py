@@ -52,6 +52,11 @@ def test_a_trace_shows_a_line_for_each_value(bench: Bench) -> None:
         ("intervene a b c --clear", "takes one name"),
         ("vector use nobody", "no vectors called 'nobody'"),
         ("vector use nobody --strength nan", "finite"),
+        ("sae train sae", "needs --at NAME"),
+        ("sae train sae --at embed --kind gated", "gated"),
+        ("sae use sae --feature 3", "one of both"),
+        ("sae use sae --feature 3 --strength 1 --clamp 2", "one of both"),
+        ("sae use sae --feature 3 --clamp inf", "finite"),
     ],
 )
 def test_a_wrong_line_says_what_is_wrong(bench: Bench, line: str, words: str) -> None:
@@ -85,3 +90,20 @@ def test_vectors_are_made_saved_and_used(bench: Bench, tmp_path) -> None:
     assert (used.name, used.source) == ("layers.3.residual", str(path))
     assert report(bench, "vector use calm --layer 1").interventions[0].name == "layers.1.residual"
     assert report(bench, "vector").rows
+
+
+def test_autoencoders_are_trained_looked_through_and_used(bench: Bench, tmp_path) -> None:
+    line = f"sae train {tmp_path / 'a'} --at layers.3.mlp.output --k 4 --kind jumprelu"
+    made = report(bench, f"{line} --dataset demo:mixed")
+    assert (made.at, made.k, made.architecture) == ("layers.3.mlp.output", 4, "jumprelu")
+    assert made.summary() == (
+        "32 features of layers.3.mlp.output from 96 tokens; on held-out tokens error 0.125, L0 2.0, "
+        "75.0% of the loss recovered; 25.0% dead"
+    )
+    from_file = report(bench, f"sae train {tmp_path / 'b'} --from {tmp_path / 'x.safetensors'}")
+    assert from_file.recovered is None
+    seen = report(bench, f"sae features {tmp_path / 'a'} --features 3,5 --dataset demo:mixed")
+    assert [row.feature for row in seen.rows] == [3, 5]
+    used = report(bench, f"sae use {tmp_path / 'a'} --feature 3 --clamp 0").interventions[0]
+    assert (used.name, used.words) == ("layers.3.residual", "clamp_feature(0) of 3")
+    assert used.source == str(tmp_path / "a")

@@ -12,7 +12,7 @@ from tracing_rigs import Letters, bits, classes
 
 from mlxfun import Session
 from mlxfun.editing.options import ApplyOptions
-from mlxfun.errors import StateError, UsageError
+from mlxfun.errors import PlanError, UsageError
 from mlxfun.generation.options import GenerateOptions
 from mlxfun.steering.options import SteerOptions
 from mlxfun.techniques.prune.options import SelectOptions
@@ -193,7 +193,7 @@ def test_clearing_what_does_not_stand_and_baking_what_cannot_be_are_refused(sess
     session.intervene("layers.2.mlp.output", scale(0.5))
     with pytest.raises(UsageError, match=r"they stand at layers\.2\.mlp\.output"):
         session.clear_interventions("layers.9.mlp.output")
-    with pytest.raises(StateError, match="bake writes the steering of experts only"):
+    with pytest.raises(PlanError, match="only a vector that is added"):
         session.bake(BakeOptions())
 
 

@@ -1,0 +1,1 @@
+"""Steering vectors written into biases."""

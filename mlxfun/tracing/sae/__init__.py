@@ -1,0 +1,1 @@
+"""Sparse autoencoders of one value of a forward: training, files, features."""
