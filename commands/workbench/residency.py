@@ -119,7 +119,7 @@ class Residency:
             )
         return replace(
             options,
-            resident=cast("Resident", self.resident or "all"),
+            resident=cast("Resident", "all" if self.resident is None else self.resident),
             capacity=self.capacity,
             profile=self.profile,
             miss=cast("Miss", self.miss or "read"),

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from mlxfun.errors import UsageError
+
 Mode = Literal["affine", "mxfp4", "mxfp8", "nvfp4"]
 """How MLX packs weights."""
 
@@ -45,6 +47,14 @@ class LoadOptions:
     read_ahead: int = 0
     profiles: Path | None = None
     scratch: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for a `resident` that is none: it would hold the whole model."""
+        known = isinstance(self.resident, int) or self.resident in ("auto", "all", "none")
+        if not known or self.resident is True:
+            raise UsageError(
+                f"resident {self.resident!r}: give 'auto', 'all', 'none', or a number of bytes"
+            )
 
 
 @dataclass(frozen=True, slots=True)

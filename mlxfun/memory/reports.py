@@ -19,7 +19,8 @@ class ResidencyReport(Report):
     in a slot when they were wanted, and those that were not; ahead: of the latter, those that had
     been read ahead; ahead_unused: read ahead for nothing. skipped: choices that were left out.
     tokens: that passed the layers. seconds: with a read under way. A model that is whole in memory
-    has no capacity, and nothing is counted.
+    has no capacity, and nothing is counted; neither has one whose decoder layers are on disk
+    (streamed), of which kept_bytes are in memory at rest.
     """
 
     kind: ClassVar[str] = "residency"
@@ -39,11 +40,12 @@ class ResidencyReport(Report):
     bytes_read: int = 0
     seconds: float = 0.0
     miss: Miss = "read"
+    streamed: bool = False
 
     @property
     def whole(self) -> bool:
         """Whether all experts are in memory."""
-        return self.capacity == 0
+        return self.capacity == 0 and not self.streamed
 
     @property
     def hit_rate(self) -> float:
@@ -63,6 +65,11 @@ class ResidencyReport(Report):
     def summary(self) -> str:
         if self.whole:
             return f"the whole model is in memory, {readable_bytes(self.whole_bytes)}"
+        if self.streamed:
+            return (
+                f"decoder layers are on disk and are read as they run: {readable_bytes(self.kept_bytes)} "
+                f"of {readable_bytes(self.whole_bytes)} are in memory, and one layer while it runs"
+            )
         held = (
             f"{self.capacity} of {self.experts} experts a layer in slots, "
             f"{readable_bytes(self.slot_bytes + self.kept_bytes)} of "

@@ -21,6 +21,7 @@ from mlxfun.memory.reports import ResidencyReport, SweepReport, SweepRow
 from mlxfun.memory.slots.partly import AUTO_SHARE
 from mlxfun.memory.slots.slots import ExpertSlots
 from mlxfun.model.device.memory import free_bytes
+from mlxfun.model.parameters import flatten
 from mlxfun.report import TextReport
 from mlxfun.session.base import SessionBase
 from mlxfun.tally import Tally
@@ -139,6 +140,17 @@ class Residency(SessionBase):
         slots = self._workspace.slots
         if slots is not None:
             return slots.report()
+        store = self._workspace.resident.store
+        if store is not None:
+            outside = sum(
+                array.nbytes
+                for path, array in flatten(self.model.parameters())
+                if store.place(path) is None
+            )
+            layers, experts = len(self.anatomy.layers), self.anatomy.num_experts
+            return ResidencyReport(
+                layers, experts, 0, 0, outside, outside + store.total, streamed=True
+            )
         size = sum(array.nbytes for array in self._workspace.export().resident_arrays())
         return ResidencyReport(len(self.anatomy.layers), self.anatomy.num_experts, 0, 0, size, size)
 
@@ -257,6 +269,11 @@ class Residency(SessionBase):
 
     def _slots(self, action: str) -> ExpertSlots:
         slots = self._workspace.slots
+        if self._workspace.resident.store is not None:
+            raise StateError(
+                f"each layer is read whole when it runs, so there are no slots to {action}: load it "
+                "with --resident auto, a size, or --capacity to hold some experts"
+            )
         if slots is None:
             raise StateError(
                 f"the whole model is in memory, so there is no need to {action}: load it with "

@@ -366,6 +366,12 @@ def _require_possible(parts: Parts, point: Point, change: Edit) -> None:
             "one has no weight to take over; change router.logits instead"
         )
     if change.kind == "force_route":
+        forced, most = (
+            len(set(change.experts)),
+            min(moe.top_k, len(parts.experts(point.layer).live)),
+        )
+        if not 0 < forced <= most:
+            raise UsageError(f"{change.described}: a token has {most} experts; force 1 to {most}")
         live = parts.experts(point.layer).live
         gone = [expert for expert in change.experts if expert not in live]
         if gone:

@@ -46,7 +46,7 @@ def info(report: InfoReport) -> RenderableType:
 
 def residency(report: ResidencyReport) -> RenderableType:
     """Slots, and what reading the other experts has cost."""
-    if report.whole:
+    if report.whole or report.streamed:
         return text(report.summary())
     rows: list[tuple[str, Any]] = [
         (

@@ -22,7 +22,7 @@ from mlxfun.context import Context, as_running
 from mlxfun.data import demo
 from mlxfun.data.options import DatasetOptions
 from mlxfun.editing.options import ApplyOptions
-from mlxfun.errors import Cancelled, ModelError, PlanError, StateError
+from mlxfun.errors import Cancelled, ModelError, PlanError, StateError, UsageError
 from mlxfun.evaluation.options import EvaluateOptions, ProbeOptions, RefusalOptions
 from mlxfun.events import HELD, ON_DISK, READ, Event, ResidencyFrame, Token
 from mlxfun.generation.options import GenerateOptions
@@ -332,3 +332,9 @@ def test_closing_gives_the_memory_back() -> None:
     session.chat("Hello", SHORT)
     session.close()
     assert mx.get_active_memory() - before < 1 << 20
+
+
+@pytest.mark.parametrize("resident", ["3MB", "bogus", True, None])
+def test_what_is_no_amount_is_refused_and_never_holds_the_whole_model(resident: object) -> None:
+    with pytest.raises(UsageError, match="give 'auto', 'all', 'none', or a number of bytes"):
+        LoadOptions(resident=resident)  # type: ignore[arg-type]

@@ -168,6 +168,8 @@ def test_a_prune_that_is_applied_keeps_it(session: Session) -> None:
     assert not {1, 2} & set(np.array(choice).reshape(-1).tolist())
     with pytest.raises(UsageError, match="no live expert 1"):
         session.intervene("layers.0.router", force_route([1]))
+    with pytest.raises(UsageError, match="a token has 2 experts; force 1 to 2"):
+        session.intervene("layers.0.router", force_route([0, 3, 4]))
 
 
 @pytest.mark.parametrize(
