@@ -24,6 +24,7 @@ def test_sizes_and_words() -> None:
     assert options_of("load x") == LoadOptions()
     assert options_of("load x --resident auto").resident == "auto"
     assert options_of("load x --resident 2GiB").resident == 2 << 30
+    assert options_of("load x --resident 0").resident == 0  # too little, and not all of it
     assert options_of("load x --capacity 7 --miss skip --read-ahead 3") == LoadOptions(
         capacity=7, miss="skip", read_ahead=3
     )

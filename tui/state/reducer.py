@@ -130,8 +130,8 @@ def _ended(state: AppState, event: JobEnded) -> AppState:
         jobs = tuple(job for job in state.jobs if job.id != event.job)
         state = replace(state, jobs=jobs, frame=None, held=None, lit=None, token=None)
     state = replace(state, turns=chat_turns.finish(state.turns, event))
-    if event.error is None and chat_turns.begins_anew(event.line):
-        state = replace(state, turns=(), token=None)
+    if event.error is None:
+        state = _anew(state, event.line)
     if isinstance(event.report, ProbeReport):
         state = replace(state, probe=event.report)
     if event.report is not None and event.report.kind == "save":
@@ -151,6 +151,16 @@ def _ended(state: AppState, event: JobEnded) -> AppState:
     if event.report is not None:
         state = replace(state, lines=(*state.lines, event.line)[-LOG_LIMIT:])
     return _logged(state, _outcome(event))
+
+
+def _anew(state: AppState, line: str) -> AppState:
+    """Without what belongs to a conversation or a model that was before the line that ended."""
+    if chat_turns.begins_anew(line):
+        state = replace(state, turns=(), token=None)
+    if chat_turns.loads(line):
+        heat = replace(state.heat, metric=None)
+        state = replace(state, traffic=None, probe=None, compared=None, token=None, heat=heat)
+    return state
 
 
 def _kept(state: AppState, event: JobEnded) -> AppState:

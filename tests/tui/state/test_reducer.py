@@ -157,6 +157,18 @@ def test_the_next_answer_counts_from_nought() -> None:
     assert state.traffic.tolist() == [[0, 1]]
 
 
+@pytest.mark.parametrize(
+    ("line", "error", "kept"),
+    [("load demo", None, False), ("load gone", "no such directory", True), ("load", None, True)],
+)
+def test_another_model_begins_with_an_empty_map(line: str, error: str | None, kept: bool) -> None:
+    state = AppState(view=SessionView(heat=heat(1, 2)), traffic=np.array([[7.0, 7.0]]))
+    state = replace(state, heat=replace(state.heat, metric="answer"))
+    ended = after(JobEnded(1, line, None, error, 0.1, "0", False), state=state)
+    assert (ended.traffic is not None) == kept
+    assert ended.heat.metric == ("answer" if kept else None)
+
+
 def test_traffic_never_changes_an_array_that_a_frame_may_still_show() -> None:
     before = np.zeros((1, 2))
     after_ = add_traffic(before, np.array([[0]], np.int32), 2)
