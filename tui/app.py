@@ -281,7 +281,8 @@ class ShellApp(NavigationKeys, ExpertKeys, ChatKeys):
     @on(LineEntered)
     def _line_entered(self, message: LineEntered) -> None:
         self._lines.add(message.line)
-        self._typed = self._run(message.line)
+        if not self._asks_before(message.line):
+            self._typed = self._run(message.line)
 
     @on(ChatEntered)
     def _chat_entered(self, message: ChatEntered) -> None:

@@ -9,6 +9,7 @@ from tui.input import actions, chat_actions, finding
 from tui.interaction.base import KeyHandlers, Verbs
 from tui.keys.keymap import BY_ID
 from tui.state.app_state import Shape
+from tui.state.chat_turns import loads
 from tui.widgets.dialogs.find import FindScreen
 from tui.widgets.dialogs.help import HelpScreen, help_page, topic
 from tui.widgets.dialogs.leaving import Answer, LeaveScreen
@@ -160,11 +161,26 @@ class NavigationKeys(KeyHandlers):
         """Leave; first ask if something would be lost, or `always`."""
         lost = hints.unsaved(self.state)
         if isinstance(self.screen, LeaveScreen):
-            self.screen.dismiss("leave")
+            self.screen.action_quit()
         elif lost or always:
             self.push_screen(LeaveScreen(lost, self.state.names), self._answered)
         else:
             self.leave()
+
+    def _asks_before(self, line: str) -> bool:
+        """Whether the user is asked first: another model would take the place of unsaved work."""
+        lost = hints.unsaved(self.state) if loads(line) else ()
+        if not lost:
+            return False
+
+        def answered(answer: Answer | None) -> None:
+            if answer == "leave":
+                self._run(line)
+            elif answer == "save":
+                self._use(BY_ID["save"])
+
+        self.push_screen(LeaveScreen(lost, self.state.names, "load"), answered)
+        return True
 
     def _answered(self, answer: Answer | None) -> None:
         if answer == "leave":

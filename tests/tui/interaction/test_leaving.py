@@ -125,6 +125,33 @@ def test_leaving_names_statistics_steering_branches_and_the_recording() -> None:
     assert drive(test).app.return_code == 0
 
 
+def test_another_model_asks_before_it_takes_the_place_of_unsaved_edits() -> None:
+    @ready(*APPLIED)
+    async def test(shell: Shell) -> None:
+        async def typed() -> None:
+            await shell.press("colon", *"load", "space", *"demo", "enter")
+
+        before = len(shell.app.state.lines)
+        for answer in ("escape", "ctrl+q"):
+            await typed()
+            assert "The edits of the current model are not saved." in shell.screen
+            assert "enter load anyway" in shell.screen
+            await shell.press(answer)
+            assert isinstance(shell.app.screen, MainScreen)
+            assert shell.app.is_running
+            assert not shell.engine.queue
+        await typed()
+        await shell.press("enter")
+        shell.engine.finish()
+        await shell.settle()
+        assert shell.app.state.lines[before:] == ("load demo",)
+        # A list of models replaces none.
+        await shell.press("colon", *"load", "enter")
+        assert isinstance(shell.app.screen, MainScreen)
+
+    drive(test)
+
+
 def test_nothing_is_asked_when_nothing_is_lost() -> None:
     @ready(*CALIBRATED, "stats save s.npz", "chat hello")
     async def test(shell: Shell) -> None:

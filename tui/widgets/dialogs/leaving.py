@@ -1,4 +1,4 @@
-"""The question before leaving: what would be lost, and what can be done about it."""
+"""The question before leaving the model: what would be lost, and what can be done about it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ from tui.keys.keymap import BY_ID
 Answer = Literal["leave", "save", "stay"]
 """What the user chose."""
 
+Doing = Literal["quit", "load"]
+"""How the model is left: with the program, or for another one."""
+
 
 class LeaveScreen(ModalScreen[Answer]):
     """Lists what is unsaved. lost: a sentence each. names: what the keys are called."""
@@ -26,7 +29,8 @@ class LeaveScreen(ModalScreen[Answer]):
         ("escape", "dismiss('stay')", "stay"),
         # The keys that save and leave elsewhere, whichever the user has made them.
         Binding(BY_ID["save"].keys, "dismiss('save')", "save", id="save"),
-        Binding(BY_ID["quit"].keys, "dismiss('leave')", "leave", id="quit", priority=True),
+        Binding(BY_ID["quit"].keys, "quit", "leave", id="quit", priority=True),
+        ("enter", "load", "load anyway"),
     ]
 
     DEFAULT_CSS = """
@@ -36,16 +40,26 @@ class LeaveScreen(ModalScreen[Answer]):
     LeaveScreen Static { width: 1fr; height: auto; }
     """
 
-    def __init__(self, lost: Sequence[str], names: KeyNames) -> None:
+    def __init__(self, lost: Sequence[str], names: KeyNames, doing: Doing = "quit") -> None:
         super().__init__()
-        self._lost, self._names = lost, names
+        self._lost, self._names, self.doing = lost, names, doing
+
+    def action_quit(self) -> None:
+        """Leave, where that was asked; a quit while a load is asked about is no answer to that."""
+        self.dismiss("leave" if self.doing == "quit" else "stay")
+
+    def action_load(self) -> None:
+        """Load, where that was asked."""
+        if self.doing == "load":
+            self.dismiss("leave")
 
     def compose(self) -> ComposeResult:
         with Vertical() as box:
             box.border_title = "Unsaved" if self._lost else "Quit"
             listed = "\n".join(f"• {one}" for one in self._lost)
             yield Static(Text(listed or "Everything is saved."))
-            ways = "\n{save} save   {quit} quit anyway   {escape} stay"
+            anyway = "{quit} quit anyway" if self.doing == "quit" else "enter load anyway"
+            ways = f"\n{{save}} save   {anyway}   {{escape}} stay"
             ways = ways if self._lost else "\n{quit} quit   {escape} stay"
             ways = self._names.say(ways)
             yield Static(Text(ways, style="bold"))
