@@ -21,7 +21,7 @@ from mlxfun.checkpoint.options import LoadOptions, SaveOptions
 from mlxfun.context import Context
 from mlxfun.data.options import DatasetOptions
 from mlxfun.editing.options import ApplyOptions
-from mlxfun.errors import Cancelled, ModelError, StateError
+from mlxfun.errors import Cancelled, ModelError
 from mlxfun.evaluation.options import EvaluateOptions, RefusalOptions
 from mlxfun.files import writer
 from mlxfun.generation.options import GenerateOptions
@@ -396,15 +396,3 @@ def test_files_that_change_between_passes_are_noticed(tmp_path) -> None:
     file.write_bytes(file.read_bytes()[:-64] + bytes(64))
     with pytest.raises(ModelError, match="since the model was loaded"):
         session.collect(COLLECT)
-
-
-def test_what_is_in_memory_is_said(tmp_path) -> None:
-    session = Session.open(
-        checkpoint("qwen3_moe", tmp_path / "model"), LoadOptions(resident="none")
-    )
-    report = session.residency()
-    assert (report.whole, report.streamed) == (False, True)
-    assert report.kept_bytes + store(session).total == report.whole_bytes
-    assert report.summary().startswith("decoder layers are on disk and are read as they run")
-    with pytest.raises(StateError, match="each layer is read whole when it runs"):
-        session.sweep_residency((2,), 4)

@@ -141,3 +141,15 @@ def test_longer_text_is_tested_anew_in_the_same_reading(tmp_path) -> None:
         assert store.reads - before == 2
         assert store.tested == max(length, store.tested) >= 12
     assert store.tested == 30
+
+
+def test_what_is_in_memory_is_said(tmp_path) -> None:
+    path = tiny.write(tmp_path / "model", tiny.QWEN3)
+    session = Session.open(path, LoadOptions(resident="none"))
+    report, layers = session.residency(), LayerStore.of(session.model)
+    assert layers is not None
+    assert (report.whole, report.streamed) == (False, True)
+    assert report.kept_bytes + layers.total == report.whole_bytes
+    assert report.summary().startswith("decoder layers are on disk and are read as they run")
+    with pytest.raises(StateError, match="each layer is read whole when it runs"):
+        session.sweep_residency((2,), 4)
