@@ -30,7 +30,7 @@ class LeaveScreen(ModalScreen[Answer]):
         # The keys that save and leave elsewhere, whichever the user has made them.
         Binding(BY_ID["save"].keys, "dismiss('save')", "save", id="save"),
         Binding(BY_ID["quit"].keys, "quit", "leave", id="quit", priority=True),
-        ("enter", "load", "load anyway"),
+        Binding(BY_ID["closer"].keys, "load", "load anyway", id="closer"),
     ]
 
     DEFAULT_CSS = """
@@ -58,7 +58,7 @@ class LeaveScreen(ModalScreen[Answer]):
             box.border_title = "Unsaved" if self._lost else "Quit"
             listed = "\n".join(f"• {one}" for one in self._lost)
             yield Static(Text(listed or "Everything is saved."))
-            anyway = "{quit} quit anyway" if self.doing == "quit" else "enter load anyway"
+            anyway = "{quit} quit anyway" if self.doing == "quit" else "{closer} load anyway"
             ways = f"\n{{save}} save   {anyway}   {{escape}} stay"
             ways = ways if self._lost else "\n{quit} quit   {escape} stay"
             ways = self._names.say(ways)
