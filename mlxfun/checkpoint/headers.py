@@ -14,10 +14,15 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from safetensors import safe_open
 
 from mlxfun.errors import ModelError
 from mlxfun.files import open_file, read_file
+
+if TYPE_CHECKING:
+    from mlxfun.arrays import Array
 
 # Bits per element. A type that is not listed is left to MLX to judge.
 DTYPE_BITS = {
@@ -261,3 +266,17 @@ def write_file(
             del part
         if (written := file.tell() - 8 - len(header)) != end:
             raise ValueError(f"{path}: {written:,} bytes of tensors that take {end:,}")
+
+
+def read_tensors(path: Path, format_name: str) -> tuple[dict[str, Array], dict[str, str]]:
+    """(arrays by name, metadata) of a file whose metadata names `format_name` as its "format".
+
+    Of another file no array is read, and the dictionary of them is empty. Raises ModelError for a
+    corrupt file.
+    """
+    read_header(path)
+    with safe_open(str(path), framework="numpy") as file:
+        said: dict[str, str] = file.metadata() or {}
+        if said.get("format") != format_name:
+            return {}, said
+        return {name: file.get_tensor(name) for name in file.keys()}, said  # noqa: SIM118

@@ -17,11 +17,10 @@ from typing import Any
 import mlx.core as mx
 import mlx.optimizers as optimizers
 import numpy as np
-from safetensors import safe_open
 from safetensors.numpy import save as to_safetensors
 
 from mlxfun.arrays import Array
-from mlxfun.checkpoint.headers import read_header
+from mlxfun.checkpoint.headers import read_tensors
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import DatasetError, UsageError
 from mlxfun.files import writing
@@ -181,14 +180,9 @@ def load_lens(path: Path) -> TunedLens:
     """Read such a file. Raises DatasetError for one that is none, ModelError for a corrupt one."""
     if not path.is_file():
         raise DatasetError(f"{path} is no file; name a file that tune-lens has written")
-    read_header(path)
-    with safe_open(str(path), framework="numpy") as file:
-        said: dict[str, str] = file.metadata() or {}
-        if said.get("format") != FORMAT:
-            raise DatasetError(
-                f"{path} holds no tuned lens; name a file that tune-lens has written"
-            )
-        arrays: dict[str, Array] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    arrays, said = read_tensors(path, FORMAT)
+    if said.get("format") != FORMAT:
+        raise DatasetError(f"{path} holds no tuned lens; name a file that tune-lens has written")
     maps: dict[int, Map] = {}
     for name, array in arrays.items():
         _, layer, part = name.split(".")

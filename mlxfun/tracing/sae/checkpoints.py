@@ -11,11 +11,10 @@ from typing import Any, cast
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
-from safetensors import safe_open
 from safetensors.numpy import save as to_safetensors
 
 from mlxfun.arrays import Array
-from mlxfun.checkpoint.headers import read_header
+from mlxfun.checkpoint.headers import read_tensors
 from mlxfun.errors import DatasetError, UsageError
 from mlxfun.files import writing
 from mlxfun.tracing.options import SaeTraining
@@ -69,12 +68,9 @@ def load_progress(path: Path) -> Progress:
     """Read a checkpoint. Raises DatasetError for a file that is none, ModelError for a corrupt one."""
     if not path.is_file():
         raise DatasetError(f"there is nothing to go on from: {path} is no file")
-    read_header(path)
-    with safe_open(str(path), framework="numpy") as file:
-        said: dict[str, str] = file.metadata() or {}
-        if said.get("format") != FORMAT:
-            raise DatasetError(f"{path} holds no training run of an autoencoder")
-        arrays: dict[str, Array] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    arrays, said = read_tensors(path, FORMAT)
+    if said.get("format") != FORMAT:
+        raise DatasetError(f"{path} holds no training run of an autoencoder")
     figures = json.loads(said["figures"])
     figures["loss"] = [(int(tokens), float(loss)) for tokens, loss in figures["loss"]]
     figures["sums"] = (float(figures["sums"][0]), int(figures["sums"][1]))

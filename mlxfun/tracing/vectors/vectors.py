@@ -17,11 +17,10 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
-from safetensors import safe_open
 from safetensors.numpy import save as to_safetensors
 
 from mlxfun.arrays import Array
-from mlxfun.checkpoint.headers import read_header
+from mlxfun.checkpoint.headers import read_tensors
 from mlxfun.errors import DatasetError, ModelError, UsageError
 from mlxfun.files import writing
 from mlxfun.tracing.activations import Work, get_activations
@@ -130,10 +129,7 @@ def load_vectors(path: Path) -> SteeringVectors:
     """Read such a file. Raises DatasetError for one that is none, ModelError for a corrupt one."""
     if not path.is_file():
         raise DatasetError(f"{path} is no file; name a file that vector save has written")
-    read_header(path)
-    with safe_open(str(path), framework="numpy") as file:
-        said: dict[str, str] = file.metadata() or {}
-        arrays: dict[str, Array] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    arrays, said = read_tensors(path, FORMAT)
     if said.get("format") != FORMAT:
         raise DatasetError(
             f"{path} holds no steering vectors ({said.get('format', 'no format is named')}); name a "
