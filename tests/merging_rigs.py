@@ -6,6 +6,7 @@ import mlx.core as mx
 import numpy as np
 from rigs import Rig, keep_fewer
 
+from mlxfun.context import SILENT
 from mlxfun.data.datasets import batches
 from mlxfun.data.options import DatasetOptions
 from mlxfun.techniques.merge.delta import Merger
@@ -22,12 +23,12 @@ def merge_options(**changes) -> MergeOptions:
     return MergeOptions(DatasetOptions("none"), **changes)
 
 
-def run_merge(rig: Rig, keep=None, *, sequences=SEQUENCES, ctx=None, **changes):
+def run_merge(rig: Rig, keep=None, *, sequences=SEQUENCES, ctx=SILENT, by_error=None, **changes):
     """(plan, delta) of merging to `keep` (by default 6 of 8 experts), the model unchanged."""
     keep = keep or keep_fewer(rig.anatomy)
     merger = Merger(rig, merge_options(**changes))
-    extra = () if ctx is None else (ctx,)
-    return merger.run(batches(sequences, 64, 2), lambda p, _: keep[rig.anatomy.indices[p]], *extra)
+    wanted = lambda p, _: keep[rig.anatomy.indices[p]]  # noqa: E731
+    return merger.run(batches(sequences, 64, 2), wanted, ctx, by_error)
 
 
 def parameters(rig: Rig) -> dict[str, np.ndarray]:

@@ -123,8 +123,8 @@ def prune(call: Call) -> Report:
 @click.option(
     "--metric",
     type=click.Choice(METRICS),
-    default="reap",
-    help="Saliency to rank by (default: reap).",
+    default="reap_sum",
+    help="Saliency that picks the centroids and weighs the members (default: reap_sum).",
 )
 @click.option("--model-wide", is_flag=True, help="Merge the same expert numbers in every layer.")
 @click.option("--expert-list", type=LIST, help="JSON or CSV whose kept experts are the centroids.")
@@ -167,7 +167,7 @@ def prune(call: Call) -> Report:
 @click.option(
     "--auto",
     is_flag=True,
-    help="Per expert, merge it only where the layer's output is better for it than if dropped.",
+    help="Per layer and expert merge, merge a part or drop: what leaves the least error in the output.",
 )
 @click.option(
     "--saliency",

@@ -14,7 +14,7 @@ are; the members weigh little in their group, since groups are weighted by salie
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
@@ -101,15 +101,21 @@ def pseudo_prune(
     return tuple(groups[centroid] for centroid in sorted(groups))
 
 
-def group_weights(saliency: Array, group: Sequence[int]) -> Array:
+def group_weights(
+    saliency: Array, group: Sequence[int], fractions: Mapping[int, float] | None = None
+) -> Array:
     """Shares of a group's members, float64, adding up to 1: their saliencies, normalised.
 
     A saliency of zero counts as the smallest other one, at most 0.5, so that nobody is lost
-    without a trace (REAM's rule).
+    without a trace (REAM's rule). fractions: {member: part of its share that it takes}; the rest of
+    it falls to the centroid, `group[0]`.
     """
     shares = saliency[list(group)].astype(np.float64)
     positive = shares[shares > 0]
     least = min(0.5, float(positive.min())) if positive.size else 0.5
     shares = np.where(shares > 0, shares, least)
     result: Array = shares / shares.sum()
+    if fractions is not None:
+        result = result * np.array([fractions[member] for member in group])
+        result[0] = 1 - result[1:].sum()
     return result

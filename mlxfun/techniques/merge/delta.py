@@ -5,27 +5,30 @@ Layer by layer, on the inputs that the already merged layers produce:
 1. saliency of every expert from the tokens routed to it; the most salient ones are centroids;
 2. pseudo-pruning (mlxfun.model.expert_similarity): centroids claim what is like them;
 3. the neurons of each member are matched with its centroid's (mlxfun.techniques.merge.alignment);
-4. every projection of a group becomes the mean of its members', weighted by saliency.
-
-A centroid keeps its router row and bias, a group of one keeps its weights bit for bit. All new
-rows are rounded to the dtype, or packed in the quantisation, that they are stored in, right here:
-what is measured and shown is what will be saved.
+4. every projection of a group becomes the mean of its members', weighted by saliency
+   (mlxfun.techniques.merge.weights).
 
 A mean of weights is a mean of functions only for experts whose neurons correspond. Where they do
 not (experts trained from scratch rather than grown from one another), the mean cancels: on such a
 model merged experts put out a tenth of what their centroids did, and pruning to the same centroids
 was better (tests/bench/merge_quality.py prints the table). Preview, and compare with a prune. Two
-options look at what the layer puts out: `auto` drops the members that are not worth their place
-(mlxfun.techniques.merge.merge_or_drop), `refit_experts` fits the output projections that are left to the output of
-the unmerged layer (mlxfun.techniques.refit.least_squares), which makes up for most of what the mean has lost.
+options look at what the layer puts out: `refit_experts` fits the output projections that are left to
+the output of the unmerged layer (mlxfun.techniques.refit.least_squares), which makes up for most of
+what the mean has lost; `auto` tries per layer, and takes what leaves the least error in its output,
+after the refit where there is one:
+
+- the centroids that the saliency names, and those that backward elimination by the output's error
+  leaves (mlxfun.techniques.refit.output_error), where the router has a formula;
+- with either, the members that are worth their place, each with the share that serves best
+  (mlxfun.techniques.merge.merge_or_drop), and all members dropped, which is a prune.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import numpy as np
@@ -43,8 +46,6 @@ from mlxfun.model.expert_similarity import (
     similarity,
 )
 from mlxfun.model.experts import Bank
-from mlxfun.model.identity import Rows
-from mlxfun.model.parameters import requantised, rounded, row_digests, take_rows
 from mlxfun.model.slicing import prune_layer
 from mlxfun.techniques.merge import merge_or_drop
 from mlxfun.techniques.merge.alignment import (
@@ -57,10 +58,11 @@ from mlxfun.techniques.merge.alignment import (
 from mlxfun.techniques.merge.observe import Observed, observe, spread, spread_of
 from mlxfun.techniques.merge.options import MergeOptions
 from mlxfun.techniques.merge.plan import MergePlan
+from mlxfun.techniques.merge.weights import MergedWeights, Recipe, combine, taken
 from mlxfun.techniques.refit import layerwise
 from mlxfun.techniques.refit.follow import Follow
 from mlxfun.techniques.refit.layerwise import Recalibration
-from mlxfun.techniques.refit.least_squares import Routed, output
+from mlxfun.techniques.refit.least_squares import Routed, energy, output
 from mlxfun.techniques.workspace import ResidentModel
 
 if TYPE_CHECKING:
@@ -71,6 +73,11 @@ if TYPE_CHECKING:
 Choose = Callable[[int, RoutingStats], tuple[int, ...]]
 """(position of a layer, its statistics [1, E]) -> its centroids, ascending, checkpoint numbers."""
 
+ByError = Callable[
+    [Recalibration, "LiveExperts", layerwise.Observed, Context], Sequence[int] | None
+]
+"""Centroids by the error of the layer's output, None where that cannot be said."""
+
 
 def _layer(stats: RoutingStats, position: int) -> RoutingStats:
     """The statistics [1, E] of one layer of [L, E]."""
@@ -80,21 +87,39 @@ def _layer(stats: RoutingStats, position: int) -> RoutingStats:
 
 @dataclass(frozen=True, slots=True)
 class MergedLayer:
-    """groups: {centroid: members, itself first}; weights: {expert: its share of its group}."""
+    """groups: {centroid: members, itself first}; weights: {expert: its share of its group}.
+
+    by_error: whether its centroids are those of the output's error. fit: of the refit, if any.
+    """
 
     groups: dict[int, tuple[int, ...]]
     weights: dict[int, float]
     delta: LayerDelta
+    by_error: bool = False
+    fit: layerwise.Fit | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """The live experts of a layer, compared. saliency: float64 [E]; alike: [E, E]; neurons:
+    [E, T, H] for the tokens that they are compared on.
+    """
+
+    bank: Bank
+    saliency: Array
+    alike: Array
+    neurons: mx.array
 
 
 @dataclass(frozen=True, slots=True)
 class _Watch:
-    """A layer that is judged by what it puts out. wanted: float32 [T, D], what it put out unmerged,
-    over all tokens.
+    """A layer that is judged by what it puts out. seen: what it was given, unmerged; wanted:
+    float32 [T, D], what it put out then, over all tokens.
     """
 
     carrier: Carrier
     moe: LiveExperts
+    seen: layerwise.Observed
     wanted: mx.array
 
     def routed(self, ctx: Context = SILENT) -> Routed:
@@ -113,7 +138,13 @@ class Merger:
         self._modules = workspace.resident.tree.modules
         self._options = options
         self._saliency = saliency
-        self._fits: list[layerwise.Fit] = []
+        self._weights = MergedWeights(workspace)
+        judged = options.refit_experts or options.auto
+        self._again = (
+            Recalibration(workspace, follow=True, refit_experts=options.refit_experts)
+            if judged
+            else None
+        )
 
     def require_mergeable(self) -> None:
         """Raise PlanError for experts that cannot be merged, before any work."""
@@ -121,18 +152,21 @@ class Merger:
             Bank.of(moe, self._modules)
 
     def run(
-        self, batches: Sequence[Batch], choose: Choose, ctx: Context = SILENT
+        self,
+        batches: Sequence[Batch],
+        choose: Choose,
+        ctx: Context = SILENT,
+        by_error: ByError | None = None,
     ) -> tuple[MergePlan, Delta]:
         """The plan, and the delta that carries it out.
 
-        Later layers see the merged ones; the model is as before at the end, after a cancel and
-        after a failure.
+        by_error: names the other centroids that `auto` tries. Later layers see the merged ones; the
+        model is as before at the end, after a cancel and after a failure.
         """
         carrier = Carrier(self._workspace.model, self._workspace.taps, batches, ctx)
         picks = spread(batches, self._options.max_similarity_tokens)
         merged: dict[int, MergedLayer] = {}
         layers = self._resident.layers
-        again = self._recalibration() if self._options.refit_experts else None
         with Follow(self._workspace, carrier) as follow:
             for position, moe in enumerate(layers):
                 with carrier.at(moe.layer, ctx):
@@ -140,16 +174,18 @@ class Merger:
                     if self._saliency is not None:
                         observed = replace(observed, stats=_layer(self._saliency, position))
                     watch = self._watch(carrier, moe, ctx)
-                    layer = self._merge_layer(
-                        watch, moe, observed, choose(position, observed.stats)
-                    )
-                    if again is not None and watch is not None and layer.delta.live != moe.live:
-                        layer = replace(layer, delta=self._refitted(again, watch, layer.delta, ctx))
+                    sets = [(choose(position, observed.stats), False)]
+                    if self._options.auto and by_error is not None:
+                        sets += self._other(watch, by_error, sets[0][0], ctx)
+                    layer = self._best(watch, moe, observed, sets, ctx)
                     held = follow.passed(moe, layer.delta, ctx)
                     merged[moe.layer.index] = replace(layer, delta=held)
                     del layer, watch, observed
                 ctx.progress("merging", position + 1, len(layers), "layers")
-        plan = MergePlan(
+        return self._plan(merged), Delta(tuple(layer.delta for layer in merged.values()))
+
+    def _plan(self, merged: Mapping[int, MergedLayer]) -> MergePlan:
+        return MergePlan(
             groups={index: layer.groups for index, layer in merged.items()},
             weights={index: layer.weights for index, layer in merged.items()},
             metric=self._options.metric,
@@ -158,43 +194,86 @@ class Merger:
             + (", refitted" if self._options.refit_experts else ""),
             warnings=self._notes(merged),
         )
-        return plan, Delta(tuple(layer.delta for layer in merged.values()))
 
     def _notes(self, merged: Mapping[int, MergedLayer]) -> tuple[str, ...]:
         """How many experts were merged, where that was decided for each; what a refit did."""
-        fits = layerwise.fit_notes(self._fits)
+        fits = layerwise.fit_notes([m.fit for m in merged.values() if m.fit is not None])
         if not self._options.auto:
             return fits
         taken = sum(len(g) - 1 for layer in merged.values() for g in layer.groups.values())
-        auto = f"{taken} experts are merged, the others dropped: that serves the layers better"
+        others = sum(layer.by_error for layer in merged.values())
+        auto = (
+            f"{taken} experts are merged, the others dropped: that serves the layers better"
+            if taken
+            else "no expert is merged: dropping serves every layer better, so this is a prune"
+        )
+        if others:
+            auto += (
+                f"; in {others} of {len(merged)} layers the centroids are those of the smallest "
+                f"output error and not of {self._options.metric}"
+            )
         return (auto, *fits)
 
-    def _recalibration(self) -> Recalibration:
-        return Recalibration(self._workspace, follow=True, refit_experts=True)
+    # -- judging ------------------------------------------------------------------------------
 
     def _watch(self, carrier: Carrier, moe: LiveExperts, ctx: Context) -> _Watch | None:
         """The unmerged layer's output, if an option looks at it."""
-        if not (self._options.auto or self._options.refit_experts):
+        if self._again is None:
             return None
-        routed = layerwise.observe(carrier, moe, ctx).routed
-        return _Watch(carrier, moe, output(Bank.of(moe, self._modules), routed))
+        seen = layerwise.observe(carrier, moe, ctx)
+        return _Watch(carrier, moe, seen, output(Bank.of(moe, self._modules), seen.routed))
 
-    def _refitted(
-        self, again: Recalibration, watch: _Watch, merged: LayerDelta, ctx: Context
-    ) -> LayerDelta:
-        """The merged layer with output projections that make up for what merging lost."""
-        with self._resident.trial(Delta((merged,))):
-            delta, fit = again.refitted(watch.moe, merged, watch.routed(ctx), watch.wanted, ctx)
-        self._fits.append(fit)
-        return delta
+    def _other(
+        self, watch: _Watch | None, by_error: ByError, first: tuple[int, ...], ctx: Context
+    ) -> list[tuple[tuple[int, ...], bool]]:
+        """The centroids of the output's error, where they are others than `first`."""
+        assert watch is not None
+        assert self._again is not None
+        found = by_error(self._again, watch.moe, watch.seen, ctx)
+        return [] if found is None or tuple(found) == first else [(tuple(found), True)]
 
-    def _merge_layer(
-        self, watch: _Watch | None, moe: LiveExperts, observed: Observed, centroids: tuple[int, ...]
+    def _best(
+        self,
+        watch: _Watch | None,
+        moe: LiveExperts,
+        observed: Observed,
+        sets: Sequence[tuple[tuple[int, ...], bool]],
+        ctx: Context,
     ) -> MergedLayer:
-        """One layer, unchanged in the model. centroids: checkpoint numbers, ascending."""
-        options, live = self._options, moe.live
+        """The layer, unchanged in the model, by the best of the sets of centroids (checkpoint
+        numbers, ascending; whether by error).
+        """
+        compared = self._compare(moe, observed)
+        best: tuple[float, MergedLayer] | None = None
+        for centroids, other in sets:
+            for recipe in self._recipes(watch, moe, compared, centroids):
+                layer = replace(self._merged(moe, compared.bank, recipe), by_error=other)
+                if watch is None or layer.delta.live == moe.live:
+                    return layer
+                error, layer = self._judged(watch, layer, ctx)
+                if best is None or error < best[0]:
+                    best = error, layer
+        assert best is not None
+        return best[1]
+
+    def _judged(self, watch: _Watch, layer: MergedLayer, ctx: Context) -> tuple[float, MergedLayer]:
+        """The squared error of the layer's output, relative, and the layer, refitted if asked."""
+        assert self._again is not None
+        with self._resident.trial(Delta((layer.delta,))):
+            routed = watch.routed(ctx)
+            if self._options.refit_experts:
+                delta, fit = self._again.refitted(watch.moe, layer.delta, routed, watch.wanted, ctx)
+                error = fit.after if fit.kept else fit.before
+                return error, replace(layer, delta=delta, fit=fit)
+            rest = watch.wanted - output(Bank.of(watch.moe, self._modules), routed, ctx)
+            return energy(rest) / max(energy(watch.wanted), 1e-30), layer
+
+    # -- groups -------------------------------------------------------------------------------
+
+    def _compare(self, moe: LiveExperts, observed: Observed) -> _Compared:
+        options = self._options
         bank = Bank.of(moe, self._modules)
-        saliency = observed.stats.score(options.metric)[0][list(live)]
+        saliency = observed.stats.score(options.metric)[0][list(moe.live)]
         gated = options.similarity_mode == "gated"
         inside = moe.layer.facts.weights_inside
         x = observed.inputs[None]
@@ -203,32 +282,44 @@ class Merger:
         neurons = bank.activations(x)
         outputs = mean_outputs(bank, neurons, observed.gates if gated and not inside else None)
         mx.eval(neurons, outputs)
-        alike = similarity(np.array(outputs), observed.logits)
+        return _Compared(bank, saliency, similarity(np.array(outputs), observed.logits), neurons)
+
+    def _recipes(
+        self, watch: _Watch | None, moe: LiveExperts, compared: _Compared, centroids: Sequence[int]
+    ) -> Iterator[Recipe]:
+        """How the layer may be merged into the centroids: as REAM does; with `auto` with the
+        members that are worth their place, and with nobody.
+        """
+        saliency, options = compared.saliency, self._options
         groups = pseudo_prune(
-            alike,
+            compared.alike,
             saliency,
-            [live.index(e) for e in centroids],
+            [moe.live.index(e) for e in centroids],
             options.max_group_size,
-            router_groups(moe.layer, len(live)),
+            router_groups(moe.layer, len(moe.live)),
         )
-        matches = self._match(bank, neurons, groups)
+        matches = self._match(compared.bank, compared.neurons, groups)
         if options.auto and watch is not None:
-            groups = self._worthwhile(watch, saliency, groups, matches)
-        shares = {e: w for g in groups for e, w in zip(g, group_weights(saliency, g), strict=True)}
+            found = self._worthwhile(watch, saliency, groups, matches)
+            recipe = _recipe(saliency, found.groups, matches, found.fractions)
+            if recipe.merged:
+                yield recipe
+            yield _recipe(saliency, [group[:1] for group in groups], matches)
+        else:
+            yield _recipe(saliency, groups, matches)
+
+    def _merged(self, moe: LiveExperts, bank: Bank, recipe: Recipe) -> MergedLayer:
+        live = moe.live
         return MergedLayer(
-            {live[g[0]]: tuple(live[e] for e in g) for g in groups},
-            {live[e]: float(w) for e, w in shares.items()},
-            self._delta(moe, bank, _Recipe(groups, shares, matches)),
+            {live[g[0]]: tuple(live[e] for e in g) for g in recipe.groups},
+            {live[e]: share for e, share in recipe.shares.items()},
+            self._weights.delta(moe, bank, recipe),
         )
 
     def _worthwhile(
-        self,
-        watch: _Watch,
-        saliency: Array,
-        groups: Groups,
-        matches: Mapping[int, Array],
-    ) -> Groups:
-        """The groups without the members that are better dropped (mlxfun.techniques.merge.merge_or_drop)."""
+        self, watch: _Watch, saliency: Array, groups: Groups, matches: Mapping[int, Array]
+    ) -> merge_or_drop.Chosen:
+        """The members that are better merged than dropped (mlxfun.techniques.merge.merge_or_drop)."""
         moe, whole = watch.moe, Bank.of(watch.moe, self._modules)
         kept = tuple(moe.live[group[0]] for group in groups)
         sliced = prune_layer(self._resident, moe.layer, moe.live, kept)
@@ -239,23 +330,25 @@ class Merger:
             ordered = [
                 (group[0], *sorted(group[1:], key=lambda e: (-saliency[e], e))) for group in groups
             ]
-            found = merge_or_drop.choose(
-                alone, routed, rest, ordered, lambda g: self._mixed(whole, saliency, g, matches)
+            return merge_or_drop.choose(
+                alone, routed, rest, ordered, lambda f: self._mixed(whole, saliency, f, matches)
             )
-        return tuple(found.groups)
 
     def _mixed(
-        self, bank: Bank, saliency: Array, group: tuple[int, ...], matches: Mapping[int, Array]
+        self,
+        bank: Bank,
+        saliency: Array,
+        fractions: Mapping[int, float],
+        matches: Mapping[int, Array],
     ) -> dict[str, mx.array]:
         """One merged expert, see mlxfun.techniques.merge.merge_or_drop.Mixed."""
-        shares = dict(zip(group, group_weights(saliency, group), strict=True))
-        recipe = _Recipe((group,), shares, matches)
+        recipe = _recipe(saliency, [tuple(fractions)], matches, fractions)
         found = {}
         for name in bank.names:
             found[name] = combine(partial(bank.weights, name), recipe)[0]
             bias = bank.bias(name)
             if bias is not None:
-                rows = partial(_taken, bias.astype(mx.float32))
+                rows = partial(taken, bias.astype(mx.float32))
                 found[f"{name}.bias"] = combine(rows, recipe, permuted=name in bank.inward)[0]
         return found
 
@@ -270,111 +363,20 @@ class Merger:
         found = match_pairs(costs(units, weight_features(bank), pairs), match)
         return {member: order for (_, member), order in zip(pairs, found, strict=True)}
 
-    # -- tensors ------------------------------------------------------------------------------
 
-    def _delta(self, moe: LiveExperts, bank: Bank, recipe: _Recipe) -> LayerDelta:
-        """The router sliced as by a prune, and stacks of the centroids."""
-        live = moe.live
-        centroids = tuple(live[group[0]] for group in recipe.groups)
-        sliced = prune_layer(self._resident, moe.layer, live, centroids)
-        if not recipe.merged:
-            return sliced  # nobody goes
-        arrays: dict[str, Any] = dict(sliced.arrays)
-        rows = dict(sliced.rows)
-        made = set(sliced.made)
-        for name in bank.names:
-            for leaf, new in self._new_rows(bank, name, recipe).items():
-                path = f"{bank.path}.{name}.{leaf}"
-                arrays[path], rows[path] = self._stack(path, bank, recipe, new)
-                made.add(path)
-                mx.eval(arrays[path])
-        return replace(sliced, resident=centroids, arrays=arrays, rows=rows, made=frozenset(made))
-
-    def _new_rows(self, bank: Bank, name: str, recipe: _Recipe) -> dict[str, mx.array]:
-        """The arrays of one projection for the groups of more than one, by leaf name."""
-        module = bank.projection(name)
-
-        def stored(leaf: str) -> mx.Dtype:
-            return self._workspace.stored(f"{bank.path}.{name}.{leaf}")
-
-        weight = combine(lambda part: bank.weights(name, part), recipe)
-        if name not in bank.inward:
-            weight = weight.swapaxes(-1, -2)
-        new = requantised(module, weight, stored)
-        bias = bank.bias(name)
-        if bias is not None:
-            wide = bias.astype(mx.float32)
-            mixed = combine(lambda part: wide[mx.array(part)], recipe, permuted=name in bank.inward)
-            new["bias"] = rounded(mixed, stored("bias"), bias.dtype)
-        return new
-
-    def _stack(
-        self, path: str, bank: Bank, recipe: _Recipe, new: mx.array
-    ) -> tuple[mx.array, Rows | None]:
-        """All centroids' rows of one array, and their identities."""
-        held = self._resident.tree.get(path)
-        stack = take_rows(held, [bank.rows[group[0]] for group in recipe.groups])
-        where = recipe.merged
-        base = stack[mx.array(where)]
-        same = np.array(mx.all((new == base).reshape(len(where), -1), axis=1))
-        ledger = self._resident.ledger.get(path)
-        before = ledger.ids if ledger is not None else tuple(range(len(bank.rows)))
-        ids = [before[group[0]] for group in recipe.groups]
-        changed = [i for i in range(len(where)) if not same[i]]
-        if changed:
-            digests = row_digests(new[mx.array(changed)], self._workspace.stored(path))
-            for i, digest in zip(changed, digests, strict=True):
-                ids[where[i]] = digest
-            stack = mx.array(stack)
-            stack[mx.array(where)] = new
-        whole = ids == list(range(held.shape[0]))
-        return stack, None if whole else Rows.of(ids)
-
-
-@dataclass(frozen=True, slots=True)
-class _Recipe:
-    """How one layer is merged; experts are positions among the live ones.
-
-    shares: {expert: share of its group}; matches: {member: neurons in its centroid's order}.
-    """
-
-    groups: Groups
-    shares: Mapping[int, float]
-    matches: Mapping[int, Array]
-
-    @property
-    def merged(self) -> list[int]:
-        """Positions of the groups of more than one."""
-        return [i for i, group in enumerate(self.groups) if len(group) > 1]
-
-
-def combine(
-    rows_of: Callable[[list[int]], mx.array], recipe: _Recipe, permuted: bool = True
-) -> mx.array:
-    """Weighted means of the groups of more than one, float32 [G, H, ...].
-
-    rows_of: experts -> their rows [n, H, ...], neurons first. permuted: reorder each member's
-    neurons as its centroid's. One place of all groups at a time: few rows are on the device.
-    """
-    big = [recipe.groups[i] for i in recipe.merged]
-    total = mx.array(0.0)
-    for place in range(max((len(group) for group in big), default=0)):
-        part = [(i, group[place]) for i, group in enumerate(big) if len(group) > place]
-        experts = [expert for _, expert in part]
-        rows = rows_of(experts)
-        if place and permuted:
-            order = mx.array(np.stack([recipe.matches[e] for e in experts]).astype(np.uint32))
-            shape = (*order.shape, *(1,) * (rows.ndim - 2))
-            rows = mx.take_along_axis(rows, order.reshape(shape), axis=1)
-        shares = mx.array(np.array([recipe.shares[e] for e in experts], np.float32))
-        rows = rows * shares.reshape(-1, *(1,) * (rows.ndim - 1))
-        total = total.at[mx.array([i for i, _ in part])].add(rows) if place else rows
-        mx.eval(total)
-    return total
-
-
-def _taken(array: mx.array, rows: list[int]) -> mx.array:
-    return array[mx.array(rows)]
+def _recipe(
+    saliency: Array,
+    groups: Sequence[tuple[int, ...]],
+    matches: Mapping[int, Array],
+    fractions: Mapping[int, float] | None = None,
+) -> Recipe:
+    """The groups with the shares of their members, see `group_weights`."""
+    shares = {
+        expert: float(share)
+        for group in groups
+        for expert, share in zip(group, group_weights(saliency, group, fractions), strict=True)
+    }
+    return Recipe(tuple(groups), shares, matches)
 
 
 def router_groups(layer: MoELayer, live: int) -> list[int]:

@@ -6,14 +6,16 @@ With y what the layer put out, and what is left over when all members are droppe
     rest = y - sum over centroids of w' f,
 
 taking a group of members into its centroid changes the output of the centroid's tokens by
-w' (f_merged - f). Members are tried in descending share, one at a time, and taken in when that
-makes the rest smaller; the others of the group are dropped. The rest is brought up to date after
-each group, so that groups do not make good the same error twice.
+w' (f_merged - f). Members are tried in descending share, one at a time, with their whole share of
+the mean and with smaller fractions of it (FRACTIONS; what a member does not take falls to its
+centroid), and taken in with the fraction that makes the rest smallest; members that no fraction
+serves are dropped. The rest is brought up to date after each group, so that groups do not make good
+the same error twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,16 +30,23 @@ if TYPE_CHECKING:
 
 Group = tuple[int, ...]
 
-Mixed = Callable[[Group], dict[str, mx.array]]
-"""A group -> the merged expert's arrays by name: projections [N, D], neurons first, float32, and
-biases under NAME.bias."""
+FRACTIONS = (1.0, 0.5, 0.25, 0.1)
+"""Of a member's share. Experts that have little in common cancel in a whole mean, not in a small part
+of one."""
+
+Mixed = Callable[[Mapping[int, float]], dict[str, mx.array]]
+"""{member: fraction of its share}, the centroid first -> the merged expert's arrays by name:
+projections [N, D], neurons first, float32, and biases under NAME.bias."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """groups: each centroid with the members taken in. rest: what is left over, float32 [T, D]."""
+    """groups: each centroid with the members taken in. fractions: {member: fraction of its share}.
+    rest: what is left over, float32 [T, D].
+    """
 
     groups: list[Group]
+    fractions: dict[int, float]
     rest: mx.array
 
 
@@ -51,16 +60,18 @@ def choose(
     `mixed` knows.
     """
     found: list[Group] = []
+    fractions: dict[int, float] = {}
     for place, group in enumerate(groups):
         tokens, weight = routed.of(place)
-        taken: Group = (group[0],)
+        taken: dict[int, float] = {group[0]: 1.0}
         if len(group) > 1 and len(tokens):
             taken, change = _members(bank, routed, rest, (place, tokens, weight), group, mixed)
             if change is not None:
                 rest = rest.at[mx.array(tokens)].add(-change)
                 mx.eval(rest)
-        found.append(taken)
-    return Chosen(found, rest)
+        found.append(tuple(taken))
+        fractions |= taken
+    return Chosen(found, fractions, rest)
 
 
 def _members(
@@ -70,21 +81,25 @@ def _members(
     part: tuple[int, Array, Array],
     group: Sequence[int],
     mixed: Mixed,
-) -> tuple[Group, mx.array | None]:
-    """The members of one group that are taken in, and what that changes [n, D]; None for none."""
+) -> tuple[dict[int, float], mx.array | None]:
+    """The members of one group that are taken in, each with its fraction, and what that changes
+    [n, D]; None for none.
+    """
     place, tokens, weight = part
     index = mx.array(tokens)
     x, left = routed.inputs[index], rest[index]
     w = mx.array(weight.astype(np.float32))[:, None]
     alone = _alone(bank, place, x)
-    taken: Group = (group[0],)
+    taken = {group[0]: 1.0}
     best, kept = energy(left), None
     for member in group[1:]:
-        trial = (*taken, member)
-        change = w * (merged_output(bank, x, mixed(trial)) - alone)
-        error = energy(left - change)
-        if error < best:
-            taken, best, kept = trial, error, change
+        before = taken
+        for fraction in FRACTIONS:
+            trial = {**before, member: fraction}
+            change = w * (merged_output(bank, x, mixed(trial)) - alone)
+            error = energy(left - change)
+            if error < best:
+                taken, best, kept = trial, error, change
     return taken, kept
 
 

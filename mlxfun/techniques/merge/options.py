@@ -29,7 +29,7 @@ class MergeOptions:
 
     data: DatasetOptions
     n_prune: int | None = None
-    metric: Metric = "reap"
+    metric: Metric = "reap_sum"
     model_wide: bool = False
     ignore_experts: tuple[int, ...] = ()
     expert_list: Path | None = None

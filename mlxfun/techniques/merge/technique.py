@@ -28,11 +28,18 @@ from mlxfun.techniques.merge.alignment import OVERSAMPLING, PAIR_BYTES, RANK
 from mlxfun.techniques.merge.delta import Merger
 from mlxfun.techniques.merge.options import ALIGNMENTS, SIMILARITY_MODES, MergeOptions
 from mlxfun.techniques.prune import selection
+from mlxfun.techniques.prune.calibrated import candidates_of
 from mlxfun.techniques.prune.choose import constraints_of, stale_maps
 from mlxfun.techniques.prune.constraints import Constraints
 from mlxfun.techniques.prune.delta import validate
 from mlxfun.techniques.prune.options import PruneOptions
 from mlxfun.techniques.prune.plan import PrunePlan
+from mlxfun.techniques.refit.layerwise import (
+    Observed,
+    Recalibration,
+    by_output_error,
+    keep_by_output_error,
+)
 from mlxfun.techniques.refit.sizes import WIDE, Sizes
 from mlxfun.techniques.technique import Proposal
 from mlxfun.techniques.workspace import Workspace
@@ -41,6 +48,7 @@ from mlxfun.text import option_words
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
     from mlxfun.data.datasets import Batch
+    from mlxfun.model.live_experts import LiveExperts
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +115,7 @@ class Merge:
             stale = stale_maps(editor, options)
             require_memory(request, rehearse(request, maps))
             chosen = _Chooser(request, maps, _fixed(request, maps, ctx))
-            plan, delta = merger.run(request.batches, chosen.choose, ctx)
+            plan, delta = merger.run(request.batches, chosen.choose, ctx, chosen.by_error)
         notes = (*maps.warnings, *stale, *dict.fromkeys(chosen.warnings), *plan.warnings)
         return Proposal(
             replace(plan, warnings=notes),
@@ -185,6 +193,21 @@ class _Chooser:
         chosen = selection.select(scores, constraints, self._options)
         self.warnings += chosen.warnings
         return chosen.keep[0]
+
+    def by_error(
+        self, again: Recalibration, moe: LiveExperts, observed: Observed, ctx: Context
+    ) -> tuple[int, ...] | None:
+        """See mlxfun.techniques.merge.delta.ByError: None where the centroids are given, and for a
+        router without a formula."""
+        if self._fixed is not None:
+            return None
+        try:
+            problem = by_output_error(again, self._request.resident, moe, observed, ctx)
+        except PlanError:
+            return None
+        candidates = candidates_of(self._whole, self._options, moe)
+        count = self._options.n_prune or 0
+        return keep_by_output_error(problem, moe.live, count, candidates, ctx)
 
 
 def rehearse(request: MergeRequest, maps: Masks) -> int:
@@ -267,9 +290,15 @@ def estimate(request: MergeRequest, kept: int) -> Need:
     # Beside the rows that are combined, a stack of those that stay is copied.
     combining = neurons + size.mixed(min(kept, gone)) + max(stacks, default=0) // 3
     making = combining
+    if options.auto:
+        # The best so far is held while the next is made; before that, backward elimination.
+        looking = max(looking, neurons + size.inputs + size.elimination())
+        combining += max(stacks, default=0)
+        making = combining
     if options.refit_experts:
         fitted = max(size.refit(kept), size.refitted(kept))
-        making = max(combining, size.inputs + size.outputs + fitted)
+        beside = max(stacks, default=0) + neurons if options.auto else 0
+        making = max(combining, size.inputs + size.outputs + fitted + beside)
     return Need(tuple(stacks), held + looking, held + making)
 
 

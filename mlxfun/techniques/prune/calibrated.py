@@ -262,16 +262,19 @@ class _Decision:
     def by_error(
         self, pass_: Recalibration, moe: LiveExperts, observed: Observed, ctx: Context
     ) -> tuple[int, ...]:
-        i = moe.layer.position
-        protect = selection.protected(self.constraints, self._plain())[i]
-        candidates = Candidates(
-            self.constraints.alive[i] & ~protect,
-            self.constraints.target[i] & ~protect,
-            moe.layer.n_group,
-        )
+        candidates = candidates_of(self.constraints, self._plain(), moe)
         problem = by_output_error(pass_, self.workspace.resident, moe, observed, ctx)
         count = self.options.n_prune or 0
         return keep_by_output_error(problem, moe.live, count, candidates, ctx)
+
+
+def candidates_of(constraints: Constraints, options: PruneOptions, moe: LiveExperts) -> Candidates:
+    """Which experts of a layer backward elimination may take, and which it takes first."""
+    i = moe.layer.position
+    protect = selection.protected(constraints, options)[i]
+    return Candidates(
+        constraints.alive[i] & ~protect, constraints.target[i] & ~protect, moe.layer.n_group
+    )
 
 
 # -- measuring on what was held out -----------------------------------------------------------

@@ -345,7 +345,8 @@ def test_a_merged_layer_is_what_the_formulas_say(rig, most):
     keep = (0, 2, 3, 6)
     _, groups, (shares, up, down) = naive_layer(r, keep, most)
     assert max(map(len, groups.values())) > 2
-    plan, delta = run_merge(r, dict.fromkeys(r.anatomy.indices, keep), max_group_size=most)
+    everywhere = dict.fromkeys(r.anatomy.indices, keep)
+    plan, delta = run_merge(r, everywhere, max_group_size=most, metric="reap")
     assert {c: set(m) for c, m in plan.groups[0].items()} == {c: set(groups[c]) for c in keep}
     for expert, share in shares.items():
         assert plan.weights[0][expert] == pytest.approx(share, rel=1e-4)

@@ -12,6 +12,7 @@ from rigs import keep_fewer
 from mlxfun.data.datasets import batches
 from mlxfun.hooks.layerwise import Carrier
 from mlxfun.model.delta import Delta
+from mlxfun.model.expert_similarity import group_weights
 from mlxfun.model.experts import Bank
 from mlxfun.model.slicing import prune_layer
 from mlxfun.techniques.merge.merge_or_drop import choose, merged_output
@@ -64,6 +65,26 @@ def test_the_layer_is_served_no_worse_than_by_a_prune_and_saved_as_staged(rig, n
     assert mx.array_equal(before, r.logits(PREFILL), equal_nan=True).item()
 
 
+def test_auto_takes_the_centroids_and_members_that_leave_the_least_error_after_the_refit(rig):
+    r = rig("qwen3_moe")
+    errors = {}
+    for name, options in (
+        ("saliency, whole", {}),
+        ("auto", {"auto": True}),
+    ):
+        _, delta = run_merge(r, refit_experts=True, **options)
+        errors[name] = first_layer_error(r, Delta(delta.layers[:1]))
+    # The centroids that the saliency names here are not the best ones.
+    tap = r.resident.layers[0]
+    other = tuple(e for e in tap.live if e not in keep_fewer(r.anatomy)[tap.layer.index])
+    other = tuple(sorted((*other, *tap.live)[: len(keep_fewer(r.anatomy)[tap.layer.index])]))
+    plan, delta = run_merge(r, by_error=lambda *_: other, auto=True, refit_experts=True)
+    errors["given both"] = first_layer_error(r, Delta(delta.layers[:1]))
+    assert errors["auto"] <= errors["saliency, whole"] * (1 + 1e-4)
+    assert errors["given both"] <= errors["auto"] * (1 + 1e-4)
+    assert any("are merged" in w or "is merged" in w for w in plan.warnings)
+
+
 @pytest.mark.parametrize(("name", "mode"), CASES)
 def test_a_refit_makes_up_for_what_merging_loses_and_is_saved_as_staged(rig, name, mode):
     r = rig(name, mode=mode)
@@ -99,10 +120,13 @@ def invented(r):
 
 
 def mean_of(weights):
-    def mixed(group):
-        return {
-            n: sum(weights[e][n] for e in group) / len(group) for n in weights[group[0]]
-        }  # fmt: skip
+    """Equal shares; of a member's share a fraction, and what it does not take is the centroid's."""
+
+    def mixed(fractions):
+        members = list(fractions)
+        share = {e: f / len(members) for e, f in fractions.items()}
+        share[members[0]] = 1 - sum(share[e] for e in members[1:])
+        return {n: sum(share[e] * weights[e][n] for e in members) for n in weights[members[0]]}
 
     return mixed
 
@@ -114,11 +138,22 @@ def test_a_member_is_taken_in_exactly_where_the_rest_becomes_smaller(rig):
     # Tokens of the first centroid want what the mean with expert 2 puts out, the others their own.
     index = np.arange(0, 30, 2)
     x = routed.inputs[mx.array(index.astype(np.uint32))]
-    wanted[index] = 0.5 * np.array(merged_output(alone, x, mixed((0, 2))))
-    rest = mx.array(wanted) - output(alone, routed)
-    found = choose(alone, routed, rest, [(0, 2), (1, 3)], mixed)
-    assert found.groups == [(0, 2), (1,)]
-    assert energy(found.rest) == pytest.approx(0.0, abs=1e-6)
+    for fraction in (1.0, 0.25):
+        arrays = mixed({0: 1.0, 2: fraction})
+        wanted[index] = 0.5 * np.array(merged_output(alone, x, arrays))
+        rest = mx.array(wanted) - output(alone, routed)
+        found = choose(alone, routed, rest, [(0, 2), (1, 3)], mixed)
+        assert found.groups == [(0, 2), (1,)]
+        assert found.fractions == {0: 1.0, 2: fraction, 1: 1.0}
+        assert energy(found.rest) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_the_share_that_a_member_does_not_take_falls_to_its_centroid():
+    saliency = np.array([3.0, 0.5, 1.0])
+    whole = group_weights(saliency, (0, 2))
+    part = group_weights(saliency, (0, 2), {0: 1.0, 2: 0.5})
+    assert whole.tolist() == [0.75, 0.25]
+    assert part.tolist() == [0.875, 0.125]
 
 
 def test_a_centroid_that_no_token_uses_takes_nobody_in(rig):

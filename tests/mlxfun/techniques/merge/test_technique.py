@@ -67,7 +67,7 @@ def check_saved(path, report, merged) -> None:
     metadata = json.loads((path / "ream_metadata.json").read_text())
     assert not (path / "reap_metadata.json").exists()
     assert (metadata["method"], metadata["original_num_experts"]) == ("ream", 16)
-    assert (metadata["merged_num_experts"], metadata["metric"]) == (12, "reap")
+    assert (metadata["merged_num_experts"], metadata["metric"]) == (12, "reap_sum")
     for layer, groups in metadata["group_map"].items():
         assert metadata["centroid_map"][layer] == list(report.kept[int(layer)])
         assert sorted(e for members in groups.values() for e in members) == list(range(16))
