@@ -117,7 +117,12 @@ TABLE: dict[str, OneShot] = {
         "abliterate",
         _DIRECTORY,
         renamed={"--harmful-dataset": "--harmful", "--benign-dataset": "--harmless"},
-        defaults={"--max-samples": "64", "--max-tokens": "2048"},
+        defaults={
+            "--max-samples": "64",
+            "--max-tokens": "2048",
+            "--projection": "orthogonal",
+            "--answer-tokens": "32",
+        },
         after=_SAVED,
     ),
     "amplify": OneShot(

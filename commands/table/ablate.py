@@ -20,7 +20,7 @@ from mlxfun.data.options import DatasetOptions
 from mlxfun.errors import UsageError
 from mlxfun.evaluation.options import RefusalOptions
 from mlxfun.report import Report
-from mlxfun.techniques.ablate.options import POSITIONS, TARGETS, AblateOptions
+from mlxfun.techniques.ablate.options import POSITIONS, PROJECTIONS, TARGETS, AblateOptions
 
 DATA = ("text_key", "max_samples", "max_tokens")
 MAP = FilePath((".json",))
@@ -32,9 +32,9 @@ prompts = stack(
     click.option(
         "--answer-tokens",
         type=positive,
-        default=32,
+        default=100,
         metavar="N",
-        help="Judge the first N tokens of an answer (default: 32).",
+        help="Judge the first N tokens of an answer (default: 100).",
     ),
 )
 
@@ -52,16 +52,31 @@ def _sets(call: Call) -> tuple[DatasetOptions | None, DatasetOptions | None]:
 
 @command("abliterate", group="edit", when=whole)
 @prompts
+@data_option("--text", "Plain text to leave as it is (default: what the last collect ran).")
+@click.option(
+    "--projection",
+    type=click.Choice(PROJECTIONS),
+    default="oblique",
+    help="oblique: each part loses its own difference, with the least change to other text. "
+    "orthogonal: all lose one direction of the residual stream (Arditi et al.).",
+)
+@click.option(
+    "--directions",
+    type=positive,
+    default=1,
+    metavar="K",
+    help="Oblique: tell harmful prompts apart in K groups (default: 1).",
+)
 @click.option(
     "--layers",
     default="auto",
     metavar="auto|all|A-B",
-    help="Layers whose direction is considered: the first 80 percent (auto), all, or a range.",
+    help="Orthogonal: layers considered; the first 80 percent (auto), all, or a range.",
 )
 @click.option(
     "--extraction-position",
     type=click.Choice(POSITIONS),
-    help="Where in a prompt: last token or mean (default: last; a search tries both).",
+    help="Orthogonal: last token of a prompt or mean (default: last; a search tries both).",
 )
 @click.option(
     "--target",
@@ -92,6 +107,13 @@ def _sets(call: Call) -> tuple[DatasetOptions | None, DatasetOptions | None]:
     help="Bound on a search's first-token KL on harmless prompts (default: 0.1).",
 )
 @click.option(
+    "--max-perplexity",
+    type=Number(min=1, min_open=True),
+    default=1.01,
+    metavar="X",
+    help="Bound on a search's perplexity of plain text, times what it was (default: 1.01).",
+)
+@click.option(
     "--choose",
     type=click.IntRange(min=0),
     metavar="K",
@@ -99,23 +121,26 @@ def _sets(call: Call) -> tuple[DatasetOptions | None, DatasetOptions | None]:
 )
 @to_disk
 def abliterate(call: Call) -> Report:
-    """Stage an ablation: the direction that tells harmful from harmless prompts is projected out.
+    """Stage an ablation: what tells harmful from harmless prompts is projected out of the weights.
 
-    It is taken from the residual stream where the answer begins, and removed from what attention,
-    dense parts, shared and routed experts write to the stream. Part of the prompts is kept back:
-    the report counts refusals on those. --search finds where to take it and how strongly to remove
-    it, and shows refusals against KL; --choose stages another point of that front.
+    It is found where the answer begins, and removed from what attention, dense parts, shared and
+    routed experts write to the residual stream. Part of the prompts is kept back: the report counts
+    refusals on those. --search finds how strongly to remove it, and shows refusals against KL and
+    perplexity; --choose stages another point of that front.
     """
     values = {
         name: call[name]
         for name in (
             "layers", "extraction_position", "target", "strength", "search", "max_kl", "choose",
-            "answer_tokens", "allow_stale",
+            "answer_tokens", "allow_stale", "projection", "directions", "max_perplexity",
         )
     }  # fmt: skip
     path = call["safety_map"]
     values["safety_map"] = None if path is None else call.bench.readable(path)
     values["seed"] = call.bench.settings.seed if call["seed"] is None else call["seed"]
+    if call["text"]:
+        sources = call.bench.readable_sources(call["text"])
+        values["text"] = dataset_options(sources, call.params, values["seed"])
     harmful, harmless = _sets(call)
     if values["choose"] is not None and (harmful or harmless or values["search"]):
         raise UsageError("--choose takes its prompts and directions from the last search; leave "

@@ -13,7 +13,7 @@ class RefusalOptions:
 
     harmful: DatasetOptions
     harmless: DatasetOptions
-    tokens: int = 32
+    tokens: int = 100
 
 
 PROBE_TOKENS = 512

@@ -25,7 +25,7 @@ import numpy as np
 from mlxfun.context import SILENT, Context
 from mlxfun.data.datasets import Tokenizer
 from mlxfun.evaluation.evaluator import EvalSet, Evaluator, StateKey
-from mlxfun.evaluation.refusal_rule import is_refusal
+from mlxfun.evaluation.refusal_rule import is_evasive, is_refusal
 from mlxfun.evaluation.reports import RefusalCount
 from mlxfun.generation.answers import Answer, greedy
 from mlxfun.generation.thinking import thinking_tags
@@ -54,13 +54,18 @@ class Panel:
     harmful: tuple[Answer, ...]
     harmless: tuple[Answer, ...]
     refused: tuple[bool, ...]  # the harmful ones, then the harmless ones
+    evasive: tuple[bool, ...] = ()  # the harmful ones
 
     @property
     def count(self) -> RefusalCount:
         """How many were refused."""
         split = len(self.harmful)
         return RefusalCount(
-            sum(self.refused[:split]), split, sum(self.refused[split:]), len(self.harmless)
+            sum(self.refused[:split]),
+            split,
+            sum(self.refused[split:]),
+            len(self.harmless),
+            sum(self.evasive),
         )
 
 
@@ -79,7 +84,8 @@ def ask_all(
     )
     tags = thinking_tags(tokenizer)
     refused = tuple(is_refusal(answer.text, tags) for answer in (*harmful, *harmless))
-    return Panel(prompts, harmful, harmless, refused)
+    evasive = tuple(is_evasive(answer.text, tags) for answer in harmful)
+    return Panel(prompts, harmful, harmless, refused, evasive)
 
 
 # -- one forward of the prompts ---------------------------------------------------------------

@@ -16,16 +16,20 @@ RefusalRule = Literal["phrases"]
 
 @dataclass(frozen=True, slots=True)
 class RefusalCount:
-    """Refused answers of the harmful and of the harmless prompts, by the rule of mlxfun.refusals."""
+    """Refused answers of the harmful and of the harmless prompts, by the rule of
+    mlxfun.evaluation.refusal_rule. evasive: answers to harmful prompts that are no refusals and evade.
+    """
 
     harmful: int
     of_harmful: int
     harmless: int
     of_harmless: int
+    evasive: int = 0
 
     def __str__(self) -> str:
+        evasive = f" ({self.evasive} more evasive)" if self.evasive else ""
         return (
-            f"{self.harmful} of {self.of_harmful} harmful, "
+            f"{self.harmful} of {self.of_harmful} harmful{evasive}, "
             f"{self.harmless} of {self.of_harmless} harmless"
         )
 

@@ -47,6 +47,13 @@ class Output:
     through: Output | None = None
 
 
+def part_path(output: Output, layer: DecoderLayer) -> str:
+    """The module whose output `output` is a summand of: the attention or feed-forward part of its
+    layer, or where the layer calls the projection itself, that."""
+    names = output.path[len(layer.path) + 1 :].split(".")
+    return ".".join([layer.path, *names[: 2 if len(names) > 1 and names[1].isdigit() else 1]])
+
+
 def residual_outputs(modules: Modules, found: ModelMap) -> tuple[Output, ...]:
     """Every projection that writes to the residual stream, in the order of layers.
 

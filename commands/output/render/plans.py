@@ -59,17 +59,18 @@ def ablation(report: AblationReport) -> RenderableType:
         shown = " ".join(f"{layer}:{value:g}" for layer, value in each.items() if value)
         parts.append(text(f"strength by layer, {name}: {shown or 'none'}", "dim"))
     if report.front:
-        names = ("expected", "KL", "harmful refused", "harmless refused")
+        names = ("expected", "KL", "perplexity", "harmful refused", "harmless refused")
         table = new_table("", "point", "layer", "position", *names, "strengths", numbers=names)
         for point in report.front:
             count = point.count
             table.add_row(
                 "*" if point.number == report.chosen else "",
                 str(point.number),
-                str(point.source_layer),
+                "own" if point.source_layer < 0 else str(point.source_layer),
                 point.position,
                 f"{point.expected:.1%}",
                 f"{point.kl:.4f}",
+                f"x {point.perplexity:.4f}",
                 f"{count.harmful} of {count.of_harmful}" if count else "",
                 f"{count.harmless} of {count.of_harmless}" if count else "",
                 " ".join(f"{k} {v:g}" for k, v in point.strengths.items()),

@@ -12,8 +12,11 @@ Where the output passes a norm with gain g before it is added, the direction the
 length 1 again (mlxfun.model.outputs.gain). Experts in a latent space that share the projection
 U back to the stream are edited in U; single ones of them in their own output along U^T d.
 
-The same projection on *activations*, y' = y - s d (d . y), is what a trial of a search runs:
-exact for unquantised weights, and no weight is touched (`projecting`).
+An oblique projection (mlxfun.techniques.ablate.oblique) reads along U and writes along V, [K, D]
+each: W' = W - s V^T (U W). An orthogonal one has V = U = d.
+
+The same projection on *activations*, y' = y - s V^T (U y), is what a trial of a search runs:
+exact for unquantised weights, and no weight is touched (`Projector`).
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ import mlx.nn as nn
 import numpy as np
 
 from mlxfun.context import SILENT, Context
+from mlxfun.errors import PlanError
 from mlxfun.hooks.intercept import Hooks
 from mlxfun.model.delta import Delta, Keep, LayerDelta, Resident
 from mlxfun.model.identity import RowId, Rows
@@ -49,13 +53,15 @@ ROWS_AT_ONCE = 256 << 20
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """What one output loses. direction: float32 [D'], length 1. strength: of the whole output.
+    """What one output loses. write, read: float32 [K, D'], see the module's text; an orthogonal
+    projection has one row in either, of length 1. strength: of the whole output.
 
     experts: the experts of a stack that lose it, in checkpoint numbers; None for all.
     """
 
     output: Output
-    direction: mx.array
+    write: mx.array
+    read: mx.array
     strength: float
     experts: tuple[int, ...] | None = None
 
@@ -71,10 +77,27 @@ def projections(
         chosen = _chosen(output, plan, resident)
         if not strength or not _edited(output, plan) or chosen == ():
             continue
-        direction = _in_memory_direction(resident, output, wanted)
-        found.append(Projection(output, direction, strength, chosen))
-    mx.eval([p.direction for p in found])
+        if plan.erasers:
+            pair = _oblique(output, plan)
+            if pair is None:
+                continue
+            found.append(Projection(output, *pair, strength, chosen))
+        else:
+            direction = _in_memory_direction(resident, output, wanted)[None]
+            found.append(Projection(output, direction, direction, strength, chosen))
+    mx.eval([(p.write, p.read) for p in found])
     return found
+
+
+def _oblique(output: Output, plan: AblationPlan) -> tuple[mx.array, mx.array] | None:
+    """What an output loses by an oblique projection, None for nothing. Raises PlanError."""
+    if output.through is not None:
+        raise PlanError(
+            f"single experts of {output.path} put out in a latent space, where an oblique "
+            "projection is not defined; use --projection orthogonal"
+        )
+    eraser = plan.erasers.get(output.path)
+    return None if eraser is None else (mx.array(eraser.write), mx.array(eraser.read))
 
 
 def _in_memory_direction(resident: Resident, output: Output, wanted: mx.array) -> mx.array:
@@ -208,9 +231,11 @@ class _Edit:
 
     def _project(self, weight: mx.array) -> mx.array:
         """weight [..., D, H] or bias [..., D, 1] without its share along the direction."""
-        d = self._projection.direction
-        along = d @ weight
-        return weight - self._projection.strength * d[:, None] * along[..., None, :]
+        lost = self._projection
+        along = [lost.read[k] @ weight for k in range(len(lost.read))]
+        for k, part in enumerate(along):
+            weight = weight - lost.strength * lost.write[k][:, None] * part[..., None, :]
+        return weight
 
     def _new(self, rows: Sequence[int] | None) -> dict[str, mx.array]:
         """The edited leaves of the module, of some rows of a stack or whole."""
@@ -284,7 +309,7 @@ class Projector:
     def __init__(self, resident: Resident, outputs: Sequence[Output]) -> None:
         self._resident = resident
         self._outputs = {output.path: output for output in outputs}
-        self._table: dict[str, tuple[mx.array, mx.array]] = {}
+        self._table: dict[str, tuple[mx.array, mx.array, mx.array]] = {}
 
     def set(self, wanted: Sequence[Projection]) -> None:
         """Replace what is projected from the next forward on."""
@@ -293,7 +318,7 @@ class Projector:
             strength = mx.array(projection.strength, dtype=mx.float32)
             if projection.output.rows == "stack":
                 strength = strength * self._mask(projection)
-            self._table[projection.output.path] = (projection.direction, strength)
+            self._table[projection.output.path] = (projection.write, projection.read, strength)
         mx.eval(list(self._table.values()))
 
     def _mask(self, projection: Projection) -> mx.array:
@@ -321,12 +346,14 @@ class Projector:
             entry = self._table.get(path)
             if entry is None:
                 return y
-            direction, strength = entry
+            write, read, strength = entry
             wide = y.astype(mx.float32)
-            along = wide @ direction
+            along = [wide @ read[k] for k in range(len(read))]
             if stack:  # y is [..., 1, D'], one row for each of the indices [...]
                 indices = args[0] if args else kwargs["indices"]
                 strength = strength[indices][..., None]
-            return (wide - (strength * along)[..., None] * direction).astype(y.dtype)
+            for k, part in enumerate(along):
+                wide = wide - (strength * part)[..., None] * write[k]
+            return wide.astype(y.dtype)
 
         return call

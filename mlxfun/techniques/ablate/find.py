@@ -1,4 +1,5 @@
-"""Finds ablation plans from two prompt sets: directions in one pass, then an optional search.
+"""Finds ablation plans from two prompt sets: directions in one pass, then an optional search
+(mlxfun.techniques.ablate.searching).
 
 Each set is split once, by seed: a part gives the directions, a part judges the trials of a search,
 and a part that neither has seen is left for the report.
@@ -7,36 +8,31 @@ and a part that neither has seen is left for the report.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from time import monotonic
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from mlxfun.context import SILENT, Context
 from mlxfun.data.datasets import Tokenizer
 from mlxfun.errors import DatasetError, PlanError, UsageError
+from mlxfun.evaluation.evaluator import EvalSet
 from mlxfun.evaluation.refusal_metrics import (
-    FIRST_TOKEN_ERROR,
     FirstToken,
     Panel,
     Prompts,
-    ask_all,
 )
-from mlxfun.evaluation.reports import RefusalCount
 from mlxfun.generation.answers import read_prompts
-from mlxfun.hooks.replay import tell_reading
 from mlxfun.model.components import Component
 from mlxfun.model.device.batch_size import batch_size
 from mlxfun.model.outputs import Output
 from mlxfun.tally import Tally
-from mlxfun.techniques.ablate import directions, search
-from mlxfun.techniques.ablate.delta import Projector, projections
-from mlxfun.techniques.ablate.directions import Directions
+from mlxfun.techniques.ablate import directions
+from mlxfun.techniques.ablate.oblique import Texts, erasers
 from mlxfun.techniques.ablate.options import POSITIONS, AblateOptions, Position, parse_strength
 from mlxfun.techniques.ablate.plan import AblationPlan, Strengths
 from mlxfun.techniques.ablate.reports import FrontPoint
-from mlxfun.techniques.ablate.search import Point, Space, Trial
+from mlxfun.techniques.ablate.search import OWN, Space, Trial
 
 if TYPE_CHECKING:
     from mlxfun.data.datasets import Tokens
@@ -71,19 +67,33 @@ class Split:
 
 
 @dataclass(frozen=True, slots=True)
+class Text:
+    """Plain text, int32 [T] each. fit: that an oblique projection is fitted to leave as it is.
+    judge: that trials are judged on, None for answers to harmless prompts.
+    """
+
+    fit: tuple[Tokens, ...] = ()
+    judge: EvalSet | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """What a direction is looked for in. outputs: of the whole model, see mlxfun.model.outputs.
 
-    layers: {number: path} of the decoder layers. experts: {decoder layer: experts that may be
-    edited}, None for all. components: that may be.
+    layers: {number: path} of the decoder layers. parts: {path of an output: path of the part that it
+    is a summand of}. experts: {decoder layer: experts that may be edited}, None for all.
+    components: that may be. text: plain text to leave as it is. width: D, of the residual stream.
     """
 
     tokenizer: Tokenizer
+    text: Text
     editor: Editor
     evaluator: Evaluator
     outputs: tuple[Output, ...]
     components: tuple[Component, ...]
     layers: dict[int, str]
+    parts: dict[str, str]
+    width: int
     experts: dict[int, tuple[int, ...]] | None = None
 
     @property
@@ -111,7 +121,7 @@ class Found:
     judged: str = ""
     per_minute: float = 0.0
     judge: FirstToken | None = field(default=None, repr=False)
-    answer_tokens: int = 32
+    answer_tokens: int = 100
     base: Panel | None = field(default=None, repr=False)
 
 
@@ -165,206 +175,153 @@ def thirds(n: int, searching: bool, seed: int) -> tuple[tuple[int, ...], ...]:
 # -- finding ----------------------------------------------------------------------------------
 
 
-class Finder:
-    """Finds plans on the live weights, which must be the committed ones, without steering."""
+class Source(Protocol):
+    """Where plans come from."""
 
-    def __init__(self, model: Model, options: AblateOptions, ctx: Context = SILENT) -> None:
-        self._model, self._options, self._ctx = model, options, ctx
-        self._count = len(model.layers)
-        self._sources = directions.candidates(options.layers, self._count)
-        self._warnings: list[str] = []
+    def plan(self, where: tuple[int, Position], strengths: Strengths) -> AblationPlan:
+        """The plan that removes what is found at (layer, position) with some strengths."""
 
-    def run(self, split: Split, warnings: Sequence[str]) -> Found:
-        """Directions, and the plan or the front of plans. Raises PlanError, Cancelled."""
-        self._warnings = list(warnings)
-        found = self._directions(split.find)
-        if self._options.search:
-            return replace(self._search(split, found), answer_tokens=self._options.answer_tokens)
-        position: Position = self._options.extraction_position or "last"
-        source = directions.strongest(found, position, self._sources)
-        strengths = spread_strength(
-            self._options.strength, self._model.components, tuple(self._model.layers)
-        )
-        plan = self._plan(found, (source, position), strengths)
-        if not plan.layers:
-            raise PlanError(
-                f"--strength {self._options.strength} leaves every part of --target "
-                f"{self._options.target} as it is; give some part a strength above 0"
-            )
-        return Found(
-            self._model.editor.state,
-            split,
-            (plan,),
-            0,
-            tuple(self._warnings),
-            answer_tokens=self._options.answer_tokens,
-        )
+    def space(self) -> Space:
+        """What a search may choose. Raises PlanError where there is nothing to remove."""
 
-    def _directions(self, prompts: Prompts) -> Directions:
-        modules = self._model.editor.resident.tree.modules
-        layers = [modules[path] for path in self._model.layers.values()]
-        size = batch_size(self._model.network, self._model.editor.resident.anatomy)
+    def best(self) -> tuple[int, Position]:
+        """Where to take it without a search."""
+
+
+class Orthogonal:
+    """One direction of the residual stream, taken behind a layer."""
+
+    def __init__(
+        self, model: Model, options: AblateOptions, prompts: Prompts, ctx: Context
+    ) -> None:
+        self._model, self._options = model, options
+        self._layers = directions.candidates(options.layers, len(model.layers))
+        modules = model.editor.resident.tree.modules
+        anatomy = model.editor.resident.anatomy
+        size = batch_size(model.network, anatomy)
         sets = [size.split(part) for part in (prompts.harmful, prompts.harmless)]
-        anatomy = self._model.editor.resident.anatomy
-        means = directions.means_of_sets(self._model.network, anatomy, layers, sets, self._ctx)
-        return directions.difference(*means)
+        layers = [modules[path] for path in model.layers.values()]
+        means = directions.means_of_sets(model.network, anatomy, layers, sets, ctx)
+        self._found = directions.difference(*means)
 
-    def _plan(
-        self, found: Directions, where: tuple[int, Position], strengths: Strengths
-    ) -> AblationPlan:
-        source, position = where
-        editor = self._model.editor
-        anatomy = editor.resident.anatomy
-        return AblationPlan(
-            direction=tuple(float(v) for v in found.unit(position, source)),
-            source_layer=source,
-            position=position,
-            strengths=strengths,
-            norms=found.norms(position),
-            keep=dict(zip(anatomy.indices, editor.committed, strict=True)),
-            target=self._options.target,
-            experts=self._model.experts,
-            strategy=f"layer {source}, {position}",
-        )
+    def best(self) -> tuple[int, Position]:
+        """See Source."""
+        position: Position = self._options.extraction_position or "last"
+        return directions.strongest(self._found, position, self._layers), position
 
-    # -- searching ----------------------------------------------------------------------------
-
-    def _search(self, split: Split, found: Directions) -> Found:
-        options, model, ctx = self._options, self._model, self._ctx
-        panel = ask_all(
-            model.network, model.tokenizer, split.select, options.answer_tokens, ctx, "before"
-        )
-        if not panel.count.harmful:
-            raise PlanError(
-                f"the model refuses none of {len(split.select.harmful)} harmful prompts, so there "
-                "is nothing to search for; give prompts that it refuses"
-            )
-        tell_reading(model.network, ctx, options.search)
-        first = FirstToken(model.evaluator, panel, ctx)
-        by_answers = first.error > FIRST_TOKEN_ERROR
-        space = self._space(found)
-        resident = model.editor.resident
-        projector = Projector(resident, model.outputs)
-        began = monotonic()
-        tried = 0
-
-        def judge(point: Point) -> Trial:
-            nonlocal tried
-            ctx.check()
-            projector.set(projections(model.outputs, self._point(found, space, point), resident))
-            trial = self._judge(point, first, split.select if by_answers else None)
-            tried += 1
-            ctx.progress("searching", tried, options.search, "trials")
-            return trial
-
-        with projector.attached():
-            trials = search.search(space, judge, options.search, options.max_kl, options.seed)
-            minutes = (monotonic() - began) / 60
-            front = search.front(trials)
-            points, best = self._finals(front, found, space, projector, panel)
-        plans = tuple(self._point(found, space, trial.point) for trial in front)
-        return Found(
-            model.editor.state,
-            split,
-            plans,
-            best,
-            tuple(self._warnings),
-            trials,
-            points,
-            "answers" if by_answers else "first-token",
-            len(trials) / max(minutes, 1e-9),
-            first,
-        )
-
-    def _space(self, found: Directions) -> Space:
-        asked = self._options.extraction_position
+    def space(self) -> Space:
+        """See Source."""
+        asked, found = self._options.extraction_position, self._found
         positions = POSITIONS if asked is None else (asked,)
-        ranked = sorted(self._sources, key=lambda i: -found.norm(positions[0], i))
+        ranked = sorted(self._layers, key=lambda i: -found.norm(positions[0], i))
         usable = tuple(i for i in ranked if all(found.norm(p, i) > 0 for p in positions))
         if not usable:
             raise PlanError(
                 "harmful and harmless prompts do not differ behind any layer of "
                 f"--layers {self._options.layers}; choose other layers or other prompts"
             )
-        return Space(self._count, usable, positions, self._model.components)
+        return Space(len(self._model.layers), usable, positions, self._model.components)
 
-    def _point(self, found: Directions, space: Space, point: Point) -> AblationPlan:
-        plan = self._plan(found, (point.source, point.position), point.spread(space))
-        return replace(plan, metric="refusals")
-
-    def _judge(self, point: Point, first: FirstToken, whole: Prompts | None) -> Trial:
-        """By first tokens, or by whole answers to the harmful prompts where `whole` is given."""
-        if whole is None:
-            return Trial(point, *first.judge(self._ctx))
-        kl, false = first.harmless(self._ctx)
-        only = Prompts(whole.harmful, ())
-        asked = ask_all(
-            self._model.network,
-            self._model.tokenizer,
-            only,
-            self._options.answer_tokens,
-            self._ctx,
-            "trial",
-        ).count
-        return Trial(point, asked.harmful / asked.of_harmful, kl, false)
-
-    def _finals(
-        self,
-        front: Sequence[Trial],
-        found: Directions,
-        space: Space,
-        projector: Projector,
-        panel: Panel,
-    ) -> tuple[tuple[FrontPoint, ...], int]:
-        """The front with answers counted for its best points, and which of them is chosen."""
-        options, model = self._options, self._model
-        if not front:
-            raise PlanError(
-                f"none of {options.search} trials stays below a KL of {search.DAMAGE:g}, "
-                "where a model is damaged; try --layers with earlier layers, or more trials"
-            )
-        allowed = [i for i, trial in enumerate(front) if trial.kl <= options.max_kl]
-        if not allowed:
-            self._warnings.append(
-                f"no trial keeps the first-token KL within --max-kl {options.max_kl:g}; the "
-                "gentlest one was taken"
-            )
-        ranked = sorted(allowed or [0], key=lambda i: front[i].cost(options.max_kl))[:FINALISTS]
-        counts: dict[int, RefusalCount] = {}
-        for number in ranked:
-            plan = self._point(found, space, front[number].point)
-            projector.set(projections(model.outputs, plan, model.editor.resident))
-            counts[number] = ask_all(
-                model.network,
-                model.tokenizer,
-                panel.prompts,
-                options.answer_tokens,
-                self._ctx,
-                f"finalist {len(counts) + 1} of {len(ranked)}",
-            ).count
-        already = panel.count.harmless
-
-        def badness(number: int) -> tuple[int, float]:
-            count = counts[number]
-            return count.harmful + max(0, count.harmless - already), front[number].kl
-
-        points = tuple(
-            _front_point(number, trial, space, counts.get(number))
-            for number, trial in enumerate(front)
+    def plan(self, where: tuple[int, Position], strengths: Strengths) -> AblationPlan:
+        """See Source."""
+        source, position = where
+        return AblationPlan(
+            direction=tuple(float(v) for v in self._found.unit(position, source)),
+            source_layer=source,
+            position=position,
+            strengths=strengths,
+            norms=self._found.norms(position),
+            keep=_kept(self._model),
+            target=self._options.target,
+            experts=self._model.experts,
+            strategy=f"layer {source}, {position}",
         )
-        return points, min(counts, key=badness)
 
 
-def _front_point(number: int, trial: Trial, space: Space, count: RefusalCount | None) -> FrontPoint:
-    spread = trial.point.spread(space)
-    return FrontPoint(
-        number=number,
-        source_layer=trial.point.source,
-        position=trial.point.position,
-        strengths={part: max(each.values()) for part, each in spread.items()},
-        expected=trial.refusals,
-        kl=trial.kl,
-        count=count,
+class Oblique:
+    """Each part's own difference (mlxfun.techniques.ablate.oblique)."""
+
+    def __init__(
+        self, model: Model, options: AblateOptions, prompts: Prompts, ctx: Context
+    ) -> None:
+        self._model, self._options = model, options
+        resident = model.editor.resident
+        texts = Texts(prompts.harmful, prompts.harmless, model.text.fit, options.directions)
+        parts = list(dict.fromkeys(model.parts[output.path] for output in model.outputs))
+        found = erasers(model.network, resident.anatomy, parts, model.width, texts, ctx)
+        self._erasers = {
+            output.path: found[model.parts[output.path]]
+            for output in model.outputs
+            if model.parts[output.path] in found
+        }
+        squares: dict[int, dict[str, float]] = {}
+        for output in model.outputs:
+            part = model.parts[output.path]
+            if part in found:
+                each = squares.setdefault(output.layer, {})
+                each[part] = float(np.square(found[part].write).sum())
+        self._norms = {i: float(np.sqrt(sum(squares.get(i, {}).values()))) for i in model.layers}
+
+    def best(self) -> tuple[int, Position]:
+        """See Source."""
+        return OWN, "last"
+
+    def space(self) -> Space:
+        """See Source."""
+        model = self._model
+        return Space(len(model.layers), (OWN,), ("last",), model.components)
+
+    def plan(self, where: tuple[int, Position], strengths: Strengths) -> AblationPlan:
+        """See Source."""
+        return AblationPlan(
+            direction=(),
+            source_layer=max(self._norms, key=lambda i: self._norms[i]),
+            position="last",
+            strengths=strengths,
+            norms=self._norms,
+            keep=_kept(self._model),
+            target=self._options.target,
+            experts=self._model.experts,
+            strategy="each part's own difference",
+            erasers=self._erasers,
+        )
+
+
+def _kept(model: Model) -> dict[int, tuple[int, ...]]:
+    editor = model.editor
+    return dict(zip(editor.resident.anatomy.indices, editor.committed, strict=True))
+
+
+def find(
+    model: Model,
+    options: AblateOptions,
+    split: Split,
+    warnings: Sequence[str],
+    ctx: Context = SILENT,
+) -> tuple[Source, Found]:
+    """What is to go from the live weights, which must be the committed ones, without steering; and
+    the plan that removes it, as it is without a search. Raises PlanError, Cancelled.
+    """
+    source: Source
+    if options.projection == "oblique":
+        source = Oblique(model, options, split.find, ctx)
+    else:
+        source = Orthogonal(model, options, split.find, ctx)
+    layers = tuple(model.layers)
+    strengths = spread_strength(options.strength, model.components, layers)
+    plan = source.plan(source.best(), strengths)
+    if not plan.layers:
+        raise PlanError(
+            f"--strength {options.strength} leaves every part of --target "
+            f"{options.target} as it is; give some part a strength above 0"
+        )
+    return source, Found(
+        model.editor.state,
+        split,
+        (plan,),
+        0,
+        tuple(warnings),
+        answer_tokens=options.answer_tokens,
     )
 
 

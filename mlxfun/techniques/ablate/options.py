@@ -19,6 +19,11 @@ Target = Literal["all", "safety-experts", "dense-only"]
 """Which weights lose the direction."""
 TARGETS: tuple[Target, ...] = get_args(Target)
 
+Projection = Literal["oblique", "orthogonal"]
+"""Whether each part loses its own difference, with the least change to other text
+(mlxfun.techniques.ablate.oblique), or all parts one direction of the residual stream."""
+PROJECTIONS: tuple[Projection, ...] = get_args(Projection)
+
 MAX_STRENGTH = 4.0
 """1 removes a direction, 2 turns its sign: beyond 4 a projection only adds noise."""
 
@@ -32,9 +37,12 @@ class AblateOptions:
     harmful, harmless: prompts; None only with `choose`. layers: which layers' directions come into
     question: "auto", "all" or "a-b". extraction_position: None for last, and both
     when searching. target: see TARGETS. strength: see `parse_strength`; a search overrides it.
-    search: trials, 0 for none. max_kl: bound on the first-token KL of a searched edit, in nats.
+    search: trials, 0 for none. max_kl: bound on the first-token KL of a searched edit, in nats;
+    max_perplexity: bound on its perplexity of plain text, as a multiple of what it was.
     choose: stage this point of the last search's front instead of looking for a direction.
-    answer_tokens: how much of an answer is judged.
+    answer_tokens: how much of an answer is judged. projection: see PROJECTIONS. directions: how many
+    the harmful prompts are told apart by, oblique only. text: plain text to leave as it is; None
+    for what the last collect ran.
     """
 
     harmful: DatasetOptions | None = None
@@ -46,8 +54,12 @@ class AblateOptions:
     strength: str = "1"
     search: int = 0
     max_kl: float = 0.1
+    max_perplexity: float = 1.01
     choose: int | None = None
-    answer_tokens: int = 32
+    answer_tokens: int = 100
+    projection: Projection = "oblique"
+    directions: int = 1
+    text: DatasetOptions | None = None
     seed: int = 0
     allow_stale: bool = False
 

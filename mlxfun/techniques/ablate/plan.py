@@ -1,13 +1,14 @@
-"""The plan of an ablation: one direction, and the strength per component and layer."""
+"""The plan of an ablation: one direction or one per part, and the strength per component and layer."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from mlxfun.editing.plans import PLAN_VERSION, AllWork, SavedExperts
 from mlxfun.model.components import Component
+from mlxfun.techniques.ablate.oblique import Eraser
 from mlxfun.techniques.ablate.options import Position, Target
 
 Strengths = Mapping[Component, Mapping[int, float]]
@@ -19,7 +20,8 @@ class AblationPlan(AllWork):
     """Remove `direction` from what the named parts write to the residual stream.
 
     direction: [D], of length 1. source_layer: the decoder layer behind which it was taken.
-    norms: {decoder layer: norm of the difference of means there, before normalising}.
+    norms: {decoder layer: norm of the difference of means there, before normalising}. erasers:
+    {path of an output: what it loses instead of `direction`}, empty for an orthogonal projection.
     experts: {decoder layer: the experts that lose it}, None for all. keep: {MoE layer: experts},
     unchanged by this technique.
     """
@@ -36,6 +38,7 @@ class AblationPlan(AllWork):
     metric: str | None = None
     strategy: str = ""
     warnings: tuple[str, ...] = ()
+    erasers: Mapping[str, Eraser] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -54,6 +57,7 @@ class AblationPlan(AllWork):
             "target": self.target,
             "source_layer": self.source_layer,
             "position": self.position,
+            "projection": "oblique" if self.erasers else "orthogonal",
             "direction": list(self.direction),
             "direction_norms": {str(i): n for i, n in self.norms.items()},
             "strengths": {
@@ -70,7 +74,9 @@ class AblationPlan(AllWork):
         return {
             "abliteration_metadata.json": {
                 "method": "abliteration",
-                "how": "directional ablation, output side",
+                "how": "least-squares erasure of each part's own difference"
+                if last.erasers
+                else "directional ablation, output side",
                 "target": last.target,
                 "abliterated_layers": sorted({layer for plan in plans for layer in plan.layers}),
                 "direction_norms": {str(layer): norm for layer, norm in last.norms.items()},

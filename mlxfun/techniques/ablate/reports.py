@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from mlxfun.editing.reports import PlanReport
 from mlxfun.evaluation.reports import RefusalCount, RefusalReport
-from mlxfun.techniques.ablate.options import Position, Target
+from mlxfun.techniques.ablate.options import Position, Projection, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +15,8 @@ class FrontPoint:
     """One point of a search's Pareto front. number: for --choose.
 
     expected, kl: as judged in the trial. count: refusals counted on whole answers, None where the
-    point was not among the finalists. strengths: the maximum of each component.
+    point was not among the finalists. strengths: the maximum of each component. perplexity: of
+    plain text in the trial, as a multiple of what it was.
     """
 
     number: int
@@ -25,13 +26,14 @@ class FrontPoint:
     expected: float
     kl: float
     count: RefusalCount | None = None
+    perplexity: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class AblationReport(PlanReport):
     """A staged ablation.
 
-    source_layer, position: where the direction was taken. norms: {decoder layer: norm of the
+    source_layer, position: where the direction was taken, or the layer whose parts lose most. norms: {decoder layer: norm of the
     difference of means}. strengths: {component: {decoder layer: strength}}. edited: what loses the
     direction, tensors. samples: prompts used to find, to select and to check, of each set.
     refusals: on prompts that neither the direction nor the search has seen. trials, judged,
@@ -41,6 +43,7 @@ class AblationReport(PlanReport):
 
     kind: ClassVar[str] = "abliterate"
     target: Target = "all"
+    projection: Projection = "oblique"
     source_layer: int = 0
     position: Position = "last"
     norms: dict[int, float] = field(default_factory=dict)
@@ -57,10 +60,12 @@ class AblationReport(PlanReport):
     staged_kl: float | None = None
 
     def summary(self) -> str:
-        text = (
-            f"{self.deed}: the direction behind layer {self.source_layer} ({self.position}) "
-            f"leaves {self.edited} tensors"
+        what = (
+            "what tells harmful prompts apart"
+            if self.projection == "oblique"
+            else f"the direction behind layer {self.source_layer} ({self.position})"
         )
+        text = f"{self.deed}: {what} is removed from {self.edited} tensors"
         if self.refusals is not None:
             now = self.refusals
             text += (

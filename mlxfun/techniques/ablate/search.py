@@ -12,9 +12,10 @@ quarter and the rest; each parameter by itself gets a density from either part (
 of normals around the values seen and a uniform part; choices: counts plus one); of `DRAWS` draws
 from the densities of the good the one with the largest ratio good / rest is tried next.
 
-Cost. refusals + max(0, kl / max_kl - 1) + 0.1 min(1, kl / max_kl), with `refusals` the expected
-share of harmful prompts that are refused: few refusals first, within the bound on the KL, and of
-equals the gentler one.
+Cost. refusals + false refusals + over(kl / max_kl) + over(text / max_text), with
+over(u) = max(0, u - 1) + 0.1 min(1, u), `refusals` the expected share of harmful prompts that are
+refused, and `text` what a token of plain text costs more, in nats: few refusals first, within the
+bounds on the first-token KL and on text, and of equals the gentler one.
 """
 
 from __future__ import annotations
@@ -37,16 +38,32 @@ T = TypeVar("T")
 GRID_SHARE = 0.4
 GOOD_SHARE = 0.25
 DRAWS = 24
+OWN_STRENGTHS = (0.7, 1.0, 0.5, 0.35, 1.4, 2.0)
 MOST = 3.0
 """The largest strength that is tried. 2 turns a component's sign."""
 
 DAMAGE = 0.5
 """KL, in nats, beyond which a model is damaged: no such point is offered."""
 
+OWN = -1
+"""As a source: each part's own difference, for an oblique projection."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What an edit should stay within, in nats. kl: first-token KL on harmless prompts; text: what
+    a token of plain text may cost more.
+    """
+
+    kl: float
+    text: float
+
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """What may be chosen. layers: number of decoder layers; sources: candidates, best first."""
+    """What may be chosen. layers: number of decoder layers; sources: candidates, best first, or OWN
+    alone.
+    """
 
     layers: int
     sources: tuple[int, ...]
@@ -85,56 +102,76 @@ class Point:
 @dataclass(frozen=True, slots=True)
 class Trial:
     """A point and what it does: expected share of refusals, KL in nats, share of harmless
-    prompts that would be refused.
+    prompts that would be refused, what a token of plain text costs more, in nats.
     """
 
     point: Point
     refusals: float
     kl: float
     false_refusals: float = 0.0
+    text: float = 0.0
 
-    def cost(self, max_kl: float) -> float:
+    def within(self, bounds: Bounds) -> bool:
+        """Whether it stays within the bounds."""
+        return self.kl <= bounds.kl and self.text <= bounds.text
+
+    def cost(self, bounds: Bounds) -> float:
         """See the module's text."""
-        used = self.kl / max_kl if np.isfinite(self.kl) else 1e6
-        return self.refusals + self.false_refusals + max(0.0, used - 1) + 0.1 * min(1.0, used)
+        used = (_used(self.kl, bounds.kl), _used(self.text, bounds.text))
+        over = sum(max(0.0, u - 1) + 0.1 * min(1.0, u) for u in used)
+        return self.refusals + self.false_refusals + over
+
+
+def _used(value: float, bound: float) -> float:
+    """How much of a bound is used."""
+    return max(0.0, value) / bound if np.isfinite(value) else 1e6
 
 
 Judge = Callable[[Point], Trial]
 
 
-def search(space: Space, judge: Judge, trials: int, max_kl: float, seed: int) -> tuple[Trial, ...]:
+def search(space: Space, judge: Judge, trials: int, bounds: Bounds, seed: int) -> tuple[Trial, ...]:
     """Every trial, in order. The same arguments and judgements give the same trials."""
     rng = np.random.default_rng(seed)
     done: list[Trial] = []
     first = grid(space)[: max(1, round(trials * GRID_SHARE))]
     for number in range(trials):
-        point = first[number] if number < len(first) else suggest(space, done, max_kl, rng)
+        point = first[number] if number < len(first) else suggest(space, done, bounds, rng)
         done.append(judge(point))
     return tuple(done)
 
 
 def grid(space: Space) -> list[Point]:
-    """Every source and position at strengths 1 and 2 on everything, in the order of the sources."""
+    """Every source and position at the same strength on everything, in the order of the sources: 1
+    and 2; of each part's own difference 0.5 to 2, the middle first."""
+    strengths = OWN_STRENGTHS if space.sources == (OWN,) else (1.0, 2.0)
     return [
         Point(source, position, (strength,) * len(space.components), 0.0, 1.0, 1.0)
         for source in space.sources
         for position in space.positions
-        for strength in (1.0, 2.0)
+        for strength in strengths
     ]
 
 
 def front(trials: Sequence[Trial]) -> list[Trial]:
-    """Trials that no other one beats in refusals and KL alike, gentlest first.
+    """Trials that no other one beats in refusals, KL and cost of plain text alike, gentlest first.
 
     Left out: what damages the model, and what edits nothing.
     """
+    allowed = [t for t in trials if max(t.kl, t.text) <= DAMAGE and any(t.point.strengths)]
     best: list[Trial] = []
-    for trial in sorted(trials, key=lambda t: (t.kl, t.refusals + t.false_refusals)):
-        worst = best[-1].refusals + best[-1].false_refusals if best else np.inf
-        allowed = trial.kl <= DAMAGE and any(trial.point.strengths)
-        if allowed and trial.refusals + trial.false_refusals < worst:
+    for trial in sorted(allowed, key=lambda t: (t.kl, *_figures(t))):
+        if not any(_no_worse(other, trial) for other in best):
             best.append(trial)
     return best
+
+
+def _figures(trial: Trial) -> tuple[float, float, float]:
+    return trial.refusals + trial.false_refusals, trial.kl, max(0.0, trial.text)
+
+
+def _no_worse(one: Trial, other: Trial) -> bool:
+    return all(a <= b for a, b in zip(_figures(one), _figures(other), strict=True))
 
 
 # -- the sampler ------------------------------------------------------------------------------
@@ -146,9 +183,9 @@ _NUMBERS: dict[str, Callable[[Space], tuple[float, float]]] = {
 }
 
 
-def suggest(space: Space, done: Sequence[Trial], max_kl: float, rng: np.random.Generator) -> Point:
+def suggest(space: Space, done: Sequence[Trial], bounds: Bounds, rng: np.random.Generator) -> Point:
     """The next point to try."""
-    ranked = sorted(done, key=lambda trial: trial.cost(max_kl))
+    ranked = sorted(done, key=lambda trial: trial.cost(bounds))
     split = max(1, round(len(ranked) * GOOD_SHARE))
     good = [trial.point for trial in ranked[:split]]
     rest = [trial.point for trial in ranked[split:]]

@@ -13,11 +13,13 @@ from typing import Any
 import mlx.core as mx
 
 from mlxfun.context import SILENT, Context
+from mlxfun.data.datasets import read_sequences
 from mlxfun.data.expert_lists import MapFiles, read_maps
 from mlxfun.data.options import DatasetOptions, source_words
 from mlxfun.editing.plans import Provenance
 from mlxfun.editing.reports import PlanReport, extended
 from mlxfun.errors import PlanError, StateError, UsageError
+from mlxfun.evaluation.evaluator import EvalSet
 from mlxfun.evaluation.refusal_metrics import Panel, answer_kl, ask_all
 from mlxfun.evaluation.refusals import refusal_report
 from mlxfun.evaluation.reports import RefusalReport
@@ -25,14 +27,15 @@ from mlxfun.model.components import COMPONENTS
 from mlxfun.model.delta import Delta, Resident
 from mlxfun.model.device.memory import Need
 from mlxfun.model.model_map import ModelMap
-from mlxfun.model.outputs import Output, leaks, residual_outputs
+from mlxfun.model.outputs import Output, leaks, part_path, residual_outputs
 from mlxfun.model.parameters import unpacked_bytes
 from mlxfun.techniques.ablate.delta import ROWS_AT_ONCE, ablate_delta, projections
-from mlxfun.techniques.ablate.find import ERROR_WORTH_TELLING, Finder, Found, Model, read_split
-from mlxfun.techniques.ablate.options import POSITIONS, TARGETS, AblateOptions
+from mlxfun.techniques.ablate.find import ERROR_WORTH_TELLING, Found, Model, Text, find, read_split
+from mlxfun.techniques.ablate.options import POSITIONS, PROJECTIONS, TARGETS, AblateOptions
 from mlxfun.techniques.ablate.plan import AblationPlan
 from mlxfun.techniques.ablate.reports import AblationReport
 from mlxfun.techniques.ablate.search import DAMAGE
+from mlxfun.techniques.ablate.searching import Search
 from mlxfun.techniques.prune.choose import stale_maps
 from mlxfun.techniques.refit.sizes import copies_of
 from mlxfun.techniques.technique import Proposal
@@ -112,13 +115,39 @@ class _Ablation:
     def find(self) -> Found:
         """A plan, or the front of a search."""
         workspace, options = self._workspace, self._options
-        model = self._model(options)
-        self._require_memory(model.outputs)
         vocabulary, tally = workspace.anatomy.vocabulary, self._ctx.reading()
+        text, unsaid = self._text(options)
+        model = self._model(options, text)
+        self._require_memory(model.outputs)
         split, notes = read_split(options, workspace.tokenizer, vocabulary, tally)
         notes += stale_maps(workspace.editor, _files(options))
         notes += self._leaks(options)
-        return Finder(model, options, self._ctx).run(split, notes)
+        source, found = find(model, options, split, [*notes, *unsaid], self._ctx)
+        if not options.search:
+            return found
+        return Search(model, options, source, split, self._ctx).run(found)
+
+    def _text(self, options: AblateOptions) -> tuple[Text, list[str]]:
+        """Plain text to leave as it is: that of --text, four fifths to fit and the rest to judge, or
+        that of the last collect; and a note where there is none."""
+        workspace = self._workspace
+        if options.text is not None:
+            vocabulary = workspace.anatomy.vocabulary
+            read = read_sequences(
+                options.text, workspace.tokenizer, vocabulary, self._ctx.reading()
+            )
+            judge = tuple(read[4::5])
+            fit = tuple(s for i, s in enumerate(read) if i % 5 != 4)
+            name = f"a fifth of {options.text.source}"
+            return Text(fit, EvalSet(name, judge) if judge else None), []
+        if workspace.calibration:
+            return Text(tuple(workspace.calibration), workspace.held_out), []
+        if options.projection == "orthogonal":
+            return Text(), []
+        return Text(), [
+            "no plain text is held unchanged: give --text FILE, or collect first, and the edit will "
+            "cost less of what the model knows"
+        ]
 
     def ask(self, found: Found, label: str) -> Panel:
         """The live model's answers to the prompts that judge."""
@@ -133,7 +162,7 @@ class _Ablation:
 
     # -- what may be edited -------------------------------------------------------------------
 
-    def _model(self, options: AblateOptions) -> Model:
+    def _model(self, options: AblateOptions, text: Text) -> Model:
         workspace = self._workspace
         resident = workspace.resident
         outputs = residual_outputs(resident.tree.modules, workspace.map)
@@ -143,13 +172,17 @@ class _Ablation:
             "safety-experts": ("experts",),
         }[options.target]
         there = {output.component for output in outputs}
+        layers = {layer.index: layer for layer in workspace.map.layers}
         return Model(
             workspace.tokenizer,
+            text,
             workspace.editor,
             workspace.evaluator,
             tuple(o for o in outputs if o.component in wanted),
             tuple(c for c in wanted if c in there),
-            {layer.index: layer.path for layer in workspace.map.layers},
+            {index: layer.path for index, layer in layers.items()},
+            {output.path: part_path(output, layers[output.layer]) for output in outputs},
+            workspace.map.hidden_size or 0,
             self._safety_experts(options) if options.target == "safety-experts" else None,
         )
 
@@ -218,6 +251,7 @@ def _check(options: AblateOptions) -> None:
             f"--extraction-position {options.extraction_position}: choose one of "
             f"{', '.join(POSITIONS)}"
         )
+    _check_projection(options)
     if options.target == "safety-experts" and options.safety_map is None:
         raise UsageError(
             "--target safety-experts needs --safety-map FILE, the report of a safety-scan"
@@ -228,6 +262,29 @@ def _check(options: AblateOptions) -> None:
         raise UsageError("--search finds the strengths itself; leave out --strength or --search")
     if options.search < 0 or options.answer_tokens < 1 or not options.max_kl > 0:
         raise UsageError("--search, --answer-tokens and --max-kl must be above 0")
+
+
+def _check_projection(options: AblateOptions) -> None:
+    if options.projection not in PROJECTIONS:
+        raise UsageError(
+            f"--projection {options.projection}: choose one of {', '.join(PROJECTIONS)}"
+        )
+    if options.projection == "oblique" and (
+        options.layers != "auto" or options.extraction_position is not None
+    ):
+        raise UsageError(
+            "--layers and --extraction-position say where an orthogonal direction is taken; give "
+            "--projection orthogonal too, or leave them out (--strength takes layers: 1@4-7)"
+        )
+    if options.directions < 1 or (options.projection == "orthogonal" and options.directions > 1):
+        raise UsageError(
+            f"--directions {options.directions}: give 1 or more, more than 1 only with --projection "
+            "oblique"
+        )
+    if not options.max_perplexity > 1:
+        raise UsageError(
+            f"--max-perplexity {options.max_perplexity:g} must be above 1, for instance 1.01"
+        )
 
 
 def _files(options: AblateOptions) -> MapFiles:
@@ -244,7 +301,9 @@ def command_line(options: AblateOptions) -> str:
         given = options.harmful
         default = DatasetOptions(given.source, seed=options.seed, mixture=given.mixture)
         words += option_words(options.harmful, default)
-    plain = replace(options, harmful=None, harmless=None)
+    if options.text is not None:
+        words += source_words(options.text, "--text")
+    plain = replace(options, harmful=None, harmless=None, text=None)
     return shlex.join(words + option_words(plain, AblateOptions()))
 
 
@@ -303,6 +362,7 @@ def _details(found: Found, plan: AblationPlan, delta: Delta) -> dict[str, Any]:
     searched = bool(found.trials)
     return {
         "target": plan.target,
+        "projection": "oblique" if plan.erasers else "orthogonal",
         "source_layer": plan.source_layer,
         "position": plan.position,
         "norms": dict(plan.norms),

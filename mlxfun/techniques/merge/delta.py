@@ -35,6 +35,7 @@ import numpy as np
 
 from mlxfun.calibration.routing_stats import RoutingStats
 from mlxfun.context import SILENT, Context
+from mlxfun.data.sampling import spread, spread_of
 from mlxfun.hooks.layerwise import Carrier
 from mlxfun.model.anatomy import MoELayer
 from mlxfun.model.delta import Delta, LayerDelta
@@ -55,7 +56,7 @@ from mlxfun.techniques.merge.alignment import (
     unit_activations,
     weight_features,
 )
-from mlxfun.techniques.merge.observe import Observed, observe, spread, spread_of
+from mlxfun.techniques.merge.observe import Observed, observe
 from mlxfun.techniques.merge.options import MergeOptions
 from mlxfun.techniques.merge.plan import MergePlan
 from mlxfun.techniques.merge.weights import MergedWeights, Recipe, combine, taken

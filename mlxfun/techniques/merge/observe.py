@@ -19,7 +19,6 @@ from mlxfun.model.anatomy import MoELayer
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
-    from mlxfun.data.datasets import Batch
     from mlxfun.hooks.routing import Record
 from mlxfun.model.live_experts import LiveExperts
 
@@ -71,23 +70,3 @@ def _tokens(layer: MoELayer, record: Record, pick: mx.array) -> tuple[mx.array, 
         weight = record.weights.reshape(-1, 1)[pick].astype(mx.float32)
         x = (x.astype(mx.float32) / mx.maximum(weight, 1e-6)).astype(x.dtype)
     return x, logits
-
-
-def spread(batches: Sequence[Batch], most: int) -> list[Array]:
-    """At most `most` of all real tokens, evenly spread: for each batch indices into its [B * T]."""
-    real = [np.flatnonzero(batch.mask.reshape(-1)) for batch in batches]
-    chosen = spread_of(sum(map(len, real)), most)
-    ends = np.cumsum([len(tokens) for tokens in real])
-    parts = np.split(chosen, np.searchsorted(chosen, ends[:-1]))
-    starts = [0, *ends[:-1]]
-    return [tokens[part - at] for tokens, part, at in zip(real, parts, starts, strict=True)]
-
-
-def spread_of(total: int, most: int) -> Array:
-    """At most `most` of range(total), evenly spread, ascending.
-
-    >>> spread_of(10, 4).tolist()
-    [0, 3, 6, 9]
-    """
-    index: Array = np.unique(np.linspace(0, total - 1, min(most, total)).round().astype(np.int64))
-    return index

@@ -205,6 +205,6 @@ def test_staging_is_advised_with_what_a_dense_model_can_stage(llama: Session) ->
 
 def test_a_model_whose_layers_are_not_called_cannot_be_read(tmp_path: Path) -> None:
     session = Session.open(checkpoint(tmp_path, "iquestloopcoder"))
-    with pytest.raises(ModelError, match="the forward ran decoder layers 0 times, not each of the"):
+    with pytest.raises(ModelError, match=r"the forward does not call \d+ of the \d+ parts"):
         session.abliterate(ABLATE)
     session.close()

@@ -7,8 +7,18 @@ import pytest
 
 from mlxfun.errors import UsageError
 from mlxfun.techniques.ablate.options import parse_strength
-from mlxfun.techniques.ablate.search import Point, Space, Trial, front, grid, search
+from mlxfun.techniques.ablate.search import (
+    OWN,
+    Bounds,
+    Point,
+    Space,
+    Trial,
+    front,
+    grid,
+    search,
+)
 
+BOUNDS = Bounds(kl=0.1, text=0.01)
 SPACE = Space(8, (4, 2, 1), ("last", "mean"), ("attention", "experts"))
 
 
@@ -32,18 +42,23 @@ def test_the_first_trials_are_the_plain_ones_strongest_source_first() -> None:
         (4, "last", (1.0, 1.0)), (4, "last", (2.0, 2.0)), (4, "mean", (1.0, 1.0)),
     ]  # fmt: skip
     assert len(points) == 3 * 2 * 2
-    tried = search(SPACE, bowl, 20, 0.1, seed=3)
+    tried = search(SPACE, bowl, 20, BOUNDS, seed=3)
     assert [t.point for t in tried[:8]] == points[:8]
 
 
+def test_of_each_parts_own_difference_middling_strengths_come_first() -> None:
+    space = Space(8, (OWN,), ("last",), ("attention", "experts"))
+    assert [p.strengths[0] for p in grid(space)] == [0.7, 1.0, 0.5, 0.35, 1.4, 2.0]
+
+
 def test_the_same_seed_tries_the_same_points() -> None:
-    one, two = (search(SPACE, bowl, 30, 0.1, seed=5) for _ in range(2))
+    one, two = (search(SPACE, bowl, 30, BOUNDS, seed=5) for _ in range(2))
     assert one == two
-    assert search(SPACE, bowl, 30, 0.1, seed=6) != one
+    assert search(SPACE, bowl, 30, BOUNDS, seed=6) != one
 
 
 def test_every_point_is_inside_the_space() -> None:
-    for trial in search(SPACE, bowl, 60, 0.1, seed=1):
+    for trial in search(SPACE, bowl, 60, BOUNDS, seed=1):
         point = trial.point
         assert point.source in SPACE.sources
         assert point.position in SPACE.positions
@@ -63,15 +78,15 @@ def test_it_beats_drawing_at_random() -> None:
             )
             for _ in range(60)
         ]  # fmt: skip
-        return min(bowl(p).cost(0.1) for p in points)
+        return min(bowl(p).cost(BOUNDS) for p in points)
 
-    found = [min(t.cost(0.1) for t in search(SPACE, bowl, 60, 0.1, s)) for s in range(4)]
+    found = [min(t.cost(BOUNDS) for t in search(SPACE, bowl, 60, BOUNDS, s)) for s in range(4)]
     drawn = [random_best(s) for s in range(4)]
     assert np.mean(found) < 0.8 * np.mean(drawn)
 
 
-def trial(refusals: float, kl: float, false: float = 0.0) -> Trial:
-    return Trial(grid(SPACE)[0], refusals, kl, false)
+def trial(refusals: float, kl: float, false: float = 0.0, text: float = 0.0) -> Trial:
+    return Trial(grid(SPACE)[0], refusals, kl, false, text)
 
 
 def test_the_front_holds_what_nothing_beats_gentlest_first() -> None:
@@ -80,13 +95,19 @@ def test_the_front_holds_what_nothing_beats_gentlest_first() -> None:
         trial(0.0, 0.3, 0.4), trial(0.05, 0.3),
     ]  # fmt: skip
     assert front(tried) == [tried[0], tried[2], tried[6]]
+    # What costs plain text less stays, though another has fewer refusals at a lower KL.
+    gentle, harsh = trial(0.2, 0.06, text=0.001), trial(0.1, 0.05, text=0.08)
+    assert front([harsh, gentle]) == [harsh, gentle]
+    assert front([harsh, trial(0.1, 0.06, text=0.09)]) == [harsh]
 
 
 def test_an_edit_beyond_the_bound_costs_more_than_the_refusals_it_saves() -> None:
-    assert trial(0.3, 0.09).cost(0.1) < trial(0.0, 0.15).cost(0.1)
-    assert trial(0.3, 0.09).cost(0.1) < trial(0.3, 0.1).cost(0.1)
-    assert trial(0.0, float("nan")).cost(0.1) > 1e5
-    assert trial(0.0, 0.01, 0.5).cost(0.1) > trial(0.4, 0.01).cost(0.1)
+    assert trial(0.3, 0.09).cost(BOUNDS) < trial(0.0, 0.15).cost(BOUNDS)
+    assert trial(0.3, 0.09).cost(BOUNDS) < trial(0.3, 0.1).cost(BOUNDS)
+    assert trial(0.0, float("nan")).cost(BOUNDS) > 1e5
+    assert trial(0.3, 0.01, text=0.009).cost(BOUNDS) < trial(0.0, 0.01, text=0.014).cost(BOUNDS)
+    assert trial(0.3, 0.01, text=-0.1).cost(BOUNDS) == trial(0.3, 0.01).cost(BOUNDS)
+    assert trial(0.0, 0.01, 0.5).cost(BOUNDS) > trial(0.4, 0.01).cost(BOUNDS)
 
 
 @pytest.mark.parametrize(

@@ -39,9 +39,10 @@ from tests.mlxfun import tiny_checkpoints
 HARMFUL = DatasetOptions("demo:harmful", max_samples=16)
 HARMLESS = DatasetOptions("demo:harmless", max_samples=16)
 PROMPT = [[3, 14, 15, 9, 26, 5, 35, 8, 9, 7, 9, 32]]
-ABLATE = AblateOptions(HARMFUL, HARMLESS, layers="2-3", strength="2", answer_tokens=4)
+ALONG = AblateOptions(HARMFUL, HARMLESS, projection="orthogonal", answer_tokens=4)
+ABLATE = replace(ALONG, layers="2-3", strength="2")
 FEW = replace(HARMFUL, max_samples=8), replace(HARMLESS, max_samples=8)
-SEARCH = AblateOptions(*FEW, layers="2-3", search=8, answer_tokens=4)
+SEARCH = replace(ALONG, harmful=FEW[0], harmless=FEW[1], layers="2-3", search=8)
 
 
 def logits(session) -> np.ndarray:
