@@ -23,10 +23,12 @@ def merge_options(**changes) -> MergeOptions:
     return MergeOptions(DatasetOptions("none"), **changes)
 
 
-def run_merge(rig: Rig, keep=None, *, sequences=SEQUENCES, ctx=SILENT, by_error=None, **changes):
+def run_merge(
+    rig: Rig, keep=None, *, sequences=SEQUENCES, ctx=SILENT, by_error=None, moved=None, **changes
+):
     """(plan, delta) of merging to `keep` (by default 6 of 8 experts), the model unchanged."""
     keep = keep or keep_fewer(rig.anatomy)
-    merger = Merger(rig, merge_options(**changes))
+    merger = Merger(rig, merge_options(**changes), moved=moved)
     wanted = lambda p, _: keep[rig.anatomy.indices[p]]  # noqa: E731
     return merger.run(batches(sequences, 64, 2), wanted, ctx, by_error)
 

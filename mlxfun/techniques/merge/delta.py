@@ -14,8 +14,9 @@ model merged experts put out a tenth of what their centroids did, and pruning to
 was better (tests/bench/merge_quality.py prints the table). Preview, and compare with a prune. Two
 options look at what the layer puts out: `refit_experts` fits the output projections that are left to
 the output of the unmerged layer (mlxfun.techniques.refit.least_squares), which makes up for most of
-what the mean has lost; `auto` tries per layer, and takes what leaves the least error in its output,
-after the refit where there is one:
+what the mean has lost; `auto` tries per layer, after the refit where there is one, and takes what
+moves the model least on text that calibration kept back (without any: what leaves the least error in
+the layer's output):
 
 - the centroids that the saliency names, and those that backward elimination by the output's error
   leaves (mlxfun.techniques.refit.output_error), where the router has a formula;
@@ -37,11 +38,9 @@ from mlxfun.calibration.routing_stats import RoutingStats
 from mlxfun.context import SILENT, Context
 from mlxfun.data.sampling import spread, spread_of
 from mlxfun.hooks.layerwise import Carrier
-from mlxfun.model.anatomy import MoELayer
 from mlxfun.model.delta import Delta, LayerDelta
 from mlxfun.model.expert_similarity import (
     Groups,
-    group_weights,
     mean_outputs,
     pseudo_prune,
     similarity,
@@ -59,7 +58,14 @@ from mlxfun.techniques.merge.alignment import (
 from mlxfun.techniques.merge.observe import Observed, observe
 from mlxfun.techniques.merge.options import MergeOptions
 from mlxfun.techniques.merge.plan import MergePlan
-from mlxfun.techniques.merge.weights import MergedWeights, Recipe, combine, taken
+from mlxfun.techniques.merge.weights import (
+    MergedWeights,
+    Recipe,
+    combine,
+    recipe_of,
+    router_groups,
+    taken,
+)
 from mlxfun.techniques.refit import layerwise
 from mlxfun.techniques.refit.follow import Follow
 from mlxfun.techniques.refit.layerwise import Recalibration
@@ -132,9 +138,16 @@ class Merger:
     """Merges a resident model layer by layer; the model is as before when `run` returns."""
 
     def __init__(
-        self, workspace: ResidentModel, options: MergeOptions, saliency: RoutingStats | None = None
+        self,
+        workspace: ResidentModel,
+        options: MergeOptions,
+        saliency: RoutingStats | None = None,
+        moved: Callable[[], float] | None = None,
     ) -> None:
-        """saliency: statistics [L, E] to go by, instead of those of each layer's own tokens."""
+        """saliency: statistics [L, E] to go by, instead of those of each layer's own tokens. moved:
+        how far the live model has moved on text that was kept back, for `auto`.
+        """
+        self._moved = moved
         self._workspace, self._resident = workspace, workspace.resident
         self._modules = workspace.resident.tree.modules
         self._options = options
@@ -168,7 +181,7 @@ class Merger:
         picks = spread(batches, self._options.max_similarity_tokens)
         merged: dict[int, MergedLayer] = {}
         layers = self._resident.layers
-        with Follow(self._workspace, carrier) as follow:
+        with Follow(self._workspace, carrier, self._moved is not None) as follow:
             for position, moe in enumerate(layers):
                 with carrier.at(moe.layer, ctx):
                     observed = observe(carrier, moe, picks, ctx)
@@ -258,6 +271,16 @@ class Merger:
         return best[1]
 
     def _judged(self, watch: _Watch, layer: MergedLayer, ctx: Context) -> tuple[float, MergedLayer]:
+        """How bad the layer is (see `auto` in the module's text), and the layer, refitted if asked."""
+        error, layer = self._with_error(watch, layer, ctx)
+        if self._moved is None:
+            return error, layer
+        with self._resident.trial(Delta((layer.delta,))):
+            return self._moved(), layer
+
+    def _with_error(
+        self, watch: _Watch, layer: MergedLayer, ctx: Context
+    ) -> tuple[float, MergedLayer]:
         """The squared error of the layer's output, relative, and the layer, refitted if asked."""
         assert self._again is not None
         with self._resident.trial(Delta((layer.delta,))):
@@ -302,12 +325,12 @@ class Merger:
         matches = self._match(compared.bank, compared.neurons, groups)
         if options.auto and watch is not None:
             found = self._worthwhile(watch, saliency, groups, matches)
-            recipe = _recipe(saliency, found.groups, matches, found.fractions)
+            recipe = recipe_of(saliency, found.groups, matches, found.fractions)
             if recipe.merged:
                 yield recipe
-            yield _recipe(saliency, [group[:1] for group in groups], matches)
+            yield recipe_of(saliency, [group[:1] for group in groups], matches)
         else:
-            yield _recipe(saliency, groups, matches)
+            yield recipe_of(saliency, groups, matches)
 
     def _merged(self, moe: LiveExperts, bank: Bank, recipe: Recipe) -> MergedLayer:
         live = moe.live
@@ -343,7 +366,7 @@ class Merger:
         matches: Mapping[int, Array],
     ) -> dict[str, mx.array]:
         """One merged expert, see mlxfun.techniques.merge.merge_or_drop.Mixed."""
-        recipe = _recipe(saliency, [tuple(fractions)], matches, fractions)
+        recipe = recipe_of(saliency, [tuple(fractions)], matches, fractions)
         found = {}
         for name in bank.names:
             found[name] = combine(partial(bank.weights, name), recipe)[0]
@@ -363,24 +386,3 @@ class Merger:
         units = unit_activations(neurons[:, mx.array(tokens)])
         found = match_pairs(costs(units, weight_features(bank), pairs), match)
         return {member: order for (_, member), order in zip(pairs, found, strict=True)}
-
-
-def _recipe(
-    saliency: Array,
-    groups: Sequence[tuple[int, ...]],
-    matches: Mapping[int, Array],
-    fractions: Mapping[int, float] | None = None,
-) -> Recipe:
-    """The groups with the shares of their members, see `group_weights`."""
-    shares = {
-        expert: float(share)
-        for group in groups
-        for expert, share in zip(group, group_weights(saliency, group, fractions), strict=True)
-    }
-    return Recipe(tuple(groups), shares, matches)
-
-
-def router_groups(layer: MoELayer, live: int) -> list[int]:
-    """The router's group of each live expert: consecutive runs of the same length."""
-    size = live // layer.n_group
-    return [position // size for position in range(live)]

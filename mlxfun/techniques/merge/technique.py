@@ -28,7 +28,7 @@ from mlxfun.techniques.merge.alignment import OVERSAMPLING, PAIR_BYTES, RANK
 from mlxfun.techniques.merge.delta import Merger
 from mlxfun.techniques.merge.options import ALIGNMENTS, SIMILARITY_MODES, MergeOptions
 from mlxfun.techniques.prune import selection
-from mlxfun.techniques.prune.calibrated import candidates_of
+from mlxfun.techniques.prune.calibrated import HeldOut, candidates_of
 from mlxfun.techniques.prune.choose import constraints_of, stale_maps
 from mlxfun.techniques.prune.constraints import Constraints
 from mlxfun.techniques.prune.delta import validate
@@ -109,7 +109,9 @@ class Merge:
         editor = workspace.editor
         _check(options)
         with editor.live("base"), editor.unsteered():
-            merger = Merger(workspace, options, request.saliency)
+            kept_back = options.auto and workspace.held_out is not None
+            moved = HeldOut.of(workspace) if kept_back else None
+            merger = Merger(workspace, options, request.saliency, moved)
             merger.require_mergeable()
             maps = read_maps(options, request.anatomy.indices, request.anatomy.num_experts)
             stale = stale_maps(editor, options)

@@ -6,15 +6,16 @@ rounded to the dtype, or packed in the quantisation, that they are stored in, ri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
 
+from mlxfun.model.anatomy import MoELayer
 from mlxfun.model.delta import LayerDelta
-from mlxfun.model.expert_similarity import Groups
+from mlxfun.model.expert_similarity import Groups, group_weights
 from mlxfun.model.experts import Bank
 from mlxfun.model.identity import Rows
 from mlxfun.model.parameters import requantised, rounded, row_digests, take_rows
@@ -41,6 +42,27 @@ class Recipe:
     def merged(self) -> list[int]:
         """Positions of the groups of more than one."""
         return [i for i, group in enumerate(self.groups) if len(group) > 1]
+
+
+def recipe_of(
+    saliency: Array,
+    groups: Sequence[tuple[int, ...]],
+    matches: Mapping[int, Array],
+    fractions: Mapping[int, float] | None = None,
+) -> Recipe:
+    """The groups with the shares of their members, see `group_weights`."""
+    shares = {
+        expert: float(share)
+        for group in groups
+        for expert, share in zip(group, group_weights(saliency, group, fractions), strict=True)
+    }
+    return Recipe(tuple(groups), shares, matches)
+
+
+def router_groups(layer: MoELayer, live: int) -> list[int]:
+    """The router's group of each live expert: consecutive runs of the same length."""
+    size = live // layer.n_group
+    return [position // size for position in range(live)]
 
 
 def combine(

@@ -85,6 +85,32 @@ def test_auto_takes_the_centroids_and_members_that_leave_the_least_error_after_t
     assert any("are merged" in w or "is merged" in w for w in plan.warnings)
 
 
+def test_what_moves_text_that_was_kept_back_least_is_taken_where_there_is_any(rig):
+    """Counting down, the last candidate is always the best so far; counting up, the first."""
+    r = rig("qwen3_moe")
+    other = {
+        i: tuple(sorted((*keep[1:], min(set(range(8)) - set(keep)))))
+        for i, keep in keep_fewer(r.anatomy).items()
+    }
+
+    def chosen(step: int):
+        calls: list[int] = []
+
+        def moved() -> float:
+            calls.append(step * len(calls))
+            return float(calls[-1])
+
+        by_error = lambda again, moe, *_: other[moe.layer.index]  # noqa: E731
+        plan, _ = run_merge(r, by_error=by_error, auto=True, moved=moved)
+        assert len(calls) >= 2 * len(r.anatomy.indices)
+        return {index: tuple(groups) for index, groups in plan.groups.items()}
+
+    before = r.logits(PREFILL)
+    assert chosen(-1) == other
+    assert chosen(1) == keep_fewer(r.anatomy)
+    assert mx.array_equal(before, r.logits(PREFILL), equal_nan=True).item()
+
+
 @pytest.mark.parametrize(("name", "mode"), CASES)
 def test_a_refit_makes_up_for_what_merging_loses_and_is_saved_as_staged(rig, name, mode):
     r = rig(name, mode=mode)
