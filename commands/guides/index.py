@@ -56,6 +56,7 @@ _ALL = (
     ),
     Guide("narrowing", "Fewer neurons in every expert: the least loss for a size", ("narrow",)),
     Guide("merging", "Averaging experts into similar ones, compared with pruning", ("merge",)),
+    Guide("distillation", "Training routers or experts after an edit", ("distil",)),
     Guide(
         "scans",
         "Finding the experts of a domain or of refusals",

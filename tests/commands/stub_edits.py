@@ -12,6 +12,7 @@ from mlxfun.evaluation.options import EvaluateOptions
 from mlxfun.evaluation.reports import EvaluateReport, RefusalCount, RefusalReport
 from mlxfun.steering.reports import SteerReport
 from mlxfun.techniques.ablate.reports import AblationReport, FrontPoint
+from mlxfun.techniques.distil.reports import DistilReport, Judged, Measured
 from mlxfun.techniques.narrow.reports import NarrowReport
 from mlxfun.techniques.prune.options import PruneOptions
 from tests.commands.session_signatures import Given, as_in_session
@@ -70,6 +71,26 @@ class EditsStub(StubState):
         errors = dict.fromkeys(LAYERS, 0.0625)
         found = NarrowReport(
             **fields, width_before=32, width=24, errors=errors, scarce={LAYERS[0]: (1,)}
+        )
+        self.plan = found
+        return found
+
+    @as_in_session
+    def distil(self, given: Given) -> DistilReport:
+        had, self.samples = self.samples, 1
+        plan = self.prune(PruneOptions(n_prune=0), given.ctx)
+        self.samples = had
+        fields = {f.name: getattr(plan, f.name) for f in dataclass_fields(plan)}
+        fields |= {"technique": "distil", "pruned": {}, "mass_lost": None, "metric": None}
+        text = Judged(4, Measured(0.25, 9.5), Measured(0.125, 9.25), 9.0)
+        found = DistilReport(
+            **fields,
+            train=given.options.train,
+            held_out=text,
+            fitted=text,
+            steps=6,
+            planned=6,
+            best=4,
         )
         self.plan = found
         return found

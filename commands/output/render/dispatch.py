@@ -43,6 +43,7 @@ from mlxfun.session.measuring.variants import RecipeReport
 from mlxfun.session.reports import InfoReport, LayersReport, SmokeReport
 from mlxfun.steering.reports import SteerReport
 from mlxfun.techniques.ablate.reports import AblationReport
+from mlxfun.techniques.distil.reports import DistilReport
 from mlxfun.techniques.narrow.reports import NarrowReport
 from mlxfun.techniques.router_bias.reports import BoostReport
 from mlxfun.techniques.vector_bias.reports import VectorReport
@@ -83,6 +84,7 @@ RENDERERS: dict[type[Report], Callable[[Any], RenderableType]] = {
     PlanReport: plans.plan,
     BoostReport: plans.boost,
     NarrowReport: plans.narrow,
+    DistilReport: plans.distil,
     VectorReport: plans.vectors,
     AblationReport: plans.ablation,
     EvaluateReport: measurements.evaluate,
