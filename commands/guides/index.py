@@ -90,7 +90,7 @@ _ALL = (
     Guide(
         "recipes",
         "Trying ways of making a model smaller: compress, recipe files",
-        ("compress", "recipe"),
+        ("compress", "bits", "recipe"),
     ),
     Guide(
         "sessions",

@@ -17,6 +17,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlxfun.checkpoint.bits_plan import BitsPlan
 from mlxfun.checkpoint.options import SaveOptions
 from mlxfun.checkpoint.reports import SaveReport
 from mlxfun.context import SILENT, Context
@@ -46,6 +47,9 @@ from mlxfun.steering.reports import SteerReport
 from mlxfun.steering.rules import Steering
 from mlxfun.techniques.ablate.options import AblateOptions
 from mlxfun.techniques.ablate.reports import AblationReport
+from mlxfun.techniques.bits.choose import choose_bits
+from mlxfun.techniques.bits.options import BitsOptions
+from mlxfun.techniques.bits.reports import BitsReport
 from mlxfun.techniques.distil.options import DistilOptions
 from mlxfun.techniques.distil.technique import Distil
 from mlxfun.techniques.merge.options import MergeOptions
@@ -162,6 +166,13 @@ class Session(Studying):
         """Stage routers (or routers, norms and experts) trained to predict what the checkpoint does,
         replacing a staged plan. A cancel stages the best so far, if that is better than before."""
         return self._stage(Distil(), options, ctx)
+
+    def bits(self, options: BitsOptions, ctx: Context = SILENT) -> tuple[BitsPlan, BitsReport]:
+        """How many bits each module is best saved with within a size; `SaveOptions.bits` takes it.
+        Nothing in memory changes."""
+        self._own()
+        self._require_whole("bits")
+        return choose_bits(self._workspace, options, ctx)
 
     def select(self, options: SelectOptions) -> PlanReport | StepReport:
         """Change by hand which experts are pruned, beginning with those of the staged plan, and

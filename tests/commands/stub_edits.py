@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields as dataclass_fields
 from dataclasses import replace
 
+from mlxfun.checkpoint.bits_plan import BitsPlan
 from mlxfun.context import SILENT
 from mlxfun.editing.reports import PlanReport
 from mlxfun.errors import PlanError, StateError
@@ -12,6 +13,7 @@ from mlxfun.evaluation.options import EvaluateOptions
 from mlxfun.evaluation.reports import EvaluateReport, RefusalCount, RefusalReport
 from mlxfun.steering.reports import SteerReport
 from mlxfun.techniques.ablate.reports import AblationReport, FrontPoint
+from mlxfun.techniques.bits.reports import BitsReport, BitsRow, Uniform
 from mlxfun.techniques.distil.reports import DistilReport, Judged, Measured
 from mlxfun.techniques.narrow.reports import NarrowReport
 from mlxfun.techniques.prune.options import PruneOptions
@@ -74,6 +76,17 @@ class EditsStub(StubState):
         )
         self.plan = found
         return found
+
+    @as_in_session
+    def bits(self, given: Given) -> tuple[BitsPlan, BitsReport]:
+        plan = BitsPlan(self.state, given.options.group_size, {"layers.0.mlp": 4}, 900, 0.125)
+        report = BitsReport(
+            state=self.state, bytes_before=3000, bytes=900, target=given.options.to_bytes,
+            expected_kl=0.125, kl_before=0.0, kl_after=0.25, perplexity=9.5, ratio=1.0625, gap=0.0,
+            rows=(BitsRow("mlp", 1, 4, 4.0, 4, 900),), uniform=(Uniform(4, 950, 0.5),), fixed=0,
+            tokens=64,
+        )  # fmt: skip
+        return plan, report
 
     @as_in_session
     def distil(self, given: Given) -> DistilReport:

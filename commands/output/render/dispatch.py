@@ -43,6 +43,7 @@ from mlxfun.session.measuring.variants import RecipeReport
 from mlxfun.session.reports import InfoReport, LayersReport, SmokeReport
 from mlxfun.steering.reports import SteerReport
 from mlxfun.techniques.ablate.reports import AblationReport
+from mlxfun.techniques.bits.reports import BitsReport
 from mlxfun.techniques.distil.reports import DistilReport
 from mlxfun.techniques.narrow.reports import NarrowReport
 from mlxfun.techniques.router_bias.reports import BoostReport
@@ -85,6 +86,7 @@ RENDERERS: dict[type[Report], Callable[[Any], RenderableType]] = {
     BoostReport: plans.boost,
     NarrowReport: plans.narrow,
     DistilReport: plans.distil,
+    BitsReport: plans.bits,
     VectorReport: plans.vectors,
     AblationReport: plans.ablation,
     EvaluateReport: measurements.evaluate,

@@ -8,11 +8,12 @@ from commands.output.render.base import experts_text, new_table, text, with_note
 from commands.output.render.measurements import refusals
 from mlxfun.editing.reports import PlanReport
 from mlxfun.techniques.ablate.reports import AblationReport
+from mlxfun.techniques.bits.reports import BitsReport
 from mlxfun.techniques.distil.reports import DistilReport
 from mlxfun.techniques.narrow.reports import NarrowReport
 from mlxfun.techniques.router_bias.reports import BoostReport
 from mlxfun.techniques.vector_bias.reports import VectorReport
-from mlxfun.text import counted
+from mlxfun.text import counted, readable_bytes
 
 
 def plan(report: PlanReport) -> RenderableType:
@@ -71,6 +72,21 @@ def distil(report: DistilReport) -> RenderableType:
             layers.add_row(str(layer), f"{was:.2%}", f"{now:.2%}")
         parts.append(layers)
     return with_notes(Group(*parts), report.warnings)
+
+
+def bits(report: BitsReport) -> RenderableType:
+    """Bits by kind of module, and what the same bits for all would be expected to cost."""
+    names = ("modules", "least", "mean", "most", "bytes")
+    table = new_table("projection", *names, numbers=names)
+    for row in report.rows:
+        cells = (str(row.modules), str(row.least), f"{row.mean:.1f}", str(row.most))
+        table.add_row(text(row.projection), *cells, readable_bytes(row.bytes))
+    figures = ("bits for all", "bytes", "expected KL")
+    alike = new_table(*figures, numbers=figures)
+    for one in report.uniform:
+        alike.add_row(str(one.bits), readable_bytes(one.bytes), f"{one.expected_kl:.4f}")
+    alike.add_row("as chosen", readable_bytes(report.bytes), f"{report.expected_kl:.4f}")
+    return with_notes(Group(text(report.summary()), table, alike), report.warnings)
 
 
 def ablation(report: AblationReport) -> RenderableType:

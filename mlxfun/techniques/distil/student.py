@@ -26,6 +26,7 @@ from mlxfun.evaluation.evaluator import LOGITS_BYTES, Reference
 from mlxfun.evaluation.positions import predicting
 from mlxfun.hooks.head import HeadTap, Logits
 from mlxfun.hooks.intercept import Hooks
+from mlxfun.hooks.recomputed import Recomputed
 from mlxfun.model.distributions import log_softmax
 from mlxfun.techniques.distil.variables import Masters, Variable
 from mlxfun.techniques.workspace import ResidentModel
@@ -45,9 +46,12 @@ class Student:
         self._model: Any = workspace.model
         self._tree = workspace.resident.tree
         self._wanted = {v.path: v for v in wanted}
-        self._layers = {layer.index: layer.path for layer in workspace.map.layers}
+        inside = {
+            layer.path: [v.path for v in wanted if v.layer == layer.index]
+            for layer in workspace.map.layers
+        }
+        self._layers = Recomputed(inside, self._in_place)
         self._packed: Masters = {}
-        self._now: Mapping[str, mx.array] = {}
         head = None if anatomy.head is None else HeadTap(workspace.model, anatomy.head)
         self._after: AfterHead = after_head(workspace.model, anatomy, head)
         if head is None or self._after == "unknown":
@@ -110,7 +114,7 @@ class Student:
 
     def _hidden(self, masters: Masters, tokens: mx.array) -> mx.array:
         """What enters the head [B, T, D], lazy, as a function of the masters."""
-        self._now = masters
+        self._layers.now = masters
         outside = {p: masters[p] for p, v in self._wanted.items() if v.layer is None}
         with self._in_place(outside), self._head.watching():
             self._model(tokens)
@@ -122,21 +126,11 @@ class Student:
     def _hooks(self) -> Hooks:
         """Every decoder layer is computed again for its gradient; packed routers are matrices."""
         hooks = Hooks(self._tree.modules)
-        for index, path in self._layers.items():
-            inside = [p for p, v in self._wanted.items() if v.layer == index]
-            hooks.on_call(path, partial(self._through, inside), required=False)
+        self._layers.add_to(hooks)
         for path, variable in self._wanted.items():
             if variable.packed:
                 hooks.on_call(variable.module, partial(self._unpacked, path), required=False)
         return hooks
-
-    def _through(self, inside: Sequence[str], own: Any, *args: Any, **kwargs: Any) -> Any:
-        def run(given: Masters, *args: Any, **kwargs: Any) -> Any:
-            with self._in_place(given):
-                return own(*args, **kwargs)
-
-        # What a layer depends on has to be an argument: MLX takes no gradient of what it encloses.
-        return mx.checkpoint(run)({path: self._now[path] for path in inside}, *args, **kwargs)
 
     def _unpacked(self, path: str, own: Any, x: mx.array) -> mx.array:
         master = self._packed.get(path)

@@ -21,7 +21,7 @@ from mlxfun.data.split import HELD_OUT_LEAST, HELD_OUT_SHARE, split_samples
 from mlxfun.editing.plans import Provenance
 from mlxfun.editing.reports import PlanReport, extended
 from mlxfun.errors import PlanError, StateError, UsageError
-from mlxfun.evaluation.evaluator import LOGITS_BYTES, EvalSet
+from mlxfun.evaluation.evaluator import EvalSet
 from mlxfun.evaluation.figures import perplexity
 from mlxfun.model.delta import Delta
 from mlxfun.model.device.batch_size import batch_size
@@ -35,7 +35,7 @@ from mlxfun.techniques.distil.reports import DistilReport, Judged
 from mlxfun.techniques.distil.student import Student
 from mlxfun.techniques.distil.training import Text, Trained, Trainer
 from mlxfun.techniques.distil.variables import Variable, masters_of, trained_delta, variables
-from mlxfun.techniques.refit.sizes import WIDE, Sizes
+from mlxfun.techniques.refit.sizes import BACKWARD, WIDE, Sizes
 from mlxfun.techniques.technique import Proposal
 from mlxfun.techniques.workspace import Workspace
 from mlxfun.text import option_words
@@ -46,12 +46,6 @@ if TYPE_CHECKING:
 COPIES = 6
 """Of what is trained, float32: the masters, Adam's two moments, the gradient, the best so far, and
 the masters of the next step."""
-
-BACKWARD = 4
-"""What a layer's gradient holds, as a multiple of its forward."""
-
-LOGITS = 5
-"""Arrays of a chunk's logits that are there together when its gradient is taken."""
 
 MORE_TEXT = 1.5
 """How many times as large the gain on fitted text may be before it is said that more would help."""
@@ -284,8 +278,8 @@ class _Distillation:
         return Judged(len(part.data.sequences), before, after, checkpoint)
 
     def _estimate(self, wanted: Sequence[Variable]) -> Need:
-        """What training needs: see COPIES, BACKWARD and LOGITS; besides them the input of every
-        layer for a step's tokens, and the checkpoint's hidden states in float16."""
+        """What training needs: see COPIES and `Sizes.gradient`, and besides them the checkpoint's
+        hidden states in float16."""
         workspace = self._workspace
         resident, modules = workspace.resident, workspace.resident.tree.modules
         tokens = sum(map(len, self._fitted.sequences))
@@ -302,13 +296,9 @@ class _Distillation:
             counts += count
             new[v.layer] += resident.tree.get(v.path).nbytes
         tokens += sum(map(len, self._held.sequences))
-        inputs = (len(workspace.map.layers) + 2) * size.batch * size.hidden * size.state
         vocabulary = workspace.anatomy.vocabulary or 1
-        logits = LOGITS * min(
-            max(LOGITS_BYTES, 64 * vocabulary * WIDE), size.batch * vocabulary * WIDE
-        )
         work = 2 * tokens * size.hidden + COPIES * WIDE * counts
-        work += inputs + int(BACKWARD * size.forward) + logits
+        work += size.gradient(len(workspace.map.layers), vocabulary)
         return Need(tuple(new.values()), work, work)
 
     def _local_estimate(self, split: list[Batch]) -> Need:
