@@ -92,6 +92,7 @@ SYNONYMS = {
     "apply": "commit accept",
     "discard": "reject",
     "flip": "switch toggle swap",
+    "tasks": "lm-eval harness mmlu arc",
     "evaluate": "measure score perplexity ppl benchmark bench",
     "chat": "ask talk say generate",
     "tokens": "tokenize tokenise length",

@@ -85,7 +85,7 @@ _ALL = (
     Guide(
         "measurements",
         "Perplexity, KL and top-1 agreement; A/B divergence",
-        ("evaluate", "preview", "probe", "compare", "ab"),
+        ("evaluate", "preview", "tasks", "probe", "compare", "ab"),
     ),
     Guide(
         "recipes",

@@ -70,6 +70,7 @@ LINES = {
     "prune": "prune --expert-list list.json --allow-stale", "merge": MERGE,
     "narrow": f"narrow --dataset demo:mixed {TEXT} --fraction 0.25",
     "bits": f"bits --to-bytes 3MB --dataset demo:mixed {TEXT}",
+    "tasks": "tasks nothing",
     "distil": f"distil --dataset demo:mixed {TEXT}",
     "plan show": "plan show", "plan save": "plan save p.json", "steer": "steer --activate 2:3",
     "apply": "apply", "discard": "discard", "flip": "flip", "compact": "compact",

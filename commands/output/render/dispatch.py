@@ -34,6 +34,7 @@ from mlxfun.data.reports import DatasetReport
 from mlxfun.distributed.reports import WorkersReport
 from mlxfun.editing.reports import HistoryReport, PlanReport, WrittenReport
 from mlxfun.evaluation.reports import CompareReport, EvaluateReport, RefusalReport
+from mlxfun.evaluation.task_options import TaskReport
 from mlxfun.generation.reports import ABReport, ChatReport
 from mlxfun.memory.plan.report import FitReport, ModelsReport
 from mlxfun.memory.reports import ResidencyReport, SweepReport
@@ -87,6 +88,7 @@ RENDERERS: dict[type[Report], Callable[[Any], RenderableType]] = {
     NarrowReport: plans.narrow,
     DistilReport: plans.distil,
     BitsReport: plans.bits,
+    TaskReport: measurements.tasks,
     VectorReport: plans.vectors,
     AblationReport: plans.ablation,
     EvaluateReport: measurements.evaluate,
