@@ -50,6 +50,7 @@ def run_tasks(
     """
     if not options.names:
         raise UsageError("name at least one task, e.g. tasks arc_easy")
+    ctx.check()
     harness = require_harness()
     with _quiet(), _counted(model, ctx):
         try:
