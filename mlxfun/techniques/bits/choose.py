@@ -29,9 +29,9 @@ from mlxfun.techniques.bits.options import UNPACKED, BitsOptions
 from mlxfun.techniques.bits.prices import (
     SAFE,
     Candidate,
+    Errors,
     candidates,
     covered,
-    errors_of,
     expected_kl,
     group_of,
     unpacked,
@@ -146,7 +146,7 @@ class _Choosing:
     def _sums(self, todo: Sequence[Batch]) -> dict[str, mx.array]:
         workspace, options = self._workspace, self._options
         paths = [c.path for c in self._found if c.layout is None]
-        fisher = Fisher(workspace, paths, lambda path: errors_of(workspace, path, options))
+        fisher = Fisher(workspace, paths, Errors(workspace, self._found, options))
         total: dict[str, mx.array] = {}
         key = mx.random.key(self._options.seed)
         for number, batch in enumerate(todo):

@@ -39,7 +39,7 @@ Use = Literal["linear", "experts", "lookup"]
 
 
 Errors = Callable[[str], Sequence[mx.array]]
-"""The path of a module -> errors D of its weight, float32, lazy."""
+"""The path of a module -> squared errors D^2 of its weight, float32, lazy or not."""
 
 
 def use_of(module: nn.Module) -> Use | None:
@@ -236,7 +236,7 @@ def _passing(
     @passing.vjp
     def back(primals: Any, cotangent: mx.array, _: Any) -> Any:
         squared = mx.square(product(primals[0], cotangent))
-        sums = [mx.sum(squared * mx.square(error)) for error in errors]
+        sums = [mx.sum(squared * error) for error in errors]
         return mx.zeros_like(primals[0]), cotangent, mx.stack(sums)
 
     out: Any = passing(x, y, zeros)

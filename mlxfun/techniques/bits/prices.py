@@ -10,6 +10,7 @@ import mlx.nn as nn
 import numpy as np
 
 from mlxfun.checkpoint.bits_plan import Layout
+from mlxfun.model.device.memory import free_bytes
 from mlxfun.techniques.bits.fisher import as_head, use_of
 from mlxfun.techniques.bits.options import UNPACKED, BitsOptions
 from mlxfun.techniques.workspace import Workspace
@@ -17,6 +18,10 @@ from mlxfun.techniques.workspace import Workspace
 SAFE = 8
 """Bits of what the sensitivities do not cover: routers, whose choice has no gradient, modules of other
 kinds, and those that no token reached."""
+
+
+KEPT_SHARE = 0.25
+"""Of the memory that is free, what errors may be kept in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +111,36 @@ def packed_choices(options: BitsOptions) -> tuple[int, ...]:
 
 
 def errors_of(workspace: Workspace, path: str, options: BitsOptions) -> list[mx.array]:
-    """What packing changes of a module's weight, for each of `packed_choices`, float32, lazy."""
+    """What packing changes of a module's weight, squared, for each of `packed_choices`, float32, lazy."""
     weight = workspace.resident.tree.modules[path]["weight"]
     stored, wide = workspace.stored(f"{path}.weight"), weight.astype(mx.float32)
     group = options.group_size
-    return [wide - unpacked(weight, bits, group, stored) for bits in packed_choices(options)]
+    packed = (unpacked(weight, bits, group, stored) for bits in packed_choices(options))
+    return [mx.square(wide - one) for one in packed]
+
+
+class Errors:
+    """`errors_of` any module, kept from batch to batch where there is room for those of all."""
+
+    def __init__(
+        self, workspace: Workspace, found: Sequence[Candidate], options: BitsOptions
+    ) -> None:
+        self._workspace, self._options = workspace, options
+        values = sum(workspace.resident.tree.modules[one.path]["weight"].size for one in found)
+        free = free_bytes()
+        needed = 4 * values * len(packed_choices(options))
+        self._known: dict[str, list[mx.array]] | None = (
+            {} if free is None or needed <= KEPT_SHARE * free else None
+        )
+
+    def __call__(self, path: str) -> list[mx.array]:
+        if self._known is None:
+            return errors_of(self._workspace, path, self._options)
+        if path not in self._known:
+            made = errors_of(self._workspace, path, self._options)
+            mx.eval(made)
+            self._known[path] = made
+        return self._known[path]
 
 
 def expected_kl(
