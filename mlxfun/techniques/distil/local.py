@@ -7,8 +7,9 @@ what the routed experts of the checkpoint put out for the same inputs:
 
 by some passes of Adam from the router as it is. Gradients flow through the weights w_e of the
 experts that are chosen. A fifth of the tokens is left out and decides, on W as it is stored, whether
-the layer keeps its fit. Layers behind it then see the layer as it was fitted: one pass over the
-model (mlxfun.hooks.layerwise), so it works on models that are read layer by layer.
+the layer keeps its fit. How far the routers go, all together, towards their fits is decided by the KL on
+held-out text. Layers behind a fitted one see it as it was fitted: one
+pass over the model (mlxfun.hooks.layerwise), so it works on models that are read layer by layer.
 """
 
 from __future__ import annotations
@@ -48,10 +49,24 @@ Matrix = dict[str, mx.array]
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """errors: {decoder layer: (before, after)}, see DistilReport."""
+    """routers: {position: as fitted}, of layers that are better for it. errors: {decoder layer: (before,
+    after)}, see DistilReport."""
 
-    delta: Delta
+    routers: dict[int, Matrix]
     errors: dict[int, tuple[float, float]]
+
+    def delta(self, workspace: Workspace, share: float) -> Delta:
+        """The routers moved `share` of the way from what they are to what was fitted, as stored."""
+        deltas = []
+        for position, fitted in self.routers.items():
+            moe = workspace.resident.layers[position]
+            with workspace.resident.layer(moe.layer.index):
+                now = _matrix(workspace, moe)
+                moved = {
+                    name: now[name] + share * (new - now[name]) for name, new in fitted.items()
+                }
+                deltas.append(stored_router(workspace, moe, moved))
+        return Delta(tuple(deltas))
 
 
 def fit_routers(
@@ -62,20 +77,21 @@ def fit_routers(
     Raises PlanError for a router whose choice no known formula gives.
     """
     carrier = Carrier(workspace.model, workspace.taps, batches, ctx)
-    deltas: list[LayerDelta] = []
+    routers: dict[int, Matrix] = {}
     errors: dict[int, tuple[float, float]] = {}
     layers = workspace.resident.layers
     with Follow(workspace, carrier) as follow:
         for number, moe in enumerate(layers):
             with carrier.at(moe.layer, ctx):
                 layer = _Layer.of(workspace, carrier, moe, ctx)
-                delta, before, after = layer.fitted(options, ctx)
+                router, before, after = layer.fitted(options, ctx)
                 errors[moe.layer.index] = (before, after)
-                if delta is not None:
-                    deltas.append(follow.passed(moe, delta, ctx))
-                del layer, delta
+                if router is not None:
+                    routers[moe.layer.position] = router
+                    follow.passed(moe, stored_router(workspace, moe, router), ctx)
+                del layer
             ctx.progress("fitting routers", number + 1, len(layers), "layers")
-    return Fitted(Delta(tuple(deltas)), errors)
+    return Fitted(routers, errors)
 
 
 @dataclass
@@ -144,20 +160,15 @@ class _Layer:
         out = mx.sum(made.astype(mx.float32) * weights[..., None], axis=-2)
         return mx.sum(mx.square(out - self.wanted[index]))
 
-    def fitted(
-        self, options: DistilOptions, ctx: Context
-    ) -> tuple[LayerDelta | None, float, float]:
-        """The layer with its router fitted, None where that is no better, and the errors on tokens
-        left out: before, and of what is staged."""
+    def fitted(self, options: DistilOptions, ctx: Context) -> tuple[Matrix | None, float, float]:
+        """The fitted router, None where that is no better, and the errors on tokens left out: before,
+        and of the router as it is stored."""
         out = left_out(int(self.inputs.shape[0]))
         inside, outside = (np.flatnonzero(part) for part in (~out, out))
         before = self._judged(self.router, outside, options)
         fitted = self._descend(options, inside, ctx)
-        delta, stored = self._stored(fitted)
-        after = self._judged(stored, outside, options)
-        if not after < before:
-            return None, before, before
-        return delta, before, after
+        after = self._judged(self._stored(fitted), outside, options)
+        return (fitted, before, after) if after < before else (None, before, before)
 
     def _descend(self, options: DistilOptions, tokens: Array, ctx: Context) -> Matrix:
         rng, size = np.random.default_rng(options.seed), options.step_of(len(tokens))
@@ -191,18 +202,23 @@ class _Layer:
             whole += energy(self.wanted[index])
         return total / max(whole, 1e-30)
 
-    def _stored(self, router: Matrix) -> tuple[LayerDelta, Matrix]:
-        """The layer with a router, and the router as it is stored."""
-        workspace, path = self.workspace, self.moe.layer.logits
-        edit = RouterEdit(workspace.resident, workspace.stored)
-        module = workspace.resident.tree.modules[path]
-        arrays = edit.weights(module, path, router["weight"])
-        if "bias" in router:
-            name = f"{path}.bias"
-            arrays[name] = rounded(router["bias"], workspace.stored(name), module["bias"].dtype)
-        delta = edit.delta(self.moe, arrays)
-        with workspace.resident.trial(Delta((delta,))):
-            return delta, _matrix(workspace, self.moe)
+    def _stored(self, router: Matrix) -> Matrix:
+        """A router as it is stored."""
+        delta = stored_router(self.workspace, self.moe, router)
+        with self.workspace.resident.trial(Delta((delta,))):
+            return _matrix(self.workspace, self.moe)
+
+
+def stored_router(workspace: Workspace, moe: LiveExperts, router: Matrix) -> LayerDelta:
+    """A layer with a router, rounded to, or packed in, what it is stored in."""
+    path = moe.layer.logits
+    edit = RouterEdit(workspace.resident, workspace.stored)
+    module = workspace.resident.tree.modules[path]
+    arrays = edit.weights(module, path, router["weight"])
+    if "bias" in router:
+        name = f"{path}.bias"
+        arrays[name] = rounded(router["bias"], workspace.stored(name), module["bias"].dtype)
+    return edit.delta(moe, arrays)
 
 
 def _matrix(workspace: Workspace, moe: LiveExperts) -> Matrix:

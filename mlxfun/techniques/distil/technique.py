@@ -33,7 +33,7 @@ from mlxfun.techniques.distil.options import TRAINED, DistilOptions
 from mlxfun.techniques.distil.plan import DistilPlan
 from mlxfun.techniques.distil.reports import DistilReport, Judged
 from mlxfun.techniques.distil.student import Student
-from mlxfun.techniques.distil.training import Text, Trained, Trainer
+from mlxfun.techniques.distil.training import Quietly, Text, Trained, Trainer
 from mlxfun.techniques.distil.variables import Variable, masters_of, trained_delta, variables
 from mlxfun.techniques.refit.sizes import BACKWARD, WIDE, Sizes
 from mlxfun.techniques.technique import Proposal
@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 COPIES = 6
 """Of what is trained, float32: the masters, Adam's two moments, the gradient, the best so far, and
 the masters of the next step."""
+
+SHARES = (1.0, 0.5, 0.25)
+"""Of the way to their fits, how far routers may go that were fitted layer by layer."""
 
 MORE_TEXT = 1.5
 """How many times as large the gain on fitted text may be before it is said that more would help."""
@@ -247,20 +250,34 @@ class _Distillation:
         )  # fmt: skip
         texts = self._seen(self._fitted), self._seen(self._held)
         found = fit_routers(workspace, split, options, self._ctx)
-        if not found.delta.layers:
+        if not found.routers:
             raise PlanError(
                 "no layer's output came closer to the checkpoint's on tokens left out of the fit; "
                 "collect more text, or use distil without --local"
             )
-        fitted, held = (self._judged(text, found.delta) for text in texts)
-        better = len(found.delta.layers)
-        notes = [f"{better} of {len(found.errors)} layers put out more like the checkpoint's"]
-        if held.after.kl > held.before.kl:
-            notes.append(
-                "the layers' outputs came closer, but the KL on held-out text rose: discard this, "
-                "and use distil without --local"
+        share = self._best_share(found, texts[1])
+        delta = found.delta(workspace, share)
+        fitted, held = (self._judged(text, delta) for text in texts)
+        better = f"{len(found.routers)} of {len(found.errors)} layers"
+        note = f"{better} put out more like the checkpoint's; their routers went {share:.0%} of the way"
+        layers = tuple(workspace.hold(layer) for layer in delta.layers)
+        return _Found(Delta(layers), held, fitted, "layer by layer", (note,), local=found)
+
+    def _best_share(self, found: Fitted, held: Text) -> float:
+        """How far routers go to their fits: what has the least KL on held-out text."""
+        before = held.judged(self._workspace, Delta(()), Quietly(self._ctx)).kl
+        measured = {}
+        for share in SHARES:
+            delta = found.delta(self._workspace, share)
+            measured[share] = held.judged(self._workspace, delta, Quietly(self._ctx)).kl
+        best = min(measured, key=measured.__getitem__)
+        if not measured[best] < before:
+            raise PlanError(
+                "the layers' outputs came closer to the checkpoint's, but the KL on held-out text rose "
+                f"({before:.4f} -> {measured[best]:.4f}); collect more text, or use distil without "
+                "--local"
             )
-        return _Found(found.delta, held, fitted, "layer by layer", tuple(notes), local=found)
+        return best
 
     def _seen(self, data: EvalSet) -> Text:
         """A text with what the checkpoint makes of it."""
