@@ -41,7 +41,7 @@ from mlxfun.techniques.distil.options import TRAINED, DistilOptions
     "--rate",
     type=Number(0, 1, min_open=True),
     metavar="R",
-    help="Adam's highest rate (default: 0.001 for routers, 0.0001 for the rest).",
+    help="Adam's highest rate (default: 0.0003).",
 )
 @click.option(
     "--step-tokens",

@@ -34,7 +34,7 @@ from mlxfun.model.live_experts import LiveExperts
 from mlxfun.model.parameters import dequantised, rounded
 from mlxfun.model.router_edit import RouterEdit
 from mlxfun.model.router_formula import Routing, Seen
-from mlxfun.techniques.distil.options import RATES, DistilOptions
+from mlxfun.techniques.distil.options import RATE, DistilOptions
 from mlxfun.techniques.refit.follow import Follow
 from mlxfun.techniques.refit.layerwise import Observed, observe
 from mlxfun.techniques.refit.least_squares import energy, left_out, output
@@ -174,7 +174,7 @@ class _Layer:
         rng, size = np.random.default_rng(options.seed), options.step_of(len(tokens))
         starts = range(0, len(tokens), size)
         planned = options.passes * len(starts)
-        rate = optimizers.cosine_decay(options.rate or RATES["router"], max(planned, 1))
+        rate = optimizers.cosine_decay(options.rate or RATE, max(planned, 1))
         adam: Any = optimizers.Adam(rate, bias_correction=True)
         router, scale = self.router, max(energy(self.wanted) / self.wanted.shape[0], 1e-30)
 

@@ -11,8 +11,8 @@ Train = Literal["router", "moe"]
 TRAINED: tuple[Train, ...] = get_args(Train)
 """What is trained: the routers, or routers, norms and the experts' projections."""
 
-RATES: dict[Train, float] = {"router": 1e-3, "moe": 1e-4}
-"""Adam's highest rate unless one is given. With `moe` routers keep the rate of `router`."""
+RATE = 3e-4
+"""Adam's highest rate unless one is given."""
 
 STEP_TOKENS = 2048
 LEAST_STEP = 128
@@ -25,7 +25,7 @@ class DistilOptions:
     """What is trained, and for how long.
 
     local: fit the routers layer by layer to the output of the checkpoint's experts instead of
-    training through the whole model. passes: over the text. rate: Adam's highest, None for RATES.
+    training through the whole model. passes: over the text. rate: Adam's highest, None for RATE.
     step_tokens: tokens of a step, None for `step_of`. seed: of the order of the steps. data: the text, None for that of
     the last collect.
     """

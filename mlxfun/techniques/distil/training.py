@@ -22,7 +22,7 @@ from mlxfun.evaluation.figures import perplexity
 from mlxfun.events import Notice
 from mlxfun.model.delta import Delta
 from mlxfun.model.device.memory import is_out_of_memory
-from mlxfun.techniques.distil.options import RATES, DistilOptions
+from mlxfun.techniques.distil.options import RATE, DistilOptions
 from mlxfun.techniques.distil.reports import Measured
 from mlxfun.techniques.distil.student import Student
 from mlxfun.techniques.distil.variables import Masters, Variable, trained_delta
@@ -111,16 +111,14 @@ class Trainer:
     held_out: Text
     options: DistilOptions
     _batches: list[Batch] = field(init=False)
-    _adam: dict[bool, Any] = field(init=False)
+    _adam: Any = field(init=False)
 
     def __post_init__(self) -> None:
         sequences = list(self.fitted.data.sequences)
         size = self.options.step_of(sum(map(len, sequences)))
         self._batches = batches(sequences, size, max(len(sequences), 1))
-        self._adam = {
-            routers: optimizers.Adam(self._schedule(rate), bias_correction=True)
-            for routers, rate in self._rates().items()
-        }
+        rate = self.options.rate or RATE
+        self._adam = optimizers.Adam(self._schedule(rate), bias_correction=True)
 
     @property
     def planned(self) -> int:
@@ -131,11 +129,6 @@ class Trainer:
     def every(self) -> int:
         """Steps between two judgements."""
         return max(1, min(MOST_STEPS, len(self._batches) // 2))
-
-    def _rates(self) -> dict[bool, float]:
-        """{whether of routers: the highest rate}."""
-        rate = self.options.rate or RATES[self.options.train]
-        return {True: rate * RATES["router"] / RATES[self.options.train], False: rate}
 
     def _schedule(self, rate: float) -> Any:
         rising = max(1, self.planned // WARM_UP)
@@ -192,13 +185,8 @@ class Trainer:
     def descend(self, state: _State, batch: Batch) -> mx.array:
         """One step of Adam; the loss ahead of it."""
         loss, slope = self.student.gradient(state.masters, batch, self.fitted.teacher)
-        new = dict(state.masters)
-        for routers, adam in self._adam.items():
-            paths = [v.path for v in self.wanted if (v.kind == "router") == routers]
-            if paths:
-                old = {path: state.masters[path] for path in paths}
-                new |= adam.apply_gradients({path: slope[path] for path in paths}, old)
-        mx.eval(loss, new, [adam.state for adam in self._adam.values()])
+        new: Masters = self._adam.apply_gradients(slope, state.masters)
+        mx.eval(loss, new, self._adam.state)
         state.masters, state.steps = new, state.steps + 1
         return loss
 

