@@ -58,6 +58,13 @@ def whole_experts(view: SessionView) -> str | None:
     return with_experts(view) or whole(view)
 
 
+def edited_experts(view: SessionView) -> str | None:
+    """Needs experts, all of them in memory, and an applied edit."""
+    first = "apply the staged plan first" if view.plan else "apply a prune, narrow or merge first"
+    unedited = f"the weights are still the checkpoint's: {first}"
+    return whole_experts(view) or (None if edited(view) else unedited)
+
+
 def with_stats(view: SessionView) -> str | None:
     """Needs routing statistics."""
     seen = view.heat is not None and view.heat.samples

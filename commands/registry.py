@@ -31,12 +31,13 @@ from commands.table import (
 )
 from commands.table.inside import data as inside_data
 from commands.table.inside import look, sae, vectors
+from commands.table.shrink import bits, distil
 from mlxfun.errors import UsageError
 from mlxfun.session.reports import SessionView
 from mlxfun.text import brief, cut, shown
 
 MODULES = (
-    *(model, calibrate, scan, edit, narrow, select, ablate, amplify),
+    *(model, calibrate, scan, edit, narrow, distil, bits, select, ablate, amplify),
     *(look, inside_data, sae, vectors, measure, chat, history, recipes, export, shell),
 )
 
@@ -82,6 +83,8 @@ SYNONYMS = {
     "prune": "pruning remove shrink reap",
     "merge": "ream average",
     "narrow": "width neurons slim",
+    "bits": "mixed precision",
+    "distil": "distill kd train finetune",
     "compress": "smaller fit budget",
     "abliterate": "ablate",
     "amplify": "boost",
@@ -89,6 +92,7 @@ SYNONYMS = {
     "apply": "commit accept",
     "discard": "reject",
     "flip": "switch toggle swap",
+    "tasks": "lm-eval harness mmlu arc",
     "evaluate": "measure score perplexity ppl benchmark bench",
     "chat": "ask talk say generate",
     "tokens": "tokenize tokenise length",

@@ -237,6 +237,27 @@ class FilePath(click.ParamType[Path]):
         return [CompletionItem(name) for name in files(incomplete, self.extensions)]
 
 
+class Packing(click.ParamType[str]):
+    """How weights are packed: bits, a mode of MLX, or a .json file with a plan of bits."""
+
+    name = "packing"
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value not in self.names and not str(value).endswith(".json"):
+            known = ", ".join(self.names)
+            self.fail(
+                f"{value!r} is none of {known}, and no plan of bits in a .json file", param, ctx
+            )
+        return str(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+        found = [name for name in self.names if name.startswith(incomplete)]
+        return [CompletionItem(name) for name in [*found, *files(incomplete, (".json",))]]
+
+
 class NewFile(FilePath):
     """A file to be written, with one of the given extensions."""
 

@@ -56,6 +56,7 @@ _ALL = (
     ),
     Guide("narrowing", "Fewer neurons in every expert: the least loss for a size", ("narrow",)),
     Guide("merging", "Averaging experts into similar ones, compared with pruning", ("merge",)),
+    Guide("distillation", "Training routers or experts after an edit", ("distil",)),
     Guide(
         "scans",
         "Finding the experts of a domain or of refusals",
@@ -84,12 +85,12 @@ _ALL = (
     Guide(
         "measurements",
         "Perplexity, KL and top-1 agreement; A/B divergence",
-        ("evaluate", "preview", "probe", "compare", "ab"),
+        ("evaluate", "preview", "tasks", "probe", "compare", "ab"),
     ),
     Guide(
         "recipes",
         "Trying ways of making a model smaller: compress, recipe files",
-        ("compress", "recipe"),
+        ("compress", "bits", "recipe"),
     ),
     Guide(
         "sessions",

@@ -1,6 +1,8 @@
-"""The ways in which `compress` spends a model's bytes: fewer experts, narrower ones, or both."""
+"""The ways in which `compress` spends a model's bytes: fewer experts, narrower ones, fewer bits."""
 
 from __future__ import annotations
+
+import shlex
 
 from mlxfun.errors import UsageError
 from mlxfun.session.measuring.variants import Target
@@ -12,18 +14,27 @@ PRUNE = "prune --n-prune {} --metric output_error --refit-experts"
 FRACTIONS = (0.125, 0.25, 0.375, 0.5)
 """Shares of the experts' neurons, and of their number, that are tried within a bound on the loss."""
 
+SIZES = (0.5, 0.375, 0.28)
+"""Shares of the model's bytes that are tried with fewer bits within a bound on the loss: 16-bit values
+with 8, 6 and 4 bits and their scales."""
+
+NARROWER = 0.25
+"""Of the neurons, what goes ahead of fewer bits."""
+
 Steps = tuple[str, ...]
 
 
-def variants(model: InfoReport, target: Target) -> tuple[Steps, ...]:
-    """For each variant the command lines that make it.
+def variants(model: InfoReport, target: Target, output: str = "") -> tuple[Steps, ...]:
+    """For each variant the command lines that make it. Of a model that is not packed some choose bits
+    per module, whose plans go to files in `output`.
 
     Within a size each variant takes as much as the size asks for: from the width of the experts
     alone, from their number alone, and a quarter and half of it from their number. Within a loss,
     several amounts are tried of each. Raises UsageError for a size that cannot be reached.
     """
+    packing = () if model.quantization else _packing(model, target, output)
     if target.of == "KL":
-        return _within_loss(model)
+        return (*_within_loss(model), *packing)
     over = model.checkpoint_bytes - target.limit
     if over <= 0:
         raise UsageError(
@@ -35,10 +46,28 @@ def variants(model: InfoReport, target: Target) -> tuple[Steps, ...]:
         # So few experts are left that a token could not be routed: they have to become narrower.
         half = _rounded(model, (model.experts_kept - model.top_k) // 2)
         mixed = (PRUNE.format(half), narrow)
-        return ((narrow,), mixed) if half else ((narrow,),)
+        few_left = ((narrow,), mixed) if half else ((narrow,),)
+        return (*few_left, *packing)
     some = dict.fromkeys(_rounded(model, part) for part in (-(-count // 4), -(-count // 2)))
     both = [(PRUNE.format(few), narrow) for few in some if 0 < few < count]
-    return ((narrow,), (PRUNE.format(count),), *both)
+    return ((narrow,), (PRUNE.format(count),), *both, *packing)
+
+
+def _packing(model: InfoReport, target: Target, output: str) -> list[Steps]:
+    """Fewer bits alone, with narrower experts, and with fewer."""
+    few = _rounded(model, model.experts_kept // 8)
+    ahead: list[Steps] = [(), (f"narrow --fraction {NARROWER:g}",)]
+    ahead += [(PRUNE.format(few),)] if few and _left(model, few) else []
+    whole = model.checkpoint_bytes
+    if target.of == "KL":
+        made: list[tuple[Steps, int]] = [((), int(whole * share)) for share in SIZES]
+        made.append((ahead[1], int(whole * SIZES[-1])))
+    else:
+        made = [(steps, int(target.limit)) for steps in ahead]
+    return [
+        (*steps, f"bits --to-bytes {size} --output {shlex.quote(f'{output}/bits-{number}.json')}")
+        for number, (steps, size) in enumerate(made, 1)
+    ]
 
 
 def _within_loss(model: InfoReport) -> tuple[Steps, ...]:

@@ -22,6 +22,7 @@ from mlxfun.report import Report
 from mlxfun.session.measuring.variants import RecipeReport, Variant, best, loss_svg, shortfall
 from mlxfun.steering.command_line import line_of
 from mlxfun.steering.reports import SteerReport
+from mlxfun.techniques.bits.reports import BitsReport
 from mlxfun.text import cut, escaped, shown, visible
 
 WRITTEN = {
@@ -43,6 +44,7 @@ class RecipeRun:
         self.node = 0
         self.steering: SteerReport | None = None
         self.steered = False
+        self.plans: dict[str, str] = {}  # of `bits` lines, the files that they wrote
 
     def run(self) -> RecipeReport:
         """Run the whole recipe. Raises RecipeError if no variant meets the target."""
@@ -66,14 +68,14 @@ class RecipeRun:
         if kept is None:
             where = f"; see {files[0]}"
             raise RecipeError(shortfall(variants, self.recipe.target) + where)
-        *first, last = self.recipe.variants[kept]
-        for step in first:
+        edits, plan = self._edits(self.recipe.variants[kept])
+        for number, step in enumerate(edits, 1):
             self._run_or_stop(step)
-            self._run_or_stop("apply")
-        self._run_or_stop(last)
-        if self.recipe.applies:
-            self._run_or_stop("apply")
+            if number < len(edits) or self.recipe.applies:
+                self._run_or_stop("apply")
         self.ctx.emit(Notice("info", f"kept {variants[kept].line}"))
+        if plan is not None:
+            self.ctx.emit(Notice("info", f"its bits: save PATH --quantize {self.plans[plan]}"))
         self._script(self.recipe.after)
         name, target = str(self.recipe.path), str(self.recipe.target)
         return RecipeReport(name, target, size, tuple(variants), kept, files)
@@ -89,18 +91,34 @@ class RecipeRun:
         """Stage, measure and discard one variant; a failure becomes part of the result."""
         line, began = " then ".join(steps), monotonic()
         try:
-            report, size = self._measure(steps)
+            size, kl, ratio = self._measure(steps)
         except _LineFailed as problem:
             return Variant(line, 0, None, None, monotonic() - began, str(problem))
         finally:
             self._restore()
-        return Variant(line, size, report.kl_mean, report.ratio, monotonic() - began)
+        return Variant(line, size, kl, ratio, monotonic() - began)
 
-    def _measure(self, steps: tuple[str, ...]) -> tuple[EvaluateReport, int]:
-        for step in steps[:-1]:
+    def _edits(self, steps: tuple[str, ...]) -> tuple[tuple[str, ...], str | None]:
+        """The edits of a variant, and the `bits` line at its end."""
+        packs = self.bench.wiring.command_of(steps[-1]).name == "bits"
+        return (steps[:-1], steps[-1]) if packs else (steps, None)
+
+    def _packed(self, line: str) -> tuple[int, float, float]:
+        """Bytes, KL and perplexity ratio of what `bits` has chosen for the state it stands at."""
+        report = self._run_line(line).report
+        assert isinstance(report, BitsReport)
+        self.plans[line] = report.path
+        return report.bytes, report.kl_after, report.ratio
+
+    def _measure(self, steps: tuple[str, ...]) -> tuple[int, float, float]:
+        """Bytes, KL and perplexity ratio of a variant."""
+        edits, packing = self._edits(steps)
+        for step in edits if packing else edits[:-1]:
             self._run_line(step)
             self._run_line("apply")
-        self._run_line(steps[-1])
+        if packing:
+            return self._packed(packing)
+        self._run_line(edits[-1])
         plan = self.bench.view().plan
         report = self._run_line(self.recipe.judge).report
         if plan is None or not isinstance(report, EvaluateReport):
@@ -113,7 +131,7 @@ class RecipeRun:
                 f"ratio {report.ratio:g}"
             )
         self.steered = self.steered or report.steered
-        return report, plan.bytes_after
+        return plan.bytes_after, report.kl_mean, report.ratio
 
     def _restore(self) -> None:
         """Restore the state from before the first variant; also after a cancel."""

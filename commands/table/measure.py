@@ -12,10 +12,13 @@ from commands.declare import (
     count_option,
     data_options,
     dataset_options,
+    positive,
     stack,
 )
+from commands.types import FilePath
 from mlxfun.errors import UsageError
 from mlxfun.evaluation.options import EvaluateOptions
+from mlxfun.evaluation.task_options import TaskOptions
 from mlxfun.report import Report
 
 measure_options = stack(
@@ -69,4 +72,48 @@ def preview(call: Call) -> Report:
     return call.session.preview(options(call), call.ctx)
 
 
-COMMANDS = (evaluate, preview)
+@command("tasks", group="measure", read_only=True)
+@click.argument("names", nargs=-1, required=True)
+@click.option(
+    "--include",
+    type=FilePath(),
+    metavar="DIR",
+    help="A directory with task files of your own.",
+)
+@click.option("--limit", type=positive, metavar="N", help="Documents of each task (default: all).")
+@click.option(
+    "--shots",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Examples ahead of each question (default: what the task says).",
+)
+@click.option("--as-chat", is_flag=True, help="Questions go through the chat template.")
+@click.option(
+    "--max-tokens", type=positive, metavar="N", help="Longest answer (default: what the task says)."
+)
+@click.option(
+    "--batch", type=positive, default=8, metavar="N", help="Answers decoded at once (default: 8)."
+)
+def tasks(call: Call) -> Report:
+    """Score the live side in tasks of lm-evaluation-harness, e.g. tasks arc_easy --limit 200.
+
+    Needs the extra eval (pip install 'mlxfun[eval]'). What is live is scored, a staged plan and the
+    steering included: flip and ask again to compare. Most tasks fetch their data from the Hub.
+    """
+    include = call["include"]
+    return call.session.tasks(
+        TaskOptions(
+            names=tuple(call["names"]),
+            include=None if include is None else call.bench.readable(include),
+            limit=call["limit"],
+            shots=call["shots"],
+            as_chat=call["as_chat"],
+            max_tokens=call["max_tokens"],
+            batch=call["batch"],
+            seed=call.bench.settings.seed,
+        ),
+        call.ctx,
+    )
+
+
+COMMANDS = (evaluate, preview, tasks)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import click
 
 from commands.conditions import always, partly_resident, profiled
 from commands.declare import Call, command, count_option, positive
 from commands.scripts.resume import offer
-from commands.types import FilePath, Size, Source
+from commands.types import FilePath, Packing, Size, Source
 from commands.workbench.residency import Residency, residency_options
+from mlxfun.checkpoint.bits_plan import read_bits
 from mlxfun.checkpoint.options import MODES, Mode, SaveOptions
 from mlxfun.errors import ModelError, SaveError, StateError, UsageError
 from mlxfun.report import Report, TextReport
@@ -80,14 +82,17 @@ def layers(call: Call) -> Report:
 @click.option("--force", is_flag=True, help="Replace an existing directory.")
 @click.option(
     "--quantize",
-    type=click.Choice((*BITS, *MODES)),
+    type=Packing((*BITS, *MODES)),
     metavar="BITS",
-    help=f"Bits ({', '.join(BITS)}), or a mode of MLX: {', '.join(MODES)}.",
+    help=f"Bits ({', '.join(BITS)}), a mode of MLX ({', '.join(MODES)}), or a plan that bits wrote.",
 )
 @click.option(
     "--group-size",
     type=click.Choice(["32", "64", "128"]),
     help="With --quantize BITS (default: 64); a mode has its own.",
+)
+@click.option(
+    "--allow-stale", is_flag=True, help="Take a plan of bits that was measured on other weights."
 )
 def save(call: Call) -> Report:
     """Write the model as a directory that stock mlx_lm.load opens, and check that it does.
@@ -96,7 +101,13 @@ def save(call: Call) -> Report:
     directory appears whole or not at all; an existing one is only replaced with --force, and only
     if it holds a model and nothing else. Of a clone, what belongs to git stays.
     """
-    how = call["quantize"]
+    how, path = call["quantize"], call.bench.writable(call["path"])
+    if how is not None and how.endswith(".json"):
+        if call["group_size"]:
+            raise UsageError("save: a plan of bits has its own group size, leave out --group-size")
+        bits_plan = read_bits(call.bench.readable(Path(how)))
+        options = SaveOptions(path, call["force"], bits=bits_plan, allow_stale=call["allow_stale"])
+        return call.session.save(options, call.ctx)
     mode: Mode = how if how in MODES else "affine"
     if mode != "affine" and call["group_size"]:
         raise UsageError(
@@ -105,7 +116,7 @@ def save(call: Call) -> Report:
         )
     bits = MODES[mode][0] if mode in MODES else int(how) if how else None
     options = SaveOptions(
-        path=call.bench.writable(call["path"]),
+        path=path,
         force=call["force"],
         quantize=bits,
         mode=mode,

@@ -83,11 +83,12 @@ def _check(bench: Workbench, line: str, tried: bool) -> None:
     help="Where report.json and loss.svg go (default: compress-report).",
 )
 def compress(call: Call) -> Report:
-    """Try fewer experts, narrower experts and both within a size or a loss, and stage the best.
+    """Try fewer, narrower and more packed experts within a size or a loss, and stage the best.
 
     Every variant is staged, measured on what collect held out, and dropped again. --to-bytes keeps
-    the least loss within that size, --max-kl the smallest within that loss. The report has a plot
-    of loss against size. Decide by preview and ab, then apply.
+    the least loss within that size, --max-kl the smallest within that loss. If bits per module are
+    part of the best, their plan is a file for save --quantize. The report has a plot of loss against
+    size. Decide by preview and ab, then apply.
     """
     bench = call.bench
     if bench.files.script is not None:
@@ -105,7 +106,7 @@ def compress(call: Call) -> Report:
     for name, kind in WRITTEN.items():
         require_writable(output / name, kind)
     nothing = Script(Path("compress"))
-    tried = variants(model, target)
+    tried = variants(model, target, str(call["output"]))
     asked = Recipe(nothing.path, nothing, nothing, target, "preview", tried, applies=False)
     return RecipeRun(bench, asked, output, call.ctx).run()
 

@@ -17,11 +17,14 @@ from mlxfun.errors import UsageError
 from mlxfun.events import Notice
 from mlxfun.report import Report
 from mlxfun.techniques.ablate.options import AblateOptions
+from mlxfun.techniques.distil.options import DistilOptions
 from mlxfun.techniques.merge.options import MergeOptions
 from mlxfun.techniques.narrow.options import NarrowOptions
 from mlxfun.techniques.prune.options import PruneOptions
 
-Options = TypeVar("Options", PruneOptions, MergeOptions, NarrowOptions, AblateOptions)
+Options = TypeVar(
+    "Options", PruneOptions, MergeOptions, NarrowOptions, DistilOptions, AblateOptions
+)
 
 NAMES = ("to", "force")
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from mlxfun.checkpoint.bits_plan import BitsPlan
 from mlxfun.errors import UsageError
 
 Mode = Literal["affine", "mxfp4", "mxfp8", "nvfp4"]
@@ -61,11 +62,14 @@ class LoadOptions:
 class SaveOptions:
     """Where and how to write. quantize: bits, or None to keep what was loaded. mode: of MLX; those
     other than affine have one width and one group size each (see `MODES`), and group_size is then
-    not read."""
+    not read. bits: a plan of bits per module in place of `quantize`; allow_stale: also one that was
+    measured on other weights."""
 
     path: Path
     force: bool = False
     quantize: int | None = None
     mode: Mode = "affine"
     group_size: int = 64
+    bits: BitsPlan | None = None
+    allow_stale: bool = False
     max_shard_bytes: int = 5 << 30

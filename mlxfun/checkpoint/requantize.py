@@ -16,6 +16,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.utils import _decode_tagged_floats, _get_classes, quantize_model
 
+from mlxfun.checkpoint.bits_plan import BitsPlan, Layout
 from mlxfun.checkpoint.gate import Weights
 from mlxfun.checkpoint.load import short
 from mlxfun.checkpoint.options import MODES, Mode
@@ -29,7 +30,7 @@ _SETTINGS = ("quantization", "quantization_config")
 
 class Requantised:
     """Weights of `weights`, quantised to `bits` in groups of `group_size`; in a mode other than
-    affine, as that mode packs them.
+    affine, as that mode packs them; or as a plan of bits says, module by module.
 
     config: the configuration that goes with them.
 
@@ -44,6 +45,7 @@ class Requantised:
         bits: int,
         group_size: int,
         mode: Mode = "affine",
+        plan: BitsPlan | None = None,
     ) -> None:
         bits, group_size = MODES.get(mode, (bits, group_size))
         if mode not in MODES and bits not in BITS:
@@ -56,7 +58,9 @@ class Requantised:
                 f"the model is quantised already ({present}); --quantize needs a model with "
                 "floating-point weights"
             )
-        self._source = weights
+        if plan is not None:
+            _require_sound(plan, weights)
+        self._source, self._plan = weights, plan
         self._plain_config = config
         self._bits, self._group_size, self._mode = bits, group_size, mode
         try:
@@ -96,6 +100,14 @@ class Requantised:
             self._pending = dict(flatten(self.build()[0].parameters()))
         return self._pending.pop(name)
 
+    def _predicate(self, path: str, _: nn.Module) -> Layout | bool:
+        plan = self._plan
+        bits = None if plan is None else plan.bits.get(path)
+        if plan is None or bits is None:
+            return False
+        group = plan.groups.get(path, plan.group_size)
+        return {"group_size": group, "bits": bits, "mode": "affine"}
+
     def build(self) -> tuple[nn.Module, dict[str, Any]]:
         """The quantised model, lazy, and its config."""
         # Some floats are tagged in config.json, which stock loading undoes as well.
@@ -108,10 +120,30 @@ class Requantised:
         # quantize_model prints a line; it only builds expressions, so this lasts milliseconds.
         with contextlib.redirect_stdout(io.StringIO()):
             quantised, config = quantize_model(
-                model, config, self._group_size, self._bits, self._mode
+                model,
+                config,
+                self._group_size,
+                self._bits,
+                self._mode,
+                quant_predicate=None if self._plan is None else self._predicate,
             )
         settings = {key: config[key] for key in _SETTINGS if key in config}
         return quantised, copy.deepcopy(self._plain_config) | settings
+
+
+def _require_sound(plan: BitsPlan, weights: Weights) -> None:
+    """Raise UsageError for a plan of other modules or of widths that MLX does not have."""
+    names = set(weights.names)
+    for path, bits in plan.bits.items():
+        if f"{path}.weight" not in names:
+            raise UsageError(
+                f"the plan of bits names {path}, which this model has not; it was made for another, "
+                "write one with bits --to-bytes SIZE"
+            )
+        if bits not in BITS:
+            raise UsageError(
+                f"the plan of bits gives {path} {bits} bits: choose among {', '.join(map(str, BITS))}"
+            )
 
 
 def packed_so(config: dict[str, Any], mode: Mode) -> bool:
@@ -126,4 +158,10 @@ def describe_quantization(config: dict[str, Any]) -> str | None:
     if not isinstance(settings, dict):
         return None
     mode = settings.get("mode", "affine")
+    listed = {each.get("bits") for each in settings.values() if isinstance(each, dict)}
+    numbers = sorted(bits for bits in listed if isinstance(bits, int))
+    # A plan of bits lists every module; architectures list exceptions alone.
+    if len(numbers) > 1 and settings.get("bits") in numbers:
+        least, most, group = numbers[0], numbers[-1], settings.get("group_size")
+        return f"{least} to {most} bits by module, {mode}, groups of {group}"
     return f"{settings.get('bits')}-bit {mode}, groups of {settings.get('group_size')}"

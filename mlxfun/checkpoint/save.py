@@ -138,9 +138,14 @@ def _as_asked(
 ) -> tuple[Weights, dict[str, Any], LogitsFn | None]:
     """What is written and compared: the weights as they are, or packed."""
     weights, config, logits = export.weights, export.config, export.logits
-    if options.quantize is None or packed_so(config, options.mode):
+    plan = options.bits
+    if plan is None and (options.quantize is None or packed_so(config, options.mode)):
         return weights, config, logits
-    packed = Requantised(weights, config, options.quantize, options.group_size, options.mode)
+    if plan is not None:
+        packed = Requantised(weights, config, plan.usual, plan.group_size, plan=plan)
+    else:
+        bits = options.quantize or 0
+        packed = Requantised(weights, config, bits, options.group_size, options.mode)
     return packed, packed.config, None if logits is None else _requantised_logits(packed)
 
 

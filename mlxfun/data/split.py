@@ -6,6 +6,10 @@ import numpy as np
 
 from mlxfun.errors import UsageError
 
+HELD_OUT_SHARE = 0.125
+HELD_OUT_LEAST = 4
+"""Of the samples that are kept away from calibration, see `split_samples`."""
+
 
 def split_samples(
     n: int, wanted: int | None, seed: int, share: float, least: int

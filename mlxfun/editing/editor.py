@@ -376,11 +376,11 @@ class Editor:
             self.set_steering(steering)
 
     def edits_to_root(self) -> tuple[bool, ...]:
-        """For each edit between the current state and the checkpoint, the newest first, whether
-        taking it back reads tensors from the checkpoint's files."""
-        return tuple(edge.release for edge in self._edges_to_root())
+        """For each of `edges_to_root`, whether taking it back reads the checkpoint's files."""
+        return tuple(edge.release for edge in self.edges_to_root())
 
-    def _edges_to_root(self) -> Iterator[Delta]:
+    def edges_to_root(self) -> Iterator[Delta]:
+        """The edits between the current state and the checkpoint, the newest first."""
         node: Node | None = self.history.current
         while node is not None:
             if node.edge is not None:
@@ -392,7 +392,7 @@ class Editor:
         back: list[Delta] = []
         with self.unsteered():
             try:
-                for edge in self._edges_to_root():
+                for edge in self.edges_to_root():
                     back.append(self.swap(edge))  # noqa: PERF401 - what a failure has to take back
                 yield
             finally:

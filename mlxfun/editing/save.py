@@ -16,7 +16,7 @@ from mlxfun.context import SILENT, Context
 from mlxfun.editing.editor import Editor
 from mlxfun.editing.history import Node
 from mlxfun.editing.plans import SavedExperts
-from mlxfun.errors import ModelError
+from mlxfun.errors import ModelError, StateError
 from mlxfun.memory.streaming.unread import require_unchanged, unread
 from mlxfun.model.export import ExportView
 from mlxfun.model.places import Reader
@@ -68,6 +68,12 @@ def save(
     while it looks. node: of an edit that is not in the history, whose tensors are not all in
     memory, so that there are no logits to compare with.
     """
+    plan = options.bits
+    if plan is not None and plan.state != editor.live_state and not options.allow_stale:
+        raise StateError(
+            f"the plan of bits was measured on state {plan.state}, and this is state "
+            f"{editor.live_state}: run bits again, or give --allow-stale"
+        )
     model: Any = view.model
     end = node or editor.history.current
     with editor.unsteered():

@@ -75,6 +75,10 @@ class ExportView:
         """Parameter names as saved, in the model's order."""
         return tuple(self._names)
 
+    def path(self, name: str) -> str:
+        """Where the parameter that is saved as `name` is in the model."""
+        return self._names[name]
+
     def dtype(self, name: str) -> mx.Dtype:
         """The dtype `name` is saved with: the one it was loaded with."""
         path = self._names[name]

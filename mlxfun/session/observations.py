@@ -21,7 +21,7 @@ from mlxfun.context import SILENT, Context
 from mlxfun.data.datasets import Line, Tokens, line_ids, read_lines, tokenize
 from mlxfun.data.lines import BrokenLines
 from mlxfun.data.scan_reports import Identity
-from mlxfun.data.split import split_samples
+from mlxfun.data.split import HELD_OUT_LEAST, HELD_OUT_SHARE, split_samples
 from mlxfun.editing.earlier import present
 from mlxfun.editing.editor import Editor
 from mlxfun.errors import ModelError, StateError
@@ -37,9 +37,6 @@ from mlxfun.tally import Tally
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
-
-HELD_OUT_SHARE = 0.125
-HELD_OUT_LEAST = 4
 
 
 def _count_rest(lines: list[Line], drawn: set[int], held: tuple[int, ...], tally: Tally) -> None:

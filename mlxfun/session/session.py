@@ -17,6 +17,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlxfun.checkpoint.bits_plan import BitsPlan
 from mlxfun.checkpoint.options import SaveOptions
 from mlxfun.checkpoint.reports import SaveReport
 from mlxfun.context import SILENT, Context
@@ -37,7 +38,7 @@ from mlxfun.hooks.replay import tell_reading
 from mlxfun.scans import scan
 from mlxfun.scans.options import ScanOptions
 from mlxfun.scans.reports import ScanReport
-from mlxfun.session.straight import write_edit
+from mlxfun.session.straight import STRAIGHT, WHOLE, ToDisk, write_edit
 from mlxfun.session.studying import Studying
 from mlxfun.steering import sources as wishes
 from mlxfun.steering.command_line import line_of
@@ -46,6 +47,11 @@ from mlxfun.steering.reports import SteerReport
 from mlxfun.steering.rules import Steering
 from mlxfun.techniques.ablate.options import AblateOptions
 from mlxfun.techniques.ablate.reports import AblationReport
+from mlxfun.techniques.bits.choose import choose_bits
+from mlxfun.techniques.bits.options import BitsOptions
+from mlxfun.techniques.bits.reports import BitsReport
+from mlxfun.techniques.distil.options import DistilOptions
+from mlxfun.techniques.distil.technique import Distil
 from mlxfun.techniques.merge.options import MergeOptions
 from mlxfun.techniques.merge.technique import Merge
 from mlxfun.techniques.narrow.options import NarrowOptions
@@ -102,19 +108,14 @@ class Session(Studying):
 
     def _require_held(self, options: Any) -> None:
         """Raise StateError for an edit that makes tensors of experts, of which some are on disk."""
-        match options:
-            case MergeOptions():
-                self._require_whole("merge")
-            case NarrowOptions():
-                self._require_whole("narrow")
-            case AblateOptions():
-                self._require_whole("abliterate")
-            case PruneOptions() if needs_forward(options):
-                self._require_whole("a prune that measures experts' outputs or refits them")
+        if isinstance(options, PruneOptions) and needs_forward(options):
+            self._require_whole("a prune that measures experts' outputs or refits them")
+        if type(options) in WHOLE:
+            self._require_whole(WHOLE[type(options)])
 
     def write_edit(
         self,
-        options: PruneOptions | MergeOptions | NarrowOptions | AblateOptions,
+        options: ToDisk,
         to: SaveOptions,
         ctx: Context = SILENT,
     ) -> WrittenReport:
@@ -123,16 +124,9 @@ class Session(Studying):
         is, whatever happens. Raises what those do.
         """
         self._own()
-        technique: Technique[Any]
-        match options:
-            case PruneOptions():
-                technique = Prune()
-            case MergeOptions():
-                technique = Merge()
-            case NarrowOptions():
-                technique = Narrow()
-            case AblateOptions():
-                technique = self._abliterate
+        technique: Technique[Any] = (
+            self._abliterate if isinstance(options, AblateOptions) else STRAIGHT[type(options)]()
+        )
         technique.require(self.map)
         self._require_held(options)
         mx.reset_peak_memory()
@@ -167,6 +161,18 @@ class Session(Studying):
         """Stage experts with fewer neurons, fitted to what each layer put out, replacing a staged
         plan. Measures on the text of the last `collect`. A cancel leaves everything as it was."""
         return self._stage(Narrow(), options, ctx)
+
+    def distil(self, options: DistilOptions, ctx: Context = SILENT) -> PlanReport:
+        """Stage routers (or routers, norms and experts) trained to predict what the checkpoint does,
+        replacing a staged plan. A cancel stages the best so far, if that is better than before."""
+        return self._stage(Distil(), options, ctx)
+
+    def bits(self, options: BitsOptions, ctx: Context = SILENT) -> tuple[BitsPlan, BitsReport]:
+        """How many bits each module is best saved with within a size; `SaveOptions.bits` takes it.
+        Nothing in memory changes."""
+        self._own()
+        self._require_whole("bits")
+        return choose_bits(self._workspace, options, ctx)
 
     def select(self, options: SelectOptions) -> PlanReport | StepReport:
         """Change by hand which experts are pruned, beginning with those of the staged plan, and

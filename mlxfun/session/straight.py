@@ -7,6 +7,7 @@ model is written. What is written is that of stage, apply and save.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
@@ -17,13 +18,40 @@ from mlxfun.editing.reports import WrittenReport
 from mlxfun.model.delta import Delta
 from mlxfun.model.places import FromFile, Source
 from mlxfun.session.workspace import SessionWorkspace
+from mlxfun.techniques.ablate.options import AblateOptions
+from mlxfun.techniques.distil.options import DistilOptions
+from mlxfun.techniques.distil.technique import Distil
+from mlxfun.techniques.merge.options import MergeOptions
+from mlxfun.techniques.merge.technique import Merge
+from mlxfun.techniques.narrow.options import NarrowOptions
+from mlxfun.techniques.narrow.technique import Narrow
 from mlxfun.techniques.prune import manual_mask
+from mlxfun.techniques.prune.options import PruneOptions
+from mlxfun.techniques.prune.technique import Prune
 from mlxfun.techniques.technique import Proposal, Technique, described, require_change
 
 UNCOMPARED = (
     "logits were not compared, since the edited model is not in memory; load what was saved to "
     "evaluate it"
 )
+
+ToDisk = PruneOptions | MergeOptions | NarrowOptions | DistilOptions | AblateOptions
+"""Options of edits that can go straight to a new model directory."""
+
+STRAIGHT: dict[type, Callable[[], Technique[Any]]] = {
+    PruneOptions: Prune,
+    MergeOptions: Merge,
+    NarrowOptions: Narrow,
+    DistilOptions: Distil,
+}
+
+WHOLE = {
+    MergeOptions: "merge",
+    NarrowOptions: "narrow",
+    DistilOptions: "distil",
+    AblateOptions: "abliterate",
+}
+"""What needs every expert in memory, by its options."""
 
 
 def write_edit(

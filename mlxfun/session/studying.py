@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import mlx.core as mx
@@ -13,7 +14,10 @@ import numpy as np
 from mlxfun.context import SILENT, Context
 from mlxfun.data.datasets import read_sequences
 from mlxfun.data.options import DatasetOptions
+from mlxfun.editing.plans import SHOWN_SIDES
 from mlxfun.errors import UsageError
+from mlxfun.evaluation.task_options import TaskOptions, TaskReport
+from mlxfun.evaluation.tasks import run_tasks
 from mlxfun.generation.answers import read_prompts
 from mlxfun.session.looking import Looking
 from mlxfun.tracing import reports
@@ -57,6 +61,20 @@ class Studying(Looking):
         side = self.editor.live_state
         return {"state": side, "checkpoint": self.checkpoint_id,
                 "steering": self.editor.steering.brief}  # fmt: skip
+
+    def tasks(self, options: TaskOptions, ctx: Context = SILENT) -> TaskReport:
+        """Score the live side, steering included, in tasks of lm-evaluation-harness."""
+        self._own()
+        began = monotonic()
+        rows, version = run_tasks(self.model, self.tokenizer, options, ctx)
+        return TaskReport(
+            state=self.editor.live_state,
+            side=SHOWN_SIDES[self.editor.side],
+            rows=rows,
+            limit=options.limit,
+            version=version,
+            seconds=monotonic() - began,
+        )
 
     def save_activations(
         self, options: ActivationOptions, data: DatasetOptions, ctx: Context = SILENT

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields as dataclass_fields
 from dataclasses import replace
 
+from mlxfun.checkpoint.bits_plan import BitsPlan
 from mlxfun.context import SILENT
 from mlxfun.editing.reports import PlanReport
 from mlxfun.errors import PlanError, StateError
@@ -12,6 +13,8 @@ from mlxfun.evaluation.options import EvaluateOptions
 from mlxfun.evaluation.reports import EvaluateReport, RefusalCount, RefusalReport
 from mlxfun.steering.reports import SteerReport
 from mlxfun.techniques.ablate.reports import AblationReport, FrontPoint
+from mlxfun.techniques.bits.reports import BitsReport, BitsRow, Uniform
+from mlxfun.techniques.distil.reports import DistilReport, Judged, Measured
 from mlxfun.techniques.narrow.reports import NarrowReport
 from mlxfun.techniques.prune.options import PruneOptions
 from tests.commands.session_signatures import Given, as_in_session
@@ -70,6 +73,37 @@ class EditsStub(StubState):
         errors = dict.fromkeys(LAYERS, 0.0625)
         found = NarrowReport(
             **fields, width_before=32, width=24, errors=errors, scarce={LAYERS[0]: (1,)}
+        )
+        self.plan = found
+        return found
+
+    @as_in_session
+    def bits(self, given: Given) -> tuple[BitsPlan, BitsReport]:
+        plan = BitsPlan(self.state, given.options.group_size, {"layers.0.mlp": 4}, 900, 0.125)
+        report = BitsReport(
+            state=self.state, bytes_before=3000, bytes=900, target=given.options.to_bytes,
+            expected_kl=0.125, kl_before=0.0, kl_after=0.25, perplexity=9.5, ratio=1.0625, gap=0.0,
+            rows=(BitsRow("mlp", 1, 4, 4.0, 4, 900),), uniform=(Uniform(4, 950, 0.5),), fixed=0,
+            tokens=64,
+        )  # fmt: skip
+        return plan, report
+
+    @as_in_session
+    def distil(self, given: Given) -> DistilReport:
+        had, self.samples = self.samples, 1
+        plan = self.prune(PruneOptions(n_prune=0), given.ctx)
+        self.samples = had
+        fields = {f.name: getattr(plan, f.name) for f in dataclass_fields(plan)}
+        fields |= {"technique": "distil", "pruned": {}, "mass_lost": None, "metric": None}
+        text = Judged(4, Measured(0.25, 9.5), Measured(0.125, 9.25), 9.0)
+        found = DistilReport(
+            **fields,
+            train=given.options.train,
+            held_out=text,
+            fitted=text,
+            steps=6,
+            planned=6,
+            best=4,
         )
         self.plan = found
         return found

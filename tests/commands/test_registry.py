@@ -21,7 +21,7 @@ NAMES = {
     "compact", "undo", "redo", "history", "goto", "save", "smoke-test", "record", "replay",
     "expect", "set", "why", "help", "safety-scan", "domain-scan", "prepare-dataset",
     "stats diff", "stats merge", "stats purge", "stats subtract", "quit", "recover", "resume", "export heatmap", "export report", "export chat", "tokens",
-    "abliterate", "refusals", "narrow", "compress",
+    "abliterate", "refusals", "narrow", "compress", "distil", "bits", "tasks",
     "amplify", "bake", "recipe",
     "select", "probe", "ab", "stats rank", "name", "compare", "dossier", "dataset", "workers", "models",
     "plan", "residency", "residency sweep", "profile save", "profile load",
@@ -227,6 +227,7 @@ def test_a_far_off_word_never_suggests_to_change_weights_or_to_lose_something(
     edits = (
         "prune",
         "narrow",
+        "distil",
         "merge",
         "select",
         "abliterate",

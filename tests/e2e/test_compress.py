@@ -26,16 +26,21 @@ def test_the_least_loss_within_a_size_is_staged_and_not_applied(shell: Shell) ->
     shell.do("goto 0", COLLECT)
     report = compressed(shell, "compress --to-bytes 5.4MB --output sizes")
     found = report.variants
-    assert [v.line.split()[0] for v in found] == ["narrow", "prune", "prune", "prune"]
+    starts = [v.line.split()[0] for v in found]
+    assert starts == ["narrow", "prune", "prune", "prune", "bits", "narrow", "prune"]
     assert all(v.bytes <= 5.4e6 and not v.error for v in found)
     assert found[report.kept].kl == min(v.kl for v in found)
-    plan = shell.engine.view().plan
-    assert plan is not None
-    assert plan.bytes_after == found[report.kept].bytes
+    # Most values of 16 bits have bits to spare: at this size packing some loses least.
+    assert "bits --to-bytes" in found[report.kept].line
+    edits = found[report.kept].line.count(" then ")
+    assert (shell.engine.view().plan is not None) == bool(edits)
     document = json.loads(Path("sizes/report.json").read_text())
     assert document["kept"] == report.kept
     assert Path("sizes/loss.svg").read_text().startswith("<svg")
-    shell.do("discard", "goto 0")
+    plan = f"sizes/bits-{found[report.kept].line[-6]}.json"
+    shell.do(*(["apply"] if edits else []), f"save packed --quantize {plan}", "goto 0")
+    size = sum(file.stat().st_size for file in Path("packed").glob("*.safetensors"))
+    assert size <= 5.4e6 + 100_000, "and what the file says of its tensors"
 
 
 @pytest.mark.slow
@@ -81,16 +86,20 @@ def test_each_variant_takes_as_much_as_the_size_asks_for(shell: Shell) -> None:
         ["prune", "--n-prune", "7"],
         ["prune", "--n-prune", "2"],
         ["prune", "--n-prune", "4"],
+        ["bits", "--to-bytes", "930"],
+        ["narrow", "--fraction", "0.25"],
+        ["prune", "--n-prune", "2"],
     ]
+    assert lines[5].endswith("then bits --to-bytes 930 --output /bits-2.json")
     assert lines[2].endswith("then narrow --to-bytes 930")
     # Groups lose the same number each, and packed experts are packed anew.
     grouped = replace(model, groups=4, quantization="4-bit affine")
     lines = [" then ".join(v) for v in variants(grouped, Target("bytes", 930))]
-    assert [line.split()[2] for line in lines[1:]] == ["8", "4"]
+    assert [line.split()[2] for line in lines[1:]] == ["8", "4"], "and what is packed stays packed"
     assert lines[0] == "narrow --to-bytes 930 --requantize"
     # More than the experts' number can give: they have to become narrower.
     tight = [" then ".join(v) for v in variants(model, Target("bytes", 855))]
-    assert len(tight) == 2
+    assert len(tight) == 5
     assert "narrow --to-bytes 855" in tight[1]
     with pytest.raises(UsageError, match="already"):
         variants(model, Target("bytes", 1000))

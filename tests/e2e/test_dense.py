@@ -37,6 +37,7 @@ REFUSED = {
     "domain-scan --domain demo:code --general demo:mixed --domain-name code --output r.json": "scan",
     "prune --n-prune 1": "prune",
     "narrow --fraction 0.25": "narrow",
+    "distil": "distil",
     "compress --to-bytes 1MB": "compress",
     "merge --n-prune 1 --dataset demo:mixed": "merge",
     "select --drop 0:1": "select",

@@ -34,6 +34,7 @@ from mlxfun.data.reports import DatasetReport
 from mlxfun.distributed.reports import WorkersReport
 from mlxfun.editing.reports import HistoryReport, PlanReport, WrittenReport
 from mlxfun.evaluation.reports import CompareReport, EvaluateReport, RefusalReport
+from mlxfun.evaluation.task_options import TaskReport
 from mlxfun.generation.reports import ABReport, ChatReport
 from mlxfun.memory.plan.report import FitReport, ModelsReport
 from mlxfun.memory.reports import ResidencyReport, SweepReport
@@ -43,6 +44,8 @@ from mlxfun.session.measuring.variants import RecipeReport
 from mlxfun.session.reports import InfoReport, LayersReport, SmokeReport
 from mlxfun.steering.reports import SteerReport
 from mlxfun.techniques.ablate.reports import AblationReport
+from mlxfun.techniques.bits.reports import BitsReport
+from mlxfun.techniques.distil.reports import DistilReport
 from mlxfun.techniques.narrow.reports import NarrowReport
 from mlxfun.techniques.router_bias.reports import BoostReport
 from mlxfun.techniques.vector_bias.reports import VectorReport
@@ -83,6 +86,9 @@ RENDERERS: dict[type[Report], Callable[[Any], RenderableType]] = {
     PlanReport: plans.plan,
     BoostReport: plans.boost,
     NarrowReport: plans.narrow,
+    DistilReport: plans.distil,
+    BitsReport: plans.bits,
+    TaskReport: measurements.tasks,
     VectorReport: plans.vectors,
     AblationReport: plans.ablation,
     EvaluateReport: measurements.evaluate,

@@ -10,7 +10,19 @@ from rich.console import Group, RenderableType
 from commands.output.render.base import experts_text, new_table, pairs, text, with_notes
 from mlxfun.evaluation.answer_health import AnswerHealth
 from mlxfun.evaluation.reports import CompareReport, EvaluateReport, RefusalReport
+from mlxfun.evaluation.task_options import TaskReport
 from mlxfun.text import readable_bytes
+
+
+def tasks(report: TaskReport) -> RenderableType:
+    """Every metric of every task, with its standard error."""
+    names = ("value", "+-", "documents")
+    table = new_table("task", "metric", *names, numbers=names)
+    for row in report.rows:
+        error = "" if row.error is None else f"{row.error:.4f}"
+        cells = (f"{row.value:.4f}", error, str(row.documents))
+        table.add_row(text(row.task), text(row.metric), *cells)
+    return Group(text(report.summary()), table)
 
 
 def evaluate(report: EvaluateReport) -> RenderableType:

@@ -8,10 +8,12 @@ from commands.output.render.base import experts_text, new_table, text, with_note
 from commands.output.render.measurements import refusals
 from mlxfun.editing.reports import PlanReport
 from mlxfun.techniques.ablate.reports import AblationReport
+from mlxfun.techniques.bits.reports import BitsReport
+from mlxfun.techniques.distil.reports import DistilReport
 from mlxfun.techniques.narrow.reports import NarrowReport
 from mlxfun.techniques.router_bias.reports import BoostReport
 from mlxfun.techniques.vector_bias.reports import VectorReport
-from mlxfun.text import counted
+from mlxfun.text import counted, readable_bytes
 
 
 def plan(report: PlanReport) -> RenderableType:
@@ -50,6 +52,41 @@ def narrow(report: NarrowReport) -> RenderableType:
     for layer, error in report.errors.items():
         table.add_row(str(layer), f"{error:.2%}", experts_text(report.scarce.get(layer, ())))
     return with_notes(Group(text(report.summary()), table), report.warnings)
+
+
+def distil(report: DistilReport) -> RenderableType:
+    """KL and perplexity before and after on both texts, and the layers' errors of a local fit."""
+    numbers = ("samples", "KL before", "KL after", "perplexity before", "after", "checkpoint")
+    table = new_table("text", *numbers, numbers=numbers)
+    for name, found in (("held out", report.held_out), ("fitted", report.fitted)):
+        before, after = found.before, found.after
+        figures = (f"{before.kl:.4f}", f"{after.kl:.4f}", f"{before.perplexity:.2f}")
+        rest = (f"{after.perplexity:.2f}", f"{found.perplexity:.2f}")
+        table.add_row(name, str(found.samples), *figures, *rest)
+    parts: list[RenderableType] = [text(report.summary()), table]
+    if report.errors:
+        layers = new_table(
+            "layer", "error before", "after", numbers=("layer", "error before", "after")
+        )
+        for layer, (was, now) in report.errors.items():
+            layers.add_row(str(layer), f"{was:.2%}", f"{now:.2%}")
+        parts.append(layers)
+    return with_notes(Group(*parts), report.warnings)
+
+
+def bits(report: BitsReport) -> RenderableType:
+    """Bits by kind of module, and what the same bits for all would be expected to cost."""
+    names = ("modules", "least", "mean", "most", "bytes")
+    table = new_table("projection", *names, numbers=names)
+    for row in report.rows:
+        cells = (str(row.modules), str(row.least), f"{row.mean:.1f}", str(row.most))
+        table.add_row(text(row.projection), *cells, readable_bytes(row.bytes))
+    figures = ("bits for all", "bytes", "expected KL")
+    alike = new_table(*figures, numbers=figures)
+    for one in report.uniform:
+        alike.add_row(str(one.bits), readable_bytes(one.bytes), f"{one.expected_kl:.4f}")
+    alike.add_row("as chosen", readable_bytes(report.bytes), f"{report.expected_kl:.4f}")
+    return with_notes(Group(text(report.summary()), table, alike), report.warnings)
 
 
 def ablation(report: AblationReport) -> RenderableType:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from mlxfun.errors import PlanError
+from mlxfun.evaluation.evaluator import LOGITS_BYTES
 from mlxfun.model.device.batch_size import HELD_LAYERS, bytes_per_token
 from mlxfun.model.device.memory import free_bytes, on_cpu
 from mlxfun.model.experts import Bank
@@ -38,6 +39,12 @@ and what ran ahead of the experts: two norms and attention."""
 
 FORWARD = 1.8
 """What a layer's forward holds, as a multiple of the outputs of its matrices."""
+
+BACKWARD = 4
+"""What a layer's gradient holds, as a multiple of its forward."""
+
+LOGITS = 5
+"""Arrays of a chunk's logits that are there together when its gradient is taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +149,13 @@ class Sizes:
         copies = 4.0 if not self.unpack else max(self.unpack + 1.8, 2 + self.pack)
         made = int(copies * self.stack(width))
         return kept + max(made, kept + self.output + 2 * self.outputs)
+
+    def gradient(self, layers: int, vocabulary: int) -> int:
+        """A step with a gradient through the whole model, layers computed again for it: the input of
+        every layer, one layer with its gradient, and a chunk of logits with theirs."""
+        inputs = (layers + 2) * self.batch * self.hidden * self.state
+        chunk = min(max(LOGITS_BYTES, 64 * vocabulary * WIDE), self.batch * vocabulary * WIDE)
+        return inputs + int(BACKWARD * self.forward) + LOGITS * chunk
 
     def sliced(self) -> int:
         """Packing a stack anew of which neurons were taken out."""

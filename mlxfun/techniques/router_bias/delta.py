@@ -29,7 +29,7 @@ from mlxfun.context import SILENT, Context
 from mlxfun.hooks.layerwise import Carrier
 from mlxfun.model.anatomy import MoELayer
 from mlxfun.model.delta import LayerDelta
-from mlxfun.model.parameters import Stored, dequantised, requantised, rounded
+from mlxfun.model.parameters import dequantised
 from mlxfun.model.router_edit import RouterEdit
 from mlxfun.techniques.refit.least_squares import left_out
 from mlxfun.techniques.router_bias.reports import BoostWay
@@ -158,42 +158,13 @@ class Edit(RouterEdit):
         whole[: len(addends)] = addends
         change = mx.array(whole)[:, None] * mx.array(fold.direction)[None]
         moved = mx.array(np.flatnonzero(whole).astype(np.uint32))
-        arrays = {}
-        if "scales" not in module:
-            held = module["weight"]
-            new = rounded(weight + change, self.stored(f"{path}.weight"), held.dtype)
-            arrays[f"{path}.weight"] = _with_rows(held, new, moved)
-        else:
-            single: Any = _Single(module)
-            packed = requantised(single, (weight + change)[None], self._leaf(path))
-            for leaf, array in packed.items():
-                held = module[leaf]
-                new = array.reshape(held.shape)
-                whole_scale = "global_scale" in packed
-                arrays[f"{path}.{leaf}"] = new if whole_scale else _with_rows(held, new, moved)
+        arrays = self.weights(module, path, weight + change)
+        if f"{path}.global_scale" not in arrays:
+            arrays = {
+                name: _with_rows(module[name.rpartition(".")[2]], array, moved)
+                for name, array in arrays.items()
+            }
         return self.delta(moe, arrays)
-
-    def _leaf(self, path: str) -> Stored:
-        return lambda leaf: self.stored(f"{path}.{leaf}")
-
-
-class _Single:
-    """A two-dimensional projection as a stack of one, which is how surgery packs."""
-
-    def __init__(self, module: Any) -> None:
-        self._module = module
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._module, name)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._module
-
-    def __getitem__(self, name: str) -> Any:
-        return self._module[name]
-
-    def get(self, name: str) -> Any:
-        return self._module.get(name)
 
 
 def _with_rows(held: mx.array, new: mx.array, rows: mx.array) -> mx.array:

@@ -17,6 +17,7 @@ LINES = [
     "prune --n-prune 2 --refit-experts",
     "merge --dataset demo:mixed --max-samples 4 --n-prune 2",
     "narrow --fraction 0.25",
+    "distil --passes 1",
     "abliterate --harmful demo:harmful --harmless demo:harmless",
 ]
 
