@@ -306,7 +306,8 @@ def for_bar(state: AppState, panel: Place, room: int, *, typing: bool = False) -
 
 def _typing_hints(state: AppState, panel: Place) -> list[Hint]:
     """The field's own keys, then those that work in fields too."""
-    wanted = ("escape", "palette", "to_map", "to_mixer", "quit")
+    form = ("form",) if panel == "command" else ()
+    wanted = ("escape", *form, "palette", "to_map", "to_mixer", "quit")
     more = [_hint(state, BY_ID[id], "") for id in wanted if state.names.all(id)]
     if state.job is None:
         more[0] = replace(more[0], label="leave")

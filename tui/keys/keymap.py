@@ -216,6 +216,8 @@ KEYS: tuple[Key, ...] = (
         "go to the experts, from a text field too; an answer continues", "always", bar=15),
     Key("to_mixer", "f7", "mixer", "do", "panel mixer",
         "go to the steering mixer, from a text field too; an answer continues", "always"),
+    Key("form", "f4", "form", "do", "form",
+        "fill in the typed command as a form; with nothing typed, choose one", "always", bar=15),
     Key("search_lines", "ctrl+r", "search lines", "do", "search_lines",
         "search earlier command lines", "always"),
     Key("new_line", "ctrl+j", "new line", "do", "new_line", "start a new line in the chat field",

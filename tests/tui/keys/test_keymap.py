@@ -21,6 +21,7 @@ from tui.widgets.dialogs.find import FindScreen
 from tui.widgets.dialogs.help import HelpScreen
 from tui.widgets.dialogs.leaving import LeaveScreen
 from tui.widgets.dialogs.line_search import LineSearch
+from tui.widgets.dialogs.pick import PickScreen
 
 
 class Willing(FakeEngine):
@@ -139,6 +140,7 @@ DO_EFFECTS: dict[str, Callable[[Shell], bool]] = {
     "help_here": lambda s: isinstance(s.app.screen, HelpScreen),
     "ask_quit": lambda s: isinstance(s.app.screen, LeaveScreen),
     "search_lines": lambda s: isinstance(s.app.screen, LineSearch),
+    "form": lambda s: isinstance(s.app.screen, PickScreen),
     "new_line": lambda s: s.app.main.query_one(ChatInput).value == "\n",
     "take": lambda s: s.engine.lines[-1] == "resume",
     "decline": lambda s: not s.app.state.offers,

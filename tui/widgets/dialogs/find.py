@@ -8,13 +8,13 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Vertical
-from textual.screen import ModalScreen
 from textual.widgets import Input
 
+from tui.widgets.dialogs.asking import AskingScreen
 from tui.widgets.fields import FieldInput
 
 
-class FindScreen(ModalScreen[str | None]):
+class FindScreen(AskingScreen[str | None]):
     """Takes the name of an expert; Escape gives None."""
 
     BINDINGS: ClassVar[list[BindingType]] = [("escape", "dismiss(None)", "close")]
@@ -29,9 +29,6 @@ class FindScreen(ModalScreen[str | None]):
         with Vertical() as box:
             box.border_title = "jump to expert"
             yield FieldInput(placeholder="layer:expert, such as 12:40")
-
-    def on_mount(self) -> None:
-        self.query_one(FieldInput).focus()
 
     @on(Input.Submitted)
     def _take(self, event: Input.Submitted) -> None:
