@@ -32,12 +32,14 @@ from tui.event_queue import EventQueue
 from tui.input import actions, chat_actions, expert_selection
 from tui.interaction.chatting import ChatKeys
 from tui.interaction.forms import FormKeys
+from tui.interaction.layouts import LayoutKeys
 from tui.interaction.navigation import NavigationKeys
 from tui.interaction.picking import ExpertKeys
 from tui.interaction.windows import Windows
 from tui.keys.key_labels import KeyNames
 from tui.keys.keymap import BY_ID, Key, PanelName
 from tui.layout import PANELS, arrange
+from tui.layout_file import LayoutFile
 from tui.messages import (
     CellClicked,
     ChatEntered,
@@ -57,6 +59,7 @@ from tui.screen_filter import VisibleText
 from tui.state.app_state import AppState
 from tui.state.chat_turns import quoted
 from tui.state.reducer import reduce
+from tui.state.sizes import read
 
 FRAMES_PER_SECOND = 12
 REMOTE_FRAMES_PER_SECOND = 4
@@ -85,11 +88,11 @@ def without_pixels() -> None:
         vars(constants)["SMOOTH_SCROLL"] = False
 
 
-class ShellApp(NavigationKeys, ExpertKeys, ChatKeys, FormKeys, Windows):
+class ShellApp(NavigationKeys, ExpertKeys, ChatKeys, FormKeys, LayoutKeys, Windows):
     """The full screen on one engine.
 
     engine: runs the commands. startup_lines: queued after the first paint. renderer: makes a
-    report readable. lines: earlier command lines. clock: seconds, monotonic. config: the user's.
+    report readable. lines: earlier command lines; the layout is kept beside them. clock: seconds, monotonic. config: the user's.
     """
 
     TITLE = "mlxfun"
@@ -127,6 +130,7 @@ class ShellApp(NavigationKeys, ExpertKeys, ChatKeys, FormKeys, Windows):
         self.state = AppState(names=KeyNames.of(config.keys))
         self._startup_lines = tuple(startup_lines)
         self._lines = lines or LineHistory(None)
+        self._layout_file = LayoutFile(self._lines.beside("layout.json"))
         self._clock = clock
         self._frame_seconds = 1 / (config.refresh_rate or FRAMES_PER_SECOND)
         self._events = EventQueue(self._wake)
@@ -154,6 +158,7 @@ class ShellApp(NavigationKeys, ExpertKeys, ChatKeys, FormKeys, Windows):
             rows=tuple(self.engine.rows()),
             view=self.engine.view(),
             recording=str(self.engine.recording or ""),
+            sizes=read(self._layout_file.load()),
         )
         self.engine.subscribe(self._events.push)
         if self._driver is not None and not constants.SMOOTH_SCROLL:
@@ -346,7 +351,7 @@ class ShellApp(NavigationKeys, ExpertKeys, ChatKeys, FormKeys, Windows):
         """Carry out an action of the screen: a verb and its arguments, as in the keymap."""
         verb, *arguments = target.split()
         verbs = {**self._navigation_verbs(), **self._expert_verbs(), **self._chat_verbs(),
-                 **self._form_verbs()}  # fmt: skip
+                 **self._form_verbs(), **self._layout_verbs()}  # fmt: skip
         verbs[verb](*arguments)
 
 
@@ -369,7 +374,7 @@ def run(
     """Show the shell until the user leaves; returns the exit code.
 
     startup_lines: command lines to run after the first paint. lines_file: where command lines are
-    remembered between sessions; the user's state directory when None. config: the user's theme,
+    remembered between sessions, the layout beside it; the user's state directory when None. config: the user's theme,
     keys and refresh rate; UsageError for those that there are not. On return the running job
     is cancelled and the terminal is restored; closing the engine is the caller's part.
     """

@@ -52,6 +52,11 @@ class LineView(ScrollView, can_focus=True):
         self._following = True
         self._last = 0  # the line on which the last block begins
 
+    @property
+    def line_count(self) -> int:
+        """Lines of all blocks together."""
+        return len(self._lines)
+
     def show_blocks(self, blocks: Sequence[Block]) -> None:
         """Draw `blocks`, oldest first."""
         self._blocks = blocks

@@ -90,6 +90,9 @@ class LogPanel(Panel):
         yield Static("Nothing has happened yet. Every command leaves its report here.", id="quiet")
         yield Reports()
 
+    def wanted(self) -> int:
+        return self.query_one(Reports).line_count + 2
+
     def entrance(self) -> Widget:
         return self.query_one(Reports)
 

@@ -57,6 +57,8 @@ NO_KEYS = (
     "Enter runs",  # a text field's own
     "a text field ctrl+c copies",
     "enter accepts, escape cancels",  # a dialog's own
+    "enter takes, escape leaves",
+    "enter runs, escape leaves, tab completes, space changes a choice",
     "escape closes",
     "x output norm",
     "of weight x norm",

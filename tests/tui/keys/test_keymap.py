@@ -14,6 +14,7 @@ from tui.keys.keymap import BY_ID, KEYS, Key
 from tui.screen import MainScreen
 from tui.state.app_state import ChatOptions, Offer
 from tui.state.mixer_channels import Channel
+from tui.state.sizes import BALANCED
 from tui.widgets.conversation.chat import ChatPanel
 from tui.widgets.conversation.chat_input import ChatInput
 from tui.widgets.conversation.chat_settings import ChatSettings
@@ -134,6 +135,11 @@ DO_EFFECTS: dict[str, Callable[[Shell], bool]] = {
     "panel_history": lambda s: shown(s, "history"),
     "panel_log": lambda s: shown(s, "log"),
     "zoom": lambda s: s.app.state.zoomed,
+    "layout": lambda s: s.app.state.sizes.preset == "map",
+    "wider": lambda s: s.app.state.sizes.left > 0.6,
+    "narrower": lambda s: s.app.state.sizes.left < 0.6,
+    "taller": lambda s: (s.app.state.sizes.upper or 0) > 0.6,
+    "shorter": lambda s: 0 < (s.app.state.sizes.upper or 0) < 0.6,
     "find": lambda s: isinstance(s.app.screen, FindScreen),
     "next_flagged": lambda s: s.app.state.cursor == (0, 3),
     "previous_flagged": lambda s: s.app.state.cursor == (0, 3),
@@ -222,6 +228,7 @@ def test_every_key_of_the_screen_itself_does_what_it_says() -> None:
                     talk=ChatOptions(),
                     mixer=(Channel(True, "level", 2, 5, 0.5),) if key.works_in("mixer") else (),
                     zoomed=False,
+                    sizes=BALANCED,
                     offers=(Offer("a session was cut short", "resume"),),
                     heat=replace(app.state.heat, metric="reap_sum", scale="auto", per_layer=True,
                                  fit=True, shape="map", sort=False),

@@ -18,6 +18,7 @@ from tui.state.app_state import AppState, Job
 from tui.state.chat_turns import Turn
 from tui.text import tree
 from tui.widgets.conversation.transcript import turn_lines
+from tui.widgets.dialogs.form import FormScreen
 from tui.widgets.dialogs.help import HelpScreen, topic
 from tui.widgets.keybar import bar_text
 from tui.widgets.status import job_text, status_text
@@ -162,10 +163,16 @@ def test_every_entry_of_the_palette_can_be_chosen() -> None:
             app.main.command.input.value = ""
             app.choose(item)
             await shell.pilot.pause()
+            form = app.screen if isinstance(app.screen, FormScreen) else None
             if not isinstance(app.screen, MainScreen):
                 await shell.press("escape")
             if item.reason:
                 assert item.reason in shell.echo
+            elif item.command == "load":
+                assert shell.engine.lines[before:] == ["load"]  # lists the models
+            elif app.engine.form(item.command) is not None and item.key is None:
+                assert form is not None
+                assert form.line == item.command
             elif item.key is None:
                 assert app.main.command.input.value == f"{item.command} "
             elif next(key for key in KEYS if key.id == item.key).kind == "run":
