@@ -70,6 +70,14 @@ class PanelChosen(Message):
         self.panel, self.move = panel, move
 
 
+class Stepped(Message):
+    """The window of an expert's profile shall show the one `by` places further on."""
+
+    def __init__(self, by: int) -> None:
+        super().__init__()
+        self.by = by
+
+
 class EdgeMoved(Message):
     """A side of a panel's frame was dragged to a cell of the screen. done: and was let go there."""
 

@@ -1,14 +1,16 @@
-"""`export`: write the heatmap, the session report or the conversation to a file."""
+"""`export`: write the heatmap, the topics, the session report or the conversation to a file."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import click
 
-from commands.conditions import always, with_stats
+from commands.conditions import always, with_stats, with_topics
 from commands.declare import Call, Command, command
 from commands.output.session_report import session_report
 from commands.types import NewFile
@@ -16,7 +18,8 @@ from mlxfun.calibration.options import METRICS
 from mlxfun.errors import SaveError, StateError
 from mlxfun.files import require_writable, writing
 from mlxfun.generation.reports import ChatReport
-from mlxfun.report import Report, TextReport
+from mlxfun.report import Report, TextReport, plain
+from mlxfun.scans.topics import TopicsReport
 from mlxfun.text import escaped, no_experts, readable_bytes, visible
 
 HEATMAP = (".svg", ".png", ".csv", ".md")
@@ -72,6 +75,28 @@ def heatmap(call: Call) -> Report:
     return _write(call, lambda kind: kinds[kind](drawn))
 
 
+@command("export topics", group="observe", when=with_topics, read_only=True)
+@click.argument("path", type=NewFile((".json", ".csv")))
+@force
+def topics(call: Call) -> Report:
+    """Write the topics of experts that scans, dossiers and `topics` found, with what says so."""
+    found = call.session.topics()
+    if not found.rows:
+        raise StateError(str(with_topics(call.bench.view())))
+    return _write(call, lambda kind: _topics(found, kind))
+
+
+def _topics(found: TopicsReport, kind: str) -> str:
+    rows = [plain(row) for row in found.rows]
+    if kind == ".json":
+        return json.dumps({"topics": rows}, ensure_ascii=False, indent=1) + "\n"
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
 @command("export report", group="history", when=always, read_only=True)
 @click.argument("path", type=NewFile((".md",)))
 @force
@@ -102,4 +127,4 @@ def _conversation(answers: list[ChatReport], kind: str) -> str:
     return "\n".join(parts)
 
 
-COMMANDS: tuple[Command, ...] = (heatmap, report, chat)
+COMMANDS: tuple[Command, ...] = (heatmap, topics, report, chat)

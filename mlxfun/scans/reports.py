@@ -76,7 +76,8 @@ class DossierReport(Report):
 
     served of tokens: how many of the tokens looked at it served, with mean_weight; top_tokens: those
     that are its own, by share. partner: the expert of its layer most like it, alike: how much, with
-    1 for the same; note: why there is none.
+    1 for the same; note: why there is none. topic: a word or two about the tokens it serves more
+    than others, "" where nothing is significant; topic_evidence, topic_q: what says so.
     """
 
     kind: ClassVar[str] = "dossier"
@@ -89,6 +90,9 @@ class DossierReport(Report):
     partner: int | None
     alike: float
     note: str = ""
+    topic: str = ""
+    topic_evidence: str = ""
+    topic_q: float = 1.0
 
     def summary(self) -> str:
         near = (

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from rich.text import Text
+from textual import on
 
 from mlxfun.events import JobEnded
 from mlxfun.memory.plan.report import LocalModel, ModelsReport
 from mlxfun.scans.reports import DossierReport
 from mlxfun.text import readable_bytes
 from mlxfun.tracing.reports import AttributionReport
+from tui.input import actions
 from tui.interaction.base import KeyHandlers
+from tui.messages import Stepped
 from tui.widgets.dialogs.help import HelpScreen
 from tui.widgets.dialogs.pick import Choice, PickScreen
+from tui.widgets.experts.dossier_screen import DossierScreen
 from tui.widgets.experts.expert_profile import dossier_page
 from tui.widgets.inside.grid import grid_of
 from tui.widgets.inside.map_screen import MapScreen
@@ -21,11 +25,13 @@ from tui.widgets.inside.shares import shares_page
 class Windows(KeyHandlers):
     """The part of the application that shows some reports in a window of their own."""
 
+    _dossier, _step = "dossier", 0  # the newest line that the arrows of the dossier ran; its job
+
     def _open(self, event: JobEnded) -> None:
         """Open the window of a report that has one, for a line that was typed or a key's."""
         report, opened = event.report, event.job == self._opened
         if isinstance(report, DossierReport) and opened:
-            self.push_screen(HelpScreen(dossier_page(report, self.state)))
+            self._show_dossier(report, stepped=event.job == self._step)
         elif isinstance(report, ModelsReport):
             self._pick_model(report)
         elif isinstance(report, AttributionReport) and opened:
@@ -37,6 +43,35 @@ class Windows(KeyHandlers):
         """Run what was chosen in a window, and open what comes of it."""
         if line:
             self._opened = self._run(line)
+
+    def _show_dossier(self, report: DossierReport, *, stepped: bool) -> None:
+        page = dossier_page(report, self.state)
+        if isinstance(self.screen, DossierScreen):
+            self.screen.show(page)
+        elif not stepped:  # else the window was closed meanwhile
+            names = self.state.names
+            self.push_screen(
+                DossierScreen(page, names.say("{left} {right} experts, {escape} closes"))
+            )
+
+    @on(Stepped)
+    def _stepped(self, event: Stepped) -> None:
+        """Go on to another expert of the layer that is not pruned; the map's cursor goes along."""
+        state = self.state
+        heat, (position, expert) = state.view.heat, state.cursor
+        if heat is None or not heat.alive[position].any():
+            return
+        expert = (expert + event.by) % heat.experts
+        while not heat.alive[position, expert]:
+            expert = (expert + event.by) % heat.experts
+        # A profile that is still being made is not waited for.
+        self.engine.cancel(only=self._dossier)
+        self._change(actions.put(state, position, expert))
+        name = f"{heat.layers[position]}:{expert}"
+        self._dossier = f"dossier {name}"
+        self._opened = self._step = self._run(self._dossier)
+        if isinstance(self.screen, DossierScreen):
+            self.screen.wait(name)
 
     def _pick_model(self, report: ModelsReport) -> None:
         """List the models on this machine; the one that is taken is loaded in the way that it fits."""

@@ -39,6 +39,7 @@ from mlxfun.memory.plan.report import FitReport, ModelsReport
 from mlxfun.memory.reports import ResidencyReport, SweepReport
 from mlxfun.report import Report
 from mlxfun.scans.reports import DossierReport, ScanReport
+from mlxfun.scans.topics import TopicsReport
 from mlxfun.session.measuring.variants import RecipeReport
 from mlxfun.session.reports import InfoReport, LayersReport, SmokeReport
 from mlxfun.steering.reports import SteerReport
@@ -80,6 +81,7 @@ RENDERERS: dict[type[Report], Callable[[Any], RenderableType]] = {
     ScanReport: scans.scan,
     SteerReport: scans.steer,
     DossierReport: scans.dossier,
+    TopicsReport: scans.topics,
     PlanReport: plans.plan,
     BoostReport: plans.boost,
     NarrowReport: plans.narrow,
