@@ -25,8 +25,8 @@ from mlxfun.hooks.routing import LayerTap, Record, Recording, Taps, Wanted
 from mlxfun.model.expert_similarity import mean_outputs, similarity
 from mlxfun.model.experts import Bank
 from mlxfun.model.live_experts import LiveExperts
-from mlxfun.scans.reports import DossierReport, TopToken
-from mlxfun.scans.token_classes import Finding, candidates, findings, preferences
+from mlxfun.scans.reports import DossierReport, Finding, TopToken
+from mlxfun.scans.token_classes import candidates, findings, preferences
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array

@@ -28,6 +28,7 @@ from scipy.special import stdtr
 
 from mlxfun.data.datasets import Tokenizer
 from mlxfun.scans.contrast import benjamini_hochberg
+from mlxfun.scans.reports import Finding
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
@@ -172,15 +173,6 @@ def _p(count: Array, total: Array, squares: Array) -> Array:
     p = np.maximum(1.0 - stdtr(n - 1, t), 0.5**n)
     result: Array = np.where(count >= LEAST_BLOCKS, p, 1.0)
     return result
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """A topic of an expert in words, "" for none that is significant, and what says so."""
-
-    words: str = ""
-    evidence: str = ""
-    q: float = 1.0
 
 
 def findings(names: Sequence[str], found: Preferences) -> list[Finding]:

@@ -8,55 +8,19 @@ evidence is weak. Topics know the state of the weights that they were found on.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal
 
-from mlxfun.report import Report
-from mlxfun.scans.reports import DossierReport, ScanReport
-from mlxfun.scans.token_classes import Finding
-from mlxfun.text import counted
-
-TopicSource = Literal["domain scan", "safety scan", "profile"]
-"""What found a topic."""
+from mlxfun.scans.reports import (
+    DossierReport,
+    Finding,
+    ScanReport,
+    Topic,
+    TopicSource,
+    TopicsReport,
+)
 
 MOST_WORDS = 2
 OTHER_SIDE = {"domain": "general text", "safety": "benign prompts"}
 """What scans say of experts that work more on the second set."""
-
-
-@dataclass(frozen=True, slots=True)
-class Topic:
-    """One thing that an expert of a decoder layer serves. evidence: a sentence; q: how sure, as the
-    bound on the share of false findings. state: of the weights that it was found on."""
-
-    layer: int
-    expert: int
-    words: str
-    source: TopicSource
-    evidence: str
-    q: float
-    state: str
-    strength: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class TopicsReport(Report):
-    """Topics in hand. looked: how many experts were profiled for it, 0 for none now. stale: how
-    many of the rows were found on other weights than the present ones."""
-
-    kind: ClassVar[str] = "topics"
-    rows: tuple[Topic, ...]
-    experts: int
-    looked: int = 0
-    dataset: str = ""
-    stale: int = 0
-
-    def summary(self) -> str:
-        named = len({(row.layer, row.expert) for row in self.rows})
-        text = f"{counted(named, 'expert has a topic', 'experts have a topic')}, of {self.experts}"
-        if self.looked:
-            text += f"; looked at {self.looked} on {self.dataset}"
-        return text + (f"; {self.stale} from other weights" if self.stale else "")
 
 
 class TopicBook:

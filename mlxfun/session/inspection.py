@@ -18,8 +18,7 @@ from mlxfun.data.reports import DatasetReport
 from mlxfun.editing.reports import HistoryReport
 from mlxfun.errors import ModelError
 from mlxfun.evaluation.options import ProbeOptions
-from mlxfun.scans.reports import DossierReport
-from mlxfun.scans.topics import TopicsReport
+from mlxfun.scans.reports import DossierReport, TopicsReport
 from mlxfun.session import views
 from mlxfun.session.measuring import smoke
 from mlxfun.session.observations import ChatCounter

@@ -9,8 +9,7 @@ from mlxfun.editing.reports import HistoryReport, PlanReport
 from mlxfun.errors import StateError
 from mlxfun.evaluation.reports import CompareReport, NodeFigures, ProbeReport
 from mlxfun.generation.reports import ABReport, Answer
-from mlxfun.scans.reports import DossierReport, TopToken
-from mlxfun.scans.topics import Topic, TopicsReport
+from mlxfun.scans.reports import DossierReport, Topic, TopicsReport, TopToken
 from tests.commands.session_signatures import Given, as_in_session
 from tests.commands.stub_state import EXPERT_BYTES, EXPERTS, LAYERS, StubState
 

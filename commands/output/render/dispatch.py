@@ -38,8 +38,7 @@ from mlxfun.generation.reports import ABReport, ChatReport
 from mlxfun.memory.plan.report import FitReport, ModelsReport
 from mlxfun.memory.reports import ResidencyReport, SweepReport
 from mlxfun.report import Report
-from mlxfun.scans.reports import DossierReport, ScanReport
-from mlxfun.scans.topics import TopicsReport
+from mlxfun.scans.reports import DossierReport, ScanReport, TopicsReport
 from mlxfun.session.measuring.variants import RecipeReport
 from mlxfun.session.reports import InfoReport, LayersReport, SmokeReport
 from mlxfun.steering.reports import SteerReport

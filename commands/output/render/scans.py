@@ -8,8 +8,7 @@ from rich.console import Group, RenderableType
 
 from commands.output.render.base import experts_text, new_table, pairs, text, with_notes
 from commands.output.render.calibration import why
-from mlxfun.scans.reports import DossierReport, ScanReport
-from mlxfun.scans.topics import TopicsReport
+from mlxfun.scans.reports import DossierReport, ScanReport, TopicsReport
 from mlxfun.steering.reports import SteerReport
 
 SHOWN_TOPICS = 40

@@ -24,8 +24,7 @@ from mlxfun.evaluation.samples import answer_health, answer_samples
 from mlxfun.events import Notice, Side
 from mlxfun.generation.decoder import Decoder
 from mlxfun.scans import expert_profile
-from mlxfun.scans.reports import DossierReport
-from mlxfun.scans.token_classes import Finding
+from mlxfun.scans.reports import DossierReport, Finding
 from mlxfun.session import views
 from mlxfun.session.workspace import SessionWorkspace
 

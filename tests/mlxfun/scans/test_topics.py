@@ -13,10 +13,9 @@ from mlxfun.data.options import mixed
 from mlxfun.evaluation.options import ProbeOptions
 from mlxfun.scans.contrast import benjamini_hochberg
 from mlxfun.scans.expert_profile import served_by
-from mlxfun.scans.reports import ScanReport, ScanRow
+from mlxfun.scans.reports import Finding, ScanReport, ScanRow
 from mlxfun.scans.token_classes import (
     LEAST_BLOCKS,
-    Finding,
     candidates,
     findings,
     preferences,
