@@ -35,6 +35,7 @@ from tui.interaction.forms import FormKeys
 from tui.interaction.layouts import LayoutKeys
 from tui.interaction.navigation import NavigationKeys
 from tui.interaction.picking import ExpertKeys
+from tui.interaction.reading import ReadingKeys
 from tui.interaction.windows import Windows
 from tui.keys.key_labels import KeyNames
 from tui.keys.keymap import BY_ID, Key, PanelName
@@ -88,7 +89,7 @@ def without_pixels() -> None:
         vars(constants)["SMOOTH_SCROLL"] = False
 
 
-class ShellApp(NavigationKeys, ExpertKeys, ChatKeys, FormKeys, LayoutKeys, Windows):
+class ShellApp(NavigationKeys, ExpertKeys, ChatKeys, FormKeys, LayoutKeys, ReadingKeys, Windows):
     """The full screen on one engine.
 
     engine: runs the commands. startup_lines: queued after the first paint. renderer: makes a
@@ -351,7 +352,8 @@ class ShellApp(NavigationKeys, ExpertKeys, ChatKeys, FormKeys, LayoutKeys, Windo
         """Carry out an action of the screen: a verb and its arguments, as in the keymap."""
         verb, *arguments = target.split()
         verbs = {**self._navigation_verbs(), **self._expert_verbs(), **self._chat_verbs(),
-                 **self._form_verbs(), **self._layout_verbs()}  # fmt: skip
+                 **self._form_verbs(), **self._layout_verbs(),
+                 **self._reading_verbs()}  # fmt: skip
         verbs[verb](*arguments)
 
 

@@ -176,6 +176,18 @@ KEYS: tuple[Key, ...] = (
         "force on, force off or bias; for a scan report, its other mode", "mixer", bar=23),
     Key("mix_remove", "backspace,delete", "remove", "do", "mix remove",
         "remove the channel from the mixer", "mixer", bar=24),
+    # The reports.
+    Key("read", "enter", "read", "do", "read_report", "show this report on the whole screen", "log",
+        bar=20),
+    Key("search_log", "slash", "search", "do", "search_log", "search all reports", "log", bar=21),
+    Key("edit_report", "o", "open in editor", "do", "edit_report",
+        "open this report in $EDITOR, or else in $PAGER", "log", bar=22),
+    Key("next_match", "n", "next match", "do", "match 1", "next place with the searched words",
+        "log", bar=23),
+    Key("previous_match", "N", "previous match", "do", "match -1",
+        "previous place with the searched words", "log"),
+    Key("report_up", "up,k", "report above", "do", "report -1", "go to the report above", "log"),
+    Key("report_down", "down,j", "report below", "do", "report 1", "go to the report below", "log"),
     # Selecting experts to prune.
     Key("pick", "space", "pick", "do", "pick toggle",
         "add this expert, or the range, to the experts to prune, or remove it from them", "experts",

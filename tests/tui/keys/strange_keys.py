@@ -59,6 +59,7 @@ NO_KEYS = (
     "enter accepts, escape cancels",  # a dialog's own
     "enter takes, escape leaves",
     "enter runs, escape leaves, tab completes, space changes a choice",
+    "/ searches, e opens it in an editor, escape closes",
     "escape closes",
     "x output norm",
     "of weight x norm",

@@ -23,6 +23,8 @@ from tui.widgets.dialogs.help import HelpScreen
 from tui.widgets.dialogs.leaving import LeaveScreen
 from tui.widgets.dialogs.line_search import LineSearch
 from tui.widgets.dialogs.pick import PickScreen
+from tui.widgets.dialogs.report_screen import ReportScreen
+from tui.widgets.log import Reports
 
 
 class Willing(FakeEngine):
@@ -140,6 +142,13 @@ DO_EFFECTS: dict[str, Callable[[Shell], bool]] = {
     "narrower": lambda s: s.app.state.sizes.left < 0.6,
     "taller": lambda s: (s.app.state.sizes.upper or 0) > 0.6,
     "shorter": lambda s: 0 < (s.app.state.sizes.upper or 0) < 0.6,
+    "read": lambda s: isinstance(s.app.screen, ReportScreen),
+    "search_log": lambda s: isinstance(s.app.screen, FindScreen),
+    "edit_report": lambda s: "cannot be handed over" in s.echo,
+    "next_match": lambda s: "nothing is searched yet" in s.echo,
+    "previous_match": lambda s: "nothing is searched yet" in s.echo,
+    "report_up": lambda s: s.app.main.query_one(Reports).at < len(s.app.state.log) - 1,
+    "report_down": lambda s: s.app.main.query_one(Reports).at >= len(s.app.state.log) - 2,
     "find": lambda s: isinstance(s.app.screen, FindScreen),
     "next_flagged": lambda s: s.app.state.cursor == (0, 3),
     "previous_flagged": lambda s: s.app.state.cursor == (0, 3),
