@@ -154,6 +154,8 @@ KEYS: tuple[Key, ...] = (
         "previous token: its experts light up in the map", "chat", bar=20),
     Key("token_right", "right,l", "token", "do", "token 1",
         "next token: its experts light up in the map", "chat", bar=21),
+    Key("token_side", "o", "other side", "do", "token_side",
+        "the same token of the other answer, where current and candidate were asked", "chat", bar=22),
     Key("again", "g", "ask again", "do", "again", "answer the question again", "chat", bar=22),
     Key("revise", "enter", "edit", "do", "revise",
         "edit the question and continue from there", "chat", bar=23),

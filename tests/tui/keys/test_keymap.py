@@ -202,6 +202,7 @@ DO_EFFECTS: dict[str, Callable[[Shell], bool]] = {
     "talk": lambda s: isinstance(s.app.screen, ChatSettings),
     "token_left": lambda s: s.app.state.token == (s.app.state.turns[-1].job, 6),
     "token_right": lambda s: s.app.state.token == (s.app.state.turns[-1].job, 0),
+    "token_side": lambda s: "there is no other side" in s.echo,
     "again": lambda s: s.engine.lines[-1] == "chat --back 1",
     "revise": lambda s: getattr(s.app.focused, "value", "") == "hello",
     "copy": lambda s: s.app.clipboard == "An expert is a small network.",
