@@ -92,7 +92,7 @@ def geometry(
     sizes = state.sizes
     if plan.mode == "split":
         share = sizes.split or (0.5 if "chat" in plan.visible else 0.6)
-        return Geometry(columns, rows, columns, max(3, int(rows * bounded(share))), ())
+        return Geometry(columns, rows, columns, max(3, round(rows * bounded(share))), ())
     upper = sizes.upper
     if upper is None:
         upper = (rows - QUIET_CHAT) / max(1, rows) if not state.turns else 0.6

@@ -83,10 +83,12 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """Something found that can be brought back. line: the command line for it, "" for none here."""
+    """Something found that can be brought back. line: the command line for it, "" for none here.
+    about: the model that it is of, "" for any."""
 
     text: str
     line: str
+    about: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,8 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Turn:
-    """One question and its answer. side: which model answered, None before it does; note: why the answer is incomplete.
+    """One question and its answer. side: which model answered, None before it does; note: why the answer is incomplete; waits: for which
+    command it waits, "" once it runs.
 
     tokens and began (the clock at the first token) give the speed. pieces: the tokens, as long as
     they are kept. both: base and candidate were asked, and answer in turn; other, other_pieces: the
@@ -46,6 +47,7 @@ class Turn:
     side: Side | None = None
     done: bool = False
     note: str = ""
+    waits: str = ""
     tokens: int = 0
     began: float = 0.0
     pieces: tuple[Piece, ...] = ()
@@ -148,6 +150,15 @@ def add_question(turns: Turns, job: int, line: str) -> Turns:
     rest = tuple(turn for turn in turns if turn not in taken)
     turn = Turn(job, text, both=asked.command == "ab", instead_of=taken)
     return _traced((*rest, turn)[-LIMIT:])
+
+
+def waiting(turns: Turns, job: int, line: str) -> Turns:
+    """The question of a job waits for `line` to end, or for nothing any more if that is ""."""
+    turn = find(turns, job)
+    words = f"waits until {line} has ended" if line else ""
+    return (
+        turns if turn is None or turn.waits == words else _with(turns, replace(turn, waits=words))
+    )
 
 
 def _traced(turns: Turns) -> Turns:

@@ -7,6 +7,7 @@ from pathlib import Path
 from textual import events
 
 from tests.tui.driving import CALIBRATED, STAGED, Shell, drive, ready
+from tui.widgets.experts.heatmap import Heatmap
 
 
 def regions(shell: Shell) -> dict[str, tuple[int, int, int, int]]:
@@ -99,6 +100,20 @@ def test_the_strip_between_two_panels_is_dragged_where_only_two_are_shown() -> N
         assert shell.app.state.panel == "experts"
 
     drive(test, size=(80, 24))
+
+
+def test_the_map_fills_its_panel_at_every_height_it_is_given() -> None:
+    @ready(*STAGED)
+    async def test(shell: Shell) -> None:
+        heatmap = shell.app.main.query_one(Heatmap)
+        for key in ("Z", "Z", "Z", *["left_curly_bracket"] * 6, "z", "z", *["less_than_sign"] * 3):
+            await shell.press(key)
+            assert heatmap._grid is not None
+            assert heatmap._grid.lines == heatmap.size.height - 1, key
+            assert not heatmap.show_horizontal_scrollbar
+            assert not heatmap.show_vertical_scrollbar
+
+    drive(test, size=(120, 40))
 
 
 def test_a_broken_file_of_sizes_is_ignored(tmp_path: Path) -> None:

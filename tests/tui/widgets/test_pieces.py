@@ -181,6 +181,19 @@ def test_every_entry_of_the_palette_can_be_chosen() -> None:
     drive(test)
 
 
+def test_a_command_that_cannot_run_yet_stands_above_looser_matches() -> None:
+    @ready(*CALIBRATED)
+    async def test(shell: Shell) -> None:
+        await shell.press("ctrl+p", *"preview")
+        await shell.until(lambda: "not now" in shell.screen)
+        lines = [line for line in shell.screen.splitlines() if "preview" in line]
+        first = next(line for line in lines if "(v)" in line or "not now" in line)
+        assert "not now: nothing is staged" in first
+        assert lines.index(first) <= 1  # the words that were typed are above
+
+    drive(test, size=(100, 40))
+
+
 def test_the_palette_finds_runs_and_explains() -> None:
     @ready(*STAGED)
     async def test(shell: Shell) -> None:

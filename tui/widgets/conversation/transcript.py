@@ -41,10 +41,10 @@ def turn_lines(turn: Turn, width: int, console: Console, traced: Traced | None =
         lines += _barred(turn, wrapped(_traced(traced), inner, console))
     elif turn.text or turn.done:
         lines += _barred(turn, _answer(turn, inner, console))
-    elif not turn.note:
+    elif not turn.note and not turn.waits:
         lines += [[Segment("  ...", Style(dim=True))]]
-    if turn.note:
-        note = Text(f"[{turn.note}]", style=Style(italic=True, dim=True))
+    if turn.note or turn.waits:
+        note = Text(f"[{turn.note or turn.waits}]", style=Style(italic=True, dim=True))
         lines += _indented("  ", Style(), wrapped(note, inner, console))
     return [*lines, []]
 
