@@ -253,7 +253,9 @@ def next_step(state: AppState) -> str:
         label = state.job.progress.label if state.job.progress else "starting"
         return f"{state.job.line}: {label} ..."
     if state.view.model is None:
-        return state.names.say("No model yet: press {command} and type  load demo")
+        return state.names.say(
+            "No model yet: press {command} and type  load demo, or  load  for a list"
+        )
     leading = next_key(state)
     if leading == "discard" and dense(state):
         return state.names.say(DENSE_DISCARD)

@@ -129,7 +129,7 @@ def completions(line: str, name: str, text: str, view: SessionView) -> list[Comp
         before = command.name
     lead = f"{param.opts[0]} " if isinstance(param, click.Option) else ""
     known = complete(f"{before} {lead}{quoted(word)}", view)
-    if not word and lead == "" and any(o.text.startswith("-") for o in known):
+    if not word and any(o.text.startswith("-") for o in known):
         return []  # the options, where no more words are wanted
     return [Completion(o.text if many else _bare(o.text), start, o.hint) for o in known]
 

@@ -160,3 +160,31 @@ def test_letters_behind_the_key_that_opens_a_window_are_typed_there() -> None:
         assert shell.app.focused.value == "n7"  # type: ignore[attr-defined]
 
     drive(test)
+
+
+def test_fields_scroll_and_the_line_below_them_stays_in_sight() -> None:
+    @ready(*CALIBRATED)
+    async def test(shell: Shell) -> None:
+        shell.app.open_form("merge --n-prune 2")
+        await shell.settle()
+        form = form_at(shell)
+        assert form.made.region.bottom < 18
+        await shell.press("up", "up")
+        assert shell.app.focused is form._rows[-1].input
+        assert form.screen.region.contains_region(form._rows[-1].input.region)
+        assert ": merge --n-prune 2" in shell.screen
+
+    drive(test, size=(60, 18))
+
+
+def test_a_long_list_scrolls_and_its_field_stays_in_sight() -> None:
+    @ready(*CALIBRATED)
+    async def test(shell: Shell) -> None:
+        await shell.press("f4")
+        screen = shell.app.screen
+        assert isinstance(screen, PickScreen)
+        assert screen.query_one("PickInput").region.bottom < 18
+        await shell.press("pagedown", "pagedown")
+        assert screen.query_one("OptionList").highlighted == 16  # type: ignore[attr-defined]
+
+    drive(test, size=(60, 18))

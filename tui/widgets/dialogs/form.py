@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     from commands.forms.form import Form
 
 
+LOW = 22
+"""Lines of a terminal on which the sentence about the command gives way to the fields."""
+BELOW = 9
+"""Lines of the form beside its fields: the frame, help, completions, the line, an error."""
+
+
 class Forms(Protocol):
     """The engine as a form uses it."""
 
@@ -50,7 +56,7 @@ class FormScreen(AskingScreen[str | None]):
     FormScreen { align: center middle; background: $background 40%; }
     FormScreen > Vertical { width: 96%; max-width: 110; height: auto; max-height: 96%;
                             border: round $accent; background: $surface; padding: 0 1; }
-    FormScreen VerticalScroll { height: auto; max-height: 1fr; scrollbar-size-vertical: 1; }
+    FormScreen VerticalScroll { height: auto; scrollbar-size-vertical: 1; }
     FormScreen #about, FormScreen #failed { color: $foreground 70%; height: auto; max-height: 3; }
     FormScreen #failed { color: $error; }
     FormScreen #help { height: 2; color: $foreground 70%; }
@@ -92,6 +98,13 @@ class FormScreen(AskingScreen[str | None]):
                 self.set_focus(row.input)
                 self._say("")
                 break
+
+    def on_resize(self, event: events.Resize) -> None:
+        """The fields scroll where they do not all fit: what is below them stays in sight."""
+        low = event.size.height < LOW
+        self.query_one("#about", Static).display = not low
+        scroll = self.query_one(VerticalScroll)
+        scroll.styles.max_height = max(3, event.size.height - (BELOW if low else BELOW + 2))
 
     def _complete(self, name: str, text: str) -> Sequence[Completion]:
         return self._engine.complete_field(self.line, name, text)
@@ -160,6 +173,8 @@ class FormScreen(AskingScreen[str | None]):
     # Where the cursor is ----------------------------------------------------------------------
     def on_descendant_focus(self, _: events.DescendantFocus) -> None:
         row = self._row_of(self.focused)
+        if row is not None:
+            self.call_after_refresh(row.scroll_visible, animate=False)
         text = "the command line that the fields make; it can be edited"
         if row is not None:
             field = row.field

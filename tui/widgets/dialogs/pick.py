@@ -46,6 +46,14 @@ def filtered(choices: Sequence[Choice], words: str) -> list[Choice]:
 class PickInput(FieldInput):
     """Keeps its words when Enter is pressed: the list would change under the choice."""
 
+    # Of the field itself: Textual's would scroll it.
+    BINDINGS: ClassVar[list[BindingType]] = [
+        ("up", "screen.move(-1)", "up"),
+        ("down", "screen.move(1)", "down"),
+        ("pageup", "screen.move(-8)", "page up"),
+        ("pagedown", "screen.move(8)", "page down"),
+    ]
+
     async def action_submit(self) -> None:
         self.post_message(self.Submitted(self, self.value))
 
@@ -56,20 +64,14 @@ class PickScreen(AskingScreen[str | None]):
     title: of the window. hint: the field's placeholder.
     """
 
-    BINDINGS: ClassVar[list[BindingType]] = [
-        ("escape", "dismiss(None)", "close"),
-        ("up", "move(-1)", "up"),
-        ("down", "move(1)", "down"),
-        ("pageup", "move(-8)", "page up"),
-        ("pagedown", "move(8)", "page down"),
-    ]
+    BINDINGS: ClassVar[list[BindingType]] = [("escape", "dismiss(None)", "close")]
 
     DEFAULT_CSS = """
     PickScreen { align: center middle; background: $background 40%; }
     PickScreen > Vertical { width: 94%; max-width: 110; height: auto; max-height: 80%;
                             border: round $accent; background: $surface; padding: 0 1; }
     PickScreen OptionList, PickScreen OptionList:focus {
-        border: none; height: auto; max-height: 1fr; padding: 0; background: $surface;
+        border: none; height: auto; padding: 0; background: $surface;
         text-wrap: nowrap; text-overflow: ellipsis; }
     PickScreen #about { height: auto; max-height: 4; color: $foreground 70%; }
     """
@@ -92,6 +94,10 @@ class PickScreen(AskingScreen[str | None]):
         self.query_one(OptionList).can_focus = False
         super().on_mount()
         self._list("")
+
+    def on_resize(self, event: events.Resize) -> None:
+        """The list scrolls where it does not fit: the field stays in sight."""
+        self.query_one(OptionList).styles.max_height = max(2, event.size.height * 8 // 10 - 6)
 
     def matching(self, words: str) -> list[Choice]:
         """The choices for what was typed."""
