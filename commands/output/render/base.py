@@ -53,7 +53,7 @@ class Fitting(Table):
     def _least(self, console: Console, options: ConsoleOptions) -> int:
         """Columns below which a figure or half a text would be lost."""
         wide = options.update(max_width=10_000)
-        total = len(self.columns) - 1  # between the columns
+        total = 2 * (len(self.columns) - 1)  # between the columns
         for column in self.columns:
             cells = [column.header, *column.cells] if self.show_header else column.cells
             room = max((Measurement.get(console, wide, cell).maximum for cell in cells), default=0)
