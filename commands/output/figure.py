@@ -14,12 +14,10 @@ import numpy as np
 from commands.output.gradient import CIVIDIS, ON_DARK, ON_LIGHT, RGB
 from commands.output.heatmap_files import Picture
 from mlxfun.errors import StateError
-from mlxfun.text import visible
+from mlxfun.text import FIGURES_NEED, visible
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
-
-INSTALL = "figures need one package more: pip install 'mlxfun[plots]' (.svg, .csv and .md do not)"
 
 Palette = Literal["print", "light", "screen"]
 PALETTES: tuple[Palette, ...] = get_args(Palette)
@@ -89,7 +87,7 @@ def figure(drawn: Picture, kind: str, options: FigureOptions) -> bytes:
         from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise StateError(INSTALL) from error
+        raise StateError(FIGURES_NEED) from error
     look, out = LOOKS[options.palette], io.BytesIO()
     rows, columns = drawn.values.shape
     height = options.height or min(240.0, max(60.0, options.width * 0.75 * rows / columns + 45))

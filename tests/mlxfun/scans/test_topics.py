@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from scipy import stats
@@ -152,14 +150,14 @@ def test_scans_name_what_they_flag_and_topics_know_their_weights() -> None:
 def test_the_demo_model_has_topics_and_a_dossier_agrees(tmp_path) -> None:
     session = Session.open("demo")
     try:
-        options = ProbeOptions(mixed((("demo:mixed", 1.0),)), 4096)
+        options = ProbeOptions(mixed((("demo:mixed", 1.0),)), 1500)
         report = session.find_topics(options, SILENT)
         assert report.looked == report.experts
         heat = session.view().heat
         assert heat is not None
         assert heat.topics == {(t.layer, t.expert): t.words for t in report.rows}
         for topic in report.rows[:1]:
-            dossier = session.dossier(topic.layer, topic.expert, replace(options, tokens=4096))
+            dossier = session.dossier(topic.layer, topic.expert, options)
             # Fewer things are looked at for one expert: what is found of all is found of it.
             assert set(topic.words.split(", ")) & set(dossier.topic.split(", "))
     finally:
