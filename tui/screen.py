@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import ClassVar, get_args
 
 from rich.console import RenderableType
@@ -16,7 +17,7 @@ from textual.widgets import Input, TextArea
 from mlxfun.report import Report
 from tui import hints
 from tui.keys.keymap import BY_ID, PanelName, Place, bindings
-from tui.layout import Arrangement, Geometry, Mode, arrange, geometry, moved, stretched
+from tui.layout import RIGHT, Arrangement, Geometry, Mode, arrange, geometry, moved, stretched
 from tui.messages import EdgeMoved, PanelChosen, Resized
 from tui.state.app_state import AppState
 from tui.state.sizes import Sizes
@@ -137,7 +138,9 @@ class MainScreen(Screen[None]):
         if plan is None:
             return
         rows = size.height - CHROME - bool(self._state.offers) - bool(plan.tabs)
-        wanted = {p.panel: p.wanted() for p in self.query(Panel) if p.panel in plan.visible}
+        panels = self._panels
+        shown = (p for p in panels if p.panel in RIGHT and p.panel in plan.visible)
+        wanted = {p.panel: p.wanted() for p in shown}
         known = {name: lines for name, lines in wanted.items() if lines is not None}
         now = geometry(plan, self._state, (size.width, rows), known)
         if (plan, now) == self._given:
@@ -149,7 +152,7 @@ class MainScreen(Screen[None]):
             heights |= {"experts": now.upper, "chat": rows - now.upper}
         elif split:
             heights["experts"] = now.upper
-        for panel in self.query(Panel):
+        for panel in panels:
             panel.styles.height = heights.get(panel.panel, "1fr")
         left = self.query_one("#left")
         left.styles.width = now.left if wide else "1fr"
@@ -159,6 +162,11 @@ class MainScreen(Screen[None]):
             left.styles.height = 1 if self.has_class("-strip-only") else "1fr"
         # In another width the contents need other heights.
         self.call_after_refresh(self._share_out)
+
+    @cached_property
+    def _panels(self) -> list[Panel]:
+        """The panels, which are there as long as the screen is."""
+        return list(self.query(Panel))
 
     @on(EdgeMoved)
     def _edge_moved(self, event: EdgeMoved) -> None:
