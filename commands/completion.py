@@ -33,7 +33,7 @@ def complete(line: str, view: SessionView) -> list[Completion]:
         return []  # the text before the cursor is not a command
     if incomplete.startswith("-") and "=" in incomplete:
         start += line[start:].index("=") + 1
-    found = [Completion(_quoted(str(i.value)), start, i.help or "") for i in items]
+    found = [Completion(quoted(str(i.value)), start, i.help or "") for i in items]
     if not words:
         return [_with_reason(c, view) for c in found]
     return found
@@ -94,7 +94,12 @@ def _family(root: click.Group, name: str) -> click.Group:
     return group
 
 
-def _quoted(value: str) -> str:
+def quoted(value: str) -> str:
+    """`value` as one word of a command line; a home directory stays readable.
+
+    >>> quoted("my model"), quoted("~/my model"), quoted("demo:mixed"), quoted("")
+    ("'my model'", "~/'my model'", 'demo:mixed', '')
+    """
     if value.startswith("~/"):
         return "~/" + (shlex.quote(value[2:]) if value[2:] else "")
     return shlex.quote(value) if value else value

@@ -71,6 +71,13 @@ def with_stats(view: SessionView) -> str | None:
     return with_experts(view) or (None if seen else "no statistics yet: run collect first")
 
 
+def with_topics(view: SessionView) -> str | None:
+    """Needs topics of experts."""
+    known = view.heat is not None and view.heat.topics
+    nothing = "no topics are known yet: run topics, a dossier or a domain-scan first"
+    return with_experts(view) or (None if known else nothing)
+
+
 def staged(view: SessionView) -> str | None:
     """Needs a staged plan."""
     dense = view.model is not None and not view.model.moe_layers

@@ -117,15 +117,14 @@ class Command:
 
     @property
     def usage(self) -> str:
-        """The command line as a pattern: name, [OPTIONS] if there are any, arguments."""
-        parts = [self.name]
+        """The command line as a pattern: name, required options, [OPTIONS] for others, arguments."""
+        parts, context = [self.name], click.Context(self.click)
         options = [p for p in self.click.params if isinstance(p, click.Option)]
         arguments = [p for p in self.click.params if isinstance(p, click.Argument)]
-        if options:
+        parts += [f"{p.opts[0]} {p.make_metavar(context)}" for p in options if p.required]
+        if not all(p.required for p in options):
             parts.append("[OPTIONS]")
-        for argument in arguments:
-            text = argument.make_metavar(click.Context(self.click))
-            parts.append(text)
+        parts += [argument.make_metavar(context) for argument in arguments]
         return " ".join(parts)
 
     @property

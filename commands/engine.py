@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 from commands import completion, registry
 from commands.completion import Completion
 from commands.declare import Call, Command
+from commands.forms import form
+from commands.forms.form import Form
 from commands.registry import Parsed, Row
 from commands.scripts import resume
 from commands.workbench.files import Files
@@ -189,6 +191,18 @@ class Engine:
     def complete(self, line: str) -> list[Completion]:
         """The completions of `line`. Does not wait for the worker."""
         return completion.complete(line, self._view)
+
+    def form(self, line: str) -> Form | None:
+        """The form of a command line, None for one that has none."""
+        return form.form_of(line)
+
+    def filled_in(self, line: str, name: str, text: str) -> str:
+        """`line` with another value for the parameter `name`. Raises UsageError."""
+        return form.filled_in(line, name, text)
+
+    def complete_field(self, line: str, name: str, text: str) -> list[Completion]:
+        """The completions of one field of the form of `line`."""
+        return form.completions(line, name, text, self._view)
 
     def help(self, name: str | None, width: int = registry.HELP_WIDTH) -> str:
         """A command's help page or a guide, the overview for None, or why there is no such page."""

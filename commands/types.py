@@ -162,6 +162,27 @@ class Size(_Parsed):
         return int(size)
 
 
+class FigureSize(_Parsed):
+    """`"180x90"` -> (180.0, 90.0) and `"85"` -> (85.0, None), millimetres."""
+
+    name = "WxH"
+    least, most = 20, 2000
+
+    @classmethod
+    def parse(cls, text: str) -> tuple[float, float | None]:
+        sides = text.strip().lower().removesuffix("mm").split("x")
+        try:
+            found = [float(side) for side in sides]
+        except ValueError:
+            found = []
+        if len(found) not in (1, 2) or not all(cls.least <= side <= cls.most for side in found):
+            raise ValueError(
+                f"{shown(text, 40)} is no size: give millimetres from {cls.least} to {cls.most}, "
+                "WIDTH or WIDTHxHEIGHT, such as 180x90"
+            )
+        return found[0], found[1] if len(found) == 2 else None
+
+
 class HowMuch(_Parsed):
     """`"auto"`, `"all"`, `"none"`, or a size as bytes."""
 

@@ -101,11 +101,13 @@ class Token(Event):
 
 @dataclass(frozen=True, slots=True)
 class Notice(Event):
-    """A sentence worth showing although nothing failed. line: the command line that takes an offer."""
+    """A sentence worth showing although nothing failed. line: the command line that takes an offer;
+    about: the model that it is of, as `load` takes it, "" for any."""
 
     level: NoticeLevel
     text: str
     line: str = ""
+    about: str = ""
 
 
 @dataclass(frozen=True, slots=True)

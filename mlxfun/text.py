@@ -154,6 +154,11 @@ def counted(count: int, one: str, more: str) -> str:
     return f"{count:,} {one if count == 1 else more}"
 
 
+FIGURES_NEED = (
+    "figures need one package more: pip install 'mlxfun[plots]' (.svg, .csv and .md do not)"
+)
+
+
 def no_experts(model_type: str, action: str) -> str:
     """The sentence that refuses `action`, an infinitive, on a dense model.
 

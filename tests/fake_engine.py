@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from commands.completion import Completion
+from commands.forms.form import Form, completions, filled_in, form_of
 from commands.registry import Row
 from mlxfun.events import (
     Event,
@@ -145,6 +147,15 @@ class FakeEngine(FakeSession, FakeSelection):
         else:
             options = [("--dataset", "what to read"), ("--n-prune", "experts a layer")]
         return [FakeCompletion(t, start, h) for t, h in options if t.startswith(words[-1])]
+
+    def form(self, line: str) -> Form | None:
+        return form_of(line)
+
+    def filled_in(self, line: str, name: str, text: str) -> str:
+        return filled_in(line, name, text)
+
+    def complete_field(self, line: str, name: str, text: str) -> list[Completion]:
+        return completions(line, name, text, self._view)
 
     def help(self, name: str | None, width: int = 78) -> str:
         for command, _, text, usage, _ in COMMANDS:

@@ -18,6 +18,7 @@ from mlxfun.events import (
     Token,
 )
 from mlxfun.generation.reports import ChatReport, TokensReport
+from mlxfun.memory.plan.report import LocalModel, ModelsReport
 from mlxfun.report import Report, TextReport
 from mlxfun.session.reports import HeatView, InfoReport, SessionView
 from tests.fake_selection import EXPERT_BYTES, MIB
@@ -41,6 +42,16 @@ class FakeSession:
     _asked: list[str]
 
     def _do_load(self, job: int, args: list[str]) -> Iterator[Event | Report]:
+        if not args:
+            yield ModelsReport(
+                (
+                    LocalModel("demo", "included", 6 * MIB, "whole", ""),
+                    LocalModel("/models/large one", "recent", 90 * 1024 * MIB, "partly", ""),
+                    LocalModel("org/broken", "Hub cache", 0, None, "its headers cannot be read"),
+                ),
+                8 * 1024 * MIB,
+            )
+            return
         yield Progress(job, "reading weights", 3 * MIB, 6 * MIB, "B", 0.5)
         shape = (self.layers, self.experts)
         report = InfoReport(

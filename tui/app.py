@@ -25,19 +25,22 @@ from commands.config import Config
 from mlxfun.editing.reports import StepReport
 from mlxfun.events import Event, JobEnded
 from mlxfun.report import Report
-from mlxfun.scans.reports import DossierReport
-from mlxfun.tracing.reports import AttributionReport
 from tui import hints, themes
 from tui.command_history import LineHistory
 from tui.config_check import check_config
 from tui.event_queue import EventQueue
 from tui.input import actions, chat_actions, expert_selection
 from tui.interaction.chatting import ChatKeys
+from tui.interaction.forms import FormKeys
+from tui.interaction.layouts import LayoutKeys
 from tui.interaction.navigation import NavigationKeys
 from tui.interaction.picking import ExpertKeys
+from tui.interaction.reading import ReadingKeys
+from tui.interaction.windows import Windows
 from tui.keys.key_labels import KeyNames
 from tui.keys.keymap import BY_ID, Key, PanelName
 from tui.layout import PANELS, arrange
+from tui.layout_file import LayoutFile
 from tui.messages import (
     CellClicked,
     ChatEntered,
@@ -57,11 +60,7 @@ from tui.screen_filter import VisibleText
 from tui.state.app_state import AppState
 from tui.state.chat_turns import quoted
 from tui.state.reducer import reduce
-from tui.widgets.dialogs.help import HelpScreen
-from tui.widgets.experts.expert_profile import dossier_page
-from tui.widgets.inside.grid import grid_of
-from tui.widgets.inside.map_screen import MapScreen
-from tui.widgets.inside.shares import shares_page
+from tui.state.sizes import read
 
 FRAMES_PER_SECOND = 12
 REMOTE_FRAMES_PER_SECOND = 4
@@ -90,11 +89,11 @@ def without_pixels() -> None:
         vars(constants)["SMOOTH_SCROLL"] = False
 
 
-class ShellApp(NavigationKeys, ExpertKeys, ChatKeys):
+class ShellApp(NavigationKeys, ExpertKeys, ChatKeys, FormKeys, LayoutKeys, ReadingKeys, Windows):
     """The full screen on one engine.
 
     engine: runs the commands. startup_lines: queued after the first paint. renderer: makes a
-    report readable. lines: earlier command lines. clock: seconds, monotonic. config: the user's.
+    report readable. lines: earlier command lines; the layout is kept beside them. clock: seconds, monotonic. config: the user's.
     """
 
     TITLE = "mlxfun"
@@ -132,6 +131,7 @@ class ShellApp(NavigationKeys, ExpertKeys, ChatKeys):
         self.state = AppState(names=KeyNames.of(config.keys))
         self._startup_lines = tuple(startup_lines)
         self._lines = lines or LineHistory(None)
+        self._layout_file = LayoutFile(self._lines.beside("layout.json"))
         self._clock = clock
         self._frame_seconds = 1 / (config.refresh_rate or FRAMES_PER_SECOND)
         self._events = EventQueue(self._wake)
@@ -144,8 +144,6 @@ class ShellApp(NavigationKeys, ExpertKeys, ChatKeys):
             engine.complete, self._lines.load(), renderer, lambda key: self._use(BY_ID[key])
         )
         self._asked: dict[int, PanelName] = {}
-        self._typed = 0
-        self._opened = 0
         self._counting = 0
 
     # Life -------------------------------------------------------------------------------------
@@ -161,6 +159,7 @@ class ShellApp(NavigationKeys, ExpertKeys, ChatKeys):
             rows=tuple(self.engine.rows()),
             view=self.engine.view(),
             recording=str(self.engine.recording or ""),
+            sizes=read(self._layout_file.load()),
         )
         self.engine.subscribe(self._events.push)
         if self._driver is not None and not constants.SMOOTH_SCROLL:
@@ -223,26 +222,16 @@ class ShellApp(NavigationKeys, ExpertKeys, ChatKeys):
         if event.report is not None and event.report.kind == "quit":
             self.leave()
         failed = event.error is not None and not event.cancelled
-        if failed and event.job == self._typed and not self.main.command.input.value:
+        if (
+            not self._form_again(event)
+            and failed
+            and event.job == self._typed
+            and not self.main.command.input.value
+        ):
             # A line that was mistyped or refused is offered for correction.
             self.main.command.give_back(event.line, focus=event.usage)
         if event.seconds >= LONG_JOB and not event.cancelled:
             self._notify(event)
-
-    def _open(self, event: JobEnded) -> None:
-        """Open the window of a report that has one, for a line that was typed or a key's."""
-        report, opened = event.report, event.job == self._opened
-        if isinstance(report, DossierReport) and opened:
-            self.push_screen(HelpScreen(dossier_page(report, self.state)))
-        elif isinstance(report, AttributionReport) and opened:
-            self.push_screen(HelpScreen(shares_page(report)))
-        elif report is not None and (grid := grid_of(report)) is not None:
-            self.push_screen(MapScreen(grid), self._follow)
-
-    def _follow(self, line: str | None) -> None:
-        """Run what was chosen in a window, and open what comes of it."""
-        if line:
-            self._opened = self._run(line)
 
     def _show_outcome(
         self, event: JobEnded, panel: PanelName, asked_from: PanelName | None
@@ -280,9 +269,13 @@ class ShellApp(NavigationKeys, ExpertKeys, ChatKeys):
     # Messages of the widgets ------------------------------------------------------------------
     @on(LineEntered)
     def _line_entered(self, message: LineEntered) -> None:
-        self._lines.add(message.line)
-        if not self._asks_before(message.line):
-            self._typed = self._run(message.line)
+        self.enter_line(message.line)
+
+    def enter_line(self, line: str) -> None:
+        """Run a line that the user entered, unless something has to be asked before."""
+        self._lines.add(line)
+        if not self._asks_before(line):
+            self._typed = self._run(line)
 
     @on(ChatEntered)
     def _chat_entered(self, message: ChatEntered) -> None:
@@ -321,11 +314,18 @@ class ShellApp(NavigationKeys, ExpertKeys, ChatKeys):
 
     def choose(self, item: Item) -> None:
         """An entry of the palette: run it, or offer its command line for finishing."""
-        if item.key is not None:
-            self._use(BY_ID[item.key])
-        elif item.reason:
-            self._say("warning", f"{item.command}: {item.reason}")
-        else:
+        key = BY_ID[item.key] if item.key is not None else None
+        if item.reason:
+            self._say("warning", f"{key.label if key else item.command}: {item.reason}")
+        elif item.command == "load":
+            self.enter_line("load")  # lists what there is
+        elif key is not None and key.kind == "fill":
+            line = hints.command_line(self.state, key, self.main.selected_node)
+            if not self.open_form(line):
+                self.main.command.fill(line)
+        elif key is not None:
+            self._use(key)
+        elif not self.open_form(item.command):
             self.main.command.fill(f"{item.command} ")
 
     # Keys -------------------------------------------------------------------------------------
@@ -351,7 +351,9 @@ class ShellApp(NavigationKeys, ExpertKeys, ChatKeys):
     def _do(self, target: str) -> None:
         """Carry out an action of the screen: a verb and its arguments, as in the keymap."""
         verb, *arguments = target.split()
-        verbs = {**self._navigation_verbs(), **self._expert_verbs(), **self._chat_verbs()}
+        verbs = {**self._navigation_verbs(), **self._expert_verbs(), **self._chat_verbs(),
+                 **self._form_verbs(), **self._layout_verbs(),
+                 **self._reading_verbs()}  # fmt: skip
         verbs[verb](*arguments)
 
 
@@ -374,7 +376,7 @@ def run(
     """Show the shell until the user leaves; returns the exit code.
 
     startup_lines: command lines to run after the first paint. lines_file: where command lines are
-    remembered between sessions; the user's state directory when None. config: the user's theme,
+    remembered between sessions, the layout beside it; the user's state directory when None. config: the user's theme,
     keys and refresh rate; UsageError for those that there are not. On return the running job
     is cancelled and the terminal is restored; closing the engine is the caller's part.
     """

@@ -24,6 +24,10 @@ class LineHistory:
 
         return user_state_path("mlxfun") / "lines"
 
+    def beside(self, name: str) -> Path | None:
+        """Another file of the same directory, None where nothing is kept."""
+        return self._path.with_name(name) if self._path is not None else None
+
     def load(self) -> list[str]:
         """The newest lines, oldest first."""
         if self._path is None:

@@ -253,7 +253,9 @@ def next_step(state: AppState) -> str:
         label = state.job.progress.label if state.job.progress else "starting"
         return f"{state.job.line}: {label} ..."
     if state.view.model is None:
-        return state.names.say("No model yet: press {command} and type  load demo")
+        return state.names.say(
+            "No model yet: press {command} and type  load demo, or  load  for a list"
+        )
     leading = next_key(state)
     if leading == "discard" and dense(state):
         return state.names.say(DENSE_DISCARD)
@@ -306,7 +308,8 @@ def for_bar(state: AppState, panel: Place, room: int, *, typing: bool = False) -
 
 def _typing_hints(state: AppState, panel: Place) -> list[Hint]:
     """The field's own keys, then those that work in fields too."""
-    wanted = ("escape", "palette", "to_map", "to_mixer", "quit")
+    form = ("form",) if panel == "command" else ()
+    wanted = ("escape", *form, "palette", "to_map", "to_mixer", "quit")
     more = [_hint(state, BY_ID[id], "") for id in wanted if state.names.all(id)]
     if state.job is None:
         more[0] = replace(more[0], label="leave")

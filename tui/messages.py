@@ -5,7 +5,9 @@ from __future__ import annotations
 from textual.message import Message
 
 from tui.keys.keymap import PanelName
+from tui.layout import Edge
 from tui.state.app_state import Level
+from tui.state.sizes import Sizes
 
 
 class EventsWaiting(Message):
@@ -66,6 +68,30 @@ class PanelChosen(Message):
     def __init__(self, panel: PanelName, *, move: bool) -> None:
         super().__init__()
         self.panel, self.move = panel, move
+
+
+class Stepped(Message):
+    """The window of an expert's profile shall show the one `by` places further on."""
+
+    def __init__(self, by: int) -> None:
+        super().__init__()
+        self.by = by
+
+
+class EdgeMoved(Message):
+    """A side of a panel's frame was dragged to a cell of the screen. done: and was let go there."""
+
+    def __init__(self, panel: PanelName, edge: Edge, to: tuple[int, int], *, done: bool) -> None:
+        super().__init__()
+        self.panel, self.edge, self.to, self.done = panel, edge, to, done
+
+
+class Resized(Message):
+    """The panels shall have these sizes. keep: also in later sessions."""
+
+    def __init__(self, sizes: Sizes, *, keep: bool) -> None:
+        super().__init__()
+        self.sizes, self.keep = sizes, keep
 
 
 class KeyUsed(Message):

@@ -59,6 +59,13 @@ def display(item: Item) -> Text:
     return Text.assemble((item.title, "dim"), (f"  not now: {item.reason}", "dim italic"))
 
 
+def weighed(item: Item, query: str, score: float) -> float:
+    """The score of a match, 0..1: a command by its name stands above looser matches, and what
+    cannot be chosen now below what can, where the two match alike."""
+    named = item.command.startswith(query.strip().lower()) if item.command else False
+    return (score + named) / 2 * (0.97 if item.reason else 1.0)
+
+
 class Chooser(Protocol):
     """The application as the palette uses it."""
 
@@ -84,6 +91,5 @@ class Commands(Provider):
         for item, run in self._choices():
             score = max(matcher.match(item.title), matcher.match(item.help) * 0.7)
             if score > 0:
-                # What cannot be chosen is found all the same, below what can.
-                yield Hit(score * (0.5 if item.reason else 1.0), display(item), run,
+                yield Hit(weighed(item, query, score), display(item), run,
                           text=item.title, help=item.help)  # fmt: skip

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from mlxfun.events import Event
 from mlxfun.session.reports import SessionView
+
+if TYPE_CHECKING:
+    from commands.forms.form import Form
 
 
 class Completion(Protocol):
@@ -77,6 +80,15 @@ class Engine(Protocol):
 
     def complete(self, line: str) -> Sequence[Completion]:
         """The completions of `line`, best first."""
+
+    def form(self, line: str) -> Form | None:
+        """The form of a command line, None for one that has none."""
+
+    def filled_in(self, line: str, name: str, text: str) -> str:
+        """`line` with another value for the parameter `name`; "" takes it out. Raises UsageError."""
+
+    def complete_field(self, line: str, name: str, text: str) -> Sequence[Completion]:
+        """The completions of one field of the form of `line`, best first."""
 
     def help(self, name: str | None, width: int = 78) -> str:
         """The help page of a command or a guide, or the list of all; `width`: its columns."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import ClassVar, get_args
 
 from rich.console import RenderableType
-from textual import events
+from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Container, Vertical
@@ -16,9 +17,10 @@ from textual.widgets import Input, TextArea
 from mlxfun.report import Report
 from tui import hints
 from tui.keys.keymap import BY_ID, PanelName, Place, bindings
-from tui.layout import Arrangement, Mode, arrange
-from tui.messages import PanelChosen
+from tui.layout import RIGHT, Arrangement, Geometry, Mode, arrange, geometry, moved, stretched
+from tui.messages import EdgeMoved, PanelChosen, Resized
 from tui.state.app_state import AppState
+from tui.state.sizes import Sizes
 from tui.widgets.banner import Banner
 from tui.widgets.command_line import CommandLine, Completer
 from tui.widgets.conversation.chat import ChatPanel
@@ -32,6 +34,9 @@ from tui.widgets.panel import Panel
 from tui.widgets.plan import PlanPanel
 from tui.widgets.status import StatusLine
 from tui.widgets.tabs import TabStrip
+
+CHROME = 4
+"""Lines of the command line, the status line and the key bar."""
 
 
 class MainScreen(Screen[None]):
@@ -49,21 +54,13 @@ class MainScreen(Screen[None]):
     DEFAULT_CSS = """
     MainScreen { background: $background; }
     #body { height: 1fr; layout: horizontal; }
-    #left { width: 3fr; height: 1fr; }
-    .-wide #experts { height: 3fr; }
-    .-wide #chat { height: 2fr; }
-    #right { width: 2fr; height: 1fr; }
+    #left, #right { height: 1fr; width: 1fr; }
     .-split #body, .-single #body { layout: vertical; }
     .-split #left, .-single #left { width: 1fr; }
     .-split #right, .-single #right { width: 1fr; }
-    .-split #left { height: 3fr; }
-    .-split #right { height: 2fr; }
     .-strip-only #right { height: 1fr; }
     .-strip-only #left { height: 1; }
     .-single TabStrip { dock: top; }
-    .-wide #plan, .-wide #mixer { height: 5fr; }
-    .-wide #history { height: 2fr; min-height: 6; }
-    .-wide #log { height: 4fr; }
     """
 
     def __init__(
@@ -78,6 +75,7 @@ class MainScreen(Screen[None]):
         self._complete, self._past, self._renderer = complete, past, renderer
         self._state = AppState()
         self._arrangement: Arrangement | None = None
+        self._given: tuple[Arrangement, Geometry] | None = None
 
     def compose(self) -> ComposeResult:
         yield Banner()
@@ -108,6 +106,7 @@ class MainScreen(Screen[None]):
             self.query_one(MixerPanel).show(state)
             self.query_one(HistoryPanel).show(state)
             self.query_one(LogPanel).show(state)
+            self._share_out()
             self.query_one(CommandLine).show(state, hints.next_step(state))
             self.query_one(StatusLine).show(state, now)
             self._show_keys()
@@ -132,6 +131,57 @@ class MainScreen(Screen[None]):
         strip = self.query_one(TabStrip)
         strip.display = bool(plan.tabs)
         strip.show(plan, self._marked(), state.names)
+
+    def _share_out(self) -> None:
+        """Give every panel its place; what its contents need is known once it has been shown."""
+        plan, size = self._arrangement, self.app.size
+        if plan is None:
+            return
+        rows = size.height - CHROME - bool(self._state.offers) - bool(plan.tabs)
+        panels = self._panels
+        shown = (p for p in panels if p.panel in RIGHT and p.panel in plan.visible)
+        wanted = {p.panel: p.wanted() for p in shown}
+        known = {name: lines for name, lines in wanted.items() if lines is not None}
+        now = geometry(plan, self._state, (size.width, rows), known)
+        if (plan, now) == self._given:
+            return
+        self._given = (plan, now)
+        wide, split = plan.mode == "wide", plan.mode == "split"
+        heights = dict(now.right)
+        if wide:
+            heights |= {"experts": now.upper, "chat": rows - now.upper}
+        elif split:
+            heights["experts"] = now.upper
+        for panel in panels:
+            panel.styles.height = heights.get(panel.panel, "1fr")
+        left = self.query_one("#left")
+        left.styles.width = now.left if wide else "1fr"
+        if split and "chat" not in plan.visible:
+            left.styles.height = now.upper + 1  # the map and the strip
+        else:
+            left.styles.height = 1 if self.has_class("-strip-only") else "1fr"
+        # In another width the contents need other heights.
+        self.call_after_refresh(self._share_out)
+
+    @cached_property
+    def _panels(self) -> list[Panel]:
+        """The panels, which are there as long as the screen is."""
+        return list(self.query(Panel))
+
+    @on(EdgeMoved)
+    def _edge_moved(self, event: EdgeMoved) -> None:
+        event.stop()
+        if self._given is not None:
+            x, y = event.to[0], event.to[1] - bool(self._state.offers)
+            sizes = moved(self._state.sizes, self._given[1], event.panel, event.edge, (x, y))
+            self.post_message(Resized(sizes, keep=event.done))
+
+    def stretched(self, wider: int, taller: int) -> Sizes:
+        """The sizes with the focused panel so many columns wider and lines taller."""
+        name = self.focused_panel
+        if self._given is None or name == "command":
+            return self._state.sizes
+        return stretched(self._state.sizes, self._given[1], name, wider, taller)
 
     def _rescue_focus(self, plan: Arrangement) -> None:
         """Move the focus to a visible panel if its own is hidden."""
@@ -215,6 +265,7 @@ class MainScreen(Screen[None]):
 
     def on_resize(self, _: events.Resize) -> None:
         self._arrange()
+        self._share_out()
         self._show_keys()
 
     # Keys -------------------------------------------------------------------------------------

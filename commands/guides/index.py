@@ -60,7 +60,7 @@ _ALL = (
     Guide(
         "scans",
         "Finding the experts of a domain or of refusals",
-        ("safety-scan", "domain-scan", "dossier"),
+        ("safety-scan", "domain-scan", "dossier", "topics"),
     ),
     Guide(
         "inside",

@@ -1,22 +1,19 @@
-"""The experts heatmap as a file: SVG or PNG image, CSV or Markdown table.
+"""The experts heatmap as a file: a plain SVG, CSV or Markdown table. Figures: commands.output.figure.
 
-Every layer is scaled by its own largest value, as the screen does by default. The ramp is cividis
-(Nunez, Anderton and Renslow, 2018), which reads the same with any colour vision and in grey.
+Every layer is scaled by its own largest value, as the screen does by default.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import struct
-import zlib
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from commands.output.gradient import blend
+from commands.output.gradient import CIVIDIS, blend
 from mlxfun.calibration.options import Metric
 from mlxfun.errors import StateError, UsageError
 from mlxfun.session.reports import HeatView
@@ -24,8 +21,6 @@ from mlxfun.session.reports import HeatView
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
 
-CIVIDIS = ((0, 34, 78), (53, 69, 108), (102, 105, 112), (124, 123, 120), (165, 156, 116),
-           (212, 193, 92), (254, 232, 56))  # fmt: skip
 GONE = (224, 224, 228)
 RED, GREEN, MAGENTA, BLUE = "#c0202c", "#0a7a32", "#a0149a", "#1560b0"
 CELL = 14
@@ -153,30 +148,6 @@ def _legend(drawn: Picture) -> tuple[str, str]:
         "by its largest. Red cross: to be pruned.",
         "Frames: green always selected, magenta never, blue protected. Pale: pruned.",
     )
-
-
-def png(drawn: Picture) -> bytes:
-    """The cells alone, CELL x CELL pixels each, as a PNG of 8-bit RGB."""
-    rows, columns = drawn.values.shape
-    cells = np.array(
-        [[_fill(drawn, i, e) for e in range(columns)] for i in range(rows)], dtype=np.uint8
-    )
-    pixels = cells.repeat(CELL, axis=0).repeat(CELL, axis=1)
-    pixels[CELL - 1 :: CELL] = 255
-    pixels[:, CELL - 1 :: CELL] = 255
-    for i, e in zip(*np.nonzero(drawn.heat.condemned), strict=True):
-        for k in range(2, CELL - 3):
-            for column in (k, CELL - 2 - k):
-                pixels[i * CELL + k, e * CELL + column] = (192, 32, 44)
-    # Each row of a PNG begins with the number of its filter; 0 is none.
-    raw = b"".join(b"\0" + row.tobytes() for row in pixels)
-    header = struct.pack(">IIBBBBB", columns * CELL, rows * CELL, 8, 2, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(raw, 9)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, data) for kind, data in chunks)
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def table(drawn: Picture) -> str:

@@ -195,11 +195,11 @@ def offer(bench: Workbench) -> Notice | None:
         return None
     commands = counted(session.commands, "command", "commands")
     text = f"a session of {session.date} on {session.model} was cut short after {commands}"
+    about = session.model
     if session.directory is not None:
-        return Notice(
-            "offer", f"{text}: start mlxfun-shell --resume in {session.directory} to resume it"
-        )
-    return Notice("offer", f"{text} (`resume --drop` deletes it)", "resume")
+        text += f": start mlxfun-shell --resume in {session.directory} to resume it"
+        return Notice("offer", text, about=about)
+    return Notice("offer", f"{text} (`resume --drop` deletes it)", "resume", about)
 
 
 def resume(bench: Workbench, path: Path | None, ctx: Context) -> ResumeReport:

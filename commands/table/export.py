@@ -1,25 +1,34 @@
-"""`export`: write the heatmap, the session report or the conversation to a file."""
+"""`export`: write the heatmap, the topics, the session report or the conversation to a file."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from commands.conditions import always, with_stats
-from commands.declare import Call, Command, command
+from commands.conditions import always, with_stats, with_topics
+from commands.declare import Call, Command, Params, command
 from commands.output.session_report import session_report
-from commands.types import NewFile
+from commands.types import FigureSize, NewFile
 from mlxfun.calibration.options import METRICS
-from mlxfun.errors import SaveError, StateError
+from mlxfun.errors import SaveError, StateError, UsageError
 from mlxfun.files import require_writable, writing
 from mlxfun.generation.reports import ChatReport
-from mlxfun.report import Report, TextReport
+from mlxfun.report import Report, TextReport, plain
+from mlxfun.scans.reports import TopicsReport
 from mlxfun.text import escaped, no_experts, readable_bytes, visible
 
-HEATMAP = (".svg", ".png", ".csv", ".md")
+if TYPE_CHECKING:
+    from commands.output.heatmap_files import Picture
+
+HEATMAP = (".svg", ".png", ".pdf", ".csv", ".md")
+PALETTES, SCALINGS = ("print", "light", "screen"), ("linear", "log", "rank")  # of its figures
 CHAT = (".md", ".json")
 
 
@@ -49,11 +58,37 @@ force = click.option("--force", is_flag=True, help="Write over a file of that na
 @click.option(
     "--metric", type=click.Choice(METRICS), help="What is drawn (default: reap_sum, see set)."
 )
+@click.option(
+    "--palette",
+    type=click.Choice(PALETTES),
+    help="Of a figure: cividis on white (print), or the screen's colours (light, screen).",
+)
+@click.option(
+    "--scale", type=click.Choice(SCALINGS), help="How scores become colours (default: linear)."
+)
+@click.option("--sort", is_flag=True, help="Order the experts of each layer by score.")
+@click.option(
+    "--size",
+    type=FigureSize(),
+    metavar="WxH",
+    help="Millimetres, such as 180x90 or 85 (default: 180).",
+)
+@click.option(
+    "--dpi",
+    type=click.IntRange(30, 1200),
+    metavar="N",
+    help="Dots per inch of a .png (default: 300).",
+)
+@click.option(
+    "--title", metavar="TEXT", help="Title of a figure (default: the model and its state)."
+)
 @force
 def heatmap(call: Call) -> Report:
-    """Write the experts as a picture or a table: .svg, .png, .csv (all metrics) or .md.
+    """Write the experts as a figure for a paper, or as a table: .svg .png .pdf, .csv or .md.
 
-    Staged, pruned, protected and steered experts are marked as on the screen.
+    Figures have title, axes, colour bar and legend, and mark staged, pruned, never seen, protected
+    and steered experts. They need the extra: pip install 'mlxfun[plots]'. Without it, .svg is drawn
+    plainly. .csv has all metrics.
     """
     from commands.output import heatmap_files  # NumPy comes with it, after the first paint
 
@@ -64,12 +99,58 @@ def heatmap(call: Call) -> Report:
     metric = call["metric"] or call.bench.settings.metric
     drawn = heatmap_files.picture(view.heat, metric, f"Experts of {name}, state {view.state}")
     kinds: dict[str, Callable[[heatmap_files.Picture], str | bytes]] = {
-        ".svg": heatmap_files.svg,
-        ".png": heatmap_files.png,
         ".csv": heatmap_files.table,
         ".md": heatmap_files.markdown,
     }
-    return _write(call, lambda kind: kinds[kind](drawn))
+    asked = _figure_options(call.params)
+
+    def make(kind: str) -> str | bytes:
+        if kind in kinds:
+            if asked:
+                raise UsageError(f"--{next(iter(asked))} is of a figure, and {kind} is a table")
+            return kinds[kind](drawn)
+        if kind == ".svg" and not asked and find_spec("matplotlib") is None:
+            return heatmap_files.svg(drawn)
+        return _figure(drawn, kind, asked)
+
+    return _write(call, make)
+
+
+def _figure_options(params: Params) -> dict[str, Any]:
+    """The options of a figure that were given."""
+    names = ("palette", "scale", "sort", "size", "dpi", "title")
+    return {name: params[name] for name in names if params[name] not in (None, False)}
+
+
+def _figure(drawn: Picture, kind: str, asked: dict[str, Any]) -> bytes:
+    from commands.output.figure import FigureOptions, figure
+
+    values = dict(asked)
+    if "size" in values:
+        values["width"], values["height"] = values.pop("size")
+    return figure(drawn, kind, FigureOptions(**values))
+
+
+@command("export topics", group="observe", when=with_topics, read_only=True)
+@click.argument("path", type=NewFile((".json", ".csv")))
+@force
+def topics(call: Call) -> Report:
+    """Write the topics of experts that scans, dossiers and `topics` found, with what says so."""
+    found = call.session.topics()
+    if not found.rows:
+        raise StateError(str(with_topics(call.bench.view())))
+    return _write(call, lambda kind: _topics(found, kind))
+
+
+def _topics(found: TopicsReport, kind: str) -> str:
+    rows = [plain(row) for row in found.rows]
+    if kind == ".json":
+        return json.dumps({"topics": rows}, ensure_ascii=False, indent=1) + "\n"
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
 
 
 @command("export report", group="history", when=always, read_only=True)
@@ -102,4 +183,4 @@ def _conversation(answers: list[ChatReport], kind: str) -> str:
     return "\n".join(parts)
 
 
-COMMANDS: tuple[Command, ...] = (heatmap, report, chat)
+COMMANDS: tuple[Command, ...] = (heatmap, topics, report, chat)

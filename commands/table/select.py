@@ -1,4 +1,4 @@
-"""Manual selection of experts to prune: `select`, `probe`, `dossier`."""
+"""Manual selection of experts to prune: `select`, `probe`, `dossier`, `topics`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from commands.types import ExpertPairs, Number, OneExpert
 from mlxfun.calibration.options import METRICS
 from mlxfun.data.options import mixed
 from mlxfun.errors import UsageError
-from mlxfun.evaluation.options import DOSSIER_TOKENS, PROBE_TOKENS, ProbeOptions
+from mlxfun.evaluation.options import DOSSIER_TOKENS, PROBE_TOKENS, TOPIC_TOKENS, ProbeOptions
 from mlxfun.report import Report
 from mlxfun.techniques.prune.options import SelectOptions
 
@@ -96,4 +96,20 @@ def dossier(call: Call) -> Report:
     return call.session.dossier(layer, expert, _text(call), call.ctx)
 
 
-COMMANDS = (select, probe, dossier)
+@command("topics", group="observe", when=with_experts, read_only=True)
+@text_options("Text to watch the experts on", TOPIC_TOKENS)
+@click.option("--known", is_flag=True, help="Run nothing: list what is known already.")
+def topics(call: Call) -> Report:
+    """Find what each expert serves: a word or two, from one pass over a text and from scans.
+
+    An expert is said to serve numbers, brackets, Cyrillic letters or a frequent word where it
+    serves them more than other tokens, beyond chance (q <= 0.01 over everything looked at), and
+    where they are a good part of what it serves; a domain scan names the experts that it flags.
+    Most experts have no topic. The screen shows topics; export topics writes them to a file.
+    """
+    if call["known"]:
+        return call.session.topics()
+    return call.session.find_topics(_text(call), call.ctx)
+
+
+COMMANDS = (select, probe, dossier, topics)

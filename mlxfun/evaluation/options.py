@@ -20,6 +20,7 @@ PROBE_TOKENS = 512
 
 
 DOSSIER_TOKENS = 2048
+TOPIC_TOKENS = 8192
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,11 +21,12 @@ from mlxfun.data.datasets import Batch, Tokenizer
 from mlxfun.errors import PlanError
 from mlxfun.hooks.elsewhere import Task
 from mlxfun.hooks.forwards import Watch, each_forward
-from mlxfun.hooks.routing import Record, Recording, Taps, Wanted
+from mlxfun.hooks.routing import LayerTap, Record, Recording, Taps, Wanted
 from mlxfun.model.expert_similarity import mean_outputs, similarity
 from mlxfun.model.experts import Bank
 from mlxfun.model.live_experts import LiveExperts
-from mlxfun.scans.reports import DossierReport, TopToken
+from mlxfun.scans.reports import DossierReport, Finding, TopToken
+from mlxfun.scans.token_classes import candidates, findings, preferences
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
@@ -72,6 +73,67 @@ def watch(model: Any, taps: Taps, position: int, text: Sequence[Array], ctx: Con
         inputs=mx.concatenate([_flat(_shown(r.inputs)) for r in parts]),
         logits=mx.concatenate([_flat(_shown(r.logits)).astype(mx.float32) for r in parts]),
     )
+
+
+def watch_choices(model: Any, taps: Taps, text: Sequence[Array], ctx: Context) -> list[Array]:
+    """Run `text` and keep the chosen experts of every MoE layer: int [T, K] for each."""
+    parts: list[list[Array]] = [[] for _ in taps.layers]
+    todo = [
+        Batch(sequence[None], np.ones((1, len(sequence)), np.bool_), (number,))
+        for number, sequence in enumerate(text)
+    ]
+    label = "watching all experts"
+
+    def one(batch: Batch) -> Watch[list[Array]]:
+        recording = Recording(Wanted(norms=False), tuple(range(len(taps.layers))))
+
+        def run() -> list[Array]:
+            model(mx.array(batch.tokens))
+            found = [records[-1] for records in recording.drain()]
+            mx.eval([record.arrays() for record in found])
+            return [_chosen(tap, record) for tap, record in zip(taps.layers, found, strict=True)]
+
+        return Watch(run, lambda: taps.telling(recording))
+
+    for batch, chosen in each_forward(model, taps.anatomy, todo, one, ctx, Task(label)):
+        for layer, indices in zip(parts, chosen, strict=True):
+            layer.append(indices)
+        ctx.progress(label, batch.rows[0] + 1, len(text), "samples")
+    return [np.concatenate(layer) for layer in parts]
+
+
+def _chosen(tap: LayerTap, record: Record) -> Array:
+    """The experts of one evaluated record, int [T, K]; -1 where none was routed to."""
+    width = record.indices.shape[-1]
+    chosen = np.array(record.indices).reshape(-1, width).astype(np.int64)
+    if tap.layer.router_rows > tap.layer.num_experts:
+        # longcat's zero experts appear as index 0 with weight 0.
+        weights = np.array(_shown(record.weights).astype(mx.float32)).reshape(-1, width)
+        chosen[weights == 0] = -1
+    return chosen
+
+
+def topics_of(
+    text: Sequence[Array], chosen: Sequence[Array], experts: int, tokenizer: Tokenizer
+) -> list[list[Finding]]:
+    """The topic of each of `experts` experts, for each layer. chosen: as `watch_choices` gives it."""
+    found = candidates(text, tokenizer)
+    each = [preferences(found, served_by(indices, experts)) for indices in chosen]
+    # Side by side: all that is looked at counts in the bound on false findings.
+    together = type(each[0])(
+        *(np.concatenate([getattr(one, name) for one in each], axis=1)
+          for name in ("p", "share", "other", "part", "excess"))
+    )  # fmt: skip
+    flat = findings(found.names, together)
+    return [flat[n * experts : (n + 1) * experts] for n in range(len(chosen))]
+
+
+def served_by(indices: Array, experts: int) -> Array:
+    """float64 [T, E]: 1 where a token was routed to an expert. indices: int [T, K]; -1 is none."""
+    served = np.zeros((len(indices), experts))
+    rows, slots = np.nonzero((indices >= 0) & (indices < experts))
+    served[rows, indices[rows, slots]] = 1.0
+    return served
 
 
 def _watch(model: Any, taps: Taps, position: int, batch: Batch) -> Watch[Record]:
@@ -153,11 +215,15 @@ def report(
     seen: Seen,
     expert: int,
     nearest: tuple[int | None, float, str],
-    tokenizer: Tokenizer,
+    text: tuple[Sequence[Array], Tokenizer],
 ) -> DossierReport:
-    """What was seen of one expert. nearest: as `partner` gives it."""
+    """What was seen of one expert. nearest: as `partner` gives it. text: the sequences, and what
+    tells their words."""
     here = seen.experts == expert
     served = here.any(axis=1)
+    sequences, tokenizer = text
+    looked = candidates(sequences, tokenizer)
+    told = findings(looked.names, preferences(looked, served[:, None].astype(np.float64)))[0]
     return DossierReport(
         why=why,
         dataset=dataset,
@@ -168,4 +234,7 @@ def report(
         partner=nearest[0],
         alike=nearest[1],
         note=nearest[2],
+        topic=told.words,
+        topic_evidence=told.evidence,
+        topic_q=told.q,
     )

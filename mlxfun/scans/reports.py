@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from mlxfun.calibration.reports import WhyReport
 from mlxfun.data.options import ScanKind
@@ -76,7 +76,8 @@ class DossierReport(Report):
 
     served of tokens: how many of the tokens looked at it served, with mean_weight; top_tokens: those
     that are its own, by share. partner: the expert of its layer most like it, alike: how much, with
-    1 for the same; note: why there is none.
+    1 for the same; note: why there is none. topic: a word or two about the tokens it serves more
+    than others, "" where nothing is significant; topic_evidence, topic_q: what says so.
     """
 
     kind: ClassVar[str] = "dossier"
@@ -89,6 +90,9 @@ class DossierReport(Report):
     partner: int | None
     alike: float
     note: str = ""
+    topic: str = ""
+    topic_evidence: str = ""
+    topic_q: float = 1.0
 
     def summary(self) -> str:
         near = (
@@ -100,3 +104,51 @@ class DossierReport(Report):
             f"L{self.why.layer}:E{self.why.expert} {self.why.status}, served {self.served} of "
             f"{self.tokens:,} tokens{near}"
         )
+
+
+TopicSource = Literal["domain scan", "safety scan", "profile"]
+"""What found a topic."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A topic of an expert in words, "" for none that is significant, and what says so."""
+
+    words: str = ""
+    evidence: str = ""
+    q: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """One thing that an expert of a decoder layer serves. evidence: a sentence; q: how sure, as the
+    bound on the share of false findings. state: of the weights that it was found on."""
+
+    layer: int
+    expert: int
+    words: str
+    source: TopicSource
+    evidence: str
+    q: float
+    state: str
+    strength: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TopicsReport(Report):
+    """Topics in hand. looked: how many experts were profiled for it, 0 for none now. stale: how
+    many of the rows were found on other weights than the present ones."""
+
+    kind: ClassVar[str] = "topics"
+    rows: tuple[Topic, ...]
+    experts: int
+    looked: int = 0
+    dataset: str = ""
+    stale: int = 0
+
+    def summary(self) -> str:
+        named = len({(row.layer, row.expert) for row in self.rows})
+        text = f"{counted(named, 'expert has a topic', 'experts have a topic')}, of {self.experts}"
+        if self.looked:
+            text += f"; looked at {self.looked} on {self.dataset}"
+        return text + (f"; {self.stale} from other weights" if self.stale else "")

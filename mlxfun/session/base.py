@@ -24,6 +24,7 @@ from mlxfun.generation.options import GenerateOptions
 from mlxfun.memory.reports import skipping
 from mlxfun.memory.slots.partly import Partly, whole
 from mlxfun.model.anatomy.context_length import context_length
+from mlxfun.scans.topics import TopicBook
 from mlxfun.session.measuring.measurements import Measurements
 from mlxfun.session.reports import InfoReport
 from mlxfun.session.workspace import SessionWorkspace
@@ -57,6 +58,7 @@ class SessionBase:
         self.evaluator = workspace.evaluator
         self._observations = workspace.observations
         self._tracer = Tracer(workspace.parts)
+        self._topics = TopicBook()
         self._vectors: dict[str, SteeringVectors] = {}
         self._decoder = Decoder(self.model, self.tokenizer, self.taps)
         self._conversation = Conversation(

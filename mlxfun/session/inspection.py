@@ -18,7 +18,7 @@ from mlxfun.data.reports import DatasetReport
 from mlxfun.editing.reports import HistoryReport
 from mlxfun.errors import ModelError
 from mlxfun.evaluation.options import ProbeOptions
-from mlxfun.scans.reports import DossierReport
+from mlxfun.scans.reports import DossierReport, TopicsReport
 from mlxfun.session import views
 from mlxfun.session.measuring import smoke
 from mlxfun.session.observations import ChatCounter
@@ -45,7 +45,7 @@ class Inspection(Residency):
                 self.editor,
                 self._observations.stats,
                 self._workspace.protected,
-                self._held(),
+                (self._held(), self._topics.words(self.state)),
             ),
             plan=staged.report if staged else None,
             scores=self._measurements.previewed,
@@ -120,7 +120,28 @@ class Inspection(Residency):
         """
         self._own()
         self.map.require_experts("look at")
-        return self._measurements.profile(layer, expert, options, ctx)
+        report = self._measurements.profile(layer, expert, options, ctx)
+        return self._topics.note_dossier(report, self.state)
+
+    def topics(self) -> TopicsReport:
+        """What is known of what each expert serves, from scans and profiles."""
+        self._own()
+        self.map.require_experts("name topics of")
+        return self._topics.report(self.state, sum(map(len, self.editor.committed)))
+
+    def find_topics(self, options: ProbeOptions, ctx: Context = SILENT) -> TopicsReport:
+        """Profile all experts in one pass, on the committed weights without steering."""
+        self._own()
+        self.map.require_experts("name topics of")
+        found, name = self._measurements.topics(options, ctx)
+        looked = 0
+        for layer, live, findings in zip(
+            self.anatomy.indices, self.editor.committed, found, strict=True
+        ):
+            looked += len(live)
+            for expert in live:
+                self._topics.note_profile(layer, expert, findings[expert], self.state)
+        return replace(self.topics(), looked=looked, dataset=name)
 
     def dataset(self, options: DatasetOptions, ctx: Context = SILENT) -> DatasetReport:
         """What would be read of a data set, in this model's tokens. Nothing runs."""

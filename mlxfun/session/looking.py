@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import UsageError
-from mlxfun.files import write_text
+from mlxfun.files import write_text, writing
 from mlxfun.session.inspection import Inspection
 from mlxfun.tracing import reports
 from mlxfun.tracing.lenses.difference import PARTS, difference, values_of
@@ -25,6 +26,7 @@ from mlxfun.tracing.lenses.tuned import (
 )
 from mlxfun.tracing.options import (
     EXPORTS,
+    PICTURES,
     AttentionOptions,
     AttributeOptions,
     DifferenceOptions,
@@ -35,6 +37,7 @@ from mlxfun.tracing.options import (
 from mlxfun.tracing.patching.activation import activation_patching
 from mlxfun.tracing.patching.attribution import attribution_patching
 from mlxfun.tracing.patching.path import path_patching
+from mlxfun.tracing.patching.plot import Plot
 from mlxfun.tracing.patching.result import PatchResult
 from mlxfun.tracing.patching.study import Patching
 from mlxfun.tracing.values import Saved
@@ -126,7 +129,7 @@ class Looking(Inspection):
             _nested(found.probabilities), found.first_layer(), found.summary(), found.answers,
             _nested(found.answer_ranks), _nested(found.answer_probabilities),
             _nested(found.ids), options.text,
-            _export(options.export, found, found.plot, found.to_markdown, table),
+            _export(options.export, found, found.drawing, found.to_markdown, table),
         )  # fmt: skip
 
     def attention(self, options: AttentionOptions) -> reports.AttentionReport | reports.HeadsReport:
@@ -147,7 +150,7 @@ class Looking(Inspection):
         weights = found.weights[layer][head]
         table = [["query", "key", "weight"], *([str(q), str(k), f"{weights[q, k]:.6g}"]
                  for q, k in np.ndindex(weights.shape))]  # fmt: skip
-        written = _export(options.export, found, lambda: found.plot(layer, head),
+        written = _export(options.export, found, lambda: found.drawing(layer, head),
                           lambda: found.to_markdown(layer, head), table)  # fmt: skip
         return reports.AttentionReport(
             layer, head, heads, found.tokens, _nested(weights), looks, options.text, written
@@ -168,7 +171,7 @@ class Looking(Inspection):
         return reports.PatchReport(
             found.method, found.component, found.metric, found.across, found.layers, found.labels,
             scores, found.clean, found.corrupted, found.answer, found.other, top, found.summary(),
-            _export(options.export, found, found.plot, found.to_markdown, table),
+            _export(options.export, found, found.drawing, found.to_markdown, table),
         )  # fmt: skip
 
     def _patched(self, o: PatchOptions, ctx: Context) -> PatchResult:
@@ -186,7 +189,7 @@ class Looking(Inspection):
         """Which parts wrote a token's logit, see mlxfun.tracing.lenses.direct."""
         self._own()
         _require_export(options.export)
-        if options.export is not None and options.export.suffix == ".svg":
+        if options.export is not None and options.export.suffix in PICTURES:
             raise UsageError("an attribution is a list and no map; write .json, .md or .csv")
         found = direct_logit_attribution(
             self.tracer, options.text, options.answer, options.other, options.position
@@ -195,7 +198,7 @@ class Looking(Inspection):
         table = [["part", "logit"], *([name, f"{x:.6g}"] for name, x in shares)]
         return reports.AttributionReport(
             found.answer, found.other, found.total, found.unexplained, shares, found.summary(),
-            _export(options.export, found, lambda: "", found.to_markdown, table),
+            _export(options.export, found, None, found.to_markdown, table),
         )  # fmt: skip
 
 
@@ -234,14 +237,23 @@ def _require_export(path: Path | None) -> None:
 
 
 def _export(
-    path: Path | None, result: _Result, svg: Any, markdown: Any, table: list[list[str]]
+    path: Path | None,
+    result: _Result,
+    drawing: Callable[[], Plot] | None,
+    markdown: Any,
+    table: list[list[str]],
 ) -> str:
     """Write a result in the form that the suffix says; the path as text, "" for none."""
     if path is None:
         return ""
+    if drawing is not None and path.suffix in (".png", ".pdf"):
+        made = drawing().figure(path.suffix)
+        with writing(path) as file:
+            file.write(made)
+        return str(path)
     match path.suffix:
-        case ".svg":
-            text = svg()
+        case ".svg" if drawing is not None:
+            text = drawing().svg()
         case ".md":
             text = markdown()
         case ".json":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from mlxfun.arrays import Array
@@ -140,6 +141,7 @@ class HeatView:
 
     stale: the metrics were measured on another state of the weights than the committed one. held:
     int8 [L, E], where experts are (see mlxfun.events.ON_DISK), None where all are in memory.
+    topics: {(decoder layer, expert): what it serves, in a word or two}.
     """
 
     layers: tuple[int, ...]
@@ -154,6 +156,7 @@ class HeatView:
     tokens: int
     stale: bool = False
     held: Array | None = None
+    topics: Mapping[tuple[int, int], str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

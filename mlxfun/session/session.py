@@ -94,7 +94,7 @@ class Session(Studying):
 
     def _scan(self, kind: ScanKind, options: ScanOptions, ctx: Context) -> ScanReport:
         request = scan.ScanRequest(self._loaded, self.anatomy, self.taps, self.editor, options)
-        return scan.run(kind, request, ctx)
+        return self._topics.note_scan(scan.run(kind, request, ctx))
 
     # -- plans --------------------------------------------------------------------------------
 

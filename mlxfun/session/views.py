@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -184,9 +185,12 @@ def heat(
     editor: Editor,
     stats: RoutingStats | None,
     protected: Array,
-    held: Array | None = None,
+    about: tuple[Array | None, Mapping[tuple[int, int], str]],
 ) -> HeatView | None:
-    """Everything that a heatmap draws, None for a model without experts."""
+    """Everything that a heatmap draws, None for a model without experts.
+
+    about: where experts are, see HeatView.held, and their topics.
+    """
     if not anatomy.layers:
         return None
     alive = mask_of(anatomy, editor.committed)
@@ -205,7 +209,8 @@ def heat(
         samples=stats.samples if stats is not None else 0,
         tokens=stats.tokens if stats is not None else 0,
         stale=stats is not None and stats.state != editor.state,
-        held=held,
+        held=about[0],
+        topics=about[1],
     )
 
 

@@ -18,7 +18,8 @@ VectorMethod = Literal["mean", "pca"]
 VECTOR_METHODS: tuple[VectorMethod, ...] = get_args(VectorMethod)
 SaeKind = Literal["topk", "jumprelu"]
 SAE_KINDS: tuple[SaeKind, ...] = get_args(SaeKind)
-EXPORTS = (".svg", ".json", ".md", ".csv")
+EXPORTS = (".svg", ".png", ".pdf", ".json", ".md", ".csv")
+PICTURES = (".svg", ".png", ".pdf")
 """What a result can be written as, by the file's suffix."""
 
 

@@ -9,7 +9,7 @@ from mlxfun.editing.reports import HistoryReport, PlanReport
 from mlxfun.errors import StateError
 from mlxfun.evaluation.reports import CompareReport, NodeFigures, ProbeReport
 from mlxfun.generation.reports import ABReport, Answer
-from mlxfun.scans.reports import DossierReport, TopToken
+from mlxfun.scans.reports import DossierReport, Topic, TopicsReport, TopToken
 from tests.commands.session_signatures import Given, as_in_session
 from tests.commands.stub_state import EXPERT_BYTES, EXPERTS, LAYERS, StubState
 
@@ -70,6 +70,15 @@ class SelectionStub(StubState):
         one = Answer("base", "current", "a b", ("a", " b"), (1, 2), "stop")
         two = Answer("candidate", "staged plan", "a c", ("a", " c"), (1, 3), "stop")
         return ABReport(given.text, one, two, 1, (0.0, 0.5), given.options.seed)
+
+    @as_in_session
+    def topics(self, given: Given) -> TopicsReport:
+        return TopicsReport((), EXPERTS)
+
+    @as_in_session
+    def find_topics(self, given: Given) -> TopicsReport:
+        row = Topic(0, 1, "numbers", "profile", "90% of numbers are routed here", 0.001, "s")
+        return TopicsReport((row,), EXPERTS, EXPERTS, "held-out")
 
     @as_in_session
     def dossier(self, given: Given) -> DossierReport:

@@ -23,7 +23,7 @@ NAMES = {
     "stats diff", "stats merge", "stats purge", "stats subtract", "quit", "recover", "resume", "export heatmap", "export report", "export chat", "tokens",
     "abliterate", "refusals", "narrow", "compress", "distil", "bits", "tasks",
     "amplify", "bake", "recipe",
-    "select", "probe", "ab", "stats rank", "name", "compare", "dossier", "dataset", "workers", "models",
+    "select", "probe", "ab", "stats rank", "name", "compare", "dossier", "topics", "export topics", "dataset", "workers", "models",
     "plan", "residency", "residency sweep", "profile save", "profile load",
     "trace", "difference", "lens", "attention", "patch", "attribute", "activations save", "probe-train", "tune-lens",
     "intervene", "vector make", "vector use", "vector list", "vector save",

@@ -46,6 +46,8 @@ REFUSED = {
     "bake": "bake steering into",
     "compact": "compact",
     "export heatmap map.svg": "draw",
+    "topics": "name topics of",
+    "export topics t.csv": "name topics of",
 }
 """Every command that needs experts: a line of it, and what it would do with them."""
 

@@ -127,7 +127,7 @@ def test_a_file_of_another_kind_is_not_written_over(
         ("stats merge a.npz b.npz --output a.py", ".npz"),
         ("stats diff a.npz b.npz --output a.npz", ".json"),
         ("stats rank a.npz b.npz --n-prune 2 --output a.npz", ".json or .csv"),
-        ("export heatmap x.gif", ".svg or .png or .csv or .md"),
+        ("export heatmap x.gif", ".svg or .png or .pdf or .csv or .md"),
         ("export report x.txt", ".md"),
     ],
 )

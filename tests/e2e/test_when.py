@@ -83,6 +83,7 @@ LINES = {
     "ab": "ab --max-tokens 1 hi", "undo": "undo", "redo": "redo", "goto": "goto 0",
     "history": "history", "name": "name 0 x",
     "compare": f"compare 0 0 --dataset demo:eval {TEXT}",
+    "topics": "topics --dataset demo:eval", "export topics": "export topics t.csv --force",
     "export heatmap": "export heatmap h.csv --force",
     "export report": "export report r.md --force", "export chat": "export chat c.md --force",
     "trace": "trace hello", "difference": "difference hello", "lens": "lens hello there",

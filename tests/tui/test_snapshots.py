@@ -102,6 +102,17 @@ SCENES = {
     "layer": ((*STAGED, "steer --activate 1:2 --deactivate 1:9"), ("down", "enter", "down", "S")),
     "tokens": ((*CALIBRATED, "chat 'What are you?'"), ("B", "i", "escape", "right")),
     "difference": ((*CALIBRATED, "stats diff a.npz b.npz"), ("1",)),
+    "form": (
+        (*CALIBRATED, "prune --n-prune 2"),
+        ("f4", *"prune", "space", *"stage", "enter", "down"),
+    ),
+    "models": ((), ("colon", *"load", "enter")),
+    "report": ((*STAGED, "preview"), ("5", "up", "enter", "slash", *"prune", "enter")),
+    "large map": ((*STAGED, "chat hello"), ("Z",)),
+    "both tokens": (
+        (*STAGED, "ab 'What is for breakfast?'"),
+        ("2", "escape", "right", "right", "o"),
+    ),
     "sorted": ((*STAGED, "apply", "name 1 small"), ("4", "space", "1", "S", "end")),
 }
 SHOTS = [
@@ -115,6 +126,12 @@ SHOTS = [
     ("tokens", (80, 24), "mlxfun-light"),
     ("difference", (80, 24), "mlxfun-dark"),
     ("sorted", (120, 40), "mlxfun-contrast"),
+    ("form", (80, 24), "mlxfun-dark"),
+    ("form", (60, 18), "no colour"),
+    ("models", (120, 40), "mlxfun-light"),
+    ("report", (80, 24), "no colour"),
+    ("large map", (200, 50), "mlxfun-dark"),
+    ("both tokens", (120, 40), "mlxfun-contrast"),
 ]
 
 

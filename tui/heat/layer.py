@@ -22,7 +22,7 @@ class LayerModel:
     tui.heat.model. values: float64, the metric, None without statistics. shares: of the
     layer's total, 0 for pruned ones; below: the same summed over it and all experts with less.
     chosen: how often it was routed to, or None; weight: its mean routing weight then, NaN for
-    never, or None.
+    never, or None. topics: what each expert serves, "" for nothing known; () if none is known.
     """
 
     layer: int
@@ -34,6 +34,7 @@ class LayerModel:
     below: Array | None
     chosen: Array | None
     weight: Array | None
+    topics: tuple[str, ...]
     summary: str
 
     def cell(self, title: str, expert: int) -> str:
@@ -80,8 +81,19 @@ def layer_model(model: HeatModel, position: int) -> LayerModel:
         below=below,
         chosen=chosen,
         weight=_mean_weight(model, position, chosen),
+        topics=_topics(model, position),
         summary=_summary(model, position, shares),
     )
+
+
+def _topics(model: HeatModel, position: int) -> tuple[str, ...]:
+    """The topics of one layer's experts; pruned and never seen ones have none."""
+    known, layer = model.heat.topics, model.layers[position]
+    seen = model.heat.alive[position]
+    if model.freq is not None:
+        seen = seen & (model.freq[position] > 0)
+    words = tuple(known.get((layer, e), "") if seen[e] else "" for e in range(model.experts))
+    return words if any(words) else ()
 
 
 def share_of(values: Array, alive: Array) -> tuple[Array, Array]:

@@ -14,7 +14,7 @@ from rich.color import Color
 from rich.segment import Segment
 from rich.style import Style
 
-from commands.output.gradient import RGB, blend
+from commands.output.gradient import ON_DARK, ON_LIGHT, RGB, blend
 from tui.heat.grid import BASE
 from tui.heat.model import (
     ABSENT,
@@ -62,8 +62,7 @@ class HeatColours:
 
 
 DARK = HeatColours(
-    ramp=((30, 40, 70), (26, 66, 118), (24, 116, 170), (60, 176, 214), (150, 226, 240),
-          (236, 252, 255)),
+    ramp=ON_DARK,
     condemned=((48, 22, 28), (96, 40, 50), (150, 66, 74), (190, 110, 112)),
     more=((26, 28, 36), (110, 66, 20), (214, 130, 30), (255, 208, 120)),
     less=((26, 28, 36), (24, 70, 130), (40, 130, 220), (150, 206, 255)),
@@ -80,8 +79,7 @@ DARK = HeatColours(
     cursor=(255, 150, 40),
 )  # fmt: skip
 LIGHT = HeatColours(
-    ramp=((206, 222, 236), (172, 206, 230), (112, 176, 216), (44, 126, 184), (16, 76, 140),
-          (4, 30, 76)),
+    ramp=ON_LIGHT,
     condemned=((250, 226, 224), (240, 190, 188), (222, 140, 140), (190, 90, 96)),
     more=((236, 238, 242), (250, 206, 150), (226, 136, 40), (140, 66, 0)),
     less=((236, 238, 242), (160, 204, 246), (50, 124, 210), (8, 50, 120)),

@@ -66,13 +66,16 @@ def explain(model: HeatModel, cursor: tuple[int, int], steering: SteerReport | N
         return f"{name} pruned; undo brings it back"
     said = status(model, position, expert, steering)
     tail = f" · {said}" if said else ""
+    topic = model.heat.topics.get((model.layers[position], expert), "")
+    if topic:
+        tail = f" · {topic}{tail}"
     if model.values is None:
         return f"{name} not measured yet{tail}"
     values, alive = model.values[position], model.heat.alive[position]
     if model.metric.startswith(DIFFERENCE):
         return f"{name}{tail} · {apart(float(values[expert]), model.metric)}"
     if model.freq is not None and model.freq[position, expert] == 0:
-        return f"{name} never seen in {model.tokens:,} tokens{tail}"
+        return f"{name} never seen in {model.tokens:,} tokens" + (f" · {said}" if said else "")
     place, of = rank(values, alive, expert)
     total = float(values[alive].sum())
     share = f", {values[expert] / total:.1%} of its layer" if total > 0 else ""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import shlex
 from dataclasses import replace
 
+from mlxfun.events import Side
 from tui.state.app_state import AppState, ChatOptions, Entry
 from tui.state.chat_turns import Turn, quoted
+from tui.text import SHOWN_SIDES
 
 
 def line_for(state: AppState, text: str) -> str:
@@ -112,7 +114,19 @@ def step(state: AppState, by: int) -> AppState:
 
 def places(state: AppState) -> list[tuple[int, int]]:
     """(job, index) of every token whose experts may be known."""
-    return [(t.job, i) for t in state.turns for i in range(len(t.pieces)) if not t.both]
+    return [(t.job, i) for t in state.turns for i in range(len(t.every_piece))]
+
+
+def other_side(state: AppState) -> AppState:
+    """Move the token cursor to the same token of the other side of an A/B answer."""
+    turn = chosen(state)
+    if turn is None or not turn.other_pieces or not turn.pieces:
+        return replace(state, echo=Entry("info", "", "there is no other side: this is one answer"))
+    index = state.token[1] if state.token is not None else 0
+    side, place = turn.place_of(index)
+    own, other = len(turn.pieces), len(turn.other_pieces)
+    place = min(place, other - 1) + own if side == "base" else min(place, own - 1)
+    return at(state, (turn.job, place))
 
 
 def at(state: AppState, token: tuple[int, int] | None) -> AppState:
@@ -120,7 +134,7 @@ def at(state: AppState, token: tuple[int, int] | None) -> AppState:
     if token is None:
         return replace(state, token=None, lit=None)
     turn = next(turn for turn in state.turns if turn.job == token[0])
-    return replace(state, token=token, lit=turn.pieces[token[1]].experts)
+    return replace(state, token=token, lit=turn.every_piece[token[1]].experts)
 
 
 def token_words(state: AppState) -> str:
@@ -129,15 +143,36 @@ def token_words(state: AppState) -> str:
         return ""
     job, index = state.token
     turn = next((turn for turn in state.turns if turn.job == job), None)
-    if turn is None or index >= len(turn.pieces):
+    if turn is None or index >= len(turn.every_piece):
         return ""
-    piece = turn.pieces[index]
-    name = f"token {index + 1} {piece.text!r}"
+    piece = turn.every_piece[index]
+    side, place = turn.place_of(index)
+    name = f"token {place + 1} {piece.text!r}"
+    if turn.both:
+        name = f"{SHOWN_SIDES[side]} {name}{_compared(turn, side, place)}"
     if piece.experts is None:
         return f"{name}: the last token, which is not read again and so is not routed"
     rows = zip(state.view.heat.layers, piece.experts.tolist(), strict=False)
     served = "  ".join(f"L{ly}:{','.join(str(e) for e in row if e >= 0)}" for ly, row in rows)
     return f"{name} routed to {served}"
+
+
+def _compared(turn: Turn, side: Side, place: int) -> str:
+    """How a token of an A/B answer differs from the other side's: KL, and layers routed otherwise."""
+    words = ""
+    report = turn.comparison
+    if report is not None and place < len(report.kl):
+        words += f" · KL {report.kl[place]:.3g}"
+    if place >= min(len(turn.pieces), len(turn.other_pieces)):
+        return words + " · the other answer is shorter"
+    one, other = turn.pieces[place], turn.other_pieces[place]
+    if one.text != other.text:
+        words += f", there {(other if side == 'base' else one).text!r}"
+    if one.experts is None or other.experts is None or one.experts.shape != other.experts.shape:
+        return words
+    pairs = zip(one.experts.tolist(), other.experts.tolist(), strict=True)
+    apart = sum(set(a) != set(b) for a, b in pairs)
+    return f"{words}, {apart} of {len(one.experts)} layers routed otherwise"
 
 
 def tint(state: AppState) -> tuple[int, int] | None:

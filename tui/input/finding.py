@@ -15,10 +15,17 @@ _NAME = re.compile(r"\s*L?(\d+)(?:\s*:\s*E?(\d+))?\s*\Z", re.IGNORECASE)
 
 
 def jump(state: AppState, text: str) -> tuple[AppState, str]:
-    """The cursor on the expert that `text` names (12:40, L12:E40, or a layer), or why not."""
+    """The cursor on the expert that `text` names (12:40, L12:E40, or a layer), or why not.
+
+    Other words are searched among the topics and the marks of experts, from the cursor on; in the
+    view of a layer a number is one of its experts.
+    """
     found, heat = _NAME.match(text), state.view.heat
     if found is None:
-        return state, f"{text!r} is no expert: type layer:expert, such as 12:40"
+        return _search(state, text)
+    if state.heat.shape == "layer" and not found[2] and "l" not in text.lower():
+        layer = heat.layers[state.cursor[0]] if heat is not None else 0
+        return jump(state, f"{layer}:{found[1]}")
     layer, expert = int(found[1]), int(found[2]) if found[2] else state.cursor[1]
     if heat is None or layer not in heat.layers:
         last = f"{heat.layers[0]} to {heat.layers[-1]}" if heat is not None else "none"
@@ -26,6 +33,26 @@ def jump(state: AppState, text: str) -> tuple[AppState, str]:
     if not 0 <= expert < heat.experts:
         return state, f"expert {expert} does not exist; the experts are 0 to {heat.experts - 1}"
     return replace(state, anchor=None, cursor=(heat.layers.index(layer), expert)), ""
+
+
+def _search(state: AppState, text: str) -> tuple[AppState, str]:
+    """The cursor on the next expert whose topic or mark has the words `text`, or why not."""
+    from tui.heat.model import heat_model
+    from tui.heat.words import status
+
+    model, low = heat_model(state), text.strip().lower()
+    if model is None or not low:
+        return state, f"{text!r} is no expert: type layer:expert, such as 12:40"
+    heat, experts = model.heat, model.experts
+    here, count = state.cursor[0] * experts + state.cursor[1], len(model.layers) * experts
+    for step in range(1, count + 1):
+        row, expert = divmod((here + step) % count, experts)
+        words = heat.topics.get((model.layers[row], expert), "")
+        words += f" {status(model, row, expert, state.view.steering)}"
+        words += "" if heat.alive[row, expert] else " pruned"
+        if low in words.lower():
+            return replace(state, anchor=None, cursor=(row, expert)), ""
+    return state, f"no expert is called or marked {text!r}: type layer:expert, such as 12:40"
 
 
 def flagged(state: AppState) -> Array | None:

@@ -25,9 +25,15 @@ class KeyHandlers(App[int]):
     main: MainScreen
     _clock: Callable[[], float]
     _asked: dict[int, PanelName]  # {job: the panel from which it was requested}
+    _typed = 0  # the job of the newest line that was entered
+    _opened = 0  # the job whose report opens a window
 
     def _show(self) -> None:
         """Draw `self.state`."""
+        raise NotImplementedError
+
+    def enter_line(self, line: str) -> None:
+        """Run a line that the user entered, unless something has to be asked before."""
         raise NotImplementedError
 
     def _use(self, key: Key) -> None:

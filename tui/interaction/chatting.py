@@ -22,6 +22,7 @@ class ChatKeys(KeyHandlers):
             "converse": self._converse,
             "talk": self._open_settings,
             "token": lambda by: self._change(chat_actions.step(self.state, int(by))),
+            "token_side": lambda: self._change(chat_actions.other_side(self.state)),
             "again": self._again,
             "revise": self._revise,
             "copy": self._copy,

@@ -22,6 +22,7 @@ DOUBLE_ESCAPE = 1.5
 class NavigationKeys(KeyHandlers):
     """The part of the application that moves about on the screen."""
 
+    _sought_expert = ""  # what the map or the layer was searched for last
     _escaped = (0, float("-inf"))  # (job that ran, when) as Escape was pressed last
 
     def _navigation_verbs(self) -> Verbs:
@@ -77,11 +78,15 @@ class NavigationKeys(KeyHandlers):
 
     def _find(self) -> None:
         """Ask for an expert and move the cursor to it."""
-        self.push_screen(FindScreen(), self._found)
+        self.push_screen(
+            FindScreen("find an expert", "12:40, a topic, or steered", self._sought_expert),
+            self._found,
+        )
 
     def _found(self, text: str | None) -> None:
         if text is None:
             return
+        self._sought_expert = text
         state, problem = finding.jump(self.state, text)
         if problem:
             self._say("warning", problem)

@@ -21,6 +21,7 @@ from tui.keys.key_labels import USUAL, KeyNames
 from tui.keys.keymap import PanelName
 from tui.state.chat_turns import Turn
 from tui.state.mixer_channels import Channel
+from tui.state.sizes import BALANCED, Sizes
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
@@ -82,10 +83,12 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """Something found that can be brought back. line: the command line for it, "" for none here."""
+    """Something found that can be brought back. line: the command line for it, "" for none here.
+    about: the model that it is of, "" for any."""
 
     text: str
     line: str
+    about: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +153,7 @@ class AppState:
     saved: the states of weights that were written to disk.
     unkept: the statistics in hand are in no file. recording: the file that is recorded to, "" for
         none. offers: what was found at the start and is neither taken nor declined.
-    zoomed: whether the focused panel fills the screen.
+    zoomed: whether the focused panel fills the screen. sizes: of the panels, where it does not.
     """
 
     view: SessionView = field(default_factory=SessionView)
@@ -191,6 +194,7 @@ class AppState:
     recording: str = ""
     offers: tuple[Offer, ...] = ()
     zoomed: bool = False
+    sizes: Sizes = BALANCED
 
     @property
     def job(self) -> Job | None:

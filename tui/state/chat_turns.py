@@ -32,11 +32,12 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Turn:
-    """One question and its answer. side: which model answered, None before it does; note: why the answer is incomplete.
+    """One question and its answer. side: which model answered, None before it does; note: why the answer is incomplete; waits: for which
+    command it waits, "" once it runs.
 
     tokens and began (the clock at the first token) give the speed. pieces: the tokens, as long as
-    they are kept. both: base and candidate were asked, and answer in turn; other: the candidate's
-    answer, comparison: how they differ. kept: the model's conversation holds it. instead_of: the turns it replaces,
+    they are kept. both: base and candidate were asked, and answer in turn; other, other_pieces: the
+    candidate's answer and its tokens, comparison: how they differ. kept: the model's conversation holds it. instead_of: the turns it replaces,
     which come back if it fails.
     """
 
@@ -46,14 +47,27 @@ class Turn:
     side: Side | None = None
     done: bool = False
     note: str = ""
+    waits: str = ""
     tokens: int = 0
     began: float = 0.0
     pieces: tuple[Piece, ...] = ()
     both: bool = False
     other: str = ""
+    other_pieces: tuple[Piece, ...] = ()
     comparison: ABReport | None = None
     kept: bool = False
     instead_of: tuple[Turn, ...] = ()
+
+    @property
+    def every_piece(self) -> tuple[Piece, ...]:
+        """The tokens of both sides, the candidate's behind the other's."""
+        return self.pieces + self.other_pieces
+
+    def place_of(self, index: int) -> tuple[Side, int]:
+        """The side and the token on it of a place in `every_piece`."""
+        own = len(self.pieces)
+        side: Side = "candidate" if index >= own else "base"
+        return side, index - own if index >= own else index
 
 
 Turns = tuple[Turn, ...]
@@ -138,10 +152,20 @@ def add_question(turns: Turns, job: int, line: str) -> Turns:
     return _traced((*rest, turn)[-LIMIT:])
 
 
+def waiting(turns: Turns, job: int, line: str) -> Turns:
+    """The question of a job waits for `line` to end, or for nothing any more if that is ""."""
+    turn = find(turns, job)
+    words = f"waits until {line} has ended" if line else ""
+    return (
+        turns if turn is None or turn.waits == words else _with(turns, replace(turn, waits=words))
+    )
+
+
 def _traced(turns: Turns) -> Turns:
     """Drop the tokens of all but the newest answers."""
     old = turns[:-TRACED]
-    return (*(replace(t, pieces=()) if t.pieces else t for t in old), *turns[-TRACED:])
+    bare = (replace(t, pieces=(), other_pieces=()) if t.every_piece else t for t in old)
+    return (*bare, *turns[-TRACED:])
 
 
 def add_token(turns: Turns, event: Token, now: float) -> Turns:
@@ -150,13 +174,12 @@ def add_token(turns: Turns, event: Token, now: float) -> Turns:
     if turn is None:
         return turns
     turn = replace(turn, tokens=turn.tokens + 1, began=turn.began if turn.tokens else now)
+    piece = Piece(event.text, event.experts)
     if turn.both and event.side == "candidate":
-        return _with(turns, replace(turn, other=turn.other + event.text))
-    turn = replace(turn, text=turn.text + event.text, side=event.side)
-    if not turn.both:
-        # Of two answers side by side no token can be pointed at.
-        turn = replace(turn, pieces=(*turn.pieces, Piece(event.text, event.experts)))
-    return _with(turns, turn)
+        more = (*turn.other_pieces, piece)
+        return _with(turns, replace(turn, other=turn.other + event.text, other_pieces=more))
+    pieces = (*turn.pieces, piece)
+    return _with(turns, replace(turn, text=turn.text + event.text, side=event.side, pieces=pieces))
 
 
 def _with(turns: Turns, turn: Turn) -> Turns:
@@ -206,5 +229,5 @@ def finish(turns: Turns, event: JobEnded) -> Turns:
 
 def served(turn: Turn, position: int, expert: int) -> tuple[int, int]:
     """(tokens of an answer that one expert served, tokens whose experts are known)."""
-    known = [piece.experts for piece in turn.pieces if piece.experts is not None]
+    known = [piece.experts for piece in turn.every_piece if piece.experts is not None]
     return sum(bool((experts[position] == expert).any()) for experts in known), len(known)

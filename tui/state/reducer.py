@@ -5,6 +5,7 @@ Clocks are arguments, so that tests can set the time.
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -63,7 +64,7 @@ def reduce(state: AppState, event: Event, now: float) -> AppState:
         case Token():
             return _token(state, event, now)
         case Notice() if event.level == "offer":
-            offers = (*state.offers, Offer(event.text, event.line))
+            offers = (*state.offers, Offer(event.text, event.line, event.about))
             state = replace(state, offers=offers)
             return _logged(state, Entry("warning", "", event.text))
         case Notice():
@@ -76,10 +77,12 @@ def reduce(state: AppState, event: Event, now: float) -> AppState:
 
 
 def _queued(state: AppState, event: JobQueued) -> AppState:
+    ahead = state.job.line if state.job is not None else ""
     queued = (*state.queued, (event.job, event.line))
-    return replace(
-        state, queued=queued, turns=chat_turns.add_question(state.turns, event.job, event.line)
-    )
+    turns = chat_turns.add_question(state.turns, event.job, event.line)
+    if ahead != PROBE_LINE:  # that gives way to what the user asks
+        turns = chat_turns.waiting(turns, event.job, ahead)
+    return replace(state, queued=queued, turns=turns)
 
 
 def _started(state: AppState, event: JobStarted, now: float) -> AppState:
@@ -90,6 +93,7 @@ def _started(state: AppState, event: JobStarted, now: float) -> AppState:
         state = replace(state, echo=None)
     # A line of a replay was never queued: its question shows from here on.
     asked = chat_turns.add_question(state.turns, event.job, event.line)
+    asked = chat_turns.waiting(asked, event.job, "")
     return replace(state, jobs=jobs, queued=waiting, turns=asked)
 
 
@@ -129,7 +133,8 @@ def _ended(state: AppState, event: JobEnded) -> AppState:
     if any(job.id == event.job for job in state.jobs):
         jobs = tuple(job for job in state.jobs if job.id != event.job)
         state = replace(state, jobs=jobs, frame=None, held=None, lit=None, token=None)
-    state = replace(state, turns=chat_turns.finish(state.turns, event))
+    waiting = chat_turns.waiting(state.turns, event.job, "")
+    state = replace(state, turns=chat_turns.finish(waiting, event))
     if event.error is None:
         state = _anew(state, event.line)
     if isinstance(event.report, ProbeReport):
@@ -177,10 +182,20 @@ def _kept(state: AppState, event: JobEnded) -> AppState:
         state = replace(state, recording=recording or "")
     elif chat_turns.loads(event.line):
         state = replace(state, unkept=False)
+    if chat_turns.loads(event.line):
+        state = replace(state, offers=tuple(o for o in state.offers if _of_model(o, event.line)))
     taken = event.line.split(None, 1)[:1]
     return replace(
         state, offers=tuple(o for o in state.offers if o.line.split(None, 1)[:1] != taken)
     )
+
+
+def _of_model(offer: Offer, line: str) -> bool:
+    """Whether an offer is of the model that `line` has loaded, or of no particular one."""
+    if not offer.about or offer.about == "no model":
+        return True
+    named = [os.path.abspath(word) for word in chat_turns.split(line)[1:]]
+    return os.path.abspath(offer.about) in named
 
 
 def _outcome(event: JobEnded) -> Entry:

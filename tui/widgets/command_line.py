@@ -251,12 +251,12 @@ def one_line(entry: Entry, names: KeyNames) -> str:
     return " ".join(entry.text.split())
 
 
-def completions(options: Sequence[Completion], most: int = 12) -> Text:
-    """Completions in one line; the first with its hint."""
+def completions(options: Sequence[Completion], most: int = 12, *, hints: bool = True) -> Text:
+    """Completions in one line; the first with its hint, unless not wanted."""
     text = Text(no_wrap=True, overflow="ellipsis")
     for index, option in enumerate(options[:most]):
         text.append(option.text.strip() or option.text, "bold" if index == 0 else "dim")
-        if option.hint and (index == 0):
+        if hints and option.hint and index == 0:
             text.append(f" {option.hint}", "italic")
         text.append("   ")
     return text

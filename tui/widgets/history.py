@@ -97,6 +97,9 @@ class HistoryPanel(Panel):
         yield NodeList()
         yield Line(id="meter")
 
+    def wanted(self) -> int:
+        return self.query_one(NodeList).option_count + 3
+
     def entrance(self) -> Widget:
         return self.query_one(NodeList)
 

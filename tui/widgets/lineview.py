@@ -51,6 +51,12 @@ class LineView(ScrollView, can_focus=True):
         self._lines: list[Strip] = []
         self._following = True
         self._last = 0  # the line on which the last block begins
+        self._starts: list[int] = []  # the lines on which the blocks begin
+
+    @property
+    def line_count(self) -> int:
+        """Lines of all blocks together."""
+        return len(self._lines)
 
     def show_blocks(self, blocks: Sequence[Block]) -> None:
         """Draw `blocks`, oldest first."""
@@ -62,13 +68,14 @@ class LineView(ScrollView, can_focus=True):
         if not width:
             return
         cache: dict[Hashable, tuple[object, int, list[Strip]]] = {}
-        self._lines, self._last = [], 0
+        self._lines, self._last, self._starts = [], 0, []
         for block in self._blocks:
             known = self._cache.get(block.key)
             if known is None or known[0] is not block.source or known[1] != width:
                 known = (block.source, width, [Strip(line) for line in block.render(width)])
             cache[block.key] = known
             self._last = len(self._lines)
+            self._starts.append(self._last)
             self._lines += known[2]
         self._cache = cache
         self.virtual_size = Size(width, len(self._lines))
@@ -96,7 +103,16 @@ class LineView(ScrollView, can_focus=True):
         line, width, base = y + self.scroll_offset.y, self.size.width, self.rich_style
         if line >= len(self._lines):
             return Strip.blank(width, base)
-        return self._lines[line].apply_style(base).adjust_cell_length(width, base)
+        shown = self.finished(line, self._lines[line])
+        return shown.apply_style(base).adjust_cell_length(width, base)
+
+    def finished(self, line: int, strip: Strip) -> Strip:
+        """The strip of a line as it is drawn now, for marks that come and go."""
+        return strip
+
+    def text_at(self, line: int) -> str:
+        """The text of one line."""
+        return self._lines[line].text
 
     def on_resize(self, _: events.Resize) -> None:
         self._rebuild()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from textual import events
 from textual.containers import Vertical
 from textual.content import Content
 from textual.widget import Widget
 
 from tui.keys.key_labels import KeyNames
 from tui.keys.keymap import PanelName
+from tui.layout import Edge
+from tui.messages import EdgeMoved, KeyUsed, PanelChosen
 
 
 class Panel(Vertical):
@@ -55,6 +58,7 @@ class Panel(Vertical):
         super().__init__(id=self.panel)
         self._subtitle = ""
         self._entitled = ""
+        self._dragged: Edge | None = None
         self.border_title = self.title
 
     def entitle(self, names: KeyNames, caption: str = "") -> None:
@@ -71,6 +75,48 @@ class Panel(Vertical):
         if text != self._subtitle:
             self._subtitle = text
             self.border_subtitle = Content(text)
+
+    def wanted(self) -> int | None:
+        """Lines that the contents need, frame included; None for as many as there are."""
+        return None
+
+    # The frame, which the mouse moves ---------------------------------------------------------
+    def _edge_at(self, x: int, y: int) -> Edge | None:
+        """The side of the frame at a cell of the screen."""
+        region = self.region
+        if not self.styles.border_left[0] or not region.contains(x, y):
+            return None
+        across: Edge | None = {region.x: "left", region.right - 1: "right"}.get(x)  # type: ignore[assignment]
+        return across or {region.y: "top", region.bottom - 1: "bottom"}.get(y)  # type: ignore[return-value]
+
+    def on_mouse_down(self, event: events.MouseDown) -> None:
+        """Begin to move a side."""
+        self._dragged = self._edge_at(int(event.screen_x), int(event.screen_y))
+        if self._dragged is not None:
+            event.stop()
+            self.capture_mouse()
+
+    def on_mouse_move(self, event: events.MouseMove) -> None:
+        """Move it along."""
+        self._drag(event, done=False)
+
+    def on_mouse_up(self, event: events.MouseUp) -> None:
+        """Let it go."""
+        self._drag(event, done=True)
+        if self._dragged is not None:
+            self._dragged = None
+            self.release_mouse()
+
+    def _drag(self, event: events.MouseEvent, *, done: bool) -> None:
+        if self._dragged is not None:
+            to = (int(event.screen_x), int(event.screen_y))
+            self.post_message(EdgeMoved(self.panel, self._dragged, to, done=done))
+
+    def on_click(self, event: events.Click) -> None:
+        """A double click on the frame zooms."""
+        if event.chain == 2 and self._edge_at(int(event.screen_x), int(event.screen_y)):
+            self.post_message(PanelChosen(self.panel, move=True))
+            self.post_message(KeyUsed("zoom"))
 
     def entrance(self) -> Widget:
         """The widget that gets the focus when the panel does."""

@@ -265,6 +265,16 @@ class PlanPanel(Panel):
     def __init__(self) -> None:
         super().__init__()
         self._shown: tuple[object, ...] = ()
+        self._body: RenderableType = ""
+        self._lines = (0, 0)  # of the body, for a width
+
+    def wanted(self) -> int:
+        width = max(20, self.size.width - 1)
+        if self._lines[1] != width:
+            console = self.app.console
+            lines = console.render_lines(self._body, console.options.update(width=width))
+            self._lines = (len(lines), width)
+        return self._lines[0] + 2
 
     def compose(self) -> ComposeResult:
         with PlanScroll(can_focus=True):
@@ -297,4 +307,5 @@ class PlanPanel(Panel):
         else:
             body = empty_body(state)
         self.query_one(Static).update(body)
+        self._body, self._lines = body, (0, 0)
         self.subtitle("apply or discard" if view.plan and state.draft is None else "")

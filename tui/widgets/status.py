@@ -108,7 +108,7 @@ def parts(state: AppState, now: float) -> list[Part]:
     if view.counting:
         out.append(Part(4, Text("counting chat")))
     out += [Part(1, Text(f" {name} ", Style(bold=True, reverse=True))) for name in badges(state)]
-    return out or [Part(0, Text("starting"))]
+    return out or [Part(0, Text("no model" if state.rows else "starting"))]
 
 
 def status_text(state: AppState, width: int, now: float) -> Text:

@@ -39,7 +39,7 @@ from mlxfun.generation.reports import ABReport, ChatReport
 from mlxfun.memory.plan.report import FitReport, ModelsReport
 from mlxfun.memory.reports import ResidencyReport, SweepReport
 from mlxfun.report import Report
-from mlxfun.scans.reports import DossierReport, ScanReport
+from mlxfun.scans.reports import DossierReport, ScanReport, TopicsReport
 from mlxfun.session.measuring.variants import RecipeReport
 from mlxfun.session.reports import InfoReport, LayersReport, SmokeReport
 from mlxfun.steering.reports import SteerReport
@@ -83,6 +83,7 @@ RENDERERS: dict[type[Report], Callable[[Any], RenderableType]] = {
     ScanReport: scans.scan,
     SteerReport: scans.steer,
     DossierReport: scans.dossier,
+    TopicsReport: scans.topics,
     PlanReport: plans.plan,
     BoostReport: plans.boost,
     NarrowReport: plans.narrow,

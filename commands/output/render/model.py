@@ -172,20 +172,12 @@ def smoke(report: SmokeReport) -> RenderableType:
     return Group(text(report.summary()), pairs(report.checks.items()), text(report.text))
 
 
-FITS = {
-    "whole": "fits whole",
-    "partly": "with some experts (--resident auto)",
-    "streamed": "layer by layer (--resident none)",
-    "no": "does not fit",
-}
-
-
 def models(report: ModelsReport) -> RenderableType:
     """The models on this machine, one a line."""
     table = new_table("model", "known from", "in memory", "", numbers=("in memory",))
     for row in report.models:
-        fits = row.problem or ("" if row.fit is None else FITS[row.fit])
-        table.add_row(row.source, row.origin, readable_bytes(row.bytes) if row.bytes else "", fits)
+        size = readable_bytes(row.bytes) if row.bytes else ""
+        table.add_row(row.source, row.origin, size, row.words)
     return Group(text(report.summary()), table)
 
 

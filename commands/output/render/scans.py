@@ -8,9 +8,10 @@ from rich.console import Group, RenderableType
 
 from commands.output.render.base import experts_text, new_table, pairs, text, with_notes
 from commands.output.render.calibration import why
-from mlxfun.scans.reports import DossierReport, ScanReport
+from mlxfun.scans.reports import DossierReport, ScanReport, TopicsReport
 from mlxfun.steering.reports import SteerReport
 
+SHOWN_TOPICS = 40
 SHOWN_ROWS = 20  # flagged experts listed before "and n more in the file"
 
 
@@ -55,10 +56,24 @@ def steer(report: SteerReport) -> RenderableType:
     return with_notes(Group(text(report.summary()), pairs(rows)), report.notices)
 
 
+def topics(report: TopicsReport) -> RenderableType:
+    """The topics, the surest first."""
+    table = new_table("expert", "serves", "from", "")
+    for row in sorted(report.rows, key=lambda row: (row.q, row.layer, row.expert))[:SHOWN_TOPICS]:
+        table.add_row(f"{row.layer}:{row.expert}", row.words, row.source, row.evidence)
+    parts: list[RenderableType] = [text(report.summary())]
+    parts += [table] if report.rows else []
+    if len(report.rows) > SHOWN_TOPICS:
+        more = len(report.rows) - SHOWN_TOPICS
+        parts.append(text(f"and {more} more: export topics FILE.csv writes all", "dim"))
+    return Group(*parts)
+
+
 def dossier(report: DossierReport) -> RenderableType:
     """Figures of one expert and the tokens it serves most."""
     tokens = new_table("token", "routed here", "of", numbers=("routed here", "of"))
     for row in report.top_tokens:
         tokens.add_row(text(repr(row.text)), str(row.served), str(row.of))
-    notes = [report.note] if report.note else []
+    topic = f"{report.topic}: {report.topic_evidence}" if report.topic else "not significant"
+    notes = [f"topic: {topic}", *([report.note] if report.note else [])]
     return with_notes(Group(text(report.summary()), why(report.why), tokens), notes)

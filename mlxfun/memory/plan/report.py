@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -81,6 +82,15 @@ Origin = Literal["included", "recent", "Hub cache"]
 """Where a model on this machine is known from."""
 
 
+FITS: dict[Fit, str] = {
+    "whole": "fits whole",
+    "partly": "with some experts (--resident auto)",
+    "streamed": "layer by layer (--resident none)",
+    "no": "does not fit",
+}
+"""What is said of each way to fit."""
+
+
 @dataclass(frozen=True, slots=True)
 class LocalModel:
     """A model that can be loaded without a download. source: what `load` takes. bytes: it would
@@ -91,6 +101,22 @@ class LocalModel:
     bytes: int
     fit: Fit | None
     problem: str
+
+    @property
+    def words(self) -> str:
+        """How it fits, or why that is not known."""
+        return self.problem or ("" if self.fit is None else FITS[self.fit])
+
+    @property
+    def line(self) -> str:
+        """The command line that loads it in the way that it fits.
+
+        >>> LocalModel("big one", "recent", 1, "partly", "").line
+        "load 'big one' --resident auto"
+        """
+        how = {"partly": ["--resident", "auto"], "streamed": ["--resident", "none"]}
+        more = how.get(self.fit, []) if self.fit is not None else []
+        return shlex.join(["load", self.source, *more])
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from mlxfun.evaluation.samples import answer_health, answer_samples
 from mlxfun.events import Notice, Side
 from mlxfun.generation.decoder import Decoder
 from mlxfun.scans import expert_profile
-from mlxfun.scans.reports import DossierReport
+from mlxfun.scans.reports import DossierReport, Finding
 from mlxfun.session import views
 from mlxfun.session.workspace import SessionWorkspace
 
@@ -150,7 +150,23 @@ class Measurements:
             )
             modules = workspace.resident.tree.modules
             partner = expert_profile.partner(moe, modules, seen, expert)
-        return expert_profile.report(why, data.name, seen, expert, partner, workspace.tokenizer)
+        text = (data.sequences, workspace.tokenizer)
+        return expert_profile.report(why, data.name, seen, expert, partner, text)
+
+    def topics(
+        self, options: ProbeOptions, ctx: Context = SILENT
+    ) -> tuple[list[list[Finding]], str]:
+        """(for each MoE layer the topic of each expert, the name of the text), on the committed
+        weights without steering, in one pass."""
+        workspace, editor = self._workspace, self._editor
+        with editor.live("base"), editor.unsteered():
+            data = _first(self._probe_set(options, ctx), options.tokens)
+            chosen = expert_profile.watch_choices(
+                workspace.model, workspace.taps, data.sequences, ctx
+            )
+        experts = workspace.anatomy.num_experts
+        found = expert_profile.topics_of(data.sequences, chosen, experts, workspace.tokenizer)
+        return found, data.name
 
     def _measure(self, subject: Side, options: EvaluateOptions, ctx: Context) -> EvaluateReport:
         sets = self._sets(options, ctx)

@@ -22,7 +22,7 @@ from mlxfun.context import SILENT, Context
 from mlxfun.errors import UsageError
 from mlxfun.tracing.lenses.ending import Ending
 from mlxfun.tracing.patching.metrics import TokenLike, token_id
-from mlxfun.tracing.patching.plot import Axis, heatmap_svg
+from mlxfun.tracing.patching.plot import Axis, Plot
 from mlxfun.tracing.prompts import Prompt, encode, padded
 from mlxfun.tracing.trace import run_once
 from mlxfun.tracing.tracer import Tracer
@@ -127,8 +127,12 @@ class LensResult:
         return "\n".join(lines) + "\n"
 
     def plot(self) -> str:
-        """The probability of each layer's most probable token, an SVG document."""
-        return heatmap_svg(
+        """The same as `drawing`, an SVG document."""
+        return self.drawing().svg()
+
+    def drawing(self) -> Plot:
+        """The probability of each layer's most probable token."""
+        return Plot(
             self.probabilities[..., 0],
             Axis("layer", [str(layer) for layer in self.layers]),
             Axis(

@@ -19,7 +19,7 @@ import numpy as np
 from mlxfun.arrays import Array
 from mlxfun.errors import UsageError
 from mlxfun.tracing.options import HEAD_KINDS, HeadKind
-from mlxfun.tracing.patching.plot import Axis, heatmap_svg
+from mlxfun.tracing.patching.plot import Axis, Plot
 from mlxfun.tracing.prompts import Prompt, encode, padded
 from mlxfun.tracing.trace import run_once
 from mlxfun.tracing.tracer import Tracer
@@ -73,11 +73,15 @@ class AttentionResult:
         return "\n".join(lines) + "\n"
 
     def plot(self, layer: int, head: int) -> str:
-        """One head as a map, queries down and keys across, an SVG document."""
+        """The same as `drawing`, an SVG document."""
+        return self.drawing(layer, head).svg()
+
+    def drawing(self, layer: int, head: int) -> Plot:
+        """One head as a map, queries down and keys across."""
         labels = [f"{i} {token}" for i, token in enumerate(self.tokens)]
         title = f"attention: layer {layer}, head {head}"
         rows, columns = Axis("query", labels[::-1]), Axis("key", labels)
-        return heatmap_svg(self.weights[layer][head][::-1], rows, columns, title)
+        return Plot(self.weights[layer][head][::-1], rows, columns, title)
 
 
 def _cell(text: str) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from mlxfun.arrays import Array
 from mlxfun.tracing.options import ComponentName
-from mlxfun.tracing.patching.plot import Axis, heatmap_svg
+from mlxfun.tracing.patching.plot import Axis, Plot
 
 Method = Literal["activation patching", "path patching", "attribution patching"]
 Across = Literal["position", "head", "expert"]
@@ -111,9 +111,13 @@ class PatchResult:
         return "\n".join(lines) + "\n"
 
     def plot(self) -> str:
-        """The scores as a heatmap, an SVG document."""
+        """The same as `drawing`, an SVG document."""
+        return self.drawing().svg()
+
+    def drawing(self) -> Plot:
+        """The scores as a heatmap."""
         shown = [f"{i} {t}" if self.across == "position" else t for i, t in enumerate(self.labels)]
-        return heatmap_svg(
+        return Plot(
             self.scores,
             Axis("layer", [str(layer) for layer in self.layers]),
             Axis(self.across, shown),

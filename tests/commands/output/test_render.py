@@ -104,6 +104,7 @@ def test_the_profile_of_an_expert_shows_its_figures_and_its_tokens() -> None:
         ["token", "routed", "here", "of"],
         ["'", "break'", "9", "9"],
         ["'[b]x[/b]'", "4", "6"],
+        ["note:", "topic:", "not", "significant"],
         ["note:", "its", "layer", "has", "no", "other", "expert"],
     ]
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
-import struct
-import zlib
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from commands.output import heatmap_files
+from commands.output.figure import PALETTES, FigureOptions, figure, scaled
+from commands.output.heatmap_files import colour
 from mlxfun.errors import StateError, UsageError
 from mlxfun.session.reports import HeatView
 from tests.commands.conftest import Bench
@@ -58,18 +60,83 @@ def test_each_layer_is_scaled_by_the_largest_of_its_live_experts() -> None:
     assert drawn.values.tolist() == [[1.0, 0.5, 0.0], [0.0, 0.5, 1.0]]
 
 
-def test_the_png_holds_the_colour_of_every_cell() -> None:
-    data = heatmap_files.png(heatmap_files.picture(heat(), "freq", ""))
-    assert data[:8] == b"\x89PNG\r\n\x1a\n"
-    width, height = struct.unpack(">II", data[16:24])
-    assert (width, height) == (3 * heatmap_files.CELL, 2 * heatmap_files.CELL)
-    start = data.index(b"IDAT") + 4
-    (length,) = struct.unpack(">I", data[start - 8 : start - 4])
-    raw = np.frombuffer(zlib.decompress(data[start : start + length]), np.uint8)
-    pixels = raw.reshape(height, 1 + 3 * width)[:, 1:].reshape(height, width, 3)
-    middle = heatmap_files.CELL // 2 - 3
-    assert tuple(pixels[middle, middle + 1]) == heatmap_files.colour(1.0)
-    assert tuple(pixels[heatmap_files.CELL + middle, middle + 1]) == heatmap_files.GONE
+FIGURES = {"print": "#ffffff", "light": "#ffffff", "screen": "#0d1017"}
+
+
+@pytest.mark.parametrize("palette", PALETTES)
+def test_a_figure_has_title_axes_colour_bar_and_a_legend_of_what_is_there(palette: str) -> None:
+    pytest.importorskip("matplotlib")
+    drawn = heatmap_files.picture(heat(), "freq", "Experts of a <b> & $c_")
+    options = FigureOptions(palette=palette, width=120, height=80)  # type: ignore[arg-type]
+    made = figure(drawn, ".svg", options)
+    root = ElementTree.fromstring(made)
+    words = {node.text for node in root.iter(f"{SVG}text")}
+    assert {"Experts of a <b> & $c_", "decoder layer", "expert   (7 samples, 90 tokens)"} <= words
+    assert {"3", "5", "freq / largest of its layer"} <= words
+    # 3:2 was never seen and is to be pruned, 5:0 is pruned, 3:1 forced on; nothing else is there.
+    assert {"never seen", "pruned", "to be pruned", "forced on"} <= words
+    assert not {"forced off", "protected"} & words
+    width = str(root.get("width")).removesuffix("pt")
+    assert float(width) == pytest.approx(120 / 25.4 * 72, abs=0.01)
+    assert FIGURES[palette] in made.decode()
+    assert made == figure(drawn, ".svg", options)
+
+
+def test_a_figure_has_the_size_and_the_colours_that_were_asked_for() -> None:
+    image = pytest.importorskip("matplotlib.image")
+    drawn = heatmap_files.picture(heat(), "freq", "t")
+    made = figure(drawn, ".png", FigureOptions(width=100, height=50, dpi=254))
+    pixels = image.imread(io.BytesIO(made), format="png")
+    assert pixels.shape[:2] == (500, 1000)
+    colours = {tuple(np.round(row[:3] * 255).astype(int)) for line in pixels for row in line}
+    assert colour(1.0) in colours  # 3:0, the largest of its layer
+    assert figure(drawn, ".pdf", FigureOptions())[:5] == b"%PDF-"
+
+
+def test_scales_of_figures() -> None:
+    drawn = heatmap_files.picture(heat(), "reap_sum", "")
+    nothing = [np.nan]
+    np.testing.assert_allclose(scaled(drawn, "linear"), [[1, 0.5, *nothing], [*nothing, 0.5, 1]])
+    np.testing.assert_allclose(
+        scaled(drawn, "log"),
+        [[1, 1 + np.log10(0.5) / 3, *nothing], [*nothing, 1 + np.log10(0.5) / 3, 1]],
+    )
+    np.testing.assert_allclose(scaled(drawn, "rank"), [[1, 0.5, *nothing], [*nothing, 0, 1]])
+
+
+def measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stub's session measures nothing: its map is ours."""
+    drawn = heatmap_files.picture(heat(), "freq", "t")
+    monkeypatch.setattr(heatmap_files, "picture", lambda *_: drawn)
+
+
+def test_without_the_library_one_sentence_says_what_to_install(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    measured(monkeypatch)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr("commands.table.export.find_spec", lambda name: None)
+    bench.do("collect --dataset demo:mixed --max-samples 2", "export heatmap plain.svg")
+    assert (tmp_path / "plain.svg").read_text().startswith("<svg")
+    for line in ("export heatmap h.png", "export heatmap h.svg --palette screen"):
+        error = bench.run(line).error
+        assert error is not None
+        assert error.startswith("figures need one package more: pip install 'mlxfun[plots]'")
+    assert not (tmp_path / "h.png").exists()
+
+
+def test_options_of_figures_are_refused_for_tables_and_sizes_checked(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured(monkeypatch)
+    bench.do("collect --dataset demo:mixed --max-samples 2")
+    assert bench.run("export heatmap h.csv --dpi 100").error == (
+        "--dpi is of a figure, and .csv is a table"
+    )
+    error = bench.run("export heatmap h.png --size 5x5").error
+    assert error is not None
+    assert "give millimetres from 20 to 2000, WIDTH or WIDTHxHEIGHT, such as 180x90" in error
 
 
 def test_the_table_holds_all_metrics_exactly() -> None:

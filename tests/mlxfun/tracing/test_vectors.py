@@ -160,7 +160,7 @@ def test_the_session_reports_plain_data_of_what_the_library_finds(
         assert path.read_text()
     assert lens.data()["answer_ranks"][5][7] == list(lens.answer_ranks[5][7])
     with pytest.raises(UsageError, match="a result is written as"):
-        session.lens(LensOptions(text, export=tmp_path / "lens.pdf"))
+        session.lens(LensOptions(text, export=tmp_path / "lens.gif"))
     head = session.attention(AttentionOptions(text, 4, 1, export=tmp_path / "head.csv"))
     assert np.allclose(np.array(head.weights).sum(-1), 1, atol=1e-5)
     assert len((tmp_path / "head.csv").read_text().splitlines()) == 65

@@ -110,7 +110,7 @@ def test_the_page_shows_figures_tokens_and_likeness_as_they_are() -> None:
     assert "layer 2, expert 5" in page
     assert "most similar expert of the layer: 8 (similarity 0.81" in page
     assert "'[b]fast[/b]'" in page
-    assert "██████▋    4 of 6" in page
+    assert "██████▎    4 of 6" in page  # above its share of all tokens
     assert "12.5% of 512 tokens" in page
     pointer = next(line for line in page.splitlines() if "▴" in line)
     order = np.argsort(-state.view.heat.metrics["reap_sum"][2], kind="stable").tolist()

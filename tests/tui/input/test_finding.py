@@ -30,7 +30,7 @@ def test_an_expert_is_found_by_its_name(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("x", "'x' is no expert: type layer:expert, such as 12:40"),
+        ("x", "no expert is called or marked 'x': type layer:expert, such as 12:40"),
         ("9:1", "layer 9 has no experts; the MoE layers are 0 to 5"),
         ("4:16", "expert 16 does not exist; the experts are 0 to 15"),
     ],

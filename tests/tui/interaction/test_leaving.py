@@ -196,3 +196,19 @@ def test_an_offer_can_be_hidden_and_keeps_its_keys_where_it_is_narrow() -> None:
         assert "resume" not in shell.engine.lines
 
     drive(test, size=(60, 18), engine=left_behind())
+
+
+def test_a_session_of_another_model_is_no_longer_offered_once_that_is_loaded() -> None:
+    engine = FakeEngine()
+    engine.left = replace(LEFT, about="demo")
+
+    @ready()
+    async def test(shell: Shell) -> None:
+        assert [offer.about for offer in shell.app.state.offers] == ["demo"]
+        await shell.play("load demo")
+        assert shell.app.state.offers
+        await shell.play("load /models/another")
+        assert not shell.app.state.offers
+        assert any("cut short" in entry.text for entry in shell.app.state.log)
+
+    drive(test, engine=engine)

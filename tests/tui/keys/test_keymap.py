@@ -14,6 +14,7 @@ from tui.keys.keymap import BY_ID, KEYS, Key
 from tui.screen import MainScreen
 from tui.state.app_state import ChatOptions, Offer
 from tui.state.mixer_channels import Channel
+from tui.state.sizes import BALANCED
 from tui.widgets.conversation.chat import ChatPanel
 from tui.widgets.conversation.chat_input import ChatInput
 from tui.widgets.conversation.chat_settings import ChatSettings
@@ -21,6 +22,9 @@ from tui.widgets.dialogs.find import FindScreen
 from tui.widgets.dialogs.help import HelpScreen
 from tui.widgets.dialogs.leaving import LeaveScreen
 from tui.widgets.dialogs.line_search import LineSearch
+from tui.widgets.dialogs.pick import PickScreen
+from tui.widgets.dialogs.report_screen import ReportScreen
+from tui.widgets.log import Reports
 
 
 class Willing(FakeEngine):
@@ -133,12 +137,25 @@ DO_EFFECTS: dict[str, Callable[[Shell], bool]] = {
     "panel_history": lambda s: shown(s, "history"),
     "panel_log": lambda s: shown(s, "log"),
     "zoom": lambda s: s.app.state.zoomed,
+    "layout": lambda s: s.app.state.sizes.preset == "map",
+    "wider": lambda s: s.app.state.sizes.left > 0.6,
+    "narrower": lambda s: s.app.state.sizes.left < 0.6,
+    "taller": lambda s: (s.app.state.sizes.upper or 0) > 0.6,
+    "shorter": lambda s: 0 < (s.app.state.sizes.upper or 0) < 0.6,
+    "read": lambda s: isinstance(s.app.screen, ReportScreen),
+    "search_log": lambda s: isinstance(s.app.screen, FindScreen),
+    "edit_report": lambda s: "cannot be handed over" in s.echo,
+    "next_match": lambda s: "nothing is searched yet" in s.echo,
+    "previous_match": lambda s: "nothing is searched yet" in s.echo,
+    "report_up": lambda s: s.app.main.query_one(Reports).at < len(s.app.state.log) - 1,
+    "report_down": lambda s: s.app.main.query_one(Reports).at >= len(s.app.state.log) - 2,
     "find": lambda s: isinstance(s.app.screen, FindScreen),
     "next_flagged": lambda s: s.app.state.cursor == (0, 3),
     "previous_flagged": lambda s: s.app.state.cursor == (0, 3),
     "help_here": lambda s: isinstance(s.app.screen, HelpScreen),
     "ask_quit": lambda s: isinstance(s.app.screen, LeaveScreen),
     "search_lines": lambda s: isinstance(s.app.screen, LineSearch),
+    "form": lambda s: isinstance(s.app.screen, PickScreen),
     "new_line": lambda s: s.app.main.query_one(ChatInput).value == "\n",
     "take": lambda s: s.engine.lines[-1] == "resume",
     "decline": lambda s: not s.app.state.offers,
@@ -185,6 +202,7 @@ DO_EFFECTS: dict[str, Callable[[Shell], bool]] = {
     "talk": lambda s: isinstance(s.app.screen, ChatSettings),
     "token_left": lambda s: s.app.state.token == (s.app.state.turns[-1].job, 6),
     "token_right": lambda s: s.app.state.token == (s.app.state.turns[-1].job, 0),
+    "token_side": lambda s: "there is no other side" in s.echo,
     "again": lambda s: s.engine.lines[-1] == "chat --back 1",
     "revise": lambda s: getattr(s.app.focused, "value", "") == "hello",
     "copy": lambda s: s.app.clipboard == "An expert is a small network.",
@@ -220,6 +238,7 @@ def test_every_key_of_the_screen_itself_does_what_it_says() -> None:
                     talk=ChatOptions(),
                     mixer=(Channel(True, "level", 2, 5, 0.5),) if key.works_in("mixer") else (),
                     zoomed=False,
+                    sizes=BALANCED,
                     offers=(Offer("a session was cut short", "resume"),),
                     heat=replace(app.state.heat, metric="reap_sum", scale="auto", per_layer=True,
                                  fit=True, shape="map", sort=False),

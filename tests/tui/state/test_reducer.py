@@ -236,3 +236,16 @@ def test_the_log_is_bounded() -> None:
     assert len(state.log) == 200
     assert state.log[-1].text == "499"
     assert replace(state).log is state.log
+
+
+def test_a_question_says_what_it_waits_for_until_it_runs() -> None:
+    collect = (JobQueued(1, "collect"), JobStarted(1, "collect"))
+    state = after(*collect, JobQueued(2, "chat hello"))
+    assert state.turns[-1].waits == "waits until collect has ended"
+    state = after(
+        JobEnded(1, "collect", None, "x", 0.0, ""), JobStarted(2, "chat hello"), state=state
+    )
+    assert state.turns[-1].waits == ""
+    cancelled = after(*collect, JobQueued(2, "chat hello"),
+                      JobEnded(2, "chat hello", None, "cancelled", 0.0, "", True))  # fmt: skip
+    assert cancelled.turns[-1].waits == ""

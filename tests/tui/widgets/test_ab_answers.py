@@ -37,9 +37,9 @@ def test_answers_stand_side_by_side_with_the_strip_below() -> None:
     assert text_of(both_lines(compared(), 60, CONSOLE)) == [
         "▎ current                      ▎ candidate",
         "▎ Tea and toast, warm.         ▎ Tea and eggs, salted well.",
-        "  ▁▁▆▂█▂",
+        "  ▁▁▇▃█▂",
         "    ▲",
-        "  diverge at token 3 · KL per token: mean 0.447, max 1.60 at",
+        "  diverge at token 3 · KL per token: mean 0.447, max 1.6 at",
     ]
 
 

@@ -18,6 +18,7 @@ from tui.state.app_state import AppState, Job
 from tui.state.chat_turns import Turn
 from tui.text import tree
 from tui.widgets.conversation.transcript import turn_lines
+from tui.widgets.dialogs.form import FormScreen
 from tui.widgets.dialogs.help import HelpScreen, topic
 from tui.widgets.keybar import bar_text
 from tui.widgets.status import job_text, status_text
@@ -162,16 +163,35 @@ def test_every_entry_of_the_palette_can_be_chosen() -> None:
             app.main.command.input.value = ""
             app.choose(item)
             await shell.pilot.pause()
+            form = app.screen if isinstance(app.screen, FormScreen) else None
             if not isinstance(app.screen, MainScreen):
                 await shell.press("escape")
             if item.reason:
                 assert item.reason in shell.echo
+            elif item.command == "load":
+                assert shell.engine.lines[before:] == ["load"]  # lists the models
+            elif app.engine.form(item.command) is not None and item.key is None:
+                assert form is not None
+                assert form.line == item.command
             elif item.key is None:
                 assert app.main.command.input.value == f"{item.command} "
             elif next(key for key in KEYS if key.id == item.key).kind == "run":
                 assert shell.engine.lines[before:], item.title
 
     drive(test)
+
+
+def test_a_command_that_cannot_run_yet_stands_above_looser_matches() -> None:
+    @ready(*CALIBRATED)
+    async def test(shell: Shell) -> None:
+        await shell.press("ctrl+p", *"preview")
+        await shell.until(lambda: "not now" in shell.screen)
+        lines = [line for line in shell.screen.splitlines() if "preview" in line]
+        first = next(line for line in lines if "(v)" in line or "not now" in line)
+        assert "not now: nothing is staged" in first
+        assert lines.index(first) <= 1  # the words that were typed are above
+
+    drive(test, size=(100, 40))
 
 
 def test_the_palette_finds_runs_and_explains() -> None:

@@ -49,7 +49,8 @@ class ChatPanel(Panel):
         "answer, {talk} sets system prompt, temperature, length, seed and thinking.\n\n"
         "{both} asks current and candidate the same question, side by side: the first token at "
         "which they diverge is marked, and the strip shows the KL of the next-token distributions "
-        "for every token, in nats.\n\n"
+        "for every token, in nats. {token_left} and {token_right} move over the tokens of both answers, "
+        "{token_side} goes to the same token of the other one.\n\n"
         "{new_line} starts a new line; pasted text keeps its lines, and its length in tokens is shown "
         "before it is sent."
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
@@ -17,26 +16,13 @@ from tui.keys.keymap import bindings
 from tui.state.chat_turns import Turn
 from tui.text import harmless
 from tui.widgets.conversation.ab_answers import both_lines
+from tui.widgets.conversation.traced import Traced
 from tui.widgets.lineview import Block, Lines, LineView
 
 INDENT = 2
 TINTED = 3
 """How many of the newest answers are tinted: what lies further up is out of sight."""
 _MARKED = re.compile(r"^(#{1,4} |[-*] |\d+\. |```)|\*\*\S|`\S", re.MULTILINE)
-
-CURSOR, TINT = Style(reverse=True, bold=True), Style(bgcolor="yellow", color="black")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Traced:
-    """An answer drawn token by token.
-
-    token: the one under the cursor. tint: (position, expert) whose tokens are tinted.
-    """
-
-    turn: Turn
-    token: int | None
-    tint: tuple[int, int] | None
 
 
 def looks_marked(text: str) -> bool:
@@ -50,15 +36,15 @@ def turn_lines(turn: Turn, width: int, console: Console, traced: Traced | None =
     prompt = Text(harmless(turn.prompt), style=Style(bold=True))
     lines = _indented("› ", Style(color="cyan", bold=True), wrapped(prompt, inner, console))
     if turn.both:
-        lines += both_lines(turn, width, console)
+        lines += both_lines(turn, width, console, traced)
     elif traced is not None:
         lines += _barred(turn, wrapped(_traced(traced), inner, console))
     elif turn.text or turn.done:
         lines += _barred(turn, _answer(turn, inner, console))
-    elif not turn.note:
+    elif not turn.note and not turn.waits:
         lines += [[Segment("  ...", Style(dim=True))]]
-    if turn.note:
-        note = Text(f"[{turn.note}]", style=Style(italic=True, dim=True))
+    if turn.note or turn.waits:
+        note = Text(f"[{turn.note or turn.waits}]", style=Style(italic=True, dim=True))
         lines += _indented("  ", Style(), wrapped(note, inner, console))
     return [*lines, []]
 
@@ -67,16 +53,9 @@ def _traced(traced: Traced) -> Text:
     """The answer as plain text with its cursor and its tinted tokens."""
     text = Text()
     for index, piece in enumerate(traced.turn.pieces):
-        style = Style()
-        if traced.tint is not None and piece.experts is not None:
-            position, expert = traced.tint
-            if position < len(piece.experts) and (piece.experts[position] == expert).any():
-                style = TINT
-        if index == traced.token:
-            style = CURSOR
         # A line break under the cursor must show, too.
         shown = harmless(piece.text).replace("\n", "⏎\n" if index == traced.token else "\n")
-        text.append(shown, style)
+        text.append(shown, traced.style(index) or Style())
     return text
 
 
@@ -144,7 +123,7 @@ class Transcript(LineView):
             here = token[1] if token is not None and token[0] == turn.job else None
             tinted = tint if place >= len(turns) - TINTED else None
             traced = None
-            if turn.pieces and not turn.both and (here is not None or tinted is not None):
+            if turn.every_piece and (here is not None or tinted is not None):
                 traced = Traced(turn, here, tinted)
             blocks.append(
                 Block(

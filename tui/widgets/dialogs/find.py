@@ -1,4 +1,4 @@
-"""The field that asks for an expert to jump to."""
+"""The field that asks for an expert to jump to, or for words to search."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Vertical
-from textual.screen import ModalScreen
 from textual.widgets import Input
 
+from tui.widgets.dialogs.asking import AskingScreen
 from tui.widgets.fields import FieldInput
 
 
-class FindScreen(ModalScreen[str | None]):
-    """Takes the name of an expert; Escape gives None."""
+class FindScreen(AskingScreen[str | None]):
+    """Takes one line; Escape gives None."""
 
     BINDINGS: ClassVar[list[BindingType]] = [("escape", "dismiss(None)", "close")]
 
@@ -25,13 +25,15 @@ class FindScreen(ModalScreen[str | None]):
                             padding: 0 1; }
     """
 
+    def __init__(self, title: str, hint: str, words: str = "") -> None:
+        """title: of the window; hint: what can be typed; words: what is in the field already."""
+        super().__init__()
+        self._title, self._hint, self._words = title, hint, words
+
     def compose(self) -> ComposeResult:
         with Vertical() as box:
-            box.border_title = "jump to expert"
-            yield FieldInput(placeholder="layer:expert, such as 12:40")
-
-    def on_mount(self) -> None:
-        self.query_one(FieldInput).focus()
+            box.border_title = self._title
+            yield FieldInput(self._words, placeholder=self._hint, select_on_focus=True)
 
     @on(Input.Submitted)
     def _take(self, event: Input.Submitted) -> None:

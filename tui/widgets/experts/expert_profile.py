@@ -27,11 +27,25 @@ def dossier_page(report: DossierReport, state: AppState) -> Group:
         Text(f"layer {why.layer}, expert {why.expert}", style="bold underline"),
         Text(),
         Text(f"{why.status}: {why.verdict}"),
+        topic(report, state),
     ]
     parts += [Text(), *layer_picture(report, state)]
     parts += [Text(), figures(report)]
     parts += [Text(), Text(likeness(report)), Text(), *tokens(report)]
     return Group(*parts)
+
+
+def topic(report: DossierReport, state: AppState) -> Text:
+    """What the expert serves, by this page's own look and by scans."""
+    heat, why = state.view.heat, report.why
+    known = heat.topics.get((why.layer, why.expert), "") if heat is not None else ""
+    words = known or report.topic
+    if not words:
+        return Text("serves: nothing more than other tokens (not significant)", DIM)
+    text = Text.assemble("serves: ", (harmless(words), BOLD))
+    if report.topic_evidence:
+        text.append(f"  {harmless(report.topic_evidence)}", DIM)
+    return text
 
 
 def layer_picture(report: DossierReport, state: AppState) -> list[RenderableType]:
@@ -47,12 +61,15 @@ def layer_picture(report: DossierReport, state: AppState) -> list[RenderableType
         return []
     alive = [e for e in range(heat.experts) if heat.alive[row, e]]
     order = sorted(alive, key=lambda e: (-float(values[row, e]), e))
-    top = float(values[row, order[0]]) or 1.0
+    top, low = float(values[row, order[0]]), float(values[row, order[-1]])
     pool = -(-len(order) // WIDTH)
-    text = Text(f"layer {why.layer} by {name}, highest first\n", style=DIM)
+    title = f"layer {why.layer} by {name}, highest first: {top:.4g} to {low:.4g}"
+    # Scores that lie close together would all be full bars: the range is the scale, and said.
+    text = Text(f"{title}\n", style=DIM)
     place = order.index(why.expert) // pool if why.expert in order else -1
     for column, first in enumerate(range(0, len(order), pool)):
-        height = round(float(values[row, order[first]]) / top * (len(HEIGHTS) - 1))
+        part = (float(values[row, order[first]]) - low) / (top - low) if top > low else 1.0
+        height = round(part * (len(HEIGHTS) - 1))
         style = "bold reverse" if column == place else "not dim"
         text.append(HEIGHTS[max(1, height)], style)
     text.append("\n" + " " * max(0, place) + ("▴" if place >= 0 else ""), "bold not dim")
@@ -89,8 +106,11 @@ def tokens(report: DossierReport) -> list[RenderableType]:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style=DIM)
     table.add_column("top tokens", no_wrap=True)
     table.add_column("routed here", no_wrap=True)
+    base = report.served / report.tokens if report.tokens else 0.0
     for row in report.top_tokens:
-        share = row.served / row.of
-        served = Text.assemble(bar(share, 10), f" {row.served} of {row.of}")
+        # From the share of all tokens on: what every token has in common is no news.
+        above = (row.served / row.of - base) / (1 - base) if base < 1 else 0.0
+        served = Text.assemble(bar(max(0.0, above), 10), f" {row.served} of {row.of}")
         table.add_row(Text(repr(harmless(row.text)), BOLD), served)
-    return [table, Text(f"measured on {report.dataset}", style=DIM)]
+    said = f"bars begin at {base:.1%}, its share of all tokens; measured on {report.dataset}"
+    return [table, Text(said, style=DIM)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from rich.color import Color
 from rich.segment import Segment
@@ -84,7 +84,11 @@ class Heatmap(ScrollView, can_focus=True, inherit_bindings=False):
 
     def _lay_out(self) -> bool:
         """Fit the grid to the widget; False when there is nothing to draw yet."""
-        size = self.scrollable_content_region.size
+        # A map that fits needs no scroll bars; those of the size before would take a line from it.
+        overflow: Literal["hidden", "auto"] = "hidden" if self._fit else "auto"
+        if self.styles.overflow_y != overflow:
+            self.styles.overflow_x = self.styles.overflow_y = overflow
+        size = self._room
         if self._model is None or not size.width or not size.height:
             return False
         # Numeric modules load with the first model, after the first paint.
@@ -102,6 +106,13 @@ class Heatmap(ScrollView, can_focus=True, inherit_bindings=False):
             edges = grid.across.edges
             self._widths = [end - start for start, end in pairwise(edges)]
         return True
+
+    @property
+    def _room(self) -> Size:
+        """The space for the map: beside the scroll bars, or where it fits, for one at the right."""
+        if self._fit:
+            return Size(max(0, self.size.width - 1), self.size.height)
+        return self.scrollable_content_region.size
 
     def _table(self, width: int, signed: bool) -> HalfBlocks | Blocks:
         """Segments of `width` columns by code, for the present grid and theme.
@@ -154,7 +165,7 @@ class Heatmap(ScrollView, can_focus=True, inherit_bindings=False):
     def _reveal(self) -> None:
         """Scroll so that the cursor's cell is on screen."""
         assert self._grid is not None
-        grid, size = self._grid, self.scrollable_content_region.size
+        grid, size = self._grid, self._room
         (line, bottom), (column, right) = (
             grid.lines_of(self._cursor[0]), grid.columns_of(self._cursor[1])
         )  # fmt: skip
@@ -231,7 +242,7 @@ class Heatmap(ScrollView, can_focus=True, inherit_bindings=False):
         """The cells on screen, [first, last)."""
         if self._fit:
             return 0, len(self._widths)
-        room = max(1, self.scrollable_content_region.width - grid.gutter)
+        room = max(1, self._room.width - grid.gutter)
         width = self._widths[0]
         first = self.scroll_offset.x // width
         return first, min(len(self._widths), first + max(1, room // width))
@@ -317,7 +328,7 @@ class Heatmap(ScrollView, can_focus=True, inherit_bindings=False):
             from tui.heat.margin import TITLE
 
             segments.append(Segment(TITLE, dim))
-        return Strip(segments).crop(0, self.scrollable_content_region.width)
+        return Strip(segments).crop(0, self._room.width)
 
     @staticmethod
     def _numbered(text: list[str], place: int) -> bool:

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 HEAD = 2
 """Lines that stay while the experts scroll under them: the summary and the titles."""
 LEAST_BAR, WIDEST_BAR = 6, 40
+TOPIC = 26
+"""Columns of the topics, where an expert of the layer has one."""
+TOPICS_FROM = 60
+"""Width of the panel from which on there is room for them."""
 COLUMNS = (
     # title, columns, from which width of the panel on it is shown
     ("share", 7, 0),
@@ -91,6 +95,7 @@ class LayerView(ScrollView, can_focus=True, inherit_bindings=False):
 
     def _titles(self, model: LayerModel, width: int) -> str:
         titles = "".join(title.rjust(room) for title, room in _shown(model, width))
+        titles += "  serves" if _topics(model, width) else ""
         return " " * (_gutter(model) + _bar(model, width)) + titles
 
     def _line(self, model: LayerModel, expert: int, width: int, base: Style) -> Strip:
@@ -116,6 +121,9 @@ class LayerView(ScrollView, can_focus=True, inherit_bindings=False):
             model.cell(title, expert).rjust(room) for title, room in _shown(model, width)
         )
         segments.append(Segment(cells, base))
+        if _topics(model, width):
+            topic = shortened(model.topics[expert], TOPIC - 2)
+            segments.append(Segment(f"  {topic}", base + Style(italic=True)))
         return Strip(segments).adjust_cell_length(width, base)
 
     @staticmethod
@@ -148,10 +156,17 @@ def _shown(model: LayerModel, width: int) -> list[tuple[str, int]]:
         "weight": model.weight is not None,
         "score": model.values is not None,
     }
+    width -= _topics(model, width)
     return [(title, room) for title, room, least in COLUMNS if known[title] and width >= least]
 
 
+def _topics(model: LayerModel, width: int) -> int:
+    """Columns of the topics, 0 for none."""
+    return TOPIC if model.topics and width >= TOPICS_FROM else 0
+
+
 def _bar(model: LayerModel, width: int) -> int:
-    """The width of the bar: what the figures leave."""
+    """The width of the bar: what the figures and the topics leave."""
     left = width - _gutter(model) - sum(room for _, room in _shown(model, width))
+    left -= _topics(model, width)
     return max(LEAST_BAR, min(WIDEST_BAR, left))

@@ -117,6 +117,9 @@ class MixerPanel(Panel):
         yield Static(id="unsteered")
         yield ChannelList()
 
+    def wanted(self) -> int:
+        return max(6, self.query_one(ChannelList).option_count) + 2
+
     def entrance(self) -> Widget:
         return self.query_one(ChannelList)
 
