@@ -11,7 +11,7 @@ from typing import Any, Protocol, cast
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx_lm.generate import BatchGenerator, StopSequences
+from mlx_lm.generate import BatchGenerator, PromptProcessingBatch, StopSequences
 from mlx_lm.models.cache import RotatingKVCache, make_prompt_cache
 
 from mlxfun.data.datasets import Tokenizer
@@ -68,8 +68,20 @@ class Lane(Protocol):
     def step(self) -> list[Step]:
         """Take a step: a token of each request, or a part of prompts."""
 
+    def count(self) -> None:
+        """Hand over what was counted of its forwards so far. Does not raise."""
+
     def close(self) -> None:
-        """Let go of everything."""
+        """Let go of everything; what was counted is handed over."""
+
+
+class _Prompts(PromptProcessingBatch):
+    """Tells the model how much of what it reads is no padding."""
+
+    def prompt(self, tokens: list[list[int]]) -> None:
+        if tokens:
+            self.model.reading([len(part) for part in tokens])
+        super().prompt(tokens)
 
 
 @dataclass(slots=True)
@@ -97,11 +109,12 @@ class BatchLane:
         self._generator = BatchGenerator(
             cast(nn.Module, self._model),
             completion_batch_size=self._most,
-            # Those that are counted are read one by one: padding must not be counted.
-            prefill_batch_size=1 if observer.counter() else min(PROMPTS_AT_ONCE, self._most),
+            prefill_batch_size=min(PROMPTS_AT_ONCE, self._most),
             prefill_step_size=GPU_PREFILL if on_gpu else CPU_PREFILL,
             stream=mx.default_stream(mx.default_device()),
         )
+        g = self._generator
+        g._prompt_batch = _Prompts.empty(g.model, g.sampler, g.prefill_step_size)
 
     def _process(self, ask: Ask) -> list[Processor]:
         return processors_of(ask, self._tokenizer, self._observer.taps.anatomy.vocabulary)
@@ -138,15 +151,14 @@ class BatchLane:
 
     def step(self) -> list[Step]:
         decoding = list(self._generator._generation_batch.uids)
-        self._model.begin([self._rows[uid].ask for uid in decoding])
+        asks = [self._rows[uid].ask for uid in decoding]
+        self._model.begin(asks, self._observer.counter())
         prompts, generated = self._generator.next()
         routing = self._model.end()
         found = [self._read(response) for response in prompts]
         for row, response in enumerate(generated):
             seen = routing(row, int(response.token)) if routing is not None else None
             found.append(self._token(response, seen))
-        if not self._rows:
-            self._model.count()
         return found
 
     def _read(self, response: Any) -> Step:
@@ -168,9 +180,13 @@ class BatchLane:
             del self._rows[response.uid]
         return Step(row.id, token, ended=ended, logprob=logprob, routing=routing)
 
+    def count(self) -> None:
+        self._model.uncounted.settle()
+
     def close(self) -> None:
         self._rows.clear()
         self._generator.close()
+        self.count()
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +269,9 @@ class AloneLane:
             total = len(current.ask.prompt)
             found.append(Step(current.id, read=(total, total)))
         return found
+
+    def count(self) -> None:
+        pass  # each token is counted when it is consumed
 
     def close(self) -> None:
         if self._current is not None:

@@ -43,7 +43,7 @@ from mlxfun.steering.options import SteerOptions
 from mlxfun.text import brief
 
 if TYPE_CHECKING:
-    from mlxfun.session.observations import ChatCounter as TrafficCounter
+    from mlxfun.session.chat_counts import TrafficCounter
     from mlxfun.session.session import Session
 
 log = logging.getLogger(__name__)
@@ -86,6 +86,7 @@ class Scheduler:
         self._shown = 0.0
         self._signature = self._states()
         self._out: list[tuple[Deliver, Frame]] = []
+        session.before_statistics(self._count)
         self.refresh()
 
     # -- what the service asks -------------------------------------------------------------------
@@ -319,10 +320,15 @@ class Scheduler:
         if counter is None:
             return
         for _ in over:
-            counter.end_one_of_many()
+            counter.end()
         if monotonic() - self._shown > FRAME_SECONDS:
             self._shown = monotonic()
             counter.show()
+
+    def _count(self) -> None:
+        """Have everything counted that has run."""
+        for lane in self._lanes.values():
+            lane.count()
 
     def _broken(self, wish: Wish, problem: Exception) -> None:
         if isinstance(problem, MlxfunError):

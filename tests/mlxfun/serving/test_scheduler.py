@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import copy
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 import pytest
 import tiny_models
+from desk_rigs import PROMPTS, Desk, plain, tokens_of
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlxfun import Session
@@ -21,70 +21,15 @@ from mlxfun.errors import Cancelled
 from mlxfun.serving import lanes
 from mlxfun.serving.ask import (
     Admitted,
-    Ask,
     Ended,
     Failed,
-    Frame,
     Reading,
     Said,
-    Sampling,
     SteerWish,
 )
-from mlxfun.serving.options import ServeOptions
-from mlxfun.serving.requests import Intake, Request, Totals
-from mlxfun.serving.scheduler import Scheduler
 from tests.mlxfun import tiny_checkpoints
 
 FAMILIES = ("qwen3_moe", "gpt_oss", "lfm2_moe", "llama4", "deepseek_v3", "dbrx")
-LENGTHS = (3, 40, 9, 21, 9, 1)
-PROMPTS = [
-    tuple(np.random.default_rng(n).integers(3, 4000, length).tolist())
-    for n, length in enumerate(LENGTHS)
-]
-
-
-class Desk:
-    """Asks a scheduler and reads its frames, on one thread."""
-
-    def __init__(self, session: Session, **options: Any) -> None:
-        self.asked: list[Request] = []
-        self.gone: list[int] = []
-        self.totals = Totals()
-        self.frames: dict[int, list[Frame]] = {}
-        self.scheduler = Scheduler(session, ServeOptions(**options), self.totals, self, SILENT)
-
-    def take(self, intake: Intake) -> None:
-        for request in self.asked:
-            intake.submit(request)
-        for number in self.gone:
-            intake.cancel(number)
-        self.asked, self.gone = [], []
-
-    def post(self, frames: list[tuple[Callable[[Frame], None], Frame]]) -> None:
-        for deliver, frame in frames:
-            deliver(frame)
-
-    def ask(self, ask: Ask) -> int:
-        number = len(self.frames)
-        self.frames[number] = []
-        self.asked.append(Request(number, ask, self.frames[number].append))
-        return number
-
-    def run(self, most: int = 2000) -> None:
-        for _ in range(most):
-            if not self.scheduler.step():
-                return
-        raise AssertionError("the scheduler does not come to an end")
-
-    def text(self, number: int) -> str:
-        pieces = []
-        for frame in self.frames[number]:
-            if isinstance(frame, Said | Ended):
-                pieces += frame.pieces
-        return "".join(piece.text for piece in pieces)
-
-    def last(self, number: int) -> Frame:
-        return self.frames[number][-1]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -113,16 +58,6 @@ def alone(session: Session, prompt: tuple[int, ...], count: int) -> list[int]:
         tokens = mx.argmax(session.model(tokens, cache=cache)[:, -1:], axis=-1)
         found.append(int(tokens.item()))
     return found
-
-
-def plain(prompt: tuple[int, ...], tokens: int, **more: Any) -> Ask:
-    bias = ((2, -100.0),)  # the end of a turn does not come
-    return Ask(prompt, tokens, Sampling(logit_bias=bias), parts=False, top_logprobs=0, **more)
-
-
-def tokens_of(desk: Desk, number: int) -> list[int]:
-    said = [frame for frame in desk.frames[number] if isinstance(frame, Said)]
-    return [frame.logprob.token for frame in said if frame.logprob is not None]
 
 
 def test_each_answer_is_that_of_the_prompt_alone(session: Session) -> None:
