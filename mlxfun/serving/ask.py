@@ -134,6 +134,7 @@ class Piece:
 class Said(Frame):
     """One token more, and what of the text is certain by now."""
 
+    token: int
     pieces: tuple[Piece, ...]
     logprob: TokenLogprob | None = None
     routing: TokenRouting | None = None

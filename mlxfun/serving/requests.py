@@ -8,6 +8,7 @@ from typing import Protocol
 
 from mlxfun.events import Side
 from mlxfun.serving.ask import Ask, Frame, SteerWish
+from mlxfun.serving.lanes import Moved
 from mlxfun.serving.text import AnswerText
 
 Deliver = Callable[[Frame], None]
@@ -16,7 +17,8 @@ Wish = tuple[Side, SteerWish | None]
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """A request on its way. wish: the lane in which it is being answered."""
+    """A request on its way. wish: the lane in which it is being answered. local: it is the shell's
+    own chat, which listens on the model's thread. moved: where it stood in a lane that was closed."""
 
     id: int
     ask: Ask
@@ -24,6 +26,8 @@ class Request:
     text: AnswerText | None = None
     wish: Wish | None = None
     generated: int = 0
+    local: bool = False
+    moved: Moved | None = None
 
 
 @dataclass(slots=True)

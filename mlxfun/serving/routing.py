@@ -138,7 +138,11 @@ def _count(counter: BatchCounter, run: Sequence[Read | Rows]) -> None:
 
 class RoutedModel:
     """The model as the batch generator calls it. Between `begin` and `end` the first forward is the
-    one that consumes a token of each request that is being answered."""
+    one that consumes a token of each request that is being answered.
+
+    entering: whether the forward is looked at too in which answers that have begun elsewhere go on;
+    see `entered`.
+    """
 
     def __init__(self, model: Any, observer: Observer) -> None:
         self._model, self._observer = model, observer
@@ -147,6 +151,8 @@ class RoutedModel:
         self._seen: Rows | None = None
         self._counter: BatchCounter | None = None
         self._lengths: list[int] | None = None
+        self._entered: Rows | None = None
+        self.entering = False
         self.uncounted = Uncounted()
 
     def __getattr__(self, name: str) -> Any:
@@ -178,6 +184,14 @@ class RoutedModel:
 
         return of
 
+    def entered(self, row: int, token: int) -> TokenRouting | None:
+        """The routing of the last forward in which answers began."""
+        entered, self._entered, self.entering = self._entered, None, False
+        if entered is None:
+            return None
+        experts, weights, _ = entered.on_host()
+        return TokenRouting(token, experts[:, row].copy(), weights[:, row].copy())
+
     def reading(self, lengths: list[int]) -> None:
         """The next forward reads so many tokens of each prompt, padded on the right."""
         self._lengths = lengths
@@ -187,7 +201,8 @@ class RoutedModel:
         lengths, self._lengths = self._lengths, None
         if lengths is not None:
             return self._prompts(tokens, lengths, cache, more)
-        wanted = first and any(ask.routing for ask in self._asks)
+        enters = self.entering and not first
+        wanted = enters or (first and any(ask.routing for ask in self._asks))
         taps, counter = self._observer.taps, self._counter
         if not taps.layers or not (wanted or counter is not None):
             out: mx.array = self._model(tokens, cache=cache, **more)
@@ -202,6 +217,8 @@ class RoutedModel:
             self.uncounted.add(counter, Rows(routing, rows))
         if first:
             self._seen = Rows(routing, rows)
+        elif enters:
+            self._entered = Rows(routing, rows)
         return out
 
     def _prompts(

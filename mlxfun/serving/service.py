@@ -18,6 +18,7 @@ from mlxfun.data.datasets import Tokenizer
 from mlxfun.errors import MlxfunError
 from mlxfun.events import Event, Notice, Side
 from mlxfun.serving.ask import Ask, Ended, Failed, Figures, Frame
+from mlxfun.serving.chatting import ChatInBatch
 from mlxfun.serving.options import ServeOptions
 from mlxfun.serving.requests import Deliver, Intake, Request, Totals
 from mlxfun.serving.scheduler import Scheduler
@@ -219,6 +220,8 @@ class Service:
             self._scheduler = scheduler = Scheduler(
                 session, self.options, self._totals, self, emitting
             )
+            if scheduler.batched:
+                session.chat_through(ChatInBatch(session, scheduler))
             session.before_close.append(self._let_go)
         scheduler.refresh()
         self._card = card_of(session, known)

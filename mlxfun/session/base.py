@@ -18,7 +18,7 @@ from mlxfun.data.datasets import Tokenizer
 from mlxfun.data.scan_reports import Identity
 from mlxfun.editing.earlier import present
 from mlxfun.errors import StateError
-from mlxfun.generation.conversation import Conversation
+from mlxfun.generation.conversation import AnsweredElsewhere, Conversation
 from mlxfun.generation.decoder import Decoded, Decoder, Steps
 from mlxfun.generation.options import GenerateOptions
 from mlxfun.memory.reports import skipping
@@ -158,6 +158,11 @@ class SessionBase:
         return self._decoder.steps(
             prompt, options, self.editor.key, lambda _i, _t, text, *_: on_text(text)
         )
+
+    def chat_through(self, elsewhere: AnsweredElsewhere | None) -> None:
+        """Have the conversation answered by `elsewhere`, by the session itself for None."""
+        self._own()
+        self._conversation.elsewhere = elsewhere
 
     def close(self) -> None:
         """Detach the taps and let go of the model; the session cannot be used after that.

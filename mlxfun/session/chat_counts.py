@@ -56,6 +56,9 @@ class WaitingTokens:
 class Counts(Protocol):
     """Where counted tokens go; `mlxfun.session.observations.Observations` is it."""
 
+    def may_count(self, ctx: Context) -> bool:
+        """Whether the statistics are of the weights that run."""
+
     def count_prompt(self, sums: Array, tokens: int, ctx: Context) -> None:
         """Add sums [L, S, E] of chat tokens."""
 
@@ -80,6 +83,10 @@ class ChatCounter:
 
     def __init__(self, counts: Counts, ctx: Context) -> None:
         self._counts, self._ctx = counts, ctx
+
+    def begin(self) -> None:
+        """Where others count the forwards: stop counting, with a word, if it is of other weights."""
+        self._counts.may_count(self._ctx)
 
     def prompt(self, sums: Array, tokens: int) -> None:
         """Add a part of the prompt."""

@@ -312,13 +312,13 @@ class Observations:
 
     def count_prompt(self, sums: Array, tokens: int, ctx: Context) -> None:
         """Add sums [L, S, E] of chat tokens to the statistics."""
-        if self._may_count(ctx):
+        if self.may_count(ctx):
             stats = self.stats or self._empty_stats()
             self.stats = stats.plus(sums, 0, tokens, not self._editor.steering.empty)
 
     def count_token(self, experts: Array, weights: Array, norms: Array, ctx: Context) -> None:
         """Add a token of chat, [L, K] of each, to the statistics."""
-        if not self._may_count(ctx):
+        if not self.may_count(ctx):
             return
         if self._stats is None:
             self._stats = self._empty_stats()
@@ -350,7 +350,7 @@ class Observations:
         if self._auto_save is not None and self.stats is not None:
             self.stats.save(self._auto_save)
 
-    def _may_count(self, ctx: Context) -> bool:
+    def may_count(self, ctx: Context) -> bool:
         """Whether the statistics are of the weights that run; counting stops where they are not."""
         if not self.counting:
             return False  # it stopped in the middle of this answer

@@ -174,11 +174,11 @@ def test_a_step_that_fails_fails_its_requests_and_no_later_one(
         raise RuntimeError("[matmul] out of luck")
 
     with monkeypatch.context() as patch:
-        kind = lanes.BatchLane if desk.scheduler._ragged else lanes.AloneLane
+        kind = lanes.BatchLane if desk.scheduler.batched else lanes.AloneLane
         patch.setattr(kind, "step", broken)
         desk.scheduler.step()
     failed = [n for n in numbers if any(isinstance(f, Failed) for f in desk.frames[n])]
-    assert failed == (numbers if desk.scheduler._ragged else numbers[:1])
+    assert failed == (numbers if desk.scheduler.batched else numbers[:1])
     assert desk.last(failed[0]).status == 500
     assert "RuntimeError: [matmul] out of luck" in desk.last(failed[0]).message
     again = desk.ask(plain(PROMPTS[0], 8))
