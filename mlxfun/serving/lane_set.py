@@ -29,8 +29,11 @@ class Lanes:
     def __init__(self, session: Session, cache: PromptCache, observer: Observer) -> None:
         self._session, self._editor = session, session.editor
         self._cache, self._observer = cache, observer
-        self.batched = takes_ragged_batches(session.model)
-        self._decoder = Decoder(session.model, session.tokenizer, session.taps, drawing)
+        # Caches that are packed in mid-answer are not of one kind: such answers come one at a time.
+        whole = session.kv is None or session.kv.start == 0
+        self.batched = takes_ragged_batches(session.model) and whole
+        s = session
+        self._decoder = Decoder(s.model, s.tokenizer, s.taps, drawing, s.kv)
         self._lanes: dict[Wish, Lane] = {}
         self._order: deque[Wish] = deque()
 
@@ -68,7 +71,7 @@ class Lanes:
             with self.live(wish):
                 key = self._editor.key()
                 if self.batched:
-                    lane = BatchLane(s.model, s.tokenizer, key, self._cache, self._observer)
+                    lane = BatchLane(s, key, self._cache, self._observer)
                 else:
                     lane = AloneLane(self._decoder, key, self._observer)
             self._lanes[wish] = lane

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -15,14 +15,17 @@ import numpy as np
 from mlx_lm.generate import BatchGenerator, PromptProcessingBatch, StopSequences
 from mlx_lm.models.cache import RotatingKVCache, make_prompt_cache
 
-from mlxfun.data.datasets import Tokenizer
 from mlxfun.generation.decoder import Decoded, Decoder, Steps, advance
 from mlxfun.generation.kv_cache import Key
 from mlxfun.generation.options import GenerateOptions
+from mlxfun.generation.packed_cache import new_cache
 from mlxfun.serving.ask import Ask, TokenLogprob, TokenRouting
 from mlxfun.serving.prompt_cache import PromptCache
 from mlxfun.serving.routing import Observer, RoutedModel
 from mlxfun.serving.sampling import AloneSampler, Processor, processors_of, sampler
+
+if TYPE_CHECKING:
+    from mlxfun.session.session import Session
 
 CPU_PREFILL = 512
 GPU_PREFILL = 2048
@@ -113,9 +116,14 @@ class BatchLane:
     """Many requests at once, by mlx-lm's batch generator."""
 
     def __init__(
-        self, model: Any, tokenizer: Tokenizer, key: Key, cache: PromptCache, observer: Observer
+        self,
+        session: Session,
+        key: Key,
+        cache: PromptCache,
+        observer: Observer,
     ) -> None:
-        self.key = key
+        model, tokenizer = session.model, session.tokenizer
+        self.key, self._kv = key, session.kv
         self._cache, self._observer, self._tokenizer = cache, observer, tokenizer
         self._model = RoutedModel(model, observer)
         self._rows: dict[int, _Row] = {}
@@ -146,8 +154,8 @@ class BatchLane:
 
     def add(self, number: int, ask: Ask, moved: Moved | None = None) -> int:
         if moved is not None:
-            known, left = (moved.layers, moved.tokens), max(moved.left - 1, 1)
-            uid = self._insert(ask, [[moved.next]], left, known, moved.draw)
+            held, left = (moved.layers, moved.tokens), max(moved.left - 1, 1)
+            uid = self._insert(ask, [[moved.next]], left, held, moved.draw)
             self._rows[uid] = _Row(number, ask, moved=moved)
             self._model.entering = True
             return 0
@@ -173,7 +181,7 @@ class BatchLane:
         (uid,) = self._generator.insert_segments(
             [segments],
             max_tokens=[tokens],
-            caches=None if layers is None else [layers],
+            caches=[new_cache(self._model, self._kv) if layers is None else layers],
             all_tokens=[fed],
             samplers=[draw],
             logits_processors=[self._process(ask)],

@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from mlxfun.checkpoint.load import Loaded, load
 from mlxfun.checkpoint.on_disk import LayersOnDisk, LeaveOnDisk
-from mlxfun.checkpoint.options import LoadOptions
+from mlxfun.checkpoint.options import LoadOptions, PackedCache
 from mlxfun.context import SILENT, Context
 from mlxfun.data.datasets import Tokenizer
 from mlxfun.data.scan_reports import Identity
@@ -21,6 +21,7 @@ from mlxfun.errors import StateError
 from mlxfun.generation.conversation import AnsweredElsewhere, Conversation
 from mlxfun.generation.decoder import Decoded, Decoder, Steps
 from mlxfun.generation.options import GenerateOptions
+from mlxfun.generation.packed_cache import require_packable
 from mlxfun.memory.reports import skipping
 from mlxfun.memory.slots.partly import Partly, whole
 from mlxfun.model.anatomy.context_length import context_length
@@ -42,8 +43,12 @@ class SessionBase:
         undo_budget: int | None = None,
         seed: int = 0,
         partly: Partly | None = None,
+        kv: PackedCache | None = None,
     ) -> None:
-        """Wrap an already loaded model. Raises ModelError for an unknown architecture."""
+        """Wrap an already loaded model. kv: how the KV caches of answers are packed.
+
+        Raises ModelError for an unknown architecture, or one whose caches cannot be packed.
+        """
         self._thread = threading.get_ident()
         self._loaded = loaded
         self.tokenizer: Tokenizer = loaded.tokenizer
@@ -58,7 +63,10 @@ class SessionBase:
         self._observations = workspace.observations
         self._tracer = Tracer(workspace.parts)
         self._vectors: dict[str, SteeringVectors] = {}
-        self._decoder = Decoder(self.model, self.tokenizer, self.taps)
+        self.kv = kv
+        if kv is not None:
+            require_packable(self.model, kv)
+        self._decoder = Decoder(self.model, self.tokenizer, self.taps, kv=kv)
         self._conversation = Conversation(
             self.tokenizer, self._decoder, self.editor, context_length(self.config)
         )
@@ -89,7 +97,7 @@ class SessionBase:
             held = LayersOnDisk() if o.scratch is None else LayersOnDisk(o.scratch)
         try:
             loaded = load(source, o.revision, ctx, o.chat_template, o.identities, held)
-            session = cls(loaded, undo_budget=undo_budget, seed=seed, partly=partly)
+            session = cls(loaded, undo_budget=undo_budget, seed=seed, partly=partly, kv=o.kv)
             session._opened(o)
             return session
         except BaseException:
