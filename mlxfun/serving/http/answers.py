@@ -8,7 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -30,6 +30,14 @@ KEEP_ALIVE_SECONDS = 10.0
 SEND_SECONDS = 30.0
 """A client that takes nothing for so long is gone."""
 
+
+class Abandoned(Protocol):
+    """What a client leaves behind."""
+
+    def abandon(self) -> None:
+        """The client is gone."""
+
+
 Worded = Callable[[Delta], bytes]
 """Words a delta as events."""
 
@@ -46,6 +54,10 @@ class Wording:
     def delta(self, delta: Delta) -> bytes:
         """What is new."""
         raise NotImplementedError
+
+    def end(self) -> bytes:
+        """The last events, when all of the answer is said."""
+        return b""
 
     def failed(self, problem: Bad) -> bytes:
         """The last event of a stream that fails."""
@@ -88,7 +100,7 @@ async def respond(
 
 
 @asynccontextmanager
-async def watched(receive: Receive, ticket: Ticket) -> AsyncIterator[None]:
+async def watched(receive: Receive, ticket: Abandoned) -> AsyncIterator[None]:
     """Inside the block, a client that hangs up gives its slot back at once."""
     watcher = asyncio.create_task(_disconnect(receive))
     watcher.add_done_callback(lambda task: None if task.cancelled() else ticket.abandon())
@@ -132,7 +144,7 @@ class EventStream(Response):
     async def _send(self, send: Send) -> None:
         head = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         await send(head)
-        await _body(send, self._wording.begin(self._ticket))
+        await send_body(send, self._wording.begin(self._ticket))
         sent = monotonic()
         try:
             async for delta in flow(self._ticket, self._turn, KEEP_ALIVE_SECONDS):
@@ -140,14 +152,15 @@ class EventStream(Response):
                 if not words and monotonic() - sent >= KEEP_ALIVE_SECONDS:
                     words = self._wording.keep_alive  # a long prompt is read, or others wait
                 if words:
-                    await _body(send, words)
+                    await send_body(send, words)
                     sent = monotonic()
+            await send_body(send, self._wording.end())
         except Bad as problem:
-            await _body(send, self._wording.failed(problem))
+            await send_body(send, self._wording.failed(problem))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _body(send: Callable[[dict[str, Any]], Awaitable[None]] | Send, words: bytes) -> None:
+async def send_body(send: Callable[[dict[str, Any]], Awaitable[None]] | Send, words: bytes) -> None:
     """Send some bytes. Raises Gone if the client does not take them."""
     if not words:
         return

@@ -24,6 +24,7 @@ from mlxfun.serving.http.errors import Bad
 from mlxfun.serving.http.fields import Fields, parse
 from mlxfun.serving.http.guard import Guard, body_of, error_response
 from mlxfun.serving.http.metrics import exposition
+from mlxfun.serving.http.several import respond_several
 from mlxfun.serving.http.tickets import Gone
 from mlxfun.serving.service import NO_MODEL, Card, Service
 
@@ -174,4 +175,4 @@ async def _complete(desk: Desk, endpoint: Endpoint, request: Request) -> Respons
     read = chat_turn if endpoint == "chat" else text_turn
     turn = await desk.aside(read, fields, card, desk.options)
     wording = OpenAIWording(endpoint, turn, card, fields)
-    return await respond(request, desk.service, turn, wording, fields.switch("stream"))
+    return await respond_several(request, desk.service, turn, wording, fields.switch("stream"))
