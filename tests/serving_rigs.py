@@ -44,6 +44,7 @@ class Served:
 
     def __init__(self, *lines: str, **options: Any) -> None:
         from commands.routes import routes
+        from commands.serving import Running
         from mlxfun.serving.http.server import HttpServer
 
         self._events: SimpleQueue[Event] = SimpleQueue()
@@ -52,6 +53,7 @@ class Served:
         self.service = Service(ServeOptions(Address(port=0), **options))
         self.engine.serve(self.service)
         self.server = HttpServer(self.service, routes(self.engine, self.service))
+        self.engine.served_by(Running(self.service, self.server))
         self._own = threading.Lock()
         for line in lines:
             self.run(line)

@@ -35,6 +35,7 @@ from tui.input import actions, chat_actions, expert_selection
 from tui.interaction.chatting import ChatKeys
 from tui.interaction.navigation import NavigationKeys
 from tui.interaction.picking import ExpertKeys
+from tui.interaction.serving import ServingKeys
 from tui.keys.key_labels import KeyNames
 from tui.keys.keymap import BY_ID, Key, PanelName
 from tui.layout import PANELS, arrange
@@ -90,7 +91,7 @@ def without_pixels() -> None:
         vars(constants)["SMOOTH_SCROLL"] = False
 
 
-class ShellApp(NavigationKeys, ExpertKeys, ChatKeys):
+class ShellApp(NavigationKeys, ExpertKeys, ChatKeys, ServingKeys):
     """The full screen on one engine.
 
     engine: runs the commands. startup_lines: queued after the first paint. renderer: makes a
@@ -193,8 +194,8 @@ class ShellApp(NavigationKeys, ExpertKeys, ChatKeys):
         events = self._events.drain()
         for event in events:
             self._take(event)
-        settled = self._settle()
-        if events or settled or self.state.job is not None:
+        settled, looked = self._settle(), self._look()
+        if events or settled or looked or self.state.job is not None:
             self._show()
 
     def _take(self, event: Event) -> None:
@@ -352,6 +353,7 @@ class ShellApp(NavigationKeys, ExpertKeys, ChatKeys):
         """Carry out an action of the screen: a verb and its arguments, as in the keymap."""
         verb, *arguments = target.split()
         verbs = {**self._navigation_verbs(), **self._expert_verbs(), **self._chat_verbs()}
+        verbs |= self._serving_verbs()
         verbs[verb](*arguments)
 
 

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from tui.state.app_state import AppState
 
 PANELS: tuple[PanelName, ...] = get_args(PanelName)
-# These two share a place where all others have one of their own.
-UPPER: tuple[PanelName, ...] = ("plan", "mixer")
+# These share a place where all others have one of their own.
+UPPER: tuple[PanelName, ...] = ("plan", "mixer", "serve")
 
 WIDE_COLUMNS, WIDE_ROWS = 110, 30
 SPLIT_ROWS = 22
@@ -38,13 +38,15 @@ class Arrangement:
 def arrange(width: int, height: int, state: AppState) -> Arrangement:
     """The arrangement for `width` x `height` cells.
 
-    Of `state` it reads panel, beside, front, upper and zoomed.
+    Of `state` it reads panel, beside, front, upper and zoomed, and whether anything is served: the
+    panel of the server is there only then.
     """
+    panels = PANELS if state.view.serving else tuple(p for p in PANELS if p != "serve")
     if state.zoomed:
-        return Arrangement("single", (state.panel,), PANELS)
+        return Arrangement("single", (state.panel,), panels)
     if width >= WIDE_COLUMNS and height >= WIDE_ROWS:
         hidden = {name for name in UPPER if name != state.upper}
-        return Arrangement("wide", tuple(p for p in PANELS if p not in hidden), ())
+        return Arrangement("wide", tuple(p for p in panels if p not in hidden), ())
     if height >= SPLIT_ROWS:
-        return Arrangement("split", ("experts", state.beside), PANELS[1:])
-    return Arrangement("single", (state.front,), PANELS)
+        return Arrangement("split", ("experts", state.beside), panels[1:])
+    return Arrangement("single", (state.front,), panels)

@@ -209,8 +209,9 @@ class BatchLane:
 
     def step(self) -> list[Step]:
         decoding = list(self._generator._generation_batch.uids)
-        asks = [self._rows[uid].ask for uid in decoding]
-        self._model.begin(asks, self._observer.counter())
+        rows = [self._rows[uid] for uid in decoding]
+        asks, numbers = [row.ask for row in rows], [row.id for row in rows]
+        self._model.begin(asks, numbers, self._observer.counter())
         prompts, generated = self._generator.next()
         routing = self._model.end()
         entered = [response.uid for response in prompts if response.end_of_prompt]
@@ -317,6 +318,8 @@ class AloneLane:
             row = draws.rows[index] if ask.top_logprobs is not None else None
             logprob = logprob_of(token, row, ask.top_logprobs or 0) if row is not None else None
             routing = None
+            if experts is not None and self._observer.watch.due:
+                self._observer.watch.saw({number: experts})
             if ask.routing and experts is not None:
                 routing = TokenRouting(token, experts, weights)
             said.append(Step(number, token, logprob=logprob, routing=routing))

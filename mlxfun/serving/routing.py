@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
+from time import monotonic
 from typing import Any, Protocol
 
 import mlx.core as mx
@@ -40,15 +41,41 @@ class BatchCounter(Counter, Protocol):
         experts' outputs, float32 [L, N, K], norms None where they are not measured."""
 
 
+LOOK_SECONDS = 0.25
+"""How often the routing of a step is looked at for the heatmap: the host waits for that step."""
+
+
+class Watch:
+    """The routing of a step now and then, while somebody looks. seen: by number of the request, the
+    experts of its newest token that was looked at, int32 [L, K]."""
+
+    def __init__(self) -> None:
+        self.on = False
+        self.seen: dict[int, Array] = {}
+        self._next = 0.0
+
+    @property
+    def due(self) -> bool:
+        """Whether the next step is to be looked at."""
+        return self.on and monotonic() >= self._next
+
+    def saw(self, found: dict[int, Array]) -> None:
+        """Keep what a step has shown."""
+        self._next = monotonic() + LOOK_SECONDS
+        self.seen = found
+
+
 @dataclass(frozen=True, slots=True)
 class Observer:
     """What lanes share. counter: what counts the traffic on the model that is live, None while
-    nothing is counted. norms: whether the experts' outputs are measured for that."""
+    nothing is counted. norms: whether the experts' outputs are measured for that. watch: what a
+    heatmap lights up by."""
 
     taps: Taps
     concurrency: int
     counter: Callable[[], BatchCounter | None]
     norms: bool = True
+    watch: Watch = field(default_factory=Watch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +174,8 @@ class RoutedModel:
     def __init__(self, model: Any, observer: Observer) -> None:
         self._model, self._observer = model, observer
         self._asks: Sequence[Ask] = ()
-        self._first = False
+        self._numbers: Sequence[int] = ()
+        self._first = self._looked = False
         self._seen: Rows | None = None
         self._counter: BatchCounter | None = None
         self._lengths: list[int] | None = None
@@ -158,7 +186,9 @@ class RoutedModel:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
-    def begin(self, asks: Sequence[Ask], counter: BatchCounter | None) -> None:
+    def begin(
+        self, asks: Sequence[Ask], numbers: Sequence[int], counter: BatchCounter | None
+    ) -> None:
         """The generator is about to take a step in which these requests get a token, in order.
 
         Raises ModelError if the routing that is counted now has NaN or infinity.
@@ -167,15 +197,19 @@ class RoutedModel:
         if len(self.uncounted) > STEPS:
             self.uncounted.count(newest=False)
         self._counter = counter
-        self._asks, self._first, self._seen = asks, bool(asks), None
+        self._asks, self._numbers, self._first, self._seen = asks, numbers, bool(asks), None
+        self._looked = self._observer.watch.due
 
     def end(self) -> Callable[[int, int], TokenRouting | None] | None:
         """The step is over. (row, token) -> its routing, None where nobody asked for any."""
         seen, self._seen, self._first = self._seen, None, False
         asks = self._asks
-        if seen is None or not any(ask.routing for ask in asks):
+        if seen is None or not (self._looked or any(ask.routing for ask in asks)):
             return None
         experts, weights, _ = seen.on_host()
+        if self._looked:
+            rows = enumerate(self._numbers)
+            self._observer.watch.saw({n: experts[:, row].copy() for row, n in rows})
 
         def of(row: int, token: int) -> TokenRouting | None:
             if not asks[row].routing:
@@ -202,7 +236,7 @@ class RoutedModel:
         if lengths is not None:
             return self._prompts(tokens, lengths, cache, more)
         enters = self.entering and not first
-        wanted = enters or (first and any(ask.routing for ask in self._asks))
+        wanted = enters or (first and (self._looked or any(ask.routing for ask in self._asks)))
         taps, counter = self._observer.taps, self._counter
         if not taps.layers or not (wanted or counter is not None):
             out: mx.array = self._model(tokens, cache=cache, **more)

@@ -35,11 +35,13 @@ from mlxfun.serving.lanes import Lane, Step
 from mlxfun.serving.options import ServeOptions
 from mlxfun.serving.prompt_cache import PromptCache
 from mlxfun.serving.requests import Deliver, Port, Request, Totals, Wish
-from mlxfun.serving.routing import Observer
+from mlxfun.serving.routing import Observer, Watch
+from mlxfun.serving.snapshot import RequestLine
 from mlxfun.serving.text import AnswerText
 from mlxfun.text import brief
 
 if TYPE_CHECKING:
+    from mlxfun.arrays import Array
     from mlxfun.session.chat_counts import TrafficCounter
     from mlxfun.session.session import Session
 
@@ -66,15 +68,19 @@ class Scheduler:
         self._port = port
         self._editor, self._options, self._totals = session.editor, options, totals
         self._ctx = ctx
+        watch = Watch()
         observer = Observer(
             session.taps,
             options.concurrency,
             lambda: session.traffic_counter(ctx),
             norms=options.count != "lightweight",
+            watch=watch,
         )
         self._cache = PromptCache(options.cache_bytes)
         self._lanes = Lanes(session, self._cache, observer)
         self._own_numbers = itertools.count(-1, -1)
+        self.paused = False
+        self._watch = watch
         self._over = 0  # answers that ended in the step in hand
         self._driven = False
         self._waiting: deque[Request] = deque()
@@ -103,6 +109,16 @@ class Scheduler:
         """What caches of prompts hold."""
         return self._cache.nbytes
 
+    def lines(self, now: float) -> tuple[RequestLine, ...]:
+        """The requests, those in flight first. now: monotonic seconds."""
+        running = [request.line(False, now) for request in self._running.values()]
+        return (*running, *(request.line(True, now) for request in self._waiting))
+
+    def lit(self, on: bool) -> dict[int, Array]:
+        """The experts of a recent token of each request in flight. on: whether somebody looks."""
+        self._watch.on = on
+        return {n: seen for n, seen in self._watch.seen.items() if n in self._running}
+
     @property
     def batched(self) -> bool:
         """Whether requests share batches."""
@@ -116,7 +132,7 @@ class Scheduler:
         """The shell's own chat asks; its number. It waits behind no client, and is told of frames
         on this thread, in `step`."""
         number = next(self._own_numbers)
-        self._waiting.appendleft(Request(number, ask, deliver, local=True))
+        self._waiting.appendleft(Request(number, ask, deliver, local=True, client="this shell"))
         return number
 
     @contextmanager
@@ -139,6 +155,7 @@ class Scheduler:
         if request_ is not None and request_.wish is not None:
             self._lanes[request_.wish].remove(number)
             self._totals.ended("cancelled")
+            self._totals.ledger.add(request_.client, generated=request_.generated)
 
     def refresh(self) -> None:
         """A command is over: what it changed holds for the requests that are admitted from now on."""
@@ -228,7 +245,8 @@ class Scheduler:
         """Put waiting requests into lanes, first come, first served among those of a lane."""
         for request in list(self._waiting):
             others = sum(not running.local for running in self._running.values())
-            if others >= self._options.concurrency and not request.local:
+            full = self.paused or others >= self._options.concurrency
+            if full and not request.local:
                 continue
             wish = self._wish(request.ask)
             try:
@@ -256,6 +274,9 @@ class Scheduler:
         self._running[request.id] = request
         if moved is not None:
             return
+        request.side, request.cached = wish[0], cached
+        prompt = len(request.ask.prompt)
+        self._totals.ledger.add(request.client, requests=1, prompt=prompt, cached=cached)
         self._totals.prompt_tokens += len(request.ask.prompt)
         self._totals.cached_tokens += cached
         state, steering = lane.key
@@ -329,6 +350,7 @@ class Scheduler:
         text = request.text
         if step.token is not None:
             request.generated += 1
+            request.first = request.first or monotonic()
             self._totals.completion_tokens += 1
             if step.ended != "stop":
                 said = Said(step.token, text.add(step.token), step.logprob, step.routing)
@@ -344,11 +366,13 @@ class Scheduler:
         del self._running[request.id]
         self._over += not request.local  # the chat counts its own
         self._totals.ended(reason)
+        self._totals.ledger.add(request.client, generated=request.generated)
         self._tell(request, Ended(reason, request.text.end(), request.generated, request.text.met))
 
     def _fail(self, request: Request, status: int, message: str) -> None:
         self._running.pop(request.id, None)
         self._totals.ended("failed")
+        self._totals.ledger.failed(request.client, status, message)
         self._tell(request, Failed(status, message))
 
     def _flush(self) -> None:

@@ -16,6 +16,7 @@ from mlxfun.events import (
     RoutingFrame,
 )
 from mlxfun.report import Report
+from mlxfun.serving.snapshot import ServingReport
 from mlxfun.session.reports import SessionView
 from tui.keys.key_labels import USUAL, KeyNames
 from tui.keys.keymap import PanelName
@@ -151,6 +152,8 @@ class AppState:
     unkept: the statistics in hand are in no file. recording: the file that is recorded to, "" for
         none. offers: what was found at the start and is neither taken nor declined.
     zoomed: whether the focused panel fills the screen.
+    serving: what the server beside the screen did a moment ago. spotlight: the request whose experts
+        light up the map, None for those of all.
     """
 
     view: SessionView = field(default_factory=SessionView)
@@ -191,6 +194,8 @@ class AppState:
     recording: str = ""
     offers: tuple[Offer, ...] = ()
     zoomed: bool = False
+    serving: ServingReport | None = None
+    spotlight: int | None = None
 
     @property
     def job(self) -> Job | None:

@@ -17,7 +17,9 @@ from starlette.types import Receive, Scope, Send
 from mlxfun.serving.http.errors import Bad
 from mlxfun.serving.http.flow import Delta, Turn, flow, whole
 from mlxfun.serving.http.tickets import Gone, Ticket
+from mlxfun.serving.options import LOOPBACK
 from mlxfun.serving.service import Service
+from mlxfun.text import one_line
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +28,9 @@ HEADER_SECONDS = 10.0
 
 KEEP_ALIVE_SECONDS = 10.0
 """After so long without news a comment is sent, or proxies and clients give up."""
+
+NAME = 40
+"""Characters of a client's name."""
 
 SEND_SECONDS = 30.0
 """A client that takes nothing for so long is gone."""
@@ -88,7 +93,7 @@ async def respond(
     request: Request, service: Service, turn: Turn, wording: Wording, stream: bool
 ) -> Response:
     """Ask for one answer and word it. Raises Bad, Gone."""
-    ticket = Ticket(service, turn.ask)
+    ticket = Ticket(service, turn.ask, client_of(request))
     with ticket:
         if stream:
             async with watched(request.receive, ticket):
@@ -97,6 +102,15 @@ async def respond(
         async with watched(request.receive, ticket):
             delta = await whole(ticket, turn)
         return JSONResponse(wording.whole(delta, ticket), headers=state_headers(ticket))
+
+
+def client_of(request: Request) -> str:
+    """What a client calls itself, and where it asks from."""
+    name = request.headers.get("user-agent", "").split("(")[0].strip()
+    shown = one_line("".join(c for c in name if c.isprintable()))[:NAME].strip()
+    host = request.client.host if request.client is not None else ""
+    elsewhere = f"@{host}" if host not in ("", *LOOPBACK) else ""
+    return f"{shown or 'a client'}{elsewhere}"
 
 
 @asynccontextmanager

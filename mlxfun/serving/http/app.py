@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from mlxfun.serving.http.answers import respond
+from mlxfun.serving.http.answers import client_of, respond
 from mlxfun.serving.http.apis.chat import Endpoint, OpenAIWording, chat_turn, text_turn
 from mlxfun.serving.http.apis.messages import AnthropicWording, count, messages_turn
 from mlxfun.serving.http.apis.responses import ResponsesWording, responses_turn
@@ -80,7 +80,14 @@ def make_app(desk: Desk, more: list[Route]) -> ASGIApp:
         *more,
     ]
     handlers: dict[Any, Any] = {HTTPException: _no_route}
-    return Guard(Starlette(routes=routes, exception_handlers=handlers), desk.options)
+    app = Starlette(routes=routes, exception_handlers=handlers)
+    app.state.service = desk.service
+    return Guard(app, desk.options)
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
 
 
 def guarded(handler: Handler) -> Handler:
@@ -90,6 +97,7 @@ def guarded(handler: Handler) -> Handler:
         try:
             return await handler(request)
         except Bad as problem:
+            _service(request).refused(client_of(request), problem.status, problem.message)
             return error_response(request.url.path, problem)
         except Gone:
             return Response(None, 499)
@@ -97,6 +105,7 @@ def guarded(handler: Handler) -> Handler:
             # A mistake of ours must not show its traceback to strangers, or end the connection.
             log.exception("a request to %s failed", request.url.path)
             what = f"the server failed at this request: {type(problem).__name__}"
+            _service(request).refused(client_of(request), 500, what)
             return error_response(request.url.path, Bad(what, status=500))
 
     return handle

@@ -18,6 +18,7 @@ from mlxfun.serving.http.answers import (
     HEADER_SECONDS,
     KEEP_ALIVE_SECONDS,
     EventStream,
+    client_of,
     respond,
     send_body,
     state_headers,
@@ -37,7 +38,7 @@ async def respond_several(
     """Ask for as many answers as are wanted, and word them. Raises Bad, Gone."""
     if turn.answers == 1:
         return await respond(request, service, turn, wording, stream)
-    tickets = [Ticket(service, ask) for ask in _asks(turn)]
+    tickets = [Ticket(service, ask, client_of(request)) for ask in _asks(turn)]
     wordings = [wording.like(index) for index in range(turn.answers)]
     async with _all(tickets):
         async with _watched(request.receive, tickets):
