@@ -44,7 +44,7 @@ _OPTIONS = (
         "--token",
         envvar="MLXFUN_TOKEN",
         metavar="SECRET",
-        help="With --serve: what clients must show; also taken from MLXFUN_TOKEN.",
+        help="With --serve or --web: what clients must show; also taken from MLXFUN_TOKEN.",
     ),
     click.option(
         "--allow-origin",
@@ -146,14 +146,19 @@ class Serve:
     lines: tuple[str, ...] = ()
 
 
-def taken(given: dict[str, Any], context: click.Context | None = None) -> Serve | None:
-    """The serving options out of `given`, None without --serve. Raises click.UsageError."""
+def taken(
+    given: dict[str, Any], context: click.Context | None = None, also: tuple[str, ...] = ()
+) -> Serve | None:
+    """The serving options out of `given`, None without --serve. Raises click.UsageError.
+
+    also: names of options that have another use.
+    """
     context = context or click.get_current_context()
     values = {name: given.pop(name) for name in _NAMES}
     if values["serve"] is None:
         for name in _NAMES:
             source = context.get_parameter_source(name)
-            if source is not None and source.name == "COMMANDLINE":
+            if source is not None and source.name == "COMMANDLINE" and name not in also:
                 flag = next(p for p in context.command.params if p.name == name).opts[0]
                 raise click.UsageError(f"{flag} needs --serve")
         return None

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from rich.console import RenderableType
 from rich.text import Text
@@ -365,32 +365,36 @@ def full_report(report: Report) -> RenderableType:
     return render(report)
 
 
-def run(
+def application(
     engine: Engine,
     *,
     startup_lines: Sequence[str] = (),
     renderer: Callable[[Report], RenderableType] = full_report,
     lines_file: Path | None = None,
     config: Config = DEFAULT_CONFIG,
-) -> int:
-    """Show the shell until the user leaves; returns the exit code.
-
-    startup_lines: command lines to run after the first paint. lines_file: where command lines are
-    remembered between sessions; the user's state directory when None. config: the user's theme,
-    keys and refresh rate; UsageError for those that there are not. On return the running job
-    is cancelled and the terminal is restored; closing the engine is the caller's part.
-    """
+) -> ShellApp:
+    """The application; see `run`. Raises UsageError for themes and keys that there are not."""
     # Every frame of a heatmap is kilobytes: a remote terminal gets fewer.
-    remote = "SSH_CONNECTION" in os.environ
-    rate = REMOTE_FRAMES_PER_SECOND if remote else FRAMES_PER_SECOND
+    rate = REMOTE_FRAMES_PER_SECOND if "SSH_CONNECTION" in os.environ else FRAMES_PER_SECOND
     check_config(config)
     without_pixels()
-    app = ShellApp(
+    return ShellApp(
         engine,
         startup_lines=startup_lines,
         renderer=renderer,
         lines=LineHistory(lines_file or LineHistory.default_path()),
         config=replace(config, refresh_rate=config.refresh_rate or rate),
     )
+
+
+def run(engine: Engine, **given: Any) -> int:
+    """Show the shell until the user leaves; returns the exit code. given: see `application`.
+
+    startup_lines: command lines to run after the first paint. lines_file: where command lines are
+    remembered between sessions; the user's state directory when None. config: the user's theme,
+    keys and refresh rate. On return the running job is cancelled and the terminal is restored;
+    closing the engine is the caller's part.
+    """
+    app = application(engine, **given)
     code = app.run()
     return app.return_code or code or 0
