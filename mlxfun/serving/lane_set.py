@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import mlx.core as mx
+from mlx_lm.utils import maybe_set_recommended_wired_limit
+
 from mlxfun.editing.earlier import present
 from mlxfun.generation.answers import takes_ragged_batches
 from mlxfun.generation.decoder import Decoder
@@ -34,6 +37,7 @@ class Lanes:
         self.batched = takes_ragged_batches(session.model) and whole
         s = session
         self._decoder = Decoder(s.model, s.tokenizer, s.taps, drawing, s.kv)
+        self._wired: int | None = None  # the limit before the first lane
         self._lanes: dict[Wish, Lane] = {}
         self._order: deque[Wish] = deque()
 
@@ -71,12 +75,26 @@ class Lanes:
             with self.live(wish):
                 key = self._editor.key()
                 if self.batched:
+                    self._wire()
                     lane = BatchLane(s, key, self._cache, self._observer)
                 else:
                     lane = AloneLane(self._decoder, key, self._observer)
             self._lanes[wish] = lane
             self._order.append(wish)
         return lane
+
+    def _wire(self) -> None:
+        """Let the system keep the model's memory wired, as mlx-lm does for each generator."""
+        if self._wired is None:
+            self._wired = maybe_set_recommended_wired_limit()
+
+    def end(self) -> None:
+        """Close every lane for good."""
+        self.close_all()
+        before, self._wired = self._wired, None
+        if before is not None:
+            mx.synchronize()  # not while anything runs
+            mx.set_wired_limit(before)
 
     def _key(self, wish: Wish) -> Key:
         with self.live(wish):

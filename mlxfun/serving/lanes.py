@@ -140,6 +140,7 @@ class BatchLane:
             stream=mx.default_stream(mx.default_device()),
         )
         g = self._generator
+        g._old_wired_limit = None  # Lanes sets it for all of them, and takes it back at the end
         g._prompt_batch = _Prompts.empty(g.model, g.sampler, g.prefill_step_size)
 
     def _process(self, ask: Ask) -> list[Processor]:

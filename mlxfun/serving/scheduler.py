@@ -237,6 +237,7 @@ class Scheduler:
         while self._waiting:
             self._fail(self._waiting.popleft(), 503, message)
         self._flush()
+        self._lanes.end()
         self._lanes.forget()
 
     # -- admission -------------------------------------------------------------------------------

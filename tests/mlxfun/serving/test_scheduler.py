@@ -18,7 +18,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlxfun import Session
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import Cancelled
-from mlxfun.serving import lanes
+from mlxfun.serving import lane_set, lanes
 from mlxfun.serving.ask import (
     Admitted,
     Ended,
@@ -228,6 +228,22 @@ def test_lanes_of_steered_requests_do_not_pile_up(demo: Session) -> None:
     assert len({desk.frames[n][0].steering for n in range(6)}) == 6
     assert len(desk.scheduler._lanes) <= 1
     assert demo.editor.steering.empty
+
+
+def test_memory_is_wired_once_for_all_lanes(demo: Session, monkeypatch: Any) -> None:
+    asked: list[int] = []
+    put_back: list[int] = []
+    monkeypatch.setattr(lane_set, "maybe_set_recommended_wired_limit", lambda: asked.append(1) or 7)
+    monkeypatch.setattr(mx, "set_wired_limit", put_back.append)
+    desk = Desk(demo)
+    wish = SteerWish(deactivate=((demo.anatomy.indices[0], (1,)),))
+    for steer in (None, wish, None):
+        desk.ask(plain(PROMPTS[0], 3, steer=steer))
+    desk.run()
+    desk.scheduler.settle(SILENT)
+    assert (asked, put_back) == ([1], [])
+    desk.scheduler.close("over")
+    assert put_back == [7]
 
 
 def test_a_drain_can_be_cancelled(demo: Session) -> None:
