@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ import click
 from commands import interrupts, serving, streams
 from commands.config import Config, read_config
 from commands.guides.index import GUIDES
-from commands.start import FrontEnd, Start
+from commands.start import AT_WEB, FrontEnd, Start, screen_of, web_of
 from commands.types import Seed
 from commands.workbench.residency import NAMES, Residency, residency_options
 from mlxfun import __version__
@@ -31,10 +30,6 @@ NAME = "mlxfun-shell"
 CLOSE_SECONDS = 2.0
 BROKEN_PIPE = 128 + 13  # what a shell reports for a program that SIGPIPE ended
 
-# Found at run time: `commands` lies below `tui` and must not import it, yet the program that starts
-# the screen is the one that parses the command line.
-SCREEN = ("tui.app", "run")
-
 
 @click.command(
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -43,6 +38,13 @@ SCREEN = ("tui.app", "run")
 @click.argument("model", required=False)
 @click.option("--demo", is_flag=True, help="Load the model that comes with mlxfun.")
 @click.option("--plain", is_flag=True, help="Line by line, for SSH and screen readers.")
+@click.option(
+    "--web",
+    is_flag=False,
+    flag_value=AT_WEB,
+    metavar="[HOST:PORT]",
+    help=f"The full screen in a browser (default: {AT_WEB}).",
+)
 @click.option("--headless", is_flag=True, help="No questions asked: run -c or --replay, and end.")
 @click.option(
     "-c", "commands", multiple=True, metavar="COMMAND", help="Run this first. Repeatable, in order."
@@ -82,17 +84,25 @@ SCREEN = ("tui.app", "run")
 @residency_options
 @serving.serve_options
 @click.version_option(__version__, prog_name=NAME)
-def shell(plain: bool, headless: bool, config: Path | None, **options: Any) -> Start:
+def shell(
+    plain: bool, headless: bool, web: str | None, config: Path | None, **options: Any
+) -> Start:
     """Watch, prune, steer and save Mixture-of-Experts models.
 
     MODEL is a directory or a Hub id. Without --plain or --headless the full screen opens; type
     help there, or press F1. MODEL prune --help and its like explain the one-shot commands.
     """
-    if plain and headless:
-        raise click.UsageError("--plain and --headless exclude each other")
-    front_end: FrontEnd = "plain" if plain else "headless" if headless else "screen"
+    asked = [
+        name for name, on in (("--plain", plain), ("--headless", headless), ("--web", web)) if on
+    ]
+    if len(asked) > 1:
+        raise click.UsageError(f"{' and '.join(asked)} exclude each other")
+    front_ends: dict[str, FrontEnd] = {"--plain": "plain", "--headless": "headless", "--web": "web"}
+    front_end = front_ends[asked[0]] if asked else "screen"
     held = Residency.taken({name: options.pop(name) for name in NAMES})
-    start = Start(front_end=front_end, serve=serving.taken(options), residency=held, **options)
+    in_browsers = web_of(web, options["token"]) if web is not None else None
+    served = serving.taken(options, also=("token",) if web is not None else ())
+    start = Start(front_end=front_end, serve=served, web=in_browsers, residency=held, **options)
     _check(start)
     return replace(start, config=_config(start, config))
 
@@ -245,12 +255,11 @@ def _guarded(start: Start, engine: Engine) -> int:
 
 
 def _front_end(start: Start, engine: Engine) -> int:
-    if start.front_end == "screen":
+    if start.front_end in ("screen", "web"):
         from commands.output.render.dispatch import render
         from mlxfun.errors import UsageError
 
-        module, function = SCREEN
-        show = getattr(import_module(module), function)
+        show = screen_of(start)
         try:
             code = show(engine, startup_lines=start.lines, renderer=render, config=start.config)
         except UsageError as problem:  # what only the screen can judge: themes and keys

@@ -19,6 +19,11 @@ def always(_view: SessionView) -> str | None:
     return None
 
 
+def served(view: SessionView) -> str | None:
+    """Needs a server beside the front end."""
+    return None if view.serving else "nothing is served: start with mlxfun-shell MODEL --serve"
+
+
 def with_model(view: SessionView) -> str | None:
     """Needs a resident model."""
     return None if view.model else "no model is loaded: type load PATH, or load demo"

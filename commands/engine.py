@@ -24,7 +24,7 @@ from commands.workbench.files import Files
 from commands.workbench.interleave import During, Interleaved
 from commands.workbench.journal import Journal
 from commands.workbench.settings import Settings
-from commands.workbench.wiring import Wiring
+from commands.workbench.wiring import Server, Wiring
 from commands.workbench.workbench import Workbench
 from mlxfun.calibration.reports import CollectReport
 from mlxfun.context import SILENT, Context
@@ -38,6 +38,7 @@ from mlxfun.text import brief
 
 if TYPE_CHECKING:
     from mlxfun.serving.service import Service
+    from mlxfun.serving.snapshot import ServingReport
     from mlxfun.session.session import Session
 
 __all__ = ["Completion", "Engine", "Row"]
@@ -157,6 +158,16 @@ class Engine:
         kept = self._bench.journal.forget()
         if kept is not None:
             resume.drop(kept)
+
+    def serving(self) -> ServingReport | None:
+        """What the server beside the front end does, None without one. Does not wait."""
+        server = self._bench.server
+        return None if server is None else server.snapshot()
+
+    def served_by(self, server: Server) -> None:
+        """`server` listens for `serve`'s service; the command `serve` controls it."""
+        self._bench.server = server
+        self._view = replace(self._view, serving=server.address)
 
     def serve(self, service: Service) -> None:
         """Let `service` answer requests with the resident model, between and beside commands."""

@@ -31,6 +31,7 @@ ELSEWHERE = {
     "recipe": "recipe tests/small.recipe",
     "compress": "compress --to-bytes 5MB",
     "resume": "resume",
+    "serve": "serve",
     "quit": "quit",
 }
 """Examples of commands that a session file does not hold, or that need the network."""

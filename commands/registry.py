@@ -57,6 +57,7 @@ SYNONYMS = {
     "info --verify": "verify digest",
     "plan": "fits estimate",
     "residency": "memory slots resident cache",
+    "serve": "server clients requests drain pause",
     "layers": "anatomy expert experts",
     "save": "write w store",
     "save --quantize": "quantize quantise",

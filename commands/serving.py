@@ -17,13 +17,17 @@ import click
 
 from commands import streams
 from commands.declare import count_option
-from mlxfun.errors import UsageError
+from mlxfun.errors import StateError, UsageError
 from mlxfun.serving.options import Address, CountMode, OnEdit, ServeOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from commands.engine import Engine
+    from commands.workbench.wiring import ServeAction
+    from mlxfun.serving.http.server import HttpServer
+    from mlxfun.serving.service import Service
+    from mlxfun.serving.snapshot import Doing, ServingReport
 
 MAP = click.Path(path_type=Path, dir_okay=False)
 AT_LOOPBACK = str(Address())
@@ -40,7 +44,7 @@ _OPTIONS = (
         "--token",
         envvar="MLXFUN_TOKEN",
         metavar="SECRET",
-        help="With --serve: what clients must show; also taken from MLXFUN_TOKEN.",
+        help="With --serve or --web: what clients must show; also taken from MLXFUN_TOKEN.",
     ),
     click.option(
         "--allow-origin",
@@ -142,14 +146,19 @@ class Serve:
     lines: tuple[str, ...] = ()
 
 
-def taken(given: dict[str, Any], context: click.Context | None = None) -> Serve | None:
-    """The serving options out of `given`, None without --serve. Raises click.UsageError."""
+def taken(
+    given: dict[str, Any], context: click.Context | None = None, also: tuple[str, ...] = ()
+) -> Serve | None:
+    """The serving options out of `given`, None without --serve. Raises click.UsageError.
+
+    also: names of options that have another use.
+    """
     context = context or click.get_current_context()
     values = {name: given.pop(name) for name in _NAMES}
     if values["serve"] is None:
         for name in _NAMES:
             source = context.get_parameter_source(name)
-            if source is not None and source.name == "COMMANDLINE":
+            if source is not None and source.name == "COMMANDLINE" and name not in also:
                 flag = next(p for p in context.command.params if p.name == name).opts[0]
                 raise click.UsageError(f"{flag} needs --serve")
         return None
@@ -198,6 +207,36 @@ def _lines(values: dict[str, Any]) -> tuple[str, ...]:
     return (shlex.join(["steer", "--ancestor-modes", *words]),) if words else ()
 
 
+class Running:
+    """See commands.workbench.wiring.Server."""
+
+    def __init__(self, service: Service, server: HttpServer) -> None:
+        self._service, self._server = service, server
+
+    @property
+    def address(self) -> str:
+        return str(self._server.address)
+
+    def snapshot(self) -> ServingReport:
+        return self._service.snapshot()
+
+    def act(self, action: ServeAction) -> ServingReport:
+        if action == "show":
+            return self.snapshot()
+        if self._service.doing == "stopped":
+            raise StateError("the server has stopped; start the program anew to serve again")
+        if action == "stop":
+            # It waits for answers, and so for the model's thread, on which this may run.
+            threading.Thread(target=self._stop, name="mlxfun-stop", daemon=True).start()
+        after: dict[ServeAction, Doing] = {"pause": "paused", "resume": "open"}
+        self._service.doing = after.get(action, "draining")
+        return self.snapshot()
+
+    def _stop(self) -> None:
+        self._server.close()
+        self._service.doing = "stopped"
+
+
 @contextmanager
 def beside(engine: Engine, serve: Serve | None) -> Iterator[None]:
     """Serve inside the block; at its end answers are completed first. Raises UsageError."""
@@ -211,6 +250,7 @@ def beside(engine: Engine, serve: Serve | None) -> Iterator[None]:
     service = Service(serve.options)
     engine.serve(service)
     server = HttpServer(service, routes(engine, service))
+    engine.served_by(Running(service, server))
     streams.say(f"serving at http://{server.address}/v1")
     try:
         yield

@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
-from commands import serving
+import click
+
+from commands import serving, streams
 from commands.config import Config
 from commands.workbench.residency import Residency
+from mlxfun.serving.options import Address
 
-FrontEnd = Literal["screen", "plain", "headless"]
+# Found at run time: `commands` lies below `tui` and must not import it, yet the program that starts
+# the screen is the one that parses the command line.
+SCREEN = ("tui.app", "run")
+IN_BROWSERS = ("tui.web.server", "run")
+AT_WEB = "127.0.0.1:8000"
+
+FrontEnd = Literal["screen", "web", "plain", "headless"]
+
+
+@dataclass(frozen=True, slots=True)
+class Web:
+    """The screen in a browser: where, and the token that it is shown for."""
+
+    address: Address
+    token: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +55,7 @@ class Start:
     hostfile: Path | None = None
     config: Config = field(default_factory=Config)
     serve: serving.Serve | None = None
+    web: Web | None = None
     residency: Residency = field(default_factory=Residency)
 
     @property
@@ -68,3 +89,39 @@ class Start:
         if self.replay is not None:
             found.append(shlex.join(["replay", str(self.replay)]))
         return (*found, *(self.serve.lines if self.serve else ()), *self.commands)
+
+
+def web_of(where: str, token: str | None) -> Web:
+    """Where the screen is shown; a token is made up where none is given."""
+    import secrets
+
+    from mlxfun.errors import UsageError
+    from mlxfun.serving.options import ServeOptions
+
+    try:
+        address = Address.parse(where)
+        ServeOptions(address, token or None)
+    except UsageError as problem:
+        raise click.UsageError(str(problem).replace("serve at", "--web")) from None
+    return Web(address, token or secrets.token_urlsafe(24))
+
+
+def screen_of(start: Start) -> Callable[..., int]:
+    """What shows the screen, here or in browsers. Raises click.UsageError."""
+    if start.web is None:
+        module, function = SCREEN
+        shown: Callable[..., int] = getattr(import_module(module), function)
+        return shown
+    module, function = IN_BROWSERS
+    try:
+        show = getattr(import_module(module), function)
+    except ImportError as problem:
+        raise click.UsageError(
+            f"--web needs a package more: pip install 'mlxfun[web]' ({problem})"
+        ) from None
+    told = partial(_told, "the screen is at")
+    return partial(show, wanted=start.web, told=told)
+
+
+def _told(what: str, address: str) -> None:
+    streams.say(f"{what} {address}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -24,6 +24,7 @@ from mlxfun.events import (
     Notice,
 )
 from mlxfun.report import Report, TextReport
+from mlxfun.serving.snapshot import ServingReport
 from mlxfun.session.reports import SessionView
 from tests.fake_selection import COMMANDS as SELECTION
 from tests.fake_selection import FakeSelection
@@ -69,6 +70,7 @@ COMMANDS: tuple[tuple[str, str, str, str, str], ...] = (
     ("tokens", "chat", "Count tokens.", "tokens TEXT", "model"),
     ("resume", "shell", "Bring a session back.", "resume [PATH]", ""),
     *SELECTION,
+    ("serve", "shell", "Show the server.", "serve [ACTION]", ""),
     ("help", "shell", "Explain a command.", "help [COMMAND]", ""),
     ("quit", "shell", "Leave the shell.", "quit", ""),
 )
@@ -99,8 +101,12 @@ class FakeEngine(FakeSession, FakeSelection):
         self._asked: list[str] = []
         self._view = SessionView()
         self.left: Notice | None = None
+        self.served: ServingReport | None = None
 
     # The engine's interface -------------------------------------------------------------------
+    def serving(self) -> ServingReport | None:
+        return self.served
+
     @property
     def busy(self) -> str | None:
         return self._running[1] if self._running else None
@@ -164,7 +170,8 @@ class FakeEngine(FakeSession, FakeSelection):
         return "\n".join(f"{c[0]}: {c[2]}" for c in COMMANDS)
 
     def view(self) -> SessionView:
-        return self._view
+        served = self.served
+        return self._view if served is None else replace(self._view, serving=served.address)
 
     def rows(self) -> tuple[Row, ...]:
         have = self._have()

@@ -4,18 +4,39 @@ from __future__ import annotations
 
 import http.client
 import json
+import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 from commands.engine import Engine
+from mlxfun.data import demo
 from mlxfun.events import Event, JobEnded
 from mlxfun.serving.options import Address, ServeOptions
 from mlxfun.serving.service import Service
 
 QUESTION = [{"role": "user", "content": "What is a mortgage?"}]
+
+CALLER = (
+    "{% if tools %}<|im_start|>system\n{% for t in tools %}{{ t | tojson }}\n{% endfor %}"
+    "<tool_call>{tool_call.name}</tool_call><|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""A chat template that knows tools, as Hermes-style models write calls of them."""
+
+
+def caller(folder: Path) -> Path:
+    """The demo model with such a template, below `folder`."""
+    path = folder / "caller"
+    shutil.copytree(demo.model_path(), path)
+    config = json.loads((path / "tokenizer_config.json").read_text())
+    (path / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": CALLER}))
+    return path
 
 
 class Served:
@@ -23,6 +44,7 @@ class Served:
 
     def __init__(self, *lines: str, **options: Any) -> None:
         from commands.routes import routes
+        from commands.serving import Running
         from mlxfun.serving.http.server import HttpServer
 
         self._events: SimpleQueue[Event] = SimpleQueue()
@@ -31,6 +53,7 @@ class Served:
         self.service = Service(ServeOptions(Address(port=0), **options))
         self.engine.serve(self.service)
         self.server = HttpServer(self.service, routes(self.engine, self.service))
+        self.engine.served_by(Running(self.service, self.server))
         self._own = threading.Lock()
         for line in lines:
             self.run(line)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from rich.console import RenderableType
 from rich.text import Text
@@ -36,6 +36,7 @@ from tui.interaction.layouts import LayoutKeys
 from tui.interaction.navigation import NavigationKeys
 from tui.interaction.picking import ExpertKeys
 from tui.interaction.reading import ReadingKeys
+from tui.interaction.serving import ServingKeys
 from tui.interaction.windows import Windows
 from tui.keys.key_labels import KeyNames
 from tui.keys.keymap import BY_ID, Key, PanelName
@@ -62,8 +63,7 @@ from tui.state.chat_turns import quoted
 from tui.state.reducer import reduce
 from tui.state.sizes import read
 
-FRAMES_PER_SECOND = 12
-REMOTE_FRAMES_PER_SECOND = 4
+FRAMES_PER_SECOND, REMOTE_FRAMES_PER_SECOND = 12, 4
 LONG_JOB = 10.0
 DEFAULT_CONFIG = Config()
 VISIBLE = VisibleText()
@@ -89,11 +89,14 @@ def without_pixels() -> None:
         vars(constants)["SMOOTH_SCROLL"] = False
 
 
-class ShellApp(NavigationKeys, ExpertKeys, ChatKeys, FormKeys, LayoutKeys, ReadingKeys, Windows):
+class ShellApp(
+    NavigationKeys, ExpertKeys, ChatKeys, FormKeys, LayoutKeys, ReadingKeys, ServingKeys, Windows
+):
     """The full screen on one engine.
 
     engine: runs the commands. startup_lines: queued after the first paint. renderer: makes a
-    report readable. lines: earlier command lines; the layout is kept beside them. clock: seconds, monotonic. config: the user's.
+    report readable. lines: earlier command lines; the layout is kept beside them. clock: seconds,
+    monotonic. config: the user's.
     """
 
     TITLE = "mlxfun"
@@ -192,8 +195,8 @@ class ShellApp(NavigationKeys, ExpertKeys, ChatKeys, FormKeys, LayoutKeys, Readi
         events = self._events.drain()
         for event in events:
             self._take(event)
-        settled = self._settle()
-        if events or settled or self.state.job is not None:
+        settled, looked = self._settle(), self._look()
+        if events or settled or looked or self.state.job is not None:
             self._show()
 
     def _take(self, event: Event) -> None:
@@ -236,10 +239,8 @@ class ShellApp(NavigationKeys, ExpertKeys, ChatKeys, FormKeys, LayoutKeys, Readi
     def _show_outcome(
         self, event: JobEnded, panel: PanelName, asked_from: PanelName | None
     ) -> None:
-        """Bring the panel with the outcome into view, or mark its tab.
-
-        A mark has to do where the panel would replace the one that the user is working in.
-        """
+        """Bring the panel with the outcome into view, or mark its tab where it would replace the one
+        that the user is working in."""
         aside = isinstance(event.report, StepReport) or event.line.startswith("select")
         shown = actions.reveal(self.state, panel, aside=aside)
         focused = self.main.focused_panel
@@ -250,12 +251,11 @@ class ShellApp(NavigationKeys, ExpertKeys, ChatKeys, FormKeys, LayoutKeys, Readi
         self.state = shown
 
     def _first_load(self, event: JobEnded) -> bool:
-        """Whether this loaded the model that the shell was started with: no panel is shown for it."""
+        """Whether this loaded the model that the shell was started with."""
         return event.line in self._startup_lines and event.line.startswith("load ")
 
     def _notify(self, event: JobEnded) -> None:
-        """Ring the bell and send a desktop notification."""
-        # No toast: it would cover the line that is being typed, and the echo line says the same.
+        """Ring the bell and send a desktop notification; a toast would cover the command line."""
         self.bell()
         text = event.report.summary() if event.report else (event.error or "failed")
         if self._driver is not None:
@@ -353,44 +353,49 @@ class ShellApp(NavigationKeys, ExpertKeys, ChatKeys, FormKeys, LayoutKeys, Readi
         verb, *arguments = target.split()
         verbs = {**self._navigation_verbs(), **self._expert_verbs(), **self._chat_verbs(),
                  **self._form_verbs(), **self._layout_verbs(),
-                 **self._reading_verbs()}  # fmt: skip
+                 **self._reading_verbs(), **self._serving_verbs()}  # fmt: skip
         verbs[verb](*arguments)
 
 
 def full_report(report: Report) -> RenderableType:
-    """A report as the commands render it."""
-    # Imported with the first report: the first paint does not wait for it.
+    """A report as the commands render it; imported with the first, so that the first paint waits less."""
     from commands.output.render.dispatch import render
 
     return render(report)
 
 
-def run(
+def application(
     engine: Engine,
     *,
     startup_lines: Sequence[str] = (),
     renderer: Callable[[Report], RenderableType] = full_report,
     lines_file: Path | None = None,
     config: Config = DEFAULT_CONFIG,
-) -> int:
-    """Show the shell until the user leaves; returns the exit code.
+) -> ShellApp:
+    """The application. Raises UsageError for themes and keys that there are not.
 
     startup_lines: command lines to run after the first paint. lines_file: where command lines are
-    remembered between sessions, the layout beside it; the user's state directory when None. config: the user's theme,
-    keys and refresh rate; UsageError for those that there are not. On return the running job
-    is cancelled and the terminal is restored; closing the engine is the caller's part.
+    remembered between sessions, the layout beside it; the user's state directory when None.
     """
     # Every frame of a heatmap is kilobytes: a remote terminal gets fewer.
-    remote = "SSH_CONNECTION" in os.environ
-    rate = REMOTE_FRAMES_PER_SECOND if remote else FRAMES_PER_SECOND
+    rate = REMOTE_FRAMES_PER_SECOND if "SSH_CONNECTION" in os.environ else FRAMES_PER_SECOND
     check_config(config)
     without_pixels()
-    app = ShellApp(
+    return ShellApp(
         engine,
         startup_lines=startup_lines,
         renderer=renderer,
         lines=LineHistory(lines_file or LineHistory.default_path()),
         config=replace(config, refresh_rate=config.refresh_rate or rate),
     )
+
+
+def run(engine: Engine, **given: Any) -> int:
+    """Show the shell until the user leaves; returns the exit code. given: see `application`.
+
+    On return the running job is cancelled and the terminal is restored; closing the engine is the
+    caller's part.
+    """
+    app = application(engine, **given)
     code = app.run()
     return app.return_code or code or 0

@@ -13,6 +13,7 @@ from mlxfun.steering.wish import cells_of
 from mlxfun.text import counted
 from tui.input import chat_actions, expert_selection
 from tui.keys.keymap import BY_ID, Key, Place, command_of, keys_for
+from tui.state import serving
 from tui.state.app_state import AppState
 from tui.state.chat_turns import quoted
 from tui.state.steering import full_line
@@ -94,6 +95,7 @@ def command_line(state: AppState, key: Key, node: int | None = None) -> str:
         "steer_off": steer_line(view.steering, layer, expert, "off"),
         "node": str(node if node is not None else ""),
         "marked": str(compared_with(state, node)),
+        "serve": serving.line_of(state),
     }
     if key.id in MEASURING and dense(state):
         return _measuring_line(state, key.target)
@@ -129,6 +131,8 @@ def why_not(state: AppState, key: Key) -> str:
     """Why `key` does nothing now, "" if it does something."""
     if key.id == "undo" and expert_selection.undoable(state):
         return ""
+    if "serve" in (*key.scopes, key.target.removeprefix("panel ")) and not state.view.serving:
+        return "nothing is served: start with mlxfun-shell MODEL --serve"
     reason = _compare_reason(state, key) or _edit_reason(state, key)
     name = command_of(key)
     if reason or name is None:

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from tui.state.app_state import AppState
 
 PANELS: tuple[PanelName, ...] = get_args(PanelName)
-# These two share a place where all others have one of their own.
-UPPER: tuple[PanelName, ...] = ("plan", "mixer")
+# These share a place where all others have one of their own.
+UPPER: tuple[PanelName, ...] = ("plan", "mixer", "serve")
 
 WIDE_COLUMNS, WIDE_ROWS = 110, 30
 SPLIT_ROWS = 22
@@ -40,25 +40,27 @@ class Arrangement:
 def arrange(width: int, height: int, state: AppState) -> Arrangement:
     """The arrangement for `width` x `height` cells.
 
-    Of `state` it reads panel, beside, front, upper and zoomed.
+    Of `state` it reads panel, beside, front, upper and zoomed, and whether anything is served: the
+    panel of the server is there only then.
     """
+    panels = PANELS if state.view.serving else tuple(p for p in PANELS if p != "serve")
     if state.zoomed:
-        return Arrangement("single", (state.panel,), PANELS)
+        return Arrangement("single", (state.panel,), panels)
     if width >= WIDE_COLUMNS and height >= WIDE_ROWS:
         hidden = {name for name in UPPER if name != state.upper}
-        return Arrangement("wide", tuple(p for p in PANELS if p not in hidden), ())
+        return Arrangement("wide", tuple(p for p in panels if p not in hidden), ())
     if height >= SPLIT_ROWS:
-        return Arrangement("split", ("experts", state.beside), PANELS[1:])
-    return Arrangement("single", (state.front,), PANELS)
+        return Arrangement("split", ("experts", state.beside), panels[1:])
+    return Arrangement("single", (state.front,), panels)
 
 
 LEAST_ROWS = 4
 """Lines of a panel with its frame, below which it shows nothing."""
 QUIET_CHAT = 7
 """Lines of the chat while nothing has been said."""
-RIGHT: tuple[PanelName, ...] = ("plan", "mixer", "history", "log")
+RIGHT: tuple[PanelName, ...] = ("plan", "mixer", "serve", "history", "log")
 """The panels of the right column, from the top."""
-WEIGHTS: dict[PanelName, float] = {"plan": 5, "mixer": 5, "history": 2, "log": 4}
+WEIGHTS: dict[PanelName, float] = {"plan": 5, "mixer": 5, "serve": 5, "history": 2, "log": 4}
 """How the right column is shared where the contents do not fit."""
 IN_FRONT = 2.0
 """By how much the panel with the newest outcome counts for more."""

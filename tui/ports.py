@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from mlxfun.events import Event
+from mlxfun.serving.snapshot import ServingReport
 from mlxfun.session.reports import SessionView
 
 if TYPE_CHECKING:
@@ -95,6 +96,9 @@ class Engine(Protocol):
 
     def view(self) -> SessionView:
         """The session after the last finished job."""
+
+    def serving(self) -> ServingReport | None:
+        """What the server beside the screen does, None without one."""
 
     def rows(self) -> Sequence[Row]:
         """Every command, with whether it applies now."""

@@ -32,6 +32,7 @@ from tui.widgets.keybar import KeyBar
 from tui.widgets.log import LogPanel
 from tui.widgets.panel import Panel
 from tui.widgets.plan import PlanPanel
+from tui.widgets.serve import ServePanel
 from tui.widgets.status import StatusLine
 from tui.widgets.tabs import TabStrip
 
@@ -87,6 +88,7 @@ class MainScreen(Screen[None]):
             with Vertical(id="right"):
                 yield PlanPanel()
                 yield MixerPanel()
+                yield ServePanel()
                 yield HistoryPanel()
                 yield LogPanel(self._renderer)
         yield CommandLine(self._complete, self._past)
@@ -104,6 +106,7 @@ class MainScreen(Screen[None]):
             self.query_one(ChatPanel).show(state)
             self.query_one(PlanPanel).show(state)
             self.query_one(MixerPanel).show(state)
+            self.query_one(ServePanel).show(state)
             self.query_one(HistoryPanel).show(state)
             self.query_one(LogPanel).show(state)
             self._share_out()
@@ -218,6 +221,11 @@ class MainScreen(Screen[None]):
     def selected_node(self) -> int | None:
         """The state under the cursor of the history panel."""
         return self.query_one(HistoryPanel).selected
+
+    @property
+    def selected_request(self) -> int | None:
+        """The request under the cursor of the server's panel."""
+        return self.query_one(ServePanel).selected
 
     @property
     def mixer(self) -> MixerPanel:

@@ -102,7 +102,7 @@ _ALL = (
         "Larger than memory: planning, experts on disk, profiles",
         ("plan", "load", "residency", "residency sweep", "profile save", "profile load"),
     ),
-    Guide("serving", "Serving OpenAI's and Anthropic's clients while you edit"),
+    Guide("serving", "Serving OpenAI's and Anthropic's clients while you edit", ("serve",)),
     Guide("distributed", "Calibration and scans on several machines", ("workers",)),
     Guide("headless", "Scripts: --headless, JSON, exit codes; the line shell --plain"),
     Guide("configuration", "config.toml: theme, defaults, undo budget, keys"),

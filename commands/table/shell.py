@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import click
 from click.shell_completion import CompletionItem
 
-from commands.conditions import always
+from commands.conditions import always, served
 from commands.declare import DATASET, Call, Command, command, positive
 from commands.guides.index import GUIDES
 from commands.guides.report import GuideReport
@@ -18,6 +18,7 @@ from commands.scripts import resume
 from commands.scripts.replay import run_script
 from commands.types import FilePath, Number, Seed
 from commands.workbench.settings import Settings
+from commands.workbench.wiring import ServeAction
 from mlxfun.calibration.options import METRICS
 from mlxfun.errors import UsageError
 from mlxfun.report import Report, TextReport
@@ -232,6 +233,18 @@ def expect(call: Call) -> Report:
     return TextReport(expectations.check(call["expectation"], data, call.bench.last_error))
 
 
+@command("serve", group="shell", when=served, instant=True, recorded=False, read_only=True)
+@click.argument("action", type=click.Choice(get_args(ServeAction)), default="show")
+def serve(call: Call) -> Report:
+    """Show the server beside the shell (--serve), hold clients back, or stop it.
+
+    show: requests in flight, what each client has had, what went wrong. pause: new requests wait,
+    those in flight go on. drain: new ones are refused with 503, the others are answered. resume:
+    answer again. stop: drain, then close the server; the shell goes on.
+    """
+    return call.bench.served().act(call["action"])
+
+
 @command("help", group="shell", key="f1", when=always, instant=True, recorded=False)
 @click.argument("name", nargs=-1, type=_HelpName())
 def help_page(call: Call) -> Report:
@@ -253,6 +266,7 @@ COMMANDS: tuple[Command, ...] = (
     replay,
     resume_session,
     expect,
+    serve,
     help_page,
     quit_shell,
 )

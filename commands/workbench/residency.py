@@ -1,4 +1,4 @@
-"""The options that say how much of a model is held in memory: of `load`, and of the program."""
+"""The options that say how a model and its caches are held in memory: of `load`, and of the program."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import click
 from commands.types import FilePath, HowMuch
 
 if TYPE_CHECKING:
-    from mlxfun.checkpoint.options import LoadOptions, Miss, Resident
+    from mlxfun.checkpoint.options import LoadOptions, Miss, PackedCache, Resident
 
 _OPTIONS = (
     click.option(
@@ -52,8 +52,28 @@ _OPTIONS = (
         metavar="N",
         help="Read up to N experts of the next layer before it asks (default: 0).",
     ),
+    click.option(
+        "--kv-bits",
+        type=click.Choice(["4", "8"]),
+        help="Pack the KV caches of answers, of chat and of clients, to so many bits.",
+    ),
+    click.option(
+        "--kv-group-size",
+        type=click.Choice(["32", "64", "128"]),
+        help="With --kv-bits: values that share a scale (default: 64).",
+    ),
+    click.option(
+        "--kv-start",
+        type=click.IntRange(min=0),
+        metavar="N",
+        help="With --kv-bits: pack a cache once it holds N tokens (default: 0). Above 0 clients are "
+        "answered one at a time.",
+    ),
 )
-NAMES = ("resident", "capacity", "profile", "miss", "read_ahead", "scratch")
+NAMES = (
+    "resident", "capacity", "profile", "miss", "read_ahead", "scratch",
+    "kv_bits", "kv_group_size", "kv_start",
+)  # fmt: skip
 
 
 def residency_options(function: Any) -> Any:
@@ -73,6 +93,9 @@ class Residency:
     miss: str | None = None
     read_ahead: int | None = None
     scratch: Path | None = None
+    kv_bits: str | None = None
+    kv_group_size: str | None = None
+    kv_start: int | None = None
 
     @classmethod
     def taken(cls, params: Mapping[str, Any]) -> Residency:
@@ -125,4 +148,19 @@ class Residency:
             miss=cast("Miss", self.miss or "read"),
             read_ahead=self.read_ahead or 0,
             scratch=self.scratch,
+            kv=self._packed(),
         )
+
+    def _packed(self) -> PackedCache | None:
+        from mlxfun.checkpoint.options import PackedCache
+        from mlxfun.errors import UsageError
+
+        if self.kv_bits is None:
+            given = {"--kv-group-size": self.kv_group_size, "--kv-start": self.kv_start}
+            for name, value in given.items():
+                if value is not None:
+                    raise UsageError(
+                        f"{name} {value} is about packed caches: give --kv-bits 4 or 8"
+                    )
+            return None
+        return PackedCache(int(self.kv_bits), int(self.kv_group_size or 64), self.kv_start or 0)

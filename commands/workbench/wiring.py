@@ -6,12 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from commands.workbench.interleave import During
     from mlxfun.context import Context
     from mlxfun.events import JobEnded
+    from mlxfun.serving.snapshot import ServingReport
     from mlxfun.session.session import Session
 
 
@@ -31,6 +32,23 @@ class Nested(Protocol):
 
     def __call__(self, line: str, parent: Context, due: list[During] | None = None) -> JobEnded:
         """The outcome of `line`. due: what runs in the middle of it; what has run is taken out."""
+
+
+ServeAction = Literal["show", "pause", "resume", "drain", "stop"]
+
+
+class Server(Protocol):
+    """The server beside the front end. May be used from any thread."""
+
+    @property
+    def address(self) -> str: ...
+
+    def snapshot(self) -> ServingReport:
+        """What it does, as of a moment ago."""
+
+    def act(self, action: ServeAction) -> ServingReport:
+        """Hold requests back, refuse new ones, answer again, or stop. Raises StateError once it has
+        stopped."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from commands.workbench.journal import Journal
 from commands.workbench.residency import Residency
 from commands.workbench.session_file import Mark
 from commands.workbench.settings import Settings
-from commands.workbench.wiring import Wiring
+from commands.workbench.wiring import Server, Wiring
 from mlxfun.checkpoint.options import LoadOptions
 from mlxfun.context import Context
 from mlxfun.data.options import Weighted
@@ -70,6 +70,7 @@ class Workbench:
         self.recorded_name: Callable[[str], str] = str
         self.identities: Path | None = None
         self.loaded: Loaded | None = None
+        self.server: Server | None = None
         self.last: Report | None = None
         self.last_error: str | None = None
 
@@ -87,7 +88,14 @@ class Workbench:
 
     def view(self) -> SessionView:
         """The session at this moment; the empty view without a model."""
-        return self._session.view() if self._session is not None else SessionView()
+        view = self._session.view() if self._session is not None else SessionView()
+        return view if self.server is None else replace(view, serving=self.server.address)
+
+    def served(self) -> Server:
+        """The server beside the front end. Raises StateError when there is none."""
+        if self.server is None:
+            raise StateError("nothing is served: start with mlxfun-shell MODEL --serve")
+        return self.server
 
     @property
     def mark(self) -> Mark:

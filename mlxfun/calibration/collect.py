@@ -77,23 +77,29 @@ def _norms(record: Record) -> mx.array:
     return record.norms
 
 
-def token_sums(layers: Sequence[MoELayer], experts: Array, weights: Array, norms: Array) -> Array:
+def token_sums(
+    layers: Sequence[MoELayer], experts: Array, weights: Array, norms: Array | None
+) -> Array:
     """Sums of N tokens, float64 [L, S, E] in the order of stats.SUMS, from arrays on the host.
 
     experts: int [N, L, K], -1 where unused; weights and norms: float32 [N, L, K]. The products are
-    made in float32, as `layer_sums` makes them.
+    made in float32, as `layer_sums` makes them. norms: None where they were not measured, which
+    leaves the sums that are made of them at 0.
     """
-    total = np.zeros((len(layers), len(SUMS), max(layer.num_experts for layer in layers)))
+    most = max(layer.num_experts for layer in layers)
+    total = np.zeros((len(layers), len(SUMS), most))
     where = np.nonzero(experts >= 0)
-    rows = where[1]
-    chosen, weight, norm = (a[where] for a in (experts, weights, norms))
-    inside = np.array([layer.facts.weights_inside for layer in layers])[rows]
-    contribution = np.where(inside, norm, weight * norm)
-    values = (
-        np.ones_like(norm), weight, norm, contribution, np.square(contribution), np.square(norm),
-    )  # fmt: skip
-    for place, value in enumerate(values):
-        np.add.at(total[:, place], (rows, chosen), value)
+    places = where[1] * most + experts[where]
+    weight = weights[where]
+    values = [np.ones_like(weight), weight]
+    if norms is not None:
+        norm = norms[where]
+        inside = np.array([layer.facts.weights_inside for layer in layers])[where[1]]
+        contribution = np.where(inside, norm, weight * norm)
+        values += [norm, contribution, np.square(contribution), np.square(norm)]
+    for index, value in enumerate(values):
+        sums = np.bincount(places, value, len(layers) * most)
+        total[:, index] = sums.reshape(len(layers), most)
     return total
 
 

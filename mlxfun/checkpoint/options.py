@@ -25,6 +25,27 @@ the weights of the others grow to the same sum. Skipping changes what the model 
 
 
 @dataclass(frozen=True, slots=True)
+class PackedCache:
+    """KV caches packed to `bits` in groups of `group_size` values, as mlx-lm's --kv-bits does. start:
+    how many tokens a cache has when it is packed, 0 for from the first on.
+
+    Raises UsageError for what MLX has no kernel for.
+    """
+
+    bits: int
+    group_size: int = 64
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        if self.bits not in (4, 8):
+            raise UsageError(f"--kv-bits {self.bits}: give 4 or 8")
+        if self.group_size not in (32, 64, 128):
+            raise UsageError(f"--kv-group-size {self.group_size}: give 32, 64 or 128")
+        if self.start < 0:
+            raise UsageError(f"--kv-start {self.start} must be a number of tokens, from 0 on")
+
+
+@dataclass(frozen=True, slots=True)
 class LoadOptions:
     """revision: of a Hub model. chat_template: a file whose template is used instead of the
     model's. identities: a file that remembers the fingerprints of checkpoints, so that a large one
@@ -35,7 +56,8 @@ class LoadOptions:
     mlxfun.memory.profile. miss: see `Miss`. read_ahead: experts of the next layer that are read
     before its router has chosen, 0 for none. profiles: a folder that remembers which experts a model
     used last, where no profile is given; None to do without. scratch: with resident "none", a
-    directory for hidden states and edited tensors; the system's by default.
+    directory for hidden states and edited tensors; the system's by default. kv: how the KV caches of
+    answers are packed, None for not at all.
     """
 
     revision: str | None = None
@@ -48,6 +70,7 @@ class LoadOptions:
     read_ahead: int = 0
     profiles: Path | None = None
     scratch: Path | None = None
+    kv: PackedCache | None = None
 
     def __post_init__(self) -> None:
         """Raise UsageError for a `resident` that is none: it would hold the whole model."""

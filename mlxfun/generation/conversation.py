@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from mlxfun.context import SILENT, Context
 from mlxfun.data.datasets import Message, Tokenizer, prompt_tokens
 from mlxfun.editing.editor import Editor
 from mlxfun.errors import StateError, UsageError
 from mlxfun.events import Side, Token
-from mlxfun.generation.decoder import Counter, Decoded, Decoder
+from mlxfun.generation.decoder import Counter, Decoded, Decoder, OnToken
 from mlxfun.generation.options import GenerateOptions
 from mlxfun.generation.reports import ChatReport, TokensReport
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mlxfun.arrays import Array
 
 
+class AnsweredElsewhere(Protocol):
+    """Answers in place of the decoder, where requests of others are answered too. It counts its
+    forwards, and lets waiting jobs take their turn between two tokens."""
+
+    def __call__(
+        self,
+        prompt: Sequence[int],
+        options: GenerateOptions,
+        side: Side,
+        on_token: OnToken,
+        ctx: Context,
+    ) -> Decoded:
+        """An answer; a cancel ends it at the token reached."""
+
+
 class Conversation:
-    """Messages so far, and answers by whichever side is live (or is asked for)."""
+    """Messages so far, and answers by whichever side is live (or is asked for).
+
+    elsewhere: what answers, None for the decoder.
+    """
 
     def __init__(
         self, tokenizer: Tokenizer, decoder: Decoder, editor: Editor, context: int | None = None
@@ -30,6 +50,7 @@ class Conversation:
         self._editor = editor
         self._messages: list[Message] = []
         self._taken: list[Message] = []
+        self.elsewhere: AnsweredElsewhere | None = None
 
     def reset(self) -> None:
         """Forget the turns; caches stay, they are valid for what they hold."""
@@ -69,9 +90,8 @@ class Conversation:
         asked = self._asked(text, options)
         prompt = prompt_tokens(asked, self._tokenizer, options.thinking)
         self._require_room(len(prompt), bool(self._messages))
-        with self._editor.live(_side(options.side, self._editor)):
-            decoded = self._decode(prompt, options, counter, ctx)
-            side = self._editor.side
+        side = _side(options.side, self._editor)
+        decoded = self._decode([int(t) for t in prompt], options, side, counter, ctx)
         if decoded.finish_reason != "cancelled":
             self._messages = [*asked, {"role": "assistant", "content": decoded.text}]
         return ChatReport(
@@ -111,18 +131,23 @@ class Conversation:
         )
 
     def _decode(
-        self, prompt: Array, options: GenerateOptions, counter: Counter | None, ctx: Context
+        self,
+        prompt: list[int],
+        options: GenerateOptions,
+        side: Side,
+        counter: Counter | None,
+        ctx: Context,
     ) -> Decoded:
-        side = self._editor.side
-
         def on_token(
             index: int, token: int, text: str, experts: Array | None, weights: Array | None
         ) -> None:
             ctx.emit(Token(0, side, index, token, text, experts, weights))
 
-        return self._decoder.run(
-            [int(t) for t in prompt], options, self._editor.key, on_token, counter, ctx
-        )
+        if self.elsewhere is not None:
+            return self.elsewhere(prompt, options, side, on_token, ctx)
+        with self._editor.live(side):
+            key = self._editor.key
+            return self._decoder.run(prompt, options, key, on_token, counter, ctx)
 
 
 def _side(wish: str, editor: Editor) -> Side:

@@ -22,6 +22,7 @@ import mlx.nn as nn
 import numpy as np
 
 from mlxfun.calibration.collect import layer_sums
+from mlxfun.checkpoint.options import PackedCache
 from mlxfun.context import SILENT, Context
 from mlxfun.data.datasets import Tokenizer, require_known
 from mlxfun.errors import Cancelled
@@ -103,7 +104,7 @@ class _Flight:
 class Decoder:
     """Generates with one tapped model; keeps KV caches by (state, steering).
 
-    sampler: makes what draws the tokens of an answer from its options.
+    sampler: makes what draws the tokens of an answer from its options. kv: how caches are packed.
     """
 
     def __init__(
@@ -112,11 +113,12 @@ class Decoder:
         tokenizer: Tokenizer,
         taps: Taps,
         sampler: Callable[[Any], Draws] = Sampler,
+        kv: PackedCache | None = None,
     ) -> None:
         self._model: Any = model
         self._tokenizer = tokenizer
         self._taps = taps
-        self._caches = CachePool(model)
+        self._caches = CachePool(model, kv=kv)
         self._sampler = sampler
 
     @property
@@ -170,7 +172,8 @@ class Decoder:
         if on_cuda():  # a first answer waits for the compiler; a CPU's BLAS matters in passes only
             announce(ctx)
         cache = self._caches.take(key(), prompt)
-        answer = _Answer(self._model, self._taps, cache, self._sampler(options), counter)
+        draws, grown = self._sampler(options), self._caches.before_forward
+        answer = _Answer(self._model, self._taps, cache, draws, counter, grown)
         cached, begin = len(cache.tokens), monotonic()
         detokenizer = self._tokenizer.detokenizer
         detokenizer.reset()
@@ -210,9 +213,10 @@ class _Answer:
         cache: KVCache,
         sampler: Draws,
         counter: Counter | None,
+        grown: Callable[[KVCache], None],
     ) -> None:
         self._model, self._taps, self._cache = model, taps, cache
-        self._sampler, self._counter = sampler, counter
+        self._sampler, self._counter, self._grown = sampler, counter, grown
         self._token: mx.array | None = None
         self._flight: _Flight | None = None
 
@@ -224,6 +228,7 @@ class _Answer:
         while len(cache.tokens) < len(prompt):
             ctx.check()
             chunk = list(prompt[len(cache.tokens) : len(cache.tokens) + PREFILL_STEP])
+            self._grown(cache)
             logits = self._read(chunk)
             cache.tokens.extend(chunk)
             if len(prompt) > PREFILL_STEP:
@@ -259,6 +264,7 @@ class _Answer:
         """Queue the forward that consumes the newest token, and the token that comes of it."""
         token, cache = self._token, self._cache
         assert token is not None
+        self._grown(cache)
         cache.begin_step()
         cache.pure = cache.pure and key == cache.key
         counted = self._counter is not None

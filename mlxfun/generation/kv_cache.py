@@ -10,12 +10,10 @@ from typing import Any, cast
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
-from mlx_lm.models.cache import (
-    ChunkedKVCache,
-    can_trim_prompt_cache,
-    make_prompt_cache,
-    trim_prompt_cache,
-)
+from mlx_lm.models.cache import ChunkedKVCache, can_trim_prompt_cache, trim_prompt_cache
+
+from mlxfun.checkpoint.options import PackedCache
+from mlxfun.generation.packed_cache import new_cache, pack, packed
 
 Key = tuple[str, str]
 """(state of the weights, steering in force), as Editor.key gives it."""
@@ -113,21 +111,29 @@ def _restore(layer: Any, before: Any) -> None:
 
 
 class CachePool:
-    """Caches kept for later answers, the oldest first."""
+    """Caches kept for later answers, the oldest first. kv: how they are packed; one pool holds
+    caches of one kind."""
 
-    def __init__(self, model: nn.Module, most_bytes: int = MOST_BYTES) -> None:
-        self._model, self._most_bytes = model, most_bytes
+    def __init__(
+        self, model: nn.Module, most_bytes: int = MOST_BYTES, kv: PackedCache | None = None
+    ) -> None:
+        self._model, self._most_bytes, self._kv = model, most_bytes, kv
         self._kept: list[KVCache] = []
 
     def clear(self) -> None:
         """Drop every cache."""
         self._kept.clear()
 
+    def before_forward(self, cache: KVCache) -> None:
+        """Pack a cache that has grown long enough for it."""
+        if self._kv is not None:
+            pack(cache.layers, self._kv)
+
     def take(self, key: Key, prompt: Sequence[int]) -> KVCache:
         """The longest cache whose tokens begin the prompt, trimmed to what it shares with it."""
         best, shared = self._best(key, prompt)
         if best is None:
-            return KVCache(key, [], make_prompt_cache(self._model))
+            return KVCache(key, [], new_cache(self._model, self._kv))
         self._kept.remove(best)
         if len(best.tokens) > shared:
             trim_prompt_cache(best.layers, len(best.tokens) - shared)
@@ -149,7 +155,9 @@ class CachePool:
             shared = _common_prefix(cache.tokens, prompt)
             extra = len(cache.tokens) - min(shared, len(prompt) - 1)
             usable = extra == 0 or can_shorten(cache.layers, extra)
-            if usable and shared > best_shared:
+            # What is shorter than that would not be packed.
+            late = self._kv is not None and shared < self._kv.start and packed(cache.layers)
+            if usable and not late and shared > best_shared:
                 best, best_shared = cache, shared
         return best, min(best_shared, len(prompt) - 1) if best is not None else 0
 

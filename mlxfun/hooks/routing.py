@@ -340,12 +340,13 @@ class Taps:
             yield reduction
 
     @contextmanager
-    def stepping(self, *, norms: bool = False) -> Iterator[Stepping]:
-        """Collect the routing of one forward over one token inside the block, for decoding.
+    def stepping(self, *, norms: bool = False, rows: int = 1) -> Iterator[Stepping]:
+        """Collect the routing of one forward over one token of each row inside the block, for
+        decoding.
 
         Costs less on the host than a recording, and is stacked to one array of each kind.
         """
-        stepping = Stepping(self.anatomy.top_k, len(self.layers), norms)
+        stepping = Stepping(self.anatomy.top_k, len(self.layers), norms, rows)
         before = [tap.step for tap in self.layers]
         for tap in self.layers:
             tap.step, tap.observed = stepping, True

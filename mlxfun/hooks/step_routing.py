@@ -1,4 +1,4 @@
-"""The routing of one decoding step, stacked on the device: a few kernels a token, not a few a layer."""
+"""The routing of a decoding step, stacked on the device: a few kernels a step, not a few a layer."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ _fused_join = mx.compile(_join)
 @dataclass(frozen=True, slots=True)
 class StepRouting:
     """The routing of a forward over one token, on the device and queued: experts int [L, K],
-    weights [L, K], norms float32 [L, K] or None. K is the widest layer's."""
+    weights [L, K], norms float32 [L, K] or None. K is the widest layer's, times the rows."""
 
     experts: mx.array
     weights: mx.array
@@ -94,22 +94,23 @@ class StepRouting:
 
 
 class Stepping:
-    """Collects the routing of one forward over one token, [L] of each. See Taps.stepping."""
+    """Collects the routing of one forward over one token of each of `rows` requests, [L] of each.
+    See Taps.stepping."""
 
-    def __init__(self, width: int, layers: int, norms: bool) -> None:
-        self._width, self._norms = width, norms
+    def __init__(self, width: int, layers: int, norms: bool, rows: int = 1) -> None:
+        self._width, self._norms, self._rows = width, norms, rows
         self.indices: list[mx.array | None] = [None] * layers
         self.weights: list[mx.array | None] = [None] * layers
         self.outputs: list[mx.array | None] = [None] * layers
 
     def opened(self, position: int, indices: mx.array, y: mx.array) -> None:
-        """A layer has routed its token to `indices`, in checkpoint numbers; y: [..., K, D]."""
+        """A layer has routed its tokens to `indices`, in checkpoint numbers; y: [..., K, D]."""
         self.indices[position] = indices
         if self._norms:
             self.outputs[position] = y
 
     def stacked(self) -> StepRouting | None:
-        """What was collected, lazy; None for a model without experts.
+        """What was collected, lazy, [L, rows * K]; None for a model without experts.
 
         Raises HookError for a layer whose weights the forward did not show.
         """
@@ -125,18 +126,21 @@ class Stepping:
         )
 
     def _norms_of_all(self) -> mx.array:
-        """float32 [L, K], of all layers at once: a few kernels a token and not a few a layer."""
+        """float32 [L, rows * K], of all layers at once: a few kernels a step and not a few a layer."""
         outputs = [y.reshape(-1, y.shape[-1]) for y in self.outputs if y is not None]
-        if len({y.shape for y in outputs}) > 1:
-            return self._stack([output_norms(y) for y in outputs])
-        norms = output_norms(mx.stack(outputs))
-        return mx.pad(norms, [(0, 0), (0, self._width - norms.shape[1])])
+        if len({y.shape for y in outputs}) == 1 and outputs[0].shape[0] == self._width * self._rows:
+            return output_norms(mx.stack(outputs))
+        return self._stack([output_norms(y) for y in outputs])
 
     def _stack(self, arrays: Sequence[mx.array | None]) -> mx.array:
-        rows = [a.reshape(-1) for a in arrays if a is not None]
-        if any(row.size != self._width for row in rows):
-            rows = [mx.pad(row, (0, self._width - row.size)) for row in rows]
-        return stack_rows(rows)
+        return stack_rows([self._flat(a) for a in arrays if a is not None])
+
+    def _flat(self, array: mx.array) -> mx.array:
+        """[rows * K], of layers that choose fewer experts too."""
+        missing = self._width - array.size // self._rows
+        if not missing:
+            return array.reshape(-1)
+        return mx.pad(array.reshape(self._rows, -1), [(0, 0), (0, missing)]).reshape(-1)
 
 
 def require_all(positions: Sequence[int], seen: dict[int, Any]) -> None:

@@ -55,6 +55,18 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class Calls:
+    """Calls of tools that an answer must consist of. schema: a JSON schema of what stands between the
+    markers, as text, "" where that is left to the model. begin, end: the tokens of the markers.
+    several: whether another may follow."""
+
+    schema: str
+    begin: tuple[int, ...]
+    end: tuple[int, ...]
+    several: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
     """One request, checked. prompt: token ids.
 
@@ -62,7 +74,8 @@ class Ask:
     log-probabilities, 0 for those of the tokens alone. parts: whether thinking and tool calls are
     told from text. tools: whether tool calls are looked for. thinking: whether the prompt has opened
     a thinking block. routing: whether the experts of each token are wanted. grammar: a JSON schema,
-    as text, that the answer must follow.
+    as text, that the answer must follow. calls: the calls that it must be. one_call: whether the first
+    call ends it.
     """
 
     prompt: tuple[int, ...]
@@ -77,6 +90,8 @@ class Ask:
     thinking: bool = False
     routing: bool = False
     grammar: str | None = None
+    calls: Calls | None = None
+    one_call: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +149,7 @@ class Piece:
 class Said(Frame):
     """One token more, and what of the text is certain by now."""
 
+    token: int
     pieces: tuple[Piece, ...]
     logprob: TokenLogprob | None = None
     routing: TokenRouting | None = None

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Protocol
 
 from mlxfun.events import Side
 from mlxfun.serving.ask import Ask, Frame, SteerWish
+from mlxfun.serving.lanes import Moved
+from mlxfun.serving.snapshot import Ledger, RequestLine
 from mlxfun.serving.text import AnswerText
 
 Deliver = Callable[[Frame], None]
@@ -16,7 +19,9 @@ Wish = tuple[Side, SteerWish | None]
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """A request on its way. wish: the lane in which it is being answered."""
+    """A request on its way. wish: the lane in which it is being answered. local: it is the shell's
+    own chat, which listens on the model's thread. moved: where it stood in a lane that was closed.
+    client: who asks. came, first: when it and its first token came, in monotonic seconds."""
 
     id: int
     ask: Ask
@@ -24,6 +29,29 @@ class Request:
     text: AnswerText | None = None
     wish: Wish | None = None
     generated: int = 0
+    local: bool = False
+    moved: Moved | None = None
+    client: str = ""
+    side: Side = "base"
+    cached: int = 0
+    came: float = field(default_factory=monotonic)
+    first: float = 0.0
+
+    def line(self, waiting: bool, now: float) -> RequestLine:
+        """How it stands. now: monotonic seconds."""
+        rate = (self.generated - 1) / (now - self.first) if self.generated > 1 else 0.0
+        return RequestLine(
+            id=self.id,
+            client=self.client,
+            side=self.side,
+            steered=self.ask.steer is not None,
+            waiting=waiting,
+            prompt=len(self.ask.prompt),
+            cached=self.cached,
+            generated=self.generated,
+            rate=rate,
+            seconds=now - self.came,
+        )
 
 
 @dataclass(slots=True)
@@ -35,6 +63,7 @@ class Totals:
     completion_tokens: int = 0
     steps: int = 0
     outcomes: dict[str, int] = field(default_factory=dict)
+    ledger: Ledger = field(default_factory=Ledger)
 
     def ended(self, outcome: str) -> None:
         """Count an outcome."""

@@ -2,84 +2,214 @@
 
 A batch is run by mlx-lm's generator, so the forwards are seen from the model's side: the generator
 is given a `RoutedModel`, which knows whose rows the next forward has.
+
+What is counted stays on the device for some steps and is then copied to the host at once: a copy a
+step would wait for the step in flight, and the device for the host.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from itertools import groupby
+from time import monotonic
+from typing import Any, Protocol
 
 import mlx.core as mx
 import numpy as np
 
+from mlxfun.arrays import Array
 from mlxfun.calibration.collect import layer_sums
+from mlxfun.errors import ModelError
 from mlxfun.generation.decoder import Counter
 from mlxfun.hooks.routing import LayerTap, Record, Taps
+from mlxfun.hooks.step_routing import StepRouting
 from mlxfun.serving.ask import Ask, TokenRouting
+
+log = logging.getLogger(__name__)
+
+STEPS = 32
+"""Forwards whose routing waits on the device at most."""
+
+
+class BatchCounter(Counter, Protocol):
+    """Counts the routing of forwards over tokens of many requests."""
+
+    def tokens(self, experts: Array, weights: Array, norms: Array | None) -> None:
+        """Add N decoded tokens: experts int32 [L, N, K], -1 where unused; weights and norms of the
+        experts' outputs, float32 [L, N, K], norms None where they are not measured."""
+
+
+LOOK_SECONDS = 0.25
+"""How often the routing of a step is looked at for the heatmap: the host waits for that step."""
+
+
+class Watch:
+    """The routing of a step now and then, while somebody looks. seen: by number of the request, the
+    experts of its newest token that was looked at, int32 [L, K]."""
+
+    def __init__(self) -> None:
+        self.on = False
+        self.seen: dict[int, Array] = {}
+        self._next = 0.0
+
+    @property
+    def due(self) -> bool:
+        """Whether the next step is to be looked at."""
+        return self.on and monotonic() >= self._next
+
+    def saw(self, found: dict[int, Array]) -> None:
+        """Keep what a step has shown."""
+        self._next = monotonic() + LOOK_SECONDS
+        self.seen = found
 
 
 @dataclass(frozen=True, slots=True)
 class Observer:
     """What lanes share. counter: what counts the traffic on the model that is live, None while
-    nothing is counted. norms: whether the experts' outputs are measured for that."""
+    nothing is counted. norms: whether the experts' outputs are measured for that. watch: what a
+    heatmap lights up by."""
 
     taps: Taps
     concurrency: int
-    counter: Callable[[], Counter | None]
+    counter: Callable[[], BatchCounter | None]
     norms: bool = True
+    watch: Watch = field(default_factory=Watch)
 
 
 @dataclass(frozen=True, slots=True)
-class RowRouting:
-    """The routing of a forward over one token of each row, on the device: experts int [L, B, K];
-    weights and norms float32 [L, B, K], norms None where they are not measured."""
+class Read:
+    """A part of prompts that was read: sums [L, S, E] on the device."""
 
-    experts: mx.array
-    weights: mx.array
-    norms: mx.array | None
+    sums: mx.array
+    tokens: int
 
-    def queue(self) -> None:
-        """Have it computed, without waiting."""
-        mx.async_eval([a for a in (self.experts, self.weights, self.norms) if a is not None])
 
-    def on_host(self) -> tuple[Any, Any, Any]:
-        """Experts int32 [L, B, K], -1 where unused with weight 0; weights and norms float32, norms
-        0 where they are not measured. Waits for the forward."""
-        experts, weights = np.array(self.experts).astype(np.int32), np.array(self.weights)
-        experts[weights == 0] = -1
-        norms = np.zeros_like(weights) if self.norms is None else np.array(self.norms)
-        return experts, weights, norms
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The routing of a forward over one token of each of `rows` requests."""
+
+    routing: StepRouting
+    rows: int
+
+    def on_host(self) -> tuple[Array, Array, Array | None]:
+        """[L, rows, K] of each; see StepRouting.on_host."""
+        experts, weights, norms = self.routing.on_host()
+        shape = (len(experts), self.rows, -1)
+        more = None if norms is None else norms.reshape(shape)
+        return experts.reshape(shape), weights.reshape(shape), more
+
+
+Seen = tuple[BatchCounter, Read | Rows]
+"""What a forward has shown, and what counts it."""
+
+
+class Uncounted:
+    """What was seen of one lane's forwards and is not counted yet."""
+
+    def __init__(self) -> None:
+        self._seen: list[Seen] = []
+        self._problem: ModelError | None = None
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    def add(self, counter: BatchCounter, seen: Read | Rows) -> None:
+        """Keep what a forward has shown."""
+        self._seen.append((counter, seen))
+
+    def count(self, newest: bool = True) -> None:
+        """Count what is kept, in the order of the forwards. newest: whether the last forward too,
+        which may be in flight: that waits for it.
+
+        Raises ModelError for NaN and infinity; whatever else is kept is counted all the same.
+        """
+        kept = self._seen if newest else self._seen[:-1]
+        self._seen = [] if newest else self._seen[-1:]
+        for counter, run in groupby(kept, key=lambda seen: seen[0]):
+            try:
+                _count(counter, [seen for _, seen in run])
+            except ModelError as problem:
+                self._problem = problem
+        self.check()
+
+    def check(self) -> None:
+        """Raise what could not be raised when it was met."""
+        problem, self._problem = self._problem, None
+        if problem is not None:
+            raise problem
+
+    def settle(self) -> None:
+        """Count everything. What is wrong with it is raised by the next `count` or `check`, so that
+        it fails the lane and not whoever reads the statistics."""
+        try:
+            self.count()
+        except ModelError as problem:
+            self._problem = problem
+        except Exception:
+            # A device that has failed: the forwards that were in flight show nothing.
+            log.exception("the routing of the last steps was not counted")
+
+
+def _count(counter: BatchCounter, run: Sequence[Read | Rows]) -> None:
+    for read in run:
+        if isinstance(read, Read):
+            counter.prompt(np.array(read.sums), read.tokens)
+    rows = [seen.on_host() for seen in run if isinstance(seen, Rows)]
+    if rows:
+        experts, weights = (np.concatenate([row[i] for row in rows], axis=1) for i in (0, 1))
+        norms = [row[2] for row in rows if row[2] is not None]
+        counter.tokens(experts, weights, np.concatenate(norms, axis=1) if norms else None)
 
 
 class RoutedModel:
     """The model as the batch generator calls it. Between `begin` and `end` the first forward is the
-    one that consumes a token of each request that is being answered."""
+    one that consumes a token of each request that is being answered.
+
+    entering: whether the forward is looked at too in which answers that have begun elsewhere go on;
+    see `entered`.
+    """
 
     def __init__(self, model: Any, observer: Observer) -> None:
         self._model, self._observer = model, observer
         self._asks: Sequence[Ask] = ()
-        self._first = False
-        self._seen: RowRouting | None = None
-        self._counter: Counter | None = None
-        self._uncounted: list[RowRouting] = []
+        self._numbers: Sequence[int] = ()
+        self._first = self._looked = False
+        self._seen: Rows | None = None
+        self._counter: BatchCounter | None = None
+        self._lengths: list[int] | None = None
+        self._entered: Rows | None = None
+        self.entering = False
+        self.uncounted = Uncounted()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
-    def begin(self, asks: Sequence[Ask]) -> None:
-        """The generator is about to take a step in which these requests get a token, in order."""
-        self.count()
-        self._counter = self._observer.counter()
-        self._asks, self._first, self._seen = asks, bool(asks), None
+    def begin(
+        self, asks: Sequence[Ask], numbers: Sequence[int], counter: BatchCounter | None
+    ) -> None:
+        """The generator is about to take a step in which these requests get a token, in order.
+
+        Raises ModelError if the routing that is counted now has NaN or infinity.
+        """
+        self.uncounted.check()
+        if len(self.uncounted) > STEPS:
+            self.uncounted.count(newest=False)
+        self._counter = counter
+        self._asks, self._numbers, self._first, self._seen = asks, numbers, bool(asks), None
+        self._looked = self._observer.watch.due
 
     def end(self) -> Callable[[int, int], TokenRouting | None] | None:
         """The step is over. (row, token) -> its routing, None where nobody asked for any."""
         seen, self._seen, self._first = self._seen, None, False
         asks = self._asks
-        if seen is None or not any(ask.routing for ask in asks):
+        if seen is None or not (self._looked or any(ask.routing for ask in asks)):
             return None
         experts, weights, _ = seen.on_host()
+        if self._looked:
+            rows = enumerate(self._numbers)
+            self._observer.watch.saw({n: experts[:, row].copy() for row, n in rows})
 
         def of(row: int, token: int) -> TokenRouting | None:
             if not asks[row].routing:
@@ -88,46 +218,53 @@ class RoutedModel:
 
         return of
 
-    def count(self) -> None:
-        """Count what was seen in the step before, which has been computed by now."""
-        uncounted, self._uncounted = self._uncounted, []
-        counter = self._counter
-        if counter is None:
-            return
-        for seen in uncounted:
-            experts, weights, norms = seen.on_host()
-            for row in range(experts.shape[1]):
-                counter.token(experts[:, row], weights[:, row], norms[:, row])
+    def entered(self, row: int, token: int) -> TokenRouting | None:
+        """The routing of the last forward in which answers began."""
+        entered, self._entered, self.entering = self._entered, None, False
+        if entered is None:
+            return None
+        experts, weights, _ = entered.on_host()
+        return TokenRouting(token, experts[:, row].copy(), weights[:, row].copy())
+
+    def reading(self, lengths: list[int]) -> None:
+        """The next forward reads so many tokens of each prompt, padded on the right."""
+        self._lengths = lengths
 
     def __call__(self, tokens: mx.array, cache: Any = None, **more: Any) -> mx.array:
         first, self._first = self._first, False
-        if tokens.shape[1] > 1:
-            return self._prompt(tokens, cache, more)
-        wanted = first and any(ask.routing for ask in self._asks)
-        taps = self._observer.taps
-        if not taps.layers or not (wanted or self._counter is not None):
+        lengths, self._lengths = self._lengths, None
+        if lengths is not None:
+            return self._prompts(tokens, lengths, cache, more)
+        enters = self.entering and not first
+        wanted = enters or (first and (self._looked or any(ask.routing for ask in self._asks)))
+        taps, counter = self._observer.taps, self._counter
+        if not taps.layers or not (wanted or counter is not None):
             out: mx.array = self._model(tokens, cache=cache, **more)
             return out
-        norms = self._counter is not None and self._observer.norms
-        with taps.recording(norms=norms) as recording:
+        norms, rows = counter is not None and self._observer.norms, tokens.shape[0]
+        with taps.stepping(norms=norms, rows=rows) as stepping:
             out = self._model(tokens, cache=cache, **more)
-            records = [found[-1] for found in recording.drain()]
-        seen = _stacked(records, tokens.shape[0], taps.anatomy.top_k)
-        seen.queue()
+            routing = stepping.stacked()
+        assert routing is not None
+        mx.async_eval(routing.arrays())
+        if counter is not None:
+            self.uncounted.add(counter, Rows(routing, rows))
         if first:
-            self._seen = seen
-        if self._counter is not None:
-            self._uncounted.append(seen)
+            self._seen = Rows(routing, rows)
+        elif enters:
+            self._entered = Rows(routing, rows)
         return out
 
-    def _prompt(self, tokens: mx.array, cache: Any, more: dict[str, Any]) -> mx.array:
-        """A part of a prompt. While traffic is counted prompts are read one by one, without
-        padding, so that every position counts."""
+    def _prompts(
+        self, tokens: mx.array, lengths: list[int], cache: Any, more: dict[str, Any]
+    ) -> mx.array:
+        """A part of prompts; what is padding is not counted."""
         counter, taps = self._counter, self._observer.taps
         if counter is None or not taps.layers:
             out: mx.array = self._model(tokens, cache=cache, **more)
             return out
-        mask = mx.ones(tokens.size)
+        valid = np.arange(tokens.shape[1]) < np.array(lengths)[:, None]
+        mask = mx.array(valid.reshape(-1).astype(np.float32))
 
         def reduce(tap: LayerTap, record: Record) -> mx.array:
             if record.norms is None:
@@ -137,22 +274,6 @@ class RoutedModel:
         with taps.reducing(reduce, norms=self._observer.norms) as reduction:
             out = self._model(tokens, cache=cache, **more)
             sums = mx.stack(reduction.drain())
-        counter.prompt(np.array(sums), tokens.size)
+        mx.async_eval(sums)
+        self.uncounted.add(counter, Read(sums, sum(lengths)))
         return out
-
-
-def _stacked(records: Sequence[Record], rows: int, width: int) -> RowRouting:
-    experts, weights, norms = [], [], []
-    for record in records:
-        if record.weights is None:
-            raise RuntimeError("the forward did not show its routing weights")
-        experts.append(_padded(record.indices.reshape(rows, -1), width))
-        weights.append(_padded(record.weights.reshape(rows, -1).astype(mx.float32), width))
-        if record.norms is not None:
-            norms.append(_padded(record.norms.reshape(rows, -1), width))
-    return RowRouting(mx.stack(experts), mx.stack(weights), mx.stack(norms) if norms else None)
-
-
-def _padded(array: mx.array, width: int) -> mx.array:
-    missing = width - array.shape[1]
-    return mx.pad(array, [(0, 0), (0, missing)]) if missing else array

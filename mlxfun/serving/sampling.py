@@ -18,7 +18,7 @@ from mlx_lm.sample_utils import (
 
 from mlxfun.data.datasets import Tokenizer
 from mlxfun.serving.ask import Ask, Sampling
-from mlxfun.serving.grammar import Constraint
+from mlxfun.serving.grammar import CallConstraint, Constraint
 
 Processor = Callable[[mx.array, mx.array], mx.array]
 """(tokens so far int [T], logits [1, V]) -> logits [1, V]"""
@@ -70,13 +70,17 @@ def processors(sampling: Sampling) -> list[Processor]:
 
 
 def processors_of(ask: Ask, tokenizer: Tokenizer, vocabulary: int | None) -> list[Processor]:
-    """The same for a request: what its schema allows comes last."""
+    """The same for a request: what its schema, or its tools, allow comes last."""
     found = processors(ask.sampling)
+    if ask.grammar is None and ask.calls is None:
+        return found
+    size = vocabulary or len(tokenizer)  # type: ignore[arg-type]
+    after = getattr(tokenizer, "think_end_tokens", None) if ask.thinking else None
+    stops = tokenizer.eos_token_ids
     if ask.grammar is not None:
-        size = vocabulary or len(tokenizer)  # type: ignore[arg-type]
-        after = getattr(tokenizer, "think_end_tokens", None) if ask.thinking else None
-        stops = tokenizer.eos_token_ids
         found.append(Constraint(ask.grammar, tokenizer, size, stops, after or ()))
+    if ask.calls is not None:
+        found.append(CallConstraint(ask.calls, tokenizer, size, stops, after or ()))
     return found
 
 

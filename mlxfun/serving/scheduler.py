@@ -7,6 +7,7 @@ two steps.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections import deque
 from collections.abc import Iterator
@@ -17,11 +18,8 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from mlxfun.context import SILENT, Context, as_running
-from mlxfun.editing.earlier import present
 from mlxfun.errors import MlxfunError, PlanError, StateError
 from mlxfun.events import Side
-from mlxfun.generation.answers import takes_ragged_batches
-from mlxfun.generation.decoder import Decoder
 from mlxfun.serving.ask import (
     Admitted,
     Ask,
@@ -32,18 +30,19 @@ from mlxfun.serving.ask import (
     Reading,
     Said,
 )
-from mlxfun.serving.lanes import AloneLane, BatchLane, Lane, Step, drawing
+from mlxfun.serving.lane_set import Lanes
+from mlxfun.serving.lanes import Lane, Step
 from mlxfun.serving.options import ServeOptions
 from mlxfun.serving.prompt_cache import PromptCache
 from mlxfun.serving.requests import Deliver, Port, Request, Totals, Wish
-from mlxfun.serving.routing import Observer
+from mlxfun.serving.routing import Observer, Watch
+from mlxfun.serving.snapshot import RequestLine
 from mlxfun.serving.text import AnswerText
-from mlxfun.steering import sources as wishes
-from mlxfun.steering.options import SteerOptions
 from mlxfun.text import brief
 
 if TYPE_CHECKING:
-    from mlxfun.session.observations import ChatCounter as TrafficCounter
+    from mlxfun.arrays import Array
+    from mlxfun.session.chat_counts import TrafficCounter
     from mlxfun.session.session import Session
 
 log = logging.getLogger(__name__)
@@ -69,23 +68,28 @@ class Scheduler:
         self._port = port
         self._editor, self._options, self._totals = session.editor, options, totals
         self._ctx = ctx
-        self._observer = Observer(
+        watch = Watch()
+        observer = Observer(
             session.taps,
             options.concurrency,
             lambda: session.traffic_counter(ctx),
             norms=options.count != "lightweight",
+            watch=watch,
         )
         self._cache = PromptCache(options.cache_bytes)
-        self._ragged = takes_ragged_batches(session.model)
-        self._decoder = Decoder(session.model, session.tokenizer, session.taps, drawing)
-        self._lanes: dict[Wish, Lane] = {}
-        self._order: deque[Wish] = deque()
+        self._lanes = Lanes(session, self._cache, observer)
+        self._own_numbers = itertools.count(-1, -1)
+        self.paused = False
+        self._watch = watch
+        self._over = 0  # answers that ended in the step in hand
+        self._driven = False
         self._waiting: deque[Request] = deque()
         self._running: dict[int, Request] = {}
         self._live_side: Side = "base"
         self._shown = 0.0
         self._signature = self._states()
         self._out: list[tuple[Deliver, Frame]] = []
+        session.before_statistics(self._lanes.count)
         self.refresh()
 
     # -- what the service asks -------------------------------------------------------------------
@@ -105,9 +109,40 @@ class Scheduler:
         """What caches of prompts hold."""
         return self._cache.nbytes
 
+    def lines(self, now: float) -> tuple[RequestLine, ...]:
+        """The requests, those in flight first. now: monotonic seconds."""
+        running = [request.line(False, now) for request in self._running.values()]
+        return (*running, *(request.line(True, now) for request in self._waiting))
+
+    def lit(self, on: bool) -> dict[int, Array]:
+        """The experts of a recent token of each request in flight. on: whether somebody looks."""
+        self._watch.on = on
+        return {n: seen for n, seen in self._watch.seen.items() if n in self._running}
+
+    @property
+    def batched(self) -> bool:
+        """Whether requests share batches."""
+        return self._lanes.batched
+
     def submit(self, request: Request) -> None:
         """Accept a request."""
         self._waiting.append(request)
+
+    def join(self, ask: Ask, deliver: Deliver) -> int:
+        """The shell's own chat asks; its number. It waits behind no client, and is told of frames
+        on this thread, in `step`."""
+        number = next(self._own_numbers)
+        self._waiting.appendleft(Request(number, ask, deliver, local=True, client="this shell"))
+        return number
+
+    @contextmanager
+    def driven(self) -> Iterator[None]:
+        """Whoever is in the block calls `drive`, so `step` leaves the requests alone."""
+        self._driven = True
+        try:
+            yield
+        finally:
+            self._driven = False
 
     def cancel(self, number: int) -> None:
         """The client is gone: its slot is free for another."""
@@ -120,6 +155,7 @@ class Scheduler:
         if request_ is not None and request_.wish is not None:
             self._lanes[request_.wish].remove(number)
             self._totals.ended("cancelled")
+            self._totals.ledger.add(request_.client, generated=request_.generated)
 
     def refresh(self) -> None:
         """A command is over: what it changed holds for the requests that are admitted from now on."""
@@ -136,20 +172,22 @@ class Scheduler:
 
     def _forget(self) -> None:
         """Drop what was made under states that are gone."""
-        self._cache.clear()
-        self._decoder.clear()
-        for wish in [w for w, lane in self._lanes.items() if not len(lane)]:
-            self._close(wish)
+        self._lanes.forget()
+        self._lanes.close_empty()
 
     def step(self, borrowed: bool = False) -> bool:
-        """One turn of one lane; whether there is anything left to do.
+        """One turn of one lane, unless it is `driven`; whether there is anything left to do.
 
         borrowed: between two tokens of a command, which may have made another model live for its
         duration: a lane whose model is not live then waits.
         """
+        return True if self._driven else self.drive(borrowed)
+
+    def drive(self, borrowed: bool = False) -> bool:
+        """See `step`."""
         self._port.take(self)
         self._admit()
-        lane = self._next_lane()
+        lane = self._lanes.next()
         if lane is not None:
             # A cancel of the command that this runs between the tokens of is none of requests.
             with as_running(SILENT):
@@ -160,8 +198,10 @@ class Scheduler:
     def settle(self, ctx: Context) -> None:
         """Before an edit: end the requests in flight, or break them off, as was chosen.
 
-        Nothing is admitted meanwhile. Raises Cancelled.
+        The shell's own chat is set aside, to go on behind the edit where it stands. Nothing is
+        admitted meanwhile. Raises Cancelled.
         """
+        self._set_aside()
         if self._options.on_edit == "abort":
             self.abort(503, ABORTED)
         total = len(self._running)
@@ -170,20 +210,25 @@ class Scheduler:
             done = total - len(self._running)
             ctx.progress("waiting for requests in flight", done, total, "requests")
             self._port.take(self)
-            lane = self._next_lane()
+            lane = self._lanes.next()
             if lane is not None:
                 with as_running(SILENT):
                     self._turn(lane, borrowed=False)
             self._flush()
-        for wish in list(self._lanes):
-            self._close(wish)
+        self._lanes.close_all()
+
+    def _set_aside(self) -> None:
+        for request in [r for r in self._running.values() if r.local and r.wish is not None]:
+            assert request.wish is not None
+            del self._running[request.id]
+            request.moved = self._lanes[request.wish].take_out(request.id)
+            self._waiting.appendleft(request)
 
     def abort(self, status: int, message: str) -> None:
         """Break all requests in flight off."""
         for request in list(self._running.values()):
             self._fail(request, status, message)
-        for wish in list(self._lanes):
-            self._close(wish)
+        self._lanes.close_all()
         self._flush()
 
     def close(self, message: str) -> None:
@@ -192,71 +237,21 @@ class Scheduler:
         while self._waiting:
             self._fail(self._waiting.popleft(), 503, message)
         self._flush()
-        self._cache.clear()
-        self._decoder.clear()
-
-    # -- lanes -----------------------------------------------------------------------------------
-
-    @contextmanager
-    def _live(self, wish: Wish) -> Iterator[None]:
-        """Make the model live that answers `wish`."""
-        side, steer = wish
-        with self._editor.live(side):
-            if steer is None:
-                yield
-                return
-            before = self._editor.steering
-            options = SteerOptions(dict(steer.activate), dict(steer.deactivate))
-            steering, _ = wishes.changed(options, self._editor, present(self._editor))
-            self._editor.set_steering(steering)
-            try:
-                yield
-            finally:
-                self._editor.set_steering(before)
-
-    def _lane(self, wish: Wish) -> Lane:
-        lane = self._lanes.get(wish)
-        if lane is not None and not len(lane) and lane.key != self._key(wish):
-            self._close(wish)
-            lane = None
-        if lane is None:
-            s = self.session
-            with self._live(wish):
-                key = self._editor.key()
-                if self._ragged:
-                    lane = BatchLane(s.model, s.tokenizer, key, self._cache, self._observer)
-                else:
-                    lane = AloneLane(self._decoder, key, self._observer)
-            self._lanes[wish] = lane
-            self._order.append(wish)
-        return lane
-
-    def _key(self, wish: Wish) -> tuple[str, str]:
-        with self._live(wish):
-            return self._editor.key()
-
-    def _close(self, wish: Wish) -> None:
-        self._lanes.pop(wish).close()
-        self._order.remove(wish)
-
-    def _next_lane(self) -> Wish | None:
-        for _ in range(len(self._order)):
-            wish = self._order[0]
-            self._order.rotate(-1)
-            if len(self._lanes[wish]):
-                return wish
-        return None
+        self._lanes.end()
+        self._lanes.forget()
 
     # -- admission -------------------------------------------------------------------------------
 
     def _admit(self) -> None:
         """Put waiting requests into lanes, first come, first served among those of a lane."""
         for request in list(self._waiting):
-            if len(self._running) >= self._options.concurrency:
-                return
+            others = sum(not running.local for running in self._running.values())
+            full = self.paused or others >= self._options.concurrency
+            if full and not request.local:
+                continue
             wish = self._wish(request.ask)
             try:
-                lane = self._lane(wish)
+                lane = self._lanes.of(wish)
                 if not lane.room:
                     continue
                 self._waiting.remove(request)
@@ -273,10 +268,16 @@ class Scheduler:
         return (self._live_side if ask.side == "live" else ask.side), ask.steer
 
     def _begin(self, request: Request, wish: Wish, lane: Lane) -> None:
-        request.text = AnswerText(request.ask, self.session.tokenizer)
-        cached = lane.add(request.id, request.ask)
+        moved, request.moved = request.moved, None
+        request.text = request.text or AnswerText(request.ask, self.session.tokenizer)
+        cached = lane.add(request.id, request.ask, moved)
         request.wish = wish
         self._running[request.id] = request
+        if moved is not None:
+            return
+        request.side, request.cached = wish[0], cached
+        prompt = len(request.ask.prompt)
+        self._totals.ledger.add(request.client, requests=1, prompt=prompt, cached=cached)
         self._totals.prompt_tokens += len(request.ask.prompt)
         self._totals.cached_tokens += cached
         state, steering = lane.key
@@ -294,32 +295,33 @@ class Scheduler:
         lane = self._lanes[wish]
         until = monotonic() + (TURN_SECONDS if wish[0] != self._live_side or wish[1] else 0.0)
         try:
-            with self._live(wish):
+            with self._lanes.live(wish):
                 if self._editor.key() != lane.key:
                     if borrowed:
                         return
                     raise StateError(MIXED)
                 counter = self.session.traffic_counter(self._ctx)
                 while len(lane):
-                    steps = lane.step()
-                    for step in steps:
+                    for step in lane.step():
                         self._stepped(step, lane)
                     self._totals.steps += 1
-                    self._counted(counter, [step for step in steps if step.ended])
-                    if monotonic() >= until:
+                    self._counted(counter)
+                    # Jobs of the shell may run between any two tokens of its own chat.
+                    if self._driven or monotonic() >= until:
                         break
             if not len(lane) and wish[1] is not None:
-                self._close(wish)  # as many are thinkable as there are ways to steer
+                self._lanes.close(wish)  # as many are thinkable as there are ways to steer
         except Exception as problem:  # noqa: BLE001
             # Whatever a step raises is the end of the requests in it, and of nothing else.
             self._broken(wish, problem)
 
-    def _counted(self, counter: TrafficCounter | None, over: list[Step]) -> None:
-        """Show what was counted now and then, and what answers that are over have added."""
+    def _counted(self, counter: TrafficCounter | None) -> None:
+        """Count the answers that are over, and show what was counted now and then."""
+        over, self._over = self._over, 0
         if counter is None:
             return
-        for _ in over:
-            counter.end_one_of_many()
+        for _ in range(over):
+            counter.end()
         if monotonic() - self._shown > FRAME_SECONDS:
             self._shown = monotonic()
             counter.show()
@@ -333,11 +335,10 @@ class Scheduler:
         for request in [r for r in self._running.values() if r.wish == wish]:
             self._fail(request, 500, message)
         try:
-            self._close(wish)
+            self._lanes.close(wish)
         except Exception:
             log.exception("closing a broken lane failed")
-        self._cache.clear()
-        self._decoder.clear()
+        self._lanes.forget()
         mx.clear_cache()
 
     def _stepped(self, step: Step, lane: Lane) -> None:
@@ -350,9 +351,11 @@ class Scheduler:
         text = request.text
         if step.token is not None:
             request.generated += 1
+            request.first = request.first or monotonic()
             self._totals.completion_tokens += 1
             if step.ended != "stop":
-                self._tell(request, Said(text.add(step.token), step.logprob, step.routing))
+                said = Said(step.token, text.add(step.token), step.logprob, step.routing)
+                self._tell(request, said)
         if step.ended is not None or text.stopped:
             if step.ended is None:
                 lane.remove(step.id)
@@ -362,12 +365,15 @@ class Scheduler:
     def _end(self, request: Request, reason: EndReason) -> None:
         assert request.text is not None
         del self._running[request.id]
+        self._over += not request.local  # the chat counts its own
         self._totals.ended(reason)
+        self._totals.ledger.add(request.client, generated=request.generated)
         self._tell(request, Ended(reason, request.text.end(), request.generated, request.text.met))
 
     def _fail(self, request: Request, status: int, message: str) -> None:
         self._running.pop(request.id, None)
         self._totals.ended("failed")
+        self._totals.ledger.failed(request.client, status, message)
         self._tell(request, Failed(status, message))
 
     def _flush(self) -> None:
@@ -376,7 +382,10 @@ class Scheduler:
             self._port.post(out)
 
     def _tell(self, request: Request, frame: Frame) -> None:
-        self._out.append((request.deliver, frame))
+        if request.local:
+            request.deliver(frame)
+        else:
+            self._out.append((request.deliver, frame))
 
 
 def _words(problem: Exception) -> str:

@@ -18,9 +18,12 @@ from mlxfun.data.datasets import Tokenizer
 from mlxfun.errors import MlxfunError
 from mlxfun.events import Event, Notice, Side
 from mlxfun.serving.ask import Ask, Ended, Failed, Figures, Frame
-from mlxfun.serving.options import ServeOptions
+from mlxfun.serving.chatting import ChatInBatch
+from mlxfun.serving.options import Address, ServeOptions
+from mlxfun.serving.picture import Picture
 from mlxfun.serving.requests import Deliver, Intake, Request, Totals
 from mlxfun.serving.scheduler import Scheduler
+from mlxfun.serving.snapshot import Doing, ServingReport
 
 if TYPE_CHECKING:
     from mlxfun.session.session import Session
@@ -87,6 +90,8 @@ class Service:
         self._scheduler: Scheduler | None = None
         self._totals = Totals()
         self._card: Card | None = None
+        self._doing: Doing = "open"
+        self._picture = Picture(options)
 
     # -- from any thread -------------------------------------------------------------------------
 
@@ -98,7 +103,32 @@ class Service:
     @property
     def stopping(self) -> bool:
         """Whether nothing new is accepted."""
-        return self._stopping
+        return self._stopping or self._doing in ("draining", "stopped")
+
+    @property
+    def doing(self) -> Doing:
+        """Whether requests are answered, held back or refused."""
+        return self._doing
+
+    @doing.setter
+    def doing(self, doing: Doing) -> None:
+        self._doing = doing
+        self._wake()
+
+    def listens_at(self, address: Address) -> None:
+        """Where the server is."""
+        self._picture.address = str(address)
+
+    def refused(self, client: str, status: int, message: str) -> None:
+        """Note a request that was refused."""
+        self._totals.ledger.refused(client, status, message)
+
+    def snapshot(self) -> ServingReport:
+        """What the server does, as of a moment ago. Calling it now and then makes the model's thread
+        look at the routing of a step now and then, see ServingReport.lit."""
+        self._picture.looked_at()
+        self._wake()
+        return self._picture.newest(self._doing)
 
     def connect(self, wake: Callable[[], None], emit: Callable[[Event], None]) -> None:
         """How the model's thread learns that there is something to do, and where frames of routing
@@ -110,8 +140,8 @@ class Service:
         raises is raised by the future; Refused without a model."""
         future: Future[T] = Future()
         with self._lock:
-            if self._stopping or self._card is None:
-                raise Refused(503, STOPPING if self._stopping else NO_MODEL)
+            if self.stopping or self._card is None:
+                raise Refused(503, STOPPING if self.stopping else NO_MODEL)
             self._calls.append((work, future))
         self._wake()
         return future
@@ -134,11 +164,11 @@ class Service:
         """How frames get to the thread of those who ask."""
         self._post = post
 
-    def submit(self, ask: Ask, deliver: Deliver) -> int:
+    def submit(self, ask: Ask, deliver: Deliver, client: str = "") -> int:
         """Queue a request; its number. Raises Refused. deliver: called with each frame, the last of
         them Ended or Failed, unless it is cancelled."""
         with self._lock:
-            if self._stopping:
+            if self.stopping:
                 raise Refused(503, STOPPING)
             if self._card is None:
                 raise Refused(503, NO_MODEL)
@@ -149,7 +179,8 @@ class Service:
             number = next(self._ids)
             self._open.add(number)
             self._idle.clear()
-            self._asked.append(Request(number, ask, self._closing(number, deliver)))
+            closing = self._closing(number, deliver)
+            self._asked.append(Request(number, ask, closing, client=client))
         self._wake()
         return number
 
@@ -219,6 +250,8 @@ class Service:
             self._scheduler = scheduler = Scheduler(
                 session, self.options, self._totals, self, emitting
             )
+            if scheduler.batched:
+                session.chat_through(ChatInBatch(session, scheduler))
             session.before_close.append(self._let_go)
         scheduler.refresh()
         self._card = card_of(session, known)
@@ -232,15 +265,19 @@ class Service:
     def step(self, borrowed: bool) -> bool:
         """See mlxfun.session.worker.Background."""
         self._run_calls()
-        if self._scheduler is None:
+        scheduler = self._scheduler
+        if scheduler is None:
             self._refuse_all(503, NO_MODEL)
             return False
+        scheduler.paused = self._doing == "paused"
         try:
-            return self._scheduler.step(borrowed)
+            more = scheduler.step(borrowed)
+            self._picture.draw(scheduler, self._totals, self.figures, idle=not scheduler.in_flight)
+            return more and (scheduler.in_flight > 0 or not scheduler.paused)
         except Exception:
             # A mistake of the scheduler itself: whoever waits is told, and the shell lives on.
             log.exception("the scheduler failed")
-            self._scheduler.close("the server failed at this request; ask again")
+            scheduler.close("the server failed at this request; ask again")
             return False
 
     def settle(self, ctx: Context) -> None:

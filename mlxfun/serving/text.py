@@ -74,6 +74,8 @@ class AnswerText:
         self._detokenizer = tokenizer.detokenizer
         self._detokenizer.reset()
         self._stops = StopTexts(ask.stop)
+        self._one_call = ask.one_call
+        self._in_call = self._called = False
         self._state: Any = None
         if not ask.parts:
             # A text that is continued keeps the space it goes on with, which is cut where an
@@ -88,8 +90,8 @@ class AnswerText:
 
     @property
     def stopped(self) -> bool:
-        """Whether the answer has met a stop text."""
-        return self._stops.met is not None
+        """Whether the answer has met a stop text, or made the one call that it may make."""
+        return self._stops.met is not None or self._called
 
     @property
     def met(self) -> str | None:
@@ -127,6 +129,10 @@ class AnswerText:
         found = []
         for index, (name, text) in enumerate(segments):
             kind = _KINDS.get(name, "text")
+            self._called = self._called or (self._one_call and self._in_call and kind != "tool")
+            self._in_call = kind == "tool"
+            if self._called:
+                break
             said = self._stops.feed(text) if kind == "text" else text
             # An empty piece still parts two tool calls.
             if said or (kind == "text" and index + 1 < len(segments)):

@@ -12,15 +12,16 @@ import mlx.core as mx
 
 from mlxfun.checkpoint.load import Loaded, load
 from mlxfun.checkpoint.on_disk import LayersOnDisk, LeaveOnDisk
-from mlxfun.checkpoint.options import LoadOptions
+from mlxfun.checkpoint.options import LoadOptions, PackedCache
 from mlxfun.context import SILENT, Context
 from mlxfun.data.datasets import Tokenizer
 from mlxfun.data.scan_reports import Identity
 from mlxfun.editing.earlier import present
 from mlxfun.errors import StateError
-from mlxfun.generation.conversation import Conversation
+from mlxfun.generation.conversation import AnsweredElsewhere, Conversation
 from mlxfun.generation.decoder import Decoded, Decoder, Steps
 from mlxfun.generation.options import GenerateOptions
+from mlxfun.generation.packed_cache import require_packable
 from mlxfun.memory.reports import skipping
 from mlxfun.memory.slots.partly import Partly, whole
 from mlxfun.model.anatomy.context_length import context_length
@@ -43,8 +44,12 @@ class SessionBase:
         undo_budget: int | None = None,
         seed: int = 0,
         partly: Partly | None = None,
+        kv: PackedCache | None = None,
     ) -> None:
-        """Wrap an already loaded model. Raises ModelError for an unknown architecture."""
+        """Wrap an already loaded model. kv: how the KV caches of answers are packed.
+
+        Raises ModelError for an unknown architecture, or one whose caches cannot be packed.
+        """
         self._thread = threading.get_ident()
         self._loaded = loaded
         self.tokenizer: Tokenizer = loaded.tokenizer
@@ -60,7 +65,10 @@ class SessionBase:
         self._tracer = Tracer(workspace.parts)
         self._topics = TopicBook()
         self._vectors: dict[str, SteeringVectors] = {}
-        self._decoder = Decoder(self.model, self.tokenizer, self.taps)
+        self.kv = kv
+        if kv is not None:
+            require_packable(self.model, kv)
+        self._decoder = Decoder(self.model, self.tokenizer, self.taps, kv=kv)
         self._conversation = Conversation(
             self.tokenizer, self._decoder, self.editor, context_length(self.config)
         )
@@ -91,7 +99,7 @@ class SessionBase:
             held = LayersOnDisk() if o.scratch is None else LayersOnDisk(o.scratch)
         try:
             loaded = load(source, o.revision, ctx, o.chat_template, o.identities, held)
-            session = cls(loaded, undo_budget=undo_budget, seed=seed, partly=partly)
+            session = cls(loaded, undo_budget=undo_budget, seed=seed, partly=partly, kv=o.kv)
             session._opened(o)
             return session
         except BaseException:
@@ -160,6 +168,11 @@ class SessionBase:
         return self._decoder.steps(
             prompt, options, self.editor.key, lambda _i, _t, text, *_: on_text(text)
         )
+
+    def chat_through(self, elsewhere: AnsweredElsewhere | None) -> None:
+        """Have the conversation answered by `elsewhere`, by the session itself for None."""
+        self._own()
+        self._conversation.elsewhere = elsewhere
 
     def close(self) -> None:
         """Detach the taps and let go of the model; the session cannot be used after that.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +21,8 @@ from mlxfun.errors import ModelError
 from mlxfun.evaluation.options import ProbeOptions
 from mlxfun.scans.reports import DossierReport, TopicsReport
 from mlxfun.session import views
+from mlxfun.session.chat_counts import TrafficCounter
 from mlxfun.session.measuring import smoke
-from mlxfun.session.observations import ChatCounter
 from mlxfun.session.reports import InfoReport, LayersReport, SessionView, SmokeReport
 from mlxfun.session.residency import Residency
 from mlxfun.tracing.prompts import Padding, Prompts
@@ -198,10 +199,15 @@ class Inspection(Residency):
         self.map.require_experts("load statistics of")
         return self._observations.load(path)
 
-    def traffic_counter(self, ctx: Context = SILENT) -> ChatCounter | None:
+    def traffic_counter(self, ctx: Context = SILENT) -> TrafficCounter | None:
         """What counts the requests of a server; see Observations.traffic_counter."""
         self._own()
         return self._observations.traffic_counter(ctx)
+
+    def before_statistics(self, pending: Callable[[], None]) -> None:
+        """`pending` is called before statistics are read or replaced; see Observations."""
+        self._own()
+        self._observations.pending = pending
 
     def traffic_stats(self) -> RoutingStats:
         """The statistics in hand, those of no token without any."""

@@ -5,7 +5,7 @@ Statistics know the weights they were made on; mixing two states is refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +32,7 @@ from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.anatomy.masks import mask_of
 from mlxfun.model.device.batch_size import batch_size
 from mlxfun.session import views
-from mlxfun.session.chat_counts import WaitingTokens
+from mlxfun.session.chat_counts import ChatCounter, TrafficCounter, WaitingTokens
 from mlxfun.tally import Tally
 
 if TYPE_CHECKING:
@@ -50,6 +50,9 @@ def _count_rest(lines: list[Line], drawn: set[int], held: tuple[int, ...], tally
 class Observations:
     """stats: what was collected, None before. held_out: samples kept away from calibration.
 
+    pending: called before statistics are read or replaced; adds what a server has counted and not
+    yet handed over, see `add_traffic`.
+
     calibration: the sequences of the last collect. source_commands:
     the commands that made the statistics in hand.
     """
@@ -62,6 +65,7 @@ class Observations:
         self._auto_save: Path | None = None
         self._stats: RoutingStats | None = None
         self._waiting = WaitingTokens(anatomy)
+        self.pending: Callable[[], None] = lambda: None
         self.held_out: EvalSet | None = None
         self.calibration: tuple[Tokens, ...] = ()
         self.counting = False
@@ -69,13 +73,18 @@ class Observations:
 
     @property
     def stats(self) -> RoutingStats | None:
-        """What was collected, with all tokens of chat that were counted."""
+        """What was collected, with all tokens of chat and of requests that were counted."""
+        self.pending()
         if self._stats is not None:
             self._stats = self._waiting.added_to(self._stats)
         return self._stats
 
     @stats.setter
     def stats(self, stats: RoutingStats | None) -> None:
+        self.pending()
+        self._replace(stats)
+
+    def _replace(self, stats: RoutingStats | None) -> None:
         self._waiting = WaitingTokens(self._anatomy)
         self._stats = stats
 
@@ -83,14 +92,28 @@ class Observations:
         """What counts an answer's forwards, None while chat traffic is not counted."""
         return ChatCounter(self, ctx) if self.counting else None
 
-    def traffic_counter(self, ctx: Context) -> ChatCounter | None:
+    def traffic_counter(self, ctx: Context) -> TrafficCounter | None:
         """What counts requests to the model that is live, None while they are not counted, or
         where the statistics in hand are of other weights: those of one side of a staged plan."""
         if not self.counting:
             return None
-        state = self._editor.state if self._stats is None else self._stats.state
-        ranks = self._stats is not None and self._stats.combined == "rank"
-        return None if ranks or state != self._editor.live_state else ChatCounter(self, ctx)
+        live, steered = self._editor.live_state, not self._editor.steering.empty
+        counted = self._counts_traffic_of(live)
+        return TrafficCounter(self, self._anatomy, ctx, live, steered) if counted else None
+
+    def _counts_traffic_of(self, state: str) -> bool:
+        if self._stats is None:
+            return state == self._editor.state
+        return self._stats.combined != "rank" and self._stats.state == state
+
+    def add_traffic(self, sums: Array, tokens: int, state: str, steered: bool) -> None:
+        """Add sums [L, S, E] of tokens that requests were served on `state`.
+
+        Raises ModelError for NaN and infinity.
+        """
+        if self.counting and self._counts_traffic_of(state):
+            stats = self._empty_stats() if self._stats is None else self._stats
+            self._stats = stats.plus(sums, 0, tokens, steered)
 
     def collect(
         self, options: CollectOptions, command: str = "", ctx: Context = SILENT
@@ -280,18 +303,19 @@ class Observations:
 
     def set_counting(self, on: bool, auto_save: Path | None = None) -> StatsReport:
         """Count chat traffic too; with `auto_save` write the statistics after every answer."""
+        self.pending()
         self.counting, self._auto_save = on, auto_save if on else None
         return self._report(self.stats or self._empty_stats(), "count on" if on else "count off")
 
     def count_prompt(self, sums: Array, tokens: int, ctx: Context) -> None:
         """Add sums [L, S, E] of chat tokens to the statistics."""
-        if self._may_count(ctx):
+        if self.may_count(ctx):
             stats = self.stats or self._empty_stats()
             self.stats = stats.plus(sums, 0, tokens, not self._editor.steering.empty)
 
     def count_token(self, experts: Array, weights: Array, norms: Array, ctx: Context) -> None:
         """Add a token of chat, [L, K] of each, to the statistics."""
-        if not self._may_count(ctx):
+        if not self.may_count(ctx):
             return
         if self._stats is None:
             self._stats = self._empty_stats()
@@ -303,18 +327,27 @@ class Observations:
         if self.counting:
             ctx.emit(calibrate.frame(self.stats or self._empty_stats(), job=0))
 
-    def end_answer(self, ctx: Context, shown: bool = True) -> None:
+    def end_answer(self, ctx: Context) -> None:
         """An answer is over: its routing is shown, and saved where that was asked for."""
         if not self.counting:
             return
         stats = self.stats or self._empty_stats()
-        self.stats = stats = replace(stats, samples=stats.samples + 1)
-        if shown:
-            ctx.emit(calibrate.frame(stats, job=0))
+        stats = replace(stats, samples=stats.samples + 1)
+        self._replace(stats)
+        ctx.emit(calibrate.frame(stats, job=0))
         if self._auto_save is not None:
             stats.save(self._auto_save)
 
-    def _may_count(self, ctx: Context) -> bool:
+    def end_request(self) -> None:
+        """One answer of many is over; what is counted is shown now and then."""
+        if not self.counting:
+            return
+        stats = self._empty_stats() if self._stats is None else self._stats
+        self._stats = replace(stats, samples=stats.samples + 1)
+        if self._auto_save is not None and self.stats is not None:
+            self.stats.save(self._auto_save)
+
+    def may_count(self, ctx: Context) -> bool:
         """Whether the statistics are of the weights that run; counting stops where they are not."""
         if not self.counting:
             return False  # it stopped in the middle of this answer
@@ -327,30 +360,3 @@ class Observations:
             why = "the statistics were merged by rank, and tokens cannot be added to ranks"
         ctx.emit(Notice("warning", f"counting stopped: {why}; `stats reset` to start anew"))
         return False
-
-
-class ChatCounter:
-    """Counts the forwards of one answer; see `mlxfun.generation.decoder.Counter`."""
-
-    def __init__(self, observations: Observations, ctx: Context) -> None:
-        self._observations, self._ctx = observations, ctx
-
-    def prompt(self, sums: Array, tokens: int) -> None:
-        """Add a part of the prompt."""
-        self._observations.count_prompt(sums, tokens, self._ctx)
-
-    def token(self, experts: Array, weights: Array, norms: Array) -> None:
-        """Add one decoded token."""
-        self._observations.count_token(experts, weights, norms, self._ctx)
-
-    def end(self) -> None:
-        """The answer is over."""
-        self._observations.end_answer(self._ctx)
-
-    def end_one_of_many(self) -> None:
-        """The answer is over, and others go on: what is counted is shown now and then."""
-        self._observations.end_answer(self._ctx, shown=False)
-
-    def show(self) -> None:
-        """Show the routing so far."""
-        self._observations.show_counts(self._ctx)

@@ -173,5 +173,6 @@ class SessionView:
     steering: SteerReport | None = None
     steered: str = ""  # identity of the steering in force, "" for none
     counting: bool = False
+    serving: str = ""  # where a server listens beside the front end, "" for none
     memory_active: int = 0
     memory_limit: int | None = None

@@ -85,7 +85,7 @@ class _Endless:
 def endless_decoder(session: SessionBase) -> Decoder:
     """A decoder whose answers all have the length that is asked for, to measure speed with."""
     tokenizer = cast("Tokenizer", _Endless(session.tokenizer))
-    return Decoder(session.model, tokenizer, session.taps)
+    return Decoder(session.model, tokenizer, session.taps, kv=session.kv)
 
 
 def _steps(slots: ExpertSlots, least: int) -> tuple[int, ...]:

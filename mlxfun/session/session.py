@@ -285,6 +285,8 @@ class Session(Studying):
         ctx = self._watched(ctx)
         tell_reading(self.model, ctx, options.max_tokens)
         counter = self._observations.chat_counter(ctx)
+        if counter is not None and self._conversation.elsewhere is not None:
+            counter.begin()
         report = self._conversation.answer(text, options, counter, ctx)
         if counter is not None:
             counter.end()

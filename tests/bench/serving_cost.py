@@ -166,6 +166,7 @@ def measure(path: Path, rounds: int, clients: int, tokens: int, length: int) -> 
     # No prompt is cached: the generator alone reads all of them, too.
     more = {"cache_bytes": 0, "max_input_tokens": 100_000}
     ratios: dict[str, list[float]] = {}
+    against: dict[str, list[float]] = {}
     with (
         serving(load, **more) as off,
         serving(load, count="lightweight", **more) as light,
@@ -180,12 +181,22 @@ def measure(path: Path, rounds: int, clients: int, tokens: int, length: int) -> 
                 for how, stream in (("whole", False), ("streamed", True)):
                     found = rate(port, clients, tokens, stream, length)
                     ratios.setdefault(f"{name}, {how}", []).append(found / engine)
+            for name in list(servers)[1:]:
+                for how in ("whole", "streamed"):
+                    counted, plain = (
+                        ratios[f"{name}, {how}"][-1],
+                        ratios[f"counting off, {how}"][-1],
+                    )
+                    against.setdefault(f"{name}, {how}", []).append(counted / plain)
             ratios.setdefault("alone again", []).append(alone.rate() / engine)
         port = off.server.address.port
         first = [asked(port, count, 4, True, length)["first"][-1] for count in (1, 4)]
         return {
             "tokens a second against the batch generator alone": {
                 name: round(statistics.median(some), 3) for name, some in ratios.items()
+            },
+            "tokens a second against counting off": {
+                name: round(statistics.median(some), 3) for name, some in against.items()
             },
             "last first token of 4 streams against that of 1": round(first[1] / first[0], 2),
             "slot freed after, seconds": round(slot_seconds(off), 4),

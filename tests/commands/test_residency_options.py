@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from commands import cli
 from commands.registry import parse
 from commands.workbench.residency import Residency
-from mlxfun.checkpoint.options import LoadOptions
+from mlxfun.checkpoint.options import LoadOptions, PackedCache
 from mlxfun.errors import UsageError
 from tests.commands.conftest import Bench
 
@@ -28,6 +28,9 @@ def test_sizes_and_words() -> None:
     assert options_of("load x --capacity 7 --miss skip --read-ahead 3") == LoadOptions(
         capacity=7, miss="skip", read_ahead=3
     )
+    kv = options_of("load x --kv-bits 4 --kv-group-size 32 --kv-start 7").kv
+    assert kv == PackedCache(4, 32, 7)
+    assert options_of("load x --kv-bits 8").kv == PackedCache(8, 64, 0)
     path = Path("experts.json")
     assert options_of(f"load x --resident auto --profile {path}").profile == path
 
@@ -40,6 +43,8 @@ def test_sizes_and_words() -> None:
         ("load x --capacity 3 --resident auto", "both say how much"),
         ("load x --profile experts.json", "--profile is about experts that are not in memory"),
         ("load x --miss skip", "--miss is about"),
+        ("load x --kv-start 5", "--kv-start 5 is about packed caches"),
+        ("load x --kv-group-size 32", "--kv-group-size 32 is about packed caches"),
         ("load x --resident all --read-ahead 2", "--read-ahead is about"),
     ],
 )

@@ -109,6 +109,24 @@ def test_the_ancestors_serve_counts_and_saves_at_the_end(tmp_path: Path) -> None
         assert np.load(path)["reap_sum"].sum() > 0
 
 
+def test_sigterm_in_the_middle_saves_what_was_counted_to_the_last_token(tmp_path: Path) -> None:
+    path = tmp_path / "online.npz"
+    words = ("--demo", "--headless", "--serve", "127.0.0.1:0", "--mode", "full")
+    with program(*words, "--auto-save", str(path)) as (started, port):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        body = {"prompt": [7, 8, 9], "max_tokens": 120, "stream": True, "logit_bias": {"2": -100}}
+        connection.request("POST", "/v1/completions", json.dumps(body))
+        answer = connection.getresponse()
+        assert answer.read1()
+        started.send_signal(signal.SIGTERM)
+        assert answer.read().decode().endswith("data: [DONE]\n\n")
+        connection.close()
+        assert started.wait(timeout=60) == 0
+    counted = np.load(path)
+    assert (counted["tokens"], counted["samples"]) == (3 + 120, 1)
+    assert counted["freq"].sum() == (3 + 120) * 6 * 2
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

@@ -94,6 +94,7 @@ LINES = {
     "sae train": f"sae train sae --at layers.1.residual --k 4 --dataset demo:mixed {TEXT}",
     "probe-train": f"probe-train --class a=demo:python --class b=demo:medical {TEXT}",
     "vector make": f"vector make v --positive demo:python --negative demo:medical {TEXT}", "vector list": "vector list", "intervene": "intervene layers.1.mlp.output scale 0.5",
+    "serve": "serve",
     "collect": COLLECT,  # the last: cancelled at once it leaves statistics of no samples
 }  # fmt: skip
 """For each command that a session is needed for, a line that is right if the state is."""

@@ -156,6 +156,7 @@ _PANEL_OF: dict[str, PanelName | None] = {
     "steer": None,
     "probe": "plan",
     "dossier": None,
+    "serving": None,
 }
 
 

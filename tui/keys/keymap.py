@@ -18,7 +18,7 @@ from typing import Literal
 
 from textual.binding import Binding
 
-PanelName = Literal["experts", "chat", "plan", "history", "log", "mixer"]
+PanelName = Literal["experts", "chat", "plan", "history", "log", "mixer", "serve"]
 
 Place = Literal[PanelName, "command"]
 """Where the focus is: in a panel, or on the command line."""
@@ -81,6 +81,7 @@ KEYS: tuple[Key, ...] = (
     Key("panel_log", "5", "log", "do", "panel log", "go to the reports"),
     Key("panel_command", "6", "command line", "do", "stay_in_command", "go to the command line"),
     Key("panel_mixer", "7", "mixer", "do", "panel mixer", "go to the steering mixer"),
+    Key("panel_serve", "8", "serving", "do", "panel serve", "go to the server and its requests"),
     Key("zoom", "z", "zoom", "do", "zoom", "give the focused panel the whole screen, or back",
         bar=13),
     Key("layout", "Z", "layout", "do", "layout",
@@ -190,6 +191,15 @@ KEYS: tuple[Key, ...] = (
         "previous place with the searched words", "log"),
     Key("report_up", "up,k", "report above", "do", "report -1", "go to the report above", "log"),
     Key("report_down", "down,j", "report below", "do", "report 1", "go to the report below", "log"),
+    # The server.
+    Key("spotlight", "enter", "light", "do", "spotlight",
+        "light the map by this request alone, or by all", "serve", bar=20),
+    Key("serve_pause", "space", "pause", "run", "{serve}",
+        "let new requests wait, or answer them again", "serve", bar=21),
+    Key("serve_drain", "D", "drain", "run", "serve drain",
+        "refuse new requests, complete the others", "serve", bar=22),
+    Key("serve_stop", "K", "stop", "fill", "serve stop",
+        "complete the answers and close the server", "serve", bar=23),
     # Selecting experts to prune.
     Key("pick", "space", "pick", "do", "pick toggle",
         "add this expert, or the range, to the experts to prune, or remove it from them", "experts",

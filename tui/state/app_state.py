@@ -16,6 +16,7 @@ from mlxfun.events import (
     RoutingFrame,
 )
 from mlxfun.report import Report
+from mlxfun.serving.snapshot import ServingReport
 from mlxfun.session.reports import SessionView
 from tui.keys.key_labels import USUAL, KeyNames
 from tui.keys.keymap import PanelName
@@ -154,6 +155,8 @@ class AppState:
     unkept: the statistics in hand are in no file. recording: the file that is recorded to, "" for
         none. offers: what was found at the start and is neither taken nor declined.
     zoomed: whether the focused panel fills the screen. sizes: of the panels, where it does not.
+    serving: what the server beside the screen did a moment ago. spotlight: the request whose experts
+        light up the map, None for those of all.
     """
 
     view: SessionView = field(default_factory=SessionView)
@@ -195,6 +198,8 @@ class AppState:
     offers: tuple[Offer, ...] = ()
     zoomed: bool = False
     sizes: Sizes = BALANCED
+    serving: ServingReport | None = None
+    spotlight: int | None = None
 
     @property
     def job(self) -> Job | None:

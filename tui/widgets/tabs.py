@@ -12,7 +12,7 @@ from tui.messages import EdgeMoved, PanelChosen
 from tui.widgets.line import Line
 
 NAMES: dict[PanelName, str] = {"experts": "experts", "chat": "chat", "plan": "plan", "history": "history",
-         "log": "reports", "mixer": "mixer"}  # fmt: skip
+         "log": "reports", "mixer": "mixer", "serve": "serving"}  # fmt: skip
 SHORT: dict[PanelName, str] = {"history": "tree", "log": "log", "experts": "map"}
 ROOM = 66
 """Columns from which on the names are written out."""

@@ -19,6 +19,7 @@ from commands.output.render import (
     model,
     plans,
     scans,
+    serving,
 )
 from commands.output.render.base import text, with_inputs, with_notes
 from mlxfun.calibration.reports import (
@@ -40,6 +41,7 @@ from mlxfun.memory.plan.report import FitReport, ModelsReport
 from mlxfun.memory.reports import ResidencyReport, SweepReport
 from mlxfun.report import Report
 from mlxfun.scans.reports import DossierReport, ScanReport, TopicsReport
+from mlxfun.serving.snapshot import ServingReport
 from mlxfun.session.measuring.variants import RecipeReport
 from mlxfun.session.reports import InfoReport, LayersReport, SmokeReport
 from mlxfun.steering.reports import SteerReport
@@ -74,6 +76,7 @@ RENDERERS: dict[type[Report], Callable[[Any], RenderableType]] = {
     SmokeReport: model.smoke,
     ModelsReport: model.models,
     WorkersReport: model.workers,
+    ServingReport: serving.serving,
     StatsReport: calibration.stats,
     DiffReport: calibration.diff,
     RankReport: calibration.rank,

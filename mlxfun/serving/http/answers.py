@@ -8,7 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -17,7 +17,9 @@ from starlette.types import Receive, Scope, Send
 from mlxfun.serving.http.errors import Bad
 from mlxfun.serving.http.flow import Delta, Turn, flow, whole
 from mlxfun.serving.http.tickets import Gone, Ticket
+from mlxfun.serving.options import LOOPBACK
 from mlxfun.serving.service import Service
+from mlxfun.text import one_line
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +29,19 @@ HEADER_SECONDS = 10.0
 KEEP_ALIVE_SECONDS = 10.0
 """After so long without news a comment is sent, or proxies and clients give up."""
 
+NAME = 40
+"""Characters of a client's name."""
+
 SEND_SECONDS = 30.0
 """A client that takes nothing for so long is gone."""
+
+
+class Abandoned(Protocol):
+    """What a client leaves behind."""
+
+    def abandon(self) -> None:
+        """The client is gone."""
+
 
 Worded = Callable[[Delta], bytes]
 """Words a delta as events."""
@@ -46,6 +59,10 @@ class Wording:
     def delta(self, delta: Delta) -> bytes:
         """What is new."""
         raise NotImplementedError
+
+    def end(self) -> bytes:
+        """The last events, when all of the answer is said."""
+        return b""
 
     def failed(self, problem: Bad) -> bytes:
         """The last event of a stream that fails."""
@@ -76,7 +93,7 @@ async def respond(
     request: Request, service: Service, turn: Turn, wording: Wording, stream: bool
 ) -> Response:
     """Ask for one answer and word it. Raises Bad, Gone."""
-    ticket = Ticket(service, turn.ask)
+    ticket = Ticket(service, turn.ask, client_of(request))
     with ticket:
         if stream:
             async with watched(request.receive, ticket):
@@ -87,8 +104,17 @@ async def respond(
         return JSONResponse(wording.whole(delta, ticket), headers=state_headers(ticket))
 
 
+def client_of(request: Request) -> str:
+    """What a client calls itself, and where it asks from."""
+    name = request.headers.get("user-agent", "").split("(")[0].strip()
+    shown = one_line("".join(c for c in name if c.isprintable()))[:NAME].strip()
+    host = request.client.host if request.client is not None else ""
+    elsewhere = f"@{host}" if host not in ("", *LOOPBACK) else ""
+    return f"{shown or 'a client'}{elsewhere}"
+
+
 @asynccontextmanager
-async def watched(receive: Receive, ticket: Ticket) -> AsyncIterator[None]:
+async def watched(receive: Receive, ticket: Abandoned) -> AsyncIterator[None]:
     """Inside the block, a client that hangs up gives its slot back at once."""
     watcher = asyncio.create_task(_disconnect(receive))
     watcher.add_done_callback(lambda task: None if task.cancelled() else ticket.abandon())
@@ -132,7 +158,7 @@ class EventStream(Response):
     async def _send(self, send: Send) -> None:
         head = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         await send(head)
-        await _body(send, self._wording.begin(self._ticket))
+        await send_body(send, self._wording.begin(self._ticket))
         sent = monotonic()
         try:
             async for delta in flow(self._ticket, self._turn, KEEP_ALIVE_SECONDS):
@@ -140,14 +166,15 @@ class EventStream(Response):
                 if not words and monotonic() - sent >= KEEP_ALIVE_SECONDS:
                     words = self._wording.keep_alive  # a long prompt is read, or others wait
                 if words:
-                    await _body(send, words)
+                    await send_body(send, words)
                     sent = monotonic()
+            await send_body(send, self._wording.end())
         except Bad as problem:
-            await _body(send, self._wording.failed(problem))
+            await send_body(send, self._wording.failed(problem))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _body(send: Callable[[dict[str, Any]], Awaitable[None]] | Send, words: bytes) -> None:
+async def send_body(send: Callable[[dict[str, Any]], Awaitable[None]] | Send, words: bytes) -> None:
     """Send some bytes. Raises Gone if the client does not take them."""
     if not words:
         return

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from mlxfun.serving.http.answers import respond
+from mlxfun.serving.http.answers import client_of, respond
 from mlxfun.serving.http.apis.chat import Endpoint, OpenAIWording, chat_turn, text_turn
 from mlxfun.serving.http.apis.messages import AnthropicWording, count, messages_turn
 from mlxfun.serving.http.apis.responses import ResponsesWording, responses_turn
@@ -24,6 +24,7 @@ from mlxfun.serving.http.errors import Bad
 from mlxfun.serving.http.fields import Fields, parse
 from mlxfun.serving.http.guard import Guard, body_of, error_response
 from mlxfun.serving.http.metrics import exposition
+from mlxfun.serving.http.several import respond_several
 from mlxfun.serving.http.tickets import Gone
 from mlxfun.serving.service import NO_MODEL, Card, Service
 
@@ -79,7 +80,14 @@ def make_app(desk: Desk, more: list[Route]) -> ASGIApp:
         *more,
     ]
     handlers: dict[Any, Any] = {HTTPException: _no_route}
-    return Guard(Starlette(routes=routes, exception_handlers=handlers), desk.options)
+    app = Starlette(routes=routes, exception_handlers=handlers)
+    app.state.service = desk.service
+    return Guard(app, desk.options)
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
 
 
 def guarded(handler: Handler) -> Handler:
@@ -89,6 +97,7 @@ def guarded(handler: Handler) -> Handler:
         try:
             return await handler(request)
         except Bad as problem:
+            _service(request).refused(client_of(request), problem.status, problem.message)
             return error_response(request.url.path, problem)
         except Gone:
             return Response(None, 499)
@@ -96,6 +105,7 @@ def guarded(handler: Handler) -> Handler:
             # A mistake of ours must not show its traceback to strangers, or end the connection.
             log.exception("a request to %s failed", request.url.path)
             what = f"the server failed at this request: {type(problem).__name__}"
+            _service(request).refused(client_of(request), 500, what)
             return error_response(request.url.path, Bad(what, status=500))
 
     return handle
@@ -174,4 +184,4 @@ async def _complete(desk: Desk, endpoint: Endpoint, request: Request) -> Respons
     read = chat_turn if endpoint == "chat" else text_turn
     turn = await desk.aside(read, fields, card, desk.options)
     wording = OpenAIWording(endpoint, turn, card, fields)
-    return await respond(request, desk.service, turn, wording, fields.switch("stream"))
+    return await respond_several(request, desk.service, turn, wording, fields.switch("stream"))

@@ -27,11 +27,12 @@ from mlxfun.serving.http.tools import ToolCall, parse_calls, salvaged
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A checked request that asks for one answer. tools: those that may be called."""
+    """A checked request. tools: those that may be called. answers: how many are wanted."""
 
     ask: Ask
     tokenizer: Tokenizer
     tools: tuple[dict[str, Any], ...] = ()
+    answers: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,12 +22,15 @@ REASONING = ("reasoning_content", "reasoning")
 @dataclass(frozen=True, slots=True)
 class Chat:
     """A conversation as templates take it. tools: as OpenAI writes them. thinking: None for the
-    template's own default. options: more for the template."""
+    template's own default. options: more for the template. must_call: whether the answer must be calls
+    of them; one_call: whether the first call ends it."""
 
     messages: list[dict[str, Any]]
     tools: tuple[dict[str, Any], ...] = ()
     thinking: bool | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    must_call: bool = False
+    one_call: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +152,7 @@ def chosen_tools(
 ) -> tuple[tuple[dict[str, Any], ...], str]:
     """(the tools that are offered to the model, "none", "auto" or "required") by `tool_choice`.
 
-    With the name of a function only that one is offered. No model is forced to call one.
+    With the name of a function only that one is offered, and "required" is said.
     """
     if choice in (None, "auto"):
         return tools, "auto"

@@ -47,6 +47,7 @@ class HttpServer:
         self._socket = _listen(service.options.address)
         host, port = self._socket.getsockname()[:2]
         self.address = Address(host, port)
+        service.listens_at(self.address)
         self._desk = Desk(service)
         config = uvicorn.Config(
             make_app(self._desk, list(more(self._desk)) if more else []),

@@ -19,8 +19,8 @@ class Ticket:
     """`with Ticket(service, ask) as ticket:` asks, and lets the model's thread know when the block
     is left before the answer was complete."""
 
-    def __init__(self, service: Service, ask: Ask) -> None:
-        self._service, self._ask = service, ask
+    def __init__(self, service: Service, ask: Ask, client: str = "") -> None:
+        self._service, self._ask, self._client = service, ask, client
         self._frames: deque[Frame] = deque()
         self._news = asyncio.Event()
         self._begun = asyncio.Event()
@@ -32,7 +32,7 @@ class Ticket:
 
     def __enter__(self) -> Self:
         try:
-            self._number = self._service.submit(self._ask, self._deliver)
+            self._number = self._service.submit(self._ask, self._deliver, self._client)
         except Refused as problem:
             raise Bad(str(problem), status=problem.status) from None
         return self

@@ -24,7 +24,7 @@ WRONG_VALUES: dict[str, list[Any]] = {
     "top_k": [*WRONG, -2, 1.5, 1 << 40],
     "max_tokens": [*WRONG, 0, -1, 1.5, 1 << 40],
     "seed": ["x", True, [], {}, 0.5, 1 << 70, -(1 << 70)],
-    "n": ["x", True, [], 0, 2, 1_000_000],
+    "n": ["x", True, [], 0, 17, 1_000_000],
     "presence_penalty": [*WRONG, 3, -3],
     "frequency_penalty": [*WRONG, 3, -3],
     "repetition_penalty": [*WRONG, 0, -1],

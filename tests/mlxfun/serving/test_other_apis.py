@@ -6,16 +6,13 @@ What the model says is put into its mouth: a processor of logits that leaves one
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
-from serving_rigs import QUESTION, Served, serving
+from serving_rigs import QUESTION, Served, caller, serving
 
-from mlxfun.data import demo
 from mlxfun.serving import sampling
 
 pytest.importorskip("uvicorn")
@@ -23,13 +20,6 @@ pytest.importorskip("starlette")
 openai = pytest.importorskip("openai")
 anthropic = pytest.importorskip("anthropic")
 
-TEMPLATE = (
-    "{% if tools %}<|im_start|>system\n{% for t in tools %}{{ t | tojson }}\n{% endfor %}"
-    "<tool_call>{tool_call.name}</tool_call><|im_end|>\n{% endif %}"
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
-    "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}"
-    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Bonn", "days": 2}}\n</tool_call>'
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
 FUNCTION = {"name": "weather", "description": "What it will be like", "parameters": SCHEMA}
@@ -41,11 +31,7 @@ Say = Callable[[str], None]
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    path: Path = tmp_path_factory.mktemp("caller") / "caller"
-    shutil.copytree(demo.model_path(), path)
-    config = json.loads((path / "tokenizer_config.json").read_text())
-    (path / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": TEMPLATE}))
-    with serving(f"load {path}") as found:
+    with serving(f"load {caller(tmp_path_factory.mktemp('caller'))}") as found:
         yield found
 
 

@@ -97,7 +97,7 @@ def test_a_client_that_takes_nothing_is_hung_up_on(monkeypatch: pytest.MonkeyPat
         await asyncio.sleep(60)
 
     with pytest.raises(Gone):
-        asyncio.run(answers._body(stuck, b"x"))
+        asyncio.run(answers.send_body(stuck, b"x"))
 
 
 def test_a_body_that_does_not_arrive_is_not_waited_for(

@@ -5,86 +5,31 @@ from __future__ import annotations
 
 import copy
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 import pytest
 import tiny_models
+from desk_rigs import PROMPTS, Desk, plain, tokens_of
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlxfun import Session
 from mlxfun.context import SILENT, Context
 from mlxfun.errors import Cancelled
-from mlxfun.serving import lanes
+from mlxfun.serving import lane_set, lanes
 from mlxfun.serving.ask import (
     Admitted,
-    Ask,
     Ended,
     Failed,
-    Frame,
     Reading,
     Said,
-    Sampling,
     SteerWish,
 )
-from mlxfun.serving.options import ServeOptions
-from mlxfun.serving.requests import Intake, Request, Totals
-from mlxfun.serving.scheduler import Scheduler
 from tests.mlxfun import tiny_checkpoints
 
 FAMILIES = ("qwen3_moe", "gpt_oss", "lfm2_moe", "llama4", "deepseek_v3", "dbrx")
-LENGTHS = (3, 40, 9, 21, 9, 1)
-PROMPTS = [
-    tuple(np.random.default_rng(n).integers(3, 4000, length).tolist())
-    for n, length in enumerate(LENGTHS)
-]
-
-
-class Desk:
-    """Asks a scheduler and reads its frames, on one thread."""
-
-    def __init__(self, session: Session, **options: Any) -> None:
-        self.asked: list[Request] = []
-        self.gone: list[int] = []
-        self.totals = Totals()
-        self.frames: dict[int, list[Frame]] = {}
-        self.scheduler = Scheduler(session, ServeOptions(**options), self.totals, self, SILENT)
-
-    def take(self, intake: Intake) -> None:
-        for request in self.asked:
-            intake.submit(request)
-        for number in self.gone:
-            intake.cancel(number)
-        self.asked, self.gone = [], []
-
-    def post(self, frames: list[tuple[Callable[[Frame], None], Frame]]) -> None:
-        for deliver, frame in frames:
-            deliver(frame)
-
-    def ask(self, ask: Ask) -> int:
-        number = len(self.frames)
-        self.frames[number] = []
-        self.asked.append(Request(number, ask, self.frames[number].append))
-        return number
-
-    def run(self, most: int = 2000) -> None:
-        for _ in range(most):
-            if not self.scheduler.step():
-                return
-        raise AssertionError("the scheduler does not come to an end")
-
-    def text(self, number: int) -> str:
-        pieces = []
-        for frame in self.frames[number]:
-            if isinstance(frame, Said | Ended):
-                pieces += frame.pieces
-        return "".join(piece.text for piece in pieces)
-
-    def last(self, number: int) -> Frame:
-        return self.frames[number][-1]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -113,16 +58,6 @@ def alone(session: Session, prompt: tuple[int, ...], count: int) -> list[int]:
         tokens = mx.argmax(session.model(tokens, cache=cache)[:, -1:], axis=-1)
         found.append(int(tokens.item()))
     return found
-
-
-def plain(prompt: tuple[int, ...], tokens: int, **more: Any) -> Ask:
-    bias = ((2, -100.0),)  # the end of a turn does not come
-    return Ask(prompt, tokens, Sampling(logit_bias=bias), parts=False, top_logprobs=0, **more)
-
-
-def tokens_of(desk: Desk, number: int) -> list[int]:
-    said = [frame for frame in desk.frames[number] if isinstance(frame, Said)]
-    return [frame.logprob.token for frame in said if frame.logprob is not None]
 
 
 def test_each_answer_is_that_of_the_prompt_alone(session: Session) -> None:
@@ -239,11 +174,11 @@ def test_a_step_that_fails_fails_its_requests_and_no_later_one(
         raise RuntimeError("[matmul] out of luck")
 
     with monkeypatch.context() as patch:
-        kind = lanes.BatchLane if desk.scheduler._ragged else lanes.AloneLane
+        kind = lanes.BatchLane if desk.scheduler.batched else lanes.AloneLane
         patch.setattr(kind, "step", broken)
         desk.scheduler.step()
     failed = [n for n in numbers if any(isinstance(f, Failed) for f in desk.frames[n])]
-    assert failed == (numbers if desk.scheduler._ragged else numbers[:1])
+    assert failed == (numbers if desk.scheduler.batched else numbers[:1])
     assert desk.last(failed[0]).status == 500
     assert "RuntimeError: [matmul] out of luck" in desk.last(failed[0]).message
     again = desk.ask(plain(PROMPTS[0], 8))
@@ -293,6 +228,22 @@ def test_lanes_of_steered_requests_do_not_pile_up(demo: Session) -> None:
     assert len({desk.frames[n][0].steering for n in range(6)}) == 6
     assert len(desk.scheduler._lanes) <= 1
     assert demo.editor.steering.empty
+
+
+def test_memory_is_wired_once_for_all_lanes(demo: Session, monkeypatch: Any) -> None:
+    asked: list[int] = []
+    put_back: list[int] = []
+    monkeypatch.setattr(lane_set, "maybe_set_recommended_wired_limit", lambda: asked.append(1) or 7)
+    monkeypatch.setattr(mx, "set_wired_limit", put_back.append)
+    desk = Desk(demo)
+    wish = SteerWish(deactivate=((demo.anatomy.indices[0], (1,)),))
+    for steer in (None, wish, None):
+        desk.ask(plain(PROMPTS[0], 3, steer=steer))
+    desk.run()
+    desk.scheduler.settle(SILENT)
+    assert (asked, put_back) == ([1], [])
+    desk.scheduler.close("over")
+    assert put_back == [7]
 
 
 def test_a_drain_can_be_cancelled(demo: Session) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from commands.registry import Row
+from mlxfun.serving.snapshot import RequestLine, ServingReport
 from mlxfun.steering.reports import SteerReport
 from tests.fake_engine import FakeEngine
 from tests.tui.driving import CALIBRATED, STAGED, Shell, drive, ready
@@ -28,7 +29,12 @@ from tui.widgets.log import Reports
 
 
 class Willing(FakeEngine):
-    """An engine on which every command always applies."""
+    """An engine on which every command always applies, with a server that answers a request."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        request = RequestLine(7, "openai", "base", False, False, 400, 300, 37, 12.3, 3.0)
+        self.served = ServingReport("127.0.0.1:8080", "open", (request,))
 
     def rows(self) -> tuple[Row, ...]:
         return tuple(replace(row, enabled=True, reason="") for row in super().rows())
@@ -52,6 +58,8 @@ RUN_LINES = {
     "new_chat": "chat --new",
     "compare": "compare 1 0",
     "compact": "compact",
+    "serve_pause": "serve pause",
+    "serve_drain": "serve drain",
 }
 FILL_LINES = {
     "collect": "collect --dataset demo:mixed",
@@ -61,6 +69,7 @@ FILL_LINES = {
     "stats_diff": "stats diff a.npz b.npz",
     "name": "name 0 ",
     "lens": "lens ",
+    "serve_stop": "serve stop",
 }
 
 
@@ -194,6 +203,8 @@ DO_EFFECTS: dict[str, Callable[[Shell], bool]] = {
     "mix_turn": lambda s: mixed(s) == ["on in 2:5 0"],
     "mix_remove": lambda s: mixed(s) == [],
     "panel_mixer": lambda s: shown(s, "mixer"),
+    "panel_serve": lambda s: shown(s, "serve"),
+    "spotlight": lambda s: s.app.state.spotlight == 7,
     "sort": lambda s: s.app.state.heat.sort,
     "to_map": lambda s: shown(s, "experts"),
     "to_mixer": lambda s: shown(s, "mixer"),
@@ -239,6 +250,7 @@ def test_every_key_of_the_screen_itself_does_what_it_says() -> None:
                     mixer=(Channel(True, "level", 2, 5, 0.5),) if key.works_in("mixer") else (),
                     zoomed=False,
                     sizes=BALANCED,
+                    spotlight=None,
                     offers=(Offer("a session was cut short", "resume"),),
                     heat=replace(app.state.heat, metric="reap_sum", scale="auto", per_layer=True,
                                  fit=True, shape="map", sort=False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from time import time
@@ -10,7 +11,7 @@ from uuid import uuid4
 
 from mlxfun.serving.ask import Ask, TokenLogprob, WishedSide
 from mlxfun.serving.http.answers import Wording, event
-from mlxfun.serving.http.apis.structured import grammar_of
+from mlxfun.serving.http.apis.structured import grammar_of, with_calls
 from mlxfun.serving.http.errors import Bad, openai_error
 from mlxfun.serving.http.fields import Fields, quoted
 from mlxfun.serving.http.flow import Delta, Part, Turn
@@ -63,9 +64,16 @@ def limited(prompt: Sequence[int], options: ServeOptions, card: Card, asked: int
 
 def chat_turn(fields: Fields, card: Card, options: ServeOptions) -> Turn:
     """A chat completion as a request to the model. Raises Bad."""
-    one_answer(fields)
-    tools, _ = chosen_tools(fields.raw("tool_choice"), tools_of(fields))
-    chat = Chat(messages_of(fields), tools, _thinking(fields))
+    answers = answers_of(fields)
+    tools, choice = chosen_tools(fields.raw("tool_choice"), tools_of(fields))
+    one = not fields.switch("parallel_tool_calls", True)
+    chat = Chat(
+        messages_of(fields),
+        tools,
+        _thinking(fields),
+        must_call=choice == "required",
+        one_call=one,
+    )
     side = side_of(fields.text("model"), card)
     ask = Ask(
         prompt=(),
@@ -74,19 +82,18 @@ def chat_turn(fields: Fields, card: Card, options: ServeOptions) -> Turn:
         stop=stops_of(fields),
         side=side,
         top_logprobs=_top_logprobs(fields),
-        tools=bool(tools),
         grammar=grammar_of(fields, card),
     )
-    ask = extras_of(fields, card).on(ask)
+    ask = extras_of(fields, card).on(with_calls(ask, chat, card))
     prompt = chat_prompt(chat, card)
     most = limited(prompt.tokens, options, card, ask.max_tokens)
     ask = replace(ask, prompt=prompt.tokens, thinking=prompt.thinking, max_tokens=most)
-    return Turn(ask, card.tokenizer, tools)
+    return Turn(ask, card.tokenizer, tools, answers)
 
 
 def text_turn(fields: Fields, card: Card, options: ServeOptions) -> Turn:
     """A plain completion as a request to the model. Raises Bad."""
-    one_answer(fields)
+    answers = answers_of(fields)
     for name in ("suffix", "echo"):
         if fields.raw(name):
             raise fields.bad(name, "is not offered here: leave it out")
@@ -102,14 +109,14 @@ def text_turn(fields: Fields, card: Card, options: ServeOptions) -> Turn:
         parts=False,
         grammar=grammar_of(fields, card),
     )
-    return Turn(extras_of(fields, card).on(ask), card.tokenizer)
+    return Turn(extras_of(fields, card).on(ask), card.tokenizer, answers=answers)
 
 
-def one_answer(fields: Fields) -> None:
-    """Raise Bad where more than one answer is asked for."""
-    for name in ("n", "best_of"):
-        if fields.integer(name, 1, 1 << 31, 1) != 1:
-            raise fields.bad(name, "must be 1: ask again for another answer")
+def answers_of(fields: Fields) -> int:
+    """How many answers are asked for. Raises Bad."""
+    if fields.integer("best_of", 1, 1 << 31, 1) != 1:
+        raise fields.bad("best_of", "must be 1: use n, and choose yourself")
+    return fields.integer("n", 1, MOST_ANSWERS, 1) or 1
 
 
 def _thinking(fields: Fields) -> bool | None:
@@ -121,6 +128,9 @@ def _thinking(fields: Fields) -> bool | None:
     effort = fields.choice("reasoning_effort", EFFORTS, "")
     return None if not effort else effort != "none"
 
+
+MOST_ANSWERS = 16
+"""Answers to one request."""
 
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
@@ -136,10 +146,14 @@ def _top_logprobs(fields: Fields) -> int | None:
 
 
 class OpenAIWording(Wording):
-    """Words answers as `chat.completion` or `text_completion` objects."""
+    """Words answers as `chat.completion` or `text_completion` objects.
+
+    Each of several answers to one request has its own; `like` makes the others.
+    """
 
     def __init__(self, endpoint: Endpoint, turn: Turn, card: Card, fields: Fields) -> None:
         self._endpoint, self._turn, self._card = endpoint, turn, card
+        self._index = 0
         self._id = f"{'chatcmpl' if endpoint == 'chat' else 'cmpl'}-{uuid4().hex}"
         self._created = int(time())
         table = fields.table("stream_options")
@@ -148,6 +162,13 @@ class OpenAIWording(Wording):
         self._calls = 0
         self._offset = 0
         self._ticket: Ticket | None = None
+        self._tokens: int | None = None  # of the whole answer, once it is over
+
+    def like(self, index: int) -> OpenAIWording:
+        """The same for another answer of the request."""
+        other = copy.copy(self)
+        other._index = index
+        return other
 
     # -- streams ---------------------------------------------------------------------------------
 
@@ -181,9 +202,17 @@ class OpenAIWording(Wording):
             {} if self._endpoint == "chat" else {"text": ""}, self._reason(delta.reason)
         )
         found.append(self._chunk([last]) | extras_said(self._extras, self._ticket))
-        if self._usage:
-            found.append(self._chunk([]) | {"usage": self._spent(delta)})
-        return b"".join(map(event, found)) + b"data: [DONE]\n\n"
+        self._tokens = delta.tokens
+        return b"".join(map(event, found))
+
+    def end(self) -> bytes:
+        return self.end_of([self])
+
+    def end_of(self, answers: Sequence[OpenAIWording]) -> bytes:
+        """The last events of a stream of several answers."""
+        tokens = sum(answer._tokens or 0 for answer in answers)
+        usage = self._chunk([]) | {"usage": self._spent(tokens)}
+        return (event(usage) if self._usage else b"") + b"data: [DONE]\n\n"
 
     def failed(self, problem: Bad) -> bytes:
         return event(openai_error(problem.status, problem.message, problem.param))
@@ -200,7 +229,7 @@ class OpenAIWording(Wording):
         self, said: dict[str, Any], reason: str | None = None, logprobs: Any = None
     ) -> dict[str, Any]:
         held = said if self._endpoint == "text" else {"delta": said}
-        return {"index": 0, **held, "logprobs": logprobs, "finish_reason": reason}
+        return {"index": self._index, **held, "logprobs": logprobs, "finish_reason": reason}
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         kind = "chat.completion.chunk" if self._endpoint == "chat" else "text_completion"
@@ -216,9 +245,9 @@ class OpenAIWording(Wording):
         said: dict[str, Any] = {"text": delta.joined("text")}
         if self._endpoint == "chat":
             said = {"message": self._message(delta)}
-        choice = {"index": 0, **said, "logprobs": logprobs, "finish_reason": reason}
+        choice = {"index": self._index, **said, "logprobs": logprobs, "finish_reason": reason}
         kind = "chat.completion" if self._endpoint == "chat" else "text_completion"
-        found = self._object(kind, [choice]) | {"usage": self._spent(delta)}
+        found = self._object(kind, [choice]) | {"usage": self._spent(delta.tokens)}
         return found | extras_said(self._extras, ticket, delta.routing)
 
     def _message(self, delta: Delta) -> dict[str, Any]:
@@ -248,13 +277,13 @@ class OpenAIWording(Wording):
     def _reason(self, reason: str) -> str:
         return "tool_calls" if self._calls and reason == "stop" else reason
 
-    def _spent(self, delta: Delta) -> dict[str, Any]:
+    def _spent(self, tokens: int) -> dict[str, Any]:
         prompt = len(self._turn.ask.prompt)
         admitted = self._ticket.admitted if self._ticket is not None else None
         return {
             "prompt_tokens": prompt,
-            "completion_tokens": delta.tokens,
-            "total_tokens": prompt + delta.tokens,
+            "completion_tokens": tokens,
+            "total_tokens": prompt + tokens,
             "prompt_tokens_details": {"cached_tokens": admitted.cached_tokens if admitted else 0},
         }
 

@@ -10,6 +10,7 @@ from uuid import uuid4
 from mlxfun.serving.ask import Ask, WishedSide
 from mlxfun.serving.http.answers import Wording, event
 from mlxfun.serving.http.apis.chat import limited, side_of
+from mlxfun.serving.http.apis.structured import with_calls
 from mlxfun.serving.http.errors import Bad, anthropic_error
 from mlxfun.serving.http.fields import Fields
 from mlxfun.serving.http.flow import Delta, Part, Turn
@@ -41,8 +42,8 @@ def messages_turn(fields: Fields, card: Card, options: ServeOptions) -> Turn:
         sampling=sampling_of(fields, card.vocabulary),
         stop=stops_of(fields, "stop_sequences"),
         side=_side(fields.text("model"), card),
-        tools=bool(chat.tools),
     )
+    ask = with_calls(ask, chat, card)
     prompt = chat_prompt(chat, card)
     most = limited(prompt.tokens, options, card, ask.max_tokens)
     ask = replace(ask, prompt=prompt.tokens, thinking=prompt.thinking, max_tokens=most)
@@ -77,11 +78,13 @@ def conversation(fields: Fields) -> Chat:
         kind = choice.choice("type", ("auto", "any", "tool", "none"), "auto")
         named = {"type": "function", "function": {"name": choice.raw("name")}}
         wanted = {"any": "required", "tool": named}.get(kind, kind)
-    tools, _ = chosen_tools(wanted, _tools(fields))
+    one = choice is not None and choice.switch("disable_parallel_tool_use")
+    tools, chosen = chosen_tools(wanted, _tools(fields))
     thinking = fields.table("thinking")
     kinds = ("enabled", "disabled", "adaptive")
     wish = thinking.choice("type", kinds, "enabled") if thinking is not None else ""
-    return Chat(messages, tools, {"enabled": True, "disabled": False}.get(wish))
+    thinks = {"enabled": True, "disabled": False}.get(wish)
+    return Chat(messages, tools, thinks, must_call=chosen == "required", one_call=one)
 
 
 def _tools(fields: Fields) -> tuple[dict[str, Any], ...]:

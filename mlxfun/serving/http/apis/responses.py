@@ -11,7 +11,7 @@ from uuid import uuid4
 from mlxfun.serving.ask import Ask
 from mlxfun.serving.http.answers import Wording, event
 from mlxfun.serving.http.apis.chat import EFFORTS, limited, side_of
-from mlxfun.serving.http.apis.structured import grammar_of
+from mlxfun.serving.http.apis.structured import grammar_of, with_calls
 from mlxfun.serving.http.errors import Bad, kind_of
 from mlxfun.serving.http.fields import Fields
 from mlxfun.serving.http.flow import Delta, Part, Turn
@@ -45,9 +45,9 @@ def responses_turn(fields: Fields, card: Card, options: ServeOptions) -> Turn:
         max_tokens=limit_of(fields, ("max_output_tokens",), options.max_tokens),
         sampling=sampling_of(fields, card.vocabulary),
         side=side_of(fields.text("model"), card),
-        tools=bool(chat.tools),
         grammar=grammar_of(text, card, "format") if text is not None else None,
     )
+    ask = with_calls(ask, chat, card)
     prompt = chat_prompt(chat, card)
     most = limited(prompt.tokens, options, card, ask.max_tokens)
     ask = replace(ask, prompt=prompt.tokens, thinking=prompt.thinking, max_tokens=most)
@@ -68,10 +68,12 @@ def conversation(fields: Fields) -> Chat:
             _item(item, messages)
     if not any(message["role"] != "system" for message in messages):
         raise Bad("input is empty: there is nothing to answer", "input")
-    tools, _ = chosen_tools(fields.raw("tool_choice"), _tools(fields))
+    tools, choice = chosen_tools(fields.raw("tool_choice"), _tools(fields))
+    one = not fields.switch("parallel_tool_calls", True)
     reasoning = fields.table("reasoning")
     effort = reasoning.choice("effort", EFFORTS, "") if reasoning is not None else ""
-    return Chat(messages, tools, None if not effort else effort != "none")
+    thinks = None if not effort else effort != "none"
+    return Chat(messages, tools, thinks, must_call=choice == "required", one_call=one)
 
 
 def _tools(fields: Fields) -> tuple[dict[str, Any], ...]:
@@ -233,7 +235,7 @@ class ResponsesWording(Wording):
             "metadata": {},
             "model": self._card.model,
             "output": list(self._items),
-            "parallel_tool_calls": True,
+            "parallel_tool_calls": not self._turn.ask.one_call,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "tool_choice": fields.raw("tool_choice") or "auto",

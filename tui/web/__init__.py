@@ -1,0 +1,1 @@
+"""The screen in a browser: one session, shown in every tab."""
