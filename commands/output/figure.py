@@ -182,7 +182,7 @@ def _marks(axes: Any, drawn: Picture, order: Array | None, look: Look) -> list[A
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    heat, handles = drawn.heat, []
+    heat, handles = drawn.heat, list[Any]()
     areas = (("never seen", _unseen(drawn), look.unseen), ("pruned", ~heat.alive, look.gone))
     for name, mask, colour in areas:
         if mask.any():
