@@ -60,10 +60,10 @@ def display(item: Item) -> Text:
 
 
 def weighed(item: Item, query: str, score: float) -> float:
-    """The score of a match, 0..1: a command by its name stands above looser matches, and what
-    cannot be chosen now below what can, where the two match alike."""
+    """The score of a match: a command by its name stands above looser matches, and what cannot be
+    chosen now below what can, where the two match alike."""
     named = item.command.startswith(query.strip().lower()) if item.command else False
-    return (score + named) / 2 * (0.97 if item.reason else 1.0)
+    return score * (2.0 if named else 1.0) * (0.97 if item.reason else 1.0)
 
 
 class Chooser(Protocol):
