@@ -33,35 +33,36 @@ FRAMES_PER_SECOND = 12
 PASS = "routing sums"
 
 
-def layer_sums(layer: MoELayer, records: Sequence[Record], mask: mx.array) -> mx.array:
+def layer_sums(
+    layer: MoELayer, records: Sequence[Record], mask: mx.array, measured: bool = True
+) -> mx.array:
     """Sums over tokens, float32 [S, E] in the order of stats.SUMS, lazy.
 
-    mask: [N] 1.0 for tokens that count. A product with a one-hot matrix adds in a fixed order on
+    mask: [N] 1.0 for tokens that count. measured: whether the records have norms; without them the
+    sums that are made of norms are 0. A product with a one-hot matrix adds in a fixed order on
     every device (scatter-add does not on a GPU); a batch's sums fit float32, and batches are
     added in float64 by the caller.
     """
     experts = layer.num_experts
-    total = mx.zeros((len(SUMS), experts))
+    total = mx.zeros((len(SUMS) if measured else 2, experts))
     for record in records:
         k = record.indices.shape[-1]
         index = record.indices.reshape(-1, k)
         weights = applied_weights(record).reshape(-1, k).astype(mx.float32)
-        norms = _norms(record).reshape(-1, k)
         valid = mx.broadcast_to(mask[:, None], index.shape)
         if layer.router_rows > experts:
             # longcat's zero experts appear as index 0 with weight 0: nothing was routed there.
             valid = valid * (weights != 0)
-        contribution = norms if layer.facts.weights_inside else weights * norms
-        values = mx.stack(
-            [
-                mx.ones_like(norms), weights, norms, contribution, mx.square(contribution),
-                mx.square(norms),
-            ]
-        )  # fmt: skip
-        values = mx.where(valid > 0, values, 0.0).reshape(len(SUMS), -1)
+        found = [mx.ones_like(weights), weights]
+        if measured:
+            norms = _norms(record).reshape(-1, k)
+            contribution = norms if layer.facts.weights_inside else weights * norms
+            found += [norms, contribution, mx.square(contribution), mx.square(norms)]
+        values = mx.where(valid > 0, mx.stack(found), 0.0).reshape(len(found), -1)
         one_hot = (index.reshape(-1, 1) == mx.arange(experts)).astype(mx.float32)
         total = total + values @ one_hot
-    return total
+    missing = len(SUMS) - total.shape[0]
+    return mx.pad(total, [(0, missing), (0, 0)]) if missing else total
 
 
 def applied_weights(record: Record) -> mx.array:

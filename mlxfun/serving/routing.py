@@ -266,12 +266,12 @@ class RoutedModel:
         valid = np.arange(tokens.shape[1]) < np.array(lengths)[:, None]
         mask = mx.array(valid.reshape(-1).astype(np.float32))
 
-        def reduce(tap: LayerTap, record: Record) -> mx.array:
-            if record.norms is None:
-                record.norms = mx.zeros(record.indices.shape)
-            return layer_sums(tap.layer, [record], mask)
+        norms = self._observer.norms
 
-        with taps.reducing(reduce, norms=self._observer.norms) as reduction:
+        def reduce(tap: LayerTap, record: Record) -> mx.array:
+            return layer_sums(tap.layer, [record], mask, measured=norms)
+
+        with taps.reducing(reduce, norms=norms) as reduction:
             out = self._model(tokens, cache=cache, **more)
             sums = mx.stack(reduction.drain())
         mx.async_eval(sums)

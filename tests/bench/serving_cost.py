@@ -3,12 +3,15 @@ mlx-lm's batch generator stepped in a loop.
 
     python tests/bench/serving_cost.py --preset small
     python tests/bench/serving_cost.py --preset qwen3-30b-a3b     # on a GPU
+    python tests/bench/serving_cost.py --hour 3600                # is memory flat?
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -50,6 +53,27 @@ began = time.perf_counter()
 print(json.dumps({"seconds": time.perf_counter() - began, "tokens": sum(f[1] for f in found),
                   "first": sorted(f[0] for f in found)}))
 """
+
+
+HOUR = """
+import http.client, json, random, sys, threading
+port, clients, each = map(int, sys.argv[1:4])
+def one(seed):
+    rng = random.Random(seed)
+    for number in range(each):
+        shared = [7 + i % 50 for i in range(rng.choice((8, 40)))]
+        prompt = shared + [rng.randrange(7, 4000) for _ in range(rng.randrange(1, 40))]
+        gone = number % 10 == 9
+        body = {"prompt": prompt, "max_tokens": 400 if gone else rng.randrange(1, 6), "stream": gone}
+        c = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
+        c.request("POST", "/v1/completions", json.dumps(body))
+        answer = c.getresponse()
+        answer.read1(10) if gone else answer.read()
+        answer.close(); c.close()
+threads = [threading.Thread(target=one, args=(n + int(sys.argv[4]),)) for n in range(clients)]
+[t.start() for t in threads]; [t.join() for t in threads]
+"""
+"""Requests of many shapes, as fast as they are answered; of ten one hangs up in mid-answer."""
 
 
 def prompt_of(number: int, length: int) -> list[int]:
@@ -156,6 +180,33 @@ def slot_seconds(served: Any) -> float:
     return statistics.median(found)
 
 
+def resident() -> int:
+    """Bytes of this process in memory (Linux)."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def hour(served: Any, requests: int, clients: int = 8) -> dict[str, float]:
+    """Memory after the first tenth of so many requests, and how much more there is at the end."""
+    found = []
+    port = served.server.address.port
+    for part in range(10):
+        words = [str(port), str(clients), str(requests // clients // 10), str(1000 * part)]
+        subprocess.run([sys.executable, "-c", HOUR, *words], check=True)
+        while served.service.figures().in_flight:
+            time.sleep(0.01)
+        gc.collect()
+        found.append((mx.get_active_memory(), resident()))
+    mib = 1 << 20
+    return {
+        "requests": requests // clients // 10 * 10 * clients,
+        "active MiB at first": round(found[0][0] / mib, 1),
+        "active MiB more at the end": round((found[-1][0] - found[0][0]) / mib, 1),
+        "process MiB at first": round(found[0][1] / mib, 1),
+        "process MiB more at the end": round((found[-1][1] - found[0][1]) / mib, 1),
+    }
+
+
 def measure(path: Path, rounds: int, clients: int, tokens: int, length: int) -> dict[str, Any]:
     """All ratios, the median of rounds in which everything runs once, one after the other."""
     from serving_rigs import serving
@@ -214,7 +265,14 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--length", type=int, default=32, help="tokens of a prompt")
+    parser.add_argument("--hour", type=int, metavar="N", help="only memory, over N requests")
     given = parser.parse_args()
+    if given.hour:
+        from serving_rigs import serving
+
+        with serving("load demo", cache_bytes=8 << 20, count="full") as served:
+            print(json.dumps(hour(served, given.hour), indent=1))
+        return
     with tempfile.TemporaryDirectory() as folder:
         path = random_model.make(random_model.PRESETS[given.preset], Path(folder) / "model")
         sizes = (given.rounds, given.clients, given.tokens, given.length)

@@ -54,5 +54,19 @@ def test_a_slot_is_freed_at_once(measured: dict[str, Any]) -> None:
     assert measured["slot freed after, seconds"] < 0.05 * 5
 
 
+def test_the_first_token_of_four_streams_comes_soon(measured: dict[str, Any]) -> None:
+    assert measured["last first token of 4 streams against that of 1"] < 6
+
+
+def test_memory_is_flat_over_many_requests() -> None:
+    from serving_rigs import serving
+
+    with serving("load demo", cache_bytes=8 << 20, count="full") as served:
+        found = module("serving_cost").hour(served, 1600)
+    print(json.dumps(found, indent=1))
+    assert found["active MiB more at the end"] < 4
+    assert found["process MiB more at the end"] < 60
+
+
 def test_an_agent_reads_little_anew(measured: dict[str, Any]) -> None:
     assert measured["agent session from cache, share"] > 0.9
