@@ -255,8 +255,8 @@ class ShellApp(
         return event.line in self._startup_lines and event.line.startswith("load ")
 
     def _notify(self, event: JobEnded) -> None:
-        """Ring the bell and send a desktop notification; a toast would cover the command line."""
-        self.bell()
+        """Ring the bell and send a desktop notification."""
+        self.bell()  # a toast would cover the command line
         text = event.report.summary() if event.report else (event.error or "failed")
         if self._driver is not None:
             self._driver.write(notification(event.line, text))

@@ -112,7 +112,7 @@ def prune(call: Call) -> Report:
 
 
 @command("merge", group="edit", when=whole_experts)
-@data_option("--dataset", "What experts are compared on (default: the last one, see set).")
+@data_option("--dataset", "What experts are compared on (default: the text of the last collect).")
 @data_options
 @click.option(
     "--n-prune",
@@ -186,6 +186,8 @@ def merge(call: Call) -> Report:
     """
     values = {name: value for name, value in without(call.params).items() if name not in DATA_NAMES}
     _complete(call, values)
+    if not call["dataset"]:  # the text of the last collect, not the data set named last
+        return carry_out(call, MergeOptions(**values), call.session.merge)
     with call.bench.dataset(call["dataset"]) as sources:
         data = dataset_options(sources, call.params, call.bench.settings.seed)
         return carry_out(call, MergeOptions(data, **values), call.session.merge)

@@ -20,14 +20,15 @@ ALIGNMENTS: tuple[Alignment, ...] = get_args(Alignment)
 class MergeOptions:
     """Which experts are merged away, and how. n_prune: see PruneOptions.
 
-    data: what the experts are compared on. metric: the saliency that picks centroids and weighs
+    data: what the experts are compared on, None for the text of the last collect; samples that the
+    collect held out are left out of it. metric: the saliency that picks centroids and weighs
     members. expert_list: names the centroids. auto: members are merged only where that serves the
     layer's output better than dropping them. saliency: an `.npz` whose scores pick the centroids and
     weigh the members, instead of what each layer sees of the data on merged inputs. refit_experts: as in PruneOptions. max_*_tokens: how many tokens, evenly spread over
     the data, experts are compared and aligned on; saliency uses all of them.
     """
 
-    data: DatasetOptions
+    data: DatasetOptions | None = None
     n_prune: int | None = None
     metric: Metric = "reap_sum"
     model_wide: bool = False

@@ -15,10 +15,10 @@ from mlxfun.calibration.routing_stats import RoutingStats
 from mlxfun.context import SILENT, Context
 from mlxfun.data.datasets import read_sequences
 from mlxfun.data.expert_lists import Masks, read_expert_list, read_maps
-from mlxfun.data.options import dataset_words
+from mlxfun.data.options import DatasetOptions, dataset_words
 from mlxfun.editing.editor import Live
 from mlxfun.editing.plans import Provenance
-from mlxfun.errors import PlanError, UsageError
+from mlxfun.errors import PlanError, StateError, UsageError
 from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.delta import Resident
 from mlxfun.model.device.batch_size import batch_size
@@ -47,7 +47,7 @@ from mlxfun.text import option_words
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
-    from mlxfun.data.datasets import Batch
+    from mlxfun.data.datasets import Batch, Tokens
     from mlxfun.model.live_experts import LiveExperts
 
 
@@ -62,9 +62,8 @@ class MergeRequest:
 
     @classmethod
     def of(cls, workspace: Workspace, options: MergeOptions, ctx: Context = SILENT) -> MergeRequest:
-        """The request, its data set read. Raises DatasetError."""
-        vocabulary = workspace.anatomy.vocabulary
-        sequences = read_sequences(options.data, workspace.tokenizer, vocabulary, ctx.reading())
+        """The request, its data set read. Raises DatasetError, StateError."""
+        sequences = _sequences(workspace, options.data, ctx)
         size = batch_size(workspace.model, workspace.anatomy)
         given = options.saliency
         saliency = None
@@ -91,6 +90,22 @@ class MergeRequest:
     def constraints(self, maps: Masks, traffic: Array | None = None) -> Constraints:
         """What the choice of centroids must respect."""
         return constraints_of(self.anatomy, self.committed, maps, traffic)
+
+
+def _sequences(workspace: Workspace, data: DatasetOptions | None, ctx: Context) -> Sequence[Tokens]:
+    """The text that experts are compared on, without what judges the merge afterwards."""
+    if data is None:
+        if not workspace.calibration:
+            raise StateError(
+                "merge compares experts on the text of the last collect, and there is none; give "
+                "--dataset, or run `collect --dataset ...` first"
+            )
+        return workspace.calibration
+    vocabulary = workspace.anatomy.vocabulary
+    read = read_sequences(data, workspace.tokenizer, vocabulary, ctx.reading())
+    held = workspace.held_out.sequences if workspace.held_out is not None else ()
+    known = {sequence.tobytes() for sequence in held}
+    return [sequence for sequence in read if sequence.tobytes() not in known] or read
 
 
 class Merge:
@@ -122,13 +137,18 @@ class Merge:
         return Proposal(
             replace(plan, warnings=notes),
             delta,
-            Provenance(command or command_line(options), protected=maps.protect),
+            Provenance(
+                command or command_line(options),
+                workspace.source_commands if options.data is None else (),
+                made_on=workspace.editor.state if options.data is None else "",
+                protected=maps.protect,
+            ),
         )
 
 
 def command_line(options: MergeOptions) -> str:
     """The command that stages the same plan, for histories of library sessions."""
-    words = ["merge", *dataset_words(options.data)]
+    words = ["merge", *(dataset_words(options.data) if options.data is not None else ())]
     return shlex.join(words + option_words(options, MergeOptions(options.data)))
 
 

@@ -14,14 +14,15 @@ from mlx_lm.utils import load_model
 from mlxfun import Session
 from mlxfun.calibration.options import CollectOptions
 from mlxfun.checkpoint.options import SaveOptions
-from mlxfun.context import Context
+from mlxfun.context import SILENT, Context
 from mlxfun.data.expert_lists import write_expert_list
 from mlxfun.data.options import DatasetOptions
 from mlxfun.editing.options import ApplyOptions
-from mlxfun.errors import BudgetError, Cancelled, PlanError, UsageError
+from mlxfun.errors import BudgetError, Cancelled, PlanError, StateError, UsageError
 from mlxfun.evaluation.options import EvaluateOptions
 from mlxfun.steering.options import SteerOptions
 from mlxfun.techniques.merge.options import MergeOptions
+from mlxfun.techniques.merge.technique import _sequences
 from mlxfun.techniques.prune.options import PruneOptions, SelectOptions
 from tests.mlxfun import tiny_checkpoints
 
@@ -77,6 +78,21 @@ def check_saved(path, report, merged) -> None:
     assert (weight.dtype, weight.shape[0]) == (mx.bfloat16, 12)
     model.set_dtype(mx.float32)
     assert np.array_equal(np.array(model(mx.array(PROMPT))), merged)
+
+
+def test_it_compares_experts_on_what_collect_ran_and_never_on_what_judges_it():
+    session = Session.open("demo")
+    with pytest.raises(StateError, match="merge compares experts on the text of the last collect"):
+        session.merge(MergeOptions(n_prune=4))
+    session.collect(CollectOptions(DATA))
+    state = session.merge(MergeOptions(n_prune=4)).state_after
+    ran, held = session._workspace.calibration, session._workspace.held_out.sequences
+    both = _sequences(session._workspace, replace(DATA, max_samples=None), SILENT)
+    seen = {sequence.tobytes() for sequence in both}
+    assert {sequence.tobytes() for sequence in ran} <= seen
+    assert not {sequence.tobytes() for sequence in held} & seen
+    assert session.merge(MergeOptions(n_prune=4)).state_after == state
+    session.close()
 
 
 def test_the_same_merge_again_has_the_same_state(session):
