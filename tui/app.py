@@ -262,8 +262,7 @@ class ShellApp(
             self._driver.write(notification(event.line, text))
 
     def _show(self) -> None:
-        # The timer may tick once more while the screen is being taken down.
-        if self.is_running and self.main.is_mounted:
+        if self.is_running and self.main.is_mounted:  # the timer may tick once more at the end
             self.main.show(self.state, self._clock())
 
     # Messages of the widgets ------------------------------------------------------------------
