@@ -24,15 +24,17 @@ NARROWER = 0.25
 Steps = tuple[str, ...]
 
 
-def variants(model: InfoReport, target: Target, output: str = "") -> tuple[Steps, ...]:
-    """For each variant the command lines that make it. Of a model that is not packed some choose bits
-    per module, whose plans go to files in `output`.
+def variants(
+    model: InfoReport, target: Target, output: str = "", bits: bool = True
+) -> tuple[Steps, ...]:
+    """For each variant the command lines that make it. With `bits`, some choose bits per module of a model
+    that is not packed; their plans go to files in `output`.
 
     Within a size each variant takes as much as the size asks for: from the width of the experts
     alone, from their number alone, and a quarter and half of it from their number. Within a loss,
     several amounts are tried of each. Raises UsageError for a size that cannot be reached.
     """
-    packing = () if model.quantization else _packing(model, target, output)
+    packing = _packing(model, target, output) if bits and not model.quantization else ()
     if target.of == "KL":
         return (*_within_loss(model), *packing)
     over = model.checkpoint_bytes - target.limit

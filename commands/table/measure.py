@@ -15,7 +15,7 @@ from commands.declare import (
     positive,
     stack,
 )
-from commands.types import FilePath
+from commands.types import FilePath, Words
 from mlxfun.errors import UsageError
 from mlxfun.evaluation.options import EvaluateOptions
 from mlxfun.evaluation.task_options import TaskOptions
@@ -73,7 +73,7 @@ def preview(call: Call) -> Report:
 
 
 @command("tasks", group="measure", read_only=True)
-@click.argument("names", nargs=-1, required=True)
+@click.argument("names", nargs=-1, required=True, type=Words())
 @click.option(
     "--include",
     type=FilePath(),

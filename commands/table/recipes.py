@@ -76,6 +76,11 @@ def _check(bench: Workbench, line: str, tried: bool) -> None:
     help="Or the mean KL from the checkpoint that it may have, in nats a token.",
 )
 @click.option(
+    "--bits/--no-bits",
+    default=True,
+    help="Also choose bits per module, of a model that is not quantised (default: on).",
+)
+@click.option(
     "--output",
     type=FilePath(),
     metavar="DIR",
@@ -106,7 +111,7 @@ def compress(call: Call) -> Report:
     for name, kind in WRITTEN.items():
         require_writable(output / name, kind)
     nothing = Script(Path("compress"))
-    tried = variants(model, target, str(call["output"]))
+    tried = variants(model, target, str(call["output"]), call["bits"])
     asked = Recipe(nothing.path, nothing, nothing, target, "preview", tried, applies=False)
     return RecipeRun(bench, asked, output, call.ctx).run()
 

@@ -11,6 +11,7 @@ from mlxfun.editing.reports import PlanReport
 from mlxfun.errors import PlanError, StateError
 from mlxfun.evaluation.options import EvaluateOptions
 from mlxfun.evaluation.reports import EvaluateReport, RefusalCount, RefusalReport
+from mlxfun.evaluation.task_options import TaskReport, TaskRow
 from mlxfun.steering.reports import SteerReport
 from mlxfun.techniques.ablate.reports import AblationReport, FrontPoint
 from mlxfun.techniques.bits.reports import BitsReport, BitsRow, Uniform
@@ -76,6 +77,14 @@ class EditsStub(StubState):
         )
         self.plan = found
         return found
+
+    @as_in_session
+    def tasks(self, given: Given) -> TaskReport:
+        row = TaskRow(given.options.names[0], "acc", 0.5, 0.0625, given.options.limit or 8)
+        return TaskReport(
+            state=self.state, side="current", rows=(row,), limit=given.options.limit,
+            version="0.4", seconds=1.0,
+        )  # fmt: skip
 
     @as_in_session
     def bits(self, given: Given) -> tuple[BitsPlan, BitsReport]:

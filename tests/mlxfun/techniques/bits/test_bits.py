@@ -256,3 +256,13 @@ def test_packed_sizes_are_those_of_mlx() -> None:
         for group in (32, 64, 128):
             made = mx.quantize(weight, group_size=group, bits=bits)
             assert packed_size(weight.shape, bits, group, 2) == sum(a.nbytes for a in made)
+
+
+def test_a_dense_model_is_packed_too(tmp_path) -> None:
+    config = {**tiny.COMMON, "model_type": "llama"}
+    session = Session.open(tiny.write(tmp_path / "m", config))
+    data = DatasetOptions("demo:mixed", max_samples=3, max_tokens=16)
+    plan, _ = session.bits(BitsOptions(300_000, data=data))
+    session.save(SaveOptions(tmp_path / "out", bits=plan))
+    assert files_bytes(tmp_path / "out") == plan.bytes <= 300_000
+    session.close()
