@@ -198,7 +198,7 @@ class BatchLane:
 
     def take_out(self, number: int) -> Moved | None:
         uid = next(uid for uid, row in self._rows.items() if row.id == number)
-        batch, moved = self._generator._generation_batch, None
+        batch, moved = self._generator._generation_batch, self._rows[uid].moved
         if uid in batch.uids:
             at = batch.uids.index(uid)
             left = batch.max_tokens[at] - batch._num_tokens[at]

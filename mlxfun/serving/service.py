@@ -122,12 +122,12 @@ class Service:
     def refused(self, client: str, status: int, message: str) -> None:
         """Note a request that was refused."""
         self._totals.ledger.refused(client, status, message)
+        self._wake()
 
     def snapshot(self) -> ServingReport:
         """What the server does, as of a moment ago. Calling it now and then makes the model's thread
         look at the routing of a step now and then, see ServingReport.lit."""
         self._picture.looked_at()
-        self._wake()
         return self._picture.newest(self._doing)
 
     def connect(self, wake: Callable[[], None], emit: Callable[[Event], None]) -> None:

@@ -128,6 +128,31 @@ def test_steering_in_the_middle_acts_on_the_next_token(
         demo.steer(SteerOptions(clear=True))
 
 
+def test_two_changes_at_one_token_are_as_good_as_the_last(demo: Session) -> None:
+    layer = demo.anatomy.indices[0]
+
+    def steer(*experts: int) -> None:
+        demo.steer(SteerOptions(clear=True, deactivate={layer: experts}))
+
+    alone, desk = Heard(5, lambda: steer(*range(8))), Desk(demo, cache_bytes=0)
+    expected = chat(demo, LONG, alone, None)
+    demo.steer(SteerOptions(clear=True))
+
+    def twice() -> None:
+        for experts in (range(8, 14), range(8)):
+            desk.scheduler.settle(Context())
+            steer(*experts)
+            desk.scheduler.refresh()
+            desk.scheduler._admit()  # in its lane, of which no step is taken
+
+    try:
+        found = chat(demo, LONG, Heard(5, twice), desk)
+    finally:
+        demo.steer(SteerOptions(clear=True))
+    assert found.text == expected.text
+    assert found.generated_tokens == expected.generated_tokens
+
+
 def test_a_cancel_ends_it_at_the_token_reached_and_frees_its_slot(demo: Session) -> None:
     class Stops(Heard):
         def check(self) -> None:
