@@ -155,7 +155,7 @@ def _draw(page: Any, drawn: Picture, options: FigureOptions) -> None:
             handles=handles, loc="outside lower center", ncols=min(len(handles), 6), frameon=False,
             labelcolor=look.ink, fontsize="small",
         )  # fmt: skip
-    title = visible(options.title or drawn.title)
+    title = _drawable(options.title or drawn.title)
     axes.set_title(title, color=look.ink, fontsize="medium", parse_math=False)
     caption = f"{heat.samples:,} samples, {heat.tokens:,} tokens"
     axes.set_xlabel(f"{axes.get_xlabel()}   ({caption})", color=look.ink)
@@ -174,6 +174,11 @@ def _axes(axes: Any, drawn: Picture, options: FigureOptions, look: Look) -> None
     axes.tick_params(colors=look.ink)
     for side in axes.spines.values():
         side.set_edgecolor(look.ink)
+
+
+def _drawable(text: str) -> str:
+    """Text whose control characters are shown by a sign that Matplotlib's own font has."""
+    return "".join("\ufffd" if "\u2400" <= c < "\u2440" else c for c in visible(text))
 
 
 def _marks(axes: Any, drawn: Picture, order: Array | None, look: Look) -> list[Any]:
