@@ -41,6 +41,7 @@ def test_it_runs_to_its_end_and_what_it_expects_holds(tmp_path: Path) -> None:
         "apply",
         "prune --n-prune 4 --budget global",
         "prune --n-prune 2 --expert-list kept.json",
+        "tasks no-such-task",
     ]
     assert (tmp_path / "out" / "config.json").is_file()
 
