@@ -24,7 +24,6 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.special import stdtr
 
 from mlxfun.data.datasets import Tokenizer
 from mlxfun.scans.contrast import benjamini_hochberg
@@ -170,6 +169,9 @@ def _p(count: Array, total: Array, squares: Array) -> Array:
     variance = np.maximum(squares / n - mean**2, 0.0) * n / (n - 1)
     # Differences that are all alike have no variance left; the bound by blocks decides then.
     t = mean / np.sqrt(np.maximum(variance / n, 1e-18))
+    # Imported where it is used: SciPy would take a part of every start.
+    from scipy.special import stdtr
+
     p = np.maximum(1.0 - stdtr(n - 1, t), 0.5**n)
     result: Array = np.where(count >= LEAST_BLOCKS, p, 1.0)
     return result

@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from scipy.cluster.vq import kmeans2
 
 from mlxfun.context import SILENT, Context
 from mlxfun.data.sampling import spread_of
@@ -160,6 +159,9 @@ def _grouped(rows: Array, groups: int) -> Array:
     """The group of each harmful prompt, int [n], by k-means of a part's outputs [n, D]."""
     if len(rows) <= groups:
         return np.zeros(len(rows), np.int64)
+    # Imported where it is used: SciPy would take a part of every start.
+    from scipy.cluster.vq import kmeans2
+
     scaled = rows / max(float(rows.std()), 1e-30)
     labels: Array = kmeans2(scaled, groups, minit="++", rng=0)[1]
     return labels

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
 
 from mlxfun.errors import PlanError
 from mlxfun.text import readable_bytes
@@ -48,6 +47,9 @@ def solve(
     one = np.zeros((len(sizes), len(options)))
     one[[m for m, _ in options], range(len(options))] = 1
     scale = max(float(cost.max(initial=0.0)), 1e-30)
+    # Imported where it is used: SciPy would take a part of every start.
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
     found = milp(
         cost / scale,
         integrality=np.ones(len(options), dtype=np.int64),

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from mlxfun.model.device.processors import on_processors
 from mlxfun.model.experts import Bank
@@ -145,6 +144,9 @@ def match_pairs(found: Iterator[Array], match: Match) -> Iterator[Array]:
 
 def hungarian(cost: Array) -> Array:
     """For each row of cost [H, H] its column, int [H], so that the sum of costs is least."""
+    # Imported where it is used: SciPy would take a part of every start.
+    from scipy.optimize import linear_sum_assignment
+
     _, columns = linear_sum_assignment(cost)
     result: Array = columns
     return result

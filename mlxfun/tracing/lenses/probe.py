@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize
 
 from mlxfun.arrays import Array
 from mlxfun.errors import UsageError
@@ -116,6 +115,9 @@ def _fit(x: Array, y: Array, classes: int, penalty: float) -> tuple[Array, Array
         slope = (np.exp(log_p) - onehot) / n
         value = -(onehot * log_p).sum() / n + penalty * (w * w).sum() / (2 * n)
         return float(value), np.concatenate([(slope.T @ x + penalty * w / n).ravel(), slope.sum(0)])
+
+    # Imported where it is used: SciPy would take a part of every start.
+    from scipy.optimize import minimize
 
     found = minimize(loss, np.zeros(classes * (d + 1)), jac=True, method="L-BFGS-B",
                      options={"maxiter": 500})  # fmt: skip
