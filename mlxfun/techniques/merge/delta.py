@@ -59,6 +59,7 @@ from mlxfun.techniques.merge.observe import Observed, observe
 from mlxfun.techniques.merge.options import MergeOptions
 from mlxfun.techniques.merge.plan import MergePlan
 from mlxfun.techniques.merge.weights import (
+    Compared,
     MergedWeights,
     Recipe,
     combine,
@@ -107,26 +108,14 @@ class MergedLayer:
 
 
 @dataclass(frozen=True, slots=True)
-class _Compared:
-    """The live experts of a layer, compared. saliency: float64 [E]; alike: [E, E]; neurons:
-    [E, T, H] for the tokens that they are compared on.
-    """
-
-    bank: Bank
-    saliency: Array
-    alike: Array
-    neurons: mx.array
-
-
-@dataclass(frozen=True, slots=True)
 class _Watch:
-    """A layer that is judged by what it puts out. seen: what it was given, unmerged; wanted:
-    float32 [T, D], what it put out then, over all tokens.
+    """A layer that is judged by what it puts out. seen: what it was given, unmerged, for `auto`;
+    wanted: float32 [T, D], what it put out then, over all tokens.
     """
 
     carrier: Carrier
     moe: LiveExperts
-    seen: layerwise.Observed
+    seen: layerwise.Observed | None
     wanted: mx.array
 
     def routed(self, ctx: Context = SILENT) -> Routed:
@@ -235,13 +224,15 @@ class Merger:
         if self._again is None:
             return None
         seen = layerwise.observe(carrier, moe, ctx)
-        return _Watch(carrier, moe, seen, output(Bank.of(moe, self._modules), seen.routed))
+        wanted = output(Bank.of(moe, self._modules), seen.routed)
+        return _Watch(carrier, moe, seen if self._options.auto else None, wanted)
 
     def _other(
         self, watch: _Watch | None, by_error: ByError, first: tuple[int, ...], ctx: Context
     ) -> list[tuple[tuple[int, ...], bool]]:
         """The centroids of the output's error, where they are others than `first`."""
         assert watch is not None
+        assert watch.seen is not None
         assert self._again is not None
         found = by_error(self._again, watch.moe, watch.seen, ctx)
         return [] if found is None or tuple(found) == first else [(tuple(found), True)]
@@ -257,6 +248,8 @@ class Merger:
         """The layer, unchanged in the model, by the best of the sets of centroids (checkpoint
         numbers, ascending; whether by error).
         """
+        if not self._options.auto:
+            return self._plain(watch, moe, observed, sets[0][0], ctx)
         compared = self._compare(moe, observed)
         best: tuple[float, MergedLayer] | None = None
         for centroids, other in sets:
@@ -269,6 +262,23 @@ class Merger:
                     best = error, layer
         assert best is not None
         return best[1]
+
+    def _plain(
+        self,
+        watch: _Watch | None,
+        moe: LiveExperts,
+        observed: Observed,
+        centroids: tuple[int, ...],
+        ctx: Context,
+    ) -> MergedLayer:
+        """The layer merged as REAM does it."""
+        compared = self._compare(moe, observed)
+        (recipe,) = self._recipes(None, moe, compared, centroids)
+        layer = self._merged(moe, compared.bank, recipe)
+        del compared  # the neurons of all experts, ahead of a refit
+        if watch is None or layer.delta.live == moe.live:
+            return layer
+        return self._judged(watch, layer, ctx)[1]
 
     def _judged(self, watch: _Watch, layer: MergedLayer, ctx: Context) -> tuple[float, MergedLayer]:
         """How bad the layer is (see `auto` in the module's text), and the layer, refitted if asked."""
@@ -294,7 +304,7 @@ class Merger:
 
     # -- groups -------------------------------------------------------------------------------
 
-    def _compare(self, moe: LiveExperts, observed: Observed) -> _Compared:
+    def _compare(self, moe: LiveExperts, observed: Observed) -> Compared:
         options = self._options
         bank = Bank.of(moe, self._modules)
         saliency = observed.stats.score(options.metric)[0][list(moe.live)]
@@ -306,10 +316,10 @@ class Merger:
         neurons = bank.activations(x)
         outputs = mean_outputs(bank, neurons, observed.gates if gated and not inside else None)
         mx.eval(neurons, outputs)
-        return _Compared(bank, saliency, similarity(np.array(outputs), observed.logits), neurons)
+        return Compared(bank, saliency, similarity(np.array(outputs), observed.logits), neurons)
 
     def _recipes(
-        self, watch: _Watch | None, moe: LiveExperts, compared: _Compared, centroids: Sequence[int]
+        self, watch: _Watch | None, moe: LiveExperts, compared: Compared, centroids: Sequence[int]
     ) -> Iterator[Recipe]:
         """How the layer may be merged into the centroids: as REAM does; with `auto` with the
         members that are worth their place, and with nobody.

@@ -65,6 +65,18 @@ def router_groups(layer: MoELayer, live: int) -> list[int]:
     return [position // size for position in range(live)]
 
 
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """The live experts of a layer, compared. saliency: float64 [E]; alike: [E, E]; neurons:
+    [E, T, H] for the tokens that they are compared on.
+    """
+
+    bank: Bank
+    saliency: Array
+    alike: Array
+    neurons: mx.array
+
+
 def combine(
     rows_of: Callable[[list[int]], mx.array], recipe: Recipe, permuted: bool = True
 ) -> mx.array:
