@@ -143,7 +143,7 @@ def test_a_family_alone_means_its_first_member() -> None:
         ("prune -x", "prune: no such option -x; see help prune"),
         (
             "prune --n-prune four",
-            "prune: invalid value for '--n-prune': 'four' is not a valid integer range",
+            "prune: invalid value for '--n-prune': 'four' is not a valid integer",
         ),
         (
             "prune --n-prune 0",
