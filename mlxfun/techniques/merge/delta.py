@@ -128,10 +128,11 @@ class _Watch:
     moe: LiveExperts
     seen: layerwise.Observed
     wanted: mx.array
+    ctx: Context
 
-    def routed(self, ctx: Context = SILENT) -> Routed:
+    def routed(self) -> Routed:
         """What its experts are given as the layer stands now."""
-        return layerwise.observe(self.carrier, self.moe, ctx).routed
+        return layerwise.observe(self.carrier, self.moe, self.ctx).routed
 
 
 class Merger:
@@ -235,7 +236,7 @@ class Merger:
         if self._again is None:
             return None
         seen = layerwise.observe(carrier, moe, ctx)
-        return _Watch(carrier, moe, seen, output(Bank.of(moe, self._modules), seen.routed))
+        return _Watch(carrier, moe, seen, output(Bank.of(moe, self._modules), seen.routed), ctx)
 
     def _other(
         self, watch: _Watch | None, by_error: ByError, first: tuple[int, ...], ctx: Context
@@ -284,7 +285,7 @@ class Merger:
         """The squared error of the layer's output, relative, and the layer, refitted if asked."""
         assert self._again is not None
         with self._resident.trial(Delta((layer.delta,))):
-            routed = watch.routed(ctx)
+            routed = watch.routed()
             if self._options.refit_experts:
                 delta, fit = self._again.refitted(watch.moe, layer.delta, routed, watch.wanted, ctx)
                 error = fit.after if fit.kept else fit.before
@@ -354,9 +355,8 @@ class Merger:
             ordered = [
                 (group[0], *sorted(group[1:], key=lambda e: (-saliency[e], e))) for group in groups
             ]
-            return merge_or_drop.choose(
-                alone, routed, rest, ordered, lambda f: self._mixed(whole, saliency, f, matches)
-            )
+            mixed = partial(self._mixed, whole, saliency, matches=matches)
+            return merge_or_drop.choose(alone, routed, rest, ordered, mixed, watch.ctx)
 
     def _mixed(
         self,
