@@ -100,7 +100,7 @@ def test_what_was_staged_is_shown_with_its_front_and_its_refusals(bench: Bench) 
     assert "strength by layer, attention: 3:1.5" in shown
     assert "--choose stages another point" in shown
     row = next(line for line in shown.splitlines() if line.startswith("*")).split()
-    assert row == ["*", "0", "3", "last", "20.0%", "0.0100", "1", "of", "4", "0", "of", "4",
+    assert row == ["*", "0", "3", "last", "20.0%", "0.0100", "x", "1.0000", "1", "of", "4", "0", "of", "4",
                    "attention", "1.5"]  # fmt: skip
     assert "> How?" in shown
     assert bench.do("plan show")[-1].report == ended.report
