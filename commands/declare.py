@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, get_args
 import click
 
 from commands.conditions import Condition, with_model
-from commands.types import FilePath, Seed, Source, Words
+from commands.types import FilePath, Seed, Source, Whole, Words
 from mlxfun.data.demo import DATASETS
 from mlxfun.data.options import RECORD_SUFFIXES, DatasetOptions, Weighted, mixed
 from mlxfun.report import Report
@@ -189,7 +189,7 @@ def stack(*decorators: Decorator) -> Decorator:
     return apply
 
 
-positive = click.IntRange(min=1)
+positive = Whole(min=1)
 
 
 def data_option(name: str, text: str, **more: Any) -> Decorator:
@@ -218,7 +218,7 @@ DATA_NAMES = ("dataset", "text_key", "max_samples", "max_tokens", "seed")
 def count_option(name: str, text: str, default: int | None = None, least: int = 1) -> Decorator:
     """An option that takes a number of things. default None: none, or what `text` says."""
     said = text if default is None else f"{text} (default: {default})."
-    kind = click.IntRange(min=least)
+    kind = Whole(min=least)
     return click.option(name, type=kind, default=default, metavar="N", help=said)
 
 

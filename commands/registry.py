@@ -230,12 +230,20 @@ def resolve(tokens: list[str]) -> tuple[Command, list[str]]:
     if first in FAMILIES:
         if len(tokens) == 1 or tokens[1].startswith("-"):
             return COMMANDS[FAMILIES[first]], tokens[1:]
-        members = [name.partition(" ")[2] for name in COMMANDS if name.startswith(first + " ")]
+        members = _members(first)
         raise UsageError(
             f"{first}: unknown action {tokens[1]!r}{nearest(tokens[1], members)}; "
             f"choose one of {', '.join(members)}"
         )
+    if members := _members(first):  # as of export, which does nothing alone
+        known = ", ".join(f"{first} {member}" for member in members)
+        raise UsageError(f"{shown(' '.join(tokens[:2]))} is not a command; choose one of {known}")
     raise UsageError(f"unknown command {first!r}{_meant(first)}; type help for a list")
+
+
+def _members(first: str) -> list[str]:
+    """The second words of the commands that begin with `first`."""
+    return [name.partition(" ")[2] for name in COMMANDS if name.startswith(first + " ")]
 
 
 def _meant(word: str) -> str:

@@ -225,11 +225,12 @@ class Running:
             return self.snapshot()
         if self._service.doing == "stopped":
             raise StateError("the server has stopped; start the program anew to serve again")
-        if action == "stop":
-            # It waits for answers, and so for the model's thread, on which this may run.
-            threading.Thread(target=self._stop, name="mlxfun-stop", daemon=True).start()
         after: dict[ServeAction, Doing] = {"pause": "paused", "resume": "open"}
         self._service.doing = after.get(action, "draining")
+        if action == "stop":
+            # It waits for answers, and so for the model's thread, on which this may run. It sets
+            # "stopped" at its end, so nothing is set behind it here.
+            threading.Thread(target=self._stop, name="mlxfun-stop", daemon=True).start()
         return self.snapshot()
 
     def _stop(self) -> None:

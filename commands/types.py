@@ -162,6 +162,17 @@ class Size(_Parsed):
         return int(size)
 
 
+class SavedSize(Size):
+    """A `Size` that a saved model may take, so more than no bytes."""
+
+    @staticmethod
+    def parse(text: str) -> int:
+        size = Size.parse(text)
+        if size == 0:
+            raise ValueError(f"{shown(text)} leaves no room for a model; give a size such as 500MB")
+        return size
+
+
 class FigureSize(_Parsed):
     """`"180x90"` -> (180.0, 90.0) and `"85"` -> (85.0, None), millimetres."""
 
@@ -200,8 +211,16 @@ class HowMuch(_Parsed):
             raise ValueError(f"{shown(text)} is none of {known}, and no size like 20GiB") from None
 
 
+class Whole(click.IntRange):
+    """A whole number within bounds; click.IntRange calls it an "integer range" in its errors."""
+
+    name = "integer"
+
+
 class Number(click.FloatRange):
     """A finite number within bounds; click.FloatRange accepts infinity and NaN."""
+
+    name = "number"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         number = super().convert(value, param, ctx)

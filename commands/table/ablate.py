@@ -15,7 +15,7 @@ from commands.declare import (
     stack,
 )
 from commands.table.to_disk import carry_out, to_disk
-from commands.types import FilePath, Number
+from commands.types import FilePath, Number, Whole
 from mlxfun.data.options import DatasetOptions
 from mlxfun.errors import UsageError
 from mlxfun.evaluation.options import RefusalOptions
@@ -94,7 +94,7 @@ def _sets(call: Call) -> tuple[DatasetOptions | None, DatasetOptions | None]:
 )
 @click.option(
     "--search",
-    type=click.IntRange(min=0),
+    type=Whole(min=0),
     default=0,
     metavar="N",
     help="Try N sources and strengths for the fewest refusals (default: 0, no search).",
@@ -115,7 +115,7 @@ def _sets(call: Call) -> tuple[DatasetOptions | None, DatasetOptions | None]:
 )
 @click.option(
     "--choose",
-    type=click.IntRange(min=0),
+    type=Whole(min=0),
     metavar="K",
     help="Stage point K of the last search's front instead.",
 )

@@ -26,7 +26,7 @@ from commands.declare import (
 )
 from commands.table.maps import MAP, ExpertLimit, WithMaps, map_options
 from commands.table.to_disk import carry_out, to_disk, without
-from commands.types import ExpertPairs, Experts, FilePath, Levels, NewFile, Number
+from commands.types import ExpertPairs, Experts, FilePath, Levels, NewFile, Number, Whole
 from mlxfun.calibration.options import METRICS
 from mlxfun.editing.options import ApplyOptions
 from mlxfun.errors import StateError, UsageError
@@ -145,14 +145,14 @@ def prune(call: Call) -> Report:
 )
 @click.option(
     "--max-group-size",
-    type=click.IntRange(min=2),
+    type=Whole(min=2),
     default=16,
     metavar="N",
     help="Experts in a group at most, its centroid included (default: 16).",
 )
 @click.option(
     "--max-similarity-tokens",
-    type=click.IntRange(min=2),
+    type=Whole(min=2),
     default=1024,
     metavar="N",
     help="Compare experts on N tokens (default: 1024).",

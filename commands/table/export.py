@@ -15,7 +15,7 @@ import click
 from commands.conditions import always, with_stats, with_topics
 from commands.declare import Call, Command, Params, command
 from commands.output.session_report import session_report
-from commands.types import FigureSize, NewFile
+from commands.types import FigureSize, NewFile, Whole
 from mlxfun.calibration.options import METRICS
 from mlxfun.errors import SaveError, StateError, UsageError
 from mlxfun.files import require_writable, writing
@@ -75,7 +75,7 @@ force = click.option("--force", is_flag=True, help="Write over a file of that na
 )
 @click.option(
     "--dpi",
-    type=click.IntRange(30, 1200),
+    type=Whole(30, 1200),
     metavar="N",
     help="Dots per inch of a .png (default: 300).",
 )

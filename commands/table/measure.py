@@ -15,7 +15,7 @@ from commands.declare import (
     positive,
     stack,
 )
-from commands.types import FilePath, Words
+from commands.types import FilePath, Whole, Words
 from mlxfun.errors import UsageError
 from mlxfun.evaluation.options import EvaluateOptions
 from mlxfun.evaluation.task_options import TaskOptions
@@ -83,7 +83,7 @@ def preview(call: Call) -> Report:
 @click.option("--limit", type=positive, metavar="N", help="Documents of each task (default: all).")
 @click.option(
     "--shots",
-    type=click.IntRange(0),
+    type=Whole(0),
     metavar="N",
     help="Examples ahead of each question (default: what the task says).",
 )

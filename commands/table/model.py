@@ -10,7 +10,7 @@ import click
 from commands.conditions import always, partly_resident, profiled
 from commands.declare import Call, command, count_option, positive
 from commands.scripts.resume import offer
-from commands.types import FilePath, Packing, Size, Source
+from commands.types import FilePath, Packing, Size, Source, Whole
 from commands.workbench.residency import Residency, residency_options
 from mlxfun.checkpoint.bits_plan import read_bits
 from mlxfun.checkpoint.options import MODES, Mode, SaveOptions
@@ -240,7 +240,7 @@ def recover(call: Call) -> Report:
 
 
 @command("workers", group="model", recorded=False)
-@click.argument("count", required=False, type=click.IntRange(min=0))
+@click.argument("count", required=False, type=Whole(min=0))
 @click.option(
     "--hostfile",
     type=FilePath((".json",)),

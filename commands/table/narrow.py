@@ -15,7 +15,7 @@ from commands.declare import (
     positive,
 )
 from commands.table.to_disk import carry_out, to_disk, without
-from commands.types import Number, Size
+from commands.types import Number, SavedSize
 from mlxfun.report import Report
 from mlxfun.techniques.narrow.options import METHODS, NarrowOptions
 
@@ -30,7 +30,7 @@ from mlxfun.techniques.narrow.options import METHODS, NarrowOptions
 )
 @click.option(
     "--to-bytes",
-    type=Size(),
+    type=SavedSize(),
     metavar="SIZE",
     help="Or what the saved model may take, e.g. 12GB.",
 )

@@ -11,7 +11,7 @@ from commands.declare import Call, command
 from commands.scripts.compressions import variants
 from commands.scripts.recipe_file import Recipe, read_recipe
 from commands.scripts.recipe_run import WRITTEN, RecipeRun
-from commands.types import FilePath, Number, Size
+from commands.types import FilePath, Number, SavedSize
 from commands.workbench.files import Files
 from commands.workbench.session_file import Script
 from commands.workbench.workbench import Workbench
@@ -68,7 +68,7 @@ def _check(bench: Workbench, line: str, tried: bool) -> None:
 
 
 @command("compress", group="edit", danger=True, when=with_stats, recorded=False)
-@click.option("--to-bytes", type=Size(), metavar="SIZE", help="What the saved model may take.")
+@click.option("--to-bytes", type=SavedSize(), metavar="SIZE", help="What the saved model may take.")
 @click.option(
     "--max-kl",
     type=Number(0, min_open=True),
@@ -106,6 +106,8 @@ def compress(call: Call) -> Report:
         raise StateError("no model is loaded")
     if not model.moe_layers:
         raise StateError(no_experts(model.model_type, "compress"))
+    if missing := with_stats(bench.view()):  # else every variant would fail for want of text
+        raise StateError(missing)
     target = Target("bytes", float(size)) if size is not None else Target("KL", float(loss))
     output = bench.writable(call["output"])
     for name, kind in WRITTEN.items():

@@ -6,7 +6,7 @@ import click
 
 from commands.conditions import selectable, staged, with_experts
 from commands.declare import Call, Decorator, command, data_option, positive, stack
-from commands.types import ExpertPairs, Number, OneExpert
+from commands.types import ExpertPairs, Number, OneExpert, Whole
 from mlxfun.calibration.options import METRICS
 from mlxfun.data.options import mixed
 from mlxfun.errors import UsageError
@@ -62,7 +62,7 @@ def text_options(what: str, tokens: int) -> Decorator:
         data_option("--dataset", f"{what} (default: held-out calibration samples)."),
         click.option(
             "--tokens",
-            type=click.IntRange(min=16),
+            type=Whole(min=16),
             default=tokens,
             metavar="N",
             help=f"How many tokens (default: {tokens}).",

@@ -76,7 +76,18 @@ class SettingsReport(Report):
     settings: dict[str, Any]
 
     def summary(self) -> str:
-        return ", ".join(f"{k} {v}" for k, v in self.settings.items())
+        return ", ".join(f"{name} {_as_typed(value)}" for name, value in self.settings.items())
+
+
+def _as_typed(value: Any) -> str:
+    """A setting as `set` takes it; a data set that was never named is none."""
+    if value is None:
+        return "off"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from commands.types import FilePath, HowMuch
+from commands.types import FilePath, HowMuch, Whole
 
 if TYPE_CHECKING:
     from mlxfun.checkpoint.options import LoadOptions, Miss, PackedCache, Resident
@@ -30,7 +30,7 @@ _OPTIONS = (
     ),
     click.option(
         "--capacity",
-        type=click.IntRange(min=1),
+        type=Whole(min=1),
         metavar="N",
         help="Hold N experts of each layer, in place of --resident.",
     ),
@@ -48,7 +48,7 @@ _OPTIONS = (
     ),
     click.option(
         "--read-ahead",
-        type=click.IntRange(min=0),
+        type=Whole(min=0),
         metavar="N",
         help="Read up to N experts of the next layer before it asks (default: 0).",
     ),
@@ -64,7 +64,7 @@ _OPTIONS = (
     ),
     click.option(
         "--kv-start",
-        type=click.IntRange(min=0),
+        type=Whole(min=0),
         metavar="N",
         help="With --kv-bits: pack a cache once it holds N tokens (default: 0). Above 0 clients are "
         "answered one at a time.",

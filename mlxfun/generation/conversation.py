@@ -127,7 +127,7 @@ class Conversation:
         what = "the conversation with this question" if turns else "the question"
         remedy = "start a new conversation (chat --new) or shorten it" if turns else "shorten it"
         raise UsageError(
-            f"{what} has {tokens:,} tokens, and the model's context {self._context:,}: {remedy}"
+            f"{what} has {tokens:,} tokens, and the model's context is {self._context:,}: {remedy}"
         )
 
     def _decode(

@@ -32,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxfun.errors import DatasetError, UsageError
+from mlxfun.text import counted
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
@@ -157,8 +158,9 @@ def require_samples(name: str, found: int) -> None:
     """Raise DatasetError when a set has too few samples to be compared."""
     if found < LEAST_SAMPLES:
         raise DatasetError(
-            f"{name} has {found} samples; a comparison that can tell a difference from "
-            f"chance needs at least {LEAST_SAMPLES}, and some dozens to find small ones"
+            f"{counted(found, 'sample', 'samples')} of {name} can be used; a comparison that can tell "
+            f"a difference from chance needs at least {LEAST_SAMPLES}, and some dozens to find small "
+            "ones; give more text, or raise --max-samples"
         )
 
 

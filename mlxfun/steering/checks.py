@@ -97,8 +97,8 @@ def _check_there(moe: LiveExperts, experts: Iterable[int]) -> None:
             )
         if expert not in moe.live:
             raise PlanError(
-                f"layer {layer.index}: expert {expert} is pruned in the live model; undo or "
-                "discard that first, or flip to current"
+                f"layer {layer.index}: expert {expert} is pruned in the live model; flip to "
+                "current or discard if that is staged only, undo if it is applied"
             )
 
 

@@ -268,7 +268,7 @@ def test_a_model_left_aside_by_a_killed_save_is_offered_and_put_back(
 
 def test_set_refuses_what_the_option_would_refuse(bench: Bench) -> None:
     for line, message in (
-        ("set temperature hot", "set: invalid value for '[VALUE]': 'hot' is not a valid float"),
+        ("set temperature hot", "set: invalid value for '[VALUE]': 'hot' is not a valid number"),
         ("set max-tokens 0", "set: invalid value for '[VALUE]': 0 is not in the range x>=1"),
         ("set seed", "set: give the value too: set seed VALUE"),
         ("set colour red", "set: invalid value for '[NAME]': 'colour' is not one of 'seed'"),

@@ -138,12 +138,17 @@ def test_a_family_alone_means_its_first_member() -> None:
             "choose one of show, save, load, count, reset, "
             "diff, merge, rank, purge, subtract",
         ),
+        (
+            "export",
+            "'export' is not a command; choose one of export heatmap, export topics, "
+            "export report, export chat",
+        ),
         ("prune --n-prun 4", "prune: no such option --n-prun: did you mean --n-prune?"),
         ("prune --zzz", "prune: no such option --zzz; see help prune"),
         ("prune -x", "prune: no such option -x; see help prune"),
         (
             "prune --n-prune four",
-            "prune: invalid value for '--n-prune': 'four' is not a valid integer range",
+            "prune: invalid value for '--n-prune': 'four' is not a valid integer",
         ),
         (
             "prune --n-prune 0",

@@ -205,7 +205,7 @@ def test_a_full_disk_is_refused_with_the_figures_before_anything_is_written(
                       "load, count, reset, diff, merge, rank, purge, subtract"),
         ("prune --n-prune", "prune: option '--n-prune' requires an argument"),
         ("prune --n-prune four",
-         "prune: invalid value for '--n-prune': 'four' is not a valid integer range"),
+         "prune: invalid value for '--n-prune': 'four' is not a valid integer"),
         ("replay bad.mxs", "bad.mxs:2: unknown command 'prun': did you mean prune?; type help for "
                            "a list"),
         ("replay mark.mxs", "mark.mxs:1: '#= bogus' is not of the form '#= state ID' or '#= state "

@@ -67,12 +67,20 @@ def test_nothing_is_staged_where_nothing_fits(shell: Shell) -> None:
     [
         ("compress", "one of --to-bytes SIZE and --max-kl X"),
         ("compress --to-bytes 5MB --max-kl 1", "one of --to-bytes SIZE and --max-kl X"),
+        ("compress --to-bytes 0", "'0' leaves no room for a model"),
+        ("narrow --to-bytes 0MB", "'0MB' leaves no room for a model"),
         ("compress --to-bytes 900MB", "the model takes 6.1 MiB as saved already"),
     ],
 )
 def test_what_cannot_be_asked_is_refused_at_once(shell: Shell, line: str, message: str) -> None:
     shell.do("goto 0", COLLECT)
     assert message in (shell.run(line).error or "")
+
+
+def test_without_statistics_no_variant_is_tried(shell: Shell) -> None:
+    shell.do("load demo")
+    assert shell.run("compress --to-bytes 5MB").error == "no statistics yet: run collect first"
+    assert not Path("compress-report").exists()
 
 
 def test_each_variant_takes_as_much_as_the_size_asks_for(shell: Shell) -> None:

@@ -31,7 +31,7 @@ def sentence(program: Program, code: int, *arguments: str) -> str:
         (1, "prune --expert-list gone.json",
          "cannot read gone.json: No such file or directory; check the path"),
         (2, "prune --n-prune x",
-         "prune: invalid value for '--n-prune': 'x' is not a valid integer range"),
+         "prune: invalid value for '--n-prune': 'x' is not a valid integer"),
     ],
 )  # fmt: skip
 def test_a_failed_command_is_1_and_a_misused_one_2(

@@ -39,7 +39,7 @@ def test_the_layer_of_an_answer_and_the_expert_that_wrote_it_are_found_by_keys()
             await until(pilot, lambda: isinstance(app.screen, MapScreen))
             await pilot.pause()
             seen = text(app)
-            assert "the model's answer from layer" in seen
+            assert "the model's answer is ranked first from layer" in seen
             assert "layer 5, after" in seen
             await pilot.press("down", "down")
             await pilot.pause()

@@ -69,7 +69,7 @@ def test_after_a_dense_model_the_map_of_the_next_one_is_drawn() -> None:
         await shell.play("load other")
         assert "dense model" not in shell.screen
         await shell.press("7")
-        assert "Nobody is steered." in shell.screen
+        assert "No expert is steered." in shell.screen
 
     drive(test, engine=Either())
 

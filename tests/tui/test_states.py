@@ -75,6 +75,7 @@ def test_guardrails_come_from_the_settings() -> None:
     from tui.state.reducer import reduce
 
     report = SettingsReport({"seed": 0, "max-kl": 0.2, "max-perplexity-ratio": None})
+    assert report.summary() == "seed 0, max-kl 0.2, max-perplexity-ratio off"
     state = reduce(state_after("load demo"), JobEnded(9, "set", report, None, 0.0, ""), 1.0)
     assert state.limits == (("max-kl", 0.2),)
 

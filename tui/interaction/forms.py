@@ -39,7 +39,7 @@ class FormKeys(KeyHandlers):
             if name is not None:
                 self.open_form(name)
 
-        self.push_screen(PickScreen("forms", choices, "words of a command"), taken)
+        self.push_screen(PickScreen("forms", choices, "type to filter"), taken)
 
     def open_form(self, line: str, failed: str = "") -> bool:
         """Open the form of a line, a command's name alone prefilled; whether there is one."""

@@ -192,8 +192,8 @@ KEYS: tuple[Key, ...] = (
     Key("report_up", "up,k", "report above", "do", "report -1", "go to the report above", "log"),
     Key("report_down", "down,j", "report below", "do", "report 1", "go to the report below", "log"),
     # The server.
-    Key("spotlight", "enter", "light", "do", "spotlight",
-        "light the map by this request alone, or by all", "serve", bar=20),
+    Key("spotlight", "enter", "its experts", "do", "spotlight",
+        "show the experts of this request alone in the map, or those of all", "serve", bar=20),
     Key("serve_pause", "space", "pause", "run", "{serve}",
         "let new requests wait, or answer them again", "serve", bar=21),
     Key("serve_drain", "D", "drain", "run", "serve drain",

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from commands.declare import Call, Decorator, command, positive
-from commands.types import Experts, FilePath, NewFile, Words
+from commands.types import Experts, FilePath, NewFile, Whole, Words
 from mlxfun.errors import UsageError
 from mlxfun.report import Report
 from mlxfun.tracing.options import (
@@ -128,8 +128,8 @@ def lens(call: Call) -> Report:
 
 @command("attention", group="observe", read_only=True)
 @text_argument
-@click.option("--layer", type=click.IntRange(min=0), default=0, metavar="N", help="Which layer.")
-@click.option("--head", type=click.IntRange(min=0), default=0, metavar="N", help="Which head.")
+@click.option("--layer", type=Whole(min=0), default=0, metavar="N", help="Which layer.")
+@click.option("--head", type=Whole(min=0), default=0, metavar="N", help="Which head.")
 @click.option(
     "--find",
     type=click.Choice([kind.replace(" ", "-") for kind in HEAD_KINDS]),

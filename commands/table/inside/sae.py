@@ -12,7 +12,7 @@ from commands.declare import (
     dataset_options,
     positive,
 )
-from commands.types import Experts, FilePath, Number
+from commands.types import Experts, FilePath, Number, Whole
 from mlxfun.errors import UsageError
 from mlxfun.report import Report
 from mlxfun.tracing.options import (
@@ -75,7 +75,7 @@ at_option = click.option(
 )
 @click.option(
     "--skip",
-    type=click.IntRange(min=0),
+    type=Whole(min=0),
     default=DEFAULTS.skip,
     metavar="N",
     help="Leave out the first tokens of each sample, whose values are far larger (default: 1).",
@@ -141,7 +141,7 @@ def features(call: Call) -> Report:
 
 @command("sae use", group="edit")
 @click.argument("path", type=FilePath())
-@click.option("--feature", type=click.IntRange(min=0), required=True, metavar="N", help="Which.")
+@click.option("--feature", type=Whole(min=0), required=True, metavar="N", help="Which.")
 @click.option(
     "--strength", type=Number(), metavar="X", help="Add its direction, times X, at every token."
 )

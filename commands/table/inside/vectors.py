@@ -10,7 +10,7 @@ import click
 
 from commands.declare import Call, command, data_option, data_options, dataset_options
 from commands.table.inside.look import layers_option, position_option, prompts_option
-from commands.types import Experts, NewFile, Words
+from commands.types import Experts, NewFile, Whole, Words
 from mlxfun.data.expert_notation import parse_experts
 from mlxfun.errors import UsageError
 from mlxfun.report import Report
@@ -127,7 +127,7 @@ def make(call: Call) -> Report:
 @click.argument("name")
 @click.option(
     "--layer",
-    type=click.IntRange(min=0),
+    type=Whole(min=0),
     metavar="N",
     help="Where it is added (default: the layer that tells the samples apart best).",
 )

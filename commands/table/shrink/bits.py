@@ -9,7 +9,7 @@ import click
 
 from commands.conditions import whole
 from commands.declare import Call, command, data_option, data_options, dataset_options
-from commands.types import NewFile, Size
+from commands.types import NewFile, SavedSize
 from mlxfun.checkpoint.bits_plan import KIND
 from mlxfun.errors import UsageError
 from mlxfun.files import require_writable
@@ -20,7 +20,7 @@ from mlxfun.techniques.bits.options import CHOICES, BitsOptions
 @command("bits", group="edit", when=whole, read_only=True)
 @click.option(
     "--to-bytes",
-    type=Size(),
+    type=SavedSize(),
     required=True,
     metavar="SIZE",
     help="What the weights of the saved model may take.",

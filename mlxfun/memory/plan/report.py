@@ -131,6 +131,6 @@ class ModelsReport(Report):
         whole = sum(model.fit == "whole" for model in self.models)
         room = "" if self.memory is None else f" of {readable_bytes(self.memory)}"
         return (
-            f"{counted(len(self.models), 'model', 'models')} on this machine, {whole} of them fit "
-            f"whole into memory{room}; load NAME loads one"
+            f"{counted(len(self.models), 'model', 'models')} on this machine, "
+            f"{counted(whole, 'fits', 'fit')} whole into memory{room}; load NAME loads one"
         )

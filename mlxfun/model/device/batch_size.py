@@ -55,10 +55,14 @@ class BatchSize:
         """The sequences in batches of this size."""
         return batches(list(sequences), self.tokens, self.rows)
 
-    def summary(self) -> str:
-        """As it is announced."""
-        size = readable_bytes(self.tokens * self.bytes_per_token)
-        return f"batches of {self.tokens:,} tokens, about {size}"
+    def summary(self, longest: int = 0) -> str:
+        """As it is announced. longest: tokens of the longest sequence, a batch of its own where it
+        is longer than a batch; the scores of its attention come on top."""
+        if longest <= self.tokens:
+            size = readable_bytes(self.tokens * self.bytes_per_token)
+            return f"batches of {self.tokens:,} tokens, about {size}"
+        size = readable_bytes(longest * self.bytes_per_token)
+        return f"batches of {self.tokens:,} tokens, the longest of {longest:,}: {size} or more"
 
 
 def batch_size(

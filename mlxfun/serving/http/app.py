@@ -113,10 +113,14 @@ def guarded(handler: Handler) -> Handler:
 
 async def _no_route(request: Request, problem: Exception) -> Response:
     status = problem.status_code if isinstance(problem, HTTPException) else 500
-    what = {404: "there is nothing at", 405: "another method is needed for"}.get(
-        status, "the request cannot be answered:"
-    )
-    return error_response(request.url.path, Bad(f"{what} {request.url.path[:200]}", status=status))
+    path = request.url.path[:200]
+    what = f"the request cannot be answered: {path}"
+    if status == 404:
+        what = f"there is nothing at {path}"
+    elif status == 405:
+        allowed = (getattr(problem, "headers", None) or {}).get("Allow", "another method")
+        what = f"{path} does not take {request.method}; use {allowed}"
+    return error_response(request.url.path, Bad(what, status=status))
 
 
 async def _health(desk: Desk, _request: Request) -> Response:

@@ -33,6 +33,7 @@ from mlxfun.techniques.ablate.options import POSITIONS, AblateOptions, Position,
 from mlxfun.techniques.ablate.plan import AblationPlan, Strengths
 from mlxfun.techniques.ablate.reports import FrontPoint
 from mlxfun.techniques.ablate.search import OWN, Space, Trial
+from mlxfun.text import counted
 
 if TYPE_CHECKING:
     from mlxfun.data.datasets import Tokens
@@ -138,6 +139,7 @@ def read_split(
             "instance demo:harmful and demo:harmless"
         )
     parts: list[tuple[list[Tokens], ...]] = []
+    bodies: list[set[bytes]] = []
     warnings = []
     for data in (options.harmful, options.harmless):
         prompts, skipped = read_prompts(data, tokenizer, vocabulary, tally)
@@ -148,11 +150,18 @@ def read_split(
             )
         if len(prompts) < LEAST:
             raise DatasetError(
-                f"{data.source} has {len(prompts)} prompts; at least {LEAST} are needed, since "
-                "some find the direction and others check it"
+                f"{counted(len(prompts), 'prompt', 'prompts')} of {data.source} can be used, at least "
+                f"{LEAST} are needed, since some find the direction and others check it; give a "
+                "larger set, or raise --max-samples or --max-tokens"
             )
         where = thirds(len(prompts), bool(options.search), options.seed)
         parts.append(tuple([prompts[i] for i in part] for part in where))
+        bodies.append({prompt.tobytes() for prompt in prompts})
+    if both := len(bodies[0] & bodies[1]):
+        warnings.append(
+            f"{counted(both, 'prompt is', 'prompts are')} in {options.harmful.source} and in "
+            f"{options.harmless.source}: the direction cannot tell them apart"
+        )
     harmful, harmless = parts
     return Split(
         *(Prompts(tuple(a), tuple(b)) for a, b in zip(harmful, harmless, strict=True))

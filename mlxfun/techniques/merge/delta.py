@@ -117,10 +117,11 @@ class _Watch:
     moe: LiveExperts
     seen: layerwise.Observed | None
     wanted: mx.array
+    ctx: Context
 
-    def routed(self, ctx: Context = SILENT) -> Routed:
+    def routed(self) -> Routed:
         """What its experts are given as the layer stands now."""
-        return layerwise.observe(self.carrier, self.moe, ctx).routed
+        return layerwise.observe(self.carrier, self.moe, self.ctx).routed
 
 
 class Merger:
@@ -225,7 +226,7 @@ class Merger:
             return None
         seen = layerwise.observe(carrier, moe, ctx)
         wanted = output(Bank.of(moe, self._modules), seen.routed)
-        return _Watch(carrier, moe, seen if self._options.auto else None, wanted)
+        return _Watch(carrier, moe, seen if self._options.auto else None, wanted, ctx)
 
     def _other(
         self, watch: _Watch | None, by_error: ByError, first: tuple[int, ...], ctx: Context
@@ -294,7 +295,7 @@ class Merger:
         """The squared error of the layer's output, relative, and the layer, refitted if asked."""
         assert self._again is not None
         with self._resident.trial(Delta((layer.delta,))):
-            routed = watch.routed(ctx)
+            routed = watch.routed()
             if self._options.refit_experts:
                 delta, fit = self._again.refitted(watch.moe, layer.delta, routed, watch.wanted, ctx)
                 error = fit.after if fit.kept else fit.before
@@ -364,9 +365,8 @@ class Merger:
             ordered = [
                 (group[0], *sorted(group[1:], key=lambda e: (-saliency[e], e))) for group in groups
             ]
-            return merge_or_drop.choose(
-                alone, routed, rest, ordered, lambda f: self._mixed(whole, saliency, f, matches)
-            )
+            mixed = partial(self._mixed, whole, saliency, matches=matches)
+            return merge_or_drop.choose(alone, routed, rest, ordered, mixed, watch.ctx)
 
     def _mixed(
         self,

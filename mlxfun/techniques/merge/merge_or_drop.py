@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import numpy as np
 
+from mlxfun.context import SILENT, Context
 from mlxfun.model.experts import Bank
 from mlxfun.techniques.refit.least_squares import Routed, energy
 
@@ -51,9 +52,14 @@ class Chosen:
 
 
 def choose(
-    bank: Bank, routed: Routed, rest: mx.array, groups: Sequence[Sequence[int]], mixed: Mixed
+    bank: Bank,
+    routed: Routed,
+    rest: mx.array,
+    groups: Sequence[Sequence[int]],
+    mixed: Mixed,
+    ctx: Context = SILENT,
 ) -> Chosen:
-    """Which members are worth taking in.
+    """Which members are worth taking in. Checks for a cancel before each group.
 
     bank, routed: of the centroids alone, in the order of `groups`. rest: float32 [T, D]. groups:
     each its centroid, then its members in descending share; positions among the experts that
@@ -62,6 +68,7 @@ def choose(
     found: list[Group] = []
     fractions: dict[int, float] = {}
     for place, group in enumerate(groups):
+        ctx.check()
         tokens, weight = routed.of(place)
         taken: dict[int, float] = {group[0]: 1.0}
         if len(group) > 1 and len(tokens):

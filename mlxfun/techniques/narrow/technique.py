@@ -330,8 +330,8 @@ def _width_for(workspace: Workspace, target: int, before: int, unit: int) -> int
     if width < unit:
         least = total - (before - unit) * per_neuron
         raise PlanError(
-            f"--to-bytes {readable_bytes(target)}: with {unit} neurons an expert the model still "
-            f"takes {readable_bytes(least)}; prune experts as well"
+            f"--to-bytes {readable_bytes(target)}: with {counted(unit, 'neuron', 'neurons')} per expert "
+            f"the model still takes {readable_bytes(least)}; prune experts as well"
         )
     return width
 

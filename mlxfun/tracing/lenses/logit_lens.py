@@ -88,9 +88,9 @@ class LensResult:
         """One sentence about the last position."""
         word, chance = self.words[-1][-1][0], float(self.probabilities[-1, -1, 0])
         first = self.first_layer()
-        since = "no layer says what the model says"
+        since = "no layer ranks the model's answer first"
         if first is not None:
-            since = f"the model's answer from layer {first} on"
+            since = f"the model's answer is ranked first from layer {first} on"
         return f"layer {self.layers[-1]} says {word!r} ({chance:.0%}); {since}"
 
     def to_dict(self) -> dict[str, Any]:

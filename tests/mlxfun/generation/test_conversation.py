@@ -51,7 +51,7 @@ def test_a_question_longer_than_the_models_context_is_refused_and_forgotten(
 ) -> None:
     session.chat("What is a mortgage?", SHORT)
     counted = session.count_tokens("And a loan?", SHORT)
-    with pytest.raises(UsageError, match=r"has 1,\d\d\d tokens, and the model's context 512"):
+    with pytest.raises(UsageError, match=r"has 1,\d\d\d tokens, and the model's context is 512"):
         session.chat("word " * 1000, SHORT)
     assert session.count_tokens("And a loan?", SHORT) == counted
     assert session.chat("And a loan?", SHORT).prompt_tokens == counted.prompt

@@ -210,5 +210,5 @@ def test_impossible_rules_and_too_few_samples_are_refused_with_the_figures():
     ):
         with pytest.raises(UsageError, match=message):
             c.contrast(a, a, ALIVE, rules)
-    with pytest.raises(DatasetError, match=r"the second set has 3 samples; .* at least 4"):
+    with pytest.raises(DatasetError, match=r"3 samples of the second set .* at least 4"):
         c.contrast(a, routing(1, 3), ALIVE, Rules())

@@ -148,6 +148,7 @@ def test_other_paths_and_methods_are_named(served, method, path, status) -> None
     found, body, _ = served.post(path, b"", method=method)
     assert found == status
     assert path in body["error"]["message"]
+    assert ("use POST" in body["error"]["message"]) == (path == CHAT), "the method that is served"
 
 
 def test_headers_that_never_end_cost_only_their_connection(served: Served) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 from desk_rigs import PROMPTS, Desk, plain, tokens_of
@@ -112,3 +113,16 @@ def test_clients_without_end_are_counted_together() -> None:
     assert len(ledger.clients) == CLIENTS + 1
     assert ledger.clients[0].name == OTHERS
     assert sum(c.requests for c in ledger.clients) == CLIENTS + 50
+
+
+def test_a_server_that_closes_at_once_is_stopped_and_not_draining(monkeypatch) -> None:
+    from commands import serving as module
+
+    class AtOnce:
+        def __init__(self, target: Callable[[], None], **_: object) -> None:
+            self.start = target
+
+    monkeypatch.setattr(module, "threading", SimpleNamespace(Thread=AtOnce))
+    service = SimpleNamespace(doing="open", snapshot=lambda: service.doing)
+    running = module.Running(service, SimpleNamespace(close=lambda: None))
+    assert running.act("stop") == "stopped"

@@ -369,3 +369,16 @@ def test_a_saved_model_says_how_it_was_made(session, tmp_path):
     card = (tmp_path / "pruned" / "README.md").read_text()
     assert "collect --dataset demo:mixed --max-samples 6\nprune --n-prune 4\n" in card
     assert "perplexity" in card
+
+
+def test_text_longer_than_the_context_is_announced_with_its_true_size(session, tmp_path):
+    path = tmp_path / "long.jsonl"
+    path.write_text('{"content": "' + "word " * 2100 + '"}\n')
+    ctx = Recorder()
+    for limit in (2100, 512):
+        session.collect(CollectOptions(DatasetOptions(str(path), max_tokens=limit)), ctx)
+    said = [e.text for e in ctx.events if isinstance(e, Notice)]
+    assert "the longest of 2,100: " in said[0]
+    assert "the model's context is 512" in said[1]
+    assert "--max-tokens 512 cuts there" in said[1]
+    assert len(said) == 3, "text within the context is no reason to warn"

@@ -40,7 +40,10 @@ def test_who_is_pruned_cannot_be_named_anew(session) -> None:
     stage(session, 14)
     session.apply(ApplyOptions())
     for options in (SteerOptions({3: (14,)}), SteerOptions(levels={3: {14: 1.0}})):
-        with pytest.raises(PlanError, match="layer 3: expert 14 is pruned in the live model"):
+        with pytest.raises(
+            PlanError,
+            match=r"expert 14 is pruned in the live model; flip to .* undo if it is applied",
+        ):
             session.steer(options)
     assert session.view().steering.activated == {3: (14,)}, "what was in force stays"
 
@@ -80,7 +83,9 @@ def test_a_line_that_repeats_what_is_in_force_goes_on_too(session) -> None:
         "layer 4: experts [14] are pruned and no longer steered",
     )
     assert (report.activated, report.deactivated, report.levels) == ({5: (1,)}, {3: (2,)}, {})
-    with pytest.raises(PlanError, match="layer 3: expert 14 is pruned in the live model"):
+    with pytest.raises(
+        PlanError, match=r"expert 14 is pruned in the live model; flip to .* undo if it is applied"
+    ):
         session.steer(whole)
 
 

@@ -21,7 +21,7 @@ from tui.widgets.lists import PanelList
 from tui.widgets.panel import Panel
 
 EMPTY = (
-    "Nobody is steered. Press {mix} on an expert in the map to bring it here, or type "
+    "No expert is steered. Press {mix} on an expert in the map to bring it here, or type "
     "domain-scan or safety-scan for a whole report."
 )
 HALF = 6

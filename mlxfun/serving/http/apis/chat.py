@@ -57,7 +57,10 @@ def limited(prompt: Sequence[int], options: ServeOptions, card: Card, asked: int
     most = options.max_input_tokens or card.context
     if most is not None and len(prompt) > most:
         raise Bad(
-            f"the prompt has {len(prompt):,} tokens, at most {most:,} are read", "messages", 400
+            f"the prompt has {len(prompt):,} tokens, more than the {most:,} that are accepted; "
+            "shorten it",
+            "messages",
+            400,
         )
     return asked
 

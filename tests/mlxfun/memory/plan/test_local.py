@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,10 @@ def test_models_of_the_cache_and_recent_ones_are_listed(
         ("owner/whole", "recent", "whole"),
     ]
     assert {m.bytes for m in report.models} == {report.models[0].bytes}
+    assert "3 models on this machine, 3 fit whole into memory" in report.summary()
+    assert "1 model on this machine, 1 fits whole into memory" in (
+        replace(report, models=report.models[:1]).summary()
+    )
     monkeypatch.setattr(local, "memory_limit", lambda: report.models[0].bytes - 1)
     assert [m.fit for m in local_models(()).models] == ["partly", "partly"]
 

@@ -54,8 +54,8 @@ def test_a_failed_batch_is_halved_and_every_row_is_seen_once() -> None:
     heard = Heard()
     assert sum(count for _, count in each_batch(todo, work, heard)) == len(SEQUENCES)
     assert sorted(seen) == list(range(len(SEQUENCES)))
-    assert heard.said
-    assert "did not fit in memory; going on with batches of at most" in heard.said[0]
+    # Once a process the kind of BLAS is told ahead of it.
+    assert any("going on with batches of at most" in said for said in heard.said)
 
 
 def test_one_row_that_does_not_fit_is_an_error_with_the_remedy() -> None:

@@ -32,6 +32,8 @@ from mlxfun.generation.answers import Answer, greedy, read_prompts
 from mlxfun.generation.options import GenerateOptions
 from mlxfun.scans.options import ScanOptions
 from mlxfun.steering.options import SteerOptions
+from mlxfun.tally import Tally
+from mlxfun.techniques.ablate.find import read_split
 from mlxfun.techniques.ablate.options import AblateOptions
 from mlxfun.techniques.prune.options import PruneOptions
 from tests.mlxfun import tiny_checkpoints
@@ -237,7 +239,11 @@ def test_too_little_memory_is_refused_with_the_figures(session, monkeypatch):
         ({"strength": "2", "search": 9}, UsageError, "--search finds the strengths itself"),
         ({"strength": "0"}, PlanError, "leaves every part of --target all as it is"),
         ({"strength": "@3-9=1"}, UsageError, r"the decoder layers of this model are 0\.\.5"),
-        ({"harmful": replace(HARMFUL, max_samples=5)}, DatasetError, "at least 8 are needed"),
+        (
+            {"harmful": replace(HARMFUL, max_samples=5)},
+            DatasetError,
+            "^5 prompts of .*at least 8 are needed.*raise --max-samples",
+        ),
         ({"harmful": replace(HARMFUL, max_tokens=3)}, DatasetError, "no prompt of at most 3 tok"),
     ],
 )
@@ -252,6 +258,14 @@ def test_impossible_options_are_refused(session, changes, error, message):
 @pytest.mark.slow
 def test_the_same_search_again_stages_the_same_weights(session):
     assert session.abliterate(SEARCH).state_after == session.abliterate(SEARCH).state_after
+
+
+def test_prompts_that_are_in_both_sets_are_told(session):
+    options = replace(ABLATE, harmless=ABLATE.harmful)
+    _, warnings = read_split(options, session.tokenizer, session.anatomy.vocabulary, Tally())
+    assert any("prompts are in demo:harmful and in demo:harmful" in said for said in warnings)
+    _, warnings = read_split(ABLATE, session.tokenizer, session.anatomy.vocabulary, Tally())
+    assert not warnings
 
 
 def test_choosing_needs_a_search(session, monkeypatch):

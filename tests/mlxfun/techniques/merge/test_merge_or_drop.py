@@ -10,6 +10,7 @@ from merging_rigs import SEQUENCES, run_merge
 from rigs import keep_fewer
 
 from mlxfun.data.datasets import batches
+from mlxfun.errors import Cancelled
 from mlxfun.hooks.layerwise import Carrier
 from mlxfun.model.delta import Delta
 from mlxfun.model.expert_similarity import group_weights
@@ -18,6 +19,7 @@ from mlxfun.model.slicing import prune_layer
 from mlxfun.techniques.merge.merge_or_drop import choose, merged_output
 from mlxfun.techniques.refit import layerwise
 from mlxfun.techniques.refit.least_squares import Routed, energy, output
+from tests.mlxfun.session.recording import Recorder
 
 PREFILL = [[3, 14, 15, 9, 26, 5, 35, 8, 9, 7, 9, 32, 38, 46, 26, 43, 3, 8, 32, 7]]
 STACKED = tuple(name for name in tiny_models.RUNNABLE if name != "dbrx")
@@ -180,6 +182,13 @@ def test_the_share_that_a_member_does_not_take_falls_to_its_centroid():
     part = group_weights(saliency, (0, 2), {0: 1.0, 2: 0.5})
     assert whole.tolist() == [0.75, 0.25]
     assert part.tolist() == [0.875, 0.125]
+
+
+def test_a_cancel_is_seen_between_groups(rig):
+    alone, routed, weights = invented(rig("qwen3_moe"))
+    rest = mx.random.normal((30, 32))
+    with pytest.raises(Cancelled):
+        choose(alone, routed, rest, [(0, 2), (1, 3)], mean_of(weights), Recorder(stop_after=1))
 
 
 def test_a_centroid_that_no_token_uses_takes_nobody_in(rig):
