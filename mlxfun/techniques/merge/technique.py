@@ -294,7 +294,8 @@ def estimate(request: MergeRequest, kept: int) -> Need:
     """What merging to `kept` experts a layer needs on top of the resident model.
 
     Held throughout: what the pass carries (mlxfun.techniques.refit.sizes), and the neurons of all
-    experts for the tokens that they are compared on, [E, t, N].
+    experts for the tokens that they are compared on, [E, t, N]. What `auto` judges on held-out text
+    sizes its batches by what is free, and is not counted.
     """
     options, resident = request.options, request.resident
     size = Sizes.of(request.workspace, request.batches)
