@@ -29,7 +29,7 @@ from mlxfun.evaluation.evaluator import EvalSet
 from mlxfun.events import Notice
 from mlxfun.hooks.routing import Taps
 from mlxfun.model.anatomy import MoEMap
-from mlxfun.model.anatomy.context_length import context_length
+from mlxfun.model.anatomy.context_length import beyond_context
 from mlxfun.model.anatomy.masks import mask_of
 from mlxfun.model.device.batch_size import batch_size
 from mlxfun.session import views
@@ -154,15 +154,8 @@ class Observations:
         size = batch_size(model, self._anatomy, options.batch_tokens, options.max_batch)
         longest = max(map(len, sequences), default=0)
         ctx.emit(Notice("info", f"calibrating in {size.summary(longest)}"))
-        most = context_length(self._loaded.config)
-        if most is not None and longest > most:
-            ctx.emit(
-                Notice(
-                    "warning",
-                    f"the longest sample has {longest:,} tokens, and the model's context is "
-                    f"{most:,}: beyond it the routing says little; --max-tokens {most} cuts there",
-                )
-            )
+        if warning := beyond_context(self._loaded.config, longest):
+            ctx.emit(Notice("warning", warning))
         with self._editor.live("base"), self._editor.unsteered():
             return calibrate.collect(model, self._taps, size.split(sequences), start, ctx)
 

@@ -23,6 +23,17 @@ def context_length(config: Mapping[str, Any]) -> int | None:
     return None
 
 
+def beyond_context(config: Mapping[str, Any], longest: int) -> str:
+    """What to warn of ahead of a text of `longest` tokens; "" where the model reaches so far."""
+    most = context_length(config)
+    if most is None or longest <= most:
+        return ""
+    return (
+        f"the longest sample has {longest:,} tokens, and the model's context is {most:,}: what it does "
+        f"beyond that says little; --max-tokens {most} cuts there"
+    )
+
+
 def _scaled(config: Mapping[str, Any]) -> int:
     for key in facts.ROPE_CONFIGS:
         rope = config.get(key)

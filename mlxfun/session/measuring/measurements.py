@@ -23,6 +23,7 @@ from mlxfun.evaluation.reports import CompareReport, EvaluateReport, ProbeReport
 from mlxfun.evaluation.samples import answer_health, answer_samples
 from mlxfun.events import Notice, Side
 from mlxfun.generation.decoder import Decoder
+from mlxfun.model.anatomy.context_length import beyond_context
 from mlxfun.scans import expert_profile
 from mlxfun.scans.reports import DossierReport, Finding
 from mlxfun.session import views
@@ -170,6 +171,9 @@ class Measurements:
 
     def _measure(self, subject: Side, options: EvaluateOptions, ctx: Context) -> EvaluateReport:
         sets = self._sets(options, ctx)
+        longest = max((len(s) for one in sets for s in one.sequences), default=0)
+        if warning := beyond_context(self._workspace.config, longest):
+            ctx.emit(Notice("warning", warning))
         request = measure.Request(
             subject,
             sets,

@@ -382,3 +382,7 @@ def test_text_longer_than_the_context_is_announced_with_its_true_size(session, t
     assert "the model's context is 512" in said[1]
     assert "--max-tokens 512 cuts there" in said[1]
     assert len(said) == 3, "text within the context is no reason to warn"
+    sets = (DatasetOptions(str(path), max_tokens=600),)
+    session.evaluate(EvaluateOptions(sets, kl=False), ctx)
+    last = [e.text for e in ctx.events if isinstance(e, Notice)][-1]
+    assert "the longest sample has 600 tokens, and the model's context is 512" in last
