@@ -165,7 +165,7 @@ def test_what_cannot_work_is_refused_before_the_first_forward(session, tmp_path,
         (replace(options, output=tmp_path), SaveError, r"is a directory; name a file in it"),
         (replace(options, alpha=2.0), UsageError, "--alpha 2"),
         (replace(options, second=data("harmless", max_samples=3)), DatasetError,
-         "demo:harmless has 3 samples"),
+         "3 samples of demo:harmless can be used"),
     ):  # fmt: skip
         with pytest.raises(error, match=message):
             session.safety_scan(changed)
