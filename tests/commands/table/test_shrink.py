@@ -36,12 +36,12 @@ def test_distil_says_what_both_texts_lost_and_gained(bench: Bench) -> None:
 
 
 def test_bits_writes_a_plan_that_save_takes(bench: Bench, tmp_path: Path) -> None:
-    (ended,) = bench.do("bits --to-bytes 1kB --choices 2,4 --output p.json")
+    (ended,) = bench.do(f"bits --to-bytes 1kB --choices 2,4 --output {tmp_path / 'p.json'}")
     report = ended.report
     assert isinstance(report, BitsReport)
     assert read_bits(Path(report.path)).bits == {"layers.0.mlp": 4}
     assert "as chosen" in shown(report)
-    bench.do(f"save {tmp_path / 'm'} --quantize p.json")
+    bench.do(f"save {tmp_path / 'm'} --quantize {tmp_path / 'p.json'}")
 
 
 @pytest.mark.parametrize(
