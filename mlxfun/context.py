@@ -34,6 +34,18 @@ class Context:
         """Between tokens: let waiting jobs that may run in the middle (steering) take their turn."""
 
 
+class Quietly(Context):
+    """Checks for a cancel as another context does, and shows nothing: for measurements inside a
+    longer step."""
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+
+    def check(self) -> None:
+        """See Context."""
+        self._ctx.check()
+
+
 SILENT = Context()
 _RUNNING: ContextVar[Context] = ContextVar("running", default=SILENT)
 

@@ -21,11 +21,10 @@ from commands.declare import (
     command,
     data_option,
     data_options,
-    dataset_options,
     positive,
 )
 from commands.table.maps import MAP, ExpertLimit, WithMaps, map_options
-from commands.table.to_disk import carry_out, to_disk, without
+from commands.table.to_disk import carry_out, to_disk, with_text, without
 from commands.types import ExpertPairs, Experts, FilePath, Levels, NewFile, Number, Whole
 from mlxfun.calibration.options import METRICS
 from mlxfun.editing.options import ApplyOptions
@@ -186,11 +185,7 @@ def merge(call: Call) -> Report:
     """
     values = {name: value for name, value in without(call.params).items() if name not in DATA_NAMES}
     _complete(call, values)
-    if not call["dataset"]:  # the text of the last collect, not the data set named last
-        return carry_out(call, MergeOptions(**values), call.session.merge)
-    with call.bench.dataset(call["dataset"]) as sources:
-        data = dataset_options(sources, call.params, call.bench.settings.seed)
-        return carry_out(call, MergeOptions(data, **values), call.session.merge)
+    return with_text(call, lambda data: MergeOptions(data, **values), call.session.merge)
 
 
 @command("steer", group="edit", between=True, parser=WithMaps, when=with_experts)

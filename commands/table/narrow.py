@@ -11,10 +11,9 @@ from commands.declare import (
     command,
     data_option,
     data_options,
-    dataset_options,
     positive,
 )
-from commands.table.to_disk import carry_out, to_disk, without
+from commands.table.to_disk import to_disk, with_text, without
 from commands.types import Number, SavedSize
 from mlxfun.report import Report
 from mlxfun.techniques.narrow.options import METHODS, NarrowOptions
@@ -61,11 +60,7 @@ def narrow(call: Call) -> Report:
     --requantize is given.
     """
     values = {name: v for name, v in without(call.params).items() if name not in DATA_NAMES}
-    if not call["dataset"]:  # the text of the last collect, not the data set named last
-        return carry_out(call, NarrowOptions(**values), call.session.narrow)
-    with call.bench.dataset(call["dataset"]) as sources:
-        data = dataset_options(sources, call.params, call.bench.settings.seed)
-        return carry_out(call, NarrowOptions(**values, data=data), call.session.narrow)
+    return with_text(call, lambda data: NarrowOptions(**values, data=data), call.session.narrow)
 
 
 COMMANDS = (narrow,)

@@ -9,10 +9,11 @@ from typing import TypeVar
 import click
 
 from commands import words
-from commands.declare import Call, Params, stack
+from commands.declare import Call, Params, dataset_options, stack
 from commands.types import FilePath
 from mlxfun.checkpoint.options import SaveOptions
 from mlxfun.context import Context
+from mlxfun.data.options import DatasetOptions
 from mlxfun.errors import UsageError
 from mlxfun.events import Notice
 from mlxfun.report import Report
@@ -43,6 +44,20 @@ to_disk = stack(
 def without(params: Params) -> Params:
     """The values of a command's other options."""
     return {name: value for name, value in params.items() if name not in NAMES}
+
+
+def with_text(
+    call: Call,
+    options: Callable[[DatasetOptions | None], Options],
+    stage: Callable[[Options, Context], Report],
+) -> Report:
+    """`carry_out` on --dataset; without it on the text of the last collect (None), which is not always
+    that of the data set named last."""
+    if not call["dataset"]:
+        return carry_out(call, options(None), stage)
+    with call.bench.dataset(call["dataset"]) as sources:
+        data = dataset_options(sources, call.params, call.bench.settings.seed)
+        return carry_out(call, options(data), stage)
 
 
 def carry_out(call: Call, options: Options, stage: Callable[[Options, Context], Report]) -> Report:

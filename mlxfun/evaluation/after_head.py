@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import mlx.core as mx
 
+from mlxfun.errors import ModelError
 from mlxfun.hooks.head import HeadTap
 from mlxfun.hooks.replay import STUB_ERRORS, passing_layers
 from mlxfun.model.anatomy import MoEMap
@@ -45,3 +46,26 @@ def _found(model: Any, head: HeadTap | None) -> AfterHead:
 def _same(again: mx.array, logits: mx.array) -> bool:
     close = again.shape == logits.shape and mx.allclose(again, logits, rtol=1e-4, atol=1e-5)
     return bool(close.item()) if isinstance(close, mx.array) else False
+
+
+def repeatable_head(model: Any, anatomy: MoEMap, instead: str) -> tuple[HeadTap, AfterHead]:
+    """The tap of a head whose logits can be made again, and what the model does to them.
+
+    instead: who needs that, and what there is for a model without. Raises ModelError.
+    """
+    head = None if anatomy.head is None else HeadTap(model, anatomy.head)
+    after = after_head(model, anatomy, head)
+    if head is None or after == "unknown":
+        raise ModelError(
+            f"{anatomy.model_type} makes its logits in a way that cannot be repeated from hidden "
+            f"states, which {instead}"
+        )
+    return head, after
+
+
+def no_gradient(model: Any, error: Exception, instead: str) -> ModelError:
+    """What to raise where MLX has none through the model. instead: what needs none."""
+    family = model.__class__.__module__.rpartition(".")[2]
+    return ModelError(
+        f"MLX has no gradient through {family} ({str(error).split('. ')[0]}); {instead}"
+    )

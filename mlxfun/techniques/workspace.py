@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlxfun.errors import StateError
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -92,3 +94,16 @@ class Workspace(ResidentModel, Protocol):
 
         what: the work, as the sentence begins; advice: what would need less.
         """
+
+
+def collected_text(workspace: Workspace, does: str) -> Sequence[Tokens]:
+    """The text of the last collect. does: what happens on it, as a sentence begins.
+
+    Raises StateError where nothing was collected.
+    """
+    if not workspace.calibration:
+        raise StateError(
+            f"{does} the text of the last collect, and there is none; give --dataset, or run "
+            "`collect --dataset ...` first"
+        )
+    return workspace.calibration

@@ -11,10 +11,9 @@ from commands.declare import (
     command,
     data_option,
     data_options,
-    dataset_options,
     positive,
 )
-from commands.table.to_disk import carry_out, to_disk, without
+from commands.table.to_disk import to_disk, with_text, without
 from commands.types import Number
 from mlxfun.report import Report
 from mlxfun.techniques.distil.options import TRAINED, DistilOptions
@@ -61,11 +60,7 @@ def distil(call: Call) -> Report:
     """
     values = {name: v for name, v in without(call.params).items() if name not in DATA_NAMES}
     values["seed"] = call.bench.settings.seed
-    if not call["dataset"]:  # the text of the last collect, not the data set named last
-        return carry_out(call, DistilOptions(**values), call.session.distil)
-    with call.bench.dataset(call["dataset"]) as sources:
-        data = dataset_options(sources, call.params, call.bench.settings.seed)
-        return carry_out(call, DistilOptions(**values, data=data), call.session.distil)
+    return with_text(call, lambda data: DistilOptions(**values, data=data), call.session.distil)
 
 
 COMMANDS = (distil,)

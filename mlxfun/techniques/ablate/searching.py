@@ -15,7 +15,7 @@ from time import monotonic
 
 import numpy as np
 
-from mlxfun.context import Context
+from mlxfun.context import Context, Quietly
 from mlxfun.errors import PlanError
 from mlxfun.evaluation.evaluator import EvalSet, Evaluator
 from mlxfun.evaluation.refusal_metrics import FIRST_TOKEN_ERROR, FirstToken, Panel, Prompts, ask_all
@@ -33,17 +33,6 @@ FINALISTS = 3
 """Points of a front whose answers are decoded whole before one is chosen."""
 
 
-class _Unshown(Context):
-    """Checks for a cancel as another context does, and shows nothing."""
-
-    def __init__(self, ctx: Context) -> None:
-        self._ctx = ctx
-
-    def check(self) -> None:
-        """See Context."""
-        self._ctx.check()
-
-
 class TextLoss:
     """What a token of plain text costs the live weights more than it did, in nats: the logarithm of
     the perplexity ratio.
@@ -58,7 +47,7 @@ class TextLoss:
         return self._loss(ctx) - self._before
 
     def _loss(self, ctx: Context) -> float:
-        likelihood, _ = self._evaluator.compare(self._data, [], [], _Unshown(ctx))
+        likelihood, _ = self._evaluator.compare(self._data, [], [], Quietly(ctx))
         return float(likelihood.nll.mean())
 
 

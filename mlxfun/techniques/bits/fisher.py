@@ -25,14 +25,14 @@ import mlx.nn as nn
 from mlx_lm.models.switch_layers import SwitchLinear
 
 from mlxfun.data.datasets import Batch
-from mlxfun.errors import ModelError
-from mlxfun.evaluation.after_head import AfterHead, after_head
+from mlxfun.evaluation.after_head import no_gradient, repeatable_head
 from mlxfun.evaluation.evaluator import LOGITS_BYTES
 from mlxfun.evaluation.positions import predicting
-from mlxfun.hooks.head import HeadTap
 from mlxfun.hooks.intercept import Hooks
 from mlxfun.hooks.recomputed import Recomputed, Values
 from mlxfun.techniques.workspace import ResidentModel
+
+INSTEAD = "quantise it with save --quantize BITS instead"
 
 Use = Literal["linear", "experts", "lookup"]
 """How a weight is used: by a matrix product, by one for each expert, or by choosing rows."""
@@ -69,14 +69,10 @@ class Fisher:
             use = use_of(self._modules[path])
             if use is not None:
                 self._uses[path] = use
-        head = None if anatomy.head is None else HeadTap(workspace.model, anatomy.head)
-        self._after: AfterHead = after_head(workspace.model, anatomy, head)
-        if head is None or self._after == "unknown":
-            raise ModelError(
-                f"{anatomy.model_type} makes its logits in a way that cannot be repeated from hidden "
-                "states, which bits needs; quantise it with save --quantize BITS instead"
-            )
-        self._head, self._at_head = head, self._head_key(anatomy.head)
+        self._head, self._after = repeatable_head(
+            workspace.model, anatomy, f"bits needs; {INSTEAD}"
+        )
+        self._at_head = self._head_key(anatomy.head)
         layers = {layer.path: [k for k in self._uses if k.startswith(f"{layer.path}.")]
                   for layer in workspace.map.layers}  # fmt: skip
         self._layers = Recomputed(layers, self._in_place)
@@ -101,10 +97,7 @@ class Fisher:
             with self._hooks():
                 found: dict[str, mx.array] = mx.grad(self._loss)(zeros, batch, key)
         except (ValueError, RuntimeError) as error:
-            raise ModelError(
-                f"MLX has no gradient through {self._model.__class__.__module__.rpartition('.')[2]} "
-                f"({str(error).split('. ')[0]}); quantise it with save --quantize BITS instead"
-            ) from error
+            raise no_gradient(self._model, error, INSTEAD) from error
         return found
 
     def _loss(self, zeros: Values, batch: Batch, key: mx.array) -> mx.array:

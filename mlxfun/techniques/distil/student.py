@@ -20,11 +20,10 @@ from typing import Any
 import mlx.core as mx
 
 from mlxfun.data.datasets import Batch
-from mlxfun.errors import ModelError
-from mlxfun.evaluation.after_head import AfterHead, after_head
+from mlxfun.evaluation.after_head import no_gradient, repeatable_head
 from mlxfun.evaluation.evaluator import LOGITS_BYTES, Reference
 from mlxfun.evaluation.positions import predicting
-from mlxfun.hooks.head import HeadTap, Logits
+from mlxfun.hooks.head import Logits
 from mlxfun.hooks.intercept import Hooks
 from mlxfun.hooks.recomputed import Recomputed
 from mlxfun.model.distributions import log_softmax
@@ -52,14 +51,9 @@ class Student:
         }
         self._layers = Recomputed(inside, self._in_place)
         self._packed: Masters = {}
-        head = None if anatomy.head is None else HeadTap(workspace.model, anatomy.head)
-        self._after: AfterHead = after_head(workspace.model, anatomy, head)
-        if head is None or self._after == "unknown":
-            raise ModelError(
-                f"{anatomy.model_type} makes its logits in a way that cannot be repeated from hidden "
-                "states, which distil needs; prune, narrow or merge with a refit instead"
-            )
-        self._head = head
+        self._head, self._after = repeatable_head(
+            workspace.model, anatomy, "distil needs; prune, narrow or merge with a refit instead"
+        )
         self.chunk = max(LEAST_CHUNK, LOGITS_BYTES // (4 * (anatomy.vocabulary or 1 << 15)))
 
     def gradient(
@@ -74,14 +68,9 @@ class Student:
                     masters, batch, states, head
                 )
         except (ValueError, RuntimeError) as error:
-            raise self._without_gradient(error) from error
+            instead = "use distil --local, which needs none"
+            raise no_gradient(self._model, error, instead) from error
         return found
-
-    def _without_gradient(self, error: Exception) -> ModelError:
-        return ModelError(
-            f"MLX has no gradient through {self._model.__class__.__module__.rpartition('.')[2]} "
-            f"({str(error).split('. ')[0]}); use distil --local, which needs none"
-        )
 
     def _cached(self, teacher: Reference, batch: Batch) -> tuple[mx.array, Logits]:
         """What entered the checkpoint's head at the batch's predicting positions [n, D]; the head."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from mlxfun.context import SILENT, Context
+from mlxfun.context import SILENT, Context, Quietly
 from mlxfun.data.datasets import batches, read_lines, tokenize
 from mlxfun.data.options import DatasetOptions, dataset_words
 from mlxfun.data.split import HELD_OUT_LEAST, HELD_OUT_SHARE, split_samples
@@ -33,11 +33,11 @@ from mlxfun.techniques.distil.options import TRAINED, DistilOptions
 from mlxfun.techniques.distil.plan import DistilPlan
 from mlxfun.techniques.distil.reports import DistilReport, Judged
 from mlxfun.techniques.distil.student import Student
-from mlxfun.techniques.distil.training import Quietly, Text, Trained, Trainer
+from mlxfun.techniques.distil.training import Text, Trained, Trainer
 from mlxfun.techniques.distil.variables import Variable, masters_of, trained_delta, variables
 from mlxfun.techniques.refit.sizes import BACKWARD, WIDE, Sizes
 from mlxfun.techniques.technique import Proposal
-from mlxfun.techniques.workspace import Workspace
+from mlxfun.techniques.workspace import Workspace, collected_text
 from mlxfun.text import option_words
 
 if TYPE_CHECKING:
@@ -168,18 +168,14 @@ def _texts(workspace: Workspace, options: DistilOptions, ctx: Context) -> tuple[
     """(to fit, held out). Raises StateError where there is none, and DatasetError."""
     if options.data is not None:
         return _read(workspace, options.data, ctx)
-    if not workspace.calibration:
-        raise StateError(
-            "distil trains on the text of the last collect, and there is none; give --dataset, or "
-            "run `collect --dataset ...` first"
-        )
+    fitted = collected_text(workspace, "distil trains on")
     held = workspace.held_out
     if held is None or not held.sequences:
         raise StateError(
             "the last collect held nothing out that training could be judged on; give --dataset "
             "with at least 2 samples, or collect more"
         )
-    return EvalSet("calibration text", tuple(workspace.calibration)), held
+    return EvalSet("calibration text", tuple(fitted)), held
 
 
 def _read(workspace: Workspace, data: DatasetOptions, ctx: Context) -> tuple[EvalSet, EvalSet]:

@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.optimizers as optimizers
 import numpy as np
 
-from mlxfun.context import SILENT, Context
+from mlxfun.context import SILENT, Context, Quietly
 from mlxfun.data.datasets import batches
 from mlxfun.errors import BudgetError, Cancelled, PlanError
 from mlxfun.evaluation.evaluator import EvalSet, Likelihood, Live, Reference
@@ -41,16 +41,6 @@ WARM_UP = 20
 """The rate rises over one of so many steps."""
 
 End = Literal["done", "early", "cancelled"]
-
-
-class Quietly(Context):
-    """Checks for a cancel and shows nothing: of measurements inside of a longer step."""
-
-    def __init__(self, ctx: Context) -> None:
-        self._ctx = ctx
-
-    def check(self) -> None:
-        self._ctx.check()
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from mlxfun.data.expert_lists import Masks, read_expert_list, read_maps
 from mlxfun.data.options import DatasetOptions, dataset_words
 from mlxfun.editing.editor import Live
 from mlxfun.editing.plans import Provenance
-from mlxfun.errors import PlanError, StateError, UsageError
+from mlxfun.errors import PlanError, UsageError
 from mlxfun.model.anatomy import MoEMap
 from mlxfun.model.delta import Resident
 from mlxfun.model.device.batch_size import batch_size
@@ -42,7 +42,7 @@ from mlxfun.techniques.refit.layerwise import (
 )
 from mlxfun.techniques.refit.sizes import WIDE, Sizes
 from mlxfun.techniques.technique import Proposal
-from mlxfun.techniques.workspace import Workspace
+from mlxfun.techniques.workspace import Workspace, collected_text
 from mlxfun.text import option_words
 
 if TYPE_CHECKING:
@@ -95,12 +95,7 @@ class MergeRequest:
 def _sequences(workspace: Workspace, data: DatasetOptions | None, ctx: Context) -> Sequence[Tokens]:
     """The text that experts are compared on, without what judges the merge afterwards."""
     if data is None:
-        if not workspace.calibration:
-            raise StateError(
-                "merge compares experts on the text of the last collect, and there is none; give "
-                "--dataset, or run `collect --dataset ...` first"
-            )
-        return workspace.calibration
+        return collected_text(workspace, "merge compares experts on")
     vocabulary = workspace.anatomy.vocabulary
     read = read_sequences(data, workspace.tokenizer, vocabulary, ctx.reading())
     held = workspace.held_out.sequences if workspace.held_out is not None else ()

@@ -20,7 +20,7 @@ from mlxfun.data.datasets import Tokens, read_sequences
 from mlxfun.data.options import dataset_words
 from mlxfun.editing.plans import Provenance
 from mlxfun.editing.reports import PlanReport, extended
-from mlxfun.errors import PlanError, StateError, UsageError
+from mlxfun.errors import PlanError, UsageError
 from mlxfun.hooks.layerwise import Carrier
 from mlxfun.model.anatomy.width import WidthKeys, width_keys
 from mlxfun.model.delta import Delta, LayerDelta
@@ -38,7 +38,7 @@ from mlxfun.techniques.refit.layerwise import Fit, Recalibration, observe
 from mlxfun.techniques.refit.least_squares import energy, output
 from mlxfun.techniques.refit.sizes import WIDE, Sizes
 from mlxfun.techniques.technique import Proposal
-from mlxfun.techniques.workspace import Workspace
+from mlxfun.techniques.workspace import Workspace, collected_text
 from mlxfun.text import counted, option_words, readable_bytes
 
 if TYPE_CHECKING:
@@ -88,12 +88,7 @@ def _text(workspace: Workspace, options: NarrowOptions, ctx: Context) -> Sequenc
     if options.data is not None:
         vocabulary = workspace.anatomy.vocabulary
         return read_sequences(options.data, workspace.tokenizer, vocabulary, ctx.reading())
-    if not workspace.calibration:
-        raise StateError(
-            "narrow measures on the text of the last collect, and there is none; give --dataset, or "
-            "run `collect --dataset ...` first"
-        )
-    return workspace.calibration
+    return collected_text(workspace, "narrow measures on")
 
 
 def command_line(options: NarrowOptions) -> str:

@@ -13,7 +13,7 @@ from mlx_lm import load
 from mlxfun import Session
 from mlxfun.calibration.options import CollectOptions
 from mlxfun.checkpoint.options import LoadOptions, SaveOptions
-from mlxfun.context import Context
+from mlxfun.context import Context, Quietly
 from mlxfun.data.options import DatasetOptions
 from mlxfun.editing.blocks import block_at_root
 from mlxfun.editing.options import ApplyOptions
@@ -25,7 +25,7 @@ from mlxfun.techniques.distil import technique as distilling
 from mlxfun.techniques.distil.local import fit_routers
 from mlxfun.techniques.distil.options import DistilOptions
 from mlxfun.techniques.distil.reports import Judged, Measured
-from mlxfun.techniques.distil.training import Quietly, Text, Trained
+from mlxfun.techniques.distil.training import Text, Trained
 from mlxfun.techniques.distil.variables import variables
 from mlxfun.techniques.prune.options import PruneOptions
 from mlxfun.techniques.refit.least_squares import left_out
