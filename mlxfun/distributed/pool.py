@@ -105,6 +105,7 @@ class Pool:
         self._inbox: queue.SimpleQueue[tuple[int, Frame | None]] = queue.SimpleQueue()
         self._members: list[_Member] = []
         self._live: str | None = None  # the state of the weights in the workers
+        self._job = 0
         try:
             self._members = [self._started(r, h, hosts, source) for r, h in enumerate(hosts)]
             self._await_all("hello", START_SECONDS, ctx, "loading the model in workers")
@@ -321,6 +322,7 @@ class Pool:
     ) -> Iterator[tuple[Batch, Array]]:
         self._settle(ctx)
         self._follow(ctx)
+        self._job += 1
         turns = -(-len(todo) // self.size)
         for member in self._members:
             member.busy = True
@@ -340,6 +342,7 @@ class Pool:
             arrays |= {f"{turn}/tokens": batch.tokens, f"{turn}/mask": batch.mask}
             arrays |= {f"{turn}/given/{name}": a for name, a in task.given(batch).items()}
         data = {
+            "job": self._job,
             "task": task.name,
             "settings": dict(task.settings),
             "turns": turns,
@@ -352,9 +355,11 @@ class Pool:
             if number == len(todo):
                 return
             while True:
-                _, frame = self._next(ctx)
+                member, frame = self._next(ctx)
                 if frame.kind == "result":
                     break
+                if not any(one.busy for one in self._members):
+                    self._fail(member, f"ended the job ahead of result {number}")
             rank = int(frame.data["rank"])
             if int(frame.data["turn"]) * self.size + rank != number:
                 self._fail(self._members[rank], f"sent a result out of turn ({number} was next)")
@@ -368,7 +373,7 @@ class Pool:
 
     def _break_off(self) -> None:
         """Let the workers leave the job; a batch that is running is let run to its end."""
-        data = packed(Frame("cancel"))
+        data = packed(Frame("cancel", {"job": self._job}))
         for member in self._members:
             try:
                 member.send(data)

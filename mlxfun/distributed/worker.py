@@ -44,7 +44,7 @@ class Line:
 
     def __init__(self, stdin: IO[bytes], stdout: IO[bytes], rank: int) -> None:
         self.inbox: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
-        self.cancelled = threading.Event()
+        self.cancelled = 0  # the last job that the shell has left
         self.state = ""
         self._stdin, self._stdout, self._rank = stdin, stdout, rank
         self._lock = threading.Lock()
@@ -69,7 +69,7 @@ class Line:
             except (StateError, OSError):
                 frame = None
             if frame is not None and frame.kind == "cancel":
-                self.cancelled.set()
+                self.cancelled = int(frame.data["job"])
                 continue
             self.inbox.put(frame)
             if frame is None:
@@ -129,12 +129,12 @@ class Worker:
                     self._line.send(Frame(one.kind, data, one.arrays))
             if any(one.kind in ("failed", "stopped") for one in found):
                 break
-        self._line.cancelled.clear()
         self._line.send(Frame("ended", {"turns": turns}))
 
     def _result(self, frame: Frame, task: str, turn: int) -> bytes:
         """What this rank has to say of one turn, packed."""
-        if self._line.cancelled.is_set():
+        # By its number: a cancel may arrive when the job it is for has ended already.
+        if self._line.cancelled >= int(frame.data["job"]):
             return packed(Frame("stopped"))
         rows = frame.data["batches"]
         if turn >= len(rows):

@@ -186,6 +186,15 @@ def test_a_cancel_keeps_what_was_collected_and_the_workers(
     assert pool.size == 2
 
 
+def test_a_cancel_that_comes_when_its_job_has_ended_does_not_end_the_next(
+    alone: Session, joined: Session, pool: Pool, tmp_path: Path
+) -> None:
+    joined.collect(COLLECT)
+    pool._break_off()
+    assert saved(joined, tmp_path / "b.npz") == saved(alone, tmp_path / "a.npz")
+    assert pool.size == 2
+
+
 def test_steering_runs_here(joined: Session, pool: Pool, tmp_path: Path) -> None:
     joined.steer(SteerOptions(levels={0: {3: 2.0}}))
     try:
