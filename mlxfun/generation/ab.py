@@ -33,7 +33,7 @@ from mlxfun.model.distributions import log_softmax
 CHUNK = 64
 """Positions whose logits are compared at once: a large vocabulary makes them megabytes each."""
 
-TURN_SECONDS = 0.05
+TURN_SECONDS = 0.1
 """How long a side's turn lasts at least: going to the other side takes a millisecond or two, and
 more often than this nobody sees."""
 

@@ -214,10 +214,14 @@ class Replay:
             return
         while self.next < decoder_layer:
             with self.reading(self.next):
-                for travel in self.travels:
-                    ctx.check()
-                    self.advance(travel)
+                self.pass_layer(ctx)
                 self.next += 1
+
+    def pass_layer(self, ctx: Context) -> None:
+        """Run the next layer on all batches."""
+        for travel in self.travels:
+            ctx.check()
+            self.advance(travel)
 
     def advance(self, travel: Travel) -> None:
         """Run the next layer on one batch."""

@@ -10,6 +10,7 @@ import mlx.nn as nn
 
 from mlxfun.hooks.intercept import Hooks
 from mlxfun.model.anatomy import MoELayer
+from mlxfun.model.device.batch_size import routed_rows
 from mlxfun.model.live_experts import LiveExperts
 
 if TYPE_CHECKING:
@@ -64,10 +65,14 @@ def hook_layer(hooks: Hooks, tap: Tap) -> None:
 def _experts(tap: Tap) -> Callable[..., mx.array]:
     """SwitchGLU/SwitchMLP: map indices, record, and make the output tell its weights."""
     product = product_class(tap)
+    most = routed_rows()
 
     def call(own: Any, x: mx.array, indices: mx.array, *args: Any, **kwargs: Any) -> mx.array:
         rows = tap.experts.mapped(indices)
-        y: mx.array = own(x, rows, *args, **kwargs)
+        if most is not None and rows.size > most:
+            y = in_parts(lambda x, rows: own(x, rows, *args, **kwargs), x, rows, most)
+        else:
+            y = own(x, rows, *args, **kwargs)
         if tap.observed:
             tap.open(x, indices, y, rows)
         if tap.observed or tap.present is not None:
@@ -75,6 +80,23 @@ def _experts(tap: Tap) -> Callable[..., mx.array]:
         return y
 
     return call
+
+
+def in_parts(
+    run: Callable[[mx.array, mx.array], mx.array], x: mx.array, rows: mx.array, most: int
+) -> mx.array:
+    """Expert outputs [..., T, K, D] of tokens x [..., T, D] at `rows` [..., T, K], of so many tokens
+    at once that at most `most` rows of experts are computed. For sequences longer than a device can
+    take: batches of shorter ones are made to fit ahead of the forward.
+    """
+    tokens = rows.shape[-2]
+    if x.ndim != rows.ndim or x.shape[-2] != tokens:
+        return run(x, rows)
+    each = max(1, most // (rows.size // tokens))
+    parts = range(0, tokens, each)
+    return mx.concatenate(
+        [run(x[..., at : at + each, :], rows[..., at : at + each, :]) for at in parts], axis=-3
+    )
 
 
 def _logits(tap: Tap) -> Callable[[Any, mx.array], mx.array]:

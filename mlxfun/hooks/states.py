@@ -53,6 +53,16 @@ class States:
         mx.eval(found)
         return found
 
+    def pop(self, number: int) -> mx.array:
+        """The state of a number, which is not kept any longer."""
+        found = self.get(number)
+        if number in self._mapped:
+            del self._mapped[number]
+        else:
+            del self._held[number]
+            self._bytes -= 0 if self._parent is None else found.nbytes
+        return found
+
     @property
     def spilled(self) -> int:
         """Bytes that are in files."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -23,6 +23,9 @@ from mlxfun.model.anatomy.layers import decoder_layers, in_order
 from mlxfun.model.device.hints import announce
 from mlxfun.model.device.memory import bound_cache, free_bytes, is_out_of_memory, on_cpu, on_cuda
 from mlxfun.text import readable_bytes
+
+if TYPE_CHECKING:
+    from mlxfun.arrays import Array
 
 Result = TypeVar("Result")
 
@@ -73,13 +76,19 @@ def batch_size(
     default = CPU_BATCH if on_cpu() else GPU_BATCH
     each = bytes_per_token(model, anatomy)
     most = tokens or default[0]
-    if on_cuda() and anatomy.layers:
-        most = min(most, CUDA_ROUTED_ROWS // anatomy.top_k)
+    rows_at_once = routed_rows()
+    if rows_at_once is not None and anatomy.layers:
+        most = min(most, rows_at_once // anatomy.top_k)
     free = free_bytes()
     if tokens is None and free is not None:
         most = min(most, max(LEAST_TOKENS, int(FREE_SHARE * free) // max(each, 1)))
     bound_cache(most * each)
     return BatchSize(most, rows or default[1], each)
+
+
+def routed_rows() -> int | None:
+    """Tokens x top-k that the device takes at once, None for any number."""
+    return CUDA_ROUTED_ROWS if on_cuda() else None
 
 
 def bytes_per_token(model: nn.Module, anatomy: MoEMap) -> int:
@@ -139,20 +148,29 @@ def each_batch(
             continue
         # Outside the handler, whose traceback keeps the arrays of the failed forward alive.
         mx.clear_cache()
-        if len(batch.rows) == 1:
-            raise BudgetError(
-                f"one sequence of {batch.tokens.size:,} tokens does not fit in memory "
-                f"({said[:100]}); lower --max-tokens"
-            )
-        most = batch.tokens.size // 2
-        ctx.emit(
-            Notice(
-                "warning",
-                f"a batch of {batch.tokens.size:,} tokens did not fit in memory; going on with "
-                f"batches of at most {most:,}",
-            )
-        )
+        most = tell_halving(batch.tokens, said, ctx)
         waiting.append(batch)
+
+
+def tell_halving(tokens: Array, said: str, ctx: Context) -> int:
+    """Say that tokens [B, T] run in halves from now on; how many tokens a half has at most.
+
+    said: what failed. Raises BudgetError for a single row.
+    """
+    if len(tokens) == 1:
+        raise BudgetError(
+            f"one sequence of {tokens.size:,} tokens does not fit in memory "
+            f"({said[:100]}); lower --max-tokens"
+        )
+    most = tokens.size // 2
+    ctx.emit(
+        Notice(
+            "warning",
+            f"a batch of {tokens.size:,} tokens did not fit in memory; going on with "
+            f"batches of at most {most:,}",
+        )
+    )
+    return most
 
 
 def _halves(batch: Batch) -> list[Batch]:

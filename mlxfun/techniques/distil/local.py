@@ -27,7 +27,7 @@ from mlxfun.context import SILENT, Context
 from mlxfun.data.datasets import Batch
 from mlxfun.editing.blocks import block_at_root
 from mlxfun.errors import PlanError
-from mlxfun.hooks.layerwise import Carrier
+from mlxfun.hooks.layerwise import OF_ROUTER, Carrier
 from mlxfun.model.delta import Delta, LayerDelta
 from mlxfun.model.experts import Bank
 from mlxfun.model.live_experts import LiveExperts
@@ -234,7 +234,7 @@ def _matrix(workspace: Workspace, moe: LiveExperts) -> Matrix:
 def _router_inputs(carrier: Carrier, moe: LiveExperts, ctx: Context) -> mx.array:
     """What the logits of every real token are of, float32 [T, D]."""
     parts = []
-    for batch, records in carrier.observe(moe.layer.position, ctx):
+    for batch, records in carrier.observe(moe.layer.position, ctx, OF_ROUTER):
         seen = records[-1].router_inputs
         if seen is None:
             raise RuntimeError(f"the router of decoder layer {moe.layer.index} was not seen")

@@ -26,7 +26,7 @@ import mlx.nn as nn
 import numpy as np
 
 from mlxfun.context import SILENT, Context
-from mlxfun.hooks.layerwise import Carrier
+from mlxfun.hooks.layerwise import OF_ROUTER, Carrier
 from mlxfun.model.anatomy import MoELayer
 from mlxfun.model.delta import LayerDelta
 from mlxfun.model.parameters import dequantised
@@ -84,7 +84,7 @@ def folds(carrier: Carrier, taps: Sequence[LiveExperts], ctx: Context = SILENT) 
 
 def _fold(carrier: Carrier, moe: LiveExperts, ctx: Context) -> Fold:
     inputs, logits = [], []
-    for batch, records in carrier.observe(moe.layer.position, ctx):
+    for batch, records in carrier.observe(moe.layer.position, ctx, OF_ROUTER):
         seen, z = records[-1].router_inputs, records[-1].logits
         if seen is None or z is None:
             raise RuntimeError(f"the router of decoder layer {moe.layer.index} was not seen")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from rigs import keep_fewer
 
 from mlxfun.context import Context
 from mlxfun.data.datasets import batches
-from mlxfun.errors import Cancelled
+from mlxfun.errors import BudgetError, Cancelled
 from mlxfun.hooks.layerwise import Carrier
 from mlxfun.hooks.replay import intercepting
 
@@ -143,3 +145,53 @@ def test_a_cancel_stops_between_batches(rig):
     with pytest.raises(Cancelled):
         list(carrier.observe(0, Stop()))
     assert all(tap.clients == [] for tap in r.taps.layers)
+
+
+@contextmanager
+def memory_for(rig, tokens):
+    """A decoder layer fails for want of memory on more than `tokens` tokens, from its second use."""
+    layer = _decoder_layers(rig)[1]
+
+    def run(_, own, args, kwargs):
+        if args[0].shape[0] * args[0].shape[1] > tokens:
+            raise RuntimeError("[metal::malloc] Unable to allocate 1 bytes.")
+        return own(*args, **kwargs)
+
+    with intercepting([layer], run):
+        yield
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "deepseek_v3", "kimi_k3", "gpt_oss"])
+def test_a_batch_that_does_not_fit_runs_in_halves_and_is_seen_whole(rig, name):
+    r = rig(name)
+    heard = Heard()
+    carrier = Carrier(r.model, r.taps, batches(SEQUENCES * 2, 1000, 6), heard)
+    (whole,) = (batch.tokens.size for batch in carrier._batches)
+    found = {}
+    with memory_for(r, whole // 2):
+        for position in range(len(r.taps.layers)):
+            ((batch, (record,)),) = carrier.observe(position, heard)
+            found[position] = record, batch
+    for position, (record, batch) in found.items():
+        (plain,) = plain_records(r, batch.tokens)[position]
+        assert equal(record.indices, plain.indices)
+        for field in ("weights", "norms", "logits", "inputs"):
+            # Products of fewer rows may round otherwise.
+            close = mx.allclose(getattr(record, field), getattr(plain, field), 1e-4, 1e-5)
+            assert close.item(), field
+    assert len([said for said in heard.said if "did not fit in memory" in said]) == 1
+
+
+def test_one_row_that_does_not_fit_is_told(rig):
+    r = rig("qwen3_moe")
+    carrier = Carrier(r.model, r.taps, batches(SEQUENCES, 1000, 4))
+    with memory_for(r, 3), pytest.raises(BudgetError, match="one sequence of 23 tokens"):
+        carrier.arrive(len(r.map.layers))
+
+
+class Heard(Context):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def emit(self, event) -> None:
+        self.said.append(getattr(event, "text", ""))

@@ -9,8 +9,9 @@ import tiny_models
 from mlx.utils import tree_flatten
 from rigs import make_rig
 
+from mlxfun.hooks import routers
 from mlxfun.hooks.intercept import Hooks
-from mlxfun.hooks.step_routing import FUSED, _join
+from mlxfun.hooks.step_routing import FUSED, _join, _join_squares, output_norms
 from mlxfun.steering import rules as steer
 from mlxfun.steering.rules import Steering
 
@@ -189,3 +190,38 @@ def test_rows_that_one_kernel_joins_are_the_rows_as_they_were(dtype: mx.Dtype) -
     joined = _join(*rows)
     assert joined.dtype == dtype
     assert mx.array_equal(joined, mx.stack(rows))
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16, mx.float32])
+def test_norms_that_one_kernel_joins_are_those_of_each_layer(dtype: mx.Dtype) -> None:
+    outputs = [mx.random.normal((8, 96)).astype(dtype) for _ in range(FUSED)]
+    found = mx.sqrt(mx.sum(_join_squares(*outputs), axis=-1))
+    assert mx.array_equal(found, output_norms(mx.stack(outputs))).item()
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "deepseek_v3", "gpt_oss", "dots1", "phimoe"])
+def test_a_sequence_longer_than_the_device_takes_goes_through_the_experts_in_parts(
+    monkeypatch, name
+):
+    model, config = tiny_models.build(name)
+    plain = model(mx.array(TOKENS))
+    mx.eval(plain)
+    sizes: list[int] = []
+    split = routers.in_parts
+
+    def noted(run, x, rows, most):
+        def part(x, rows):
+            sizes.append(rows.size)
+            return run(x, rows)
+
+        return split(part, x, rows, most)
+
+    monkeypatch.setattr(routers, "in_parts", noted)
+    monkeypatch.setattr(routers, "routed_rows", lambda: 7)
+    r = make_rig(model, config)
+    with r.taps.recording() as recording:
+        logits = r.logits(TOKENS)
+        records = recording.drain()
+    assert max(sizes) <= 7
+    assert sum(sizes) == sum(rec.indices.size for layer in records for rec in layer)
+    assert mx.allclose(logits, plain, rtol=1e-4, atol=1e-5).item()
