@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,59 +42,58 @@ FUSED = 8
 """Layers whose rows one fused kernel joins: a compiled function holds a chain of about ten steps."""
 
 
-def stack_rows(rows: Sequence[mx.array]) -> mx.array:
-    """Rows [K] of one dtype as [L, K], bit for bit.
+def stack_layers(arrays: Sequence[mx.array]) -> mx.array:
+    """Arrays [...] of one shape and dtype as [L, ...], bit for bit.
 
-    `mx.stack` copies each row by a kernel of its own. On a GPU that was measured at 3 percent of a
-    token's time for 48 layers, so there eight rows are joined by one fused kernel. The CPU backend
-    gains nothing and would start a compiler.
+    `mx.stack` copies each array by a kernel of its own. On a GPU that was measured at 3 percent of
+    a token's time for 48 layers, so there eight layers are joined by one fused kernel. The CPU
+    backend gains nothing and would start a compiler.
     """
-    if len(rows) <= FUSED or mx.default_device() != mx.Device(mx.gpu):
-        return mx.stack(list(rows))
-    whole = len(rows) - len(rows) % FUSED
-    parts = [_fused_join(*rows[start : start + FUSED]) for start in range(0, whole, FUSED)]
-    if whole < len(rows):
-        parts.append(mx.stack(list(rows[whole:])))
-    return mx.concatenate(parts)
+    return _in_groups(arrays, mx.stack, _fused_join)
 
 
-def _join(*rows: mx.array) -> mx.array:
-    place = mx.arange(len(rows))[:, None]
-    joined = mx.broadcast_to(rows[-1][None], (len(rows), rows[-1].shape[0]))
-    for number, row in enumerate(rows[:-1]):
-        joined = mx.where(place == number, row[None], joined)
+def layer_norms(outputs: Sequence[mx.array]) -> mx.array:
+    """L2 norms, float32 [L, ...], of expert outputs [..., D] of one shape and dtype, as of
+    `output_norms`, joined like `stack_layers`."""
+    squares = _in_groups(outputs, _squares, _fused_squares, lambda joined: mx.sum(joined, axis=-1))
+    return mx.sqrt(squares)
+
+
+def _in_groups(
+    arrays: Sequence[mx.array],
+    plain: Callable[[list[mx.array]], mx.array],
+    fused: Callable[..., mx.array],
+    then: Callable[[mx.array], mx.array] = lambda joined: joined,
+) -> mx.array:
+    """`then` of the arrays joined along a new first axis: on a GPU by `fused` for each FUSED of
+    them, by `plain` for the others."""
+    whole = len(arrays) - len(arrays) % FUSED
+    if len(arrays) <= FUSED or mx.default_device() != mx.Device(mx.gpu):
+        whole = 0
+    parts = [then(fused(*arrays[start : start + FUSED])) for start in range(0, whole, FUSED)]
+    if whole < len(arrays):
+        parts.append(then(plain(list(arrays[whole:]))))
+    return parts[0] if len(parts) == 1 else mx.concatenate(parts)
+
+
+def _join(*arrays: mx.array) -> mx.array:
+    first = arrays[0]
+    place = mx.arange(len(arrays)).reshape(-1, *[1] * first.ndim)
+    joined = mx.broadcast_to(arrays[-1][None], (len(arrays), *first.shape))
+    for number, array in enumerate(arrays[:-1]):
+        joined = mx.where(place == number, array[None], joined)
     return joined
 
 
-_fused_join = mx.compile(_join)
-
-
-def norms_of_rows(outputs: Sequence[mx.array]) -> mx.array:
-    """L2 norms, float32 [L, K], of outputs [K, D] of one shape and dtype, as of `output_norms`.
-
-    On a GPU one fused kernel joins the squares of eight layers, for the reason of `stack_rows`.
-    """
-    if len(outputs) <= FUSED or mx.default_device() != mx.Device(mx.gpu):
-        return output_norms(mx.stack(list(outputs)))
-    whole = len(outputs) - len(outputs) % FUSED
-    parts = [
-        mx.sum(_fused_squares(*outputs[start : start + FUSED]), axis=-1)
-        for start in range(0, whole, FUSED)
-    ]
-    if whole < len(outputs):
-        rest = mx.stack(list(outputs[whole:])).astype(mx.float32)
-        parts.append(mx.sum(mx.square(rest), axis=-1))
-    return mx.sqrt(mx.concatenate(parts))
-
-
 def _join_squares(*outputs: mx.array) -> mx.array:
-    place = mx.arange(len(outputs))[:, None, None]
-    joined = mx.broadcast_to(outputs[-1][None], (len(outputs), *outputs[-1].shape))
-    for number, y in enumerate(outputs[:-1]):
-        joined = mx.where(place == number, y[None], joined)
-    return mx.square(joined.astype(mx.float32))
+    return mx.square(_join(*outputs).astype(mx.float32))
 
 
+def _squares(outputs: list[mx.array]) -> mx.array:
+    return mx.square(mx.stack(outputs).astype(mx.float32))
+
+
+_fused_join = mx.compile(_join)
 _fused_squares = mx.compile(_join_squares)
 
 
@@ -156,13 +155,23 @@ class Stepping:
 
     def _norms_of_all(self) -> mx.array:
         """float32 [L, rows * K], of all layers at once: a few kernels a step and not a few a layer."""
-        outputs = [y.reshape(-1, y.shape[-1]) for y in self.outputs if y is not None]
-        if len({y.shape for y in outputs}) == 1 and outputs[0].shape[0] == self._width * self._rows:
-            return norms_of_rows(outputs)
+        outputs = [y for y in self.outputs if y is not None]
+        if self._alike(outputs, outputs[0].shape[-1]):
+            return layer_norms(outputs).reshape(len(outputs), -1)
         return self._stack([output_norms(y) for y in outputs])
 
     def _stack(self, arrays: Sequence[mx.array | None]) -> mx.array:
-        return stack_rows([self._flat(a) for a in arrays if a is not None])
+        known = [a for a in arrays if a is not None]
+        if self._alike(known):
+            # Not flattened one by one: each costs the host as much as a kernel.
+            return stack_layers(known).reshape(len(known), -1)
+        return stack_layers([self._flat(a) for a in known])
+
+    def _alike(self, arrays: Sequence[mx.array], each: int = 1) -> bool:
+        """Whether all have the same shape, with `each` numbers for every row and place."""
+        shape = arrays[0].shape
+        whole = arrays[0].size == self._width * self._rows * each
+        return whole and all(array.shape == shape for array in arrays)
 
     def _flat(self, array: mx.array) -> mx.array:
         """[rows * K], of layers that choose fewer experts too."""
