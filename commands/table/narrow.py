@@ -49,6 +49,12 @@ from mlxfun.techniques.narrow.options import METHODS, NarrowOptions
     is_flag=True,
     help="Of packed experts, choose single neurons, refit, and pack the output projections anew.",
 )
+@click.option(
+    "--shared",
+    is_flag=True,
+    help="Take the same fraction of neurons out of the shared experts too.",
+)
+@click.option("--dense", is_flag=True, help="And out of the MLPs of layers without experts.")
 @data_option("--dataset", "Text to judge and refit on (default: that of the last collect).")
 @data_options
 @to_disk

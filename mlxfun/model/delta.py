@@ -20,10 +20,12 @@ import mlx.nn as nn
 
 from mlxfun.context import SILENT, Context
 from mlxfun.model.anatomy import MoEMap
+from mlxfun.model.anatomy.layers import in_order
 from mlxfun.model.anatomy.types import SlicedRole
 from mlxfun.model.experts import neurons_of
 from mlxfun.model.identity import Ledger, Rows
 from mlxfun.model.live_experts import LiveExperts
+from mlxfun.model.mlps import Mlp, mlps_of
 from mlxfun.model.parameters import ParameterTree, take_rows
 from mlxfun.model.places import (
     FromCheckpoint,
@@ -126,6 +128,8 @@ class Resident:
         self.version = 0  # counts swaps, so that what was derived from the weights can be kept
         self.made: set[str] = set()  # paths whose array an edit made: it exists nowhere else
         self._widths = self.expert_widths
+        self.mlps = mlps_of(in_order(model), anatomy)
+        self._mlp_widths = self.mlp_widths
         self._checkpoint = checkpoint
         self._reader: Reader | None = None
         self.store: LayerStore | None = None  # of a model that is read layer by layer
@@ -245,6 +249,17 @@ class Resident:
     def expert_widths(self) -> tuple[int | None, ...]:
         """The neurons of an expert of each MoE layer, None where they are no known stack, [L]."""
         return tuple(neurons_of(moe.layer.experts, self.tree.modules) for moe in self.layers)
+
+    @property
+    def mlp_widths(self) -> tuple[int, ...]:
+        """The neurons of each of `mlps`, the MLPs beside the routed experts."""
+        return tuple(mlp.width(self.tree.modules) for mlp in self.mlps)
+
+    @property
+    def resized_mlps(self) -> tuple[tuple[Mlp, int], ...]:
+        """The MLPs that have another width than the checkpoint's, and that one."""
+        pairs = zip(self.mlps, self._mlp_widths, self.mlp_widths, strict=True)
+        return tuple((mlp, before) for mlp, before, now in pairs if before != now)
 
     @property
     def narrowed(self) -> bool:

@@ -6,15 +6,18 @@ Tensors are made one at a time, so writing needs the memory of one of them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from mlxfun.model.anatomy import MoELayer, MoEMap
-from mlxfun.model.anatomy.width import width_keys
+from mlxfun.model.anatomy.width import mlp_key, width_keys, with_value
 from mlxfun.model.delta import Resident
+from mlxfun.model.mlps import MlpKind
 from mlxfun.model.parameters import flatten, nbytes_as, take_rows, unpacked_shape
+
+NAMES: Mapping[MlpKind, str] = {"shared": "the shared experts", "dense": "the dense layers"}
 
 
 class Aside(Protocol):
@@ -153,11 +156,23 @@ class ExportView:
             for key in ("quantization", "quantization_config"):
                 if isinstance(config.get(key), dict):
                     config[key] = self._renumbered(config[key])
+        return dict(self._with_widths(config))
+
+    def _with_widths(self, config: dict[str, Any]) -> dict[str, Any]:
         before, after = self._resident.checkpoint_widths[0], self._resident.expert_widths[0]
-        if before != after and before is not None and after is not None:
-            keys = width_keys(config, self._anatomy, before)
-            config = keys.written(config, after, self.shared_width())
-        return dict(config)
+        if before == after or before is None or after is None:
+            return config
+        plain, resized = config, self._resident.resized_mlps
+        keys = width_keys(plain, self._anatomy, before, [mlp.path for mlp, _ in resized])
+        config = keys.written(config, after, self.shared_width())
+        for kind in get_args(MlpKind):
+            some = [(mlp, width) for mlp, width in resized if mlp.kind == kind]
+            followed = keys.same or (kind == "shared" and keys.shared is not None)
+            if some and not followed:
+                (first, width), paths = some[0], [mlp.path for mlp, _ in some]
+                key = mlp_key(plain, paths, width, NAMES[kind])
+                config = with_value(config, key, first.width(self._resident.tree.modules))
+        return config
 
     def shared_width(self) -> int | None:
         """Neurons of the shared expert, None without one."""

@@ -227,6 +227,21 @@ def sliced_neurons(
     return out
 
 
+def sliced_matrix(module: nn.Module, kept: Array, inward: bool) -> dict[str, mx.array]:
+    """Some neurons [W] of a projection that is no stack, as `sliced_neurons`."""
+    out: dict[str, mx.array] = {}
+    for name in (*PACKED, "bias"):
+        array = module.get(name)
+        if not isinstance(array, mx.array):
+            continue
+        if name == "global_scale" or (name == "bias" and not inward):
+            out[name] = array
+            continue
+        places = kept if inward else _places(module, kept[None], array.shape[-1])[0]
+        out[name] = mx.take(array, mx.array(places.astype(np.uint32)), axis=0 if inward else -1)
+    return out
+
+
 def _places(module: nn.Module, kept: Array, width: int) -> Array:
     """Where the values of neurons `kept` [E, W] are in the last dimension of an array, [E, w]."""
     neurons = unpacked_shape(module)[-1]

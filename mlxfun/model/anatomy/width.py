@@ -7,7 +7,7 @@ is saved, for architectures that nobody has listed here too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,10 +29,12 @@ _BUILD_ERRORS = (ValueError, TypeError, KeyError, AttributeError, AssertionError
 @dataclass(frozen=True, slots=True)
 class WidthKeys:
     """width: the key that holds the neurons of an expert. shared: how many times that a shared
-    expert is wide, where the key sizes it too; None where it has a width of its own."""
+    expert is wide, where the key sizes it too; None where it has a width of its own. same: whether
+    MLPs beside the experts have to be exactly as wide."""
 
     width: Key
     shared: Key | None = None
+    same: bool = False
 
     def written(self, config: dict[str, Any], width: int, shared: int | None) -> dict[str, Any]:
         """A copy of `config` with experts of `width` neurons; shared: width of the shared expert, a
@@ -43,23 +45,27 @@ class WidthKeys:
         return new
 
 
-def width_keys(config: dict[str, Any], anatomy: MoEMap, width: int) -> WidthKeys:
+def width_keys(
+    config: dict[str, Any], anatomy: MoEMap, width: int, along: Collection[str] = ()
+) -> WidthKeys:
     """The keys for a model whose experts have `width` neurons.
 
-    Raises PlanError where no key sizes the experts, or where it sizes other parts as well that
-    cannot be made up for by another key.
+    along: paths of MLPs beside the experts that become as narrow as they. Raises PlanError where no
+    key sizes the experts, or where it sizes other parts as well that cannot be made up for by
+    another key.
     """
     plain = {k: v for k, v in config.items() if k not in ("quantization", "quantization_config")}
     before = _shapes(plain)
     experts = {p.path for layer in anatomy.layers for p in layer.expert_parameters()}
     shared = {path for layer in anatomy.layers for path in layer.shared}
+    follow = set(along)
     reasons: list[str] = []
     for key in _places(plain, width):
         changed = _changed(before, _put(plain, key, 2 * width))
         sized = {path for path in changed if path in experts}
         if not _weights(experts, before) <= sized:
             continue
-        others = {path for path in changed - sized if not _inside(path, shared)}
+        others = {path for path in changed - sized if not _inside(path, shared | follow)}
         if others and _is_residual(others, before):
             continue
         if others:
@@ -70,11 +76,44 @@ def width_keys(config: dict[str, Any], anatomy: MoEMap, width: int) -> WidthKeys
         count = _count_key(plain, before, changed - sized)
         if count is not None:
             return WidthKeys(key, count)
+        if all(_inside(path, follow) for path in changed - sized):
+            return WidthKeys(key, same=True)
         reasons.append(f"{'.'.join(key)} also sizes the shared expert {min(changed - sized)}")
     why = "; ".join(reasons) or f"no key of config.json holds their {width} neurons"
-    raise PlanError(
-        f"the experts of {anatomy.model_type} cannot be narrowed alone: {why}; prune or merge instead"
+    remedy = (
+        "narrow those too (--shared, --dense), or prune or merge"
+        if reasons
+        else ("prune or merge instead")
     )
+    raise PlanError(
+        f"the experts of {anatomy.model_type} cannot be narrowed alone: {why}; {remedy}"
+    )
+
+
+def mlp_key(config: dict[str, Any], mlps: Collection[str], width: int, what: str) -> Key:
+    """The key that holds the neurons of the MLPs at the paths `mlps`, and sizes nothing else.
+
+    what: their name in a sentence. Raises PlanError where there is none.
+    """
+    plain = {k: v for k, v in config.items() if k not in ("quantization", "quantization_config")}
+    before, inside = _shapes(plain), set(mlps)
+    reasons: list[str] = []
+    for key in _places(plain, width):
+        changed = _changed(before, _put(plain, key, 2 * width))
+        others = {path for path in changed if not _inside(path, inside)}
+        reached = {mlp for mlp in inside if any(_inside(path, {mlp}) for path in changed)}
+        if reached == inside and not others:
+            return key
+        if reached and not (others and _is_residual(others, before)):
+            reasons.append(f"{'.'.join(key)} also sizes {min(others)}" if others else
+                           f"{'.'.join(key)} does not size {min(inside - reached)}")  # fmt: skip
+    why = "; ".join(reasons) or f"no key of config.json holds their {width} neurons"
+    raise PlanError(f"{what} cannot be narrowed: {why}; leave them as they are")
+
+
+def with_value(config: dict[str, Any], key: Key, value: int) -> dict[str, Any]:
+    """A copy of `config` with another value at a key."""
+    return _put(config, key, value)
 
 
 def _count_key(plain: dict[str, Any], before: Shapes, wanted: set[str]) -> Key | None:

@@ -17,6 +17,9 @@ class NarrowOptions:
     """How wide experts shall be, by one of three: width, neurons of an expert; fraction, the share
     of its neurons that goes; to_bytes, what the whole model may take as it is saved.
 
+    shared, dense: take the same fraction out of the shared experts, and out of the MLPs of layers
+    without experts.
+
     data: the text that neurons are judged and refitted on, None for that of the last collect.
 
     refit: fit the output projections to what the layer put out before. requantize: choose single
@@ -30,4 +33,6 @@ class NarrowOptions:
     method: Method = "obs"
     refit: bool = True
     requantize: bool = False
+    shared: bool = False
+    dense: bool = False
     data: DatasetOptions | None = None

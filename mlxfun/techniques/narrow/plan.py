@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from mlxfun.editing.plans import PLAN_VERSION, AllWork, SavedExperts
@@ -15,7 +15,8 @@ class NarrowPlan(AllWork):
 
     keep: {MoE layer: experts}, unchanged by this technique. scarce: {decoder layer: experts that
     too few tokens were routed to, whose largest neurons stay}. errors: {decoder layer: squared
-    error of the layer's output relative to its square}.
+    error of the layer's output relative to its square}. beside: {path of an MLP beside the experts
+    that became narrower too: the same of its output}.
     """
 
     technique: ClassVar[str] = "narrow"
@@ -27,6 +28,7 @@ class NarrowPlan(AllWork):
     metric: str | None = None
     strategy: str = ""
     warnings: tuple[str, ...] = ()
+    beside: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able form."""
@@ -39,6 +41,7 @@ class NarrowPlan(AllWork):
             "width": self.width,
             "scarce": {str(layer): list(experts) for layer, experts in self.scarce.items()},
             "errors": {str(layer): error for layer, error in self.errors.items()},
+            "beside": dict(self.beside),
         }
 
     @classmethod

@@ -9,7 +9,7 @@ config.json has one number for the width of all experts (mlxfun.model.anatomy.wi
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -28,8 +28,18 @@ from mlxfun.model.device.batch_size import batch_size
 from mlxfun.model.device.memory import Need
 from mlxfun.model.experts import Bank
 from mlxfun.model.live_experts import LiveExperts
+from mlxfun.model.mlps import MlpKind
 from mlxfun.model.model_map import ModelMap
 from mlxfun.model.parameters import packed_group
+from mlxfun.techniques.narrow.beside import (
+    How,
+    Target,
+    along,
+    narrowed_mlp,
+    products,
+    require_key,
+    targets,
+)
 from mlxfun.techniques.narrow.delta import choose, narrowed, padded_shared
 from mlxfun.techniques.narrow.options import METHODS, NarrowOptions
 from mlxfun.techniques.narrow.plan import NarrowPlan
@@ -105,6 +115,7 @@ def _described(plan: NarrowPlan, report: PlanReport) -> PlanReport:
         width=plan.width,
         errors=dict(plan.errors),
         scarce=dict(plan.scarce),
+        beside=dict(plan.beside),
     )
 
 
@@ -125,7 +136,7 @@ def _check(options: NarrowOptions) -> None:
 @dataclass
 class _Narrowing:
     """One pass over the layers. unit: widths are multiples of it. repack: whether packed output
-    projections are packed anew."""
+    projections are packed anew. beside: MLPs that become narrower along with the experts."""
 
     workspace: Workspace
     options: NarrowOptions
@@ -136,9 +147,11 @@ class _Narrowing:
     unit: int
     repack: bool
     refits: bool
+    beside: tuple[Target, ...] = ()
     scarce: dict[int, tuple[int, ...]] = field(default_factory=dict)
     errors: dict[int, float] = field(default_factory=dict)
     fits: list[Fit] = field(default_factory=list)
+    beside_errors: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, workspace: Workspace, options: NarrowOptions, text: Sequence[Tokens]) -> _Narrowing:
@@ -153,13 +166,19 @@ class _Narrowing:
         before = widths.pop()
         checkpoint = resident.checkpoint_widths[0]
         assert checkpoint is not None  # there is a bank for each layer
-        keys = width_keys(workspace.config, workspace.anatomy, checkpoint)
         unit = max(packed_group(bank.projection(bank.outward)) for bank in banks)
         width = _width(workspace, options, before, unit)
         packed = unit > 1
         repack = packed and options.requantize
         refits = options.refit and (repack or not packed)
-        return cls(workspace, options, text, keys, before, width, unit, repack, refits)
+        kinds: list[MlpKind] = ["shared"] if options.shared else []
+        kinds += ["dense"] if options.dense else []
+        beside = targets(workspace, kinds, (before, width), repack)
+        keys = width_keys(workspace.config, workspace.anatomy, checkpoint, along(beside))
+        for target in beside:
+            if not keys.same and (target.kind != "shared" or keys.shared is None):
+                require_key(workspace.config, target)
+        return cls(workspace, options, text, keys, before, width, unit, repack, refits, beside)
 
     def batches(self) -> list[Batch]:
         """The calibration text."""
@@ -175,7 +194,9 @@ class _Narrowing:
             rows = len(resident.stack[moe.layer.position])
             whole = sum(array.nbytes for array in arrays) * len(moe.live) // rows
             stacks.append(whole * self.width // self.before)
-        held = size.states + size.inputs
+        # H^T H of the MLPs beside the experts, in float64, and one more while it is added up.
+        beside = sum(16 * len(target.mlps) * target.before**2 for target in self.beside)
+        held = size.states + size.inputs + beside
         # Products of the output projections [E, N, N], and of the neurons.
         products = size.experts * size.width**2 * WIDE
         unpacked = int(size.unpack * size.stack())
@@ -200,7 +221,25 @@ class _Narrowing:
             with carrier.at(moe.layer, ctx):
                 deltas.append(workspace.hold(self._layer(carrier, refitting, moe, ctx)))
             ctx.progress("narrowing", number + 1, len(layers), "layers")
-        return deltas
+        return [*deltas, *self._beside(ctx)]
+
+    def _beside(self, ctx: Context) -> Iterator[LayerDelta]:
+        """The deltas of the MLPs beside the experts."""
+        workspace = self.workspace
+        mlps = [(mlp, target.width) for target in self.beside for mlp in target.mlps]
+        if not mlps:
+            return
+        how = How(self.options.method, self.refits, self.repack)
+        sums = products(workspace, [mlp for mlp, _ in mlps], self.batches(), ctx)
+        for number, ((mlp, width), product) in enumerate(zip(mlps, sums, strict=True)):
+            ctx.check()
+            with workspace.resident.layer(mlp.layer):
+                delta, error = narrowed_mlp(
+                    workspace.resident.tree.modules, mlp, product, width, how, workspace.stored
+                )
+            self.beside_errors[mlp.path] = error
+            yield workspace.hold(delta)
+            ctx.progress("narrowing beside the experts", number + 1, len(mlps), "MLPs")
 
     def _layer(
         self, carrier: Carrier, refitting: Recalibration, moe: LiveExperts, ctx: Context
@@ -243,7 +282,9 @@ class _Narrowing:
     def _shared_target(self) -> int | None:
         """The width of the shared expert beside narrower ones, None where it stays as it is."""
         wide = self.workspace.export().shared_width()
-        if self.keys.shared is None or wide is None or wide % self.width == 0:
+        if self.options.shared or self.keys.shared is None or wide is None:
+            return None
+        if wide % self.width == 0:
             return None
         return -(-wide // self.width) * self.width
 
@@ -259,9 +300,13 @@ class _Narrowing:
             scarce=self.scarce,
             errors=self.errors,
             metric=self.options.method,
-            strategy=how + (", packed anew" if self.repack else ""),
+            strategy=how + (", packed anew" if self.repack else "") + self._beside_words(),
+            beside=self.beside_errors,
             warnings=(*self._scarce_note(), *self._refit_note()),
         )
+
+    def _beside_words(self) -> str:
+        return "".join(f", {target.words()}" for target in self.beside)
 
     def _scarce_note(self) -> Sequence[str]:
         count = sum(map(len, self.scarce.values()))
