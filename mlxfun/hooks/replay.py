@@ -376,12 +376,9 @@ def children(layer: nn.Module) -> list[nn.Module]:
     """Direct child modules of a layer, and those in its lists; each once."""
     found: list[nn.Module] = []
     for value in layer.values():
-        found += [m for m in (value if isinstance(value, list) else [value]) if _is_module(m)]
+        items = value if isinstance(value, list) else [value]
+        found += [item for item in items if isinstance(item, nn.Module)]
     return list({id(module): module for module in found}.values())
-
-
-def _is_module(value: Any) -> bool:
-    return isinstance(value, nn.Module)
 
 
 @contextmanager
