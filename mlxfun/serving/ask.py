@@ -74,8 +74,9 @@ class Ask:
     log-probabilities, 0 for those of the tokens alone. parts: whether thinking and tool calls are
     told from text. tools: whether tool calls are looked for. thinking: whether the prompt has opened
     a thinking block. routing: whether the experts of each token are wanted. grammar: a JSON schema,
-    as text, that the answer must follow. calls: the calls that it must be. one_call: whether the first
-    call ends it.
+    as text, that the answer must follow. calls: the calls that it must be. one_call: whether the first call
+    ends it. group: a number that requests for several answers to one prompt share, 0 for none: one of
+    them reads the prompt, and the others go on from its cache.
     """
 
     prompt: tuple[int, ...]
@@ -92,6 +93,7 @@ class Ask:
     grammar: str | None = None
     calls: Calls | None = None
     one_call: bool = False
+    group: int = 0
 
 
 @dataclass(frozen=True, slots=True)

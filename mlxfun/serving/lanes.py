@@ -166,7 +166,8 @@ class BatchLane:
         segments = [rest[:cut], rest[cut:]] if cut > 0 else [rest]
         known = (begun.layers, list(ask.prompt[: begun.tokens]))
         uid = self._insert(ask, segments, ask.max_tokens, known, sampler(ask.sampling))
-        self._rows[uid] = _Row(number, ask, snapshot=cut > 0 and self._rotating)
+        wanted = self._rotating or ask.group > 0
+        self._rows[uid] = _Row(number, ask, snapshot=cut > 0 and wanted)
         return begun.tokens
 
     def _insert(

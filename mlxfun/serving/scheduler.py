@@ -247,7 +247,7 @@ class Scheduler:
         for request in list(self._waiting):
             others = sum(not running.local for running in self._running.values())
             full = self.paused or others >= self._options.concurrency
-            if full and not request.local:
+            if (full and not request.local) or self._is_being_read(request.ask.group):
                 continue
             wish = self._wish(request.ask)
             try:
@@ -263,6 +263,12 @@ class Scheduler:
                 # One request that cannot be begun must not harm the others.
                 log.exception("request %d could not be begun", request.id)
                 self._drop(request, 500, f"the request could not be begun: {_words(problem)}")
+
+    def _is_being_read(self, group: int) -> bool:
+        """Whether a request of that group reads the prompt that all of them have."""
+        return group > 0 and any(
+            request.ask.group == group and not request.first for request in self._running.values()
+        )
 
     def _wish(self, ask: Ask) -> Wish:
         return (self._live_side if ask.side == "live" else ask.side), ask.steer

@@ -82,7 +82,11 @@ def make_app(desk: Desk, more: list[Route]) -> ASGIApp:
     handlers: dict[Any, Any] = {HTTPException: _no_route}
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.state.service = desk.service
-    return Guard(app, desk.options)
+    return Guard(app, desk.options, partial(_refused, desk.service))
+
+
+def _refused(service: Service, request: Request, problem: Bad) -> None:
+    service.refused(client_of(request), problem.status, problem.message)
 
 
 def _service(request: Request) -> Service:
@@ -97,7 +101,7 @@ def guarded(handler: Handler) -> Handler:
         try:
             return await handler(request)
         except Bad as problem:
-            _service(request).refused(client_of(request), problem.status, problem.message)
+            _refused(_service(request), request, problem)
             return error_response(request.url.path, problem)
         except Gone:
             return Response(None, 499)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -30,11 +31,14 @@ class Guard:
 
     A page in a browser can send requests to this machine, though not read the answers; and a name
     that an attacker owns can be made to point here. So a request that names another origin or, at
-    loopback without a token, another host is refused.
+    loopback without a token, another host is refused. refused: told of each refusal: the request,
+    and why.
     """
 
-    def __init__(self, app: ASGIApp, options: ServeOptions) -> None:
-        self._app, self._options = app, options
+    def __init__(
+        self, app: ASGIApp, options: ServeOptions, refused: Callable[[Request, Bad], None]
+    ) -> None:
+        self._app, self._options, self._refused = app, options, refused
         self._token = options.token.encode() if options.token is not None else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -51,6 +55,7 @@ class Guard:
             if scope["path"] not in OPEN:
                 self._check_token(headers)
         except Bad as problem:
+            self._refused(Request(scope), problem)
             await error_response(scope["path"], problem)(scope, receive, send)
             return
         if origin is None:

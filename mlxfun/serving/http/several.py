@@ -1,8 +1,10 @@
-"""Several answers to one request (`n`): each is a request of its own to the model."""
+"""Several answers to one request (`n`): each is a request of its own to the model, whose prompt the
+first of them reads."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -31,6 +33,8 @@ from mlxfun.serving.http.sampling import SEEDS
 from mlxfun.serving.http.tickets import Gone, Ticket
 from mlxfun.serving.service import Service
 
+_groups = itertools.count(1)
+
 
 async def respond_several(
     request: Request, service: Service, turn: Turn, wording: OpenAIWording, stream: bool
@@ -56,7 +60,8 @@ def _asks(turn: Turn) -> list[Ask]:
     seeds = [
         None if sampling.seed is None else (sampling.seed + n) % SEEDS for n in range(turn.answers)
     ]
-    return [replace(turn.ask, sampling=replace(sampling, seed=seed)) for seed in seeds]
+    group = next(_groups)
+    return [replace(turn.ask, sampling=replace(sampling, seed=seed), group=group) for seed in seeds]
 
 
 @asynccontextmanager

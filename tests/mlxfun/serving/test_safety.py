@@ -168,6 +168,7 @@ def test_a_token_is_demanded_where_there_is_one() -> None:
             assert answered["www-authenticate"] == "Bearer"
         assert served.get("/metrics")[0] == served.get("/v1/models")[0] == 401
         assert served.get("/health")[0] == 200
+        assert 401 in {problem.status for problem in served.service.snapshot().problems}
         for headers in ({"Authorization": "Bearer a secret"}, {"x-api-key": "a secret"}):
             assert served.post(CHAT, body, headers)[0] == 200
 

@@ -154,3 +154,16 @@ def test_several_answers_to_one_request(served: Served, gpt: Any) -> None:
     texts = gpt.completions.create(model="caller", prompt="Once", n=2, max_tokens=4)
     assert [c.index for c in texts.choices] == [0, 1]
     assert served.service.figures().in_flight == 0
+
+
+def test_several_answers_read_their_prompt_once(served: Served) -> None:
+    words = " ".join(f"word{n}" for n in range(30))
+    body = {"messages": [{"role": "user", "content": words}], "max_tokens": 3, "n": 4}
+    before = served.service.figures()
+    status, found, _ = served.post("/v1/chat/completions", body)
+    assert (status, len(found["choices"])) == (200, 4)
+    after = served.service.figures()
+    prompt = found["usage"]["prompt_tokens"]
+    assert after.prompt_tokens - before.prompt_tokens == 4 * prompt
+    read = 4 * prompt - (after.cached_tokens - before.cached_tokens)
+    assert prompt <= read <= prompt + 3 * 17  # the end of it is read again by each
