@@ -98,18 +98,23 @@ def files(directory: Path) -> dict[str, bytes]:
             for f in directory.rglob("*") if f.is_file()}  # fmt: skip
 
 
-def assert_same_files(session: Session, edit, tmp_path: Path) -> None:
+def assert_same_files(session: Session, edit, tmp_path: Path, **how) -> None:
     before = standing(session)
-    report = session.write_edit(edit, SaveOptions(tmp_path / "straight" / "m"))
+    report = session.write_edit(edit, SaveOptions(tmp_path / "straight" / "m", **how))
     assert standing(session) == before
     assert [f.name for f in (tmp_path / "straight").iterdir()] == ["m"]
     planned = stage(session, edit)
     session.apply(ApplyOptions())
-    saved = session.save(SaveOptions(tmp_path / "staged" / "m"))
+    saved = session.save(SaveOptions(tmp_path / "staged" / "m", **how))
     session.undo()
     assert (report.plan.kept, report.plan.state_after) == (planned.kept, planned.state_after)
     assert (report.plan.warnings, report.bytes) == (planned.warnings, saved.bytes)
     assert files(tmp_path / "straight" / "m") == files(tmp_path / "staged" / "m")
+
+
+@pytest.mark.parametrize("edit", ["prune", "merge"])
+def test_a_quantised_save_goes_straight_to_disk_too(edit, opened, tmp_path) -> None:
+    assert_same_files(opened("demo"), EDITS[edit], tmp_path, quantize=4)
 
 
 @pytest.mark.parametrize(
