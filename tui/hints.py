@@ -104,7 +104,7 @@ def command_line(state: AppState, key: Key, node: int | None = None) -> str:
 
 def _lens_line(state: AppState) -> str:
     """The lens of the newest question, which is to be edited."""
-    return f"lens {quoted(state.turns[-1].prompt)}" if state.turns else "lens "
+    return f"lens --chat {quoted(state.turns[-1].prompt)}" if state.turns else "lens "
 
 
 def _measuring_line(state: AppState, name: str) -> str:

@@ -12,6 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxfun.context import SILENT, Context
+from mlxfun.data.datasets import prompt_tokens
 from mlxfun.errors import UsageError
 from mlxfun.files import write_text, writing
 from mlxfun.session.inspection import Inspection
@@ -19,7 +20,14 @@ from mlxfun.tracing import reports
 from mlxfun.tracing.lenses.difference import PARTS, difference, values_of
 from mlxfun.tracing.lenses.direct import direct_logit_attribution
 from mlxfun.tracing.lenses.logit_lens import Lens, logit_lens
-from mlxfun.tracing.lenses.patterns import attention_patterns, find_heads
+from mlxfun.tracing.lenses.patterns import (
+    AttentionResult,
+    attention_patterns,
+    figures,
+    find_heads,
+    thumbnail,
+    tiled,
+)
 from mlxfun.tracing.lenses.tuned import (
     load_lens,
     require_fitting_lens,
@@ -40,6 +48,7 @@ from mlxfun.tracing.patching.path import path_patching
 from mlxfun.tracing.patching.plot import Plot
 from mlxfun.tracing.patching.result import PatchResult
 from mlxfun.tracing.patching.study import Patching
+from mlxfun.tracing.prompts import Prompt
 from mlxfun.tracing.values import Saved
 
 TOP = 10
@@ -58,7 +67,7 @@ class Looking(Inspection):
         """Values of one forward over a text, with figures at one position."""
         self._own()
         tracer, position = self.tracer, options.position
-        with tracer.trace(options.text) as t:
+        with tracer.trace(self._asked(options.text, options.chat)) as t:
             found = [t[name].save() for name in options.at]
             logits = t.output.save(positions=position)
         saved: list[Saved] = []
@@ -82,20 +91,21 @@ class Looking(Inspection):
         plan, or from a node of the history (both then without steering: a state is weights)."""
         self._own()
         editor, against, tracer = self.editor, options.against, self.tracer
+        text = self._asked(options.text, options.chat)
         if against in ("checkpoint", "base"):
             if against == "base":
                 editor.require_staged("compare with its base")
             with editor.live("candidate" if against == "base" else editor.side):
-                after = values_of(tracer, options.text)
+                after = values_of(tracer, text)
             with editor.live("base" if against == "base" else "checkpoint"):
-                before = values_of(tracer, options.text)
+                before = values_of(tracer, text)
         elif against.isdigit():
             editor.require_unstaged("comparing with a node of the history")
             with editor.unsteered():
-                after = values_of(tracer, options.text)
+                after = values_of(tracer, text)
                 with editor.history.excursion(editor.swap):
                     editor.history.goto(int(against), editor.swap)
-                    before = values_of(tracer, options.text)
+                    before = values_of(tracer, text)
         else:
             raise UsageError(f"{against!r} is no state; name checkpoint, base or a node's number")
         found = difference(tracer, before, after)
@@ -119,7 +129,7 @@ class Looking(Inspection):
             translate = tuned.translate
         lens = Lens(options.layers, options.positions, options.top_k, options.answers,
                     translate=translate, ctx=ctx)  # fmt: skip
-        found = logit_lens(self.tracer, options.text, lens)
+        found = logit_lens(self.tracer, self._asked(options.text, options.chat), lens)
         rows = [[str(layer), f"{p} {t}", words[0], f"{x[0]:.6g}"]
                 for layer, line, chances in zip(found.layers, found.words, found.probabilities, strict=True)
                 for p, t, words, x in zip(found.positions, found.tokens, line, chances, strict=True)]  # fmt: skip
@@ -128,12 +138,14 @@ class Looking(Inspection):
             found.layers, found.positions, found.tokens, found.words,
             _nested(found.probabilities), found.first_layer(), found.summary(), found.answers,
             _nested(found.answer_ranks), _nested(found.answer_probabilities),
-            _nested(found.ids), options.text,
+            _nested(found.ids), options.text, options.chat,
             _export(options.export, found, found.drawing, found.to_markdown, table),
         )  # fmt: skip
 
-    def attention(self, options: AttentionOptions) -> reports.AttentionReport | reports.HeadsReport:
-        """The weights of one head, or heads ranked by a pattern."""
+    def attention(
+        self, options: AttentionOptions
+    ) -> reports.AttentionReport | reports.HeadMapsReport | reports.HeadsReport:
+        """The weights of one head, of all heads of a layer, or heads ranked by a pattern."""
         self._own()
         _require_export(options.export)
         if options.find is not None:
@@ -141,7 +153,10 @@ class Looking(Inspection):
             rows = tuple((s.layer, s.head, s.score) for s in scores)
             return reports.HeadsReport(options.find, rows)
         layer, head = options.layer, options.head
-        found = attention_patterns(self.tracer, options.text, [layer])
+        text = self._asked(options.text, options.chat)
+        found = attention_patterns(self.tracer, text, [layer])
+        if options.every:
+            return self._all_heads(found, options)
         heads = found.weights[layer].shape[0]
         if not 0 <= head < heads:
             raise UsageError(f"layer {layer} has no head {head}; it has {heads}, 0 to {heads - 1}")
@@ -153,7 +168,35 @@ class Looking(Inspection):
         written = _export(options.export, found, lambda: found.drawing(layer, head),
                           lambda: found.to_markdown(layer, head), table)  # fmt: skip
         return reports.AttentionReport(
-            layer, head, heads, found.tokens, _nested(weights), looks, options.text, written
+            layer,
+            head,
+            heads,
+            found.tokens,
+            _nested(weights),
+            looks,
+            options.text,
+            options.chat,
+            written,
+        )
+
+    def _all_heads(
+        self, found: AttentionResult, options: AttentionOptions
+    ) -> reports.HeadMapsReport:
+        layer = options.layer
+        maps = [thumbnail(head) for head in found.weights[layer]]
+        rows = tuple(figures(head) for head in found.weights[layer])
+        head = ["head", *reports.HEAD_FIGURES]
+        table = [head, *([str(n), *(f"{x:.6g}" for x in row)] for n, row in enumerate(rows))]
+        written = _export(options.export, found, lambda: tiled(maps, layer),
+                          lambda: _markdown(table), table)  # fmt: skip
+        return reports.HeadMapsReport(
+            layer,
+            found.tokens,
+            rows,
+            tuple(map(_nested, maps)),
+            options.text,
+            options.chat,
+            written,
         )
 
     def patch(self, options: PatchOptions, ctx: Context = SILENT) -> reports.PatchReport:
@@ -179,11 +222,18 @@ class Looking(Inspection):
             raise UsageError("another token is compared with an answer: give --answer as well")
         answers = tuple(token for token in (o.answer, o.other) if token is not None)
         how = Patching(answers, o.layers, ctx=ctx)
+        prompts = self._asked(o.clean, o.chat), self._asked(o.corrupted, o.chat)
         if o.method == "path":
-            prompts = (o.clean, o.corrupted)
             return path_patching(self.tracer, prompts, o.component, o.receiver, o.metric, how)
         method = activation_patching if o.method == "activation" else attribution_patching
-        return method(self.tracer, o.clean, o.corrupted, o.component, o.metric, how)
+        return method(self.tracer, *prompts, o.component, o.metric, how)
+
+    def _asked(self, text: str, chat: bool) -> Prompt:
+        """A text as it is, or its token ids as a question to the model."""
+        if not chat:
+            return text
+        tokens = prompt_tokens([{"role": "user", "content": text}], self.tokenizer)
+        return [int(token) for token in tokens]
 
     def attribute(self, options: AttributeOptions) -> reports.AttributionReport:
         """Which parts wrote a token's logit, see mlxfun.tracing.lenses.direct."""
@@ -192,7 +242,11 @@ class Looking(Inspection):
         if options.export is not None and options.export.suffix in PICTURES:
             raise UsageError("an attribution is a list and no map; write .json, .md or .csv")
         found = direct_logit_attribution(
-            self.tracer, options.text, options.answer, options.other, options.position
+            self.tracer,
+            self._asked(options.text, options.chat),
+            options.answer,
+            options.other,
+            options.position,
         )
         shares = tuple((s.name, s.logit) for s in found.top_components(len(found.shares)))
         table = [["part", "logit"], *([name, f"{x:.6g}"] for name, x in shares)]
@@ -200,6 +254,11 @@ class Looking(Inspection):
             found.answer, found.other, found.total, found.unexplained, shares, found.summary(),
             _export(options.export, found, None, found.to_markdown, table),
         )  # fmt: skip
+
+
+def _markdown(table: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in table]
+    return "\n".join([lines[0], "|" + "---:|" * len(table[0]), *lines[1:]]) + "\n"
 
 
 def _traced(one: Saved, position: int) -> reports.TracedValue:

@@ -1,4 +1,8 @@
-"""Options of the commands that look inside a model: plain data, nothing heavy imported."""
+"""Options of the commands that look inside a model: plain data, nothing heavy imported.
+
+chat, wherever it stands: texts are asked as questions, through the chat template, so that the last
+token is where the answer begins.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +34,7 @@ class TraceOptions:
     text: str
     at: tuple[str, ...] = ("layers.*.residual",)
     position: int = -1
+    chat: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,7 @@ class DifferenceOptions:
 
     text: str
     against: str = "checkpoint"
+    chat: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,7 @@ class LensOptions:
     answers: tuple[str, ...] = ()
     tuned: Path | None = None
     export: Path | None = None
+    chat: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +74,16 @@ class TuneLensOptions:
 
 @dataclass(frozen=True, slots=True)
 class AttentionOptions:
-    """layer, head: which map. find: rank all heads by a pattern instead, without a text."""
+    """layer, head: which map. every: small maps of all heads of the layer instead. find: rank all
+    heads by a pattern instead, without a text."""
 
     text: str = ""
     layer: int = 0
     head: int = 0
     find: HeadKind | None = None
     export: Path | None = None
+    chat: bool = False
+    every: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +100,7 @@ class PatchOptions:
     layers: tuple[int, ...] | None = None
     receiver: str = "output"
     export: Path | None = None
+    chat: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +112,7 @@ class AttributeOptions:
     other: str | None = None
     position: int = -1
     export: Path | None = None
+    chat: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,6 +91,7 @@ class LensReport(Report):
     answer_probabilities: tuple[tuple[tuple[float, ...], ...], ...] = ()
     ids: tuple[tuple[tuple[int, ...], ...], ...] = ()
     text: str = ""
+    chat: bool = False
     written: str = ""
 
     def summary(self) -> str:
@@ -126,12 +127,37 @@ class AttentionReport(Report):
     weights: tuple[tuple[float, ...], ...]
     looks: tuple[tuple[int, ...], ...]
     text: str = ""
+    chat: bool = False
     written: str = ""
 
     def summary(self) -> str:
         return (
             f"layer {self.layer}, head {self.head} of {self.heads}: attention of "
             f"{len(self.tokens)} tokens"
+        )
+
+
+HEAD_FIGURES = ("on the first token", "on the one before", "on its own", "tokens looked at")
+
+
+@dataclass(frozen=True, slots=True)
+class HeadMapsReport(Report):
+    """All heads of a layer. rows: for each the mean weight on the first token, on the one before, on
+    its own, and how many tokens it looks at (e to the entropy of its weights). maps: [H][n][n],
+    means over parts of the queries of what they give to parts of the keys."""
+
+    kind: ClassVar[str] = "head maps"
+    layer: int
+    tokens: tuple[str, ...]
+    rows: tuple[tuple[float, float, float, float], ...]
+    maps: tuple[tuple[tuple[float, ...], ...], ...]
+    text: str = ""
+    chat: bool = False
+    written: str = ""
+
+    def summary(self) -> str:
+        return (
+            f"layer {self.layer}: attention of {len(self.tokens)} tokens by {len(self.rows)} heads"
         )
 
 

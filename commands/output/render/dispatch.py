@@ -108,6 +108,7 @@ RENDERERS: dict[type[Report], Callable[[Any], RenderableType]] = {
     seen.LensReport: inside.lens,
     seen.TunedLensReport: inside.tuned,
     seen.AttentionReport: inside.attention,
+    seen.HeadMapsReport: inside.head_maps,
     seen.HeadsReport: inside.heads,
     seen.PatchReport: inside.patch,
     seen.AttributionReport: inside.attribution,

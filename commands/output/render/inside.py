@@ -7,10 +7,12 @@ from rich.text import Text
 
 from commands.output.render.base import experts_text, new_table, text, with_notes
 from mlxfun.tracing.reports import (
+    HEAD_FIGURES,
     ActivationsReport,
     AttentionReport,
     AttributionReport,
     DifferenceReport,
+    HeadMapsReport,
     HeadsReport,
     LensReport,
     PatchReport,
@@ -105,6 +107,14 @@ def attention(report: AttentionReport) -> RenderableType:
             if report.weights[at][i] >= 0.01
         )
         table.add_row(str(at), text(token(name)), text(seen))
+    return Group(text(report.summary()), table, *_written(report.written))
+
+
+def head_maps(report: HeadMapsReport) -> RenderableType:
+    """Where each head of a layer looks, in figures."""
+    table = new_table("head", *HEAD_FIGURES, numbers=("head", *HEAD_FIGURES))
+    for head, (first, before, own, tokens) in enumerate(report.rows):
+        table.add_row(str(head), f"{first:.0%}", f"{before:.0%}", f"{own:.0%}", f"{tokens:.1f}")
     return Group(text(report.summary()), table, *_written(report.written))
 
 

@@ -33,6 +33,13 @@ layers_option = click.option(
     help='These decoder layers: "0,4..7" (default: all).',
 )
 
+chat_option = click.option(
+    "--chat",
+    is_flag=True,
+    help="Ask the text as a question, through the chat template: its last token is where the answer "
+    "begins.",
+)
+
 
 def export_option(extensions: tuple[str, ...] = EXPORTS) -> Decorator:
     """`--export`: the result as a file."""
@@ -71,6 +78,7 @@ def export_of(call: Call) -> Path | None:
 
 @command("trace", group="observe", read_only=True)
 @text_argument
+@chat_option
 @click.option(
     "--at",
     multiple=True,
@@ -88,11 +96,14 @@ def trace(call: Call) -> Report:
     layer and 2-5 are some. A wrong name lists those that are near.
     """
     at = call["at"] or TraceOptions("").at
-    return call.session.trace_values(TraceOptions(words_of(call), tuple(at), call["position"]))
+    return call.session.trace_values(
+        TraceOptions(words_of(call), tuple(at), call["position"], call["chat"])
+    )
 
 
 @command("difference", group="observe", read_only=True)
 @text_argument
+@chat_option
 @click.option(
     "--against",
     default="checkpoint",
@@ -101,11 +112,12 @@ def trace(call: Call) -> Report:
 )
 def difference(call: Call) -> Report:
     """See what an edit changes inside a forward, layer by layer, and where it begins."""
-    return call.session.difference(DifferenceOptions(words_of(call), call["against"]))
+    return call.session.difference(DifferenceOptions(words_of(call), call["against"], call["chat"]))
 
 
 @command("lens", group="observe", read_only=True)
 @text_argument
+@chat_option
 @layers_option
 @click.option("--positions", type=Experts(), metavar="LIST", help="These tokens (default: all).")
 @click.option("--top-k", type=positive, default=5, metavar="N", help="Words a cell (default: 5).")
@@ -120,7 +132,7 @@ def difference(call: Call) -> Report:
 @export_option()
 def lens(call: Call) -> Report:
     """See what each layer would say if the model ended there (logit lens)."""
-    values = {name: call[name] for name in ("layers", "positions", "top_k", "answers")}
+    values = {name: call[name] for name in ("layers", "positions", "top_k", "answers", "chat")}
     tuned = None if call["tuned"] is None else call.bench.readable(call["tuned"])
     options = LensOptions(words_of(call), **values, tuned=tuned, export=export_of(call))
     return call.session.lens(options, call.ctx)
@@ -128,8 +140,15 @@ def lens(call: Call) -> Report:
 
 @command("attention", group="observe", read_only=True)
 @text_argument
+@chat_option
 @click.option("--layer", type=Whole(min=0), default=0, metavar="N", help="Which layer.")
 @click.option("--head", type=Whole(min=0), default=0, metavar="N", help="Which head.")
+@click.option(
+    "--all-heads",
+    "every",
+    is_flag=True,
+    help="Small maps of all heads of the layer, and where each looks on the whole.",
+)
 @click.option(
     "--find",
     type=click.Choice([kind.replace(" ", "-") for kind in HEAD_KINDS]),
@@ -144,12 +163,14 @@ def attention(call: Call) -> Report:
         kind = next(k for k in HEAD_KINDS if k.replace(" ", "-") == call["find"])
         return call.session.attention(AttentionOptions(find=kind))
     options = AttentionOptions(words_of(call), call["layer"], call["head"])
+    options = replace(options, chat=call["chat"], every=call["every"])
     return call.session.attention(replace(options, export=export_of(call)))
 
 
 @command("patch", group="observe", read_only=True)
 @click.argument("clean")
 @click.argument("corrupted")
+@chat_option
 @click.option(
     "--component",
     type=click.Choice(COMPONENTS),
@@ -186,7 +207,7 @@ def patch(call: Call) -> Report:
     CLEAN and CORRUPTED are two texts of equally many tokens, in quotes. A score of 1 brings the
     corrupted run's metric to the clean run's, 0 changes nothing.
     """
-    names = ("component", "metric", "method", "answer", "other", "layers", "receiver")
+    names = ("component", "metric", "method", "answer", "other", "layers", "receiver", "chat")
     values = {name: call[name] for name in names}
     options = PatchOptions(call["clean"], call["corrupted"], **values, export=export_of(call))
     return call.session.patch(options, call.ctx)
@@ -194,13 +215,14 @@ def patch(call: Call) -> Report:
 
 @command("attribute", group="observe", read_only=True)
 @text_argument
+@chat_option
 @click.option("--answer", metavar="TOKEN", help="Whose logit (default: the token the model says).")
 @click.option("--other", metavar="TOKEN", help="Compare with this token.")
 @position_option("Which token's prediction")
 @export_option((".json", ".md", ".csv"))
 def attribute(call: Call) -> Report:
     """See which attention, head and expert wrote a token's logit (direct logit attribution)."""
-    values = {name: call[name] for name in ("answer", "other", "position")}
+    values = {name: call[name] for name in ("answer", "other", "position", "chat")}
     options = AttributeOptions(words_of(call), **values, export=export_of(call))
     return call.session.attribute(options)
 

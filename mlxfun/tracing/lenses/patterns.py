@@ -84,6 +84,48 @@ class AttentionResult:
         return Plot(self.weights[layer][head][::-1], rows, columns, title)
 
 
+THUMBNAIL = 12
+"""Cells of a small map, across and down."""
+
+
+def thumbnail(weights: Array) -> Array:
+    """One head's weights [T, T] as at most THUMBNAIL x THUMBNAIL cells, float64 [n, n]: the mean over
+    the queries of a part of what they give to the keys of another. Rows sum to one, as weights do.
+    """
+    count = min(THUMBNAIL, len(weights))
+    edges = np.linspace(0, len(weights), count + 1).astype(int)
+    given = np.add.reduceat(weights.astype(np.float64), edges[:-1], axis=1)
+    sums: Array = np.add.reduceat(given, edges[:-1], axis=0)
+    return sums / np.diff(edges)[:, None]
+
+
+def figures(weights: Array) -> tuple[float, float, float, float]:
+    """Of one head's weights [T, T]: the mean weight on the first token and on the one before, both
+    without the first query, on a token itself, and the mean number of tokens that are looked at."""
+    w = weights.astype(np.float64)
+    first = float(w[1:, 0].mean()) if len(w) > 1 else 0.0
+    before = float(np.diagonal(w, -1).mean()) if len(w) > 1 else 0.0
+    entropy = -(w * np.log(np.where(w > 0, w, 1.0))).sum(axis=1)
+    return first, before, float(np.diagonal(w).mean()), float(np.exp(entropy).mean())
+
+
+def tiled(maps: Sequence[Array], layer: int, across: int = 5) -> Plot:
+    """Small maps of a layer's heads as one drawing, a row of `across` below the other."""
+    size = len(maps[0])
+    down = -(-len(maps) // across)
+    sheet = np.full((down * (size + 1) - 1, across * (size + 1) - 1), np.nan)
+    for head, cells in enumerate(maps):
+        top, left = head // across * (size + 1), head % across * (size + 1)
+        sheet[top : top + size, left : left + size] = cells
+    rows, columns = ([""] * length for length in sheet.shape)
+    for place in range(down):
+        rows[place * (size + 1) + size // 2] = f"heads {place * across}+"
+    for place in range(min(across, len(maps))):
+        columns[place * (size + 1) + size // 2] = f"+{place}"
+    title = f"attention: layer {layer}, {len(maps)} heads"
+    return Plot(sheet[::-1], Axis("query, by head", rows[::-1]), Axis("key", columns), title)
+
+
 def _cell(text: str) -> str:
     clear = "".join(c if c.isprintable() else " " for c in text)
     return clear.replace("`", "'").replace("|", "\\|")

@@ -16,7 +16,15 @@ from mlxfun.errors import ModelError, UsageError
 from mlxfun.tracing.interventions import zero_out
 from mlxfun.tracing.lenses.direct import direct_logit_attribution
 from mlxfun.tracing.lenses.logit_lens import Lens, logit_lens
-from mlxfun.tracing.lenses.patterns import attention_patterns, find_heads, residual_norms
+from mlxfun.tracing.lenses.patterns import (
+    THUMBNAIL,
+    attention_patterns,
+    figures,
+    find_heads,
+    residual_norms,
+    thumbnail,
+    tiled,
+)
 from mlxfun.tracing.lenses.probe import train_probe
 from mlxfun.tracing.patching.activation import activation_patching
 from mlxfun.tracing.patching.study import Patching
@@ -242,3 +250,24 @@ def test_a_probe_of_several_classes_on_a_models_activations(demo: Model) -> None
 def test_a_probe_without_enough_to_learn_from_says_so(labels: list[str], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         train_probe(np.zeros((4, 2)), labels)
+
+
+def test_a_small_map_holds_all_of_a_heads_weight_and_figures_are_means(demo: Model) -> None:
+    words = " ".join(["The capital of France is"] * 5)
+    found = attention_patterns(demo, words, [1])
+    weights = found.weights[1][0].astype(np.float64)
+    cells = thumbnail(weights)
+    assert cells.shape == (THUMBNAIL, THUMBNAIL)
+    np.testing.assert_allclose(cells.sum(axis=1), 1.0, rtol=1e-5)
+    assert not np.triu(cells, 1).any()  # nobody looks ahead
+    first, before, own, tokens = figures(weights)
+    count = len(weights)
+    assert first == pytest.approx(np.mean([weights[t, 0] for t in range(1, count)]))
+    assert before == pytest.approx(np.mean([weights[t, t - 1] for t in range(1, count)]))
+    assert own == pytest.approx(np.mean([weights[t, t] for t in range(count)]))
+    assert 1.0 <= tokens <= count
+    assert thumbnail(weights[:1, :1]).shape == (1, 1)
+    assert figures(np.ones((1, 1)))[:3] == (0.0, 0.0, 1.0)
+    sheet = tiled([thumbnail(head) for head in found.weights[1]], 1).scores
+    assert np.isnan(sheet).any()
+    assert np.nanmax(sheet) <= 1.0 + 1e-6

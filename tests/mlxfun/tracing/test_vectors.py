@@ -9,9 +9,11 @@ import pytest
 from tracing_rigs import tiny
 
 from mlxfun import Session
+from mlxfun.data.datasets import prompt_tokens
 from mlxfun.data.options import DatasetOptions
 from mlxfun.errors import DatasetError, ModelError, SaveError, UsageError
 from mlxfun.evaluation.options import RefusalOptions
+from mlxfun.generation.options import GenerateOptions
 from mlxfun.tracing.activations import get_activations
 from mlxfun.tracing.interventions import add_vector
 from mlxfun.tracing.options import (
@@ -166,10 +168,37 @@ def test_the_session_reports_plain_data_of_what_the_library_finds(
     assert len((tmp_path / "head.csv").read_text().splitlines()) == 65
     with pytest.raises(UsageError, match="has no head 9"):
         session.attention(AttentionOptions(text, 4, 9))
+    every = session.attention(AttentionOptions(text, 4, every=True, export=tmp_path / "all.svg"))
+    assert [len(every.rows), len(every.maps)] == [4, 4]
+    assert every.maps[1][-1][0] == pytest.approx(head.weights[-1][0], abs=1e-6)
+    assert "heads" in (tmp_path / "all.svg").read_text()
     found = session.attribute(AttributeOptions(text, export=tmp_path / "parts.json"))
     assert sum(x for name, x in found.shares if "head" not in name) == pytest.approx(
         found.total, abs=1e-3
     )
+
+
+def test_a_text_can_be_asked_as_a_question(session: Session) -> None:
+    text = "What is the capital of France?"
+    asked = prompt_tokens([{"role": "user", "content": text}], session.tokenizer)
+    plain = session.lens(LensOptions(text, layers=(5,)))
+    lens = session.lens(LensOptions(text, layers=(5,), chat=True))
+    assert len(lens.tokens) == len(asked) > len(plain.tokens)
+    # The word behind the last token is the first word of the answer.
+    session.reset_chat()
+    answer = session.chat(text, GenerateOptions(max_tokens=1))
+    assert answer.prompt_tokens == len(asked)
+    assert lens.words[0][-1][0] == answer.text
+    assert lens.chat
+    for found in (
+        session.trace_values(TraceOptions(text, chat=True)),
+        session.attention(AttentionOptions(text, 1, chat=True)),
+    ):
+        assert found.tokens == lens.tokens
+    assert session.attribute(AttributeOptions(text, chat=True)).answer == lens.words[0][-1][0]
+    other = "What is the capital on France?"
+    scores = session.patch(PatchOptions(text, other, "mlp", "kl", layers=(5,), chat=True)).scores
+    assert len(scores[0]) == len(asked)
 
 
 def test_the_session_patches_by_every_method(session: Session) -> None:

@@ -7,9 +7,15 @@ import asyncio
 import pytest
 from textual.app import App
 
-from mlxfun.tracing.reports import AttentionReport, AttributionReport, LensReport, PatchReport
+from mlxfun.tracing.reports import (
+    AttentionReport,
+    AttributionReport,
+    HeadMapsReport,
+    LensReport,
+    PatchReport,
+)
 from tui.widgets.inside.grid import grid_of
-from tui.widgets.inside.map_screen import MapScreen, drawn, style_of, window
+from tui.widgets.inside.map_screen import MapScreen, drawn, pictures, style_of, window
 from tui.widgets.inside.shares import shares_page
 
 TOKENS = ("The", " cat", " [red]")
@@ -94,6 +100,36 @@ def test_attention_shows_weights_and_turns_to_other_heads_and_layers() -> None:
     )
     host, _ = played(first, "minus", "plus", "less_than_sign")
     assert host.given == ["open"]
+
+
+HEADS = HeadMapsReport(
+    2, TOKENS, tuple((0.1 * n, 0.2, 0.3, 2.5) for n in range(7)),
+    tuple(((1.0, 0.0, 0.0), (0.5, 0.5, 0.0), (0.0, 0.1 * n, 1 - 0.1 * n)) for n in range(7)),
+    "The cat [red]", True,
+)  # fmt: skip
+
+
+def test_all_heads_of_a_layer_are_small_maps_that_open() -> None:
+    host, seen = played(HEADS)
+    assert all(f"head {n}" in seen for n in range(7))
+    assert "head 0: 0% on the first token, 20% on the one before" in " ".join(seen.split())
+    host, seen = played(HEADS, "down", "right", "right", "right")
+    assert host.window.cursor == (1, 3)  # behind the last head there is nothing to explain or open
+    host, _ = played(HEADS, "down", "right", "right", "right", "enter", "left", "left", "enter")
+    assert host.given == ["open", "attention --layer 2 --head 6 --chat 'The cat [red]'"]
+    host, _ = played(HEADS, "greater_than_sign")
+    assert host.given == ["open", "attention --layer 3 --all-heads --chat 'The cat [red]'"]
+    host, _ = played(ATTENTION, "enter")
+    assert host.given == ["open", "attention --layer 3 --all-heads 'The cat [red]'"]
+
+
+def test_a_small_map_is_brighter_where_more_weight_lies() -> None:
+    grid = grid_of(HEADS)
+    assert grid is not None
+    text = pictures(grid, (0, 0), (70, 20))
+    colours = [span.style for span in text.spans if text.plain[span.start] == "▀"][:3]
+    assert colours[0].color != colours[1].color  # 1.0 beside 0.0
+    assert colours[1].color == colours[2].color  # both 0
 
 
 def test_patching_shows_shares_and_what_is_missing() -> None:

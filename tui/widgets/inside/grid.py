@@ -7,11 +7,11 @@ a cell is a command line, as is what the keys for another layer or head do.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mlxfun.report import Report
-from mlxfun.tracing.reports import AttentionReport, LensReport, PatchReport
+from mlxfun.tracing.reports import AttentionReport, HeadMapsReport, LensReport, PatchReport
 from tui.text import harmless, shortened
 
 WORD = 9
@@ -32,7 +32,9 @@ class Cell:
 class Grid:
     """rows, columns: labels. cell, explain: of (row, column). enter: the command line for a cell, ""
     for none. turned: command lines of another head (dx) or layer (dy), "" where there is none.
-    width: columns of a cell. start: where the cursor begins."""
+    width: columns of a cell. start: where the cursor begins. picture: the strengths [n][n] of a small
+    map that stands in a cell, one character wide and half a line high each; None for cells of text.
+    """
 
     title: str
     legend: str
@@ -44,6 +46,7 @@ class Grid:
     width: int
     start: tuple[int, int]
     turned: Callable[[int, int], str] = lambda _dx, _dy: ""
+    picture: Callable[[int, int], Sequence[Sequence[float]]] | None = None
 
 
 def grid_of(report: Report) -> Grid | None:
@@ -52,6 +55,8 @@ def grid_of(report: Report) -> Grid | None:
         return _lens(report)
     if isinstance(report, AttentionReport):
         return _attention(report)
+    if isinstance(report, HeadMapsReport):
+        return _heads(report)
     return _patch(report) if isinstance(report, PatchReport) else None
 
 
@@ -62,6 +67,11 @@ def shown(word: str, width: int = WORD) -> str:
     ('·the', 'straight…')
     """
     return shortened(harmless(word.replace(" ", "·").replace("\n", "⏎")), width)
+
+
+def _text(report: LensReport | AttentionReport | HeadMapsReport) -> str:
+    """The words of a command that end in the text which a report is of."""
+    return ("--chat " if report.chat else "") + shlex.quote(report.text)
 
 
 def _lens(report: LensReport) -> Grid:
@@ -84,7 +94,7 @@ def _lens(report: LensReport) -> Grid:
 
     def enter(row: int, column: int) -> str:
         token = report.ids[last - row][column][0]
-        text = shlex.quote(report.text)
+        text = _text(report)
         return f"attribute --position {report.positions[column]} --answer '#{token}' {text}"
 
     columns = tuple(shown(token) for token in report.tokens)
@@ -118,13 +128,64 @@ def _attention(report: AttentionReport) -> Grid:
         head, layer = report.head + heads, report.layer + layers
         if not 0 <= head < report.heads or layer < 0:
             return ""
-        return f"attention --layer {layer} --head {head} {shlex.quote(report.text)}"
+        return f"attention --layer {layer} --head {head} {_text(report)}"
 
-    legend = "rows look at columns; + and - another head, < and > another layer"
+    def enter(_row: int, _column: int) -> str:
+        return f"attention --layer {report.layer} --all-heads {_text(report)}"
+
+    legend = "rows look at columns; + and - another head, < and > another layer; Enter: all heads"
     last = len(report.tokens) - 1
     columns = tuple(str(i) for i in range(len(report.tokens)))
-    return Grid(report.summary(), legend, labels, columns, cell, explain, lambda _r, _c: "", 4,
-                (last, 0), turned)  # fmt: skip
+    return Grid(report.summary(), legend, labels, columns, cell, explain, enter, 4, (last, 0),
+                turned)  # fmt: skip
+
+
+ACROSS = 5
+"""Small maps side by side."""
+
+
+def _heads(report: HeadMapsReport) -> Grid:
+    count = len(report.rows)
+
+    def head_at(row: int, column: int) -> int:
+        return row * ACROSS + column
+
+    def cell(row: int, column: int) -> Cell:
+        head = head_at(row, column)
+        return Cell(f"head {head}" if head < count else "", 0.0, missing=head >= count)
+
+    def picture(row: int, column: int) -> Sequence[Sequence[float]]:
+        head = head_at(row, column)
+        return report.maps[head] if head < count else ()
+
+    def explain(row: int, column: int) -> str:
+        head = head_at(row, column)
+        if head >= count:
+            return ""
+        first, before, own, tokens = report.rows[head]
+        return (
+            f"head {head}: {first:.0%} on the first token, {before:.0%} on the one before, "
+            f"{own:.0%} on its own; looks at {tokens:.1f} tokens"
+        )
+
+    def enter(row: int, column: int) -> str:
+        head = head_at(row, column)
+        if head >= count:
+            return ""
+        return f"attention --layer {report.layer} --head {head} {_text(report)}"
+
+    def turned(_heads: int, layers: int) -> str:
+        layer = report.layer + layers
+        if not layers or layer < 0:
+            return ""
+        return f"attention --layer {layer} --all-heads {_text(report)}"
+
+    legend = "queries down, keys across; Enter: this head; < and > another layer"
+    rows = tuple("" for _ in range(-(-count // ACROSS)))
+    columns = tuple("" for _ in range(min(ACROSS, count)))
+    width = len(report.maps[0])
+    return Grid(report.summary(), legend, rows, columns, cell, explain, enter, max(width, 8), (0, 0),
+                turned, picture)  # fmt: skip
 
 
 def _patch(report: PatchReport) -> Grid:

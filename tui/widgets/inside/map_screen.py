@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from rich.style import Style
@@ -31,8 +32,8 @@ def style_of(cell: Cell, here: bool) -> Style:
         return Style(reverse=True, bold=True)
     if cell.missing:
         return Style(dim=True)
-    ground = "#" + "".join(f"{c:02x}" for c in blend(SCALE, cell.strength))
-    front = "#" + "".join(f"{c:02x}" for c in (DARK if cell.strength > BRIGHT else LIGHT))
+    ground = _hex(blend(SCALE, cell.strength))
+    front = _hex(DARK if cell.strength > BRIGHT else LIGHT)
     bold, dim = cell.strength >= 0.5, cell.strength < 0.05
     return Style(color=front, bgcolor=ground, bold=bold, dim=dim, underline=cell.negative)
 
@@ -66,6 +67,41 @@ def drawn(grid: Grid, cursor: tuple[int, int], size: tuple[int, int]) -> Text:
             text.append(cell.text.ljust(grid.width), style_of(cell, (row, column) == cursor))
             text.append(" ")
     return text
+
+
+def pictures(grid: Grid, cursor: tuple[int, int], size: tuple[int, int]) -> Text:
+    """Small maps around the cursor: a line with the name of each, and its lines below."""
+    assert grid.picture is not None
+    tall = -(-len(grid.picture(0, 0)) // 2)
+    columns = window(cursor[1], len(grid.columns), size[0] // (grid.width + 1))
+    rows = window(cursor[0], len(grid.rows), size[1] // (tall + 1))
+    text = Text(no_wrap=True)
+    for row in rows:
+        for column in columns:
+            name = grid.cell(row, column).text.ljust(grid.width)
+            text.append(name, Style(reverse=(row, column) == cursor, bold=True))
+            text.append(" ")
+        for line in range(tall):
+            text.append("\n")
+            for column in columns:
+                found = grid.picture(row, column)
+                _append_line(text, found[2 * line : 2 * line + 2], grid.width)
+        text.append("\n")
+    return text
+
+
+def _append_line(text: Text, lines: Sequence[Sequence[float]], width: int) -> None:
+    """Two rows of a small map as one line of half blocks. Roots are shown: most weights are small."""
+    upper = lines[0] if lines else ()
+    lower = lines[1] if len(lines) > 1 else [0.0] * len(upper)
+    for pair in zip(upper, lower, strict=True):
+        front, ground = (_hex(blend(SCALE, min(1.0, x) ** 0.5)) for x in pair)
+        text.append("▀", Style(color=front, bgcolor=ground))
+    text.append(" " * (width - len(upper) + 1))
+
+
+def _hex(rgb: RGB) -> str:
+    return "#" + "".join(f"{c:02x}" for c in rgb)
 
 
 class MapScreen(ModalScreen[str]):
@@ -117,7 +153,11 @@ class MapScreen(ModalScreen[str]):
 
     def _draw(self) -> None:
         place = self.query_one("#grid", Static)
-        place.update(drawn(self.grid, self.cursor, (place.size.width, place.size.height)))
+        size = (place.size.width, place.size.height)
+        if self.grid.picture is not None:
+            place.update(pictures(self.grid, self.cursor, size))
+        else:
+            place.update(drawn(self.grid, self.cursor, size))
         self.query_one("#cell", Static).update(Text(self.grid.explain(*self.cursor)))
 
     def action_move(self, rows: int, columns: int) -> None:
