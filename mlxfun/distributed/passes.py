@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlxfun.calibration import collect
 from mlxfun.evaluation import evaluator
+from mlxfun.generation import answers
 from mlxfun.hooks.forwards import Watch
 from mlxfun.scans import sample_routing
 from mlxfun.techniques.ablate import directions
@@ -46,10 +47,15 @@ def _hidden_states(session: Session, batch: Batch, _: Settings, __: Given) -> Wa
     return Watch(partial(session.evaluator.states, batch))
 
 
+def _answers(session: Session, batch: Batch, settings: Settings, _: Given) -> Watch[Array]:
+    return answers.watch(session.model, batch, settings)
+
+
 PASSES: Mapping[str, Pass] = {
     collect.PASS: _routing_sums,
     sample_routing.PASS: _sample_routing,
     super_experts.PASS: _expert_peaks,
     directions.PASS: _residual_means,
     evaluator.PASS: _hidden_states,
+    answers.PASS: _answers,
 }

@@ -25,12 +25,13 @@ import mlx.core as mx
 import numpy as np
 
 from mlxfun.checkpoint.options import LoadOptions
+from mlxfun.context import Context, as_running
 from mlxfun.data.datasets import Batch
 from mlxfun.distributed.changes import delta_of
 from mlxfun.distributed.frames import Frame, packed, unpacked
 from mlxfun.distributed.passes import PASSES
 from mlxfun.distributed.ranks import Ranks
-from mlxfun.errors import MlxfunError, StateError
+from mlxfun.errors import Cancelled, MlxfunError, StateError
 from mlxfun.hooks.forwards import each_forward
 from mlxfun.model.delta import Delta
 from mlxfun.session.session import Session
@@ -84,6 +85,18 @@ class Line:
     def close(self) -> None:
         """Say nothing any more."""
         self._closed.set()
+
+
+class _Job(Context):
+    """A job that the shell may leave in the middle of a batch, where that takes many forwards."""
+
+    def __init__(self, line: Line, number: int) -> None:
+        self._line, self._number = line, number
+
+    def check(self) -> None:
+        """Raise Cancelled once the shell has left the job."""
+        if self._line.cancelled >= self._number:
+            raise Cancelled
 
 
 class Worker:
@@ -141,6 +154,8 @@ class Worker:
             return packed(Frame("idle"))
         try:
             return packed(self._batch(frame, task, turn))
+        except Cancelled:
+            return packed(Frame("stopped"))
         except Exception as error:  # noqa: BLE001 - the other ranks wait for this one's part
             return packed(Frame("failed", {"why": _said(error)}))
 
@@ -160,7 +175,8 @@ class Worker:
             return run(session, part, frame.data["settings"], given)
 
         # A batch with arrays of its own cannot be halved: what was given would not fit the halves.
-        made = list(each_forward(session.model, session.anatomy, [batch], watch))
+        with as_running(_Job(self._line, int(frame.data["job"]))):
+            made = list(each_forward(session.model, session.anatomy, [batch], watch))
         if len(made) > 1:
             raise StateError(
                 f"a batch of {batch.tokens.size:,} tokens does not fit in this worker's memory; "

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +70,10 @@ class Panel:
         )
 
 
+Answering = Callable[[Sequence["Tokens"], int, Context, str], list[Answer]]
+"""(prompts, tokens of an answer at most, context, label of its progress) -> answers."""
+
+
 def ask_all(
     model: Any,
     tokenizer: Tokenizer,
@@ -78,8 +83,20 @@ def ask_all(
     label: str = "answering",
 ) -> Panel:
     """Answers of the live weights to all prompts. Raises Cancelled."""
+    return judged(partial(greedy, model, tokenizer), tokenizer, prompts, max_tokens, ctx, label)
+
+
+def judged(
+    answering: Answering,
+    tokenizer: Tokenizer,
+    prompts: Prompts,
+    max_tokens: int,
+    ctx: Context = SILENT,
+    label: str = "answering",
+) -> Panel:
+    """What `answering` answers to all prompts, judged. Raises Cancelled."""
     harmful, harmless = (
-        tuple(greedy(model, tokenizer, part, max_tokens, ctx, f"{label}, {name}"))
+        tuple(answering(part, max_tokens, ctx, f"{label}, {name}"))
         for part, name in ((prompts.harmful, "harmful"), (prompts.harmless, "harmless"))
     )
     tags = thinking_tags(tokenizer)

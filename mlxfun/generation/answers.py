@@ -8,7 +8,7 @@ answer is does not depend on the others, up to the rounding of the batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,9 @@ import numpy as np
 from mlx_lm.generate import BatchGenerator
 from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
 
-from mlxfun.context import SILENT, Context
+from mlxfun.context import SILENT, Context, running
 from mlxfun.data.datasets import (
+    Batch,
     Line,
     Message,
     Tokenizer,
@@ -32,7 +33,8 @@ from mlxfun.data.lines import BrokenLines
 from mlxfun.data.options import DatasetOptions
 from mlxfun.data.rendered import as_rendered, asked_ids
 from mlxfun.errors import DatasetError
-from mlxfun.hooks.forwards import one_step
+from mlxfun.hooks.elsewhere import Elsewhere, Task, elsewhere_of
+from mlxfun.hooks.forwards import Watch, one_step
 from mlxfun.hooks.replay import tell_reading
 from mlxfun.model.places import LayerStore
 from mlxfun.tally import Tally
@@ -49,6 +51,12 @@ GPU_ROWS = 64
 
 PREFILL_ROWS = 8
 """Prompts read at once at most."""
+
+SHARED_ROWS = 8
+"""Prompts that a worker answers at a time: the next are dealt out, and told of, when it is done."""
+
+PASS = "greedy answers"
+"""The name of the task in mlxfun.distributed.passes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,13 +145,98 @@ def greedy(
     # Prompts are read a few at a time, and answers take a token each at once.
     fills = -(-len(prompts) // PREFILL_ROWS)
     tell_reading(model, ctx, -(-len(prompts) // _rows()) * max_tokens + fills)
-    decode = _decode_ragged if takes_ragged_batches(model) else _decode_groups
+    decoded = _decoded(model, prompts, stops, max_tokens, ctx)
+    return _collected(decoded, len(prompts), tokenizer, stops, ctx, label)
+
+
+Decoded = Iterator[tuple[int, list[int]]]
+"""(index of a prompt, its tokens), in the order in which answers end."""
+
+
+def _collected(
+    decoded: Decoded, count: int, tokenizer: Tokenizer, stops: set[int], ctx: Context, label: str
+) -> list[Answer]:
     found: dict[int, Answer] = {}
-    for index, tokens in decode(model, prompts, stops, max_tokens, ctx):
+    for index, tokens in decoded:
         said = [token for token in tokens if token not in stops]
         found[index] = Answer(tuple(tokens), tokenizer.decode(said))
-        ctx.progress(label, len(found), len(prompts), "prompts")
-    return [found[i] for i in range(len(prompts))]
+        ctx.progress(label, len(found), count, "prompts")
+    return [found[i] for i in range(count)]
+
+
+def _decoded(
+    model: Any, prompts: Sequence[Tokens], stops: set[int], max_tokens: int, ctx: Context
+) -> Decoded:
+    decode = _decode_ragged if takes_ragged_batches(model) else _decode_groups
+    return decode(model, prompts, stops, max_tokens, ctx)
+
+
+def greedy_by_all(
+    model: Any,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Tokens],
+    max_tokens: int,
+    ctx: Context = SILENT,
+    label: str = "answering",
+) -> list[Answer]:
+    """The same, of which workers, where there are some, give a part each. Only for weights that are
+    live as a state of the session: hooks of this process are not theirs.
+    """
+    stops = set(tokenizer.eos_token_ids)
+    elsewhere = elsewhere_of(model)
+    shared = None
+    if elsewhere is not None:
+        shared = _shared(elsewhere, prompts, sorted(stops), max_tokens, ctx)
+    if shared is None:
+        return greedy(model, tokenizer, prompts, max_tokens, ctx, label)
+    return _collected(shared, len(prompts), tokenizer, stops, ctx, label)
+
+
+# -- by workers -------------------------------------------------------------------------------
+
+
+def _shared(
+    elsewhere: Elsewhere, prompts: Sequence[Tokens], stops: list[int], most: int, ctx: Context
+) -> Decoded | None:
+    """The same by other processes, SHARED_ROWS prompts of like length at a time; None where they
+    cannot. How prompts are put together does not depend on how many processes there are."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    parts = [order[at : at + SHARED_ROWS] for at in range(0, len(order), SHARED_ROWS)]
+    todo = [_padded([prompts[i] for i in part], part) for part in parts]
+    task = Task("answering", PASS, {"stops": stops, "most": most})
+    found = elsewhere.forwards(task, todo, ctx)
+    if found is None:
+        return None
+    return (
+        (index, [int(token) for token in row if token >= 0])
+        for batch, rows in found
+        for index, row in zip(batch.rows, rows, strict=True)
+    )
+
+
+def _padded(prompts: Sequence[Tokens], rows: Sequence[int]) -> Batch:
+    tokens = np.zeros((len(prompts), max(map(len, prompts))), dtype=np.int32)
+    mask = np.zeros(tokens.shape, dtype=np.bool_)
+    for row, prompt in enumerate(prompts):
+        tokens[row, : len(prompt)], mask[row, : len(prompt)] = prompt, True
+    return Batch(tokens, mask, tuple(rows))
+
+
+def watch(model: Any, batch: Batch, settings: Mapping[str, Any]) -> Watch[Array]:
+    """The answers to the prompts of a batch, int32 [rows, most], -1 behind their ends."""
+    prompts = [row[real] for row, real in zip(batch.tokens, batch.mask, strict=True)]
+    stops, most = set(settings["stops"]), int(settings["most"])
+
+    def run() -> Array:
+        found = np.full((len(prompts), most), -1, dtype=np.int32)
+        for index, tokens in _decoded(model, prompts, stops, most, running()):
+            found[index, : len(tokens)] = tokens
+        return found
+
+    return Watch(run)
+
+
+# -- here -------------------------------------------------------------------------------------
 
 
 def takes_ragged_batches(model: Any) -> bool:

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from time import monotonic
 
 import pytest
 from rigs import StopAt
@@ -19,8 +20,8 @@ from mlxfun.distributed import start as starting
 from mlxfun.distributed.pool import Pool
 from mlxfun.distributed.start import start, stop, workers_of
 from mlxfun.editing.options import ApplyOptions
-from mlxfun.errors import BudgetError, WorkerError
-from mlxfun.evaluation.options import EvaluateOptions
+from mlxfun.errors import BudgetError, Cancelled, WorkerError
+from mlxfun.evaluation.options import EvaluateOptions, RefusalOptions
 from mlxfun.events import Event, RoutingFrame
 from mlxfun.hooks.elsewhere import elsewhere_of
 from mlxfun.scans.options import ScanOptions
@@ -31,6 +32,17 @@ from mlxfun.techniques.prune.options import PruneOptions
 
 DATA = DatasetOptions("demo:mixed", max_samples=7, max_tokens=48)
 COLLECT = CollectOptions(DATA, max_batch=1)
+
+
+class StopAfter(Context):
+    """Cancels after so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self.until = monotonic() + seconds
+
+    def check(self) -> None:
+        if monotonic() > self.until:
+            raise Cancelled
 
 
 class Frames(Context):
@@ -230,6 +242,37 @@ def test_a_worker_that_does_not_start_is_named_with_its_log(
     monkeypatch.setattr(type(alone), "source", property(lambda _: Path("/does/not/exist")))
     with pytest.raises(WorkerError, match=r"worker 0 \(this machine\) failed: .*/does/not/exist"):
         start(alone, 1)
+
+
+def test_refusals_and_answers_are_counted_by_workers(
+    alone: Session, joined: Session, pool: Pool
+) -> None:
+    prompts = [DatasetOptions(f"demo:{kind}", max_samples=20, max_tokens=48)
+               for kind in ("harmful", "harmless")]  # fmt: skip
+    asked = RefusalOptions(*prompts, tokens=12)
+    before = sum(row.batches for row in workers_of(joined).workers)
+    # The checkpoint alone, then the candidate of a staged edit beside it.
+    for session in (alone, joined):
+        session.collect(COLLECT)
+    assert joined.refusals(asked) == alone.refusals(asked)
+    assert sum(row.batches for row in workers_of(joined).workers) > before
+    found = []
+    for session in (alone, joined):
+        session.prune(PruneOptions(n_prune=4))
+        found.append(session.refusals(asked))
+        found.append(session.preview(EvaluateOptions((DATA,), answers=5, answer_tokens=8)).answers)
+        session.discard()
+    assert found[:2] == found[2:]
+
+
+def test_a_cancel_ends_answers_in_the_middle_of_a_batch(joined: Session, pool: Pool) -> None:
+    prompts = [DatasetOptions(f"demo:{kind}", max_samples=16, max_tokens=48)
+               for kind in ("harmful", "harmless")]  # fmt: skip
+    began = monotonic()
+    with pytest.raises(Cancelled):
+        joined.refusals(RefusalOptions(*prompts, tokens=20_000), StopAfter(0.5))
+    joined.collect(COLLECT)  # waits until all have left the job
+    assert monotonic() - began < 30
 
 
 def test_stopped_workers_are_gone(joined: Session, pool: Pool) -> None:
