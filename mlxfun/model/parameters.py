@@ -16,6 +16,8 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
+from mlxfun.model.device.processors import on_processors
+
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
 
@@ -101,10 +103,21 @@ def nbytes_as(array: mx.array, dtype: mx.Dtype) -> int:
     return int(array.size) * int(dtype.size)
 
 
+SMALL_BYTES = 8 << 20
+"""Up to so much is hashed before threads would have started."""
+
+
 def row_digests(array: mx.array, stored: mx.Dtype) -> list[str]:
     """Hash of every row's bytes as stored, so that devices that hold other dtypes agree."""
     host = np.array(array.astype(stored).reshape(array.shape[0], -1).view(mx.uint8))
-    return [blake2b(row.tobytes(), digest_size=16).hexdigest() for row in host]
+
+    def digest(row: Array) -> str:
+        return blake2b(row.data, digest_size=16).hexdigest()
+
+    # Hashing lets go of the interpreter. Of a stack of a large model it takes longer than the rest.
+    if len(host) > 1 and host.nbytes > SMALL_BYTES:
+        return on_processors(digest, host)
+    return [digest(row) for row in host]
 
 
 def whole_digest(array: mx.array, stored: mx.Dtype) -> str:
