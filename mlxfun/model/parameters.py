@@ -7,7 +7,9 @@ expert dimension is exact for packed quantised tensors too, since packing runs a
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,8 +17,6 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
-
-from mlxfun.model.device.processors import on_processors
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
@@ -116,7 +116,8 @@ def row_digests(array: mx.array, stored: mx.Dtype) -> list[str]:
 
     # Hashing lets go of the interpreter. Of a stack of a large model it takes longer than the rest.
     if len(host) > 1 and host.nbytes > SMALL_BYTES:
-        return on_processors(digest, host)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return list(pool.map(digest, host))
     return [digest(row) for row in host]
 
 
