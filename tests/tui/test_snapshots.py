@@ -18,11 +18,16 @@ SESSION = (*STAGED, "steer --activate 1:2 --deactivate 2:9", "preview", "chat 'W
 
 
 def picture(
-    lines: tuple[str, ...], *keys: str, running: str = "", steps: int = 0, theme: str = ""
+    lines: tuple[str, ...],
+    *keys: str,
+    running: str = "",
+    steps: int = 0,
+    theme: str = "",
+    shape: tuple[int, int] = (6, 16),
 ) -> tuple[Any, Callable[[Pilot[int]], Awaitable[None]]]:
     """An application, and how to bring it to the moment of the picture: `lines` played, `keys`
-    pressed, and a `running` line some `steps` on its way."""
-    engine = FakeEngine()
+    pressed, and a `running` line some `steps` on its way. shape: layers and experts."""
+    engine = FakeEngine(*shape)
     app = make(engine)
     app.animation_level = "none"
 
@@ -45,7 +50,7 @@ def picture(
 
 
 SIZES = [(60, 18), (80, 24), (120, 40), (200, 50)]
-LOOKS = ["mlxfun-dark", "mlxfun-light", "no colour"]
+LOOKS = ["mlxfun-dark", "mlxfun-light", "mlxfun-contrast", "no colour"]
 PANELS = {"experts": "1", "chat": "2", "plan": "3", "history": "4", "log": "5", "mixer": "7"}
 
 
@@ -63,6 +68,32 @@ def test_the_whole_screen(
     snap_compare: Any, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], look: str
 ) -> None:
     app, prepare = picture(SESSION, theme=theme_of(look, monkeypatch))
+    assert snap_compare(app, terminal_size=size, run_before=prepare)
+
+
+LARGE = [
+    ((48, 128), (60, 18), "mlxfun-dark"),
+    ((48, 128), (80, 24), "no colour"),
+    ((48, 128), (120, 40), "mlxfun-dark"),
+    ((48, 128), (200, 50), "mlxfun-light"),
+    ((94, 512), (60, 18), "no colour"),
+    ((94, 512), (80, 24), "mlxfun-dark"),
+    ((94, 512), (120, 40), "mlxfun-contrast"),
+    ((94, 512), (200, 50), "mlxfun-dark"),
+]
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "look"), LARGE, ids=[f"{a}x{b}-{w}x{h}-{k}" for (a, b), (w, h), k in LARGE]
+)
+def test_the_whole_screen_of_a_large_model(
+    snap_compare: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    shape: tuple[int, int],
+    size: tuple[int, int],
+    look: str,
+) -> None:
+    app, prepare = picture(SESSION, theme=theme_of(look, monkeypatch), shape=shape)
     assert snap_compare(app, terminal_size=size, run_before=prepare)
 
 
