@@ -12,12 +12,14 @@ from mlxfun.steering.options import MapInForce, SteerRule
 @dataclass(frozen=True, slots=True)
 class StandingView:
     """A standing intervention as text. name: the values that it changes; words: how; source: the
-    file of its vector, "" for none; key: its identity."""
+    name or file of its vector, "" for none; key: its identity; strength: of a vector that is added,
+    None for other interventions."""
 
     name: str
     words: str
     source: str
     key: str
+    strength: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

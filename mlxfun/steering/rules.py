@@ -126,7 +126,9 @@ class Steering:
             {layer: dict(levels) for layer, levels in self.levels.items()},
             self.maps,
             tuple(
-                StandingView(one.name, one.change.described, one.source, one.key)
+                StandingView(
+                    one.name, one.change.described, one.source, one.key, one.change.strength
+                )
                 for one in self.interventions
             ),
         )

@@ -56,6 +56,11 @@ class Intervention:
     heads: tuple[int, ...] | None = None
 
     @property
+    def strength(self) -> float | None:
+        """By what a vector is multiplied before it is added, None for other kinds."""
+        return self.numbers[0] if self.kind == "add_vector" else None
+
+    @property
     def described(self) -> str:
         """As it would be written, arrays by their shape."""
         words = [f"{number:g}" for number in self.numbers]

@@ -88,14 +88,14 @@ class ExpertKeys(KeyHandlers):
                 channels = mixer_channels.turned(channels, place)
             case "remove":
                 channels = mixer_channels.removed(channels, place)
-        line = mixer_channels.line(channels, state.view.steering)
-        self.state = replace(state, mixer=channels, mixing=line)
+        line = mixer_channels.changed_line(state.mixer, channels, place, state.view.steering)
+        self.state = replace(state, mixer=channels, mixing=line or state.mixing)
         if what == "add":
             self._go("mixer")
             self.main.mixer.select(place)
         else:
             self._show()
-        if mixer_channels.line(state.mixer, state.view.steering) != line:
+        if line:
             self._run(line)
 
     def _remix(self, event: JobEnded) -> None:

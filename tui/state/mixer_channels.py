@@ -1,13 +1,17 @@
-"""The steering mixer's model: channels for single experts and for scan reports. Pure.
+"""The steering mixer's model: channels for single experts, scan reports and vectors. Pure.
 
 A channel is an expert or a scan's report with what it does: forced in or out, or a level that is
-added to its score; a report works one of two ways and can be limited to its strongest experts.
-Muted channels stay in the mixer. The mixer's command line always names the whole configuration,
-so that what a key does never depends on the past.
+added to its score; a report works one of two ways and can be limited to its strongest experts. A
+steering vector is added to the residual stream of one layer, times its strength.
+Muted channels stay in the mixer. The mixer's command line for experts and reports always names the
+whole configuration, so that what a key does never depends on the past; a vector has its own.
 """
 
 from __future__ import annotations
 
+import re
+import shlex
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,11 +19,14 @@ from mlxfun.data.options import ScanKind
 from mlxfun.report import Report
 from mlxfun.scans.reports import ScanReport
 from mlxfun.steering.options import STEER_MODES, MapInForce, SteerMode
-from mlxfun.steering.reports import SteerReport
+from mlxfun.steering.reports import StandingView, SteerReport
+from mlxfun.tracing.reports import VectorsReport
 from tui.state.steering import full_line
 
 STEP = 0.5
 MOST = 12.0
+VECTOR_STEP, VECTOR_MOST = 0.25, 8.0
+"""Of a vector's strength; 1 is as far as the two sets of samples are apart."""
 ExpertWay = Literal["in", "out", "level"]
 """An expert is forced on, forced off, or biased by a level."""
 NEXT_WAY: dict[ExpertWay, ExpertWay] = {"in": "out", "out": "level", "level": "in"}
@@ -27,9 +34,10 @@ NEXT_WAY: dict[ExpertWay, ExpertWay] = {"in": "out", "out": "level", "level": "i
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """One row of the mixer: an expert, or with a path a scan report. on: it is in force.
+    """One row of the mixer: an expert, with a path a scan report, or with the name or file of a
+    vector that vector. on: it is in force.
 
-    way and level: of an expert. kind and mode: of a report, None for an expert. most: take only a
+    way and level: of an expert; level: of a vector its strength at `layer`. kind and mode: of a report, None for an expert. most: take only a
     report's strongest experts. named: how many it could steer.
     """
 
@@ -44,11 +52,12 @@ class Channel:
     name: str = ""
     most: int | None = None
     named: int = 0
+    vector: str = ""
 
     @property
-    def key(self) -> tuple[str, int, int]:
-        """Identity: (path, layer, expert)."""
-        return self.path, self.layer, self.expert
+    def key(self) -> tuple[str, str, int, int]:
+        """Identity: (path, vector, layer, expert)."""
+        return self.path, self.vector, self.layer, self.expert
 
 
 Channels = tuple[Channel, ...]
@@ -71,7 +80,15 @@ def of_steering(report: SteerReport | None) -> Channels:
         for layer, levels in report.levels.items()
         for expert, level in levels.items()
     ]
-    return tuple(out)
+    return (*out, *_vectors(report.interventions))
+
+
+def _vectors(standing: Iterable[StandingView]) -> Iterator[Channel]:
+    for one in standing:
+        place = re.fullmatch(r"layers\.(\d+)\.residual", one.name)
+        if one.strength is not None and one.source and place is not None:
+            layer = int(place[1])
+            yield Channel(True, layer=layer, level=one.strength, vector=one.source)
 
 
 def _forced(report: SteerReport) -> tuple[tuple[ExpertWay, dict[int, tuple[int, ...]]], ...]:
@@ -123,12 +140,42 @@ def with_report(channels: Channels, report: ScanReport) -> Channels:
     return (*(c for c in channels if c.path != report.path), channel)
 
 
+def with_vectors(channels: Channels, report: VectorsReport) -> Channels:
+    """Add a muted channel for each vector in hand that has none, at the layer that is best."""
+    known = {channel.vector for channel in channels}
+    new = []
+    for row in report.rows:
+        apart = max(row.told_apart, key=lambda pair: pair[1], default=None)
+        if row.name not in known and apart is not None:
+            new.append(Channel(False, layer=apart[0], level=1.0, vector=row.name))
+    return (*channels, *new)
+
+
+def changed_line(
+    before: Channels, after: Channels, place: int, steering: SteerReport | None
+) -> str:
+    """The command line that brings the change of the channel at `place` into force, "" for none."""
+    if place < len(before) and before[place].vector:
+        old = before[place]
+        new = after[place] if len(after) == len(before) else replace(old, on=False)
+        return "" if (old.on, old.level) == (new.on, new.level) else _vector_line(new)
+    now = line(after, steering)
+    return "" if line(before, steering) == now else now
+
+
+def _vector_line(channel: Channel) -> str:
+    if not channel.on:
+        return f"intervene layers.{channel.layer}.residual --clear"
+    name = shlex.quote(channel.vector)
+    return f"vector use {name} --layer {channel.layer} --strength {channel.level:g}"
+
+
 def line(channels: Channels, steering: SteerReport | None = None) -> str:
     """The command line that puts the channels into force and nothing else.
 
     steering: the steering in force, whose rule is kept.
     """
-    on = [c for c in channels if c.on]
+    on = [c for c in channels if c.on and not c.vector]
     experts = [c for c in on if not c.path]
     up, down = ({(c.layer, c.expert) for c in experts if c.way == way} for way in ("in", "out"))
     levels = {(c.layer, c.expert): c.level for c in experts if c.way == "level" and c.level}
@@ -144,14 +191,21 @@ def line(channels: Channels, steering: SteerReport | None = None) -> str:
 def toggled(channels: Channels, place: int) -> Channels:
     """Mute a channel, or bring it back."""
     changed = replace(channels[place], on=not channels[place].on)
+    if changed.vector:
+        return _at(channels, place, replace(changed, level=changed.level or 1.0))
     if changed.way == "level" and changed.on and not changed.level:
         changed = replace(changed, level=STEP)
     return _at(channels, place, changed)
 
 
 def faded(channels: Channels, place: int, steps: int) -> Channels:
-    """Move a fader by `steps`: an expert's level, or how many of a report's experts are taken."""
+    """Move a fader by `steps`: an expert's level, a vector's strength, or how many of a report's
+    experts are taken. The first step of a muted vector brings it back as it was."""
     channel = channels[place]
+    if channel.vector:
+        strength = channel.level + steps * VECTOR_STEP if channel.on else channel.level
+        strength = max(-VECTOR_MOST, min(VECTOR_MOST, strength))
+        return _at(channels, place, replace(channel, level=strength, on=strength != 0))
     if channel.path:
         count = channel.most if channel.most is not None else channel.named
         most = max(1, min(channel.named, count + steps))
@@ -168,8 +222,11 @@ def faded(channels: Channels, place: int, steps: int) -> Channels:
 
 
 def turned(channels: Channels, place: int) -> Channels:
-    """Switch a channel's way: in, out, level for an expert; the other mode for a report."""
+    """Switch a channel's way: in, out, level for an expert; the other mode for a report; the other
+    direction for a vector."""
     channel = channels[place]
+    if channel.vector:
+        return _at(channels, place, replace(channel, level=-channel.level, on=True))
     if channel.kind is not None:
         one, other, *_ = STEER_MODES[channel.kind]
         return _at(channels, place, replace(channel, mode=other if channel.mode == one else one))
@@ -181,7 +238,7 @@ def turned(channels: Channels, place: int) -> Channels:
 def added(channels: Channels, layer: int, expert: int) -> tuple[Channels, int]:
     """(channels with one for the expert, its place); a new one has a low level."""
     for place, channel in enumerate(channels):
-        if channel.key == ("", layer, expert):
+        if channel.key == ("", "", layer, expert):
             return channels, place
     return (*channels, Channel(True, "level", layer, expert, STEP)), len(channels)
 
@@ -196,7 +253,9 @@ def _at(channels: Channels, place: int, channel: Channel) -> Channels:
 
 
 def after_job(channels: Channels, steering: SteerReport | None, report: Report | None) -> Channels:
-    """The channels once a job has ended with `report`: a new scan report gets a channel."""
+    """The channels once a job has ended with `report`: a new scan report or vector gets one."""
     if isinstance(report, ScanReport):
         channels = with_report(channels, report)
+    if isinstance(report, VectorsReport):
+        channels = with_vectors(channels, report)
     return synced(channels, steering)

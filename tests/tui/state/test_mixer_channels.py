@@ -8,7 +8,8 @@ from pathlib import Path
 from commands import registry
 from mlxfun.scans.reports import ScanReport
 from mlxfun.steering.options import MapInForce, ScanMap
-from mlxfun.steering.reports import SteerReport
+from mlxfun.steering.reports import StandingView, SteerReport
+from mlxfun.tracing.reports import VectorRow, VectorsReport
 from tests.fake_engine import FakeEngine
 from tests.tui.driving import CALIBRATED, Shell, drive, ready
 from tui.state import mixer_channels
@@ -89,7 +90,7 @@ def test_a_fader_in_the_middle_steers_nothing() -> None:
 def test_the_mixer_follows_steering_from_elsewhere_and_keeps_what_is_muted() -> None:
     steering = SteerReport({0: (3,), 4: (4,)}, {}, levels={2: {5: 2.0}})
     shown = mixer_channels.synced(CHANNELS, steering)
-    assert [(c.on, c.way, c.key[1:], c.level) for c in shown] == [
+    assert [(c.on, c.way, c.key[2:], c.level) for c in shown] == [
         (True, "in", (0, 3), 0.0),
         (True, "level", (2, 5), 2.0),
         (False, "out", (1, 1), 0.0),
@@ -172,7 +173,7 @@ def test_an_expert_is_brought_from_the_map_and_faded_while_an_answer_runs() -> N
 def test_steering_keys_of_the_map_keep_the_faders() -> None:
     @ready("steer --level 2:5=1.5")
     async def test(shell: Shell) -> None:
-        assert [c.key[1:] for c in shell.app.state.mixer] == [(2, 5)]
+        assert [c.key[2:] for c in shell.app.state.mixer] == [(2, 5)]
         await shell.press("plus")
         assert shell.engine.lines[-1] == "steer --clear --activate 0:0 --level 2:5=1.5"
         shell.app.state = replace(shell.app.state, cursor=(2, 5))
@@ -248,3 +249,74 @@ def test_a_steering_that_is_refused_leaves_the_mixer_as_the_model_is() -> None:
         assert "is pruned in the live model" in shell.echo
 
     drive(test, engine=Refusing())
+
+
+VECTORS = VectorsReport(
+    (VectorRow("kind", "mean", ((3, 1.0), (4, 2.0)), ((3, 0.9), (4, 0.75)), "a1b2", 8, 8),), ()
+)
+
+
+def standing(strength: float, source: str = "kind") -> SteerReport:
+    view = StandingView("layers.3.residual", "add_vector", source, "key", strength)
+    other = StandingView("layers.1.mlp.output", "zero", "", "other")
+    return SteerReport({}, {}, interventions=(view, other))
+
+
+def test_a_vector_gets_a_muted_channel_at_its_best_layer_and_follows_what_stands() -> None:
+    (channel,) = channels = mixer_channels.after_job((), None, VECTORS)
+    assert (channel.on, channel.vector, channel.layer, channel.level) == (False, "kind", 3, 1.0)
+    assert mixer_channels.after_job(channels, None, VECTORS) == channels
+    (channel,) = mixer_channels.synced(channels, standing(2.5))
+    assert (channel.on, channel.level) == (True, 2.5)
+    (channel,) = mixer_channels.synced((channel,), None)
+    assert (channel.on, channel.level) == (False, 2.5)
+    # One that was put in force by a command, from a file.
+    (channel,) = mixer_channels.synced((), standing(-1.0, "v ec.safetensors"))
+    assert (channel.on, channel.vector) == (True, "v ec.safetensors")
+
+
+def test_a_vectors_keys_say_its_own_line_and_leave_the_experts_alone() -> None:
+    expert = Channel(True, "level", 1, 2, 3.0)
+    before = (expert, Channel(False, layer=3, level=1.0, vector="kind"))
+
+    def said(after: tuple[Channel, ...], now: tuple[Channel, ...] = before) -> str:
+        return mixer_channels.changed_line(now, after, 1, None)
+
+    on = mixer_channels.toggled(before, 1)
+    assert said(on) == "vector use kind --layer 3 --strength 1"
+    assert said(mixer_channels.faded(before, 1, 1)) == said(on)
+    assert said(mixer_channels.faded(on, 1, 1), on) == "vector use kind --layer 3 --strength 1.25"
+    assert said(mixer_channels.turned(on, 1), on) == "vector use kind --layer 3 --strength -1"
+    assert said(mixer_channels.faded(on, 1, -4), on) == "intervene layers.3.residual --clear"
+    assert (
+        said(mixer_channels.toggled(on, 1), on)
+        == said(mixer_channels.removed(on, 1), on)
+        == said(mixer_channels.faded(on, 1, -4), on)
+    )
+    assert said(mixer_channels.removed(before, 1)) == ""
+    assert mixer_channels.faded(on, 1, 1000)[1].level == 8.0
+    assert "kind" not in mixer_channels.line(on)
+    assert (
+        mixer_channels.changed_line(on, mixer_channels.faded(on, 0, 1), 0, None)
+        == "steer --clear --level 1:2=3.5"
+    )
+
+
+def test_vectors_are_moved_by_keys() -> None:
+    class Making(FakeEngine):
+        def _scripted(self, job, line):
+            if line.startswith("vector make"):
+                yield VECTORS
+            elif line.startswith("vector use"):
+                yield standing(float(line.split()[-1]))
+            else:
+                yield from super()._scripted(job, line)
+
+    @ready("vector make kind")
+    async def test(shell: Shell) -> None:
+        assert [c.vector for c in shell.app.state.mixer] == ["kind"]
+        await shell.press("7", "space")
+        assert shell.engine.lines[-1] == "vector use kind --layer 3 --strength 1"
+        assert "vector +1.00 kind" in shell.screen
+
+    drive(test, engine=Making())

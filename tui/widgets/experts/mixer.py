@@ -1,4 +1,4 @@
-"""The steering mixer panel: a row with a fader for each steered expert and each scan report."""
+"""The steering mixer panel: a row with a fader for each steered expert, scan report and vector."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from textual.widgets.option_list import Option
 from tui import hints
 from tui.keys.keymap import bindings
 from tui.state.app_state import AppState
-from tui.state.mixer_channels import MOST, Channel
+from tui.state.mixer_channels import MOST, VECTOR_MOST, Channel
 from tui.text import shortened
 from tui.widgets.lists import PanelList
 from tui.widgets.panel import Panel
@@ -35,7 +35,8 @@ def fader(channel: Channel) -> Text:
     >>> fader(Channel(True, "level", level=6.0)).plain, fader(Channel(True, "out")).plain
     ('······│███···', '██████│······')
     """
-    reach = {"in": MOST, "out": -MOST}.get(channel.way, channel.level) / MOST
+    most = VECTOR_MOST if channel.vector else MOST
+    reach = {"in": most, "out": -most}.get(channel.way, channel.level) / most
     full = min(HALF, max(1, round(abs(reach) * HALF))) if reach else 0
     text = Text()
     left = full if reach < 0 else 0
@@ -64,6 +65,11 @@ def row(channel: Channel, width: int) -> Text:
         text.append(share(channel))
         text.append(f" {count}  {channel.kind} ")
         text.append(shortened(channel.path, max(8, width - text.cell_len)))
+    elif channel.vector:
+        text.append(f"layer {channel.layer}".ljust(9))
+        text.append(fader(channel))
+        text.append(f" vector {channel.level:+.2f} ")
+        text.append(shortened(channel.vector, max(8, width - text.cell_len)))
     else:
         text.append(f"L{channel.layer}:E{channel.expert}".ljust(9))
         text.append(fader(channel))
@@ -94,14 +100,15 @@ class MixerPanel(Panel):
     panel = "mixer"
     title = "steering mixer"
     about = (
-        "Every steered expert and every scan report is a channel. A change takes effect with the "
+        "Every steered expert, scan report and steering vector is a channel. A change takes effect with the "
         "next token, in mid-answer too, and changes no weights.\n\n"
         "{mix} in the map adds the expert under the cursor. {mix_up} and {mix_down} move its fader: "
         "a bias that is added to the router's score, with force on and force off at the ends. "
         "{mix_toggle} mutes or unmutes a channel, {mix_turn} changes its mode (force on, force off, "
         "bias; for a report, its other mode), {mix_remove} removes it. The fader of a report sets "
         "how many of its experts are steered, strongest first. safety-scan and domain-scan make "
-        "reports. Several may be on: where two disagree on an expert, the lower one in the list "
+        "reports, vector make makes vectors: their fader is the strength with which one is added to "
+        "the residual stream of a layer, and {mix_turn} turns its direction round. Several may be on: where two disagree on an expert, the lower one in the list "
         "decides, and a channel of the expert itself overrides both."
     )
 
