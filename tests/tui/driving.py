@@ -17,6 +17,20 @@ from tui.command_history import LineHistory
 Drive = Callable[["Shell"], Awaitable[None]]
 
 
+async def still(app: ShellApp, pilot: Pilot[int], tries: int = 20) -> None:
+    """Let the screen take in everything that has happened, until it shows the same twice: on a busy
+    machine one pause may end ahead of a layout."""
+    before: list[str] = []
+    for _ in range(tries):
+        app.pump()
+        await pilot.pause()
+        strips = app.screen._compositor.render_strips()
+        now = ["".join(segment.text for segment in strip) for strip in strips]
+        if now == before:
+            return
+        before = now
+
+
 class Shell:
     """An application under test with its engine and its pilot."""
 

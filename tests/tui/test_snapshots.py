@@ -12,7 +12,7 @@ import pytest
 from textual.pilot import Pilot
 
 from tests.fake_engine import FakeEngine
-from tests.tui.driving import CALIBRATED, STAGED, make
+from tests.tui.driving import CALIBRATED, STAGED, make, still
 
 SESSION = (*STAGED, "steer --activate 1:2 --deactivate 2:9", "preview", "chat 'What are you?'")
 
@@ -42,9 +42,7 @@ def picture(
         if running:
             engine.run(running)
             engine.step(steps)
-        app.pump()
-        await pilot.pause()
-        await pilot.pause()
+        await still(app, pilot)
 
     return app, prepare
 
@@ -178,7 +176,6 @@ def test_a_scene(
     async def ready(pilot: Pilot[int]) -> None:
         await prepare(pilot)
         app.engine.finish()  # type: ignore[attr-defined]
-        app.pump()
-        await pilot.pause()
+        await still(app, pilot)
 
     assert snap_compare(app, terminal_size=size, run_before=ready)

@@ -11,7 +11,7 @@ import pytest
 from mlxfun.serving.ask import Figures
 from mlxfun.serving.snapshot import ClientLine, Problem, RequestLine, ServingReport
 from tests.fake_engine import FakeEngine
-from tests.tui.driving import CALIBRATED, Shell, drive, make
+from tests.tui.driving import CALIBRATED, Shell, drive, make, still
 from tui.layout import arrange
 from tui.state import serving
 from tui.state.app_state import AppState
@@ -159,8 +159,6 @@ def test_a_picture(snap_compare: Any, monkeypatch: pytest.MonkeyPatch, size: Any
         engine.finish()
         engine.play(*CALIBRATED)
         await pilot.press("8")
-        app.pump()
-        await pilot.pause()
-        await pilot.pause()
+        await still(app, pilot)
 
     assert snap_compare(app, terminal_size=size, run_before=prepare)
