@@ -14,6 +14,10 @@ class EventsWaiting(Message):
     """The event queue holds events that should be shown at once."""
 
 
+class MapLaidOut(Message):
+    """The heatmap has another size, and with it other experts in a cell."""
+
+
 class CellClicked(Message):
     """A cell of the heatmap was clicked. position: of the MoE layer, 0-based."""
 

@@ -103,6 +103,10 @@ class ExpertsPanel(Panel):
     ExpertsPanel HeatTable Static { width: auto; }
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._worded: tuple[HeatModel, AppState] | None = None  # what the line below is about
+
     def compose(self) -> ComposeResult:
         yield Static(id="empty")
         yield Heatmap()
@@ -124,6 +128,7 @@ class ExpertsPanel(Panel):
         for kind, shape in SHAPES:
             self.query_one(kind).display = not blank and state.heat.shape == shape
         if blank:
+            self._worded = None
             self.query_one("#empty", Static).update(Text(self._nothing(state)))
             self.query_one("#words", Line).put("")
             self.entitle(state.names)
@@ -165,8 +170,14 @@ class ExpertsPanel(Panel):
         marked = expert_selection.marked(state)[position] if state.anchor is not None else None
         self.query_one(LayerView).show(layer_model(model, position), expert, marked)
 
+    def on_map_laid_out(self) -> None:
+        """The line below names the experts of a cell, which may be others now."""
+        if self._worded is not None:
+            self._show_words(*self._worded)
+
     def _show_words(self, model: HeatModel, state: AppState) -> None:
         """The line below the map, and the legend."""
+        self._worded = model, state
         from tui.heat.words import explain
 
         words = hints.next_step(state) if not model.metric else ""

@@ -18,7 +18,7 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from tui.keys.keymap import bindings
-from tui.messages import CellClicked, KeyUsed
+from tui.messages import CellClicked, KeyUsed, MapLaidOut
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
@@ -348,6 +348,7 @@ class Heatmap(ScrollView, can_focus=True, inherit_bindings=False):
         if self._lay_out():
             self._repaint()
             self.refresh()
+            self.post_message(MapLaidOut())
 
     def on_resize(self, _: events.Resize) -> None:
         self._again()
