@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import _thread
 import signal
+import sys
 import time
-from types import FrameType
+from types import CodeType, FrameType
 
 _IMPORTING = ("<frozen importlib._bootstrap>", "<frozen importlib._bootstrap_external>")
 _AGAIN = 0.02
 """Seconds after which a signal that fell into an import is given once more."""
+
+
+_listener: CodeType | None = None
+"""The function that called `listen`."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -26,6 +31,8 @@ def listen() -> None:
 
     Where whoever started the program has SIGINT ignored, it stays so.
     """
+    global _listener  # noqa: PLW0603
+    _listener = sys._getframe(1).f_code
     signal.signal(signal.SIGTERM, _raise)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, _raise)
@@ -58,7 +65,8 @@ def _raise(number: int, frame: FrameType | None) -> None:
 
 
 def _importing(frame: FrameType | None) -> bool:
-    while frame is not None:
+    """Whether an import is under way, other than one that the whole program runs in."""
+    while frame is not None and frame.f_code is not _listener:
         if frame.f_code.co_filename in _IMPORTING:
             return True
         frame = frame.f_back

@@ -45,6 +45,17 @@ def test_a_signal_in_an_import_is_raised_once_it_is_over(
     assert sys.modules.pop(name).WHOLE
 
 
+def test_a_program_that_is_run_by_an_import_can_be_interrupted(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    text = "import signal\nfrom commands import interrupts\ndef main():\n    interrupts.listen()\n"
+    text += "    signal.raise_signal(signal.SIGINT)\nmain()\n"
+    (tmp_path / "runs_at_import.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        importlib.import_module("runs_at_import")
+
+
 def test_elsewhere_it_is_raised_at_once() -> None:
     interrupts.listen()
     with pytest.raises(KeyboardInterrupt):
