@@ -18,10 +18,7 @@ def main() -> None:
         if ours:  # not where whoever started us has it ignored
             # Not an exception: in an import that would be a traceback, or be caught on the way.
             _signal.signal(_signal.SIGINT, lambda *_: os._exit(130))
-        from commands.cli import main as run
-
-        if ours:
-            _signal.signal(_signal.SIGINT, _signal.default_int_handler)
+        from commands.cli import main as run  # which begins with a handler of its own
     except KeyboardInterrupt:
         sys.exit(130)
     run()

@@ -260,6 +260,7 @@ def _front_end(start: Start, engine: Engine) -> int:
         from mlxfun.errors import UsageError
 
         show = screen_of(start)
+        interrupts.as_python_does()
         try:
             code = show(engine, startup_lines=start.lines, renderer=render, config=start.config)
         except UsageError as problem:  # what only the screen can judge: themes and keys
@@ -333,8 +334,8 @@ def _output_lost(reason: str) -> int:
 
 def main() -> None:
     """Entry point of `mlxfun-shell`."""
-    streams.prepare()
     try:
+        streams.prepare()
         interrupts.listen()
         code = _main()
     except KeyboardInterrupt as problem:

@@ -1,9 +1,25 @@
-"""Handling of SIGINT (Ctrl-C) and SIGTERM."""
+"""Handling of SIGINT (Ctrl-C) and SIGTERM.
+
+Neither raises in the middle of an import. CPython's import system takes the lock of all imports and
+then begins the block that releases it: an exception between the two leaves the lock taken, and the
+worker thread, which imports MLX meanwhile, waits for it for ever.
+"""
 
 from __future__ import annotations
 
+import _thread
 import signal
-from types import FrameType
+import sys
+import time
+from types import CodeType, FrameType
+
+_IMPORTING = ("<frozen importlib._bootstrap>", "<frozen importlib._bootstrap_external>")
+_AGAIN = 0.02
+"""Seconds after which a signal that fell into an import is given once more."""
+
+
+_listener: CodeType | None = None
+"""The function that called `listen`."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -11,8 +27,21 @@ class Terminated(KeyboardInterrupt):
 
 
 def listen() -> None:
-    """Turn SIGTERM into `Terminated` on the main thread."""
-    signal.signal(signal.SIGTERM, _terminate)
+    """Turn SIGINT into KeyboardInterrupt and SIGTERM into `Terminated`, on the main thread.
+
+    Where whoever started the program has SIGINT ignored, it stays so.
+    """
+    global _listener  # noqa: PLW0603
+    _listener = sys._getframe(1).f_code
+    signal.signal(signal.SIGTERM, _raise)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _raise)
+
+
+def as_python_does() -> None:
+    """SIGINT as Python itself has it, for asyncio, which replaces that handler and no other."""
+    if signal.getsignal(signal.SIGINT) is _raise:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def ignore() -> None:
@@ -27,5 +56,23 @@ def exit_code(problem: KeyboardInterrupt) -> int:
     return 128 + number
 
 
-def _terminate(_number: int, _frame: FrameType | None) -> None:
-    raise Terminated
+def _raise(number: int, frame: FrameType | None) -> None:
+    if _importing(frame):
+        # Not threading.Thread, whose start takes locks that the interrupted code may hold.
+        _thread.start_new_thread(_once_more, (number,))
+        return
+    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+
+def _importing(frame: FrameType | None) -> bool:
+    """Whether an import is under way, other than one that the whole program runs in."""
+    while frame is not None and frame.f_code is not _listener:
+        if frame.f_code.co_filename in _IMPORTING:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _once_more(number: int) -> None:
+    time.sleep(_AGAIN)
+    _thread.interrupt_main(signal.Signals(number))

@@ -83,6 +83,7 @@ TABLE: dict[str, OneShot] = {
         "merge",
         _DIRECTORY,
         defaults={
+            "--metric": "reap",
             "--max-samples": "64",
             "--max-tokens": "2048",
             "--max-similarity-tokens": "512",

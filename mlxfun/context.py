@@ -46,6 +46,29 @@ class Quietly(Context):
         self._ctx.check()
 
 
+class Again(Context):
+    """As another context, for reading what its job has read and counted before."""
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+
+    def progress(self, label: str, done: int, total: int | None = None, unit: str = "") -> None:
+        """See Context."""
+        self._ctx.progress(label, done, total, unit)
+
+    def emit(self, event: Event) -> None:
+        """See Context."""
+        self._ctx.emit(event)
+
+    def check(self) -> None:
+        """See Context."""
+        self._ctx.check()
+
+    def interlude(self) -> None:
+        """See Context."""
+        self._ctx.interlude()
+
+
 SILENT = Context()
 _RUNNING: ContextVar[Context] = ContextVar("running", default=SILENT)
 

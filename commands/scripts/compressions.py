@@ -7,6 +7,7 @@ import shlex
 from mlxfun.errors import UsageError
 from mlxfun.session.measuring.variants import Target
 from mlxfun.session.reports import InfoReport
+from mlxfun.techniques.bits.options import CHOICES, GROUP_SIZE
 from mlxfun.text import readable_bytes
 
 PRUNE = "prune --n-prune {} --metric output_error --refit-experts"
@@ -42,6 +43,12 @@ def variants(
         raise UsageError(
             f"the model takes {readable_bytes(model.checkpoint_bytes)} as saved already; ask for less"
         )
+    if target.limit < (least := _least(model, bool(packing))):
+        raise UsageError(
+            f"--to-bytes {readable_bytes(int(target.limit))}: compress can make about "
+            f"{readable_bytes(int(least))} of this model at the smallest; ask for more, or begin with a "
+            "smaller model"
+        )
     narrow = _narrow(model, f"--to-bytes {int(target.limit)}")
     count = _count(model, over)
     if count is None:
@@ -53,6 +60,20 @@ def variants(
     some = dict.fromkeys(_rounded(model, part) for part in (-(-count // 4), -(-count // 2)))
     both = [(PRUNE.format(few), narrow) for few in some if 0 < few < count]
     return ((narrow,), (PRUNE.format(count),), *both, *packing)
+
+
+def _least(model: InfoReport, packing: bool) -> float:
+    """No variant within a size takes fewer bytes than this: experts without neurons, or everything
+    packed in the fewest bits where a quarter of the experts' neurons are gone before.
+    """
+    experts = model.experts_kept * sum(model.expert_bytes)
+    beside = model.checkpoint_bytes - experts
+    if not packing:
+        return beside
+    value = 32 if "32" in model.dtype else 16
+    # A scale and an offset for each group, of the type of the values.
+    share = (min(CHOICES) + 2 * value / GROUP_SIZE) / value
+    return min(beside, (beside + (1 - NARROWER) * experts) * share)
 
 
 def _packing(model: InfoReport, target: Target, output: str) -> list[Steps]:

@@ -91,7 +91,7 @@ def read_recipe(path: Path, check: Callable[[str, bool], None]) -> Recipe:
 
     Raises UsageError with file and line, before anything has run.
     """
-    script = read_script(path)
+    script = read_script(path, kind="recipe")
     reader = _RecipeReader()
     for entry in script.entries:
         try:

@@ -110,19 +110,20 @@ def decode(text: str) -> str:
     return line
 
 
-def read_script(path: Path, kept: bool = False) -> Script:
+def read_script(path: Path, kept: bool = False, kind: str = "replay file") -> Script:
     """Parse a session file. Raises UsageError with file and line.
 
     kept: one that was cut short, whose last line may be, too: text without a line end is left out.
+    kind: what the file is meant to be, for the errors.
     """
     try:
         text = read_text(path, "utf-8-sig")
     except OSError as problem:
         reason = problem.strerror or str(problem)
-        raise UsageError(f"cannot read the replay file {path}: {reason}") from None
+        raise UsageError(f"cannot read the {kind} {path}: {reason}") from None
     except UnicodeDecodeError as problem:
         line = problem.object[: problem.start].count(b"\n") + 1
-        raise UsageError(f"{path}:{line}: not UTF-8 text, so not a replay file") from None
+        raise UsageError(f"{path}:{line}: not UTF-8 text, so not a {kind}") from None
     if kept:
         text = text[: text.rfind("\n") + 1]
     header: dict[str, str] = {}
@@ -135,7 +136,7 @@ def read_script(path: Path, kept: bool = False) -> Script:
             raise UsageError(f"{path}:{number}: {problem}") from None
     entries = reading.entries
     if not entries:
-        raise EmptyScript(f"{path} holds no command: a replay file has one command a line")
+        raise EmptyScript(f"{path} holds no command: a {kind} has one command a line")
     return Script(path, header, tuple(entries), _format_of(text))
 
 

@@ -13,6 +13,7 @@ from mlxfun.calibration.options import Metric
 from mlxfun.calibration.reports import Extreme, Figures, PurgeReport
 from mlxfun.calibration.routing_stats import RoutingStats
 from mlxfun.errors import PlanError, UsageError
+from mlxfun.text import counted
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
@@ -97,11 +98,12 @@ def _warnings(loud: int, max_norm: float | None, emptied: int) -> tuple[str, ...
     found = []
     if emptied:
         found.append(
-            f"{emptied} experts that had been routed to now score 0, so prune takes them first"
+            f"{counted(emptied, 'expert that was routed to scores', 'experts that were routed to score')} "
+            f"0 now, so prune takes {'it' if emptied == 1 else 'them'} first"
         )
     if loud and max_norm is not None:
         found.append(
-            f"{loud} experts have a mean output norm above {max_norm:g}; they are kept as they are, "
-            "since a sum cannot be capped"
+            f"{counted(loud, 'expert has', 'experts have')} a mean output norm above {max_norm:g}; kept "
+            "as before, since a sum cannot be capped"
         )
     return tuple(found)

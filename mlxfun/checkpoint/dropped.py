@@ -1,4 +1,4 @@
-"""Detects parts of a checkpoint that stock mlx-lm loading drops, such as vision towers.
+"""Detects what stock mlx-lm loading drops of a checkpoint, such as vision towers, or cannot unpack.
 
 mlx-lm's `sanitize` renames, stacks, transposes and drops tensors, so names alone decide nothing.
 Parts are recognised by their names (towers for other modalities, multi-token-prediction layers)
@@ -8,13 +8,16 @@ only said when the dtypes show that nothing was repacked.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from mlxfun.checkpoint.headers import Header, TensorInfo
+from mlxfun.files import read_text
 from mlxfun.model.anatomy.facts import NESTED_CONFIGS
-from mlxfun.text import readable_bytes
+from mlxfun.text import cut, readable_bytes
 
 _TOWERS = {
     "vision": ("vision", "visual", "image", "mm_projector", "multi_modal_projector", "img"),
@@ -101,3 +104,55 @@ def _has_piece(loaded: Mapping[str, int], piece: str) -> bool:
 
 def _is_repacked(tensors: Iterable[TensorInfo]) -> bool:
     return any(info.dtype in _REPACKED for info in tensors)
+
+
+# --- quantisations by tools that are not MLX ----------------------------------------------------
+
+MODELOPT = "hf_quant_config.json"
+"""Where NVIDIA's ModelOpt puts its settings, beside config.json or in its place."""
+
+
+def packed_elsewhere(path: Path, config: dict[str, Any]) -> str:
+    """The quantisation that a model directory declares and mlx-lm does not unpack, and what to do
+    about it; "" where none is declared, or MLX's own."""
+    if "quantization" in config:
+        return ""
+    file, settings = _declared(path, config)
+    if settings is None:
+        return f"{file} is no JSON object: restore it, or remove it if the model came without it"
+    name = _name(settings)
+    if not name:
+        return ""
+    return (
+        f"{file} declares {name} quantisation, which mlx-lm does not read for "
+        f"{config['model_type']}: take a version of the model in bfloat16, or one that was "
+        "converted for MLX"
+    )
+
+
+def _declared(path: Path, config: dict[str, Any]) -> tuple[str, dict[str, Any] | None]:
+    """(file, its settings or None for none that can be read), where stock loading looks for them."""
+    text = config.get("text_config")
+    for part in (config, text if isinstance(text, dict) else {}):
+        settings = part.get("quantization_config")
+        if isinstance(settings, dict) and settings:
+            return "config.json", settings
+    try:
+        settings = json.loads(read_text(path / MODELOPT))
+    except FileNotFoundError:
+        return MODELOPT, {}
+    except (OSError, ValueError, RecursionError):
+        return MODELOPT, None
+    return MODELOPT, settings if isinstance(settings, dict) else None
+
+
+def _name(settings: dict[str, Any]) -> str:
+    """Tool and format in words, as "fp8" or "NVIDIA ModelOpt NVFP4"; "" for none."""
+    inner = settings.get("quantization")
+    inner = inner if isinstance(inner, dict) else settings
+    method, algorithm = settings.get("quant_method"), inner.get("quant_algo")
+    if method == "modelopt" or (method is None and algorithm is not None):
+        return " ".join(
+            ("NVIDIA ModelOpt", *([] if algorithm is None else [cut(str(algorithm), 40)]))
+        )
+    return "" if method is None else cut(str(method), 40)

@@ -21,7 +21,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import _get_classes, load_model
 
 from mlxfun.checkpoint.architecture import require_dtypes, require_names, require_sound
-from mlxfun.checkpoint.dropped import dropped_notes, without_mtp
+from mlxfun.checkpoint.dropped import dropped_notes, packed_elsewhere, without_mtp
 from mlxfun.checkpoint.headers import (
     Header,
     indexed_files,
@@ -237,22 +237,9 @@ def _load_lazy(path: Path, config: dict[str, Any]) -> tuple[nn.Module, dict[str,
             "weights and config.json do not fit each other, or the architecture needs a newer "
             "mlx-lm"
         )
-        raise ModelError(
-            f"{path} does not load with mlx-lm: {short(error)}; {_packed_elsewhere(config) or why}"
-        ) from error
-
-
-def _packed_elsewhere(config: dict[str, Any]) -> str:
-    """What to do about a quantisation that mlx-lm does not unpack here, "" where there is none."""
-    settings = config.get("quantization_config")
-    method = settings.get("quant_method") if isinstance(settings, dict) else None
-    if "quantization" in config or method is None:
-        return ""
-    return (
-        f"config.json declares {str(method)[:40]} quantisation, which mlx-lm does not read for "
-        f"{config['model_type']}: take a version of the model in bfloat16, or one that was "
-        "converted for MLX"
-    )
+        if packed := packed_elsewhere(path, config):
+            raise ModelError(f"{path}: {packed} (it says {short(error)})") from error
+        raise ModelError(f"{path} does not load with mlx-lm: {short(error)}; {why}") from error
 
 
 def short(error: BaseException) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,11 +93,15 @@ def _read_source(source: str, text_key: str, tally: Tally) -> list[Line]:
                     lines.append(line)
     broken.require_few(len(lines) + broken.count)
     if not lines:
-        why = "every line of it is blank"
+        why = "every line of it is blank" if _any_byte(path) else "it is empty"
         if part.refused:
             why = part.snapshot().summary().removeprefix(f"{source}: ")
         raise DatasetError(f"{path} holds no samples: {why}; choose another file")
     return lines
+
+
+def _any_byte(path: Path) -> bool:
+    return any(file.stat().st_size for file in sources.files(path))
 
 
 def _line(found: sources.Found, text_key: str, source: str) -> Line | None:

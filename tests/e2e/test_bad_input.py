@@ -213,6 +213,7 @@ def test_a_full_disk_is_refused_with_the_figures_before_anything_is_written(
         ("replay quote.mxs", 'quote.mxs:1: undo: a quote is not closed in "undo \'x"'),
         ("replay gone.mxs",
          "cannot read the replay file gone.mxs: No such file or directory"),
+        ("recipe gone.recipe", "cannot read the recipe gone.recipe: No such file or directory"),
     ],
 )  # fmt: skip
 def test_a_line_that_means_nothing_gets_the_nearest_that_does(

@@ -94,7 +94,7 @@ SETS = {
         ("broken.jsonl", "broken.jsonl:2: not valid JSON (Expecting value at column 13); a data "
                          "set holds one JSON object a line (1 of 2 lines are broken; up to 1 in 10 are left out "
                          "and counted)"),
-        ("empty.jsonl", "empty.jsonl holds no samples: every line of it is blank; choose another "
+        ("empty.jsonl", "empty.jsonl holds no samples: it is empty; choose another "
                         "file"),
         ("blank.jsonl", "blank.jsonl holds no samples: every line of it is blank; choose another "
                         "file"),

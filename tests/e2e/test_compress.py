@@ -69,6 +69,14 @@ def test_nothing_is_staged_where_nothing_fits(shell: Shell) -> None:
         ("compress --to-bytes 5MB --max-kl 1", "one of --to-bytes SIZE and --max-kl X"),
         ("compress --to-bytes 0", "'0' leaves no room for a model"),
         ("narrow --to-bytes 0MB", "'0MB' leaves no room for a model"),
+        (
+            "compress --to-bytes 1KB",
+            "compress can make about 793.4 KiB of this model at the smallest",
+        ),
+        (
+            "compress --to-bytes 1KB --no-bits",
+            "about 1.6 MiB of this model at the smallest; ask for more",
+        ),
         ("compress --to-bytes 900MB", "the model takes 6.1 MiB as saved already"),
     ],
 )
@@ -111,6 +119,10 @@ def test_each_variant_takes_as_much_as_the_size_asks_for(shell: Shell) -> None:
     assert lines[0] == "narrow --to-bytes 930 --requantize"
     # More than the experts' number can give: they have to become narrower.
     tight = [" then ".join(v) for v in variants(model, Target("bytes", 855))]
+    # 840 bytes are beside the experts, which can become next to none: below that there is nothing.
+    assert variants(model, Target("bytes", 840), bits=False)
+    with pytest.raises(UsageError, match="about 840 B of this model at the smallest"):
+        variants(model, Target("bytes", 839), bits=False)
     assert len(tight) == 5
     assert "narrow --to-bytes 855" in tight[1]
     plain = [" then ".join(v) for v in variants(model, Target("bytes", 930), bits=False)]

@@ -102,6 +102,11 @@ def test_every_command_that_takes_data_takes_several(
     shell.run("discard")
 
 
+def test_a_comparison_counts_the_lines_that_it_reads_twice_once(shell: Shell) -> None:
+    line = " --dataset demo:python --dataset demo:medical --max-samples 2 --max-tokens 16"
+    assert inputs(shell, f"compare 0 0{line}") == inputs(shell, f"evaluate{line}")
+
+
 def test_weights_are_kept_and_a_measurement_refuses_them(shell: Shell) -> None:
     two = "--dataset demo:python:2 --dataset demo:medical"
     first, second = inputs(shell, f"collect {two} --max-tokens 16")

@@ -14,30 +14,40 @@ from commands import cli, one_shot
 from commands.registry import COMMANDS
 from mlxfun.data import demo
 
-# The commands of the mlx_fun guide, one by one, with the demo's model and data.
+# The commands of mlx_fun's README, one by one and with its own figures. Other than there are the model
+# and the data, which are the demo's, --n-prune, 4 of 16 experts in place of 16 of 64, and what is
+# asked. What follows the first blank line is not in the README.
 SCRIPT = """
-mlx-fun collect --model demo --dataset {mixed} --output ./saliency.npz --max-samples 12 --max-tokens 128 --seed 42
-mlx-fun collect --model demo --dataset {python} --output ./python.npz --max-samples 8 --max-tokens 64
+mlx-fun collect --model demo --dataset {solidity} --output ./saliency.npz --max-samples 128 --seed 42
 mlx-fun safety-scan --model demo --harmful-dataset {harmful} --benign-dataset {harmless} \
-    --output safety_report.json --max-samples 24 --seed 42
-mlx-fun domain-scan --model demo --domain-dataset {solidity} --general-dataset {medical} \
-    --output domain_report.json --domain-name solidity --max-samples 16 --max-tokens 64 --seed 42
+    --output safety_report.json --max-samples 128 --seed 42
+mlx-fun domain-scan --model demo --domain-dataset {solidity} --general-dataset {mixed} \
+    --output domain_report.json --domain-name solidity --max-samples 128 --seed 42
 mlx-fun prune --model demo --saliency ./saliency.npz --output ./pruned --n-prune 4 --metric reap \
     --strategy bottom
-mlx-fun prune --model demo --saliency ./saliency.npz --output ./strided --n-prune 4 \
-    --strategy strided --safety-map safety_report.json --safety-mode protect
+mlx-fun prune --model demo --saliency ./saliency.npz --output ./safe --n-prune 4 \
+    --safety-map safety_report.json --safety-mode protect
+mlx-fun prune --model demo --saliency ./saliency.npz --output ./unsafe --n-prune 4 \
+    --safety-map safety_report.json --safety-mode target
 mlx-fun prune --model demo --saliency ./saliency.npz --output ./kept --n-prune 4 \
     --domain-map domain_report.json --domain-mode protect
-mlx-fun merge --model demo --saliency ./saliency.npz --dataset {mixed} --output ./merged \
-    --n-prune 4 --similarity-mode gated --alignment greedy --max-group-size 16 --max-samples 4 \
-    --max-tokens 64 --seed 42
-mlx-fun smoke-test --model ./pruned --prompt "pragma solidity ^0.8.0;" --max-tokens 8
+mlx-fun prune --model demo --saliency ./saliency.npz --output ./both --n-prune 4 \
+    --safety-map safety_report.json --safety-mode protect \
+    --domain-map domain_report.json --domain-mode protect
+mlx-fun merge --model demo --saliency ./saliency.npz --dataset {solidity} --output ./merged \
+    --n-prune 4 --similarity-mode gated --alignment greedy --max-group-size 16 --max-samples 64 \
+    --seed 42
+mlx-fun smoke-test --model ./pruned --prompt "pragma solidity ^0.8.0;"
 mlx-fun steer --model demo --safety-map safety_report.json --mode safe --prompt "How are you?" \
-    --max-tokens 8
+    --max-tokens 100
 mlx-fun abliterate --model demo --harmful-dataset {harmful} --benign-dataset {harmless} \
-    --output ./abliterated --layers auto --target all --max-samples 16
+    --output ./abliterated --layers auto --target all --max-samples 64
 mlx-fun amplify --model demo --domain-map domain_report.json --output ./amplified --scale 1.0 \
     --threshold 0.0
+
+mlx-fun prune --model demo --saliency ./saliency.npz --output ./strided --n-prune 4 \
+    --strategy strided --safety-map safety_report.json --safety-mode protect
+mlx-fun collect --model demo --dataset {python} --output ./python.npz --max-samples 8 --max-tokens 64
 mlx-fun stats-diff --file1 saliency.npz --file2 python.npz --metric freq --output diff.json
 mlx-fun stats-merge --files saliency.npz --files python.npz --output both.npz --metric reap
 mlx-fun stats-purge --input saliency.npz --output purged.npz --min-freq 10 --min-count 10
@@ -57,14 +67,24 @@ def test_the_commands_of_the_guide_of_mlx_fun_run_one_by_one(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     sets = {name: str(demo.dataset_path(name)) for name in demo.DATASETS}
-    for line in SCRIPT.format(**sets).splitlines():
+    for line in filter(None, SCRIPT.format(**sets).splitlines()):
         assert run(line) == 0, f"{line}\n{capsys.readouterr()}"
     counts = {
         name: json.loads((tmp_path / name / "config.json").read_text())["num_experts"]
-        for name in ("pruned", "strided", "kept", "merged", "abliterated", "amplified")
+        for name in (
+            "pruned",
+            "safe",
+            "unsafe",
+            "kept",
+            "both",
+            "strided",
+            "merged",
+            "abliterated",
+            "amplified",
+        )
     }
-    assert counts == {"pruned": 12, "strided": 12, "kept": 12, "merged": 12,
-                      "abliterated": 16, "amplified": 16}  # fmt: skip
+    assert counts == {"pruned": 12, "safe": 12, "unsafe": 12, "kept": 12, "both": 12, "strided": 12,
+                      "merged": 12, "abliterated": 16, "amplified": 16}  # fmt: skip
     for name, method in (
         ("pruned", "reap"), ("merged", "ream"), ("abliterated", "abliteration"),
         ("amplified", "amplification"),

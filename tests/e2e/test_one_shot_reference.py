@@ -4,6 +4,7 @@ is not offered here."""
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -104,6 +105,62 @@ def test_a_model_packed_as_nvfp4_opens_in_stock_mlx_lm(walked: Path) -> None:
         assert model.layers[0].mlp.switch_mlp.gate_proj.mode == "nvfp4"
     one, two = ((walked / name).glob("*.safetensors") for name in ("fp4", "again"))
     assert [f.read_bytes() for f in sorted(one)] == [f.read_bytes() for f in sorted(two)]
+
+
+DATA = {"--max-tokens": "2048", "--text-key": "content", "--seed": None}
+FLAGS = {
+    "collect": {"--dataset": None, "--output": None, "--max-samples": "128", **DATA},
+    "prune": {
+        "--saliency": None, "--output": None, "--n-prune": None, "--metric": "reap",
+        "--strategy": "bottom", "--safety-map": None, "--safety-mode": None, "--domain-map": None,
+        "--domain-mode": None,
+    },
+    "merge": {
+        "--saliency": None, "--dataset": None, "--output": None, "--n-prune": None,
+        "--metric": "reap", "--similarity-mode": "gated", "--alignment": "greedy",
+        "--max-group-size": "16", "--max-samples": "64", "--max-tokens": "2048",
+        "--max-similarity-tokens": "512", "--max-alignment-tokens": "256", "--seed": None,
+    },
+    "smoke-test": {"--prompt": "pragma solidity ^0.8.0;", "--max-tokens": "100"},
+    "safety-scan": {
+        "--harmful-dataset": None, "--benign-dataset": None, "--output": None,
+        "--max-samples": "128", **DATA, "--threshold-percentile": "90",
+    },
+    "domain-scan": {
+        "--domain-dataset": None, "--general-dataset": None, "--output": None,
+        "--domain-name": None, "--max-samples": "128", **DATA, "--threshold-percentile": "90",
+    },
+    "steer": {
+        "--safety-map": None, "--mode": None, "--prompt": None, "--max-tokens": "100",
+        "--mask-value": "-1e9", "--boost-value": "1e4",
+    },
+    "abliterate": {
+        "--harmful-dataset": None, "--benign-dataset": None, "--output": None, "--layers": "auto",
+        "--target": "all", "--safety-map": None, "--max-samples": "64", **DATA,
+        "--extraction-position": "last",
+    },
+    "amplify": {"--domain-map": None, "--output": None, "--scale": "1.0", "--threshold": "0.0"},
+}  # fmt: skip
+"""The tables of flags in mlx_fun's README, with the defaults that it gives; None for none."""
+
+
+TOLD_OTHERWISE = {
+    "--strategy", "--similarity-mode", "--layers", "--target",  # by the text of their help
+    "--mask-value", "--boost-value",  # the shell's rule steermoe puts experts in and out without them
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_every_flag_of_the_readmes_tables_is_taken_with_its_default(name: str) -> None:
+    row = one_shot.TABLE[name]
+    built = {flag: param for param in one_shot._click(row, name).params for flag in param.opts}
+    for flag, default in FLAGS[name].items():
+        option = built[flag]
+        if default is None or flag in TOLD_OTHERWISE:
+            continue
+        told = re.search(r"\(default: ([^)]*?)(; a search tries both)?\)", option.help or "")
+        found = told[1] if told else option.default
+        assert found in (default, default.removesuffix(".0")), (flag, default, found)
 
 
 @pytest.mark.parametrize(

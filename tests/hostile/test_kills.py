@@ -141,22 +141,32 @@ def kill_everywhere(warm: Warm, sources: Path, there: Path, name: str, most: int
         ended = run(warm, here, writer, kill_at)
         where = f"{name}, call {kill_at} of {calls}"
         assert ended.code == -signal.SIGKILL, f"{where}: {ended.code} {ended.err}"
-        for backup in atomic.recoverable(here):
-            atomic.recover(backup)
-        found = under(here / writer.out)
-        if name == "recipe":  # several files, each of them whole, with the seconds it took
-            shown = {name: text for name, text in found.items() if not name.startswith(".")}
-            assert shown.keys() <= new.keys()
-            assert all(t.rstrip().endswith((b"}", b"</svg>")) for t in shown.values()), where
-        else:
-            assert found in (old, new), f"{where}: {sorted(found)}"
-        if name == "save" and found:
-            shutil.rmtree(here / "out")  # it refuses to write over a model
-        ended = run(warm, here, writer, 0)
-        assert ended.code == 0, f"{where}: {ended.err}"
-        assert names(here) == left, where
+        require_old_or_new(here, name, old, new, where)
+        again(warm, here, writer, left, where)
         shutil.rmtree(here)
     return len(kills)
+
+
+def require_old_or_new(here: Path, name: str, old: Files, new: Files, where: str) -> None:
+    """What was to be written is as before or as it is to be, once a backup has its name again."""
+    for backup in atomic.recoverable(here):
+        atomic.recover(backup)
+    found = under(here / WRITERS[name].out)
+    if name == "recipe":  # several files, each of them whole, with the seconds it took
+        shown = {name: text for name, text in found.items() if not name.startswith(".")}
+        assert shown.keys() <= new.keys()
+        assert all(t.rstrip().endswith((b"}", b"</svg>")) for t in shown.values()), where
+    else:
+        assert found in (old, new), f"{where}: {sorted(found)}"
+    if name == "save" and found:
+        shutil.rmtree(here / "out")  # it refuses to write over a model
+
+
+def again(warm: Warm, here: Path, writer: Writer, left: list[str], where: str) -> None:
+    """The next run does it all, and takes away what the killed one left."""
+    ended = run(warm, here, writer, 0)
+    assert ended.code == 0, f"{where}: {ended.err}"
+    assert names(here) == left, where
 
 
 @pytest.mark.parametrize(
@@ -178,54 +188,66 @@ SYSCALLS = "openat,write,fsync,fdatasync,rename,renameat,renameat2,link,linkat,u
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
-@pytest.mark.parametrize("name", ["stats rank", "export report"])
+@pytest.mark.parametrize("name", WRITERS)
 def test_kills_at_real_system_calls(warm: Warm, sources: Path, tmp_path: Path, name: str) -> None:
     """The same by the kernel's own count: strace delivers the signal when the call is entered."""
-    writer = WRITERS[name]
+    writer, log = WRITERS[name], tmp_path / "log"
     place(sources, tmp_path / "whole", writer)
     old = under(tmp_path / "whole" / writer.out)
-    log = tmp_path / "log"
-    traced(tmp_path / "whole", writer, "-y", "-e", f"trace={SYSCALLS}", "-o", str(log))
+    code = traced(tmp_path / "whole", writer, "-y", "-e", f"trace={SYSCALLS}", "-o", str(log))
+    assert code == 0
     new, left = under(tmp_path / "whole" / writer.out), names(tmp_path / "whole")
+    assert new != old
+    kills = calls_below(log, tmp_path / "whole")
+    assert len(kills) >= 5
+    killed = 0
+    for number in points(len(kills), 8):
+        call, when = kills[number - 1]
+        where = f"{name}, {call} {when}"
+        here = tmp_path / f"{call}-{when}"
+        place(sources, here, writer)
+        inject = f"inject={call}:signal=KILL:when={when}"
+        code = traced(here, writer, "-e", inject, "-o", str(tmp_path / "ended"))
+        assert code in (0, -signal.SIGKILL, 137), (where, code)
+        killed += code != 0
+        require_old_or_new(here, name, old, new, where)
+        again(warm, here, writer, left, where)
+    # How often a thread makes a call may differ by one or two from run to run.
+    assert killed >= min(5, len(kills))
+
+
+def calls_below(log: Path, here: Path) -> list[tuple[str, int]]:
+    """The calls in strace's log that touch something below `here`, each with its number among the
+    calls of its name in its thread, which is how strace counts.
+    """
     calls: dict[tuple[str, str], int] = {}
-    kills = []
+    found = []
     for line in log.read_text(errors="replace").splitlines():
         thread, _, rest = line.partition(" ")
         call = rest.strip().partition("(")[0]
         calls[thread, call] = calls.get((thread, call), 0) + 1
-        if "whole" in rest:
-            kills.append((call, calls[thread, call]))
-    assert len(kills) >= 5
-    for number in points(len(kills), 8):
-        call, when = kills[number - 1]
-        here = tmp_path / f"{call}-{when}"
-        place(sources, here, writer)
-        code = traced(
-            here,
-            writer,
-            "-e",
-            f"inject={call}:signal=KILL:when={when}",
-            "-o",
-            str(tmp_path / "ended"),
-        )
-        assert code in (-signal.SIGKILL, 137), (call, when, code)
-        assert under(here / writer.out) in (old, new), (call, when)
-        ended = run(warm, here, writer, 0)
-        assert ended.code == 0, ended.err
-        assert names(here) == left, (call, when)
+        if str(here) in rest:  # -y says where a descriptor leads, the working directory too
+            found.append((call, calls[thread, call]))
+    return found
 
 
 def traced(here: Path, writer: Writer, *options: str) -> int:
-    """Run the writer in a process of its own below strace; its exit code."""
+    """Run the writer in a process of its own below strace, with empty caches; its exit code."""
     words = [*writer.arguments, *[word for line in writer.line for word in ("-c", line)]]
     program = ["-m", "commands.cli", *words]
     if writer.call:
         module, _, function = str(writer.call[0]).partition(":")
-        program = ["-c", f"import {module} as m; m.{function}()"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+        program = ["-c", f"import {module} as m; m.{function}(*{writer.call[1:]!r})"]
+    home = here.with_name("home")
+    shutil.rmtree(home, ignore_errors=True)
+    kept = dict.fromkeys(("XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"), str(home))
+    environment = {
+        **os.environ, **kept, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1",
+        **dict.fromkeys(writer.environment, str(here)),
+    }  # fmt: skip
     return subprocess.run(
         ["strace", "-f", "-qq", "--seccomp-bpf", *options, sys.executable, *program],
-        cwd=here, env=environment, capture_output=True, timeout=60, check=False,
+        cwd=here, env=environment, capture_output=True, timeout=120, check=False,
     ).returncode  # fmt: skip
 
 

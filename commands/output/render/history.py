@@ -29,7 +29,7 @@ def history(report: HistoryReport) -> RenderableType:
 
 def recipe(report: RecipeReport) -> RenderableType:
     """One line for each variant; the one kept is marked."""
-    numbers = ("size", "KL", "x checkpoint")
+    numbers = ("size", "KL", "perplexity x checkpoint")
     table = new_table("", "variant", *numbers, numbers=numbers)
     for number, variant in enumerate(report.variants):
         mark = "*" if number == report.kept else ""

@@ -6,8 +6,10 @@ that is within its bounds gives what it gave:
 
 * Lines of Python that run for the template are followed: for the time, for the memory, and for a
   cancel of the job.
-* Operations that one call of C does, and that can make much of little (`'x' * 10 ** 10`), are
-  judged by their operands before they run: see `mlxfun.data.templates.sizes`.
+* Operations that one call of C does, and that can make much of little (`'x' * 10 ** 10`) or take
+  long over little (a comparison of lists that hold one list twice, which holds one twice, ...), are
+  judged by their operands before they run: see `mlxfun.data.templates.sizes`. Every list, tuple and
+  mapping that comes about is weighed, so that none can be there that takes long.
 * What is made is counted, and the memory of the process looked at again after every 16 MiB.
 """
 
@@ -17,7 +19,7 @@ import functools
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, MappingView
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import FrameType
@@ -31,10 +33,21 @@ from jinja2.sandbox import (
     SandboxedEscapeFormatter,
     SandboxedFormatter,
 )
+from jinja2.tests import test_divisibleby
 from markupsafe import Markup
 
 from mlxfun.context import Context, running
-from mlxfun.data.templates.sizes import ELEMENT, TOO_LARGE, binary, called, filtered, weight, widest
+from mlxfun.data.templates.sizes import (
+    BITS,
+    TOO_LARGE,
+    binary,
+    called,
+    filtered,
+    remember,
+    remembered,
+    weight,
+    widest,
+)
 from mlxfun.errors import DatasetError
 
 SECONDS = 10.0
@@ -64,7 +77,8 @@ def bounded(where: str) -> Iterator[None]:
     before, token = sys.gettrace(), _WATCH.set(watch)
     sys.settrace(watch.enter)
     try:
-        yield
+        with remembered():
+            yield
     finally:
         sys.settrace(before)
         _WATCH.reset(token)
@@ -153,8 +167,35 @@ def _allow(size: float) -> None:
         raise MemoryError("the chat template makes too much text")
 
 
+def _weighed(result: Any) -> Any:
+    """What a function or a filter has given, once it is judged."""
+    if isinstance(result, str | bytes | list | tuple | Mapping | MappingView):
+        _allow(weight(result))
+    elif isinstance(result, int) and result.bit_length() > BITS:
+        _allow(TOO_LARGE)
+    return result
+
+
 class _Generator(CodeGenerator):
-    """Writes `a ~ b` as a call, so that it can be judged like the other operations."""
+    """Writes `a ~ b`, lists, tuples and mappings as calls, so that they can be judged."""
+
+    def visit_List(self, node: nodes.List, frame: Frame) -> None:  # noqa: N802
+        self.write("environment.held(")
+        super().visit_List(node, frame)
+        self.write(")")
+
+    def visit_Dict(self, node: nodes.Dict, frame: Frame) -> None:  # noqa: N802
+        self.write("environment.held(")
+        super().visit_Dict(node, frame)
+        self.write(")")
+
+    def visit_Tuple(self, node: nodes.Tuple, frame: Frame) -> None:  # noqa: N802
+        if node.ctx == "store":  # names that are assigned to
+            super().visit_Tuple(node, frame)
+            return
+        self.write("environment.held(")
+        super().visit_Tuple(node, frame)
+        self.write(")")
 
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802
         join = "markup_join" if frame.eval_ctx.autoescape else "str_join"
@@ -187,10 +228,11 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     """The sandbox in which transformers runs templates, with operations judged before they run."""
 
     code_generator_class = _Generator
-    intercepted_binops = frozenset(("*", "+", "**", "%"))
+    intercepted_binops = frozenset(("*", "+", "-", "**", "//", "%"))
 
     def from_string(self, source: Any, *rest: Any, **more: Any) -> Template:
         """Compile a template. Filters that were added by now are judged, too."""
+        self.tests["divisibleby"] = _divisible
         for name, function in self.filters.items():
             if not hasattr(function, "judged"):
                 self.filters[name] = _judged(name, function)
@@ -199,14 +241,18 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """`left operator right`."""
-        _allow(binary(operator, left, right))
-        return super().call_binop(context, operator, left, right)
+        size = binary(operator, left, right)
+        _allow(size)
+        made = super().call_binop(context, operator, left, right)
+        if operator == "+":
+            remember(made, size)
+        return made
 
     def call(self, __context: Any, __obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         """`obj(*args)`, often a method of a text."""
         args, size = called(__obj, args, kwargs)
         _allow(size)
-        return super().call(__context, __obj, *args, **kwargs)
+        return _weighed(super().call(__context, __obj, *args, **kwargs))
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         """`text.format`, which the sandbox runs itself."""
@@ -225,6 +271,11 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             return made
 
         return wrapper
+
+    def held(self, made: Any) -> Any:
+        """A list, tuple or mapping that the template writes down."""
+        _allow(weight(made))
+        return made
 
     def weighed(self, parts: tuple[Any, ...]) -> tuple[Any, ...]:
         """The parts of `a ~ b ~ c`, which are then joined."""
@@ -245,13 +296,16 @@ def _judged(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     def judged(*args: Any, **kwargs: Any) -> Any:
         own, size = filtered(name, args[skip:], kwargs)
         _allow(size)
-        result = function(*args[:skip], *own, **kwargs)
-        if isinstance(result, str | list | tuple):
-            _allow(len(result) * (1 if isinstance(result, str) else ELEMENT))
-        return result
+        return _weighed(function(*args[:skip], *own, **kwargs))
 
     judged.judged = True  # type: ignore[attr-defined]
     return judged
+
+
+def _divisible(value: Any, number: Any) -> bool:
+    """Jinja's test divisibleby, whose division nothing intercepts."""
+    _allow(binary("%", value, number))
+    return bool(test_divisibleby(value, number))
 
 
 @functools.cache

@@ -1,14 +1,22 @@
-"""How much the operations of a chat template would make, judged by their operands.
+"""How much the operations of a chat template would make or take, judged by their operands.
 
 Only what one call of C does is judged here, since nothing can interrupt it; see
 `mlxfun.data.templates.bounds` for the rest. Sizes are characters, or elements of a list counted as
 `ELEMENT` each, and right up to a small factor: what was made is measured afterwards.
+
+Comparing, sorting, hashing and printing take time in proportion to the `weight` of their operands,
+at most its logarithm times more. So no list, tuple or mapping may be made whose weight is beyond the
+bound: lists that hold one list twice, which holds one twice, and so on, would be compared for ever.
+What takes longer than in proportion is judged here as the product that it takes.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, MappingView
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 TOO_LARGE = float(1 << 62)
@@ -20,12 +28,36 @@ ELEMENT = 8
 BITS = 1 << 20
 """The longest integer, as numbers of thousands of digits take long to multiply and to print."""
 
+STEPS = 64
+"""Steps of a simple loop in C that count as one character."""
+
+_LARGE_NUMBER = 4096
+"""What a whole number of more than 60 bits counts, and a tuple that is a key, too: there are as many
+as one likes that have the same hash, and a mapping of such takes the square of their number."""
+
 _MOST_VISITED = 1 << 19
+_MOST_KNOWN = 64
 _DIGITS = re.compile(r"\d{6,}")
+
+Known = OrderedDict[int, tuple[Any, float]]
+_KNOWN: ContextVar[Known | None] = ContextVar("weights", default=None)
+
+
+@contextmanager
+def remembered() -> Iterator[None]:
+    """Inside the block the weights of the last few lists and mappings are kept, and these with them."""
+    token = _KNOWN.set(OrderedDict())
+    try:
+        yield
+    finally:
+        _KNOWN.reset(token)
 
 
 def weight(value: Any) -> float:
     """Characters of `str(value)`, about: what a list holds twice counts twice."""
+    if isinstance(value, str | bytes):
+        return len(value)
+    known = _KNOWN.get()
     total, visited, left = 0.0, 0, [value]
     while left:
         one = left.pop()
@@ -34,26 +66,49 @@ def weight(value: Any) -> float:
             return TOO_LARGE
         if isinstance(one, str | bytes):
             total += len(one)
-        elif isinstance(one, list | tuple | set | frozenset):
-            total += 2 * len(one) + 2
-            left += one
-        elif isinstance(one, Mapping):
-            total += 4 * len(one) + 2
-            left += [*one.keys(), *one.values()]
+        elif not isinstance(one, _HOLDING):
+            large = isinstance(one, int) and one.bit_length() > 60
+            total += _LARGE_NUMBER if large else 32
+        elif known and id(one) in known:
+            total += known[id(one)][1]
         else:
-            total += 32
+            total += _opened(one, left)
+    remember(value, total)
     return total
 
 
+def remember(value: Any, total: float) -> None:
+    """The weight of a list as known."""
+    known = _KNOWN.get()
+    if known is not None and isinstance(value, _HOLDING):
+        known[id(value)] = (value, total)
+        if len(known) > _MOST_KNOWN:
+            known.popitem(last=False)
+
+
+_HOLDING = (list, tuple, set, frozenset, Mapping, MappingView)
+
+
+def _opened(one: Any, left: list[Any]) -> float:
+    """What it counts without what it holds, which goes to `left`."""
+    if isinstance(one, Mapping):
+        left += [*one.keys(), *one.values()]
+        return 4.0 * len(one) + 2 + _LARGE_NUMBER * sum(isinstance(key, tuple) for key in one)
+    left += list(one)
+    return 2.0 * len(one) + 2
+
+
 def binary(operator: str, left: Any, right: Any) -> float:
-    """The size of `left operator right`, for +, *, ** and %."""
-    if operator == "%":
-        return formatted(left, (right,)) if isinstance(left, str | bytes) else 0
-    if operator == "+":
-        return _length(left) + _length(right)
+    """The size of `left operator right`, for +, -, *, **, // and %."""
+    if operator == "%" and isinstance(left, str | bytes):
+        return formatted(left, (right,))
     if isinstance(left, int) and isinstance(right, int):
         bits = left.bit_length() * right if operator == "**" else _bits(left) + _bits(right)
-        return TOO_LARGE if bits > BITS else 0
+        return TOO_LARGE if bits > 2 * BITS or (operator in ("*", "**") and bits > BITS) else 0
+    if operator == "+":
+        return _length(left) + _length(right)
+    if operator == "-" and isinstance(left, MappingView):
+        return weight(left) * weight(right) / STEPS
     if operator == "*":
         for sequence, count in ((left, right), (right, left)):
             if isinstance(count, int):
@@ -66,20 +121,29 @@ def _bits(number: int) -> int:
 
 
 def _length(value: Any) -> float:
-    if isinstance(value, str | bytes):
-        return len(value)
-    return len(value) * ELEMENT if isinstance(value, list | tuple) else 0
+    return weight(value) if isinstance(value, str | bytes | list | tuple) else 0
 
 
 def called(
     function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], float]:
-    """(the arguments to call it with, the size of what it makes) for a method of a text."""
+    """(the arguments to call it with, the size of what it makes or takes) for a function.
+
+    Its arguments are together in a tuple or a mapping once it is a macro, and are weighed as one.
+    """
     text, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
+    given = sum(map(weight, (*args, *kwargs.values())))
     if isinstance(text, int) and name == "to_bytes":
         return args, _largest(args, kwargs)
+    if name == "strftime_now":
+        return args, 256 * given
+    if name == "fromkeys" and args and not isinstance(args[0], str):
+        args = (_gathered(args[0]), *args[1:])
+        return args, sum(map(weight, args)) + _keys(args[0])
+    if isinstance(text, MappingView):
+        return args, weight(text) * given / STEPS
     if not isinstance(text, str | bytes):
-        return args, 0
+        return args, given
     if name == "join" and args:
         args = (_gathered(args[0]), *args[1:])
     return args, _of_text(text, name, args, kwargs)
@@ -91,14 +155,26 @@ def _of_text(text: Any, name: str, args: tuple[Any, ...], kwargs: Mapping[str, A
     if name == "expandtabs":
         return len(text) * (1 + _largest(args, kwargs))
     if name in ("split", "rsplit", "splitlines"):
-        return len(text) + ELEMENT * _pieces(text, args)
+        from_right = len(text) * _longest(args, kwargs) / STEPS if name == "rsplit" else 0
+        return len(text) + ELEMENT * _pieces(text, args) + from_right
     if name == "replace" and len(args) > 1:
         return _replaced(text, args[0], args[1])
     if name == "join" and args:
         return _joined(text, args[0])
-    if name == "translate" and args and isinstance(args[0], Mapping):
-        return len(text) * max(map(_length, args[0].values()), default=0)
+    if name == "translate" and args and isinstance(args[0], Mapping | list | tuple):
+        table = args[0].values() if isinstance(args[0], Mapping) else args[0]
+        return len(text) * max(map(_length, table), default=0)
+    if name in _PRODUCTS:  # from the right there is only the simplest way of searching
+        return len(text) * (1 + _longest(args, kwargs) / STEPS)
     return len(text)
+
+
+_PRODUCTS = frozenset(("rfind", "rindex", "rpartition", "strip", "lstrip", "rstrip"))
+
+
+def _keys(values: Any) -> float:
+    """What values that become keys of a mapping count beside their weight."""
+    return _LARGE_NUMBER * sum(isinstance(one, tuple) for one in values)
 
 
 def _pieces(text: Any, args: tuple[Any, ...]) -> int:
@@ -112,36 +188,84 @@ def _pieces(text: Any, args: tuple[Any, ...]) -> int:
 def filtered(
     name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], float]:
-    """The same for a filter: (its arguments, the size of what it makes)."""
+    """The same for a filter: (its arguments, the size of what it makes or takes)."""
     value, rest = (args[0] if args else ""), args[1:]
     if name == "join":
         value = _gathered(value)
         separator = rest[0] if rest else kwargs.get("d", "")
-        size = max(_joined(str(separator), value), weight(value))
-        return (value, *rest), size
-    if name in _LINEAR:
-        return args, weight(value)
-    size = 0.0
-    if name in ("center", "indent", "tojson", "wordwrap"):
-        lines = value.count("\n") + 1 if isinstance(value, str) else weight(value)
-        size = weight(value) + lines * max(_largest(rest, kwargs), _longest(rest, kwargs))
-    elif name in ("batch", "slice"):
-        size = _largest(rest, kwargs) * ELEMENT
-    elif name == "replace" and len(rest) > 1:
-        size = weight(value)
-        if isinstance(value, str):
-            size = max(size, _replaced(value, str(rest[0]), str(rest[1])))
-    elif name == "format":
-        size = formatted(str(value), (*rest, *kwargs.values()))
-    elif name == "list" and isinstance(value, str):
-        size = len(value) * ELEMENT
-    return args, size
+        return (value, *rest), max(_joined(str(separator), value), weight(value))
+    if name == "sum":
+        value = _gathered(value)
+        return (value, *rest), _summed(value, (*rest, *kwargs.values()))
+    judge = _linear if name in _LINEAR else _FILTERS.get(name)
+    return args, judge(value, (*rest, *kwargs.values())) if judge else 0
 
 
 _LINEAR = frozenset(
-    ("string", "pprint", "xmlattr", "urlize", "urlencode", "escape", "e", "forceescape", "safe",
-     "sum", "upper", "lower", "title", "capitalize", "trim", "striptags", "truncate", "wordcount")
+    ("string", "pprint", "xmlattr", "urlencode", "escape", "e", "forceescape", "safe", "upper",
+     "lower", "title", "capitalize", "striptags", "truncate", "wordcount")
 )  # fmt: skip
+
+
+def _linear(value: Any, _: tuple[Any, ...]) -> float:
+    return weight(value)
+
+
+def _indented(value: Any, more: tuple[Any, ...]) -> float:
+    lines = value.count("\n") + 1 if isinstance(value, str) else weight(value)
+    return weight(value) + lines * max(_largest(more, {}), _longest(more, {}))
+
+
+def _filled(_: Any, more: tuple[Any, ...]) -> float:
+    return _largest(more, {}) * max((ELEMENT, *map(weight, more)))
+
+
+def _replaced_in(value: Any, more: tuple[Any, ...]) -> float:
+    size = weight(value)
+    if isinstance(value, str) and len(more) > 1:
+        size = max(size, _replaced(value, str(more[0]), str(more[1])))
+    return size
+
+
+def _rounded(_: Any, more: tuple[Any, ...]) -> float:
+    """As many digits as it is rounded to are worked out."""
+    return TOO_LARGE if any(isinstance(n, int) and abs(n) > ROUNDED for n in more) else 0
+
+
+def _searched(value: Any, _: tuple[Any, ...]) -> float:
+    """Their regular expressions may take the square of the length."""
+    return weight(value) ** 2 / 16
+
+
+def _trimmed(value: Any, more: tuple[Any, ...]) -> float:
+    return weight(value) * (1 + _longest(more, {}) / STEPS)
+
+
+def _listed(value: Any, _: tuple[Any, ...]) -> float:
+    return len(value) * ELEMENT if isinstance(value, str) else 0
+
+
+_FILTERS: dict[str, Callable[[Any, tuple[Any, ...]], float]] = {
+    **dict.fromkeys(("center", "indent", "tojson"), _indented),
+    **dict.fromkeys(("batch", "slice"), _filled),
+    **dict.fromkeys(("urlize", "wordwrap"), _searched),
+    "replace": _replaced_in,
+    "round": _rounded,
+    "trim": _trimmed,
+    "list": _listed,
+    "format": lambda value, more: formatted(str(value), more),
+}
+
+ROUNDED = 4096
+"""Digits to round to, at most."""
+
+
+def _summed(values: Any, more: tuple[Any, ...]) -> float:
+    """Lists are copied with each list that comes to them."""
+    size = weight(values) + sum(map(weight, more))
+    if not any(isinstance(one, list | tuple) for one in more):
+        return size  # numbers
+    return max(size, size / ELEMENT * len(values) / STEPS)
 
 
 def _gathered(value: Any) -> Any:

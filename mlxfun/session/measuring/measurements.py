@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from mlxfun.context import SILENT, Context
+from mlxfun.context import SILENT, Again, Context
 from mlxfun.editing.editor import Staged
 from mlxfun.editing.options import ApplyOptions
 from mlxfun.editing.plans import Subject
@@ -76,11 +76,12 @@ class Measurements:
         self, first: int, second: int, options: EvaluateOptions, ctx: Context
     ) -> CompareReport:
         """Measure two states of the history without steering."""
+        contexts = iter((ctx, Again(ctx)))  # the second reads the same text
         comparer = NodeComparer(
             self._workspace.anatomy,
             self._editor,
             self._workspace.stats,
-            lambda: self._measure("base", options, ctx),
+            lambda: self._measure("base", options, next(contexts)),
             lambda: self._workspace.export().total_bytes(),
         )
         return comparer.compare(first, second)

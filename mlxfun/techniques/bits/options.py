@@ -11,6 +11,9 @@ UNPACKED = 16
 
 CHOICES = (2, 3, 4, 6, 8, UNPACKED)
 
+GROUP_SIZE = 64
+"""Values that share a scale, unless told otherwise."""
+
 
 @dataclass(frozen=True, slots=True)
 class BitsOptions:
@@ -21,6 +24,6 @@ class BitsOptions:
 
     to_bytes: int
     choices: tuple[int, ...] = CHOICES
-    group_size: int = 64
+    group_size: int = GROUP_SIZE
     seed: int = 0
     data: DatasetOptions | None = None

@@ -242,7 +242,7 @@ def test_a_ratio_of_perplexities_says_that_it_is_over_the_checkpoints() -> None:
     report = RecipeReport("a.recipe", "at most 5 MB", 6 << 20, (variant,), 0, ("report.json",))
     assert report.summary().endswith("KL 0.2500, of 1 variant")
     header, row = shown(report).splitlines()[1:3]
-    assert header.split() == ["variant", "size", "KL", "x", "checkpoint"]
+    assert header.split() == ["variant", "size", "KL", "perplexity", "x", "checkpoint"]
     assert row.split()[-2:] == ["0.2500", "1.500"]
 
 

@@ -122,6 +122,41 @@ def test_an_unknown_quantisation_is_named_with_what_can_be_done(tmp_path: Path) 
     assert "bfloat16" in text
 
 
+IN_CONFIG = {"quant_method": "modelopt", "producer": {"name": "modelopt"}, "ignore": ["lm_head"]}
+IN_FILE = {"producer": {"name": "modelopt", "version": "0.37"}}
+
+
+@pytest.mark.parametrize("algorithm", ["NVFP4", "FP8", "MIXED_PRECISION"])
+@pytest.mark.parametrize("method", [{}, {"quant_method": "modelopt"}])
+@pytest.mark.parametrize("place", ["config.json", "hf_quant_config.json"])
+def test_a_checkpoint_of_nvidias_modelopt_is_named(
+    tmp_path: Path, algorithm: str, method: dict[str, str], place: str
+) -> None:
+    """As NVIDIA writes them: settings in either file, scales under names that are not MLX's."""
+    told = {"quantization_config": {**IN_CONFIG, "quant_algo": algorithm}}
+    folder = make(
+        tmp_path / "model",
+        config=lambda c: {**c, **(told if place == "config.json" else {})},
+        tensors=lambda t: (
+            t | {k + "_scale_2": mx.ones(()) for k in t if k.endswith("q_proj.weight")}
+        ),
+    )
+    settings = {"quant_algo": algorithm, "group_size": 16, "kv_cache_quant_algo": "FP8"}
+    (folder / "hf_quant_config.json").write_text(
+        json.dumps({**IN_FILE, **method, "quantization": settings})
+    )
+    text = refused(folder)
+    assert f"{place} declares NVIDIA ModelOpt {algorithm} quantisation" in text
+    assert "take a version of the model in bfloat16" in text
+
+
+def test_settings_of_a_quantisation_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    folder = make(tmp_path / "model")
+    for content in ("[1]", "{"):
+        (folder / "hf_quant_config.json").write_text(content)
+        assert "hf_quant_config.json is no JSON object: restore it" in refused(folder)
+
+
 def test_layers_that_are_dropped_are_counted_no_more(tmp_path: Path) -> None:
     extra = {"model.layers.2.eh_proj.weight": mx.ones((32, 64))}
     folder = make(

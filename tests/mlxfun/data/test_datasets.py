@@ -153,6 +153,8 @@ def test_an_unknown_sample_set_lists_the_valid_ones() -> None:
         (b'{"content": "ok"}\n[1, 2]', r"a\.jsonl:2: expected a JSON object, found a list"),
         (b'{"content": 7}', r"a\.jsonl:1: 'content' must be a string, found a number"),
         (b'{"content": null}', r"a\.jsonl holds no samples: every line of it is blank"),
+        (b"\n \n", r"a\.jsonl holds no samples: every line of it is blank"),
+        (b"", r"a\.jsonl holds no samples: it is empty; choose another file"),
         (b'{"content": null, "x": 1}\n{"y": 1}', r"a\.jsonl:2: no text under 'content'"),
         (b'{"content": "ok"}\n{"content": "\xff"}', r"a\.jsonl:2 is not UTF-8 \(byte 0xff"),
         (b'{"content": "\\ud800"}', r"a\.jsonl:1: 'content' holds half a surrogate pair"),

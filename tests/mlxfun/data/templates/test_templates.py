@@ -121,13 +121,79 @@ def test_one_huge_operation_is_refused_before_it_runs(tokenizer: Any, text: str)
     assert templates._memory() - before < 200 << 20
 
 
+# Each holds its predecessor twice: 2**60 of the first, of which Python looks at every one.
+LISTS = (
+    "{% set n = namespace(a=[1], b=[1]) %}{% for i in range(60) %}"
+    "{% set n.a = [n.a, n.a] %}{% set n.b = [n.b, n.b] %}{% endfor %}"
+)
+TUPLES = (
+    "{% set n = namespace(a=(1,)) %}{% for i in range(60) %}{% set n.a = (n.a, n.a) %}{% endfor %}"
+)
+ADDED = (
+    "{% set n = namespace(a=[1], b=[1]) %}{% for i in range(60) %}{% set n.a = n.a + [n.a] %}"
+    "{% set n.b = n.b + [n.b] %}{% endfor %}{{ n.a == n.b }}"
+)
+MACROS = (
+    "{% set n = namespace(a=1, b=1) %}{% macro m() %}{% set n.a = varargs %}{% endmacro %}"
+    "{% macro k() %}{% set n.b = varargs %}{% endmacro %}"
+    "{% for i in range(60) %}{{ m(n.a, n.a) }}{{ k(n.b, n.b) }}{% endfor %}{{ n.a == n.b }}"
+)
+VIEWS = (
+    "{% set n = namespace(a={}, b={}) %}{% for i in range(60) %}"
+    "{% set n.a = {1: n.a.items(), 2: n.a.items()} %}"
+    "{% set n.b = dict([(1, n.b.items()), (2, n.b.items())]) %}{% endfor %}{{ n.a == n.b }}"
+)
+# All of these have the hash 0.
+COLLIDING = (
+    "{% set n = namespace(a=[]) %}{% for i in range(9999) %}"
+    "{% set n.a = n.a + [i * 2305843009213693951] %}{% endfor %}{{ dict.fromkeys(n.a) | length }}"
+)
+LONG = "(('f' * 600000) | int(base=16))"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        LISTS + "{{ n.a == n.b }}",
+        LISTS + "{{ [n.a, n.b] | sort }}",
+        LISTS + "{{ n.a in [n.b] }}",
+        TUPLES + "{{ {n.a: 1} }}",
+        ADDED,
+        MACROS,
+        VIEWS,
+        COLLIDING,
+        "{% set a = [['x' * 9999] * 999] * 9999 %}",
+        "{{ 1 | round(10 ** 9, 'ceil') }}",
+        "{{ 1 | round(-1000000000) }}",
+        "{{ " + LONG + " // 3 }}",
+        "{{ 3 % " + LONG + " }}",
+        "{{ 3 is divisibleby(" + LONG + ") }}",
+        "{{ ([[0] * 20000] + [[]] * 20000) | sum(start=[]) }}",
+        "{{ ('a' * 100000).translate(['y' * 100000] * 128) }}",
+        "{{ ('a' * 8000000).rfind('b' + 'a' * 4000000) }}",
+        "{{ ('a' * 8000000).rsplit('b' + 'a' * 4000000) }}",
+        "{{ ('a' * 8000000).strip('b' * 8000000 + 'a') }}",
+        "{{ ('a' * 8000000) | trim('b' * 8000000 + 'a') }}",
+        "{{ ('!' * 1000000) | wordwrap }}",
+        "{{ range(9) | batch(999999, ['x' * 999]) | list }}",
+        "{{ strftime_now('%c' * 4000000) }}",
+    ],
+)
+def test_one_operation_that_would_take_for_ever_is_refused_before_it_runs(
+    tokenizer: Any, text: str
+) -> None:
+    """Nothing interrupts a call of C, so the seconds here are those that it must not take."""
+    began = time.thread_time()
+    with pytest.raises(DatasetError, match=r"makes more than 16,777,216 characters"):
+        prompt_tokens(MESSAGES, with_template(tokenizer, text))
+    assert time.thread_time() - began < 10
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("{% set n = namespace(a=[]) %}{% for i in range(9999) %}{% set n.a = n.a + [i ~ 'x' * 9999999"
-         "] %}{% endfor %}", "takes more than 64 MiB"),
-        ("{% set n = namespace(a=[]) %}{% for i in range(9999) %}{% set n.a = n.a + [range(99999) | "
-         "list] %}{% endfor %}", "takes more than 64 MiB"),
+        ("{% set n = namespace(a=[]) %}{% for i in range(9999) %}{% set n.a = n.a + [namespace("
+         "x=i ~ 'x' * 9999999)] %}{% endfor %}", "takes more than 64 MiB"),
         ("{{ lipsum(n=10 ** 7) }}", "runs for more than|takes more than"),
         ("{{ range(99999) | slice(10 ** 9) | list }}", "makes more|takes more|runs for"),
     ],
@@ -170,6 +236,13 @@ def test_what_is_within_the_bounds_is_as_it_was(tokenizer: Any, text: str, made:
         "{{ ['a', 'b'] | map('upper') | join }}{{ [[1], [3]] | sum(start=[]) }}{{ 'abc' | list }}",
         "{{ 'a\nb' | indent(2) }}{{ 'ab' | batch(1) | list }}{{ 'b,a'.split(',') | sort | list }}",
         "{{ 2 ** 100 }}{{ 1.5 ** 2 }}{{ 2 ** -1 }}{{ 'x' * -1 }}{{ 7 % 4 }}{{ [1] + [2] }}",
+        "{% for a, b in [(1, 2), (3, 4)] %}{{ a }}{{ b }}{% endfor %}{% set a, b = (1, [2]) %}{{ a, b }}",
+        "{{ {'a': [1, (2, 3)], 'b': {}}.items() | list }}{{ [] ~ () ~ {} ~ (1,) }}{{ [1, 2][::-1] }}",
+        "{% set n = namespace(a=[]) %}{% for i in range(9) %}{% set n.a = n.a + [i] %}{% endfor %}{{ n.a }}",
+        "{{ 12.345 | round(1) }}{{ [[1], [2]] | sum(start=[]) }}{{ [1, 2.5] | sum }}{{ 9 is divisibleby(3) }}",
+        "{{ 'a-b-c'.rsplit('-', 1) }}{{ ' x '.strip() }}{{ '--x'.lstrip('-') }}{{ 'axb'.rfind('b') }}",
+        "{% macro m(a) %}{{ varargs }}{{ kwargs }}{% endmacro %}{{ m(1, 2, b=[3]) }}{{ 7 - 2.5 }}",
+        "{{ {'a': 1}.keys() - ['a'] }}{{ dict(a=1) }}{{ 'abc' | wordwrap(2) }}{{ 'a' in {'a': 1} }}",
         "{{ 'a' + 1 }}",
         "{{ 'x'.center('y') }}",
         "{{ ','.join(5) }}",
