@@ -69,7 +69,7 @@ class Warm:
         task = {
             "program": SHELL, "arguments": arguments, "directory": str(directory or self.directory),
             "environment": self.environment | (environment or {}), "call": list(call),
-            "before": list(before), "seconds": seconds,
+            "before": list(before), "seconds": seconds, "quick": True,
         }  # fmt: skip
         with ExitStack() as opened:
             streams = [opened.enter_context(tempfile.TemporaryFile("w+b")) for _ in range(3)]
