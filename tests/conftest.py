@@ -45,16 +45,6 @@ def what_is_frozen_stays_frozen() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True, scope="module")
-def what_a_module_leaves_is_frozen_too() -> Iterator[None]:
-    """What was imported on the way, mostly. Every session that closes collects garbage, and went over
-    all of that.
-    """
-    yield
-    gc.collect()
-    gc.freeze()
-
-
 @pytest.fixture
 def real_freezing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The workbench freezes and unfreezes as it does for users."""
