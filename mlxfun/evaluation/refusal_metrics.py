@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 
 from mlxfun.context import SILENT, Context
@@ -70,7 +71,7 @@ class Panel:
 
 
 def ask_all(
-    model: Any,
+    model: nn.Module,
     tokenizer: Tokenizer,
     prompts: Prompts,
     max_tokens: int,
