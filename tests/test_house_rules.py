@@ -49,6 +49,18 @@ def test_roles_sides_and_modes_are_types_that_list_their_values() -> None:
     assert seen >= FIXED  # a name that is gone is no longer checked
 
 
+def test_no_parameter_hides_a_model_or_a_tokenizer() -> None:
+    hidden, seen = [], 0
+    for path in sources(*PACKAGES):
+        for made in ast.walk(parsed(path)):
+            if isinstance(made, ast.arg) and made.arg in ("model", "tokenizer") and made.annotation:
+                seen += 1
+                if ast.unparse(made.annotation) == "Any":
+                    hidden.append(f"{path.relative_to(ROOT)}:{made.lineno} {made.arg}")
+    assert hidden == []
+    assert seen > 100
+
+
 @pytest.mark.parametrize("folder", [*PACKAGES, "tests"])
 def test_files_and_functions_fit_on_a_few_screens(folder: str) -> None:
     long = []

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -172,7 +172,7 @@ class _Rising:
             self._ctx.emit(frame(self._stats, job=0))
 
 
-def watch(model: Any, taps: Taps, batch: Batch) -> Watch[Array]:
+def watch(model: nn.Module, taps: Taps, batch: Batch) -> Watch[Array]:
     """Sums of one batch, [L, S, E]."""
     mask = mx.array(batch.mask.reshape(-1).astype(np.float32))
     reduction = taps.reduction(lambda tap, record: layer_sums(tap.layer, [record], mask))

@@ -74,7 +74,7 @@ def save(
             f"the plan of bits was measured on state {plan.state}, and this is state "
             f"{editor.live_state}: run bits again, or give --allow-stale"
         )
-    model: Any = view.model
+    model = view.model
     end = node or editor.history.current
     with editor.unsteered():
         return write(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any, Literal
+from typing import Literal
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from mlxfun.errors import ModelError
 from mlxfun.hooks.head import HeadTap
@@ -20,7 +21,7 @@ AfterHead = Literal["nothing", "changed", "unknown"]
 logits of any hidden states; something that cannot."""
 
 
-def after_head(model: Any, anatomy: MoEMap, head: HeadTap | None) -> AfterHead:
+def after_head(model: nn.Module, anatomy: MoEMap, head: HeadTap | None) -> AfterHead:
     """See AfterHead. A model on disk is not read for it: what its layers do makes no difference."""
     if LayerStore.of(model) is not None:
         with suppress(*STUB_ERRORS), passing_layers(model, anatomy):
@@ -28,7 +29,7 @@ def after_head(model: Any, anatomy: MoEMap, head: HeadTap | None) -> AfterHead:
     return _found(model, head)
 
 
-def _found(model: Any, head: HeadTap | None) -> AfterHead:
+def _found(model: nn.Module, head: HeadTap | None) -> AfterHead:
     """What the model does to its head's output, by a forward of a few tokens."""
     if head is None:
         return "unknown"
@@ -48,7 +49,7 @@ def _same(again: mx.array, logits: mx.array) -> bool:
     return bool(close.item()) if isinstance(close, mx.array) else False
 
 
-def repeatable_head(model: Any, anatomy: MoEMap, instead: str) -> tuple[HeadTap, AfterHead]:
+def repeatable_head(model: nn.Module, anatomy: MoEMap, instead: str) -> tuple[HeadTap, AfterHead]:
     """The tap of a head whose logits can be made again, and what the model does to them.
 
     instead: who needs that, and what there is for a model without. Raises ModelError.
@@ -63,7 +64,7 @@ def repeatable_head(model: Any, anatomy: MoEMap, instead: str) -> tuple[HeadTap,
     return head, after
 
 
-def no_gradient(model: Any, error: Exception, instead: str) -> ModelError:
+def no_gradient(model: nn.Module, error: Exception, instead: str) -> ModelError:
     """What to raise where MLX has none through the model. instead: what needs none."""
     family = model.__class__.__module__.rpartition(".")[2]
     return ModelError(

@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import dataclass
 from functools import cached_property, partial
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -123,7 +123,7 @@ class Evaluator:
     """Measures states of one resident model. Caches what does not change with an edit."""
 
     def __init__(self, model: nn.Module, head: HeadTap | None, anatomy: MoEMap) -> None:
-        self._model: Any = model
+        self._model = model
         self._head = head
         self._anatomy = anatomy
         self._vocabulary = anatomy.vocabulary or 1 << 15

@@ -18,9 +18,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 
 from mlxfun.context import SILENT, Context
@@ -75,7 +76,7 @@ Answering = Callable[[Sequence["Tokens"], int, Context, str], list[Answer]]
 
 
 def ask_all(
-    model: Any,
+    model: nn.Module,
     tokenizer: Tokenizer,
     prompts: Prompts,
     max_tokens: int,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+import mlx.nn as nn
 import numpy as np
 
 from mlxfun.context import SILENT, Context
@@ -59,7 +59,7 @@ def answer_samples(
 
 
 def answer_health(
-    model: Any,
+    model: nn.Module,
     tokenizer: Tokenizer,
     options: EvaluateOptions,
     sets: Sequence[EvalSet],

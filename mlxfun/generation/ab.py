@@ -18,6 +18,7 @@ from time import monotonic
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 
 from mlxfun.context import Context
@@ -87,7 +88,11 @@ def _turn(editor: Editor) -> int | None:
 
 
 def compare(
-    model: Any, decoder: Decoder, editor: Editor, asked: tuple[str, GenerateOptions], ctx: Context
+    model: nn.Module,
+    decoder: Decoder,
+    editor: Editor,
+    asked: tuple[str, GenerateOptions],
+    ctx: Context,
 ) -> ABReport:
     """Ask both sides. asked: the text and how to answer it. Emits a Token for every token.
 
@@ -188,7 +193,11 @@ def first_difference(one: Sequence[int], two: Sequence[int]) -> int | None:
 
 
 def _divergence(
-    model: Any, pair: tuple[ABSide, ABSide], prompt: list[int], answer: Sequence[int], ctx: Context
+    model: nn.Module,
+    pair: tuple[ABSide, ABSide],
+    prompt: list[int],
+    answer: Sequence[int],
+    ctx: Context,
 ) -> tuple[float, ...]:
     """KL at each token of `answer`, both sides reading it."""
     if not answer:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 from mlx_lm.generate import BatchGenerator
 from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
@@ -133,7 +134,7 @@ def _question(line: Line) -> list[Message]:
 
 
 def greedy(
-    model: Any,
+    model: nn.Module,
     tokenizer: Tokenizer,
     prompts: Sequence[Tokens],
     max_tokens: int,
@@ -239,7 +240,7 @@ def watch(model: Any, batch: Batch, settings: Mapping[str, Any]) -> Watch[Array]
 # -- here -------------------------------------------------------------------------------------
 
 
-def takes_ragged_batches(model: Any) -> bool:
+def takes_ragged_batches(model: nn.Module) -> bool:
     """Whether prompts of different lengths can be decoded together: where each layer's cache is one
     of keys and values, which masks keep apart from padding. Recurrent states would take it in.
     """
@@ -253,7 +254,7 @@ def _rows() -> int:
 
 
 def _decode_ragged(
-    model: Any, prompts: Sequence[Tokens], stops: set[int], max_tokens: int, ctx: Context
+    model: nn.Module, prompts: Sequence[Tokens], stops: set[int], max_tokens: int, ctx: Context
 ) -> Iterator[tuple[int, list[int]]]:
     """(index of a prompt, its tokens), in the order in which answers end. One that ends makes room
     for the next prompt, so the batch stays full."""
@@ -282,7 +283,7 @@ def _decode_ragged(
 
 
 def _decode_groups(
-    model: Any, prompts: Sequence[Tokens], stops: set[int], max_tokens: int, ctx: Context
+    model: nn.Module, prompts: Sequence[Tokens], stops: set[int], max_tokens: int, ctx: Context
 ) -> Iterator[tuple[int, list[int]]]:
     """(index of a prompt, its tokens): prompts of one length together, which needs no padding."""
     groups = equal_lengths(prompts, _rows())
@@ -326,7 +327,7 @@ class _Rows:
 
 
 def _decode(
-    model: Any, prompts: Sequence[Tokens], stops: set[int], max_tokens: int, ctx: Context
+    model: nn.Module, prompts: Sequence[Tokens], stops: set[int], max_tokens: int, ctx: Context
 ) -> list[list[list[int]]]:
     """Tokens of each row of each batch of prompts [B, T]."""
     batches = [

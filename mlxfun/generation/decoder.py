@@ -115,7 +115,7 @@ class Decoder:
         sampler: Callable[[Any], Draws] = Sampler,
         kv: PackedCache | None = None,
     ) -> None:
-        self._model: Any = model
+        self._model = model
         self._tokenizer = tokenizer
         self._taps = taps
         self._caches = CachePool(model, kv=kv)
@@ -208,7 +208,7 @@ class _Answer:
 
     def __init__(
         self,
-        model: Any,
+        model: nn.Module,
         taps: Taps,
         cache: KVCache,
         sampler: Draws,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 from mlx_lm.generate import maybe_quantize_kv_cache
 from mlx_lm.models.cache import (
@@ -186,7 +187,7 @@ def _each(change: Callable[..., mx.array], *packed_: Packed) -> Packed:
     return a, b, c
 
 
-def new_cache(model: Any, kv: PackedCache | None) -> list[Any]:
+def new_cache(model: nn.Module, kv: PackedCache | None) -> list[Any]:
     """An empty cache of each layer."""
     layers: list[Any] = make_prompt_cache(model)
     if kv is None or kv.start:
@@ -207,7 +208,7 @@ def packed(layers: Sequence[Any]) -> bool:
     return any(hasattr(layer, "bits") for layer in layers)
 
 
-def require_packable(model: Any, kv: PackedCache) -> None:
+def require_packable(model: nn.Module, kv: PackedCache) -> None:
     """Raise ModelError unless the model answers with packed caches: tries one token, except where
     that would read the whole model from disk."""
     layers: list[Any] = make_prompt_cache(model)

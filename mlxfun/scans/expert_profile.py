@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 
 from mlxfun.calibration.reports import WhyReport
@@ -48,7 +49,7 @@ class Seen:
     logits: mx.array
 
 
-def watch(model: Any, taps: Taps, position: int, text: Sequence[Array], ctx: Context) -> Seen:
+def watch(model: nn.Module, taps: Taps, position: int, text: Sequence[Array], ctx: Context) -> Seen:
     """Run `text`, token sequences, and keep what the layer at `position` did."""
     parts: list[Record] = []
     tap, label = taps.layers[position], "watching the expert"
@@ -75,7 +76,7 @@ def watch(model: Any, taps: Taps, position: int, text: Sequence[Array], ctx: Con
     )
 
 
-def watch_choices(model: Any, taps: Taps, text: Sequence[Array], ctx: Context) -> list[Array]:
+def watch_choices(model: nn.Module, taps: Taps, text: Sequence[Array], ctx: Context) -> list[Array]:
     """Run `text` and keep the chosen experts of every MoE layer: int [T, K] for each."""
     parts: list[list[Array]] = [[] for _ in taps.layers]
     todo = [
@@ -136,7 +137,7 @@ def served_by(indices: Array, experts: int) -> Array:
     return served
 
 
-def _watch(model: Any, taps: Taps, position: int, batch: Batch) -> Watch[Record]:
+def _watch(model: nn.Module, taps: Taps, position: int, batch: Batch) -> Watch[Record]:
     """The record of one sequence, evaluated; what is behind its layer is not computed for it."""
     recording = Recording(Wanted(norms=False, logits=True, inputs=True), (position,))
 

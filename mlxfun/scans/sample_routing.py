@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -180,7 +180,7 @@ def _answer_mask(batch: Batch, found: Sequence[Sample]) -> Array:
     return mask
 
 
-def watch(model: Any, taps: Taps, batch: Batch, in_answer: Array) -> Watch[Array]:
+def watch(model: nn.Module, taps: Taps, batch: Batch, in_answer: Array) -> Watch[Array]:
     """Sums of one batch, float32 [L, B, 3, E]."""
     masks = mx.array(np.stack([batch.mask, in_answer]).astype(np.float32))
     reduction = taps.reduction(lambda tap, r: row_sums(tap.layer, [r], masks), norms=False)

@@ -183,7 +183,7 @@ class BatchLane:
         (uid,) = self._generator.insert_segments(
             [segments],
             max_tokens=[tokens],
-            caches=[new_cache(self._model, self._kv) if layers is None else layers],
+            caches=[new_cache(self._model.wrapped, self._kv) if layers is None else layers],
             all_tokens=[fed],
             samplers=[draw],
             logits_processors=[self._process(ask)],

@@ -17,6 +17,7 @@ from time import monotonic
 from typing import Any, Protocol
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 
 from mlxfun.arrays import Array
@@ -167,12 +168,13 @@ class RoutedModel:
     """The model as the batch generator calls it. Between `begin` and `end` the first forward is the
     one that consumes a token of each request that is being answered.
 
-    entering: whether the forward is looked at too in which answers that have begun elsewhere go on;
-    see `entered`.
+    wrapped: the model itself. entering: whether the forward is looked at too in which answers that
+    have begun elsewhere go on; see `entered`.
     """
 
-    def __init__(self, model: Any, observer: Observer) -> None:
-        self._model, self._observer = model, observer
+    def __init__(self, model: nn.Module, observer: Observer) -> None:
+        self._model = self.wrapped = model
+        self._observer = observer
         self._asks: Sequence[Ask] = ()
         self._numbers: Sequence[int] = ()
         self._first = self._looked = False

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 from mlx_lm.models.cache import (
     ArraysCache,
@@ -89,7 +90,7 @@ def padded(rows: Sequence[Sequence[int]], side: Padding = "right") -> Batch:
     return Batch(tokens, first, first + lengths)
 
 
-def left_padded_cache(model: Any, batch: Batch) -> list[Any]:
+def left_padded_cache(model: nn.Module, batch: Batch) -> list[Any]:
     """A prompt cache that hides the padding at the beginning of rows, as mlx-lm's own batches do.
 
     Raises UsageError for a kind of cache that cannot.

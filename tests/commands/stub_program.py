@@ -32,7 +32,12 @@ commands.engine.Engine = functools.partial(  # type: ignore[misc, assignment]
     commands.engine.Engine, session_class=lambda _: GatedSession
 )
 
-if __name__ == "__main__":
+
+def run() -> None:
     if "STUB_TERMINAL" in os.environ:
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     main()
+
+
+if __name__ == "__main__":
+    run()

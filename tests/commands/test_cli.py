@@ -8,13 +8,14 @@ import pty
 import select
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.warm.programs import STUB, command
 
 ROOT = Path(__file__).resolve().parents[2]
 SESSION = (
@@ -34,7 +35,7 @@ class Program:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.command = [sys.executable, "-m", "tests.commands.stub_program"]
+        self.command = command(STUB)
         clean = {k: v for k, v in os.environ.items() if k not in ("STUB_GATE", "NO_COLOR")}
         self.environment = {
             **clean, "PYTHONPATH": str(ROOT), "TMPDIR": str(directory), "HOME": str(directory),

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.warm.programs import STUB, command
+
 ROOT = Path(__file__).resolve().parents[2]
-STUB = f"{sys.executable} {ROOT}/tests/commands/stub_program.py"
 RUNS = {
     "headless": ("--headless --demo -c info -c layers", 0),
     "json": ("--headless --json --demo -c info", 0),
@@ -27,7 +29,7 @@ CLOSED = ("<&-", ">&-", "2>&-", "<&- >&- 2>&-", ">&- 2>&-", "2>/dev/full", "<&- 
 
 def run(here: Path, arguments: str, streams: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["sh", "-c", f"exec {STUB} {arguments} {streams}"],
+        ["sh", "-c", f"exec {shlex.join(command(STUB))} {arguments} {streams}"],
         cwd=here, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60, check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(here / "state")},
     )  # fmt: skip
@@ -69,7 +71,7 @@ def test_results_that_cannot_be_written_are_one_line_and_a_failure(
 
 def test_the_screen_needs_the_stream_that_it_is_drawn_on(here: Path) -> None:
     done = subprocess.run(
-        ["script", "-qec", f"{STUB} --demo 2>err.txt", "/dev/null"],
+        ["script", "-qec", f"{shlex.join(command(STUB))} --demo 2>err.txt", "/dev/null"],
         cwd=here, capture_output=True, text=True, timeout=60, check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(here / "state")},
     )  # fmt: skip

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from mlxfun.report import TextReport
 from mlxfun.text import escaped, one_line, visible
 from tests.commands.conftest import Bench
 from tests.commands.table.test_export import heat
+from tests.warm.programs import STUB, command
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -127,7 +127,7 @@ def test_no_error_of_the_configuration_holds_one(here: Path, content: str) -> No
 
 def started(here: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests/commands/stub_program.py"), *arguments],
+        [*command(STUB), *arguments],
         cwd=here, capture_output=True, stdin=subprocess.DEVNULL, timeout=60, check=False,
         env={"PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(here), "PATH": "", "PYTHONUTF8": "1"},
     )  # fmt: skip

@@ -20,6 +20,7 @@ from mlx.utils import tree_flatten
 from commands.engine import Engine
 from mlxfun.data import demo
 from mlxfun.events import Event, JobEnded, Notice
+from tests.warm.programs import SHELL, command, share_kernels
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = "model-00001-of-00001.safetensors"
@@ -126,29 +127,31 @@ def demo_copy(path: Path) -> Path:
 
 
 class Program:
-    """mlxfun-shell in processes of its own, in a directory of its own."""
+    """mlxfun-shell in processes of its own, in a directory of its own.
 
-    def __init__(self, directory: Path) -> None:
+    cold: each in a new interpreter, for what happens while it imports.
+    """
+
+    def __init__(self, directory: Path, *, cold: bool = False) -> None:
         self.directory = directory
-        elsewhere = directory.with_name(directory.name + "-elsewhere")  # MLX keeps kernels there
+        self._command = [sys.executable, "-m", "commands"] if cold else command(SHELL)
+        elsewhere = directory.with_name(directory.name + "-elsewhere")
         elsewhere.mkdir(exist_ok=True)
+        share_kernels(elsewhere)
         self.environment = {
             **os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(elsewhere),
             "XDG_STATE_HOME": str(elsewhere), "XDG_CACHE_HOME": str(elsewhere), "OMP_NUM_THREADS": "2",
         }  # fmt: skip
 
-    def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "commands.cli", *arguments]
-
     def run(self, *arguments: str, timeout: int = 300) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            self.command(*arguments), cwd=self.directory, env=self.environment,
+            [*self._command, *arguments], cwd=self.directory, env=self.environment,
             capture_output=True, text=True, timeout=timeout, check=False,
         )  # fmt: skip
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            self.command(*arguments), cwd=self.directory, env=self.environment,
+            [*self._command, *arguments], cwd=self.directory, env=self.environment,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 

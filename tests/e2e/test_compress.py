@@ -13,7 +13,7 @@ from mlxfun.errors import UsageError
 from mlxfun.session.measuring.variants import RecipeReport, Target
 from tests.e2e.conftest import Shell
 
-COLLECT = "collect --dataset demo:mixed --max-samples 10 --max-tokens 48"
+COLLECT = "collect --dataset demo:mixed --max-samples 6 --max-tokens 32"
 
 
 def compressed(shell: Shell, line: str) -> RecipeReport:

@@ -69,7 +69,8 @@ def leftovers(directory: Path) -> set[str]:
 @pytest.mark.parametrize(
     "until", ["importing MLX", pytest.param("load: ", marks=SLOW), "calibrating: "]
 )
-def test_ctrl_c_before_anything_is_saved_leaves_nothing(program: Program, until: str) -> None:
+def test_ctrl_c_before_anything_is_saved_leaves_nothing(tmp_path: Path, until: str) -> None:
+    program = Program(tmp_path, cold=until == "importing MLX")
     _, said = interrupted(program, until)
     assert said.splitlines()[-1] == "interrupted; nothing is left half done"
     assert "Traceback" not in said

@@ -36,14 +36,14 @@ USED = (
 @pytest.mark.parametrize(
     "line", ["load demo", pytest.param("load demo --drop", marks=pytest.mark.slow)]
 )
-def test_five_loads_hold_as_much_as_one(own: Shell, line: str) -> None:
+def test_three_loads_hold_as_much_as_one(own: Shell, line: str) -> None:
     """Each model is used in every way that could leave something of it behind."""
     gc.collect()
     before = mx.get_active_memory()
     own.do("load demo")
     one = mx.get_active_memory() - before
     assert one > 10 * MIB
-    for _ in range(4):
+    for _ in range(2):
         for used in USED:
             own.run(used)
         own.do(line)

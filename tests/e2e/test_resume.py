@@ -6,11 +6,11 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 from tests.e2e.conftest import Program, typed
+from tests.warm.programs import SHELL, command
 
 ROOT = Path(__file__).resolve().parents[2]
 LINES = (
@@ -30,7 +30,7 @@ def start(here: Path, *arguments: str) -> subprocess.Popen[str]:
         "XDG_CACHE_HOME": str(here / "cache"),
     }  # fmt: skip
     return subprocess.Popen(
-        [sys.executable, "-m", "commands.cli", *arguments],
+        [*command(SHELL), *arguments],
         cwd=here, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip

@@ -7,7 +7,6 @@ import json
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,18 +15,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.warm.programs import SHELL, command
+
 pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
 
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAM = [sys.executable, "-m", "commands"]
 
 
 @contextmanager
 def program(*words: str, **more) -> Iterator[tuple[subprocess.Popen, int]]:
     """A running program and the port that it serves at."""
     started = subprocess.Popen(
-        [*PROGRAM, *words],
+        [*command(SHELL), *words],
         cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more,
     )  # fmt: skip
     try:
@@ -141,7 +141,7 @@ def test_sigterm_in_the_middle_saves_what_was_counted_to_the_last_token(tmp_path
 )
 def test_options_that_do_not_go_together_are_said(words, sentence) -> None:
     ended = subprocess.run(
-        [*PROGRAM, *words],
+        [*command(SHELL), *words],
         check=False,
         cwd=ROOT,
         text=True,

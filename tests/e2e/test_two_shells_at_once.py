@@ -11,7 +11,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +50,7 @@ PAIRS = {
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Warm, Warm]]:
+def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Warm, Warm]:
     """Two shells. The directory of the first has three files of statistics, a, b and c."""
     made = tmp_path_factory.mktemp("both")
     (made / "sources").mkdir()
@@ -62,9 +61,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Warm, Warm]
             f"collect --dataset demo:mixed --max-samples 2 --max-tokens 16 --seed {seed}",
             f"stats save {name}.npz",
         )
-    yield first, second
-    first.close()
-    second.close()
+    return first, second
 
 
 def words(lines: tuple[str, ...], who: str) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from commands.reference import ELSEWHERE, WALK
 from commands.registry import COMMANDS, command_of
+from tests.warm.programs import SHELL, command
 
 ROOT = Path(__file__).resolve().parents[2]
 LINES = [
@@ -49,7 +50,7 @@ def test_it_runs_to_its_end_and_what_it_expects_holds(tmp_path: Path) -> None:
 def test_the_recipe_of_the_readme_keeps_its_best_variant_and_saves_it(tmp_path: Path) -> None:
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "commands.cli", "--headless", "--json"),
+            *(*command(SHELL), "--headless", "--json"),
             *("-c", ELSEWHERE["recipe"], "--output-root", str(tmp_path)),
         ],
         cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,

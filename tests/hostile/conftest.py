@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-
 import pytest
 
 from tests.hostile.warm import Warm
+from tests.warm.programs import FORKS
 
 
 @pytest.fixture(scope="module")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Warm:
     """Runs of the program, in an empty directory."""
-    if sys.platform != "linux":
+    if not FORKS:
         pytest.skip("forks a process that has imported MLX, and reads /proc")
     made = tmp_path_factory.mktemp("warm")
     (made / "here").mkdir()
-    warm = Warm(made / "here", made / "home")
-    yield warm
-    warm.close()
+    return Warm(made / "here", made / "home")

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from mlxfun.checkpoint.replacing import atomic
-from tests.hostile.warm import ROOT, Ended, Warm
+from tests.hostile.warm import Ended, Warm
 from tests.mlxfun import tiny_checkpoints as tiny
+from tests.warm.programs import ROOT
 
 RECORDED = b"#!mlxfun-session 2\n#: seed 5\nset seed 4\n"
 KILLS, KILLS_OF_A_MODEL = 9, 4

@@ -1,20 +1,20 @@
-"""Runs the whole program many times, without its imports each time: a handle on `warm_server`."""
+"""Runs the whole program many times, without its imports each time: in `tests/warm`."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import signal
 import stat
-import subprocess
-import sys
+import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.warm.programs import ROOT, SHELL, ask, share_kernels
+
 SECONDS = 20
 """How long a run may take before it is ended, and reported by `Ended.late`."""
 
@@ -44,16 +44,13 @@ class Warm:
 
     def __init__(self, directory: Path, home: Path) -> None:
         self.directory, self.home = directory, home
-        home.mkdir(exist_ok=True)
-        environment = {
-            **os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(home), "OMP_NUM_THREADS": "1",
+        home.mkdir()
+        share_kernels(home)
+        self.environment = {
+            **os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(home),
             "XDG_STATE_HOME": str(home), "XDG_CACHE_HOME": str(home), "XDG_CONFIG_HOME": str(home),
             "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1",
         }  # fmt: skip
-        self._server = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "tests.hostile.warm_server"],
-            cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
 
     def run(
         self,
@@ -69,34 +66,27 @@ class Warm:
 
         before: a function that is called first. typed: what stdin holds.
         """
-        files = {name: str(self.home / f"run.{name}") for name in ("stdin", "stdout", "stderr")}
-        Path(files["stdin"]).write_text(typed)
         task = {
-            "directory": str(directory or self.directory), "arguments": arguments,
-            "environment": environment or {}, "call": list(call), "before": list(before),
-            "seconds": seconds, **files,
+            "program": SHELL, "arguments": arguments, "directory": str(directory or self.directory),
+            "environment": self.environment | (environment or {}), "call": list(call),
+            "before": list(before), "seconds": seconds, "quick": True,
         }  # fmt: skip
-        assert self._server.stdin is not None
-        assert self._server.stdout is not None
-        self._server.stdin.write(json.dumps(task) + "\n")
-        self._server.stdin.flush()
-        line = self._server.stdout.readline()
-        assert line, "the server has ended"
-        said = [Path(files[n]).read_text(errors="backslashreplace") for n in ("stdout", "stderr")]
-        return Ended(**json.loads(line), out=said[0], err=said[1])
+        with ExitStack() as opened:
+            streams = [opened.enter_context(tempfile.TemporaryFile("w+b")) for _ in range(3)]
+            streams[0].write(typed.encode())
+            streams[0].seek(0)
+            answered = ask(task, [stream.fileno() for stream in streams])
+            said = []
+            for stream in streams[1:]:
+                stream.seek(0)
+                said.append(stream.read().decode(errors="backslashreplace"))
+        return Ended(**answered, out=said[0], err=said[1])
 
     def lines(self, *lines: str, **more: Any) -> Ended:
         """A headless run of command lines that must succeed."""
         ended = self.run("--headless", *[word for ln in lines for word in ("-c", ln)], **more)
         assert ended.code == 0, ended.err
         return ended
-
-    def close(self) -> None:
-        assert self._server.stdin is not None
-        self._server.stdin.close()
-        self._server.wait(timeout=30)
-        assert self._server.stdout is not None
-        self._server.stdout.close()
 
 
 Tree = dict[str, tuple[object, ...]]

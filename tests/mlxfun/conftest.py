@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,16 @@ from rigs import Rig, make_rig
 
 from mlxfun import Session
 from mlxfun.steering.options import SteerOptions
+
+
+@pytest.fixture(autouse=True, scope="module")
+def what_a_module_leaves_is_frozen_too() -> Iterator[None]:
+    """What was imported on the way, mostly. Every session that closes collects garbage, and went over
+    all of that.
+    """
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, Protocol
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
@@ -39,7 +40,7 @@ class Tested(Protocol):
     """A session, see mlxfun.session.session.Session."""
 
     tokenizer: Tokenizer
-    model: Any
+    model: nn.Module
     taps: Taps
 
     def greedy(self, prompt: list[int], options: GenerateOptions, ctx: Context) -> Decoded:
@@ -76,7 +77,7 @@ def smoke_test(
 
 
 def advice(
-    model: Any,
+    model: nn.Module,
     edited: bool,
     open_checkpoint: Callable[[], Reader],
     on_disk: Collection[str] = (),

@@ -70,7 +70,7 @@ def difference(harmful: Array, harmless: Array) -> Directions:
 
 
 def residual_means(
-    model: Any,
+    model: nn.Module,
     anatomy: MoEMap,
     layers: Sequence[nn.Module],
     batches: Sequence[Batch],
@@ -86,7 +86,7 @@ def residual_means(
 
 
 def means_of_sets(
-    model: Any,
+    model: nn.Module,
     anatomy: MoEMap,
     layers: Sequence[nn.Module],
     sets: Sequence[Sequence[Batch]],
@@ -118,7 +118,7 @@ def means_of_sets(
     return [total / count for total, count in zip(totals, counts, strict=True)]
 
 
-def watch(model: Any, layers: Sequence[nn.Module], batch: Batch) -> Watch[Array]:
+def watch(model: nn.Module, layers: Sequence[nn.Module], batch: Batch) -> Watch[Array]:
     """Sums of one batch over its rows, float64 [P, L, D]."""
     lengths = batch.mask.sum(axis=1)
     last = np.zeros(batch.mask.shape, np.float32)

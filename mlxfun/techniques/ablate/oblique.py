@@ -202,7 +202,7 @@ def _outputs(
 
 
 def _watch(
-    model: Any, watched: Sequence[nn.Module], batch: Batch, picked: Sequence[Array]
+    model: nn.Module, watched: Sequence[nn.Module], batch: Batch, picked: Sequence[Array]
 ) -> Watch[list[mx.array]]:
     """The outputs of the watched modules at the picked positions of one batch."""
     width = batch.tokens.shape[1]

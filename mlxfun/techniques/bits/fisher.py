@@ -62,7 +62,7 @@ class Fisher:
         errors: as many for each module."""
         self._errors = errors
         anatomy = workspace.anatomy
-        self._model: Any = workspace.model
+        self._model = workspace.model
         self._modules = workspace.resident.tree.modules
         self._uses: dict[str, Use] = {}
         for path in paths:

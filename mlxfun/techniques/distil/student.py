@@ -42,7 +42,7 @@ class Student:
 
     def __init__(self, workspace: ResidentModel, wanted: Sequence[Variable]) -> None:
         anatomy = workspace.anatomy
-        self._model: Any = workspace.model
+        self._model = workspace.model
         self._tree = workspace.resident.tree
         self._wanted = {v.path: v for v in wanted}
         inside = {

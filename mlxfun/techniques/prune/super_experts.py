@@ -10,9 +10,10 @@ last ones are what the output head reads).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 
 from mlxfun.arrays import Mask
@@ -127,7 +128,7 @@ def _peaks(workspace: Workspace, ctx: Context) -> Array:
     return found
 
 
-def watch(model: Any, taps: Taps, batch: Batch) -> Watch[Array]:
+def watch(model: nn.Module, taps: Taps, batch: Batch) -> Watch[Array]:
     """Those of one batch, float32 [L, E]."""
     mask = mx.array(batch.mask.reshape(-1).astype(np.float32))
 

@@ -14,6 +14,7 @@ from mlxfun.context import Context
 from mlxfun.data.datasets import batches
 from mlxfun.errors import Cancelled, DatasetError, PlanError, StateError, UsageError
 from mlxfun.events import RoutingFrame
+from tests.families import spread
 
 SEQUENCES = [
     np.array([(3 * i + 7 * n + i * i) % 61 for i in range(length)], dtype=np.int32)
@@ -57,7 +58,7 @@ def collect(r, batch_tokens: int, max_batch: int, ctx: Context | None = None):
     return calibrate.collect(r.model, r.taps, todo, start, ctx or Context())
 
 
-@pytest.mark.parametrize("name", tiny_models.RUNNABLE)
+@pytest.mark.parametrize("name", spread(tiny_models.RUNNABLE))
 def test_statistics_equal_the_plain_reference_batched_or_one_by_one(rig, name):
     r = rig(name)
     expected = reference(r)

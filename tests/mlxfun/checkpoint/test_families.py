@@ -19,6 +19,7 @@ from mlxfun.checkpoint.save import Export, write
 from mlxfun.data import demo
 from mlxfun.errors import SaveError
 from mlxfun.model.export import ExportView
+from tests.families import spread
 from tests.mlxfun import tiny_checkpoints
 
 
@@ -37,7 +38,7 @@ def pruned_export(rig: Rig, source: Path) -> Export:
     )
 
 
-@pytest.mark.parametrize("name", tiny_models.RUNNABLE)
+@pytest.mark.parametrize("name", spread(tiny_models.RUNNABLE))
 def test_a_pruned_model_of_every_family_passes_the_gate(
     name: str, rig: Callable[..., Rig], tmp_path: Path
 ) -> None:

@@ -27,6 +27,7 @@ from mlxfun.editing.options import ApplyOptions
 from mlxfun.errors import SaveError
 from mlxfun.model.export import ExportView
 from mlxfun.techniques.prune.options import SelectOptions
+from tests.families import spread
 from tests.mlxfun import tiny_checkpoints as tiny
 from tests.mlxfun.exports import export_of, snapshot
 
@@ -50,7 +51,7 @@ def others(config: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("name", tiny_models.RUNNABLE)
+@pytest.mark.parametrize("name", spread(tiny_models.RUNNABLE))
 def test_the_count_is_written_under_every_name_in_every_place(name: str) -> None:
     """Converters write it under the names of several architectures, as numbers or per layer."""
     model, config = tiny_models.build(name)

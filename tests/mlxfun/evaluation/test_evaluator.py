@@ -18,6 +18,7 @@ from mlxfun.evaluation.figures import joined, kl_figures, perplexity
 from mlxfun.hooks.head import HeadTap
 from mlxfun.model.delta import Delta, LayerDelta
 from mlxfun.model.parameters import dequantised, requantised
+from tests.families import spread
 
 SEQUENCES = tuple(
     np.array([(3 * i + 7 * n + i * i) % 61 for i in range(length)], dtype=np.int32)
@@ -38,7 +39,7 @@ def naive(model) -> list[np.ndarray]:
 
 
 # With softcaps (gemma) and scales (granite) after the head.
-@pytest.mark.parametrize("name", tiny_models.RUNNABLE)
+@pytest.mark.parametrize("name", spread(tiny_models.RUNNABLE))
 def test_figures_equal_a_slow_reference_on_every_architecture(rig, name):
     r = rig(name)
     head = HeadTap(r.model, r.anatomy.head)

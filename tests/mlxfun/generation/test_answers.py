@@ -12,6 +12,7 @@ from rigs import StopAt
 from mlxfun.errors import Cancelled
 from mlxfun.generation import answers
 from mlxfun.generation.answers import greedy, takes_ragged_batches
+from tests.families import spread
 
 LENGTHS = (3, 9, 4, 17, 9, 1)
 PROMPTS = [np.random.default_rng(n).integers(3, 40, length) for n, length in enumerate(LENGTHS)]
@@ -37,7 +38,7 @@ def alone(model, prompt: np.ndarray, count: int) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("name", tiny_models.RUNNABLE)
+@pytest.mark.parametrize("name", spread(tiny_models.RUNNABLE))
 def test_each_answer_is_that_of_the_prompt_alone(rig, name, monkeypatch) -> None:
     monkeypatch.setattr(answers, "CPU_ROWS", 4)
     model = rig(name).model

@@ -9,9 +9,10 @@ import tiny_models
 from decoding_rigs import SIDES, Pair, Tokenizer
 
 from mlxfun.generation.decoder import Decoder, advance
+from tests.families import spread
 
 
-@pytest.mark.parametrize("name", tiny_models.RUNNABLE)
+@pytest.mark.parametrize("name", spread(tiny_models.RUNNABLE))
 def test_in_turn_each_side_says_what_it_says_alone_by_the_same_experts(rig, name: str) -> None:
     pair = Pair(rig(name))
     alone: dict[str, list[Any]] = {side: [] for side in SIDES}

@@ -17,6 +17,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlxfun.generation.decoder import Decoder, advance
 from mlxfun.generation.kv_cache import KVCache
 from mlxfun.generation.sampling import Sampler
+from tests.families import spread
 
 CHANGES = (1, 2, 5)
 """Before the tokens of these numbers the model is swapped for its other state."""
@@ -54,7 +55,7 @@ def other(side: str) -> str:
     return SIDES[1 - SIDES.index(side)]
 
 
-@pytest.mark.parametrize("name", tiny_models.RUNNABLE)
+@pytest.mark.parametrize("name", spread(tiny_models.RUNNABLE))
 def test_a_change_acts_on_the_next_token_as_if_nothing_had_been_queued(rig, name: str) -> None:
     pair = Pair(rig(name))
     tokens, routed = one_by_one(pair)

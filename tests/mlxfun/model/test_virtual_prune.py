@@ -10,6 +10,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from rigs import keep_fewer
 
 from mlxfun.model.slicing import compact_delta
+from tests.families import spread
 
 PREFILL = [[3, 14, 15, 9, 26, 5, 35, 8, 9, 7, 9, 32, 38, 46, 26, 43, 3, 8, 32, 7]]
 LONG = [[(7 * i + i * i) % 61 for i in range(80)]]
@@ -65,7 +66,7 @@ def test_a_compacted_model_equals_the_staged_one_and_comes_back(rig, name):
 
 
 @pytest.mark.parametrize("mode", tuple(tiny_models.MODES))
-@pytest.mark.parametrize("name", tiny_models.RUNNABLE)
+@pytest.mark.parametrize("name", spread(tiny_models.RUNNABLE))
 def test_quantised_models_prune_bit_for_bit(rig, name, mode):
     r = rig(name, mode=mode)
     experts = r.anatomy.layers[0].expert_parameters()

@@ -14,6 +14,7 @@ from mlxfun.errors import Cancelled, DatasetError
 from mlxfun.model.device.batch_size import batch_size
 from mlxfun.scans import sample_routing
 from mlxfun.scans.sample_routing import Sample
+from tests.families import spread
 
 SAMPLES = [
     Sample(np.array([(3 * i + 7 * n + i * i) % 61 for i in range(length)], dtype=np.int32), answer)
@@ -46,7 +47,7 @@ def reference(r):
     return freq, gate, answers
 
 
-@pytest.mark.parametrize("name", tiny_models.RUNNABLE)
+@pytest.mark.parametrize("name", spread(tiny_models.RUNNABLE))
 def test_a_scan_equals_one_sample_at_a_time(rig, name):
     r = rig(name)
     freq, gate, answers = reference(r)

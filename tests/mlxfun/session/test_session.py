@@ -301,19 +301,24 @@ def test_why_gives_the_numbers_and_the_rank(session):
 
 
 def test_a_session_belongs_to_its_thread(session):
-    caught = []
+    calls = {
+        "undo": session.undo, "view": session.view, "stats": session.stats, "close": session.close,
+        "greedy": lambda: session.greedy([1, 2], GenerateOptions(max_tokens=1)),
+    }  # fmt: skip
+    caught = {}
 
     def other() -> None:
-        try:
-            session.undo()
-        except StateError as error:
-            caught.append(str(error))
+        for name, call in calls.items():
+            try:
+                call()
+            except StateError as error:
+                caught[name] = str(error)
 
     thread = threading.Thread(target=other)
     thread.start()
     thread.join()
-    assert caught
-    assert "belongs to the thread that opened it" in caught[0]
+    assert caught.keys() == calls.keys()
+    assert all("belongs to the thread that opened it" in said for said in caught.values())
 
 
 def test_an_undo_budget_refuses_with_the_figures_and_keeps_the_plan():

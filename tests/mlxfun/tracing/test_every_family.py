@@ -13,6 +13,7 @@ from tracing_rigs import TOKENS, bits, classes, tiny
 from mlxfun.errors import UsageError
 from mlxfun.tracing.interventions import force_route, scale_expert
 from mlxfun.tracing.model import Model
+from tests.families import spread
 
 ALL = (*tiny_models.RUNNABLE, *tiny_models.RUNNABLE_DENSE)
 NO_LAYERS_CALLED = {"iquestloopcoder"}  # its model calls the parts of its layers
@@ -30,7 +31,7 @@ def rebound() -> list[str]:
     return [m.__name__ for m in modules if "_mlxfun_rebound" in vars(m)]
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", spread(ALL))
 def test_saving_everything_changes_no_bit_and_leaves_nothing_behind(name: str) -> None:
     model = tiny(name)
     module = model.parts.model
@@ -50,7 +51,7 @@ def test_saving_everything_changes_no_bit_and_leaves_nothing_behind(name: str) -
     assert set(saved) >= expected
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", spread(ALL))
 def test_attention_weights_times_values_are_what_the_heads_put_out(name: str) -> None:
     model = tiny(name)
     seen = [n for n in model.dry_run(TOKENS) if n.endswith(".attn.weights")]
@@ -72,7 +73,7 @@ def test_attention_weights_times_values_are_what_the_heads_put_out(name: str) ->
         assert np.allclose(w @ v, np.array(heads), atol=2e-4)
 
 
-@pytest.mark.parametrize("name", tiny_models.RUNNABLE)
+@pytest.mark.parametrize("name", spread(tiny_models.RUNNABLE))
 def test_what_an_expert_adds_is_what_scaling_it_changes(name: str) -> None:
     model = tiny(name)
     moe = model.parts.map.experts.layers[0]
@@ -100,7 +101,7 @@ def test_what_an_expert_adds_is_what_scaling_it_changes(name: str) -> None:
         assert np.allclose(change, expected, atol=1e-4 * max(1, np.abs(np.array(before)).max()))
 
 
-@pytest.mark.parametrize("name", tiny_models.RUNNABLE)
+@pytest.mark.parametrize("name", spread(tiny_models.RUNNABLE))
 def test_forcing_the_route_that_was_taken_changes_no_bit_and_another_takes_it(name: str) -> None:
     model = tiny(name)
     moe = model.parts.map.experts.layers[0]

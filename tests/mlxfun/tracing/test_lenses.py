@@ -28,6 +28,7 @@ from mlxfun.tracing.lenses.patterns import (
 from mlxfun.tracing.lenses.probe import train_probe
 from mlxfun.tracing.patching.activation import activation_patching
 from mlxfun.tracing.patching.study import Patching
+from tests.families import spread
 
 PROMPT = [3, 14, 15, 9, 26]
 ALL = tuple(n for n in (*tiny_models.RUNNABLE, *tiny_models.RUNNABLE_DENSE)
@@ -52,7 +53,7 @@ def test_a_stream_that_is_not_all_there_is_is_not_read() -> None:
         logit_lens(tiny("deepseek_v41"), PROMPT)
 
 
-@pytest.mark.parametrize("name", [n for n in ALL if n != "deepseek_v41"])
+@pytest.mark.parametrize("name", spread(n for n in ALL if n != "deepseek_v41"))
 def test_the_lens_of_the_last_layer_is_what_the_model_says(name: str) -> None:
     model = tiny(name)
     found = logit_lens(model, PROMPT, Lens(top_k=3))
@@ -108,7 +109,7 @@ def test_the_layer_from_which_on_the_answer_stands(demo: Model) -> None:
 # -- direct logit attribution ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [n for n in ALL if n not in MANY_STREAMS | OTHER_NORMS])
+@pytest.mark.parametrize("name", spread(n for n in ALL if n not in MANY_STREAMS | OTHER_NORMS))
 def test_the_shares_of_all_parts_sum_to_the_logit(name: str) -> None:
     found = direct_logit_attribution(tiny(name), PROMPT, 3, 5)
     logits = np.array(tiny(name).parts.model(mx.array([PROMPT])))[0, -1]

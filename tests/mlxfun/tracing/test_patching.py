@@ -18,6 +18,7 @@ from mlxfun.tracing.patching.activation import activation_patching
 from mlxfun.tracing.patching.attribution import attribution_patching, gradients
 from mlxfun.tracing.patching.path import path_patching
 from mlxfun.tracing.patching.study import Patching, studies
+from tests.families import spread
 
 CLEAN, CORRUPTED = [3, 14, 15, 9, 26], [3, 14, 7, 9, 26]
 NO_LAYERS_CALLED = {"iquestloopcoder"}
@@ -109,7 +110,7 @@ def test_a_route_is_patched_by_choice_and_weights() -> None:
         assert found.scores[layer, position] == pytest.approx(restored(model, change), abs=2e-3)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", spread(ALL))
 def test_the_last_position_of_the_last_layer_carries_everything(name: str) -> None:
     model = tiny(name)
     last = Patching(layers=[model.parts.names.layers - 1])
@@ -118,7 +119,7 @@ def test_the_last_position_of_the_last_layer_carries_everything(name: str) -> No
     assert np.allclose(found.scores[0, :-1], 0, atol=5e-3)
 
 
-@pytest.mark.parametrize("name", tiny_models.RUNNABLE)
+@pytest.mark.parametrize("name", spread(tiny_models.RUNNABLE))
 def test_patching_all_experts_of_a_layer_one_by_one_runs_on_every_family(name: str) -> None:
     model = tiny(name)
     layer = model.parts.map.experts.layers[-1].index
@@ -228,7 +229,7 @@ def test_attribution_estimates_small_patches(component) -> None:
     assert np.abs(patched.scores).max() > 0.1
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", spread(ALL))
 def test_gradients_go_through_every_family(name: str) -> None:
     model = tiny(name)
     last = Patching((5, 9), [model.parts.names.layers - 1])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 import subprocess
-import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +20,7 @@ from mlxfun.errors import UsageError
 from mlxfun.serving.options import Address
 from tests.fake_engine import FakeEngine
 from tests.tui.driving import make
+from tests.warm.programs import SHELL, command
 from tui.app import ShellApp
 from tui.web import server, shared
 
@@ -220,7 +220,7 @@ def test_an_address_that_is_taken_is_said() -> None:
 def test_options_that_do_not_go_together_are_said(words: tuple[str, ...], said: str) -> None:
     root = Path(__file__).resolve().parents[3]
     done = subprocess.run(
-        [sys.executable, "-m", "commands", "--demo", *words], cwd=root, text=True,
+        [*command(SHELL), "--demo", *words], cwd=root, text=True,
         capture_output=True, timeout=60, stdin=subprocess.DEVNULL, check=False,
     )  # fmt: skip
     assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1)

@@ -22,6 +22,7 @@ from slot_rigs import (
 )
 
 from mlxfun.model.parameters import flatten
+from tests.families import spread
 
 TOKENS = np.random.default_rng(0).integers(0, 60, (2, 40)).tolist()
 """Enough choices for mlx-lm to sort them, and for every expert to be wanted at once."""
@@ -66,7 +67,7 @@ def require_same(path: Path, budgets: tuple[int, ...], count: int) -> None:
         some.close()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", spread(FAMILIES))
 def test_every_family(name: str, tmp_path: Path) -> None:
     """Of 8 experts 2 and 6 are held: as many as a token uses (and a quarter), and three quarters."""
     model, config = tiny_models.build(name)

@@ -29,6 +29,7 @@ from mlxfun.model.parameters import dequantised
 from mlxfun.model.places import FromCheckpoint
 from mlxfun.model.slicing import compact_delta
 from mlxfun.techniques.ablate.delta import Projector, ablate_delta, projections
+from tests.families import spread
 
 
 def same(a: mx.array, b: mx.array) -> bool:
@@ -50,7 +51,7 @@ OTHERWISE = {"rwkv7", "talkie", "gemma3n", "iquestloopcoder"}
 DENSE = tuple(name for name in tiny_models.RUNNABLE_DENSE if name not in OTHERWISE)
 
 
-@pytest.mark.parametrize("name", [*tiny_models.RUNNABLE, *DENSE])
+@pytest.mark.parametrize("name", spread([*tiny_models.RUNNABLE, *DENSE]))
 def test_no_layer_writes_an_ablated_direction_and_undo_is_bitwise(rig, name):
     r = rig(name)
     randomise_norms(r)

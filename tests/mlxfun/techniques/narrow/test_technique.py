@@ -28,6 +28,7 @@ from mlxfun.model.parameters import dequantised, flatten
 from mlxfun.techniques.narrow import delta as layer_delta
 from mlxfun.techniques.narrow.options import NarrowOptions
 from mlxfun.techniques.narrow.technique import _Narrowing
+from tests.families import spread
 
 PREFILL = [[3, 14, 15, 9, 26, 5, 35, 8, 9, 7, 9, 32, 38, 46, 26, 43]]
 TEXT = [
@@ -101,7 +102,7 @@ def check_round_trip(rig: Rig, **options) -> None:
     assert state_id("x", rig.resident.ledger) == state
 
 
-@pytest.mark.parametrize("name", NARROWED)
+@pytest.mark.parametrize("name", spread(NARROWED))
 def test_what_is_staged_is_what_is_saved_and_undo_is_exact(rig, name) -> None:
     check_round_trip(rig(name), fraction=0.25)
 
