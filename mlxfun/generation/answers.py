@@ -166,14 +166,14 @@ def _collected(
 
 
 def _decoded(
-    model: Any, prompts: Sequence[Tokens], stops: set[int], max_tokens: int, ctx: Context
+    model: nn.Module, prompts: Sequence[Tokens], stops: set[int], max_tokens: int, ctx: Context
 ) -> Decoded:
     decode = _decode_ragged if takes_ragged_batches(model) else _decode_groups
     return decode(model, prompts, stops, max_tokens, ctx)
 
 
 def greedy_by_all(
-    model: Any,
+    model: nn.Module,
     tokenizer: Tokenizer,
     prompts: Sequence[Tokens],
     max_tokens: int,
@@ -223,7 +223,7 @@ def _padded(prompts: Sequence[Tokens], rows: Sequence[int]) -> Batch:
     return Batch(tokens, mask, tuple(rows))
 
 
-def watch(model: Any, batch: Batch, settings: Mapping[str, Any]) -> Watch[Array]:
+def watch(model: nn.Module, batch: Batch, settings: Mapping[str, Any]) -> Watch[Array]:
     """The answers to the prompts of a batch, int32 [rows, most], -1 behind their ends."""
     prompts = [row[real] for row, real in zip(batch.tokens, batch.mask, strict=True)]
     stops, most = set(settings["stops"]), int(settings["most"])

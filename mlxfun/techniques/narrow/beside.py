@@ -139,7 +139,7 @@ def products(
     workspace: Workspace, mlps: Sequence[Mlp], batches: Sequence[Batch], ctx: Context
 ) -> list[Array]:
     """H^T H of each MLP over all real tokens, float64 [N, N]."""
-    model: Any = workspace.model
+    model = workspace.model
     modules = dict(model.named_modules())
 
     def watch(batch: Batch) -> Watch[list[Array]]:
