@@ -51,7 +51,7 @@ def residency(report: ResidencyReport) -> RenderableType:
     rows: list[tuple[str, Any]] = [
         (
             "slots",
-            f"{report.capacity} of {report.experts} experts in each of {report.layers} layers",
+            f"{report.held}, in {report.layers} layers",
         ),
         ("in slots", readable_bytes(report.slot_bytes)),
         ("besides", f"{readable_bytes(report.kept_bytes)} of everything but experts"),
@@ -104,7 +104,7 @@ def fit(report: FitReport) -> RenderableType:
     if report.fit == "partly":
         use = "by the given use" if report.measured_use else "if all were used alike"
         rows += [
-            ("slots", f"{report.capacity} of {report.experts} experts in each layer"),
+            ("slots", f"{report.some} in each layer"),
             ("held", readable_bytes(report.held)),
             ("hits", f"{report.hit_rate:.1%} {use}"),
             ("disk", _rate(report.bandwidth)),

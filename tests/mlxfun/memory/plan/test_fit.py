@@ -71,8 +71,9 @@ def test_what_load_then_holds(tmp_path: Path) -> None:
 def test_hits_that_recorded_routing_foretells(tmp_path: Path) -> None:
     parts = parts_of(outline(str(qwen(tmp_path))))
     used = np.array([[9, 1, 0, 0, 0, 0, 0, 0]] * len(parts.expert_bytes), np.float64)
-    assert hit_rate(parts, 1, used) == pytest.approx(0.9)
-    assert hit_rate(parts, 2, None) == 0.25
+    layers = len(parts.expert_bytes)
+    assert hit_rate(parts, [1] * layers, used) == pytest.approx(0.9)
+    assert hit_rate(parts, [2] * layers, None) == 0.25
     machine = Machine(int((parts.kept + 2 * parts.one_each) / 0.8) + 1, bandwidth=1e9)
     plain = fit("x", parts, machine)
     assert plain.tokens_per_second == pytest.approx(1e9 / (0.75 * 2 * parts.one_each))
