@@ -115,7 +115,8 @@ def fit(report: FitReport) -> RenderableType:
         fits = "fits" if level.fits else "does not fit"
         size = f"{level.left} experts a layer, {readable_bytes(level.bytes)}, {fits}"
         rows.append((f"prune {level.share:.0%}", size))
-    return Group(pairs(rows), text(report.summary()))
+    notes = [report.note] if report.note else []
+    return with_notes(Group(pairs(rows), text(report.summary())), notes)
 
 
 def _rate(bandwidth: float | None) -> str | None:

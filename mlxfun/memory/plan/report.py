@@ -32,7 +32,9 @@ class FitReport(Report):
     memory: bytes it may take. parts: {part: bytes}, see mlxfun.model.anatomy.stored_names. whole:
     all of it; kept: without experts. expert_bytes: of one expert in every layer; active: bytes that
     a token passes. capacity: experts a layer that fit, 0 for too few; slots: those of each layer, as
-    recorded use divides them; held: bytes with so many.
+    recorded use divides them; held: bytes with so many. bits: that 16-bit weights are held in, 32 on
+    MLX's CPU backend; otherwise: bytes of the whole model in the other of these, None where that is
+    the same, as it is for packed weights.
     hit_rate: share of choices that find their expert in memory; measured_use: from recorded routing,
     else as if all experts were used alike. bandwidth: bytes a second of the disk; tokens_per_second:
     the most that it allows. streamed: bytes of a pass layer by layer. levels: what prunes would need.
@@ -59,6 +61,24 @@ class FitReport(Report):
     streamed: int
     levels: tuple[Level, ...]
     slots: tuple[int, ...] = ()
+    bits: Literal[16, 32] = 16
+    otherwise: int | None = None
+
+    @property
+    def note(self) -> str:
+        """In how many bits weights of 16 are counted, "" where there are none."""
+        if self.otherwise is None:
+            return ""
+        other = readable_bytes(self.otherwise)
+        if self.bits == 32:
+            return (
+                "16-bit weights are counted in 32 bits, as MLX's CPU backend holds them; on a GPU the "
+                f"whole model takes {other}"
+            )
+        return (
+            "16-bit weights are counted as they are, as a GPU holds them; on MLX's CPU backend the "
+            f"whole model takes {other}"
+        )
 
     @property
     def some(self) -> str:
