@@ -100,8 +100,10 @@ def write(export: Export, options: SaveOptions, ctx: Context = SILENT) -> SaveRe
         found = _found(export)
         limit = options.max_shard_bytes
         ledger = Ledger(temporary, identity_of(weights, limit, _made_of(export, options)))
-        taken = ledger.take_over(target)
-        require_space(target, total - taken + sum(file.stat().st_size for file in found.files))
+        others = sum(file.stat().st_size for file in found.files)
+        require_space(target, total - ledger.there(target) + others)
+        ledger.take_over(target)
+        taken = ledger.bytes
         _copy(found.files, export.source, temporary)
         lost = _from_memory(temporary, found.left_out, export.tokenizer)
         if export.chat_template is not None:

@@ -118,6 +118,7 @@ class Residency(SessionBase):
             return
         if options.profile is not None:
             self.load_profile(options.profile)
+            slots.forget_counts()
         # Which experts are there must not depend on earlier runs where the others are left out.
         elif options.profiles is not None and options.miss == "read":
             remembered = options.profiles / f"{self.checkpoint_id.replace(':', '-')}.json"

@@ -33,16 +33,24 @@ class Ledger:
         self._directory, self._identity = directory, identity
         self.finished: Finished = {}
 
-    def take_over(self, target: Path) -> int:
-        """Bytes of the files that a killed save to `target` has left and that fit; they are here
-        now. Whatever else such saves have left is removed."""
+    def there(self, target: Path) -> int:
+        """Bytes of the files that a killed save to `target` has left and that fit."""
+        found: Finished = {}
         for left in atomic.abandoned_saves(target):
-            found = _read(left)
-            if self._identity and found is not None and found[0] == self._identity:
-                self._move(left, found[1])
+            found |= self._fitting(left)
+        return sum(size for size, _ in found.values())
+
+    def take_over(self, target: Path) -> None:
+        """Have those files here. Whatever else killed saves to `target` have left is removed."""
+        for left in atomic.abandoned_saves(target):
+            self._move(left, self._fitting(left))
             shutil.rmtree(left, ignore_errors=True)
         if self.finished:
             self._write()
+
+    @property
+    def bytes(self) -> int:
+        """Of the files that are finished."""
         return sum(size for size, _ in self.finished.values())
 
     def note(self, file: Path) -> None:
@@ -58,10 +66,20 @@ class Ledger:
         """The model is whole: what was noted is no part of it."""
         (self._directory / RECORD).unlink(missing_ok=True)
 
+    def _fitting(self, left: Path) -> Finished:
+        found = _read(left)
+        if not self._identity or found is None or found[0] != self._identity:
+            return {}
+        return {
+            name: stamp
+            for name, stamp in found[1].items()
+            if (left / name).exists() and _stamp(left / name) == stamp
+        }
+
     def _move(self, left: Path, finished: Mapping[str, tuple[int, int]]) -> None:
         for name, stamp in finished.items():
             with contextlib.suppress(OSError):
-                if name not in self.finished and _stamp(left / name) == stamp:
+                if name not in self.finished:
                     os.rename(left / name, self._directory / name)
                     self.finished[name] = stamp
 

@@ -16,7 +16,7 @@ from mlxfun.checkpoint.options import LoadOptions, SaveOptions
 from mlxfun.checkpoint.replacing import atomic
 from mlxfun.context import Context
 from mlxfun.editing.options import ApplyOptions
-from mlxfun.errors import Cancelled
+from mlxfun.errors import BudgetError, Cancelled
 from mlxfun.files import writer
 from mlxfun.techniques.prune.options import SelectOptions
 from tests.mlxfun import tiny_checkpoints as tiny
@@ -133,6 +133,25 @@ def test_what_another_save_has_left_is_not_taken_over(
     report = session.save(asked)
     assert not any("taken over" in notice for notice in report.notices)
     assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_disk_that_is_full_costs_nothing_of_what_was_left(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "out" / "m"
+    with pytest.raises(Cancelled):
+        edited(model).save(options(target), Leaves(target.parent))
+    session = edited(model)
+    (left,) = atomic.abandoned_saves(target)
+    finished = sum(file.stat().st_size for file in files(left).values())
+    total = session.info().checkpoint_bytes
+    usage = shutil.disk_usage(tmp_path)._replace(free=total - finished)
+    monkeypatch.setattr("mlxfun.checkpoint.save.shutil.disk_usage", lambda _: usage)
+    with pytest.raises(BudgetError):
+        session.save(options(target))
+    assert atomic.abandoned_saves(target) == [left]
+    monkeypatch.undo()
+    assert "taken over" in session.save(options(target)).notices[-1]
 
 
 def test_a_save_to_another_place_clears_what_was_left(model: Path, tmp_path: Path) -> None:

@@ -68,6 +68,7 @@ def test_a_size_is_divided_by_a_profile_and_answers_stay_the_same(profile: Path)
     report = uneven.residency()
     assert report.slots == (2, 10, 2, 10, 2, 10)
     assert report.slot_bytes + report.kept_bytes <= size
+    assert (report.bytes_read, report.tokens) == (0, 0)  # what loading read is no token's
     assert "2 to 10 of 16 experts a layer in slots" in report.summary()
     assert uneven.chat("What is a mortgage?", GenerateOptions(max_tokens=12)).text == said
     uneven.sweep_residency((3, 4), 4)
