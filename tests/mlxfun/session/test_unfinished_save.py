@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,12 @@ import pytest
 from mlxfun import Session
 from mlxfun.checkpoint.options import LoadOptions, SaveOptions
 from mlxfun.checkpoint.replacing import atomic
-from mlxfun.context import Context
+from mlxfun.context import SILENT, Context
+from mlxfun.data.options import DatasetOptions
 from mlxfun.editing.options import ApplyOptions
 from mlxfun.errors import BudgetError, Cancelled
 from mlxfun.files import writer
+from mlxfun.techniques.merge.options import MergeOptions
 from mlxfun.techniques.prune.options import SelectOptions
 from tests.mlxfun import tiny_checkpoints as tiny
 
@@ -54,9 +57,10 @@ class Leaves(Context):
     def progress(self, label: str, done: int, total: int | None = None, unit: str = "") -> None:
         """See Context."""
         if label == "save" and total is not None and done > total // 2:
-            (under_way,) = self._parent.glob(".m.saving-*")
-            host = writer().partition("-")[0]
-            shutil.copytree(under_way, self._parent / f".m.saving-{host}-{dead()}-00000000")
+            host, under_way = writer().partition("-")[0], list(self._parent.glob(".m.saving-*"))
+            for number, directory in enumerate(under_way):
+                left = f".m.saving-{host}-{dead()}-{number:08x}"
+                shutil.copytree(directory, self._parent / left)
             raise Cancelled("cancelled")
 
 
@@ -94,6 +98,7 @@ def options(path: Path) -> SaveOptions:
     return SaveOptions(path, max_shard_bytes=SHARD)
 
 
+@pytest.mark.slow
 def test_a_killed_save_is_continued_where_it_was(model: Path, tmp_path: Path) -> None:
     target = tmp_path / "out" / "m"
     killed = subprocess.run(
@@ -110,13 +115,13 @@ def test_a_killed_save_is_continued_where_it_was(model: Path, tmp_path: Path) ->
     assert contents(target) == contents(tmp_path / "other" / "m")
 
 
-@pytest.mark.parametrize("what", ["edit", "shards", "source", "file"])
+@pytest.mark.parametrize("what", ["edit", "source", "file"])
 def test_what_another_save_has_left_is_not_taken_over(
     model: Path, tmp_path: Path, what: str
 ) -> None:
-    target, asked = tmp_path / "out" / "m", options(tmp_path / "out" / "m")
+    target = tmp_path / "out" / "m"
     with pytest.raises(Cancelled):
-        edited(model).save(asked, Leaves(target.parent))
+        edited(model).save(options(target), Leaves(target.parent))
     (left,) = target.parent.iterdir()
     if what == "source":
         for file in model.glob("model*.safetensors"):
@@ -125,12 +130,10 @@ def test_what_another_save_has_left_is_not_taken_over(
         for file in files(left).values():
             with file.open("r+b") as opened:
                 opened.write(b"x")
-    elif what == "shards":
-        asked = SaveOptions(target, max_shard_bytes=2 * SHARD)
     session = edited(model)
     if what == "edit":
         session.undo()
-    report = session.save(asked)
+    report = session.save(options(target))
     assert not any("taken over" in notice for notice in report.notices)
     assert list(target.parent.iterdir()) == [target]
 
@@ -161,3 +164,17 @@ def test_a_save_to_another_place_clears_what_was_left(model: Path, tmp_path: Pat
     assert len(atomic.abandoned_saves(target)) == 1
     edited(model).save(options(target.with_name("n")))
     assert list(target.parent.iterdir()) == [target.with_name("n")]
+
+
+def test_an_edit_straight_to_disk_goes_on_with_its_files(model: Path, tmp_path: Path) -> None:
+    data = DatasetOptions("demo:mixed", max_samples=4, max_tokens=24)
+    merge, target = MergeOptions(data, n_prune=4), tmp_path / "out" / "m"
+    reports = []
+    for ctx in (Leaves(target.parent), SILENT):
+        session = Session.open(model, LoadOptions(resident="none"))
+        with suppress(Cancelled):
+            reports.append(session.write_edit(merge, options(target), ctx))
+    assert any("taken over" in notice for notice in reports[0].notices)
+    plain = tmp_path / "other" / "m"
+    Session.open(model).write_edit(merge, options(plain))
+    assert contents(target) == contents(plain)
