@@ -98,17 +98,13 @@ def write(export: Export, options: SaveOptions, ctx: Context = SILENT) -> SaveRe
     total = sum(weights.nbytes(name) for name in weights.names)
     with failures(target), beside(target) as temporary:
         found = _found(export)
-        limit = options.max_shard_bytes
-        ledger = Ledger(temporary, identity_of(weights, limit, _made_of(export, options)))
-        others = sum(file.stat().st_size for file in found.files)
-        require_space(target, total - ledger.there(target) + others)
-        ledger.take_over(target)
-        taken = ledger.bytes
+        needed = total + sum(file.stat().st_size for file in found.files)
+        ledger = _ledger(temporary, target, weights, (export, options), needed)
         _copy(found.files, export.source, temporary)
         lost = _from_memory(temporary, found.left_out, export.tokenizer)
         if export.chat_template is not None:
             (temporary / "chat_template.jinja").write_text(export.chat_template, encoding="utf-8")
-        write_shards(temporary, weights, limit, ledger, ctx)
+        write_shards(temporary, weights, options.max_shard_bytes, ledger, ctx)
         _write_json(temporary / "config.json", _cleaned(config, weights.names))
         for name, content in export.metadata.items():
             _require_finite(name, content)
@@ -133,7 +129,7 @@ def write(export: Export, options: SaveOptions, ctx: Context = SILENT) -> SaveRe
         notices=(
             *_notices(export, found.left_out, lost),
             *_remarks(export, options, target),
-            *_went_on(taken, total),
+            *_went_on(ledger.taken, total),
         ),
     )
 
@@ -160,6 +156,22 @@ def _made_of(export: Export, options: SaveOptions) -> str:
         return ""
     packing = (options.quantize, options.mode, options.group_size, options.bits)
     return f"{export.identity} {packing}"
+
+
+def _ledger(
+    temporary: Path,
+    target: Path,
+    weights: Weights,
+    asked: tuple[Export, SaveOptions],
+    needed: int,
+) -> Ledger:
+    """The finished files of weights, with those that a killed save has left. Raises BudgetError if
+    the rest of `needed` bytes is not free, before anything of those is touched."""
+    identity = identity_of(weights, asked[1].max_shard_bytes, _made_of(*asked))
+    ledger = Ledger(temporary, identity)
+    require_space(target, needed - ledger.there(target))
+    ledger.take_over(target)
+    return ledger
 
 
 def _went_on(taken: int, total: int) -> list[str]:

@@ -32,6 +32,7 @@ class Ledger:
         """identity: "" where nothing shall be taken over."""
         self._directory, self._identity = directory, identity
         self.finished: Finished = {}
+        self.taken = 0  # bytes of what a killed save had finished
 
     def there(self, target: Path) -> int:
         """Bytes of the files that a killed save to `target` has left and that fit."""
@@ -47,11 +48,7 @@ class Ledger:
             shutil.rmtree(left, ignore_errors=True)
         if self.finished:
             self._write()
-
-    @property
-    def bytes(self) -> int:
-        """Of the files that are finished."""
-        return sum(size for size, _ in self.finished.values())
+        self.taken = sum(size for size, _ in self.finished.values())
 
     def note(self, file: Path) -> None:
         """That file is written; it is flushed first."""
