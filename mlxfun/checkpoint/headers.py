@@ -190,6 +190,30 @@ def _entry(path: Path, name: str, value: Any, data_start: int) -> TensorInfo:
     return TensorInfo(dtype, shape, data_start + begin, data_start + end)
 
 
+PACKED_METHODS = {"mxfp4", "mxfp8", "awq", "gptq", "compressed-tensors", "modelopt", "bitnet"}
+"""Quantisations of other tools that stock loading leaves packed, or packs anew."""
+
+
+def is_packed(config: Mapping[str, Any]) -> bool:
+    """Whether the weights of a model with this config.json stay packed when it is loaded."""
+    settings = config.get("quantization_config") or {}
+    method = settings.get("quant_method") if isinstance(settings, dict) else None
+    return "quantization" in config or method in PACKED_METHODS
+
+
+def times_held(dtype: str, packed: bool, cpu: bool) -> int:
+    """How many times its bytes on disk a tensor takes in memory.
+
+    8-bit floats that stock loading unpacks count double, and so do weights of 16 bits that will be
+    cast for the CPU backend.
+    """
+    if packed:
+        return 1
+    unpacked = 2 if dtype.startswith("F8_E") else 1
+    wide = 2 if cpu and dtype in ("BF16", "F16", "F8_E4M3", "F8_E5M2") else 1
+    return unpacked * wide
+
+
 def weight_files(directory: Path) -> list[Path]:
     """The files stock mlx-lm reads (`model*.safetensors`, whatever an index says), by name."""
     return sorted(directory.glob("model*.safetensors"))

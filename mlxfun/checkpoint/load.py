@@ -25,8 +25,10 @@ from mlxfun.checkpoint.dropped import dropped_notes, packed_elsewhere, without_m
 from mlxfun.checkpoint.headers import (
     Header,
     indexed_files,
+    is_packed,
     read_headers,
     require_even,
+    times_held,
 )
 from mlxfun.checkpoint.identity import Stamp, checkpoint_id, difference, stamps
 from mlxfun.checkpoint.on_disk import (
@@ -48,7 +50,6 @@ from mlxfun.model.device.memory import bound_cache, memory_limit, on_cpu, requir
 from mlxfun.model.parameters import flatten
 
 # quant_method values whose weights stay packed; others are unpacked to 16 bits while loading.
-_PACKED_METHODS = {"mxfp4", "mxfp8", "awq", "gptq", "compressed-tensors", "modelopt", "bitnet"}
 # What stock code raises on weights or settings that do not fit the architecture.
 LOAD_ERRORS = (
     ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError, OSError, ImportError,
@@ -171,24 +172,13 @@ def _cast_notes(model: nn.Module, stored: dict[str, mx.Dtype]) -> tuple[str, ...
 
 
 def estimate_bytes(headers: list[Header], config: dict[str, Any]) -> int:
-    """Resident bytes of a checkpoint, judged from its headers alone.
-
-    8-bit floats that stock loading unpacks count double, 16-bit weights double when they will be
-    cast for the CPU backend.
-    """
-    settings = config.get("quantization_config") or {}
-    method = settings.get("quant_method") if isinstance(settings, dict) else None
-    packed = "quantization" in config or method in _PACKED_METHODS
-    total = 0
-    for header in headers:
-        for info in header.tensors.values():
-            count = info.nbytes
-            if not packed and info.dtype.startswith("F8_E"):
-                count *= 2
-            if not packed and on_cpu() and info.dtype in ("BF16", "F16", "F8_E4M3", "F8_E5M2"):
-                count *= 2
-            total += count
-    return total
+    """Resident bytes of a checkpoint, judged from its headers alone."""
+    packed, cpu = is_packed(config), on_cpu()
+    return sum(
+        info.nbytes * times_held(info.dtype, packed, cpu)
+        for header in headers
+        for info in header.tensors.values()
+    )
 
 
 def _require_supported(config: dict[str, Any], path: Path) -> None:

@@ -15,15 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import mlx.core as mx
-import numpy as np
-
 from mlxfun.checkpoint.card import Card, base_card_name
 from mlxfun.checkpoint.gate import LogitsFn, Source, Weights, check, forward
-from mlxfun.checkpoint.headers import INDEX, weight_files, write_file
+from mlxfun.checkpoint.headers import weight_files
 from mlxfun.checkpoint.load import short
 from mlxfun.checkpoint.options import SaveOptions
 from mlxfun.checkpoint.replacing import atomic, replaceable
+from mlxfun.checkpoint.replacing.shards import identity_of, write_shards
+from mlxfun.checkpoint.replacing.unfinished import Ledger, recorded
 from mlxfun.checkpoint.reports import SaveReport
 from mlxfun.checkpoint.requantize import Requantised, describe_quantization, packed_so
 from mlxfun.checkpoint.sources import Companions, companions, has_wildcards
@@ -36,13 +35,6 @@ _TOKENIZER = re.compile(
 )
 # Files of which a saved tokenizer has the content elsewhere, and the card that is written anew.
 _REPLACED = ("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt")
-DTYPES = {
-    mx.bool_: "BOOL", mx.uint8: "U8", mx.int8: "I8", mx.uint16: "U16", mx.int16: "I16",
-    mx.float16: "F16", mx.bfloat16: "BF16", mx.uint32: "U32", mx.int32: "I32", mx.float32: "F32",
-    mx.uint64: "U64", mx.int64: "I64", mx.complex64: "C64",
-}  # fmt: skip
-"""What headers call the types of MLX."""
-
 # Room for headers, metadata and the file system's own bookkeeping.
 _DISK_MARGIN = 16 << 20
 
@@ -63,7 +55,9 @@ class Export:
     tokens -> logits of the resident model, for the gate. changed: that the source is not what was
     loaded any more, as a sentence's beginning, "" if it is; then nothing is taken from it, the
     tokenizer comes from memory, and companions names the files that the source had. chat_template:
-    one that the user gave in place of the model's, which is saved with it.
+    one that the user gave in place of the model's, which is saved with it. identity: of the weights
+    and of the files they are read from, "" for unknown: what a killed save has finished is not taken
+    over then.
     """
 
     weights: Weights
@@ -80,6 +74,7 @@ class Export:
     tokenizer: SavedTokenizer | None = None
     companions: tuple[str, ...] = ()
     chat_template: str | None = None
+    identity: str = ""
 
 
 WILDCARDS = (
@@ -103,12 +98,13 @@ def write(export: Export, options: SaveOptions, ctx: Context = SILENT) -> SaveRe
     total = sum(weights.nbytes(name) for name in weights.names)
     with failures(target), beside(target) as temporary:
         found = _found(export)
-        require_space(target, total + sum(file.stat().st_size for file in found.files))
+        needed = total + sum(file.stat().st_size for file in found.files)
+        ledger = _ledger(temporary, target, weights, (export, options), needed)
         _copy(found.files, export.source, temporary)
         lost = _from_memory(temporary, found.left_out, export.tokenizer)
         if export.chat_template is not None:
             (temporary / "chat_template.jinja").write_text(export.chat_template, encoding="utf-8")
-        _write_weights(temporary, weights, options.max_shard_bytes, ctx)
+        write_shards(temporary, weights, options.max_shard_bytes, ledger, ctx)
         _write_json(temporary / "config.json", _cleaned(config, weights.names))
         for name, content in export.metadata.items():
             _require_finite(name, content)
@@ -118,6 +114,7 @@ def write(export: Export, options: SaveOptions, ctx: Context = SILENT) -> SaveRe
         atomic.sync_tree(temporary)
         gate = check(temporary, weights, Source(export.source, export.changed), logits, ctx)
         ctx.check()
+        ledger.close()
         files = tuple(sorted(str(f.relative_to(temporary)) for f in _all_files(temporary)))
         size = sum((temporary / name).stat().st_size for name in files)
         replaceable.keep_git(target, temporary)
@@ -129,7 +126,11 @@ def write(export: Export, options: SaveOptions, ctx: Context = SILENT) -> SaveRe
         experts=export.experts,
         quantization=describe_quantization(config),
         gate=gate,
-        notices=(*_notices(export, found.left_out, lost), *_remarks(export, options, target)),
+        notices=(
+            *_notices(export, found.left_out, lost),
+            *_remarks(export, options, target),
+            *_went_on(ledger.taken, total),
+        ),
     )
 
 
@@ -149,6 +150,40 @@ def _as_asked(
     return packed, packed.config, None if logits is None else _requantised_logits(packed)
 
 
+def _made_of(export: Export, options: SaveOptions) -> str:
+    """What decides about the bytes of the weights, "" where that is not known."""
+    if not export.identity or export.changed:
+        return ""
+    packing = (options.quantize, options.mode, options.group_size, options.bits)
+    return f"{export.identity} {packing}"
+
+
+def _ledger(
+    temporary: Path,
+    target: Path,
+    weights: Weights,
+    asked: tuple[Export, SaveOptions],
+    needed: int,
+) -> Ledger:
+    """The finished files of weights, with those that a killed save has left. Raises BudgetError if
+    the rest of `needed` bytes is not free, before anything of those is touched."""
+    identity = identity_of(weights, asked[1].max_shard_bytes, _made_of(*asked))
+    ledger = Ledger(temporary, identity)
+    require_space(target, needed - ledger.there(target))
+    ledger.take_over(target)
+    return ledger
+
+
+def _went_on(taken: int, total: int) -> list[str]:
+    """That a killed save was continued."""
+    if not taken:
+        return []
+    return [
+        f"{readable_bytes(taken)} of {readable_bytes(total)} were taken over from a save like this "
+        "one that was broken off, and compared like the rest"
+    ]
+
+
 @contextlib.contextmanager
 def failures(target: Path) -> Iterator[None]:
     """Raise SaveError for whatever the file system refuses inside the block."""
@@ -165,7 +200,8 @@ def beside(target: Path) -> Iterator[Path]:
     temporary = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        atomic.sweep(target.parent)
+        going_on = set(atomic.abandoned_saves(target))
+        atomic.sweep(target.parent, lambda path: path in going_on and recorded(path))
         temporary = atomic.temporary_sibling(target)
         yield temporary
     finally:
@@ -307,50 +343,6 @@ def _copy(files: Sequence[Path], source: Path, destination: Path) -> None:
 
 
 # --- contents --------------------------------------------------------------------------------
-
-
-def plan_shards(weights: Weights, limit: int) -> list[list[str]]:
-    """Names per file: in order, each file within `limit` bytes unless one tensor exceeds it."""
-    shards: list[list[str]] = []
-    size = 0
-    for name in weights.names:
-        count = weights.nbytes(name)
-        if not shards or size + count > limit:
-            shards.append([])
-            size = 0
-        shards[-1].append(name)
-        size += count
-    return shards
-
-
-def _write_weights(directory: Path, weights: Weights, limit: int, ctx: Context) -> None:
-    shards = plan_shards(weights, limit)
-    total = sum(weights.nbytes(name) for name in weights.names)
-    index: dict[str, str] = {}
-    done = 0
-
-    def data(names: Sequence[str]) -> Iterator[memoryview]:
-        nonlocal done
-        for name in names:
-            ctx.check()
-            # Bytes of any type; an empty tensor has none to look at.
-            flat = weights.tensor(name).reshape(-1)
-            yield np.asarray(flat.view(mx.uint8) if flat.size else [], np.uint8).data
-            done += weights.nbytes(name)
-            ctx.progress("save", done, total, "B")
-
-    for number, names in enumerate(shards, 1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        if len(shards) == 1:
-            file = "model.safetensors"
-        said = {name: (DTYPES[weights.dtype(name)], weights.shape(name)) for name in names}
-        write_file(directory / file, said, data(names), {"format": "mlx"})
-        index |= dict.fromkeys(names, file)
-    document = {
-        "metadata": {"total_size": total},
-        "weight_map": {name: index[name] for name in sorted(index)},
-    }
-    _write_json(directory / INDEX, document)
 
 
 def _cleaned(config: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:

@@ -93,10 +93,16 @@ def save(
                 tokenizer=loaded.tokenizer,
                 companions=loaded.companions,
                 chat_template=_given_template(loaded),
+                identity=f"{editor.live_state} {loaded.checkpoint_id} {_stamps(loaded)}",
             ),
             options,
             ctx,
         )
+
+
+def _stamps(loaded: Loaded) -> str:
+    """Names, sizes and times of the checkpoint's files."""
+    return " ".join(f"{one.name}:{one.bytes}:{one.mtime_ns}" for one in loaded.files)
 
 
 def _given_template(loaded: Loaded) -> str | None:

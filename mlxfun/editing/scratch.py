@@ -14,6 +14,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlxfun.checkpoint.replacing import atomic
+from mlxfun.checkpoint.replacing.unfinished import recorded
 from mlxfun.checkpoint.save import beside, failures, require_space
 from mlxfun.model.delta import LayerDelta
 from mlxfun.model.places import FromFile, Source
@@ -68,5 +69,5 @@ def own_directory(parent: Path) -> Path:
     """
     with failures(parent):
         parent.mkdir(parents=True, exist_ok=True)
-        atomic.sweep(parent)
+        atomic.sweep(parent, recorded)
         return atomic.temporary_sibling(parent / "layers")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,7 +15,8 @@ from mlxfun.text import readable_bytes
 class ResidencyReport(Report):
     """What is in memory, and what reading the rest has cost since `tokens` was 0.
 
-    capacity: slots of each of `layers` layers, of `experts` experts. slot_bytes: all slots;
+    capacity: slots of each of `layers` layers, of `experts` experts, and in the mean where `slots`,
+    those of each layer, differ. slot_bytes: all slots;
     kept_bytes: everything but experts; whole_bytes: the whole model. hits, misses: experts that were
     in a slot when they were wanted, and those that were not; ahead: of the latter, those that had
     been read ahead; ahead_unused: read ahead for nothing. skipped: choices that were left out.
@@ -41,6 +43,12 @@ class ResidencyReport(Report):
     seconds: float = 0.0
     miss: Miss = "read"
     streamed: bool = False
+    slots: tuple[int, ...] = ()
+
+    @property
+    def held(self) -> str:
+        """How many experts of each layer are in slots, as the beginning of a sentence."""
+        return f"{some_of(self.slots or (self.capacity,))} of {self.experts} experts a layer"
 
     @property
     def whole(self) -> bool:
@@ -71,7 +79,7 @@ class ResidencyReport(Report):
                 f"of {readable_bytes(self.whole_bytes)} are in memory, and one layer while it runs"
             )
         held = (
-            f"{self.capacity} of {self.experts} experts a layer in slots, "
+            f"{self.held} in slots, "
             f"{readable_bytes(self.slot_bytes + self.kept_bytes)} of "
             f"{readable_bytes(self.whole_bytes)}"
         )
@@ -126,6 +134,16 @@ class SweepReport(Report):
             f"{best.tokens_per_second:.1f} tokens/s, {best.hit_rate:.1%} hits; "
             f"load the model with --capacity {best.capacity}"
         )
+
+
+def some_of(counts: Sequence[int]) -> str:
+    """The numbers of slots of layers.
+
+    >>> some_of((4, 4)), some_of((3, 7, 4))
+    ('4', '3 to 7')
+    """
+    least, most = min(counts), max(counts)
+    return str(least) if least == most else f"{least} to {most}"
 
 
 def skipping(miss: Miss, skipped: int | None = None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,13 +46,16 @@ def plan_memory(options: MemoryOptions, ctx: Context = SILENT) -> FitReport:
     memory = memory_limit() if here else options.memory
     if memory is None:
         raise StateError("how much memory there is cannot be told: give --memory SIZE")
-    parts = parts_of(found, widened=here and on_cpu())
+    widened = here and on_cpu()
+    parts, other = parts_of(found, widened), parts_of(found, not widened).whole
     bandwidth: float | None = options.bandwidth
     if bandwidth is None and found.directory is not None and parts.whole > memory:
         ctx.progress("reading to measure the disk", 0)
         bandwidth = disk_bandwidth(found.directory)
     used = None if options.profile is None else _used(options.profile, parts)
-    return fit(found.model, parts, Machine(memory, bandwidth), used)
+    report = fit(found.model, parts, Machine(memory, bandwidth), used)
+    otherwise = None if other == parts.whole else other
+    return replace(report, bits=32 if widened else 16, otherwise=otherwise)
 
 
 def _used(path: Path, parts: Parts) -> Array:

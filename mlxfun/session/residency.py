@@ -17,7 +17,7 @@ from mlxfun.events import Event, ResidencyFrame, RoutingFrame, Token
 from mlxfun.generation.decoder import Decoder
 from mlxfun.generation.options import GenerateOptions
 from mlxfun.memory.profile import Layers, read_profile, write_profile
-from mlxfun.memory.reports import ResidencyReport, SweepReport, SweepRow
+from mlxfun.memory.reports import ResidencyReport, SweepReport, SweepRow, some_of
 from mlxfun.memory.slots.partly import AUTO_SHARE
 from mlxfun.memory.slots.slots import ExpertSlots
 from mlxfun.model.device.memory import free_bytes
@@ -118,6 +118,7 @@ class Residency(SessionBase):
             return
         if options.profile is not None:
             self.load_profile(options.profile)
+            slots.forget_counts()
         # Which experts are there must not depend on earlier runs where the others are left out.
         elif options.profiles is not None and options.miss == "read":
             remembered = options.profiles / f"{self.checkpoint_id.replace(':', '-')}.json"
@@ -171,7 +172,7 @@ class Residency(SessionBase):
         not fit.
         """
         slots = self._slots("compare numbers of slots")
-        before, shape = slots.report().capacity, self._layers
+        capacity, before, shape = slots.report().capacity, slots.slots, self._layers
         least = self.anatomy.top_k
         wrong = [n for n in capacities if not least <= n < shape.experts]
         if wrong:
@@ -188,13 +189,14 @@ class Residency(SessionBase):
                 rows.append(row)
                 said.add(answer)
         finally:
-            slots.resize(before)
+            slots.decided.capacity = capacity
+            slots.resize_each(before)
         if len(said) > 1:
             raise ModelError(
                 "the answers differ with the number of slots, which must not be: load the model "
                 "with --resident all, and report the architecture"
             )
-        return SweepReport(tuple(rows), tokens, before)
+        return SweepReport(tuple(rows), tokens, capacity)
 
     def _decoded_with(
         self, slots: ExpertSlots, tokens: int, ctx: Context
@@ -255,7 +257,7 @@ class Residency(SessionBase):
         for row, live in zip(scores, self.editor.committed, strict=True):
             row[[e for e in range(len(row)) if e not in set(live)]] = 0.0  # pruned
         slots.seed(scores)
-        return TextReport(f"{slots.report().capacity} experts a layer are held by {path}")
+        return TextReport(f"{some_of(slots.slots)} experts a layer are held by {path}")
 
     def _scores(self, path: Path) -> Array:
         shape = self._layers

@@ -101,8 +101,7 @@ def _held_note(held: ResidencyReport | None) -> list[str]:
     if held is None:
         return []
     return [
-        f"{held.capacity} of {held.experts} experts a layer are in memory, the others are read when "
-        f"they are wanted{skipping(held.miss)}"
+        f"{held.held} are in memory, the others are read when they are wanted{skipping(held.miss)}"
     ]
 
 

@@ -14,7 +14,8 @@ from mlx.utils import tree_flatten
 
 @dataclass(frozen=True)
 class Shape:
-    """A Qwen3-MoE. bits 0: float32, which CPUs are fastest with."""
+    """A Qwen3-MoE. bits 0: float32, which CPUs are fastest with. wide: where weights are packed, 1 for
+    scales and all else in float32, with which CPUs multiply nine times as fast as with bfloat16."""
 
     layers: int = 48
     experts: int = 128
@@ -26,6 +27,7 @@ class Shape:
     head_dim: int = 128
     vocabulary: int = 151_936
     bits: int = 4
+    wide: int = 0
 
 
 PRESETS = {
@@ -66,7 +68,7 @@ def _write(name: str, module: nn.Module, shape: Shape, file: Path, index: dict[s
     holder: Any = nn.Module()
     holder.part = module
     if shape.bits:
-        module.set_dtype(mx.bfloat16)
+        module.set_dtype(mx.float32 if shape.wide else mx.bfloat16)
         nn.quantize(holder, group_size=64, bits=shape.bits)
     arrays = {
         path.replace("part", name, 1): array for path, array in tree_flatten(holder.parameters())

@@ -2,12 +2,19 @@
 
     python tests/bench/slots_cost.py                          # the 30B shape, 16 GB, made on the spot
     python tests/bench/slots_cost.py --preset disk            # 1.6 GB, for the CPU backend
-    python tests/bench/slots_cost.py --model DIRECTORY --capacity 8,16,32 --ahead 0,4 --cold
+    python tests/bench/slots_cost.py --model DIRECTORY --capacity 8,16,32 --ahead 0,4 --cache cold
+    python tests/bench/slots_cost.py --model DIRECTORY --json slots.json
 
-Prints, for each number of slots: tokens a second of decoding, hits, bytes read a token, and the disk's
-bandwidth while it was read against that of the same reader on its own. `mmap` is the plain way: the
-checkpoint opened lazily by stock mlx-lm, evaluated by a fresh process as its forwards need it.
-Answers are compared token by token with those of the whole model, where that fits.
+Prints, for a warm and a cold cache of files and each number of slots: tokens a second of decoding,
+hits, bytes read a token, and the bytes a second while experts were read, also as a share of what the
+disk gives to one long read of several threads. Two plain ways beside it: `mmap` has the least of the
+numbers of slots, and copies what is missing out of maps of the files, by page faults; `lazy` is the
+checkpoint opened lazily by stock mlx-lm, which keeps all that its forwards have needed. Answers are compared token by
+token with those of the whole model, where that fits.
+
+Cold means that the system was told to forget the files before each answer, which Linux does for what
+is not in use; a virtual machine's disk may be remembered outside of it, so that the long read, which
+is of parts of the files that nothing read before, is the slower of the two.
 """
 
 from __future__ import annotations
@@ -20,12 +27,21 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[2])]
 
 from random_model import PRESETS, Shape, make, words
+
+SEQUENTIAL, PART = 1 << 30, 8 << 20
+"""Bytes of the long read, and of each of its parts."""
+
+MAPS: dict[Path, Any] = {}
+"""Maps of files, of the process that reads by page faults."""
 
 SHAPES = PRESETS | {"disk": Shape(8, 32, 4, 512, 1024, 8, 2, 64, 8192, bits=0)}
 MOST_READ = 512
@@ -44,28 +60,32 @@ class Row:
     read: float = 0.0
     bandwidth: float = 0.0
     peak: int = 0
+    cold: bool = False
 
     def line(self, disk: float, answer: list[int] | None) -> str:
         same = "" if answer is None else "same" if answer == self.tokens else "DIFFERENT"
-        share = f"{self.bandwidth / disk:.0%}" if disk and self.bandwidth else ""
+        known = self.cold and disk and self.bandwidth
+        share = f"{self.bandwidth / disk:.0%}" if known else ""
         return (
-            f"{self.way:8} {self.slots:5} {self.ahead:5} {self.rate:9.2f} {self.hits:7.1%} "
+            f"{'cold' if self.cold else 'warm':5} {self.way:8} {self.slots:5} {self.ahead:5} {self.rate:9.2f} {self.hits:7.1%} "
             f"{self.read / 2**20:9.1f} {self.bandwidth / 2**20:8.0f} {share:>6} "
             f"{self.peak / 2**30:7.2f} {same}"
         )
 
 
 HEAD = (
-    f"{'way':8} {'slots':>5} {'ahead':>5} {'tokens/s':>9} {'hits':>7} {'MiB/token':>9} "
+    f"{'cache':5} {'way':8} {'slots':>5} {'ahead':>5} {'tokens/s':>9} {'hits':>7} {'MiB/token':>9} "
     f"{'MiB/s':>8} {'disk':>6} {'GiB':>7} answer"
 )
 
 
 def drop_cache(model: Path) -> None:
     """Let the system forget the model's files, where it can be told to."""
+    MAPS.clear()  # what is mapped is in use
     for file in model.glob("*.safetensors"):
         descriptor = os.open(file, os.O_RDONLY)
         if hasattr(os, "posix_fadvise"):
+            os.fsync(descriptor)  # what is not on the disk yet is not forgotten
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(descriptor)
 
@@ -76,11 +96,13 @@ def one(args: argparse.Namespace) -> None:
     from mlxfun.checkpoint.options import LoadOptions
     from mlxfun.session.residency import endless_decoder
 
-    if args.one == "mmap":
-        print(json.dumps(asdict(_mmap(args))))
+    if args.one == "lazy":
+        print(json.dumps(asdict(_lazy(args))))
         return
+    if args.one == "mmap":
+        read_by_page_faults()
     options = LoadOptions()
-    if args.one == "slots":
+    if args.one in ("slots", "mmap"):
         options = LoadOptions(capacity=args.slots, read_ahead=args.read_ahead)
     session = Session.open(args.model, options)
     prompt = session.tokenizer.encode(words(args.prompt, 4000, 7))
@@ -91,12 +113,10 @@ def one(args: argparse.Namespace) -> None:
             session.forget_residency()
         times.append(time.perf_counter())
 
-    for seed in (0, 1):  # the first answer fills the slots
-        decoder = endless_decoder(session)
-        times.clear()
-        if args.cold and seed:
-            drop_cache(args.model)
-        decoder.run(prompt, _greedy(args.tokens), session.editor.key, heard)
+    for _ in range(2):  # the first answer fills the slots
+        endless_decoder(session).run(prompt, _greedy(args.tokens), session.editor.key, heard)
+    if args.cold:
+        drop_cache(args.model)
     decoder = endless_decoder(session)
     times.clear()
     answer = decoder.run(prompt, _greedy(args.tokens), session.editor.key, heard)
@@ -115,7 +135,26 @@ def _greedy(tokens: int):  # type: ignore[no-untyped-def]
     return GenerateOptions(max_tokens=tokens)
 
 
-def _mmap(args: argparse.Namespace) -> Row:
+def read_by_page_faults() -> None:
+    """From now on experts are copied out of maps of the files, one after the other."""
+    import numpy as np
+
+    from mlxfun.memory.slots.reader import FileReader, Wanted
+
+    def read(self: FileReader, wanted: Iterable[Wanted]) -> None:
+        began = time.perf_counter()
+        for part in wanted:
+            file = self._files[part.file][0]
+            if file not in MAPS:
+                MAPS[file] = np.memmap(file, np.uint8, "r")
+            np.asarray(part.into)[:] = MAPS[file][part.start : part.end]
+            self.traffic.bytes += len(part.into)
+        self.traffic.seconds += time.perf_counter() - began
+
+    FileReader.read = read  # type: ignore[method-assign]
+
+
+def _lazy(args: argparse.Namespace) -> Row:
     """Stock mlx-lm on lazily opened weights: every array is read when it is first needed."""
     import mlx.core as mx
     from mlx_lm.models.cache import make_prompt_cache
@@ -130,52 +169,77 @@ def _mmap(args: argparse.Namespace) -> Row:
         times.append(time.perf_counter())
     rate = (len(times) - 1) / (times[-1] - times[0])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Row("mmap", 0, 0, found, rate, peak=peak)
+    return Row("lazy", 0, 0, found, rate, peak=peak)
 
 
-def asked(args: argparse.Namespace, way: str, slots: int = 0, ahead: int = 0) -> Row | None:
+def asked(args: argparse.Namespace, way: str, slots: int, ahead: int, cold: bool) -> Row | None:
     """A way in a fresh process; None if it failed, for instance for want of memory."""
     given = [
         sys.executable, __file__, "--one", way, "--model", str(args.model), "--slots", str(slots),
         "--read-ahead", str(ahead), "--tokens", str(args.tokens), "--prompt", str(args.prompt),
     ]  # fmt: skip
-    if args.cold:
+    if cold:
         drop_cache(args.model)
         given.append("--cold")
     done = subprocess.run(given, capture_output=True, text=True, check=False)
     if done.returncode:
         print(f"{way} {slots}: FAILED, {done.stderr.strip().splitlines()[-1][:120]}")
         return None
-    return Row(**json.loads(done.stdout.strip().splitlines()[-1]))
+    return replace(Row(**json.loads(done.stdout.strip().splitlines()[-1])), cold=cold)
 
 
-def measure(args: argparse.Namespace) -> None:
+def sequential(model: Path) -> float:
+    """Bytes a second of one long read by several threads, of the end of the files, which the reads of
+    experts come to last."""
+    import numpy as np
+
+    from mlxfun.memory.slots.reader import WORKERS
+
+    files = sorted(model.glob("*.safetensors"), key=lambda file: file.stat().st_size)
+    parts: list[tuple[Path, int]] = []
+    for file in reversed(files):
+        parts += [(file, start) for start in range(0, file.stat().st_size - PART, PART)][::-1]
+    parts = parts[: SEQUENTIAL // PART]
+    parts.sort(key=lambda part: (part[0].name, part[1]))
+    drop_cache(model)
+    buffers = [np.empty(PART, np.uint8) for _ in range(WORKERS)]
+
+    def share(worker: int) -> None:
+        for file, start in parts[worker::WORKERS]:
+            with file.open("rb", buffering=0) as opened:
+                os.preadv(opened.fileno(), [buffers[worker].data], start)
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(WORKERS) as pool:
+        list(pool.map(share, range(WORKERS)))
+    return len(parts) * PART / (time.perf_counter() - began)
+
+
+def measure(args: argparse.Namespace) -> list[Row]:
     """The table."""
-    from mlxfun.memory.plan.bandwidth import disk_bandwidth
     from mlxfun.memory.plan.headers import outline
     from mlxfun.memory.plan.parts import parts_of
 
     parts = parts_of(outline(args.model))
-    disk = disk_bandwidth(args.model) or 0.0
     print(
         f"{args.model}: {parts.whole / 2**30:.2f} GiB, {parts.experts} experts, top-{parts.top_k}"
     )
-    print(f"disk {disk / 2**20:.0f} MiB/s, {'cold' if args.cold else 'warm'} cache of files")
+    disk = sequential(args.model)
+    print(f"disk {disk / 2**20:.0f} MiB/s in one long read")
     print(HEAD, flush=True)
-    answer = None
-    whole = asked(args, "whole") if args.whole else None
-    if whole is not None:
-        answer = whole.tokens
-        print(whole.line(disk, None), flush=True)
-    if args.mmap and (plain := asked(args, "mmap")) is not None:
-        print(plain.line(disk, answer), flush=True)
     steps = [round(parts.experts * share) for share in (0.25, 0.5, 0.75)]
-    for slots in args.capacity or steps:
-        for ahead in args.ahead:
-            row = asked(args, "slots", max(slots, parts.top_k), ahead)
+    slots = [max(n, parts.top_k) for n in args.capacity or steps]
+    ways = [("whole", 0, 0)] * args.whole + [("lazy", 0, 0)] * args.mmap
+    ways += [("mmap", slots[0], 0)] * args.mmap
+    ways += [("slots", n, ahead) for n in slots for ahead in args.ahead]
+    rows: list[Row] = []
+    for cold in (one == "cold" for one in args.cache):
+        for way, count, ahead in ways:
+            row = asked(args, way, count, ahead, cold)
             if row is not None:
-                answer = answer or row.tokens
-                print(row.line(disk, answer), flush=True)
+                rows.append(row)
+                print(row.line(disk, rows[0].tokens), flush=True)
+    return rows
 
 
 def numbers(text: str) -> list[int]:
@@ -191,7 +255,12 @@ def main() -> None:
     parser.add_argument("--ahead", type=numbers, default=[0], help="experts read ahead, by commas")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--prompt", type=int, default=64, help="tokens of the prompt")
-    parser.add_argument("--cold", action="store_true", help="forget the files before each answer")
+    parser.add_argument(
+        "--cache", type=lambda text: text.split(","), default=["warm", "cold"],
+        help="warm, cold or both, by commas",
+    )  # fmt: skip
+    parser.add_argument("--json", type=Path, help="write the rows here too")
+    parser.add_argument("--cold", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--no-whole", dest="whole", action="store_false")
     parser.add_argument("--no-mmap", dest="mmap", action="store_false")
     parser.add_argument("--layers", type=int, help="of the random model")
@@ -208,7 +277,9 @@ def main() -> None:
                 shape = SHAPES[args.preset]
                 shape = shape if args.layers is None else replace(shape, layers=args.layers)
                 make(shape, args.model)
-        measure(args)
+        rows = measure(args)
+        if args.json:
+            args.json.write_text(json.dumps([asdict(row) for row in rows]))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@
     python tests/bench/streamed.py                          # 1.2 GB, for the CPU backend
     python tests/bench/streamed.py --preset qwen3-30b-a3b   # 16 GB, for a GPU
     python tests/bench/streamed.py --only collect,merge --layers 8
+    python tests/bench/streamed.py --use DIRECTORY --data LINES.jsonl --samples 64
 
 Each mode runs in a process of its own, on the same files, after they were read once. Peaks are
-above what is held at rest; the bound is 1.3 times the largest layer and the hidden states. The last
+above what is held at rest; "processor" is the ratio of the processor's seconds, which other work
+on the machine disturbs less; the bound is 1.3 times the largest layer and the hidden states. The last
 column adds to those what the same step takes above the model in memory: one batch's forward, and
 what an edit makes.
 """
@@ -31,7 +33,7 @@ from random_model import PRESETS, Shape, make, write_lines
 
 from mlxfun import Session
 from mlxfun.calibration.options import CollectOptions
-from mlxfun.checkpoint.options import LoadOptions, Resident, SaveOptions
+from mlxfun.checkpoint.options import LoadOptions, SaveOptions
 from mlxfun.data.options import DatasetOptions
 from mlxfun.editing.options import ApplyOptions
 from mlxfun.evaluation.options import EvaluateOptions
@@ -48,13 +50,18 @@ STEPS = ("collect", "evaluate", "prune", "merge", "abliterate", "save")
 class Run:
     """The steps of one mode, in order, each measured."""
 
-    def __init__(self, model: Path, data: Path, mode: Resident, scratch: Path) -> None:
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        mode, scratch = arguments.mode, arguments.scratch
         began = time.perf_counter()
         options = LoadOptions(resident=mode, scratch=scratch)
-        self._session, self._scratch = Session.open(model, options=options), scratch
-        self._data, self._mode = DatasetOptions(str(data), max_tokens=512), mode
+        self._session, self._scratch = Session.open(arguments.model, options=options), scratch
+        self._data = DatasetOptions(
+            str(arguments.data), max_tokens=512, max_samples=arguments.samples
+        )
+        self._mode = mode
         self.found: dict[str, Any] = {"load": {"seconds": time.perf_counter() - began}}
         self.found["rest"] = int(mx.get_active_memory())
+        self.found["width"] = self._session.map.hidden_size
         store = LayerStore.of(self._session.model)
         self.found["largest"] = 0 if store is None else store.largest
 
@@ -63,17 +70,18 @@ class Run:
         rest = int(mx.get_active_memory())
         mx.clear_cache()
         mx.reset_peak_memory()
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), time.process_time()
         getattr(self, f"_{name}")()
         self.found[name] = {
             "seconds": time.perf_counter() - began,
+            "cpu": time.process_time() - busy,
             "peak": int(mx.get_peak_memory()) - rest,
             "held": int(mx.get_active_memory()) - rest,
         }
         print(f"  {self._mode} {name}: {self.found[name]}", file=sys.stderr, flush=True)
 
     def _collect(self) -> None:
-        self._session.collect(CollectOptions(self._data))
+        self.found["tokens"] = self._session.collect(CollectOptions(self._data)).tokens
 
     def _evaluate(self) -> None:
         self._session.evaluate(EvaluateOptions((self._data,), samples=0))
@@ -98,7 +106,7 @@ class Run:
 
 def child(arguments: argparse.Namespace) -> None:
     """One mode, its figures as JSON on stdout."""
-    run = Run(arguments.model, arguments.data, arguments.mode, arguments.scratch)
+    run = Run(arguments)
     for name in STEPS:
         if name in arguments.only.split(","):
             run.step(name)
@@ -110,22 +118,25 @@ def measured(arguments: argparse.Namespace, shape: Shape) -> dict[str, Any]:
     """{mode: figures} and what bounds them."""
     with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
         root = Path(directory)
-        model = make(shape, root / "model")
-        lines = write_lines(
+        model = arguments.use or make(shape, root / "model")
+        lines = arguments.data or write_lines(
             root / "data.jsonl", arguments.samples, arguments.tokens, shape.vocabulary
         )
         for seed, name in enumerate(PROMPTS):
             write_lines(root / name, 16, 16, shape.vocabulary, 1000 * (seed + 1))
-        for file in model.iterdir():  # the page cache is warm for both
-            file.read_bytes()
+        for file in model.glob("*.safetensors"):  # the page cache is warm for both
+            with file.open("rb") as opened:
+                while opened.read(1 << 24):
+                    pass
         found: dict[str, Any] = {}
         for mode in ("all", "none"):
             command = [sys.executable, __file__, "--child", "--mode", mode, "--model", str(model),
-                       "--data", str(lines), "--scratch", str(root), "--only", arguments.only]  # fmt: skip
+                       "--data", str(lines), "--samples", str(arguments.samples), "--scratch", str(root), "--only", arguments.only]  # fmt: skip
             done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
             found[mode] = json.loads(done.stdout.splitlines()[-1])
     size = 4 if not shape.bits else 2
-    found["hidden"] = arguments.samples * min(arguments.tokens, 512) * shape.hidden * size
+    tokens = found["none"].pop("tokens", arguments.samples * min(arguments.tokens, 512))
+    found["hidden"] = tokens * found["none"]["width"] * size
     return found
 
 
@@ -140,14 +151,16 @@ def table(found: dict[str, Any], only: Callable[[str], bool]) -> str:
         f"{found['all']['rest'] / mib:.0f} and {found['none']['rest'] / mib:.0f} MiB; resident set "
         f"{found['all']['rss'] / mib:.0f} and {found['none']['rss'] / mib:.0f} MiB",
         "",
-        "| step | in memory | on disk | time | peak | of the bound | with what it takes in memory |",
-        "|---|---|---|---|---|---|---|",
+        "| step | in memory | on disk | time | processor | peak | of the bound | with what it takes "
+        "in memory |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name in filter(only, STEPS):
         one, other = found["all"][name], found["none"][name]
         rows.append(
             f"| {name} | {one['seconds']:.1f} s | {other['seconds']:.1f} s | "
-            f"{other['seconds'] / one['seconds']:.2f} | {other['peak'] / mib:.0f} MiB | "
+            f"{other['seconds'] / one['seconds']:.2f} | {other['cpu'] / one['cpu']:.2f} | "
+            f"{other['peak'] / mib:.0f} MiB | "
             f"{other['peak'] / bound:.2f} | {other['peak'] / (least + one['peak']):.2f} |"
         )
     return "\n".join(rows)
@@ -164,7 +177,9 @@ def parsed() -> argparse.Namespace:
     for field in fields(Shape):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=int)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    for name in ("--model", "--data", "--scratch"):
+    parser.add_argument("--use", type=Path, help="a model in hand instead of a random one")
+    parser.add_argument("--data", type=Path, help="JSONL to run instead of random words")
+    for name in ("--model", "--scratch"):
         parser.add_argument(name, type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--mode", help=argparse.SUPPRESS)
     return parser.parse_args()

@@ -18,7 +18,9 @@ SHAPE = Shape(4, 128, 4, 512, 512, 8, 4, 64, 8192, bits=0)
 
 @pytest.mark.bench
 def test_time_and_memory_of_streamed_passes(capsys, tmp_path) -> None:
-    asked = Namespace(directory=tmp_path, samples=16, tokens=256, only=",".join(STEPS))
+    asked = Namespace(
+        directory=tmp_path, samples=16, tokens=256, use=None, data=None, only=",".join(STEPS)
+    )
     found = streamed.measured(asked, SHAPE)
     with capsys.disabled():
         print("\n" + streamed.table(found, lambda name: name in STEPS))

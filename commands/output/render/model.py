@@ -51,7 +51,7 @@ def residency(report: ResidencyReport) -> RenderableType:
     rows: list[tuple[str, Any]] = [
         (
             "slots",
-            f"{report.capacity} of {report.experts} experts in each of {report.layers} layers",
+            f"{report.held}, in {report.layers} layers",
         ),
         ("in slots", readable_bytes(report.slot_bytes)),
         ("besides", f"{readable_bytes(report.kept_bytes)} of everything but experts"),
@@ -104,7 +104,7 @@ def fit(report: FitReport) -> RenderableType:
     if report.fit == "partly":
         use = "by the given use" if report.measured_use else "if all were used alike"
         rows += [
-            ("slots", f"{report.capacity} of {report.experts} experts in each layer"),
+            ("slots", f"{report.some} in each layer"),
             ("held", readable_bytes(report.held)),
             ("hits", f"{report.hit_rate:.1%} {use}"),
             ("disk", _rate(report.bandwidth)),
@@ -115,7 +115,8 @@ def fit(report: FitReport) -> RenderableType:
         fits = "fits" if level.fits else "does not fit"
         size = f"{level.left} experts a layer, {readable_bytes(level.bytes)}, {fits}"
         rows.append((f"prune {level.share:.0%}", size))
-    return Group(pairs(rows), text(report.summary()))
+    notes = [report.note] if report.note else []
+    return with_notes(Group(pairs(rows), text(report.summary())), notes)
 
 
 def _rate(bandwidth: float | None) -> str | None:

@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from mlxfun.errors import SaveError
@@ -33,20 +34,30 @@ def temporary_sibling(target: Path) -> Path:
     return path
 
 
-def sweep(parent: Path) -> list[Path]:
+def sweep(parent: Path, spared: Callable[[Path], bool] = lambda _: False) -> list[Path]:
     """Remove what killed saves left in `parent`; returns the removed paths.
 
-    Only directories named by this module whose process, on this machine, is dead, and backups
-    beside the whole model that replaced them.
+    Only directories named by this module whose process, on this machine, is dead, unless they are
+    spared, and backups beside the whole model that replaced them.
     """
     removed = []
     for path in _directories(parent):
-        match = _TEMPORARY.fullmatch(path.name)
-        stale = match is not None and abandoned(match["host"], int(match["pid"]))
+        stale = _stale(path) and not spared(path)
         if stale or (path.name.endswith(BACKUP) and _original(path).exists()):
             shutil.rmtree(path, ignore_errors=True)
             removed.append(path)
     return removed
+
+
+def abandoned_saves(target: Path) -> list[Path]:
+    """The directories that killed saves to `target` have left."""
+    beginning = f".{target.name}.saving-"
+    return [p for p in _directories(target.parent) if p.name.startswith(beginning) and _stale(p)]
+
+
+def _stale(path: Path) -> bool:
+    match = _TEMPORARY.fullmatch(path.name)
+    return match is not None and abandoned(match["host"], int(match["pid"]))
 
 
 def recoverable(parent: Path) -> list[Path]:

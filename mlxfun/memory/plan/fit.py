@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from mlxfun.memory.plan.parts import Parts
 from mlxfun.memory.plan.report import Fit, FitReport, Level
+from mlxfun.memory.slots.shares import divided, served
 
 if TYPE_CHECKING:
     from mlxfun.arrays import Array
@@ -33,23 +35,29 @@ class Machine:
     bandwidth: float | None = None
 
 
-def hit_rate(parts: Parts, slots: int, used: Array | None) -> float:
-    """The share of choices that find their expert in one of `slots` slots a layer.
+def hit_rate(parts: Parts, slots: Sequence[int], used: Array | None) -> float:
+    """The share of choices that find their expert in one of the slots of each layer.
 
     used: float64 [L, E], how often each expert was chosen; each layer then holds its most used. None:
     as if all were used alike, which is the least that can be expected.
     """
-    if slots >= parts.experts:
-        return 1.0
-    if used is None or not used.sum():
-        return slots / parts.experts
-    top = -np.sort(-used, axis=1)[:, :slots]
-    return float(top.sum() / used.sum())
+    if used is None:
+        used = np.zeros((len(slots), parts.experts))
+    return served(list(used), slots) if slots else 0.0
+
+
+def slots_of(parts: Parts, capacity: int, used: Array | None) -> tuple[int, ...]:
+    """Slots of each layer, as `load --resident` divides them by recorded use."""
+    even = (capacity,) * len(parts.expert_bytes)
+    if used is None or not 0 < capacity < parts.experts:
+        return even
+    return divided(list(used), list(parts.expert_bytes.values()), even, parts.top_k)
 
 
 def fit(name: str, parts: Parts, machine: Machine, used: Array | None = None) -> FitReport:
     """The report on a model, see FitReport."""
-    slots = _slots(parts, machine.memory)
+    capacity = _slots(parts, machine.memory)
+    slots = slots_of(parts, capacity, used)
     return FitReport(
         model=name,
         memory=machine.memory,
@@ -62,10 +70,11 @@ def fit(name: str, parts: Parts, machine: Machine, used: Array | None = None) ->
         top_k=parts.top_k,
         expert_bytes=parts.one_each,
         active=parts.active,
-        fit=_how(parts, machine.memory, slots),
-        capacity=slots,
-        held=parts.kept + slots * parts.one_each,
-        hit_rate=hit_rate(parts, slots, used) if slots else None,
+        fit=_how(parts, machine.memory, capacity),
+        capacity=capacity,
+        slots=slots,
+        held=parts.kept + capacity * parts.one_each,
+        hit_rate=hit_rate(parts, slots, used) if capacity else None,
         measured_use=used is not None,
         tokens_per_second=_speed(parts, machine, slots, used),
         streamed=_streamed(parts),
@@ -96,9 +105,11 @@ def _streamed(parts: Parts) -> int:
     return int(STREAM_FACTOR * (parts.largest_layer + hidden)) + parts.bytes["embeddings"]
 
 
-def _speed(parts: Parts, machine: Machine, slots: int, used: Array | None) -> float | None:
+def _speed(
+    parts: Parts, machine: Machine, slots: Sequence[int], used: Array | None
+) -> float | None:
     """The most tokens a second that the disk allows; None where nothing is read, or it is unknown."""
-    if not machine.bandwidth or not slots or slots >= parts.experts:
+    if not machine.bandwidth or not slots or not 0 < min(slots) < parts.experts:
         return None
     missed = (1 - hit_rate(parts, slots, used)) * parts.top_k * parts.one_each
     return machine.bandwidth / missed if missed > 0 else None

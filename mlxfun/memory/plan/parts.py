@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mlxfun.checkpoint.headers import is_packed, times_held
 from mlxfun.errors import ModelError
 from mlxfun.memory.plan.headers import Entry, Outline
 from mlxfun.model.anatomy.stored_names import (
@@ -61,18 +62,18 @@ class Parts:
 
 def parts_of(found: Outline, widened: bool = False) -> Parts:
     """What the tensors are. widened: 16-bit weights are held in 32 bits, as MLX's CPU backend needs
-    where experts are not packed.
+    where they are not packed.
 
     Raises ModelError where experts are found, and config.json does not say how many.
     """
     used = [entry for entry in found.entries if part_of(entry.name) != "unused"]
-    wide = widened and "quantization" not in found.config
+    packed = is_packed(found.config)
     sizes: dict[Part, int] = dict.fromkeys(PARTS, 0)
     layers: dict[int, int] = defaultdict(int)
     stacks: dict[int, int] = defaultdict(int)
     numbered: set[int] = set()
     for entry in used:
-        size = entry.nbytes * (2 if wide and entry.dtype in ("BF16", "F16") else 1)
+        size = entry.nbytes * times_held(entry.dtype, packed, widened)
         part, layer = part_of(entry.name), layer_of(entry.name)
         sizes[part] += size
         if layer is not None:

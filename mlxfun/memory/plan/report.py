@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from mlxfun.memory.reports import some_of
 from mlxfun.report import Report
 from mlxfun.text import counted, readable_bytes
 
@@ -30,7 +31,10 @@ class FitReport(Report):
 
     memory: bytes it may take. parts: {part: bytes}, see mlxfun.model.anatomy.stored_names. whole:
     all of it; kept: without experts. expert_bytes: of one expert in every layer; active: bytes that
-    a token passes. capacity: experts a layer that fit, 0 for too few; held: bytes with so many.
+    a token passes. capacity: experts a layer that fit, 0 for too few; slots: those of each layer, as
+    recorded use divides them; held: bytes with so many. bits: that 16-bit weights are held in, 32 on
+    MLX's CPU backend; otherwise: bytes of the whole model in the other of these, None where that is
+    the same, as it is for packed weights.
     hit_rate: share of choices that find their expert in memory; measured_use: from recorded routing,
     else as if all experts were used alike. bandwidth: bytes a second of the disk; tokens_per_second:
     the most that it allows. streamed: bytes of a pass layer by layer. levels: what prunes would need.
@@ -56,6 +60,35 @@ class FitReport(Report):
     tokens_per_second: float | None
     streamed: int
     levels: tuple[Level, ...]
+    slots: tuple[int, ...] = ()
+    bits: Literal[16, 32] = 16
+    otherwise: int | None = None
+
+    @property
+    def note(self) -> str:
+        """In how many bits weights of 16 are counted, "" where there are none."""
+        if self.otherwise is None:
+            return ""
+        other = readable_bytes(self.otherwise)
+        if self.bits == 32:
+            return (
+                "16-bit weights are counted in 32 bits, as MLX's CPU backend holds them; on a GPU the "
+                f"whole model takes {other}"
+            )
+        return (
+            "16-bit weights are counted as they are, as a GPU holds them; on MLX's CPU backend the "
+            f"whole model takes {other}"
+        )
+
+    @property
+    def some(self) -> str:
+        """How many experts of each layer fit, as the beginning of a sentence."""
+        return f"{some_of(self.slots or (self.capacity,))} of {self.experts} experts"
+
+    @property
+    def _how(self) -> str:
+        uneven = len(set(self.slots)) > 1
+        return "--resident auto --profile FILE" if uneven else f"--capacity {self.capacity}"
 
     def summary(self) -> str:
         sizes = f"{readable_bytes(self.whole)} in {readable_bytes(self.memory)}"
@@ -63,8 +96,8 @@ class FitReport(Report):
             return f"{self.model} fits whole: {sizes}"
         if self.fit == "partly":
             return (
-                f"{self.model} does not fit whole ({sizes}), with {self.capacity} of {self.experts} "
-                f"experts a layer it does: load {self.model} --capacity {self.capacity}"
+                f"{self.model} does not fit whole ({sizes}), with {self.some} a layer it does: "
+                f"load {self.model} {self._how}"
             )
         if self.fit == "streamed":
             return (

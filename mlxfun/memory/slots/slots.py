@@ -21,6 +21,7 @@ from mlxfun.memory.slots.bank import ABSENT, Buffers, LayerBank, StackOnDisk
 from mlxfun.memory.slots.layer import Counts, SlotLayer
 from mlxfun.memory.slots.partly import Partly
 from mlxfun.memory.slots.reader import Traffic
+from mlxfun.memory.slots.shares import divided
 from mlxfun.model.device.memory import require
 from mlxfun.model.parameters import ParameterTree
 
@@ -95,11 +96,22 @@ class ExpertSlots:
             layer.leave_out = partial(setattr, tap, "present")
 
     def seed(self, scores: Array) -> None:
-        """Begin with recorded use, float64 [L, E], and have the most used in slots."""
+        """Begin with recorded use, float64 [L, E], and have the most used in slots; where a size and
+        no number of slots was asked for, layers whose choices are spread wider get more of them."""
+        if self.decided.options.capacity is None:
+            self._divide(scores)
         for layer, row in zip(self.layers, scores, strict=True):
             layer.bank.usage.seed(row[: layer.bank.experts])
             ranked = layer.bank.usage.ranked(range(layer.bank.experts))
             layer.bank.hold(ranked[-layer.bank.capacity :])
+
+    def _divide(self, scores: Array) -> None:
+        banks = [layer.bank for layer in self.layers]
+        used = [row[: bank.experts] for row, bank in zip(scores, banks, strict=True)]
+        sizes = [bank.nbytes // bank.capacity for bank in banks]
+        even = [min(self.decided.capacity, bank.experts) for bank in banks]
+        least = max(layer.top_k for layer in self.decided.layers)
+        self.resize_each(divided(used, sizes, even, least))
 
     def scores(self, experts: int) -> Array:
         """How much each expert was used of late, float64 [L, E]."""
@@ -129,6 +141,7 @@ class ExpertSlots:
             bytes_read=traffic.bytes,
             seconds=traffic.seconds,
             miss=self.decided.options.miss,
+            slots=self.slots,
         )
 
     @property
@@ -140,9 +153,21 @@ class ExpertSlots:
         """Have `capacity` slots in every layer. Raises BudgetError if they do not fit."""
         more = (capacity - self.decided.capacity) * self.slot_bytes
         require(max(more, 0), f"{capacity} slots a layer", "try fewer")
-        for layer in self.layers:
-            layer.bank.resize(capacity)
         self.decided.capacity = capacity
+        self.resize_each([capacity] * len(self.layers))
+
+    @property
+    def slots(self) -> tuple[int, ...]:
+        """How many each layer has."""
+        return tuple(layer.bank.capacity for layer in self.layers)
+
+    def resize_each(self, counts: Sequence[int]) -> None:
+        """Have so many slots in each layer. Those that lose some come first, so that no more is
+        held at any time than before or after."""
+        changes = zip(self.layers, counts, strict=True)
+        for layer, count in sorted(changes, key=lambda one: one[1] - one[0].bank.capacity):
+            if count != layer.bank.capacity:
+                layer.bank.resize(count)
         mx.clear_cache()
 
     def forget_counts(self) -> None:

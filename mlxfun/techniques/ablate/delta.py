@@ -47,7 +47,7 @@ from mlxfun.model.parameters import (
 )
 from mlxfun.techniques.ablate.plan import AblationPlan
 
-ROWS_AT_ONCE = 256 << 20
+ROWS_AT_ONCE = 64 << 20
 """Bytes of a stack that are unpacked to float32 at a time."""
 
 

@@ -14,7 +14,7 @@ neuron j of the member (B. Knyazev, REAM) is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
@@ -30,6 +30,8 @@ RANK = 64
 OVERSAMPLING = 16
 POWER_ITERATIONS = 2
 GRAM_FLOOR = 1e-10
+UNPACKED_BYTES = 64 << 20
+"""Bound on the rows in float32 that are looked at at once."""
 PAIR_BYTES = 256 << 20
 """Bound on the cost matrices that are on the device at once."""
 
@@ -39,41 +41,30 @@ Match = Callable[["Array"], "Array"]
 def weight_features(bank: Bank, rank: int = RANK, seed: int = 0) -> mx.array:
     """Rows of all projections per neuron, unit length, reduced by PCA: float32 [E, H, r].
 
-    PCA over all E x H neurons by randomised subspace iteration (Halko et al., 2011), one
-    projection at a time: neither the concatenation nor a covariance is ever made. Exact where the
-    rows are no longer than `rank`.
+    PCA over all E x H neurons by randomised subspace iteration (Halko et al., 2011), some experts of
+    one projection at a time: neither the concatenation nor a covariance is ever made. Exact where
+    the rows are no longer than `rank`.
     """
-    names = bank.names
-    # One projection at a time is unpacked, here and in every product below.
-    squares = _each(mx.sum(mx.square(bank.weights(name)), axis=-1, keepdims=True) for name in names)
-    length = mx.sqrt(sum(squares[1:], squares[0]))
-    scale = mx.where(length > 0, 1 / mx.maximum(length, 1e-30), 0.0)
-    mx.eval(scale)
-
-    def pieces() -> Iterator[mx.array]:
-        # Made anew for every product: a dequantised stack is the largest thing here.
-        for name in names:
-            rows = bank.weights(name) * scale
-            yield rows.reshape(-1, rows.shape[-1])
-
-    widths = [piece.shape[-1] for piece in pieces()]
-    neurons = (scale.shape[0], scale.shape[1], -1)
+    rows = _UnitRows(bank)
+    widths = [rows.width(name) for name in bank.names]
+    neurons = (len(bank.rows), rows.neurons, -1)
     if sum(widths) <= rank:
-        return mx.concatenate(list(pieces()), axis=-1).reshape(neurons)
+        whole = [mx.concatenate(_each(rows.some(name)), axis=0) for name in bank.names]
+        return mx.concatenate(whole, axis=-1).reshape(neurons)
     # Random directions are orthogonal enough to begin with.
     drawn = np.random.default_rng(seed).standard_normal((sum(widths), rank + OVERSAMPLING))
     basis: Array = drawn.astype(np.float32)
     for _ in range(POWER_ITERATIONS):
-        y = _project(pieces(), basis, widths)
-        back = mx.concatenate(_each(piece.T @ y for piece in pieces()), axis=0)
+        y = rows.times(basis)
+        back = mx.concatenate([rows.transposed_times(name, y) for name in bank.names], axis=0)
         basis = _orthonormal(np.array(back, dtype=np.float64))
-    y = _project(pieces(), basis, widths)
+    y = rows.times(basis)
     _, vectors = np.linalg.eigh(np.array(y.T @ y, dtype=np.float64))
     main = vectors[:, ::-1][:, :rank].astype(np.float32)
     return (y @ mx.array(main)).reshape(neurons)
 
 
-def _each(arrays: Iterator[mx.array]) -> list[mx.array]:
+def _each(arrays: Iterable[mx.array]) -> list[mx.array]:
     """The arrays, each evaluated before the next is made."""
     found = []
     for array in arrays:
@@ -82,14 +73,58 @@ def _each(arrays: Iterator[mx.array]) -> list[mx.array]:
     return found
 
 
-def _project(pieces: Iterator[mx.array], basis: Array, widths: Sequence[int]) -> mx.array:
-    """Centred rows times the basis, [E * H, q]."""
-    start, y = 0, mx.array(0.0)
-    for piece, width in zip(pieces, widths, strict=True):
-        y = y + piece @ mx.array(basis[start : start + width])
-        mx.eval(y)
-        start += width
-    return y - mx.mean(y, axis=0, keepdims=True)
+class _UnitRows:
+    """The rows of all projections, of unit length over all of them, unpacked some experts at a time
+    and anew for every product: a whole stack in float32 is the largest thing there would be."""
+
+    def __init__(self, bank: Bank) -> None:
+        self._bank = bank
+        self.neurons = int(bank.weights(bank.names[0], [0]).shape[1])
+        self._scale: mx.array | None = None
+        squares = [
+            mx.concatenate(_each(mx.sum(mx.square(part), axis=-1) for part in self._parts(name)))
+            for name in bank.names
+        ]
+        length = mx.sqrt(sum(squares[1:], squares[0]))[..., None]
+        self._scale = mx.where(length > 0, 1 / mx.maximum(length, 1e-30), 0.0)
+        mx.eval(self._scale)
+
+    def width(self, name: str) -> int:
+        """D of a projection."""
+        return int(self._bank.weights(name, [0]).shape[-1])
+
+    def some(self, name: str) -> Iterator[mx.array]:
+        """Rows [n * H, D] of a projection, in order."""
+        for part in self._parts(name):
+            yield part.reshape(-1, part.shape[-1])
+
+    def times(self, basis: Array) -> mx.array:
+        """Rows of all projections times the basis [sum of D, q], centred: [E * H, q]."""
+        start, y = 0, mx.array(0.0)
+        for name in self._bank.names:
+            width = self.width(name)
+            part = mx.array(basis[start : start + width])
+            y = y + mx.concatenate(_each(rows @ part for rows in self.some(name)), axis=0)
+            mx.eval(y)
+            start += width
+        return y - mx.mean(y, axis=0, keepdims=True)
+
+    def transposed_times(self, name: str, y: mx.array) -> mx.array:
+        """Rows of a projection, transposed, times y [E * H, q]: [D, q]."""
+        start, total = 0, mx.array(0.0)
+        for rows in self.some(name):
+            total = total + rows.T @ y[start : start + len(rows)]
+            mx.eval(total)
+            start += len(rows)
+        return total
+
+    def _parts(self, name: str) -> Iterator[mx.array]:
+        """Unpacked rows [n, H, D] of some experts."""
+        count = len(self._bank.rows)
+        step = max(1, UNPACKED_BYTES // (4 * self.neurons * self.width(name)))
+        for start in range(0, count, step):
+            part = self._bank.weights(name, range(start, min(start + step, count)))
+            yield part if self._scale is None else part * self._scale[start : start + step]
 
 
 def _orthonormal(columns: Array) -> Array:

@@ -24,7 +24,12 @@ from mlxfun.model.delta import Resident
 from mlxfun.model.device.batch_size import batch_size
 from mlxfun.model.device.memory import Need
 from mlxfun.model.model_map import ModelMap
-from mlxfun.techniques.merge.alignment import OVERSAMPLING, PAIR_BYTES, RANK
+from mlxfun.techniques.merge.alignment import (
+    OVERSAMPLING,
+    PAIR_BYTES,
+    RANK,
+    UNPACKED_BYTES,
+)
 from mlxfun.techniques.merge.delta import Merger
 from mlxfun.techniques.merge.options import ALIGNMENTS, SIMILARITY_MODES, MergeOptions
 from mlxfun.techniques.prune import selection
@@ -330,7 +335,7 @@ def _matching(options: MergeOptions, size: Sizes, compared: int, pairs: int) -> 
     costs = at_once * (2 * tokens * size.width * WIDE + 16 * size.width**2)
     # What the rows are reduced to, twice.
     reduced = 2 * size.experts * size.width * (RANK + OVERSAMPLING) * WIDE
-    return max(size.reduced() + reduced, units + costs)
+    return max(size.reduced(UNPACKED_BYTES) + reduced, units + costs)
 
 
 def require_memory(request: MergeRequest, kept: int) -> None:

@@ -167,9 +167,11 @@ class Sizes:
         """
         return int(max(self.unpack + 2.5, 4, 2 + self.pack) * self.stack(experts=experts))
 
-    def reduced(self) -> int:
-        """Going through the rows of a projection of all experts, unpacked and scaled."""
-        return int((self.unpack + 2.2) * self.stack())
+    def reduced(self, bound: int) -> int:
+        """Going through the rows of a projection, unpacked and scaled, some experts at a time. bound:
+        bytes in float32 that are unpacked at once, an expert's at least."""
+        some = min(self.stack(), max(bound, self.stack(experts=1)))
+        return int((self.unpack + 2.2) * some)
 
     def elimination(self) -> int:
         """Choosing by output error: the outputs of all experts for a chunk of tokens, their products

@@ -199,7 +199,7 @@ def test_a_place_that_stock_loading_cannot_read_is_refused_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     session = Session.open("demo")
-    monkeypatch.setattr("mlxfun.checkpoint.save._write_weights", None)
+    monkeypatch.setattr("mlxfun.checkpoint.save.write_shards", None)
     with pytest.raises(SaveError, match=r"mlx_lm\.load finds no weights"):
         session.save(SaveOptions(tmp_path / name))
     assert list(tmp_path.iterdir()) == []

@@ -15,7 +15,8 @@ from mlx_lm.utils import load_model
 
 from mlxfun.checkpoint.load import load
 from mlxfun.checkpoint.options import SaveOptions
-from mlxfun.checkpoint.save import plan_shards, write
+from mlxfun.checkpoint.replacing.shards import plan_shards
+from mlxfun.checkpoint.save import write
 from mlxfun.errors import BudgetError, SaveError, UsageError
 from tests.mlxfun import tiny_checkpoints as tiny
 from tests.mlxfun.exports import Dictionary, export_of, on_disk, snapshot

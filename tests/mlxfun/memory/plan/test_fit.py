@@ -71,8 +71,9 @@ def test_what_load_then_holds(tmp_path: Path) -> None:
 def test_hits_that_recorded_routing_foretells(tmp_path: Path) -> None:
     parts = parts_of(outline(str(qwen(tmp_path))))
     used = np.array([[9, 1, 0, 0, 0, 0, 0, 0]] * len(parts.expert_bytes), np.float64)
-    assert hit_rate(parts, 1, used) == pytest.approx(0.9)
-    assert hit_rate(parts, 2, None) == 0.25
+    layers = len(parts.expert_bytes)
+    assert hit_rate(parts, [1] * layers, used) == pytest.approx(0.9)
+    assert hit_rate(parts, [2] * layers, None) == 0.25
     machine = Machine(int((parts.kept + 2 * parts.one_each) / 0.8) + 1, bandwidth=1e9)
     plain = fit("x", parts, machine)
     assert plain.tokens_per_second == pytest.approx(1e9 / (0.75 * 2 * parts.one_each))
@@ -179,3 +180,35 @@ def test_the_machine_is_asked_where_no_size_is_given(tmp_path: Path) -> None:
     report = plan_memory(MemoryOptions(str(qwen(tmp_path))))
     assert report.memory > GIB
     assert report.fit == "whole"
+
+
+def test_weights_of_16_bits_are_said_to_be_counted_in_16_or_32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, config = tiny_models.build("qwen3_moe")
+    model.set_dtype(mx.bfloat16)
+    path = str(on_disk(tmp_path / "half", model, config))
+    stored = parts_of(outline(path)).whole
+    here = plan_memory(MemoryOptions(path))
+    there = plan_memory(MemoryOptions(path, memory=GIB))
+    assert (here.bits, here.whole, here.otherwise) == (32, 2 * stored, stored)
+    assert (there.bits, there.whole, there.otherwise) == (16, stored, 2 * stored)
+    assert "in 32 bits, as MLX's CPU backend holds them" in here.note
+    assert "on MLX's CPU backend the whole model takes" in there.note
+    monkeypatch.setattr("mlxfun.session.plan_memory.on_cpu", lambda: False)
+    assert plan_memory(MemoryOptions(path)).bits == 16
+    assert plan_memory(MemoryOptions(str(qwen(tmp_path / "full")))).note == ""
+
+
+@pytest.mark.parametrize(
+    ("settings", "times"), [({}, 2), ({"quantization_config": {"quant_method": "mxfp8"}}, 1)]
+)
+def test_floats_of_8_bits_take_what_stock_loading_unpacks_them_to(
+    settings: dict[str, Any], times: int
+) -> None:
+    entries = tuple(
+        Entry(f"model.layers.0.mlp.experts.{e}.up_proj.weight", "F8_E4M3", (4, 4), 16)
+        for e in range(4)
+    )
+    found = parts_of(Outline("x", entries, {"num_experts": 4, **settings}, None))
+    assert found.whole == times * 64
