@@ -12,9 +12,9 @@ import pytest
 from mlx_lm.utils import load_model
 
 from mlxfun.checkpoint import gate as gate_module
-from mlxfun.checkpoint import save as save_module
 from mlxfun.checkpoint.headers import read_headers
 from mlxfun.checkpoint.options import SaveOptions
+from mlxfun.checkpoint.replacing import shards
 from mlxfun.checkpoint.save import write
 from mlxfun.errors import SaveError
 from mlxfun.model.device.memory import on_cpu
@@ -67,13 +67,13 @@ def test_a_missing_tensor_fails_the_gate(tmp_path: Path, source: Path) -> None:
 def test_a_write_cut_short_fails_the_gate(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = save_module.write_file
+    real = shards.write_file
 
     def cut(path: Path, *args: Any) -> None:
         real(path, *args)
         os.truncate(path, os.path.getsize(path) - 10)
 
-    monkeypatch.setattr(save_module, "write_file", cut)
+    monkeypatch.setattr(shards, "write_file", cut)
     refused(tmp_path, export_of(source), "the saved model is damaged: .* is truncated")
 
 
