@@ -194,6 +194,12 @@ def test_commands_run_with_the_token_and_edit_like_typed_ones(tmp_path: Path) ->
         assert run("undo")[1]["state"] == before
         status, found = run("undo")
         assert (status, found["ok"]) == (409, False)
+        lens = run("lens --chat --layers 5 'What is the capital?'")[1]["data"]
+        assert lens["kind"] == "lens"
+        assert len(lens["words"][0]) == len(lens["tokens"])
+        traced = run("trace --at layers.2.router.choice The capital")[1]["data"]
+        assert len(traced["values"][0]["experts"]) == 2
+        assert run("attention --layer 1 --all-heads The capital")[1]["data"]["kind"] == "head maps"
         for line in ("nonsense", "prune --n-prune x", "", "quit"):
             assert 400 <= run(line)[0] < 500
         assert not run(f"save {tmp_path.parent / 'outside'}")[1]["ok"]
