@@ -34,3 +34,5 @@ def waiting_ends_with_the_work(
     if request.path.stem != "test_snapshots":
         monkeypatch.setattr("textual.pilot.wait_for_idle", briefly)
         monkeypatch.setattr("textual.app.wait_for_idle", briefly)
+        # Frames are drawn for nobody: what a test reads is drawn when it is read.
+        monkeypatch.setattr("textual.screen.UPDATE_PERIOD", 1.0)
