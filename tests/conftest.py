@@ -34,6 +34,12 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_unconfigure() -> None:
+    """One collection and not five, as pytest has them at the end, over all that is still there."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True, scope="session")
 def what_is_frozen_stays_frozen() -> Iterator[None]:
     """The workbench freezes what a load has imported, and on closing sets free what is frozen, which

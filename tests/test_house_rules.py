@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import functools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("mlxfun", "commands", "tui")
-LONGEST_FILE, LONGEST_FUNCTION, LARGEST_FOLDER = 400, 50, 16
+LONGEST_FILE, LONGEST_FUNCTION, LARGEST_FOLDER, LONGEST_REPEAT = 400, 50, 16, 10
 
 FIXED = {
     "action", "alignment", "beside", "budget", "combined", "component", "feed_forward",
@@ -25,6 +27,7 @@ def sources(*folders: str) -> list[Path]:
     return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
 
 
+@functools.cache
 def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text("utf-8"))
 
@@ -86,3 +89,45 @@ def test_folders_hold_few_modules(package: str) -> None:
             folder = str(path.parent.relative_to(ROOT))
             count[folder] = count.get(folder, 0) + 1
     assert {folder: n for folder, n in count.items() if n > LARGEST_FOLDER} == {}
+
+
+def code_lines(path: Path) -> list[tuple[int, str]]:
+    """(number, line) without imports, docstrings, comments and closing brackets."""
+    left_out = set[int]()
+    for made in ast.walk(parsed(path)):
+        words = isinstance(made, ast.Expr) and isinstance(made.value, ast.Constant)
+        if words or isinstance(made, ast.Import | ast.ImportFrom):
+            left_out.update(range(made.lineno, (made.end_lineno or made.lineno) + 1))
+    lines = enumerate(map(str.strip, path.read_text("utf-8").splitlines()), 1)
+    return [(n, ln) for n, ln in lines if n not in left_out and ln.strip(")}]:,") and ln[0] != "#"]
+
+
+def test_no_ten_lines_stand_in_two_places() -> None:
+    places: dict[tuple[str, ...], list[str]] = {}
+    for path in sources(*PACKAGES):
+        lines = code_lines(path)
+        for start in range(len(lines) - LONGEST_REPEAT + 1):
+            block = tuple(line for _, line in lines[start : start + LONGEST_REPEAT])
+            place = f"{path.relative_to(ROOT)}:{lines[start][0]}"
+            places.setdefault(block, []).append(place)
+    assert len(places) > 10_000
+    assert [found for found in places.values() if len(found) > 1] == []
+
+
+@pytest.mark.parametrize(
+    ("what", "places"),
+    [
+        (r"^def decoder_layers\(", {"mlxfun/model/anatomy/layers.py"}),
+        (r"^def discover\(", {"mlxfun/model/anatomy/discover.py"}),
+        # Recording what a layer is given while the layers are passed one by one.
+        (r"^    def observe\(", {"mlxfun/hooks/layerwise.py"}),
+        # What is in force, written as options of `steer`; else they are only declared.
+        (
+            r"^    .*words \+= .*--level|\"--activate\", steering",
+            {"mlxfun/steering/command_line.py"},
+        ),
+    ],
+)
+def test_it_is_made_in_one_place(what: str, places: set[str]) -> None:
+    text = {str(path.relative_to(ROOT)): path.read_text("utf-8") for path in sources(*PACKAGES)}
+    assert {name for name in text if re.search(what, text[name], re.MULTILINE)} == places

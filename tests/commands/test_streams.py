@@ -27,11 +27,11 @@ RUNS = {
 CLOSED = ("<&-", ">&-", "2>&-", "<&- >&- 2>&-", ">&- 2>&-", "2>/dev/full", "<&- 2>/dev/full")
 
 
-def run(here: Path, arguments: str, streams: str) -> subprocess.CompletedProcess[str]:
+def run(here: Path, arguments: str, streams: str, **names: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["sh", "-c", f"exec {shlex.join(command(STUB))} {arguments} {streams}"],
         cwd=here, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60, check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(here / "state")},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(here / "state"), **names},
     )  # fmt: skip
 
 
@@ -67,6 +67,20 @@ def test_results_that_cannot_be_written_are_one_line_and_a_failure(
     if code == 0 and "2>" not in streams:
         said = [line for line in done.stderr.splitlines() if "standard output" in line]
         assert said == ["mlxfun-shell: cannot write to standard output: No space left on device"]
+
+
+@pytest.mark.parametrize(("code", "streams", "expected"), [
+    (0, ">/dev/full", 1), (2, ">/dev/full", 2), (0, ">/dev/full 2>&-", 1), (0, "", 0),
+])  # fmt: skip
+def test_what_is_lost_at_the_last_flush_is_said_too(
+    here: Path, code: int, streams: str, expected: int
+) -> None:
+    """Whoever wrote it, and left it in the buffer: the interpreter would end with 120."""
+    done = run(here, "", streams, STUB_UNFLUSHED=str(code))
+    assert done.returncode == expected, done.stderr
+    said = "mlxfun-shell: cannot write to standard output: No space left on device\n"
+    assert done.stderr == (said if streams == ">/dev/full" and code == 0 else "")
+    assert done.stdout == ("" if streams else "a result\n")
 
 
 def test_the_screen_needs_the_stream_that_it_is_drawn_on(here: Path) -> None:

@@ -108,7 +108,9 @@ def test_what_is_refused_is_greyed_and_nothing_else(shell: Shell) -> None:
 def test_it_is_described_without_experts(shell: Shell) -> None:
     report = shell.do("info").report
     assert report is not None
-    assert report.summary() == ("llama: 2 decoder layers, no experts, 573,760 parameters, 2.2 MiB")
+    assert report.summary() == (
+        "llama: 2 decoder layers, no experts, 115,008 parameters, 449.2 KiB"
+    )
     view = shell.engine.view()
     assert view.heat is None
     assert view.model is not None
@@ -156,7 +158,7 @@ def test_a_session_of_a_dense_model(shell: Shell, path: Path, tmp_path: Path) ->
     _opens_with_stock_mlx_lm(tmp_path / "out", session)
     card = (tmp_path / "out" / "README.md").read_text("utf-8")
     assert "mixture-of-experts" not in card
-    assert "): no experts, 1.1 MiB." in card
+    assert "): no experts, 224.6 KiB." in card
     shell.do("undo")
     after = _weights(session)
     assert all(mx.array_equal(after[name], before[name]) for name in before)
@@ -171,7 +173,7 @@ def _weights(session: object) -> dict[str, mx.array]:
 
 def _opens_with_stock_mlx_lm(path: Path, session: object) -> None:
     model, _ = load(str(path))
-    tokens = mx.array([[5, 17, 300, 4000]])
+    tokens = mx.array([[5, 17, 300, 500]])
     model.set_dtype(mx.float32)
     own = session.model(tokens)  # type: ignore[attr-defined]
     np.testing.assert_allclose(np.array(model(tokens)), np.array(own), atol=1e-5)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 from commands.reference import ELSEWHERE, WALK
@@ -28,7 +27,7 @@ def test_it_uses_every_command_that_a_session_file_may_hold() -> None:
 def test_it_runs_to_its_end_and_what_it_expects_holds(tmp_path: Path) -> None:
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "commands.cli", "--headless", "--json"),
+            *(*command(SHELL), "--headless", "--json"),
             *("--replay", str(ROOT / WALK), "--output-root", str(tmp_path)),
         ],
         cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,

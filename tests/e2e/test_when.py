@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from mlxfun.session.session import Session
 from tests.mlxfun import tiny_checkpoints
 
 DENSE = {**tiny_checkpoints.COMMON, "model_type": "qwen3"}
+EXPERTS = {**tiny_checkpoints.QWEN3, "num_experts": 16, "num_hidden_layers": 3}
 TEXT = "--max-samples 2 --max-tokens 24"
 SETS = "--harmful demo:harmful --harmless demo:harmless --max-samples 16"
 COLLECT, PRUNE = f"collect --dataset demo:mixed {TEXT}", "prune --n-prune 4"
@@ -32,29 +34,29 @@ MERGE = f"merge --dataset demo:mixed {TEXT} --n-prune 4"
 STATES = {
     "no model": (),
     "dense": ("load dense",),
-    "loaded": ("load demo",),
-    "with statistics": ("load demo", COLLECT),
-    "staged": ("load demo", SEEN, PRUNE),
-    "staged, flipped": ("load demo", SEEN, PRUNE, "flip"),
-    "selected, uneven": ("load demo", "select --drop 0:1"),
-    "merge staged": ("load demo", MERGE),
-    "applied": ("load demo", SEEN, PRUNE, "apply"),
+    "loaded": ("load small",),
+    "with statistics": ("load small", COLLECT),
+    "staged": ("load small", SEEN, PRUNE),
+    "staged, flipped": ("load small", SEEN, PRUNE, "flip"),
+    "selected, uneven": ("load small", "select --drop 0:1"),
+    "merge staged": ("load small", MERGE),
+    "applied": ("load small", SEEN, PRUNE, "apply"),
     "applied, staged again": (
-        "load demo", SEEN, PRUNE, "apply", "prune --n-prune 2 --allow-stale",
+        "load small", SEEN, PRUNE, "apply", "prune --n-prune 2 --allow-stale",
     ),
-    "merge applied": ("load demo", MERGE, "apply"),
-    "compacted": ("load demo", SEEN, PRUNE, "apply", "compact"),
-    "compacted, undone": ("load demo", SEEN, PRUNE, "apply", "compact", "undo"),
-    "undone": ("load demo", SEEN, PRUNE, "apply", "undo"),
-    "undone, staged": ("load demo", SEEN, PRUNE, "apply", "undo", PRUNE),
-    "steered": ("load demo", "steer --deactivate 1:2"),
-    "biased": ("load demo", "steer --level 0:1=1.5"),
-    "steered and staged": ("load demo", SEEN, PRUNE, "steer --deactivate 1:9"),
-    "steered and applied": ("load demo", "steer --deactivate 1:9", SEEN, PRUNE, "apply"),
-    "steering cleared": ("load demo", "steer --level 0:1=1.5", "steer --clear"),
-    "chatted": ("load demo", "chat --max-tokens 1 hello"),
-    "partly resident": ("load demo --capacity 4",),
-    "partly resident, staged": ("load demo --capacity 4", SEEN, PRUNE),
+    "merge applied": ("load small", MERGE, "apply"),
+    "compacted": ("load small", SEEN, PRUNE, "apply", "compact"),
+    "compacted, undone": ("load small", SEEN, PRUNE, "apply", "compact", "undo"),
+    "undone": ("load small", SEEN, PRUNE, "apply", "undo"),
+    "undone, staged": ("load small", SEEN, PRUNE, "apply", "undo", PRUNE),
+    "steered": ("load small", "steer --deactivate 1:2"),
+    "biased": ("load small", "steer --level 0:1=1.5"),
+    "steered and staged": ("load small", SEEN, PRUNE, "steer --deactivate 1:9"),
+    "steered and applied": ("load small", "steer --deactivate 1:9", SEEN, PRUNE, "apply"),
+    "steering cleared": ("load small", "steer --level 0:1=1.5", "steer --clear"),
+    "chatted": ("load small", "chat --max-tokens 1 hello"),
+    "partly resident": ("load small --capacity 4",),
+    "partly resident, staged": ("load small --capacity 4", SEEN, PRUNE),
 }  # fmt: skip
 
 LINES = {
@@ -64,12 +66,12 @@ LINES = {
     "stats show": "stats show", "stats save": "stats save t.npz",
     "stats load": "stats load s.npz", "stats count": "stats count on",
     "stats reset": "stats reset", "why": "why 0:1",
-    "safety-scan": "safety-scan --harmful demo:harmful --benign demo:harmless --output a.json",
+    "safety-scan": "safety-scan --harmful demo:harmful --benign demo:harmless --max-samples 4 --output a.json",
     "domain-scan": "domain-scan --domain demo:python --general demo:mixed --domain-name x "
-    "--output b.json",
+    "--max-samples 4 --output b.json",
     "prune": "prune --expert-list list.json --allow-stale", "merge": MERGE,
     "narrow": f"narrow --dataset demo:mixed {TEXT} --fraction 0.25",
-    "bits": f"bits --to-bytes 3MB --dataset demo:mixed {TEXT}",
+    "bits": f"bits --to-bytes 1.2MB --dataset demo:mixed {TEXT}",
     "tasks": "tasks nothing",
     "distil": f"distil --dataset demo:mixed {TEXT}",
     "plan show": "plan show", "plan save": "plan save p.json", "steer": "steer --activate 2:3",
@@ -87,7 +89,7 @@ LINES = {
     "export heatmap": "export heatmap h.csv --force",
     "export report": "export report r.md --force", "export chat": "export chat c.md --force",
     "trace": "trace hello", "difference": "difference hello", "lens": "lens hello there",
-    "attention": "attention hello there", "patch": 'patch "one two" "one ten" --metric kl',
+    "attention": "attention hello there", "patch": 'patch "one two" "one tax" --metric kl',
     "attribute": "attribute hello there",
     "activations save": f"activations save a.safetensors --dataset demo:mixed {TEXT}",
     "tune-lens": f"tune-lens l.safetensors --dataset demo:mixed {TEXT}",
@@ -118,9 +120,11 @@ class Begun(Context):
 
 def make() -> Workbench:
     wiring = Wiring(lambda _: Session, lambda *_: None, registry.meant, registry.help_text)
-    return Workbench(
+    bench = Workbench(
         wiring, journal=Journal(0), settings=Settings(), files=Files(), undo_budget=None
     )
+    bench.identities = Path("identities.json").absolute()
+    return bench
 
 
 def run(bench: Workbench, line: str, ctx: Context = SILENT) -> None:
@@ -138,14 +142,17 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(directory)
         tiny_checkpoints.write(directory / "dense", DENSE)
+        tiny_checkpoints.write(directory / "small", EXPERTS)
         bench = make()
         scan = "domain-scan --domain demo:python --general demo:medical --domain-name python"
         for line in (
-            "load demo", COLLECT, "stats save s.npz", "profile save profile.json", PRUNE, "plan save list.json",
+            "load small", COLLECT, "stats save s.npz", "profile save profile.json", PRUNE, "plan save list.json",
             f"{scan} --max-samples 8 --max-tokens 24 --output domain.json",
         ):  # fmt: skip
             run(bench, line)
         bench.close()
+        gc.collect()
+        gc.freeze()  # or each of the sessions that close goes over all that has been imported
         yield directory
 
 

@@ -11,15 +11,9 @@ import numpy as np
 import pytest
 
 from mlxfun.model.identity import state_id
-from tests.hostile.kinds import KINDS, good_files
-from tests.hostile.test_bad_files import Place, require_refused
+from tests.hostile.kinds import KINDS
+from tests.hostile.spoiled import Place, require_refused
 from tests.hostile.warm import Warm, tree
-
-
-@pytest.fixture(scope="module")
-def place(warm: Warm) -> Place:
-    return warm, good_files(warm, warm.directory)
-
 
 SPECIAL = ("missing", "pipe", "directory", "dangling", "endless", "long name")
 QUICK = ("replay", "kept session", "statistics", "configuration", "text")

@@ -6,6 +6,7 @@ import asyncio
 import os
 
 import pytest
+from textual._compositor import Compositor
 
 
 @pytest.fixture(autouse=True)
@@ -34,3 +35,19 @@ def waiting_ends_with_the_work(
     if request.path.stem != "test_snapshots":
         monkeypatch.setattr("textual.pilot.wait_for_idle", briefly)
         monkeypatch.setattr("textual.app.wait_for_idle", briefly)
+
+
+@pytest.fixture(autouse=True)
+def frames_are_drawn_when_they_are_read(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a terminal Textual draws every frame and throws it away, a third of all work. Here
+    the screen is drawn when a test reads it, and at the end of `driving.drive`.
+    """
+
+    def undrawn(compositor: Compositor, *_: object, **__: object) -> None:
+        compositor._dirty_regions.clear()
+
+    pictures = "snap_compare" in request.fixturenames
+    if not pictures and request.path.parent.name != "web":  # a browser reads the frames
+        monkeypatch.setattr(Compositor, "render_update", undrawn)

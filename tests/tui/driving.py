@@ -112,6 +112,7 @@ def drive(
             shell = Shell(engine, app, pilot)
             await shell.settle()
             await test(shell)
+            app.screen._compositor.render_strips()  # what cannot be drawn fails here
         return shell
 
     return asyncio.run(body())

@@ -4,6 +4,7 @@ does so, which `help calibration` says."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
@@ -12,7 +13,8 @@ from rigs import Rig
 
 from commands.guides.index import source
 from mlxfun.calibration import collect as calibrate
-from mlxfun.calibration.routing_stats import RoutingStats
+from mlxfun.calibration.collect import layer_sums
+from mlxfun.calibration.routing_stats import SUMS, RoutingStats
 from mlxfun.data.datasets import batches
 
 TOKENS = np.array([(3 * i + i * i) % 61 for i in range(40)], dtype=np.int32)
@@ -54,3 +56,17 @@ def test_help_names_it() -> None:
     text = source("calibration")
     assert "REAP with renormalised weights" in text
     assert "norm_topk_prob" in text
+
+
+def test_where_no_weight_was_seen_none_is_made_up(rig: Callable[..., Rig]) -> None:
+    """An expert would count as if it had been applied whole."""
+    r = rig("qwen3_moe")
+    with r.taps.recording() as recording:
+        r.logits([[3, 14, 15, 9]])
+        records = recording.drain()[0]
+    mask, layer = mx.ones(4), r.anatomy.layers[0]
+    weighted = np.array(layer_sums(layer, records, mask))[SUMS.index("weighted_freq_sum")]
+    assert weighted.sum() == pytest.approx(4, rel=1e-5)  # of four tokens, each the weights' sum
+    unseen = [replace(record, weights=None) for record in records]
+    with pytest.raises(RuntimeError, match="did not show its routing weights"):
+        layer_sums(layer, unseen, mask)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from rigs import Rig, keep_fewer, make_rig
 from mlxfun.checkpoint.load import load
 from mlxfun.checkpoint.options import SaveOptions
 from mlxfun.checkpoint.save import Export, write
-from mlxfun.data import demo
 from mlxfun.errors import SaveError
 from mlxfun.model.export import ExportView
 from tests.families import spread
@@ -85,8 +83,7 @@ def test_every_family_loads_whole_and_runs(name: str, tmp_path: Path) -> None:
     weights = dict(tree_flatten(model.parameters()))
     mx.save_safetensors(str(tmp_path / "model.safetensors"), weights)
     (tmp_path / "config.json").write_text(json.dumps(config))
-    for file in tiny_checkpoints.TOKENIZER_FILES:
-        shutil.copy(demo.model_path() / file, tmp_path)
+    tiny_checkpoints.write_tokenizer(tmp_path)
     loaded = load(tmp_path)
     assert loaded.stored_dtypes == {path: array.dtype for path, array in weights.items()}
     assert not any("drops" in note for note in loaded.notes)

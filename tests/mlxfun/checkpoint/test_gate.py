@@ -93,7 +93,7 @@ def test_a_failing_gate_leaves_the_model_that_force_would_have_replaced(
 def test_the_forward_never_holds_the_model(tmp_path: Path) -> None:
     config = tiny.QWEN3 | {"num_hidden_layers": 24, "moe_intermediate_size": 512}
     path = tiny.write(tmp_path / "deep", config)
-    tokens = gate_module.probe_tokens(4096)
+    tokens = gate_module.probe_tokens(tiny.VOCABULARY)
     # On the CPU backend 16-bit weights are held in 32.
     size = (2 if on_cpu() else 1) * sum(h.file_bytes for h in read_headers(path))
     model = load_model(path, lazy=True)[0]

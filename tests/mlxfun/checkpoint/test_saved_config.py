@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from mlxfun.checkpoint import save as save_module
 from mlxfun.checkpoint.dropped import without_mtp
 from mlxfun.checkpoint.options import SaveOptions
 from mlxfun.checkpoint.save import write
-from mlxfun.data import demo
 from mlxfun.editing.options import ApplyOptions
 from mlxfun.errors import SaveError
 from mlxfun.model.export import ExportView
@@ -96,7 +94,7 @@ EIGHT = FOUR | {"bits": 8}
 
 def mixed(folder: Path, arch: str) -> Path:
     """A model packed to 4 bits, with 8 for some modules, which config.json names one by one."""
-    model, config = tiny_models.build(arch, wide=True, vocab_size=4096)
+    model, config = tiny_models.build(arch, wide=True, vocab_size=tiny.VOCABULARY)
     settings: dict[str, Any] = dict(FOUR)
 
     def how(path: str, module: nn.Module) -> Any:
@@ -114,8 +112,7 @@ def mixed(folder: Path, arch: str) -> Path:
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
     config = config | {"quantization": settings, "quantization_config": settings}
     (folder / "config.json").write_text(json.dumps(config))
-    for name in tiny.TOKENIZER_FILES:
-        shutil.copy(demo.model_path() / name, folder)
+    tiny.write_tokenizer(folder)
     return folder
 
 

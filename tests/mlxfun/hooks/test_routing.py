@@ -175,6 +175,20 @@ def test_nothing_is_evaluated_inside_the_forward(rig, monkeypatch):
     mx.eval(out, records[0][0].norms)
 
 
+def test_recordings_nest(rig):
+    r = rig("qwen3_moe")
+    with r.taps.recording(logits=True) as outer:
+        with r.taps.recording() as inner:
+            r.logits(TOKENS)
+        r.logits(TOKENS)
+        within, around = inner.drain(), outer.drain()
+    assert [len(layer) for layer in within] == [1] * len(r.anatomy.layers)
+    assert [len(layer) for layer in around] == [2] * len(r.anatomy.layers)
+    for layer in around:
+        assert all(record.logits is not None for record in layer)
+    assert not any(tap.clients for tap in r.taps.layers)
+
+
 def test_attaching_twice_and_detaching_once_restores_the_model(rig):
     r = rig("mixtral")
     r.taps.attach()

@@ -24,8 +24,8 @@ from mlxfun.serving.chatting import ChatInBatch
 from mlxfun.steering.options import SteerOptions
 
 QUESTION = "What is a good breakfast?"
-LONG = GenerateOptions(max_tokens=24)
-DRAWN = GenerateOptions(max_tokens=24, temperature=0.9, top_p=0.9, seed=5)
+LONG = GenerateOptions(max_tokens=12)
+DRAWN = GenerateOptions(max_tokens=12, temperature=0.9, top_p=0.9, seed=5)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_among_others_it_says_what_it_says_alone(demo: Session, options: Any) ->
 
 
 @pytest.mark.parametrize("options", [LONG, DRAWN])
-@pytest.mark.parametrize("at", [1, 7, 23])
+@pytest.mark.parametrize("at", [1, 5, 11])
 def test_steering_in_the_middle_acts_on_the_next_token(
     demo: Session, at: int, options: GenerateOptions
 ) -> None:
@@ -104,7 +104,7 @@ def test_steering_in_the_middle_acts_on_the_next_token(
     expected = chat(demo, options, alone, None)
     demo.steer(SteerOptions(clear=True))
     plainly = chat(demo, options, Heard(), None)
-    assert (plainly.text != expected.text) == (at < 23)  # the last token was drawn before
+    assert (plainly.text != expected.text) == (at < 11)  # the last token was drawn before
     desk = Desk(demo, cache_bytes=0)
     other = desk.ask(plain(PROMPTS[0], 12))
 

@@ -108,12 +108,12 @@ def test_there_are_about_two_hundred() -> None:
 
 
 def test_each_is_refused_in_one_sentence_while_a_neighbour_is_answered(served: Served) -> None:
-    alone = said(served.chat(max_tokens=40, logit_bias={"2": -100}))
+    alone = said(served.chat(max_tokens=16, logit_bias={"2": -100}))
     with ThreadPoolExecutor(1) as pool:
         for path, body in bodies():
             neighbour = None
             if not body.startswith(b"{"):
-                neighbour = pool.submit(served.chat, max_tokens=40, logit_bias={"2": -100})
+                neighbour = pool.submit(served.chat, max_tokens=16, logit_bias={"2": -100})
             status, found, _ = served.post(path, body)
             assert 400 <= status < 500, (body[:200], found)
             sentence = found["error"]["message"]
@@ -124,7 +124,7 @@ def test_each_is_refused_in_one_sentence_while_a_neighbour_is_answered(served: S
                 assert said(neighbour.result(timeout=60)) == alone
     figures = served.service.figures()
     assert figures.in_flight == figures.waiting == 0
-    assert said(served.chat(max_tokens=40, logit_bias={"2": -100})) == alone
+    assert said(served.chat(max_tokens=16, logit_bias={"2": -100})) == alone
 
 
 def test_a_body_that_is_too_long_is_not_read(served: Served) -> None:

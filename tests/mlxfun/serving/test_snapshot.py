@@ -17,7 +17,7 @@ from mlxfun.serving.snapshot import CLIENTS, OTHERS, Ledger, ServingReport
 pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
 
-LONG = {"messages": QUESTION, "max_tokens": 300, "logit_bias": {"2": -100}}
+LONG = {"messages": QUESTION, "max_tokens": 150, "logit_bias": {"2": -100}}
 ME = {"user-agent": "tester/1.0 (linux)"}
 
 
@@ -57,7 +57,7 @@ def test_requests_clients_and_errors_are_told(served: Served) -> None:
     until(lambda: not picture(served).requests)
     seen = picture(served)
     (client,) = [c for c in seen.clients if c.name == "tester/1.0"]
-    assert (client.requests, client.generated) == (3, 900)
+    assert (client.requests, client.generated) == (3, 450)
     assert seen.problems[0].status == 404
     assert seen.problems[0].client == "tester/1.0"
     assert "lit" not in seen.data()

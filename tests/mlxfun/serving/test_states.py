@@ -13,7 +13,7 @@ from serving_rigs import Served, events, said, serving, streamed
 pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
 
-LONG = {"max_tokens": 60, "temperature": 0, "logit_bias": {"2": -100}}  # it does not end by itself
+LONG = {"max_tokens": 24, "temperature": 0, "logit_bias": {"2": -100}}  # it does not end by itself
 
 
 @pytest.fixture(scope="module")

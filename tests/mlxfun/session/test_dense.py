@@ -35,7 +35,7 @@ HARMFUL, HARMLESS = (
 )
 ABLATE = AblateOptions(harmful=HARMFUL, harmless=HARMLESS, answer_tokens=2)
 EVAL = EvaluateOptions((DatasetOptions("demo:eval", max_samples=2, max_tokens=48),))
-TOKENS = [[5, 17, 300, 4000, 9, 2]]
+TOKENS = [[5, 17, 300, 500, 9, 2]]
 QUANTISED = "llama, 4 bit"
 FAMILIES = (
     "llama", "qwen3", "gemma3_text", "mistral", "phi3", "olmo2", "gpt2", "qwen3_5_dense", "mamba2",
@@ -64,7 +64,7 @@ def checkpoint(path: Path, name: str) -> Path:
         # Packed weights with bfloat16 take ten times as long on the CPU, for the same steps.
         return tiny_checkpoints.write(path / "llama4", config, bits=4, dtype=mx.float32)
     config = copy.deepcopy(tiny_models.DENSE[name])
-    config.get("text_config", config)["vocab_size"] = 4096
+    config.get("text_config", config)["vocab_size"] = tiny_checkpoints.VOCABULARY
     return tiny_checkpoints.write(path / name, config)
 
 

@@ -282,7 +282,7 @@ def test_an_answer_is_cancelled_in_any_layer(pair: tuple[Session, Session]) -> N
     asked = ("What is a mortgage?", "How do I tie a knot?")
     said = [whole.chat(question, SHORT).text for question in asked]
     stopped = 0
-    for at in range(1, 60, 4):
+    for at in range(1, 60, 7):
         partly.reset_chat()
         ctx = Stops(at)
         with as_running(ctx), suppress(Cancelled):  # raised while the template is filled in
@@ -290,7 +290,7 @@ def test_an_answer_is_cancelled_in_any_layer(pair: tuple[Session, Session]) -> N
             stopped += report.finish_reason == "cancelled"
         partly.reset_chat()
         assert [partly.chat(question, SHORT).text for question in asked] == said, at
-    assert stopped > 5
+    assert stopped > 3
 
 
 class Heard(Context):

@@ -32,8 +32,8 @@ from tests.tiny_models import CONFIGS
 
 DATA = DatasetOptions("demo:mixed", max_samples=4, max_tokens=24)
 PROMPTS = (
-    DatasetOptions("demo:harmful", max_samples=24, max_tokens=24),
-    DatasetOptions("demo:harmless", max_samples=24, max_tokens=24),
+    DatasetOptions("demo:harmful", max_samples=12, max_tokens=48),
+    DatasetOptions("demo:harmless", max_samples=12, max_tokens=48),
 )
 TOKENS = [[3, 14, 15, 9, 26, 5, 35]]
 
@@ -57,7 +57,7 @@ def checkpoint(name: str, path: Path) -> Path:
     family, _, packed = name.partition(", ")
     config = {"qwen3_moe": tiny.QWEN3, "deepseek_v3": tiny.DEEPSEEK_V3}.get(family)
     if config is None:
-        config = CONFIGS[family] | {"vocab_size": 4096}
+        config = CONFIGS[family] | {"vocab_size": tiny.VOCABULARY}
     return tiny.write(path, config, bits=int(packed.split()[0]) if packed else None)
 
 

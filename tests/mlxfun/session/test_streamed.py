@@ -50,7 +50,7 @@ def checkpoint(name: str, path: Path, bits: int | None = None) -> Path:
 def packed(name: str, path: Path) -> Path:
     """The family in 4 bits, with dimensions that are wide enough for it."""
     vocabulary = "num_vocab" if "num_vocab" in CONFIGS[name] else "vocab_size"
-    model, config = tiny_models.build(name, wide=True, **{vocabulary: 4096})
+    model, config = tiny_models.build(name, wide=True, **{vocabulary: tiny.VOCABULARY})
     model.set_dtype(mx.bfloat16)
     return tiny.save(path, model, tiny_models.quantise(model, config, "affine4"), shards=2)
 
@@ -58,7 +58,7 @@ def packed(name: str, path: Path) -> Path:
 def with_vocabulary(config: dict) -> dict:
     """The config with as many tokens as the bundled tokenizer has."""
     known = ("vocab_size", "num_vocab")
-    return {k: with_vocabulary(v) if k == "text_config" else 4096 if k in known else v
+    return {k: with_vocabulary(v) if k == "text_config" else tiny.VOCABULARY if k in known else v
             for k, v in config.items()}  # fmt: skip
 
 
@@ -141,8 +141,8 @@ def test_collect_preview_and_save_are_those_of_the_resident_model(name, bits, tm
 
 
 PROMPTS = (
-    DatasetOptions("demo:harmful", max_samples=24, max_tokens=24),
-    DatasetOptions("demo:harmless", max_samples=24, max_tokens=24),
+    DatasetOptions("demo:harmful", max_samples=12, max_tokens=48),
+    DatasetOptions("demo:harmless", max_samples=12, max_tokens=48),
 )
 EDITS = {
     "merge": MergeOptions(DATA, n_prune=4),

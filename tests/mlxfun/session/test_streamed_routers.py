@@ -55,7 +55,7 @@ def everything(session: Session, path) -> list:
 
 @pytest.mark.parametrize("name", ["qwen3_moe", "deepseek_v3", "gpt_oss"])
 def test_they_come_to_the_same(name, tmp_path) -> None:
-    path = tiny.write(tmp_path / "model", CONFIGS[name] | {"vocab_size": 4096})
+    path = tiny.write(tmp_path / "model", CONFIGS[name] | {"vocab_size": tiny.VOCABULARY})
     found = [
         everything(Session.open(path, LoadOptions(resident=residency)), tmp_path)
         for residency in ("all", "none")

@@ -36,10 +36,12 @@ PACKINGS = {
 }
 
 
-def packed(name: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, dict[str, Any]]:
+def packed(
+    name: str, mode: str, monkeypatch: pytest.MonkeyPatch, dtype: mx.Dtype = mx.bfloat16
+) -> tuple[Any, dict[str, Any]]:
     monkeypatch.setattr(tiny_models, "MODES", PACKINGS)
     model, config = tiny_models.build(name, wide=True)
-    model.set_dtype(mx.bfloat16)
+    model.set_dtype(dtype)
     return model, tiny_models.quantise(model, config, mode)
 
 
@@ -104,7 +106,9 @@ def test_every_family_in_4_bits_and_shards(
 def test_every_packing(
     name: str, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, config = packed(name, mode, monkeypatch)
+    # On a CPU packed weights take ten times as long with bfloat16: one family has both.
+    dtype = mx.bfloat16 if name == "qwen3_moe" else mx.float32
+    model, config = packed(name, mode, monkeypatch, dtype)
     require_same(on_disk(tmp_path, model, config), (3,), 8)
 
 

@@ -23,6 +23,7 @@ from mlxfun.techniques.merge.alignment import (
     unit_activations,
     weight_features,
 )
+from tests.families import spread
 
 STACKED = tuple(name for name in tiny_models.RUNNABLE if name != "dbrx")
 
@@ -268,7 +269,7 @@ def test_hungarian_is_the_cheapest_of_all_matchings(seed):
 
 
 @pytest.mark.parametrize("how", ["hungarian", "greedy"])
-@pytest.mark.parametrize("name", STACKED)
+@pytest.mark.parametrize("name", spread(STACKED))
 def test_a_permuted_copy_of_an_expert_is_matched_neuron_by_neuron(rig, name, how):
     r = rig(name)
     r.taps.detach()

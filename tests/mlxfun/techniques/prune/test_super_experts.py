@@ -20,6 +20,7 @@ from mlxfun.data.options import DatasetOptions
 from mlxfun.errors import PlanError, StateError, UsageError
 from mlxfun.techniques.prune.options import PruneOptions
 from mlxfun.techniques.prune.super_experts import layer_peaks, outliers
+from tests.families import spread
 
 TEXT = CollectOptions(DatasetOptions("demo:mixed", max_samples=6, max_tokens=48))
 LAYER, FACTOR = 1, 64.0
@@ -156,7 +157,7 @@ def peaks_of(r, most: int) -> np.ndarray:
     return found
 
 
-@pytest.mark.parametrize("name", tiny_models.RUNNABLE)
+@pytest.mark.parametrize("name", spread(tiny_models.RUNNABLE))
 def test_peaks_are_those_of_each_token_alone_whatever_the_padding(rig, name) -> None:
     """Expected: from the expert outputs that a hook of its own sees, one token at a time."""
     r = rig(name)

@@ -46,7 +46,7 @@ def checkpoint(path: Path, packing: str) -> Path:
     experts, top_k, layers, width = (4, 2, 2, 256) if packing else (16, 4, 4, 192)
     config = tiny.QWEN3 | {
         "hidden_size": 128, "moe_intermediate_size": width, "num_experts": experts, "head_dim": 32,
-        "num_experts_per_tok": top_k, "num_hidden_layers": layers,
+        "num_experts_per_tok": top_k, "num_hidden_layers": layers, "vocab_size": 4096,
     }  # fmt: skip
     if not packing:
         return tiny.write(path, config)
@@ -58,8 +58,7 @@ def checkpoint(path: Path, packing: str) -> Path:
     weights = dict(tree_flatten(model.parameters()))
     mx.save_safetensors(str(path / "model.safetensors"), weights, metadata={"format": "mlx"})
     (path / "config.json").write_text(json.dumps(config))
-    for file in tiny.TOKENIZER_FILES:
-        (path / file).write_bytes((tiny.demo.model_path() / file).read_bytes())
+    tiny.write_tokenizer(path, config["vocab_size"])
     return path
 
 

@@ -1,0 +1,13 @@
+"""Data, statistics, tables and templates, spoiled in every way: the rule is in `spoiled`."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.hostile.spoiled import DATA, Place, refuse_all
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DATA)
+def test_spoiled_files_are_refused(place: Place, name: str) -> None:
+    refuse_all(place, name)
