@@ -85,7 +85,7 @@ class _ClassSource(click.ParamType[tuple[str, str]]):
     help="Share of the samples that judge the probes (default: 0.25).",
 )
 def probe_train(call: Call) -> Report:
-    """Train a linear probe at each layer that separates data sets; scored on held-out samples."""
+    """Train a linear probe at each layer that separates data sets, scored on unseen samples."""
     bench = call.bench
     classes = {
         name: dataset_options(bench.readable_sources((source,)), call.params, bench.settings.seed)

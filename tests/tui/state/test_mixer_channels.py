@@ -145,6 +145,12 @@ def test_faders_are_drawn_from_the_middle() -> None:
     assert drawn_report == "○ boost    █████████████ 3 of 3  domain python.json"
 
 
+def test_a_report_that_names_no_experts_has_no_channel() -> None:
+    channels = mixer_channels.with_report((), report())
+    assert len(channels) == 1
+    assert mixer_channels.with_report(channels, replace(report(), more={})) == ()
+
+
 def test_an_expert_is_brought_from_the_map_and_faded_while_an_answer_runs() -> None:
     @ready()
     async def test(shell: Shell) -> None:
