@@ -119,8 +119,9 @@ class Command:
         parts, context = [self.name], click.Context(self.click)
         options = [p for p in self.click.params if isinstance(p, click.Option)]
         arguments = [p for p in self.click.params if isinstance(p, click.Argument)]
-        parts += [f"{p.opts[0]} {p.make_metavar(context)}" for p in options if p.required]
-        if not all(p.required for p in options):
+        named = [p for p in options if p.required or isinstance(p, Needed)]
+        parts += [f"{p.opts[0]} {p.make_metavar(context)}" for p in named]
+        if len(named) < len(options):
             parts.append("[OPTIONS]")
         parts += [argument.make_metavar(context) for argument in arguments]
         return " ".join(parts)
@@ -190,6 +191,18 @@ def stack(*decorators: Decorator) -> Decorator:
 
 
 positive = Whole(min=1)
+
+
+class Needed(click.Option):
+    """An option without which its command does nothing, but which Click must not demand: another one
+    replaces it. unless: names of parameters that do.
+
+    The command itself says what is missing, in its own words; forms and usage lines name the option.
+    """
+
+    def __init__(self, *args: Any, unless: tuple[str, ...] = (), **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.unless = unless
 
 
 def data_option(name: str, text: str, **more: Any) -> Decorator:

@@ -265,7 +265,9 @@ class Engine:
 
     def _perform_between(self, parsed: Parsed, line: str, ctx: Context) -> Report:
         """Run a line between two tokens of a recorded command; the journal gets it after that one."""
-        report = parsed.command.handler(Call(self._bench, parsed.params, ctx))
+        # A step of the history that it makes has its own name, not that of the answer.
+        with self._bench.named(line):
+            report = parsed.command.handler(Call(self._bench, parsed.params, ctx))
         if parsed.command.recorded:
             self._bench.journal.after(line, self._tokens)
         return report

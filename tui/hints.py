@@ -16,7 +16,7 @@ from tui.keys.keymap import BY_ID, Key, Place, command_of, keys_for
 from tui.state import serving
 from tui.state.app_state import AppState
 from tui.state.chat_turns import quoted
-from tui.state.steering import full_line
+from tui.state.steering import full_line, step_name
 from tui.text import shortened
 
 UNDO_ROOM = 18
@@ -354,7 +354,7 @@ def undoes(state: AppState) -> str:
         return "selection"
     history = state.view.history
     node = next((n for n in history.nodes if n.id == history.current), None) if history else None
-    return node.command if node is not None and node.parent is not None else ""
+    return step_name(node.command) if node is not None and node.parent is not None else ""
 
 
 def _main_keys(state: AppState) -> tuple[str, ...]:

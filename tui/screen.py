@@ -140,7 +140,7 @@ class MainScreen(Screen[None]):
         plan, size = self._arrangement, self.app.size
         if plan is None:
             return
-        rows = size.height - CHROME - bool(self._state.offers) - bool(plan.tabs)
+        rows = size.height - CHROME - (self._state.offer is not None) - bool(plan.tabs)
         panels = self._panels
         shown = (p for p in panels if p.panel in RIGHT and p.panel in plan.visible)
         wanted = {p.panel: p.wanted() for p in shown}
@@ -175,7 +175,7 @@ class MainScreen(Screen[None]):
     def _edge_moved(self, event: EdgeMoved) -> None:
         event.stop()
         if self._given is not None:
-            x, y = event.to[0], event.to[1] - bool(self._state.offers)
+            x, y = event.to[0], event.to[1] - (self._state.offer is not None)
             sizes = moved(self._state.sizes, self._given[1], event.panel, event.edge, (x, y))
             self.post_message(Resized(sizes, keep=event.done))
 

@@ -13,7 +13,7 @@ from typing import Literal
 import click
 
 from commands.completion import Completion, complete, last_word, quoted
-from commands.declare import Command
+from commands.declare import Command, Needed
 from commands.registry import FAMILIES, parse, resolve, split
 from mlxfun.errors import UsageError
 from mlxfun.session.reports import SessionView
@@ -169,7 +169,7 @@ def _in_order(command: Command) -> list[click.Parameter]:
     """Arguments, required options, then the others, each in the order of the declaration."""
 
     def rank(param: click.Parameter) -> tuple[bool, bool]:
-        return not isinstance(param, click.Argument), not param.required
+        return not isinstance(param, click.Argument), not _required(param, ())
 
     return sorted(command.click.params, key=rank)
 
@@ -248,7 +248,7 @@ def _made(param: click.Parameter, value: str) -> _Piece:
 
 def _field(command: Command, param: click.Parameter, pieces: Sequence[_Piece]) -> Field:
     given = [piece.value for piece in pieces if piece.param is param]
-    many = _many(param)
+    many, required = _many(param), _required(param, pieces)
     option = isinstance(param, click.Option)
     context = click.Context(command.click, info_name=command.name)
     default = "" if many or param.default in (None, False) else _default(param)
@@ -256,14 +256,26 @@ def _field(command: Command, param: click.Parameter, pieces: Sequence[_Piece]) -
         name=param.name or "",
         label=param.opts[0] if option else param.make_metavar(context).strip("[].").rstrip("."),
         kind=_kind(param),
-        required=param.required,
+        required=required,
         many=many,
         choices=_choices(param),
         default=default,
-        help=(param.help or "") if isinstance(param, click.Option) else "",
+        help=(param.help or "") if isinstance(param, click.Option) else _about(command),
         value=" ".join(map(quoted, given)) if many else (given[-1] if given else ""),
-        problem=_problem(context, param, given),
+        problem=_problem(context, param, given) or ("" if given or not required else "required"),
     )
+
+
+def _about(command: Command) -> str:
+    """What the help page says behind its first line: arguments have no help of their own."""
+    return " ".join(command.help.partition("\n")[2].split())
+
+
+def _required(param: click.Parameter, pieces: Sequence[_Piece]) -> bool:
+    """Whether a line with these pieces must have the parameter."""
+    if not isinstance(param, Needed):
+        return param.required
+    return not any(p.param is not None and p.param.name in param.unless for p in pieces)
 
 
 def _default(param: click.Parameter) -> str:

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from time import monotonic
 
@@ -19,17 +20,19 @@ from mlxfun.evaluation.reports import EvaluateReport
 from mlxfun.events import JobEnded, Notice
 from mlxfun.files import Kind, beginning_with, json_with, write_text
 from mlxfun.report import Report
-from mlxfun.session.measuring.variants import RecipeReport, Variant, best, loss_svg, shortfall
+from mlxfun.session.measuring.loss_figure import loss_svg
+from mlxfun.session.measuring.variants import RecipeReport, Variant, best, shortfall
 from mlxfun.steering.command_line import line_of
 from mlxfun.steering.reports import SteerReport
 from mlxfun.techniques.bits.reports import BitsReport
-from mlxfun.text import cut, escaped, shown, visible
+from mlxfun.text import cut, escaped, shown
 
 WRITTEN = {
     "report.json": Kind("report of a recipe", json_with("variants")),
-    "loss.svg": Kind("picture", beginning_with(b"<svg")),
+    "loss.svg": Kind("picture", beginning_with(b"<svg", b"<?xml")),
 }
 """What a recipe leaves in its output directory."""
+PLAIN = "loss.svg is not drawn: it needs pip install 'mlxfun[plots]'"
 
 
 class RecipeError(MlxfunError):
@@ -182,8 +185,11 @@ class RecipeRun:
         }
         texts = {
             "report.json": escaped(json.dumps(document, indent=2, allow_nan=False)) + "\n",
-            "loss.svg": visible(loss_svg(variants, target, kept)),
         }
+        if find_spec("matplotlib") is not None:
+            texts["loss.svg"] = loss_svg(variants, target, kept).decode()
+        else:
+            self.ctx.emit(Notice("info", PLAIN))
         for name, text in texts.items():
             write_text(self.output / name, text, WRITTEN[name])
         return tuple(str(self.output / name) for name in texts)

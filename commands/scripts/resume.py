@@ -50,7 +50,9 @@ class ResumeReport(Report):
         ran = counted(self.commands, "command was", "commands were")
         text = f"the session is back: {ran} run again"
         if self.passed:
-            text += f"; not repeated, since they do not change the session: {self._skipped}"
+            text += (
+                f"; not repeated, since they change neither model nor statistics: {self._skipped}"
+            )
         if self.cut:
             text += f'; "{cut(self.cut)}" was running when the session ended, and was not repeated'
         return text

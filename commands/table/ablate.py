@@ -7,6 +7,8 @@ import click
 from commands.conditions import whole
 from commands.declare import (
     Call,
+    Decorator,
+    Needed,
     command,
     data_option,
     data_options,
@@ -25,9 +27,15 @@ from mlxfun.techniques.ablate.options import POSITIONS, PROJECTIONS, TARGETS, Ab
 DATA = ("text_key", "max_samples", "max_tokens")
 MAP = FilePath((".json",))
 
+
+def _prompts(name: str, what: str) -> Decorator:
+    text = f"{what}: file, directory or demo:NAME."
+    return data_option(name, text, cls=Needed, unless=("choose",))
+
+
 prompts = stack(
-    data_option("--harmful", "Prompts that are refused: file, directory or demo:NAME."),
-    data_option("--harmless", "Prompts that are answered: file, directory or demo:NAME."),
+    _prompts("--harmful", "Prompts that are refused"),
+    _prompts("--harmless", "Prompts that are answered"),
     data_options,
     click.option(
         "--answer-tokens",
@@ -65,7 +73,7 @@ def _sets(call: Call) -> tuple[DatasetOptions | None, DatasetOptions | None]:
     type=positive,
     default=1,
     metavar="K",
-    help="Oblique: tell harmful prompts apart in K groups (default: 1).",
+    help="Oblique: split harmful prompts into K groups (default: 1).",
 )
 @click.option(
     "--layers",
@@ -90,7 +98,7 @@ def _sets(call: Call) -> tuple[DatasetOptions | None, DatasetOptions | None]:
     "--strength",
     default="1",
     metavar="S",
-    help='1 removes, 2 turns the sign. Parts: "1,experts=0,attention@2-5=2" (default: 1).',
+    help='1 removes, 2 reverses. Parts: "1,experts=0,attention@2-5=2" (default: 1).',
 )
 @click.option(
     "--search",
@@ -121,7 +129,7 @@ def _sets(call: Call) -> tuple[DatasetOptions | None, DatasetOptions | None]:
 )
 @to_disk
 def abliterate(call: Call) -> Report:
-    """Stage an ablation: what tells harmful from harmless prompts is projected out of the weights.
+    """Stage an ablation: project what separates harmful from harmless prompts out of the weights.
 
     It is found where the answer begins, and removed from what attention, dense parts, shared and
     routed experts write to the residual stream. Part of the prompts is kept back: the report counts

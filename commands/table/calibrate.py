@@ -97,7 +97,7 @@ allow_stale = click.option(
 )
 @allow_stale
 def diff(call: Call) -> Report:
-    """Compare two .npz files: do they rank the experts alike, and where not?
+    """Compare two .npz files: how alike they rank the experts, and where they differ.
 
     Sums are compared as shares of their layer, so the files may be of different length. The figures
     of --metric are of the scores themselves, A minus B.
@@ -131,7 +131,7 @@ def diff(call: Call) -> Report:
 )
 @allow_stale
 def merge(call: Call) -> Report:
-    """Make one .npz of several. Higher stays better: every metric prunes the right experts."""
+    """Merge several .npz files into one, to be used like that of a single run."""
     from mlxfun.calibration.files import merge_files  # brings NumPy: not at the top
 
     files = tuple(call.bench.readable(path) for path in call["files"])
@@ -159,7 +159,7 @@ def merge(call: Call) -> Report:
 @click.option("--stage", is_flag=True, help="Stage the selection.")
 @allow_stale
 def rank(call: Call) -> Report:
-    """Find the experts that two to four .npz files agree to need least: by their summed ranks.
+    """Rank the experts by two to four .npz files together: the lowest summed ranks matter least.
 
     For instance stats rank code.npz prose.npz --n-prune 4 --min-rank 9 --stage: no expert is pruned that is
     among the eight busiest of a layer in either file.
@@ -197,7 +197,7 @@ def rank(call: Call) -> Report:
     help="Warn of experts with a larger mean output norm; they stay.",
 )
 def purge(call: Call) -> Report:
-    """Take out of an .npz what too few tokens were routed to; at least one filter is needed.
+    """Clear the scores of experts with too few tokens in an .npz; at least one filter is needed.
 
     Such experts then score 0 by every metric. To take a run out of a sum, see stats subtract.
     """
@@ -214,7 +214,7 @@ def purge(call: Call) -> Report:
 @click.option("--output", type=NEW_NPZ, required=True, help="Where the remaining .npz is written.")
 @allow_stale
 def subtract(call: Call) -> Report:
-    """Take the run in B out of the sums in A that it went into."""
+    """Subtract the run in B from sums in A that include it."""
     from mlxfun.calibration.files import subtract_files  # brings NumPy: not at the top
 
     bench = call.bench

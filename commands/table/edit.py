@@ -17,6 +17,7 @@ from commands.conditions import (
 from commands.declare import (
     DATA_NAMES,
     Call,
+    Needed,
     Params,
     command,
     data_option,
@@ -58,6 +59,8 @@ def _complete(call: Call, values: Params) -> None:
 @command("prune", group="edit", key="p", when=with_experts)
 @click.option(
     "--n-prune",
+    cls=Needed,
+    unless=("expert_list",),
     type=positive,
     metavar="N",
     help="Experts to drop per layer; with --model-wide, expert numbers to drop everywhere.",
@@ -115,6 +118,8 @@ def prune(call: Call) -> Report:
 @data_options
 @click.option(
     "--n-prune",
+    cls=Needed,
+    unless=("expert_list",),
     type=positive,
     metavar="N",
     help="Experts to merge away per layer; with --model-wide, expert numbers.",
@@ -354,7 +359,7 @@ def plan_show(call: Call) -> Report:
 @command("plan save", group="edit", when=listable, read_only=True)
 @click.argument("path", type=NewFile((".json", ".csv")))
 def plan_save(call: Call) -> Report:
-    """Write which experts stay as an expert list, JSON or CSV by the file's name.
+    """Write the kept experts as an expert list, JSON or CSV by the file's name.
 
     The list is that of the staged plan, or of the applied prune when nothing is staged. prune
     --expert-list reads it, on this model or on a quantised copy of it.

@@ -135,7 +135,7 @@ def _figure(drawn: Picture, kind: str, asked: dict[str, Any]) -> bytes:
 @click.argument("path", type=NewFile((".json", ".csv")))
 @force
 def topics(call: Call) -> Report:
-    """Write the topics of experts that scans, dossiers and `topics` found, with what says so."""
+    """Write the topics of experts that scans, dossiers and `topics` found, with the evidence."""
     found = call.session.topics()
     if not found.rows:
         raise StateError(str(with_topics(call.bench.view())))

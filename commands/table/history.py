@@ -49,7 +49,7 @@ def name(call: Call) -> Report:
 @click.argument("second", type=Node())
 @measure_options
 def compare(call: Call) -> Report:
-    """Measure two states of the history on the same tokens: perplexity, KL, size, who is left.
+    """Measure two states of the history on the same tokens: perplexity, KL, size, experts.
 
     The model stays where it is, and steering is off for both: a state is weights. With --samples
     answers are shown, too.

@@ -151,10 +151,9 @@ def residency(call: Call) -> Report:
 )
 @count_option("--max-tokens", "Length of each answer", 64)
 def residency_sweep(call: Call) -> Report:
-    """Find the number of slots that is fastest: the largest is not, when files fall out of the
-    system's cache.
+    """Find the number of slots with which the model answers fastest.
 
-    Answers the same question with several numbers of slots, and puts back what there was.
+    More slots are slower where they push files out of the system's cache. Answers the same question with several numbers of slots, and puts back what there was.
     """
     return call.session.sweep_residency(call["capacity"], call["max_tokens"], call.ctx)
 
@@ -162,7 +161,7 @@ def residency_sweep(call: Call) -> Report:
 @command("profile save", group="model", when=profiled, read_only=True)
 @click.argument("path", type=FilePath((".json",)))
 def profile_save(call: Call) -> Report:
-    """Write how much each expert is used, for load --profile: plain JSON of layer -> experts.
+    """Write how much each expert is used, for load --profile: JSON, layer -> experts.
 
     Counted while a partly resident model answers; of one that is whole in memory, by collect.
     """
@@ -172,7 +171,7 @@ def profile_save(call: Call) -> Report:
 @command("profile load", group="model", when=partly_resident, recorded=False)
 @click.argument("path", type=FilePath((".json", ".npz")))
 def profile_load(call: Call) -> Report:
-    """Hold the experts that a profile, or a file of statistics, says are used most.
+    """Keep in memory the experts used most, by a profile or a file of statistics.
 
     Profiles of mlx-moe are understood, and tables of layer -> experts.
     """
@@ -202,7 +201,7 @@ def profile_load(call: Call) -> Report:
 )
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
 def plan(call: Call) -> Report:
-    """Say what a model needs and what of it fits, before it is loaded or downloaded.
+    """Show how much memory a model needs and how it fits, before it is loaded or downloaded.
 
     From the headers of its files: bytes by part, whole or with how many experts a layer, tokens/s
     that the disk allows, and what prunes would need. plan alone means plan show.

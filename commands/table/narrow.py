@@ -59,7 +59,7 @@ from mlxfun.techniques.narrow.options import METHODS, NarrowOptions
 @data_options
 @to_disk
 def narrow(call: Call) -> Report:
-    """Stage narrower experts: neurons are taken out of every expert, and what stays is refitted.
+    """Stage narrower experts: neurons are removed from every expert, the rest is refitted.
 
     All experts stay, with one width for all layers, so stock mlx-lm loads the result. At equal size
     this loses less than pruning whole experts. Packed experts lose whole groups of neurons unless

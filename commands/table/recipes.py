@@ -88,7 +88,7 @@ def _check(bench: Workbench, line: str, tried: bool) -> None:
     help="Where report.json and loss.svg go (default: compress-report).",
 )
 def compress(call: Call) -> Report:
-    """Try fewer, narrower and more packed experts within a size or a loss, and stage the best.
+    """Try fewer experts, narrower ones and fewer bits within a size or a loss; stage the best.
 
     Every variant is staged, measured on what collect held out, and dropped again. --to-bytes keeps
     the least loss within that size, --max-kl the smallest within that loss. If bits per module are

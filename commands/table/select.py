@@ -91,12 +91,12 @@ def probe(call: Call) -> Report:
 @click.argument("cell", type=OneExpert(), metavar="L:E")
 @text_options("Text to watch it on", DOSSIER_TOKENS)
 def dossier(call: Call) -> Report:
-    """Look at one expert closely: its figures, its tokens, and the expert most like it."""
+    """Show one expert in detail: its scores, its tokens, and the expert most similar to it."""
     layer, expert = call["cell"]
     return call.session.dossier(layer, expert, _text(call), call.ctx)
 
 
-@command("topics", group="observe", when=with_experts, read_only=True)
+@command("topics", group="observe", when=with_experts)
 @text_options("Text to watch the experts on", TOPIC_TOKENS)
 @click.option("--known", is_flag=True, help="Run nothing: list what is known already.")
 def topics(call: Call) -> Report:

@@ -168,7 +168,7 @@ def settings_report(settings: Settings) -> SettingsReport:
 @click.argument("path", required=False, type=FilePath())
 @click.option("--stop", is_flag=True, help="Stop recording.")
 def record(call: Call) -> Report:
-    """Write the session to a file that replay runs, all that was done so far included."""
+    """Write the session to a file that replay runs, including everything done so far."""
     path: Path | None = call["path"]
     if call["stop"] and path is not None:
         raise UsageError("record: give a file, or --stop, not both")

@@ -118,6 +118,16 @@ class Workbench:
         if self._session is not None:
             self._session.command = line
 
+    @contextmanager
+    def named(self, line: str) -> Iterator[None]:
+        """`name` for a while: of a line that runs in the middle of another one."""
+        before = self._session.command if self._session is not None else ""
+        self.name(line)
+        try:
+            yield
+        finally:
+            self.name(before)
+
     def load(
         self,
         source: str,

@@ -212,7 +212,7 @@ class CollectReport(Report):
         if self.cancelled:
             text = f"cancelled after {self.samples} of {self.samples_planned} samples: {text}"
         if self.unseen and self.suggested_samples:
-            text += f"; {len(self.unseen)} never seen, try {self.suggested_samples} samples"
+            text += f"; {len(self.unseen):,} never seen, try {self.suggested_samples:,} samples"
         if self.steering_off:
             text += "; steering was off while calibrating (chat counts with it: `stats count on`)"
         return text

@@ -102,12 +102,12 @@ def json_with(key: str) -> Callable[[Path], bool]:
     return is_one
 
 
-def beginning_with(start: bytes) -> Callable[[Path], bool]:
-    """Recognises files by their first bytes."""
+def beginning_with(*starts: bytes) -> Callable[[Path], bool]:
+    """Recognises files by their first bytes: one of `starts`."""
 
     def is_one(path: Path) -> bool:
         with path.open("rb") as file:
-            return file.read(len(start)) == start
+            return file.read(max(map(len, starts))).startswith(starts)
 
     return is_one
 

@@ -53,9 +53,10 @@ class ABReport(Report):
         where = self.first_divergence
         if where is None:
             return f"{self.base.label} and {self.candidate.label} give the same answer; {kl}"
+        lengths = dict.fromkeys((len(self.base.tokens), len(self.candidate.tokens)))
         return (
             f"{self.base.label} and {self.candidate.label} diverge at token {where + 1} of "
-            f"{len(self.base.tokens)} and {len(self.candidate.tokens)}; {kl}"
+            f"{' and '.join(map(str, lengths))}; {kl}"
         )
 
 

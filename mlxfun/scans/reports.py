@@ -148,7 +148,7 @@ class TopicsReport(Report):
 
     def summary(self) -> str:
         named = len({(row.layer, row.expert) for row in self.rows})
-        text = f"{counted(named, 'expert has a topic', 'experts have a topic')}, of {self.experts}"
+        text = f"{named:,} of {self.experts:,} experts have a topic"
         if self.looked:
-            text += f"; looked at {self.looked} on {self.dataset}"
+            text += f"; {self.looked:,} profiled on {self.dataset}"
         return text + (f"; {self.stale} from other weights" if self.stale else "")

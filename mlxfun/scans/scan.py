@@ -157,8 +157,8 @@ def _notices(
     named = int(found.by_percentile.sum())
     if named > flagged:
         notices.append(
-            f"the percentile rule alone names {named} experts; left out as chance, or as changing "
-            f"with the choice of samples: {named - flagged}"
+            f"the percentile rule alone flags {named:,} experts; {named - flagged:,} are left out: "
+            "within chance, or not the same on other choices of samples"
         )
     few = min(routing.samples for routing in sets)
     if few < FEW_SAMPLES:

@@ -21,6 +21,13 @@ class StandingView:
     key: str
     strength: float | None = None
 
+    @property
+    def said(self) -> str:
+        """What it does in a few words: of a vector its name and strength, not its array."""
+        if self.source and self.strength is not None:
+            return f"vector {self.source} {self.strength:+g}"
+        return self.words
+
 
 @dataclass(frozen=True, slots=True)
 class SteerReport(Report):
@@ -42,7 +49,7 @@ class SteerReport(Report):
 
     def summary(self) -> str:
         up, down = (sum(map(len, s.values())) for s in (self.activated, self.deactivated))
-        standing = "; ".join(f"{one.words} at {one.name}" for one in self.interventions)
+        standing = "; ".join(f"{one.said} at {one.name}" for one in self.interventions)
         if not (up or down or self.levels):
             return f"intervening: {standing}" if standing else "no experts steered"
         biased = sum(map(len, self.levels.values()))

@@ -137,7 +137,7 @@ class AttentionReport(Report):
         )
 
 
-HEAD_FIGURES = ("on the first token", "on the one before", "on its own", "tokens looked at")
+HEAD_FIGURES = ("on the first token", "on the one before", "on itself", "tokens attended to")
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +272,7 @@ class VectorsReport(Report):
         text = f"vectors {row.name} of {len(row.norms)} layers ({row.method})"
         if best is None:
             return text
-        return f"{text}; layer {best[0]} tells {best[1]:.0%} of held-out samples apart"
+        return f"{text}; layer {best[0]} separates {best[1]:.0%} of the held-out samples"
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,7 +289,7 @@ class ProbesReport(Report):
     def summary(self) -> str:
         layer, accuracy, _ = max(self.rows, key=lambda row: row[1])
         return (
-            f"{', '.join(self.classes)}: layer {layer} tells them apart best, {accuracy:.1%} right on "
+            f"{', '.join(self.classes)}: layer {layer} separates them best, {accuracy:.1%} right on "
             f"{self.held_out} held-out samples ({self.baseline:.1%} by naming the most frequent)"
         )
 

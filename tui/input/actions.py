@@ -149,6 +149,7 @@ def panel_for(event: JobEnded) -> PanelName | None:
 # By kind of report; None for those that are shown without a panel.
 _PANEL_OF: dict[str, PanelName | None] = {
     "plan": "plan",
+    "abliterate": "plan",
     "chat": "chat",
     "ab": "chat",
     "history": "history",

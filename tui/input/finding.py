@@ -22,7 +22,7 @@ def jump(state: AppState, text: str) -> tuple[AppState, str]:
     """
     found, heat = _NAME.match(text), state.view.heat
     if found is None:
-        return _search(state, text)
+        return search(state, text, 1)
     if state.heat.shape == "layer" and not found[2] and "l" not in text.lower():
         layer = heat.layers[state.cursor[0]] if heat is not None else 0
         return jump(state, f"{layer}:{found[1]}")
@@ -35,8 +35,14 @@ def jump(state: AppState, text: str) -> tuple[AppState, str]:
     return replace(state, anchor=None, cursor=(heat.layers.index(layer), expert)), ""
 
 
-def _search(state: AppState, text: str) -> tuple[AppState, str]:
-    """The cursor on the next expert whose topic or mark has the words `text`, or why not."""
+def is_name(text: str) -> bool:
+    """Whether `text` names an expert or a layer, and is no words to search for."""
+    return _NAME.match(text) is not None
+
+
+def search(state: AppState, text: str, by: int) -> tuple[AppState, str]:
+    """The cursor on the next (1) or previous (-1) expert whose topic or mark has the words `text`,
+    row by row, or why not."""
     from tui.heat.model import heat_model
     from tui.heat.words import status
 
@@ -46,7 +52,7 @@ def _search(state: AppState, text: str) -> tuple[AppState, str]:
     heat, experts = model.heat, model.experts
     here, count = state.cursor[0] * experts + state.cursor[1], len(model.layers) * experts
     for step in range(1, count + 1):
-        row, expert = divmod((here + step) % count, experts)
+        row, expert = divmod((here + by * step) % count, experts)
         words = heat.topics.get((model.layers[row], expert), "")
         words += f" {status(model, row, expert, state.view.steering)}"
         words += "" if heat.alive[row, expert] else " pruned"

@@ -17,12 +17,14 @@ from tui.widgets.dialogs.line_search import LineSearch
 
 DOUBLE_ESCAPE = 1.5
 """Seconds within which a second Escape cancels the running job."""
+SEARCHED = "{next_flagged} and {previous_flagged} step through the experts with WORDS; {escape} ends the search"
 
 
 class NavigationKeys(KeyHandlers):
     """The part of the application that moves about on the screen."""
 
     _sought_expert = ""  # what the map or the layer was searched for last
+    _searched = ""  # the words that n and N go on with, "" for the flagged experts
     _escaped = (0, float("-inf"))  # (job that ran, when) as Escape was pressed last
 
     def _navigation_verbs(self) -> Verbs:
@@ -92,9 +94,15 @@ class NavigationKeys(KeyHandlers):
             self._say("warning", problem)
             return
         self._change(state)
+        self._searched = "" if finding.is_name(text) else text
+        if self._searched:
+            self._say("info", self.state.names.say(SEARCHED).replace("WORDS", repr(text.strip())))
 
     def _flagged(self, by: str) -> None:
-        state, problem = finding.step_flagged(self.state, int(by))
+        if self._searched:
+            state, problem = finding.search(self.state, self._searched, int(by))
+        else:
+            state, problem = finding.step_flagged(self.state, int(by))
         if problem:
             self._say("info", problem)
             return
@@ -146,6 +154,9 @@ class NavigationKeys(KeyHandlers):
             self._change(replace(self.state, anchor=None))
         elif self.state.heat.shape == "layer" and panel == "experts":
             self._shape("layer")
+        elif self._searched and panel == "experts":
+            self._searched = ""
+            self._say("info", self.state.names.say("{next_flagged} steps through flagged experts"))
         elif self.state.zoomed and job is None:
             self._change(actions.zoom(self.state))
         if job is not None:

@@ -99,7 +99,7 @@ KEYS: tuple[Key, ...] = (
     Key("decline", "X", "hide offer", "do", "decline", "hide the banner at the top"),
     Key("theme", "t", "theme", "do", "next_theme", "next theme: dark, light, high contrast"),
     # The expert under the cursor.
-    Key("closer", "enter", "closer", "do", "closer",
+    Key("closer", "enter", "open", "do", "closer",
         "the layer under the cursor, one line per expert; there, the expert's dossier", "experts",
         bar=20),
     Key("dossier", "W", "dossier", "run", "dossier {expert}",
@@ -125,7 +125,8 @@ KEYS: tuple[Key, ...] = (
     Key("find", "slash", "find", "do", "find", "jump to an expert by its name, such as 12:40",
         "experts", bar=27),
     Key("next_flagged", "n", "next flagged", "do", "flagged 1",
-        "next expert that is pruned, steered, protected or never seen", "experts", bar=28),
+        "next expert that is pruned, steered, protected or never seen; after {find}, next match",
+        "experts", bar=28),
     Key("previous_flagged", "N", "previous flagged", "do", "flagged -1",
         "previous expert that is pruned, steered, protected or never seen", "experts"),
     Key("table", "y", "table", "do", "shape table", "the map as a table",
@@ -201,7 +202,7 @@ KEYS: tuple[Key, ...] = (
     Key("serve_stop", "K", "stop", "fill", "serve stop",
         "complete the answers and close the server", "serve", bar=23),
     # Selecting experts to prune.
-    Key("pick", "space", "pick", "do", "pick toggle",
+    Key("pick", "space", "select", "do", "pick toggle",
         "add this expert, or the range, to the experts to prune, or remove it from them", "experts",
         bar=19),
     Key("pick_more", "right_square_bracket", "more", "do", "pick dial 1",

@@ -206,6 +206,12 @@ class AppState:
         """The innermost running job, None if none runs."""
         return self.jobs[-1] if self.jobs else None
 
+    @property
+    def offer(self) -> Offer | None:
+        """The newest offer, None once it is being taken."""
+        taken = {*(job.line for job in self.jobs), *(line for _, line in self.queued)}
+        return next((o for o in reversed(self.offers) if not o.line or o.line not in taken), None)
+
     def last_line(self, name: str) -> str | None:
         """The newest command line that began with `name` and succeeded."""
         return next((ln for ln in reversed(self.lines) if ln.split(None, 1)[0] == name), None)

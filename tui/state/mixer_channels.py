@@ -125,7 +125,7 @@ def _with_use(channel: Channel, use: MapInForce) -> Channel:
 
 
 def with_report(channels: Channels, report: ScanReport) -> Channels:
-    """Add a muted channel for a scan report, replacing that of the same file."""
+    """Add a muted channel for a scan report that names experts, replacing that of the same file."""
     # General experts of a domain scan are never steered.
     tables = (report.more, report.less) if report.technique == "safety" else (report.more,)
     named = sum(len(experts) for sets in tables for experts in sets.values())
@@ -137,7 +137,8 @@ def with_report(channels: Channels, report: ScanReport) -> Channels:
         name=report.name,
         named=named,
     )
-    return (*(c for c in channels if c.path != report.path), channel)
+    others = tuple(c for c in channels if c.path != report.path)
+    return (*others, channel) if named else others
 
 
 def with_vectors(channels: Channels, report: VectorsReport) -> Channels:

@@ -21,6 +21,21 @@ def sets_of(cells: Set[Cell]) -> dict[int, tuple[int, ...]]:
     return out
 
 
+SAID = {"--activate": "on", "--deactivate": "off", "--level": "bias"}
+
+
+def step_name(command: str) -> str:
+    """A step of the history in few words: of steering, which names everything, what it steers.
+
+    >>> step_name("steer --clear --activate 2:3..4 --level 5:1=-0.5"), step_name("prune --n-prune 4")
+    ('steer on 2:3..4 bias 5:1=-0.5', 'prune --n-prune 4')
+    """
+    words = command.split(" ")
+    if words[:2] != ["steer", "--clear"] or len(words) < 3:
+        return command
+    return " ".join(["steer", *(SAID.get(word, word) for word in words[2:])])
+
+
 def full_line(
     rule: SteerReport | None,
     up: Set[Cell],

@@ -31,7 +31,7 @@ class Banner(Line):
 
     def show(self, state: AppState) -> None:
         """Draw the newest offer of `state`."""
-        offers = state.offers
-        self.display = bool(offers)
-        if offers:
-            self.put(banner_text(offers[-1], state.names, self.app.size.width - 2))
+        offer = state.offer
+        self.display = offer is not None
+        if offer is not None:
+            self.put(banner_text(offer, state.names, self.app.size.width - 2))

@@ -67,6 +67,7 @@ class LineInput(FieldInput):
         self._draft = ""
         self._recalled = ""
         self._round: tuple[str, str, int] | None = None  # typed, now, which
+        self._marked = ""  # the line that was selected to be replaced or corrected
 
     @property
     def _ghost(self) -> str:
@@ -109,6 +110,17 @@ class LineInput(FieldInput):
         """Put `line` into the field with the cursor behind it."""
         self.value = line
         self.cursor_position = len(line)
+
+    def mark_whole(self) -> None:
+        """Select the line: what is typed replaces it, while the arrows and backspace correct it."""
+        self.select_all()
+        self._marked = self.value
+
+    def action_delete_left(self) -> None:
+        if self._marked and self.selected_text == self._marked:
+            self.cursor_position = len(self.value)  # a correction, not the removal of everything
+        self._marked = ""
+        super().action_delete_left()
 
     def remember(self, line: str) -> None:
         """Add a submitted line to the history and move to its end."""
@@ -183,6 +195,7 @@ class CommandLine(Vertical):
         """Put a line that was refused or failed into the input for correction."""
         self._refused = line
         self.input.fill(line)
+        self.input.mark_whole()
         if focus:
             self.open()
 
@@ -190,6 +203,8 @@ class CommandLine(Vertical):
         """Take the focus until {escape} or an empty line returns it to the widget that has it now."""
         if self.screen.focused is not self.input:
             self._back = self.screen.focused
+            if self.input.value and self.input.value == self._refused:
+                self.input.mark_whole()
         self.enter()
 
     def enter(self) -> None:

@@ -15,6 +15,7 @@ from mlxfun.text import readable_bytes
 from tui import hints
 from tui.keys.keymap import BY_ID, bindings
 from tui.state.app_state import AppState
+from tui.state.steering import step_name
 from tui.text import harmless, shortened, tree
 from tui.widgets.line import Line
 from tui.widgets.lists import PanelList
@@ -33,7 +34,7 @@ def node_line(lead: str, node: HistoryNode, current: bool, marked: bool = False)
     text.append(f"{node.id} ", "bold" if current else "dim not bold")
     if node.label:
         text.append(f"{harmless(node.label)}  ", "bold not dim italic")
-    text.append(node.command, "bold not dim" if current else "not dim")
+    text.append(step_name(node.command), "bold not dim" if current else "not dim")
     text.append(f"  {node.state[:8]}", "dim")
     if node.bytes:
         text.append(f"  {readable_bytes(node.bytes)}", "dim")
@@ -67,10 +68,6 @@ class NodeList(PanelList, inherit_bindings=False):
         ("end,G", "last", "last"),
         *bindings("history"),
     ]
-
-    DEFAULT_CSS = """
-    NodeList, NodeList:focus { text-overflow: ellipsis; }
-    """
 
 
 class HistoryPanel(Panel):

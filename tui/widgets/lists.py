@@ -16,9 +16,13 @@ class PanelList(OptionList, inherit_bindings=False):
 
     DEFAULT_CSS = """
     PanelList, PanelList:focus { border: none; padding: 0; height: 1fr; background: $background;
-                                 background-tint: $foreground 0%; text-wrap: nowrap;
+                                 background-tint: $foreground 0%; text-wrap: nowrap; text-overflow: ellipsis;
                                  scrollbar-size-vertical: 1; }
     """
+
+    def on_resize(self) -> None:
+        """Keep the row under the cursor in sight when the panels share the screen anew."""
+        self.call_after_refresh(self.scroll_to_highlight)
 
     def action_select(self) -> None:
         # What a mouse click does; the key itself is in the keymap.

@@ -121,7 +121,7 @@ def verdict(view: SessionView, probe: ProbeReport | None, names: KeyNames) -> Te
     text.append(f"{scores.baseline['all']:.3f} → {scores.perplexity['all']:.3f} ")
     text.append(f"({ratio:.3f} x)", style)
     low, high = scores.interval["all"]
-    text.append(f"\n95 % interval {low:.3f} to {high:.3f}, {scores.tokens:,} tokens", DIM)
+    text.append(f"\n95% interval {low:.3f} to {high:.3f}, {scores.tokens:,} tokens", DIM)
     if scores.kl_mean is not None:
         text.append(f"\nKL mean {scores.kl_mean:.4f}")
         if scores.kl_p99 is not None:

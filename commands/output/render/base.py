@@ -78,7 +78,11 @@ def _card(
         said = _plain(console, cell)
         if not said:
             continue
-        piece = Text(said, style="bold") if first else Text.assemble((f"{title} ", "dim"), said)
+        piece = (
+            Text(said, style="bold")
+            if first
+            else Text.assemble((f"{title} " if title else "", "dim"), said)
+        )
         if line and line.cell_len + 2 + piece.cell_len > width:
             yield line
             line = Text("  ")

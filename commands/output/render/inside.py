@@ -157,7 +157,7 @@ def vectors(report: VectorsReport) -> RenderableType:
     """Each set of vectors with its layers."""
     parts: list[RenderableType] = [text(report.summary())]
     for row in report.rows:
-        table = new_table("layer", "norm", "told apart", numbers=("layer", "norm", "told apart"))
+        table = new_table("layer", "norm", "separated", numbers=("layer", "norm", "separated"))
         apart = dict(row.told_apart)
         for layer, norm in row.norms:
             share = f"{apart[layer]:.0%}" if layer in apart else ""

@@ -28,7 +28,7 @@ def tasks(report: TaskReport) -> RenderableType:
 def evaluate(report: EvaluateReport) -> RenderableType:
     """Perplexity by data set, then sample answers."""
     # Narrow titles and two decimals: the table has to fit beside the heatmap.
-    names = ("ppl", "95 %", "ratio", "tokens")
+    names = ("ppl", "95%", "ratio", "tokens")
     table = new_table("data set", *names, numbers=names)
     rows = dict(report.perplexity)
     if len(rows) == 2:

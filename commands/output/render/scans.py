@@ -51,14 +51,15 @@ def steer(report: SteerReport) -> RenderableType:
             (f"{use.kind} report", f"{use.path}, {use.mode}: {len(use.cells)} of its experts")
         )
     for one in report.interventions:
-        origin = f", from {one.source}" if one.source else ""
-        rows.append((f"at {one.name}", f"{one.words}{origin}"))
+        origin = f", from {one.source}" if one.source and one.strength is None else ""
+        rows.append((f"at {one.name}", f"{one.said}{origin}"))
     return with_notes(Group(text(report.summary()), pairs(rows)), report.notices)
 
 
 def topics(report: TopicsReport) -> RenderableType:
     """The topics, the surest first."""
     table = new_table("expert", "serves", "from", "")
+    table.columns[-1].no_wrap = True  # a sentence: beside the others in full, or below them
     for row in sorted(report.rows, key=lambda row: (row.q, row.layer, row.expert))[:SHOWN_TOPICS]:
         table.add_row(f"{row.layer}:{row.expert}", row.words, row.source, row.evidence)
     parts: list[RenderableType] = [text(report.summary())]

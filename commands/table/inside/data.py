@@ -85,7 +85,7 @@ class _ClassSource(click.ParamType[tuple[str, str]]):
     help="Share of the samples that judge the probes (default: 0.25).",
 )
 def probe_train(call: Call) -> Report:
-    """Train a linear probe at each layer to tell data sets apart; how well, on samples it never saw."""
+    """Train a linear probe at each layer that separates data sets, scored on unseen samples."""
     bench = call.bench
     classes = {
         name: dataset_options(bench.readable_sources((source,)), call.params, bench.settings.seed)
@@ -112,7 +112,7 @@ def probe_train(call: Call) -> Report:
     help="Learning rate (default: 0.001).",
 )
 def tune(call: Call) -> Report:
-    """Train a tuned lens: an affine map for each layer, for lens --tuned. The model is left alone.
+    """Train a tuned lens: an affine map for each layer, for lens --tuned. The model is not changed.
 
     A fifth of the samples is held out, and says how far each layer is from the model before and
     after.

@@ -6,6 +6,7 @@ import click
 
 from commands.declare import (
     Call,
+    Needed,
     command,
     data_option,
     data_options,
@@ -36,6 +37,8 @@ at_option = click.option(
 @click.argument("path", type=FilePath())
 @click.option(
     "--at",
+    cls=Needed,
+    unless=("values",),
     metavar="NAME",
     help="The value, see trace: layers.3.residual, layers.3.mlp.output, layers.3.experts.7.output...",
 )
@@ -89,7 +92,7 @@ at_option = click.option(
 )
 @click.option("--resume", is_flag=True, help="Go on with the run that PATH holds, as it began.")
 def train(call: Call) -> Report:
-    """Train a sparse autoencoder of one value, into the directory PATH. The model is left alone.
+    """Train a sparse autoencoder of one value, into the directory PATH. The model is not changed.
 
     PATH gets SAELens' files and the state of training, when it is cancelled too. A twentieth of the
     samples is held out and says how well values are rebuilt, and what the model makes of them.

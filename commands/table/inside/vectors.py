@@ -129,7 +129,7 @@ def make(call: Call) -> Report:
     "--layer",
     type=Whole(min=0),
     metavar="N",
-    help="Where it is added (default: the layer that tells the samples apart best).",
+    help="Where it is added (default: the layer that separates the samples best).",
 )
 @click.option(
     "--strength", type=float, default=1.0, metavar="X", help="1 is as far as the sets are apart."

@@ -43,7 +43,7 @@ from mlxfun.techniques.bits.options import CHOICES, BitsOptions
 @data_option("--dataset", "Text to measure on (default: that of the last collect).")
 @data_options
 def bits(call: Call) -> Report:
-    """Choose how many bits each module is saved with, by what it costs within a size.
+    """Choose how many bits each module is saved with: least loss within a size.
 
     One pass with a gradient says how much the model's predictions mind an error in each weight; the
     bits that cost least within --to-bytes go to a file, which save --quantize FILE takes. Nothing in

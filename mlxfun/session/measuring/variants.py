@@ -1,4 +1,4 @@
-"""Choice among measured variants of a recipe: target, best variant within it, plot of all.
+"""Choice among measured variants of a recipe: target, best variant within it.
 
 A variant is a way of making the model smaller or other. It is judged by the bytes of the model as
 it would be saved, and by its loss: the mean KL divergence from the checkpoint, in nats a token.
@@ -10,7 +10,6 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import ClassVar, Literal
 
 from mlxfun.errors import UsageError
@@ -135,100 +134,3 @@ class RecipeReport(Report):
             f"{readable_bytes(self.bytes_before)} -> {readable_bytes(chosen.bytes)}, KL {kl:.4f}, "
             f"of {counted(len(self.variants), 'variant', 'variants')}"
         )
-
-
-# -- the picture ------------------------------------------------------------------------------
-
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 420, 70, 20, 44, 56
-INK, QUIET, KEPT, LIMIT = "#222222", "#7a8794", "#c2410c", "#2563eb"
-
-
-@dataclass(frozen=True, slots=True)
-class _Axis:
-    """Data from `low` to `high` on pixels from `start` to `end`."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-
-    def at(self, value: float) -> float:
-        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
-
-    def ticks(self, count: int = 5) -> list[float]:
-        return [self.low + (self.high - self.low) * i / (count - 1) for i in range(count)]
-
-
-def loss_svg(variants: Sequence[Variant], target: Target, kept: int | None) -> str:
-    """Loss against bytes as an SVG document: a point per measured variant, the limit as a line."""
-    measured = [(i, v, v.kl) for i, v in enumerate(variants) if v.kl is not None and v.measured]
-    sizes = [v.bytes / 1e6 for _, v, _ in measured]
-    losses = [kl for *_, kl in measured]
-    if target.of == "bytes":
-        sizes.append(target.limit / 1e6)
-    else:
-        losses.append(target.limit)
-    x = _Axis(*_padded(sizes), LEFT, WIDTH - RIGHT)
-    y = _Axis(0.0, max([*losses, 1e-6]) * 1.1, HEIGHT - BOTTOM, TOP)
-    parts = [*_frame(x, y, target), *_limit(x, y, target)]
-    for i, variant, kl in measured:
-        colour, radius = (KEPT, 7) if i == kept else (QUIET, 4)
-        title = f"{variant.line}: {variant.bytes} bytes, KL {kl:.4f}"
-        parts.append(
-            f'<circle cx="{x.at(variant.bytes / 1e6):.1f}" cy="{y.at(kl):.1f}" r="{radius}" '
-            f'fill="{colour}"><title>{escape(title)}</title></circle>'
-        )
-    if kept is not None:
-        line = variants[kept].line
-        shown = line if len(line) <= 84 else line[:81] + "..."
-        parts.append(_text(LEFT, 36, f"kept: {shown}", KEPT))
-    head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
-        f'width="{WIDTH}" height="{HEIGHT}" font-family="sans-serif" font-size="12">'
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>'
-    )
-    return "\n".join([head, *parts, "</svg>\n"])
-
-
-def _padded(values: Sequence[float]) -> tuple[float, float]:
-    low, high = min(values, default=0.0), max(values, default=1.0)
-    room = (high - low) * 0.08 or max(abs(high) * 0.1, 0.1)
-    return low - room, high + room
-
-
-def _frame(x: _Axis, y: _Axis, target: Target) -> list[str]:
-    parts = [_text(LEFT, 18, f"loss against size, {target}", INK)]
-    parts += [_text(x.at(t), y.start + 18, f"{t:.3g}", INK, "middle") for t in x.ticks()]
-    for tick in y.ticks():
-        parts.append(_line((x.start, y.at(tick)), (x.end, y.at(tick)), "#e2e6ea"))
-        parts.append(_text(x.start - 8, y.at(tick) + 4, f"{tick:.3g}", INK, "end"))
-    parts.append(_line((x.start, y.start), (x.end, y.start), INK))
-    parts.append(_line((x.start, y.start), (x.start, y.end), INK))
-    parts.append(_text((x.start + x.end) / 2, HEIGHT - 14, "size as saved, MB", INK, "middle"))
-    parts.append(
-        f'<text x="18" y="{(y.start + y.end) / 2:.1f}" fill="{INK}" text-anchor="middle" '
-        f'transform="rotate(-90 18 {(y.start + y.end) / 2:.1f})">KL, nats per token</text>'
-    )
-    return parts
-
-
-def _limit(x: _Axis, y: _Axis, target: Target) -> list[str]:
-    if target.of == "bytes":
-        at = x.at(target.limit / 1e6)
-        return [_line((at, y.start), (at, y.end), LIMIT, dashed=True)]
-    return [_line((x.start, y.at(target.limit)), (x.end, y.at(target.limit)), LIMIT, dashed=True)]
-
-
-def _line(a: tuple[float, float], b: tuple[float, float], colour: str, dashed: bool = False) -> str:
-    dash = ' stroke-dasharray="5 4"' if dashed else ""
-    return (
-        f'<line x1="{a[0]:.1f}" y1="{a[1]:.1f}" x2="{b[0]:.1f}" y2="{b[1]:.1f}" '
-        f'stroke="{colour}"{dash}/>'
-    )
-
-
-def _text(x: float, y: float, content: str, colour: str, anchor: str = "start") -> str:
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" fill="{colour}" text-anchor="{anchor}">'
-        f"{escape(content)}</text>"
-    )

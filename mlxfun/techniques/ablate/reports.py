@@ -61,7 +61,7 @@ class AblationReport(PlanReport):
 
     def summary(self) -> str:
         what = (
-            "what tells harmful prompts apart"
+            "the difference between harmful and harmless prompts"
             if self.projection == "oblique"
             else f"the direction behind layer {self.source_layer} ({self.position})"
         )

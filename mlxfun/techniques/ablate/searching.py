@@ -79,7 +79,12 @@ class Search:
         """`found` with the front of plans, and the best of them. Raises PlanError, Cancelled."""
         options, model, ctx = self.options, self.model, self.ctx
         panel = ask_all(
-            model.network, model.tokenizer, self.split.select, options.answer_tokens, ctx, "before"
+            model.network,
+            model.tokenizer,
+            self.split.select,
+            options.answer_tokens,
+            ctx,
+            "refusals before",
         )
         if not panel.count.harmful:
             raise PlanError(

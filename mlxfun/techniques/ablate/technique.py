@@ -73,7 +73,7 @@ class Abliterate:
                 found = self._recall(workspace, options.choose)
             else:
                 found = ablation.find()
-            base = found.base or ablation.ask(found, "before")
+            base = found.base or ablation.ask(found, "refusals before")
             plan, delta, details = ablation.realise(found, base)
         command = command or command_line(options)
         if options.choose is None and found.trials:
@@ -234,7 +234,7 @@ class _Ablation:
             )
         key = workspace.editor.key()
         with workspace.trial(delta) as trial:
-            now = self.ask(found, "after")
+            now = self.ask(found, "refusals after")
             staged_kl = found.judge.harmless(self._ctx)[0] if found.judge is not None else None
             kls = answer_kl(workspace.evaluator, base, trial.suspended, key, self._ctx)
         refusals = refusal_report(("candidate", "current"), (base, now), kls, workspace.tokenizer)

@@ -121,3 +121,15 @@ def test_usage_lines_name_the_required_options() -> None:
     )
     with pytest.raises(UsageError, match="usage: domain-scan --domain DATASET --general"):
         parse("domain-scan")
+
+
+def test_what_is_needed_only_at_run_time_is_required_unless_another_option_replaces_it() -> None:
+    assert problems("abliterate") == {"harmful": "required", "harmless": "required"}
+    assert problems("abliterate --choose 2") == {}
+    assert problems("prune") == problems("merge") == {"n_prune": "required"}
+    assert problems("prune --expert-list kept.json") == {}
+    assert problems("sae train out") == {"at": "required"}
+    form = form_of("abliterate")
+    assert form is not None
+    assert [f.name for f in form.fields[:2]] == ["harmful", "harmless"]
+    assert COMMANDS["abliterate"].usage.startswith("abliterate --harmful DATASET --harmless")

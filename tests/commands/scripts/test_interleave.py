@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mlxfun.events import Event, JobEnded, JobStarted, Notice, Progress, Token
 from tests.commands.conftest import Bench, body
 from tests.commands.scripts.test_resume import crashed
+from tests.commands.stub_session import StubSession
 
 MakeBench = Callable[..., Bench]
 CHAT = "chat one two three four five"
@@ -65,6 +67,24 @@ def test_a_steer_in_mid_answer_is_replayed_after_the_same_token(
     assert order(again) == before
     assert again.sessions[0].steered == bench.sessions[0].steered
     assert again.sessions[0].steered is not None
+
+
+def test_a_step_made_in_mid_answer_has_its_own_name_in_the_history(
+    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = []
+    steer = StubSession.steer
+
+    def noted(session: StubSession, *given: Any, **more: Any) -> Any:
+        names.append(session.command)
+        return steer(session, *given, **more)
+
+    monkeypatch.setattr(StubSession, "steer", noted)
+    bench = make_bench()
+    at_token(bench, 2, lambda: bench.engine.run(STEER))
+    bench.do("load demo", CHAT)
+    assert names == [STEER]
+    assert bench.sessions[0].command == CHAT
 
 
 def test_an_answer_that_is_too_short_now_says_so_and_the_state_is_as_recorded(
@@ -137,8 +157,8 @@ def test_a_resumed_session_says_which_command_runs_and_what_it_leaves_out(
     assert steps == ["command 1 of 3", "command 2 of 3", "command 3 of 3"]
     assert ended.report is not None
     assert ended.report.summary() == (
-        "the session is back: 2 commands were run again; not repeated, since they do not change "
-        "the session: 1 command (stats save)"
+        "the session is back: 2 commands were run again; not repeated, since they change "
+        "neither model nor statistics: 1 command (stats save)"
     )
 
 

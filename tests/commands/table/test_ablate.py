@@ -96,7 +96,10 @@ def test_what_cannot_be_meant_is_refused(bench: Bench, line: str, message: str) 
 def test_what_was_staged_is_shown_with_its_front_and_its_refusals(bench: Bench) -> None:
     ended = bench.do(f"abliterate {SETS} --search 8")[-1]
     shown = text(ended.report)
-    assert "staged abliterate: what tells harmful prompts apart is removed from 6 tensors" in shown
+    assert (
+        "staged abliterate: the difference between harmful and harmless prompts is removed from 6"
+        in shown
+    )
     assert "strength by layer, attention: 3:1.5" in shown
     assert "--choose stages another point" in shown
     row = next(line for line in shown.splitlines() if line.startswith("*")).split()

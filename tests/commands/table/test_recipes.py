@@ -116,7 +116,9 @@ def test_the_report_is_written_as_data_and_as_a_picture(make_bench: MakeBench, h
     assert data["judge"] == "preview --dataset demo:eval"
     assert data["kept"] == 2
     assert [v["meets"] for v in data["variants"]] == [False, False, True, True, True, True, True]
-    assert (here / "found" / "here" / "loss.svg").read_text().count("<circle") == 7
+    drawn = (here / "found" / "here" / "loss.svg").read_text()
+    assert "KL from the checkpoint" in drawn
+    assert drawn.count("prune<") == 7
 
 
 def test_when_nothing_fits_nothing_is_applied_and_the_report_is_there(

@@ -82,3 +82,21 @@ def test_badges_tell_recording_steering_and_unsaved_edits() -> None:
     state = replace(state_after(*APPLIED, "steer --activate 1:2"), recording="s.mlxfun")
     assert badges(state) == ["REC", "STEERED ▲1", "EDITED"]
     assert badges(replace(state, saved=frozenset({state.view.state})))[-1] == "STEERED ▲1"
+
+
+def test_after_a_search_the_keys_step_through_its_matches_until_escape() -> None:
+    @ready(*CALIBRATED, "steer --activate 1:2,4:5")
+    async def test(shell: Shell) -> None:
+        await shell.press("slash", *"forced", "enter")
+        assert shell.app.state.cursor == (1, 2)
+        assert "step through the experts with 'forced'" in shell.echo
+        await shell.press("n")
+        assert shell.app.state.cursor == (4, 5)
+        await shell.press("n")
+        assert shell.app.state.cursor == (1, 2), "and not expert 3 of layer 0, which was never seen"
+        await shell.press("N")
+        assert shell.app.state.cursor == (4, 5)
+        await shell.press("escape", "n")
+        assert shell.app.state.cursor == (0, 3)
+
+    drive(test)

@@ -38,3 +38,10 @@ def test_an_outcome_is_shown_where_it_belongs(line: str, report: Report, panel: 
 
 def test_a_failed_job_shows_no_panel() -> None:
     assert panel_for(JobEnded(1, "preview", None, "cannot", 0.1, "s")) is None
+
+
+def test_every_staged_plan_brings_its_panel_forward() -> None:
+    class Ablation(Report):
+        kind = "abliterate"
+
+    assert panel_for(JobEnded(1, "abliterate", Ablation(), None, 0.1, "s")) == "plan"

@@ -188,3 +188,17 @@ def test_a_long_list_scrolls_and_its_field_stays_in_sight() -> None:
         assert screen.query_one("OptionList").highlighted == 16  # type: ignore[attr-defined]
 
     drive(test, size=(60, 18))
+
+
+def test_what_is_typed_replaces_a_value_that_was_there() -> None:
+    @ready(*CALIBRATED)
+    async def test(shell: Shell) -> None:
+        shell.app.open_form("prune --n-prune 4 --metric reap")
+        await shell.settle()
+        await type_in(shell, "8")
+        assert form_at(shell).line == "prune --n-prune 8 --metric reap"
+        await shell.press("down", "end")
+        await type_in(shell, "_sum")
+        assert form_at(shell).line == "prune --n-prune 8 --metric reap_sum"
+
+    drive(test)

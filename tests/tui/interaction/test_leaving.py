@@ -179,6 +179,7 @@ def test_a_session_that_was_cut_short_is_offered_at_the_top_with_one_key() -> No
         assert "A session of 30 Nov 14:02 on demo was cut short after 23 commands  Y resume" in top
         await shell.press("Y")
         assert shell.engine.lines[-1] == "resume"
+        assert "cut short" not in shell.screen.splitlines()[0], "it is being taken"
         shell.engine.finish()
         await shell.settle()
         assert "cut short" not in shell.screen.splitlines()[0]

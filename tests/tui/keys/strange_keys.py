@@ -57,8 +57,8 @@ NO_KEYS = (
     "Enter runs",  # a text field's own
     "a text field ctrl+c copies",
     "enter accepts, escape cancels",  # a dialog's own
-    "enter takes, escape leaves",
-    "enter runs, escape leaves, tab completes, space changes a choice",
+    "enter selects, escape closes",
+    "enter runs, escape closes, tab completes, space changes a choice",
     "/ searches, e opens it in an editor, escape closes",
     "escape closes",
     "x output norm",

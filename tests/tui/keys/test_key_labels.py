@@ -119,7 +119,7 @@ def test_what_has_no_key_is_called_by_what_leads_to_it() -> None:
     called = {id: names[id] for id in BARE}
     assert called == {
         "apply": ":apply",
-        "pick": "^p pick",
+        "pick": "^p select",
         "panel_plan": "^p plan",
         "plan_save": ":plan save",
         "new_chat": ":chat --new",

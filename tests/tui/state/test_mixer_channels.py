@@ -145,6 +145,12 @@ def test_faders_are_drawn_from_the_middle() -> None:
     assert drawn_report == "○ boost    █████████████ 3 of 3  domain python.json"
 
 
+def test_a_report_that_names_no_experts_has_no_channel() -> None:
+    channels = mixer_channels.with_report((), report())
+    assert len(channels) == 1
+    assert mixer_channels.with_report(channels, replace(report(), more={})) == ()
+
+
 def test_an_expert_is_brought_from_the_map_and_faded_while_an_answer_runs() -> None:
     @ready()
     async def test(shell: Shell) -> None:
@@ -317,6 +323,20 @@ def test_vectors_are_moved_by_keys() -> None:
         assert [c.vector for c in shell.app.state.mixer] == ["kind"]
         await shell.press("7", "space")
         assert shell.engine.lines[-1] == "vector use kind --layer 3 --strength 1"
-        assert "vector +1.00 kind" in shell.screen
+        assert "+1.00  vector kind" in shell.screen
 
     drive(test, engine=Making())
+
+
+def test_a_row_of_the_mixer_is_one_line_however_narrow_the_panel() -> None:
+    @ready(*CALIBRATED)
+    async def test(shell: Shell) -> None:
+        long = replace(report(), path="a/rather/long/name/of/a/report.json")
+        state = replace(shell.app.state, mixer=mixer_channels.with_report((), long))
+        shell.app._change(state)
+        await shell.press("7")
+        shown = [line for line in shell.screen.splitlines() if "boost" in line or "json" in line]
+        assert len(shown) == 1
+        assert "3 of 3  " in shown[0]
+
+    drive(test, size=(112, 32))

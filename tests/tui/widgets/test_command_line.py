@@ -247,3 +247,23 @@ def test_a_message_that_does_not_fit_says_where_it_is_whole() -> None:
         assert shell.echo == "! a short one"
 
     drive(test, size=(80, 24))
+
+
+def test_a_refused_line_is_replaced_by_what_is_typed_and_corrected_by_backspace() -> None:
+    @ready()
+    async def test(shell: Shell) -> None:
+        line = shell.app.main.command.input
+        shell.app.main.command.give_back("prun", focus=True)
+        await shell.press(*"undo")
+        assert line.value == "undo"
+        shell.app.main.command.give_back("undoo", focus=True)
+        await shell.press("backspace")
+        assert line.value == "undo"
+        await shell.press("backspace")
+        assert line.value == "und"
+        shell.app.main.command.give_back("prun", focus=False)
+        shell.app.main.leave_field()
+        await shell.press("colon", "x")
+        assert line.value == "x"
+
+    drive(test)

@@ -221,3 +221,13 @@ def test_the_table_takes_the_place_of_the_map_and_keeps_the_keys() -> None:
         assert shell.app.main.query_one(Heatmap).has_focus
 
     drive(test, size=(80, 24))
+
+
+def test_the_legend_keeps_the_words_of_all_marks_where_it_is_narrow() -> None:
+    @ready(*STAGED, "steer --activate 1:2 --deactivate 2:9")
+    async def test(shell: Shell) -> None:
+        line = next(line for line in shell.screen.splitlines() if "to prune" in line)
+        assert "▲ force on ▼ force off" in line
+        assert "high (linear)" not in line
+
+    drive(test, size=(114, 40))

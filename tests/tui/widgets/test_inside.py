@@ -89,7 +89,7 @@ def test_enter_on_a_word_asks_which_parts_wrote_it() -> None:
 
 def test_attention_shows_weights_and_turns_to_other_heads_and_layers() -> None:
     host, seen = played(ATTENTION)
-    assert "looks at 0 The with 50.0%; most at 0 The 50%, 2 ·[red] 50%" in " ".join(seen.split())
+    assert "attends to 0 The with 50.0%; most to 0 The 50%, 2 ·[red] 50%" in " ".join(seen.split())
     for key, line in (("plus", "attention --layer 3 --head 2 'The cat [red]'"),
                       ("minus", "attention --layer 3 --head 0 'The cat [red]'"),
                       ("less_than_sign", "attention --layer 2 --head 1 'The cat [red]'")):  # fmt: skip

@@ -62,6 +62,24 @@ def test_without_a_plan_the_panel_says_how_to_get_one() -> None:
     drive(test)
 
 
+def test_the_state_of_the_model_stays_in_sight_when_the_history_gets_few_lines() -> None:
+    @ready(*CALIBRATED)
+    async def test(shell: Shell) -> None:
+        state = shell.app.state
+        history = state.view.history
+        assert history is not None
+        nodes = [replace(history.nodes[0], id=n, parent=n - 1 if n else None) for n in range(20)]
+        long = replace(history, nodes=tuple(nodes), current=19)
+        shell.app._change(replace(state, view=replace(state.view, history=long)))
+        await shell.settle()
+        assert "● 19 " in shell.screen
+        await shell.pilot.resize_terminal(112, 30)
+        await shell.until(lambda: shell.app.main.query_one(NodeList).size.height < 15)
+        await shell.until(lambda: "● 19 " in shell.screen)
+
+    drive(test, size=(160, 60))
+
+
 def test_the_history_marks_where_the_model_is_and_enter_goes_elsewhere() -> None:
     @ready(*APPLIED)
     async def test(shell: Shell) -> None:

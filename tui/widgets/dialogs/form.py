@@ -74,7 +74,7 @@ class FormScreen(AskingScreen[str | None]):
     def compose(self) -> ComposeResult:
         with Vertical() as box:
             box.border_title = self._form.command
-            box.border_subtitle = "enter runs, escape leaves, tab completes, space changes a choice"
+            box.border_subtitle = "enter runs, escape closes, tab completes, space changes a choice"
             yield Static(self._form.about, id="about", markup=False)
             with VerticalScroll(can_focus=False):
                 for field in self._form.fields:
@@ -83,7 +83,7 @@ class FormScreen(AskingScreen[str | None]):
             yield Line(id="options")
             with Horizontal(id="made"):
                 yield Label(":")
-                yield FormInput(self.line, lambda _: (), (), strict=False, hint="")
+                yield FormInput(self.line, lambda _: (), (), strict=False, hint="", whole=False)
             yield Static(id="failed", markup=False)
 
     def on_mount(self) -> None:
@@ -179,8 +179,8 @@ class FormScreen(AskingScreen[str | None]):
         if row is not None:
             field = row.field
             more = f" One of {', '.join(field.choices)}." if field.kind == "choice" else ""
-            more += " Several, with spaces between them." if field.many else ""
-            text = f"{field.help}{more}".strip() or f"{field.label}."
+            more += " Several: with spaces between them." if field.many else ""
+            text = f"{field.help.removesuffix(' Repeatable.')}{more}".strip() or f"{field.label}."
         self.query_one("#help", Static).update(text)
         self._show_options()
 

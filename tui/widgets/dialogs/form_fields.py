@@ -42,7 +42,8 @@ class Best(Suggester):
 class FormInput(FieldInput):
     """Tab completes or goes on, up and down go from field to field, space changes a choice.
 
-    choices: the values of a field that has few. strict: no other value can be typed.
+    choices: the values of a field that has few. strict: no other value can be typed. whole: what
+    is typed first replaces a value that was there; the arrows and End go on with it.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -60,9 +61,16 @@ class FormInput(FieldInput):
             self.by = by
 
     def __init__(
-        self, value: str, complete: Completer, choices: Sequence[str], *, strict: bool, hint: str
+        self,
+        value: str,
+        complete: Completer,
+        choices: Sequence[str],
+        *,
+        strict: bool,
+        hint: str,
+        whole: bool = True,
     ) -> None:
-        super().__init__(value, placeholder=hint, suggester=Best(complete), select_on_focus=False)
+        super().__init__(value, placeholder=hint, suggester=Best(complete), select_on_focus=whole)
         self._complete, self._choices, self._strict = complete, choices, strict
         self._round: tuple[str, str, int] | None = None  # typed, now, which
 

@@ -85,7 +85,7 @@ class PickScreen(AskingScreen[str | None]):
     def compose(self) -> ComposeResult:
         with Vertical() as box:
             box.border_title = self._title
-            box.border_subtitle = "enter takes, escape leaves, typing filters"
+            box.border_subtitle = "enter selects, escape closes, typing filters"
             yield OptionList()
             yield Static(id="about", markup=False)
             yield PickInput(placeholder=self._hint)

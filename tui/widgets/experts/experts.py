@@ -65,8 +65,9 @@ class ExpertsPanel(Panel):
         "One cell is one expert of one layer: the brighter, the higher its score by the chosen "
         "metric. Each layer has its own colour scale unless you press {span}; {scale} switches "
         "between a scale chosen from the data, linear, log and rank.\n\n"
-        "·  never seen     ╱  to be pruned by the staged plan     ×  pruned\n"
-        "▲  forced on      ▼  forced off     ◆  protected     yellow: routed to right now\n\n"
+        "·  never seen     ╱  to be pruned     ×  pruned\n"
+        "▲  forced on      ▼  forced off       ◆  protected\n"
+        "yellow: selected at this moment\n\n"
         "After `stats diff A B` the map shows the difference of two statistics files ({metric} "
         "cycles to it): orange has the larger share of its layer in the first, blue in the second. "
         "`stats rank A B "
@@ -218,7 +219,7 @@ class ExpertsPanel(Panel):
         if not metric:
             return "not measured yet"
         ranked = " · by score" if state.heat.sort else ""
-        scale = f"{model.scale} scale" + (" (auto)" if state.heat.scale == "auto" else "")
+        scale = f"{model.scale} (auto)" if state.heat.scale == "auto" else f"{model.scale} scale"
         span = "per layer" if state.heat.per_layer else "whole model"
         live = state.frame is not None or (state.lit is not None and state.token is None)
         if state.compared is not None and metric.startswith("A-B "):

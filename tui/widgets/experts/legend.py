@@ -12,7 +12,8 @@ from textual.widget import Widget
 if TYPE_CHECKING:
     from tui.heat.model import HeatModel
 
-STEPS = 8
+STEPS, LEAST_STEPS = 8, 4
+"""Colours of the ramp, where there is room and where there is not."""
 
 
 class Legend(Widget):
@@ -44,9 +45,15 @@ class Legend(Widget):
         base, ground = self.rich_style, self.background_colors[1]
         inks = DARK if self.app.current_theme.dark else LIGHT
         inks = replace(inks, ground=(ground.r, ground.g, ground.b))
-        words = ("B more ", " A more") if apart else ("low ", f" high ({scale})")
-        draw = apart_legend if apart else legend
-        segments = [Segment(words[0], base), *draw(inks, STEPS), Segment(words[1], base)]
-        for mark, word in mark_legend(inks, kinds):
-            segments += [Segment("  ", base), mark, Segment(f" {word}", base)]
-        return Strip(segments).crop_extend(0, self.size.width, base)
+        draw, strip = apart_legend if apart else legend, Strip([])
+        # Where it is narrow the marks keep their words; the panel's title names the scale, too.
+        for steps, said, gap in ((STEPS, f" high ({scale})", "  "), (STEPS, " high", "  "),
+                                 (LEAST_STEPS, " high", " ")):  # fmt: skip
+            words = ("B more ", " A more") if apart else ("low ", said)
+            segments = [Segment(words[0], base), *draw(inks, steps), Segment(words[1], base)]
+            for mark, word in mark_legend(inks, kinds):
+                segments += [Segment(gap, base), mark, Segment(f" {word}", base)]
+            strip = Strip(segments)
+            if strip.cell_length <= self.size.width:
+                break
+        return strip.crop_extend(0, self.size.width, base)

@@ -60,15 +60,17 @@ def row(channel: Channel, width: int) -> Text:
     text = Text(no_wrap=True, overflow="ellipsis")
     text.append("● " if channel.on else "○ ", Style(bold=channel.on))
     if channel.path:
-        count = f"{channel.most or channel.named} of {channel.named}"
         text.append(f"{channel.mode:<9}")
         text.append(share(channel))
-        text.append(f" {count}  {channel.kind} ")
-        text.append(shortened(channel.path, max(8, width - text.cell_len)))
+        text.append(f" {channel.most or channel.named} of {channel.named}  ")
+        # The mode says which kind of scan it was: the file's name comes first.
+        kind = f"{channel.kind} " if width - text.cell_len > len(channel.path) + 7 else ""
+        text.append(kind)
+        text.append(shortened(channel.path, max(4, width - text.cell_len)))
     elif channel.vector:
         text.append(f"layer {channel.layer}".ljust(9))
         text.append(fader(channel))
-        text.append(f" vector {channel.level:+.2f} ")
+        text.append(f" {channel.level:+.2f}  vector ")
         text.append(shortened(channel.vector, max(8, width - text.cell_len)))
     else:
         text.append(f"L{channel.layer}:E{channel.expert}".ljust(9))

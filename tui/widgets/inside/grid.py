@@ -120,9 +120,9 @@ def _attention(report: AttentionReport) -> Grid:
             f"{i} {shown(report.tokens[i], 16)} {report.weights[row][i]:.0%}"
             for i in report.looks[row]
         )
-        pair = f"{row} {shown(report.tokens[row], 16)} looks at {column}"
+        pair = f"{row} {shown(report.tokens[row], 16)} attends to {column}"
         here = f"{pair} {shown(report.tokens[column], 16)} with {report.weights[row][column]:.1%}"
-        return f"{here}; most at {looks}"
+        return f"{here}; most to {looks}"
 
     def turned(heads: int, layers: int) -> str:
         head, layer = report.head + heads, report.layer + layers
@@ -133,7 +133,7 @@ def _attention(report: AttentionReport) -> Grid:
     def enter(_row: int, _column: int) -> str:
         return f"attention --layer {report.layer} --all-heads {_text(report)}"
 
-    legend = "rows look at columns; + and - another head, < and > another layer; Enter: all heads"
+    legend = "rows attend to columns; + and - another head, < and > another layer; Enter: all heads"
     last = len(report.tokens) - 1
     columns = tuple(str(i) for i in range(len(report.tokens)))
     return Grid(report.summary(), legend, labels, columns, cell, explain, enter, 4, (last, 0),
@@ -165,7 +165,7 @@ def _heads(report: HeadMapsReport) -> Grid:
         first, before, own, tokens = report.rows[head]
         return (
             f"head {head}: {first:.0%} on the first token, {before:.0%} on the one before, "
-            f"{own:.0%} on its own; looks at {tokens:.1f} tokens"
+            f"{own:.0%} on itself; attends to {tokens:.1f} tokens"
         )
 
     def enter(row: int, column: int) -> str:

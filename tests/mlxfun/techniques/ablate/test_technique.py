@@ -166,7 +166,7 @@ class StopWhen(Context):
             raise Cancelled("cancelled")
 
 
-@pytest.mark.parametrize("when", ["searching", "finalist", "after, harmful"])
+@pytest.mark.parametrize("when", ["searching", "finalist", "refusals after, harmful"])
 def test_a_cancel_leaves_the_model_and_the_staged_plan(session, when):
     session.collect(CollectOptions(DatasetOptions("demo:mixed", max_samples=2, max_tokens=32)))
     session.prune(PruneOptions(n_prune=2))
