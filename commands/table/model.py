@@ -153,7 +153,8 @@ def residency(call: Call) -> Report:
 def residency_sweep(call: Call) -> Report:
     """Find the number of slots with which the model answers fastest.
 
-    More slots are slower where they push files out of the system's cache. Answers the same question with several numbers of slots, and puts back what there was.
+    More slots are slower where they push files out of the system's cache. Answers the same question
+    with several numbers of slots, and puts back what there was.
     """
     return call.session.sweep_residency(call["capacity"], call["max_tokens"], call.ctx)
 
