@@ -261,6 +261,7 @@ def _front_end(start: Start, engine: Engine) -> int:
 
         show = screen_of(start)
         interrupts.as_python_does()
+        interrupts.end_with_terminal()
         try:
             code = show(engine, startup_lines=start.lines, renderer=render, config=start.config)
         except UsageError as problem:  # what only the screen can judge: themes and keys

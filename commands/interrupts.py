@@ -44,6 +44,31 @@ def as_python_does() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def end_with_terminal(descriptor: int = 0) -> None:
+    """Have this process ended by SIGHUP once the terminal at `descriptor` is closed at its other end.
+
+    The kernel does so itself, but only where the terminal controls the process. Elsewhere reading
+    from a terminal that is gone ends at once, again and again, and a screen would keep a processor
+    busy for ever. What was done is in the journal, as after any other kill.
+    """
+    import os
+    import select
+
+    if hasattr(select, "poll") and os.isatty(descriptor):
+        _thread.start_new_thread(_wait_for_end, (descriptor,))
+
+
+def _wait_for_end(descriptor: int) -> None:
+    import os
+    import select
+
+    watch = select.poll()
+    watch.register(descriptor, 0)  # closing is told without being asked for
+    for _, event in watch.poll():
+        if event & select.POLLHUP:
+            os.kill(os.getpid(), signal.SIGHUP)
+
+
 def ignore() -> None:
     """Ignore further signals while the program ends, which takes a bounded time."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
