@@ -66,7 +66,9 @@ def _wait_for_end(descriptor: int) -> None:
     watch.register(descriptor, 0)  # closing is told without being asked for
     for _, event in watch.poll():
         if event & select.POLLHUP:
-            os.kill(os.getpid(), signal.SIGHUP)
+            if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+                os.kill(os.getpid(), signal.SIGHUP)
+            os._exit(128 + signal.SIGHUP)  # ignored, as below nohup
 
 
 def ignore() -> None:

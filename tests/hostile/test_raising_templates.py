@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile.test_bad_files import require_refused
+from tests.hostile.spoiled import require_refused
 from tests.hostile.warm import Warm, tree
 
 SMALL = "--max-samples 8 --max-tokens 16"
