@@ -139,9 +139,11 @@ class DiffReport(Report):
 
     def summary(self) -> str:
         where = f"; wrote {self.path}" if self.path else ""
+        asked = "reap_sum" if self.figures is None else self.figures.metric
+        metric: Metric = asked if asked in self.rank_correlation else "reap_sum"
         return (
-            f"stats diff: rank correlation {self.rank_correlation['reap_sum']:.3f}, "
-            f"{self.overlap['reap_sum']:.0%} of the lowest quarter in common (reap_sum){where}"
+            f"stats diff: rank correlation {self.rank_correlation[metric]:.3f}, "
+            f"{self.overlap[metric]:.0%} of the lowest quarter in common ({metric}){where}"
         )
 
 
