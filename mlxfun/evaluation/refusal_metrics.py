@@ -16,20 +16,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
 from mlxfun.context import SILENT, Context
-from mlxfun.data.datasets import Tokenizer
 from mlxfun.evaluation.evaluator import EvalSet, Evaluator, StateKey
 from mlxfun.evaluation.refusal_rule import is_evasive, is_refusal
 from mlxfun.evaluation.reports import RefusalCount
-from mlxfun.generation.answers import Answer, greedy
+from mlxfun.generation.answers import Answer, Greedy
 from mlxfun.generation.thinking import thinking_tags
 
 if TYPE_CHECKING:
@@ -71,36 +68,19 @@ class Panel:
         )
 
 
-Answering = Callable[[Sequence["Tokens"], int, Context, str], list[Answer]]
-"""(prompts, tokens of an answer at most, context, label of its progress) -> answers."""
-
-
 def ask_all(
-    model: nn.Module,
-    tokenizer: Tokenizer,
+    answering: Greedy,
     prompts: Prompts,
     max_tokens: int,
     ctx: Context = SILENT,
     label: str = "answering",
 ) -> Panel:
     """Answers of the live weights to all prompts. Raises Cancelled."""
-    return judged(partial(greedy, model, tokenizer), tokenizer, prompts, max_tokens, ctx, label)
-
-
-def judged(
-    answering: Answering,
-    tokenizer: Tokenizer,
-    prompts: Prompts,
-    max_tokens: int,
-    ctx: Context = SILENT,
-    label: str = "answering",
-) -> Panel:
-    """What `answering` answers to all prompts, judged. Raises Cancelled."""
     harmful, harmless = (
         tuple(answering(part, max_tokens, ctx, f"{label}, {name}"))
         for part, name in ((prompts.harmful, "harmful"), (prompts.harmless, "harmless"))
     )
-    tags = thinking_tags(tokenizer)
+    tags = thinking_tags(answering.tokenizer)
     refused = tuple(is_refusal(answer.text, tags) for answer in (*harmful, *harmless))
     evasive = tuple(is_evasive(answer.text, tags) for answer in harmful)
     return Panel(prompts, harmful, harmless, refused, evasive)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import mlx.nn as nn
 
@@ -15,11 +14,11 @@ from mlxfun.editing.reports import ShownSide, ShownSubject
 from mlxfun.errors import UsageError
 from mlxfun.evaluation.evaluator import Evaluator
 from mlxfun.evaluation.options import RefusalOptions
-from mlxfun.evaluation.refusal_metrics import Panel, Prompts, answer_kl, judged
+from mlxfun.evaluation.refusal_metrics import Panel, Prompts, answer_kl, ask_all
 from mlxfun.evaluation.refusal_rule import RULE
 from mlxfun.evaluation.reports import RefusalReport
 from mlxfun.events import Side
-from mlxfun.generation.answers import greedy_by_all, read_prompts
+from mlxfun.generation.answers import Greedy, read_prompts
 from mlxfun.tally import Tally
 
 EXAMPLES = 3
@@ -46,14 +45,14 @@ def count_refusals(
     if steered:
         notices.append(f"counted while steering: {' and '.join(SHOWN[side] for side in steered)}")
     model: nn.Module = editor.resident.tree.modules[""]
-    answering = partial(greedy_by_all, model, tokenizer)
+    answering = Greedy(model, tokenizer, shared=True)
     with editor.live(reference):
         key = editor.key()
-        base = judged(answering, tokenizer, asked, options.tokens, ctx, SHOWN[reference])
+        base = ask_all(answering, asked, options.tokens, ctx, SHOWN[reference])
     now, kls = base, (0.0, 0.0)
     with editor.live(subject):
         if editor.key() != key:
-            now = judged(answering, tokenizer, asked, options.tokens, ctx, SHOWN[subject])
+            now = ask_all(answering, asked, options.tokens, ctx, SHOWN[subject])
             kls = answer_kl(evaluator, base, lambda: editor.live(reference), key, ctx)
     report = refusal_report((SHOWN_SIDES[subject], SHOWN[reference]), (base, now), kls, tokenizer)
     return replace(report, notices=tuple(notices))

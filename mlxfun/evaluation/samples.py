@@ -16,7 +16,7 @@ from mlxfun.evaluation.answer_health import AnswerHealth, health
 from mlxfun.evaluation.evaluator import EvalSet
 from mlxfun.evaluation.options import EvaluateOptions
 from mlxfun.evaluation.reports import Sample
-from mlxfun.generation.answers import greedy_by_all
+from mlxfun.generation.answers import Greedy
 from mlxfun.generation.decoder import Decoder, advance
 from mlxfun.generation.options import GenerateOptions
 from mlxfun.tally import Tally
@@ -68,8 +68,8 @@ def answer_health(
     """Figures of the live side's greedy answers to the first `options.answers` prompts."""
     asked = _prompts(options, sets, tokenizer, options.answers)
     prompts = [np.array(tokens, dtype=np.int32) for tokens, _ in asked[: options.answers]]
-    most = options.answer_tokens
-    found = greedy_by_all(model, tokenizer, prompts, most, ctx, "judging answers")
+    answering = Greedy(model, tokenizer, shared=True)
+    found = answering(prompts, options.answer_tokens, ctx, "judging answers")
     return health([answer.tokens for answer in found], frozenset(tokenizer.eos_token_ids))
 
 

@@ -25,6 +25,7 @@ from mlxfun.data.datasets import (
     Message,
     Tokenizer,
     Tokens,
+    batches,
     count_used,
     prompt_tokens,
     read_lines,
@@ -133,36 +134,46 @@ def _question(line: Line) -> list[Message]:
     return messages[: first + 1]
 
 
-def greedy(
-    model: nn.Module,
-    tokenizer: Tokenizer,
-    prompts: Sequence[Tokens],
-    max_tokens: int,
-    ctx: Context = SILENT,
-    label: str = "answering",
-) -> list[Answer]:
-    """The greedy answer to each prompt, at most `max_tokens` long. Raises Cancelled."""
-    stops = set(tokenizer.eos_token_ids)
-    # Prompts are read a few at a time, and answers take a token each at once.
-    fills = -(-len(prompts) // PREFILL_ROWS)
-    tell_reading(model, ctx, -(-len(prompts) // _rows()) * max_tokens + fills)
-    decoded = _decoded(model, prompts, stops, max_tokens, ctx)
-    return _collected(decoded, len(prompts), tokenizer, stops, ctx, label)
+@dataclass(frozen=True, slots=True)
+class Greedy:
+    """Gives the greedy answers of a model as it is live.
+
+    shared: workers, where there are some, give a part each. Only for weights that are live as a state
+    of the session: hooks of this process are not theirs.
+    """
+
+    model: nn.Module
+    tokenizer: Tokenizer
+    shared: bool = False
+
+    def __call__(
+        self,
+        prompts: Sequence[Tokens],
+        max_tokens: int,
+        ctx: Context = SILENT,
+        label: str = "answering",
+    ) -> list[Answer]:
+        """The answer to each prompt, at most `max_tokens` long. Raises Cancelled."""
+        stops = set(self.tokenizer.eos_token_ids)
+        elsewhere = elsewhere_of(self.model) if self.shared else None
+        decoded = None
+        if elsewhere is not None:
+            decoded = _by_workers(elsewhere, prompts, sorted(stops), max_tokens, ctx)
+        if decoded is None:
+            # Prompts are read a few at a time, and answers take a token each at once.
+            fills = -(-len(prompts) // PREFILL_ROWS)
+            tell_reading(self.model, ctx, -(-len(prompts) // _rows()) * max_tokens + fills)
+            decoded = _decoded(self.model, prompts, stops, max_tokens, ctx)
+        found: dict[int, Answer] = {}
+        for index, tokens in decoded:
+            said = [token for token in tokens if token not in stops]
+            found[index] = Answer(tuple(tokens), self.tokenizer.decode(said))
+            ctx.progress(label, len(found), len(prompts), "prompts")
+        return [found[i] for i in range(len(prompts))]
 
 
 Decoded = Iterator[tuple[int, list[int]]]
 """(index of a prompt, its tokens), in the order in which answers end."""
-
-
-def _collected(
-    decoded: Decoded, count: int, tokenizer: Tokenizer, stops: set[int], ctx: Context, label: str
-) -> list[Answer]:
-    found: dict[int, Answer] = {}
-    for index, tokens in decoded:
-        said = [token for token in tokens if token not in stops]
-        found[index] = Answer(tuple(tokens), tokenizer.decode(said))
-        ctx.progress(label, len(found), count, "prompts")
-    return [found[i] for i in range(count)]
 
 
 def _decoded(
@@ -172,38 +183,16 @@ def _decoded(
     return decode(model, prompts, stops, max_tokens, ctx)
 
 
-def greedy_by_all(
-    model: nn.Module,
-    tokenizer: Tokenizer,
-    prompts: Sequence[Tokens],
-    max_tokens: int,
-    ctx: Context = SILENT,
-    label: str = "answering",
-) -> list[Answer]:
-    """The same, of which workers, where there are some, give a part each. Only for weights that are
-    live as a state of the session: hooks of this process are not theirs.
-    """
-    stops = set(tokenizer.eos_token_ids)
-    elsewhere = elsewhere_of(model)
-    shared = None
-    if elsewhere is not None:
-        shared = _shared(elsewhere, prompts, sorted(stops), max_tokens, ctx)
-    if shared is None:
-        return greedy(model, tokenizer, prompts, max_tokens, ctx, label)
-    return _collected(shared, len(prompts), tokenizer, stops, ctx, label)
-
-
 # -- by workers -------------------------------------------------------------------------------
 
 
-def _shared(
+def _by_workers(
     elsewhere: Elsewhere, prompts: Sequence[Tokens], stops: list[int], most: int, ctx: Context
 ) -> Decoded | None:
     """The same by other processes, SHARED_ROWS prompts of like length at a time; None where they
     cannot. How prompts are put together does not depend on how many processes there are."""
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    parts = [order[at : at + SHARED_ROWS] for at in range(0, len(order), SHARED_ROWS)]
-    todo = [_padded([prompts[i] for i in part], part) for part in parts]
+    longest = max(map(len, prompts), default=1)
+    todo = batches(list(prompts), longest * SHARED_ROWS, SHARED_ROWS)
     task = Task("answering", PASS, {"stops": stops, "most": most})
     found = elsewhere.forwards(task, todo, ctx)
     if found is None:
@@ -213,14 +202,6 @@ def _shared(
         for batch, rows in found
         for index, row in zip(batch.rows, rows, strict=True)
     )
-
-
-def _padded(prompts: Sequence[Tokens], rows: Sequence[int]) -> Batch:
-    tokens = np.zeros((len(prompts), max(map(len, prompts))), dtype=np.int32)
-    mask = np.zeros(tokens.shape, dtype=np.bool_)
-    for row, prompt in enumerate(prompts):
-        tokens[row, : len(prompt)], mask[row, : len(prompt)] = prompt, True
-    return Batch(tokens, mask, tuple(rows))
 
 
 def watch(model: nn.Module, batch: Batch, settings: Mapping[str, Any]) -> Watch[Array]:

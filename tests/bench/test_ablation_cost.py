@@ -18,7 +18,7 @@ from mlxfun import Session
 from mlxfun.data.datasets import batches
 from mlxfun.data.options import DatasetOptions
 from mlxfun.evaluation.refusal_metrics import FirstToken, Prompts, ask_all
-from mlxfun.generation.answers import read_prompts
+from mlxfun.generation.answers import Greedy, read_prompts
 from mlxfun.model.device.batch_size import CPU_BATCH
 from mlxfun.model.outputs import residual_outputs
 from mlxfun.techniques.ablate.delta import Projector, projections
@@ -82,7 +82,7 @@ def test_a_trial_costs_little_more_than_a_forward_of_its_prompts(session: Sessio
         for name in ("harmful", "harmless")
     ))  # fmt: skip
     judge = FirstToken(
-        session._workspace.evaluator, ask_all(session.model, session.tokenizer, prompts, 4)
+        session._workspace.evaluator, ask_all(Greedy(session.model, session.tokenizer), prompts, 4)
     )
     resident = session.editor.resident
     outputs = residual_outputs(resident.tree.modules, session.map)

@@ -20,6 +20,7 @@ from mlxfun.errors import PlanError
 from mlxfun.evaluation.evaluator import EvalSet, Evaluator
 from mlxfun.evaluation.refusal_metrics import FIRST_TOKEN_ERROR, FirstToken, Panel, Prompts, ask_all
 from mlxfun.evaluation.reports import RefusalCount
+from mlxfun.generation.answers import Greedy
 from mlxfun.hooks.replay import tell_reading
 from mlxfun.techniques.ablate import search
 from mlxfun.techniques.ablate.delta import Projector, projections
@@ -78,14 +79,9 @@ class Search:
     def run(self, found: Found) -> Found:
         """`found` with the front of plans, and the best of them. Raises PlanError, Cancelled."""
         options, model, ctx = self.options, self.model, self.ctx
-        panel = ask_all(
-            model.network,
-            model.tokenizer,
-            self.split.select,
-            options.answer_tokens,
-            ctx,
-            "refusals before",
-        )
+        answering = Greedy(model.network, model.tokenizer)
+        asked = self.split.select
+        panel = ask_all(answering, asked, options.answer_tokens, ctx, "refusals before")
         if not panel.count.harmful:
             raise PlanError(
                 f"the model refuses none of {len(self.split.select.harmful)} harmful prompts, so "
@@ -143,8 +139,8 @@ class Search:
         return Trial(point, asked.harmful / asked.of_harmful, kl, false)
 
     def _count(self, prompts: Prompts, label: str) -> RefusalCount:
-        model, tokens = self.model, self.options.answer_tokens
-        return ask_all(model.network, model.tokenizer, prompts, tokens, self.ctx, label).count
+        answering = Greedy(self.model.network, self.model.tokenizer)
+        return ask_all(answering, prompts, self.options.answer_tokens, self.ctx, label).count
 
     def _finals(
         self, front: Sequence[Trial], space: Space, projector: Projector, panel: Panel

@@ -23,6 +23,7 @@ from mlxfun.evaluation.evaluator import EvalSet
 from mlxfun.evaluation.refusal_metrics import Panel, answer_kl, ask_all
 from mlxfun.evaluation.refusals import refusal_report
 from mlxfun.evaluation.reports import RefusalReport
+from mlxfun.generation.answers import Greedy
 from mlxfun.model.components import COMPONENTS
 from mlxfun.model.delta import Delta, Resident
 from mlxfun.model.device.memory import Need
@@ -151,14 +152,8 @@ class _Ablation:
 
     def ask(self, found: Found, label: str) -> Panel:
         """The live model's answers to the prompts that judge."""
-        return ask_all(
-            self._workspace.model,
-            self._workspace.tokenizer,
-            found.split.check,
-            found.answer_tokens,
-            self._ctx,
-            label,
-        )
+        answering = Greedy(self._workspace.model, self._workspace.tokenizer)
+        return ask_all(answering, found.split.check, found.answer_tokens, self._ctx, label)
 
     # -- what may be edited -------------------------------------------------------------------
 

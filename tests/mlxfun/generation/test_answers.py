@@ -11,7 +11,7 @@ from rigs import StopAt
 
 from mlxfun.errors import Cancelled
 from mlxfun.generation import answers
-from mlxfun.generation.answers import greedy, takes_ragged_batches
+from mlxfun.generation.answers import Greedy, takes_ragged_batches
 from tests.families import spread
 
 LENGTHS = (3, 9, 4, 17, 9, 1)
@@ -42,7 +42,7 @@ def alone(model, prompt: np.ndarray, count: int) -> list[int]:
 def test_each_answer_is_that_of_the_prompt_alone(rig, name, monkeypatch) -> None:
     monkeypatch.setattr(answers, "CPU_ROWS", 4)
     model = rig(name).model
-    found = greedy(model, Words(), PROMPTS, 7)
+    found = Greedy(model, Words())(PROMPTS, 7)
     assert [list(a.tokens) for a in found] == [alone(model, p, 7) for p in PROMPTS]
 
 
@@ -59,7 +59,7 @@ def test_an_answer_ends_at_a_stop_token_and_makes_room(rig, monkeypatch) -> None
     whole = [alone(model, p, 12) for p in PROMPTS]
     stop = whole[0][3]
     cut = [w[: w.index(stop) + 1] if stop in w else w for w in whole]
-    found = greedy(model, Words(stop), PROMPTS, 12)
+    found = Greedy(model, Words(stop))(PROMPTS, 12)
     assert [list(a.tokens) for a in found] == cut
     assert [a.text for a in found] == [" ".join(str(t) for t in c if t != stop) for c in cut]
 
@@ -67,7 +67,7 @@ def test_an_answer_ends_at_a_stop_token_and_makes_room(rig, monkeypatch) -> None
 def test_a_cancel_between_steps_ends_it(rig) -> None:
     model = rig("qwen3_moe").model
     with pytest.raises(Cancelled):
-        greedy(model, Words(), PROMPTS, 50, StopAt(3))
-    assert [list(a.tokens) for a in greedy(model, Words(), PROMPTS[:1], 3)] == [
+        Greedy(model, Words())(PROMPTS, 50, StopAt(3))
+    assert [list(a.tokens) for a in Greedy(model, Words())(PROMPTS[:1], 3)] == [
         alone(model, PROMPTS[0], 3)
     ]

@@ -28,7 +28,7 @@ from mlxfun.evaluation.refusal_metrics import (
     token_weights,
 )
 from mlxfun.evaluation.reports import RefusalCount
-from mlxfun.generation.answers import Answer, greedy, read_prompts
+from mlxfun.generation.answers import Answer, Greedy, read_prompts
 from mlxfun.generation.options import GenerateOptions
 from mlxfun.scans.options import ScanOptions
 from mlxfun.steering.options import SteerOptions
@@ -303,7 +303,7 @@ def test_answers_in_a_batch_are_the_answers_one_by_one(session):
     )
     assert skipped + len(prompts) == 12
     assert skipped > 0
-    together = greedy(session.model, session.tokenizer, prompts, 6)
+    together = Greedy(session.model, session.tokenizer)(prompts, 6)
     for prompt, answer in zip(prompts, together, strict=True):
         alone = session.greedy(prompt.tolist(), GenerateOptions(max_tokens=6))
         said = [t for t in answer.tokens if t not in session.tokenizer.eos_token_ids]
@@ -315,7 +315,7 @@ def test_one_forward_judges_as_a_loop_over_full_logits_does(session):
     prompts = [
         tuple(read_prompts(data, session.tokenizer, None)[0][:6]) for data in (HARMFUL, HARMLESS)
     ]
-    panel = ask_all(session.model, session.tokenizer, Prompts(*prompts), 4)
+    panel = ask_all(Greedy(session.model, session.tokenizer), Prompts(*prompts), 4)
     judge = FirstToken(session._workspace.evaluator, panel)
 
     def last(prompt) -> np.ndarray:
