@@ -8,6 +8,8 @@ worker thread, which imports MLX meanwhile, waits for it for ever.
 from __future__ import annotations
 
 import _thread
+import os
+import select
 import signal
 import sys
 import time
@@ -51,17 +53,11 @@ def end_with_terminal(descriptor: int = 0) -> None:
     from a terminal that is gone ends at once, again and again, and a screen would keep a processor
     busy for ever. What was done is in the journal, as after any other kill.
     """
-    import os
-    import select
-
     if hasattr(select, "poll") and os.isatty(descriptor):
         _thread.start_new_thread(_wait_for_end, (descriptor,))
 
 
 def _wait_for_end(descriptor: int) -> None:
-    import os
-    import select
-
     watch = select.poll()
     watch.register(descriptor, 0)  # closing is told without being asked for
     for _, event in watch.poll():

@@ -49,7 +49,6 @@ from mlxfun.model.anatomy.stored_names import expert_count
 from mlxfun.model.device.memory import bound_cache, memory_limit, on_cpu, require
 from mlxfun.model.parameters import flatten
 
-# quant_method values whose weights stay packed; others are unpacked to 16 bits while loading.
 # What stock code raises on weights or settings that do not fit the architecture.
 LOAD_ERRORS = (
     ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError, OSError, ImportError,

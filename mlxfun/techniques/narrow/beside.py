@@ -159,7 +159,12 @@ def products(
 
     totals: list[Array] = []
     for _, found in each_forward(
-        workspace.model, workspace.anatomy, batches, watch, ctx, Task("measuring shared experts")
+        workspace.model,
+        workspace.anatomy,
+        batches,
+        watch,
+        ctx,
+        Task("measuring MLPs beside the experts"),
     ):
         new = [product.astype(np.float64) for product in found]
         totals = [a + b for a, b in zip(totals, new, strict=True)] if totals else new
@@ -201,7 +206,8 @@ def narrowed_mlp(
         for leaf, array in sliced_matrix(modules[f"{mlp.path}.{name}"], kept, True).items():
             arrays[f"{mlp.path}.{name}.{leaf}"] = mx.contiguous(array)
     path = f"{mlp.path}.{mlp.outward}"
-    weight = _fitted(product, outward, kept) if how.refit else outward[kept]
+    # Whole groups are cut out as they are: nothing of them can be fitted.
+    weight = _fitted(product, outward, kept) if how.refit and group == 1 else outward[kept]
     if group == 1:
         new = requantised(module, mx.array(weight.T), lambda leaf: stored(f"{path}.{leaf}"))
         if "bias" in module:
