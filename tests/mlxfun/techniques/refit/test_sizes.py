@@ -149,7 +149,9 @@ def test_an_ablation_needs_what_is_said(packing: str) -> None:
         mx.eval(model.parameters())
     rig = make_rig(model, config)
     need = ablating.estimate(rig.resident, outputs_of(rig))
-    used = peak(lambda: run_ablation(rig))
+    # The host runs ahead of MLX's thread, or on a busy machine it does not, and then one array less
+    # is alive at the top (6.9 instead of 8.6 MB, seen twice): what is needed is the most of some runs.
+    used = max(peak(lambda: run_ablation(rig)) for _ in range(3))
     assert need.staged == pytest.approx(used, rel=WITHIN)
 
 
